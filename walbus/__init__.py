@@ -1,0 +1,28 @@
+"""Walbus: change data capture for PostgreSQL with an ordered, durable, replayable log.
+
+Rooms, in the direction of the data:
+
+    capture     PostgreSQL's WAL through one logical slot, into the relay log
+    relay       the log, and the HTTP server that streams it
+    bootstrap   the latest row of every key, for consumers that come late
+    consumers   the client library and the sinks
+
+This package holds the vocabulary that the rooms share, and the command line.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from walbus.consumers import connect as connect
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "connect":  # lazy, so that the vocabulary never pulls a room in
+        return import_module("walbus.consumers").connect
+    raise AttributeError(f"module 'walbus' has no attribute {name!r}")

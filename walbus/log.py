@@ -1,0 +1,206 @@
+"""The relay log as an interface: one ordered, durable, replayable sequence of records.
+
+Engines implement `LogWriter` and `LogReader`; one contract suite (`tests/contract/test_log.py`) runs on each. The
+writer is capture (or a chained relay) and nobody else; any number of readers, in any process, see exactly what is
+durable and nothing past it.
+
+Order: records stand in the order of `append`; positions and seqs never decrease. A transaction is a run of
+TRANSACTION records from a BEGIN to an END piece (SCHEMA records may stand between them), and is visible whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from walbus.position import Position
+from walbus.schema import TableSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What capture hands to the log: one record but for its seqs.
+
+    Attributes:
+        kind, flags: of `walbus.records`.
+        epoch, commit_lsn, end_lsn, xid, commit_time, origin: as in `RecordHeader`.
+        first_ordinal, last_ordinal, count: of the changes in the body. Each ordinal takes one seq.
+        tables: bit `oid % 64` for each table in the body.
+        body: encoded changes whose seq_delta equals their ordinal_delta.
+    """
+
+    kind: int
+    flags: int
+    epoch: int
+    commit_lsn: int
+    end_lsn: int
+    first_ordinal: int
+    last_ordinal: int
+    count: int
+    xid: int
+    commit_time: int
+    origin: bytes = b""
+    tables: int = 0
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """Which database a log belongs to; a log refuses any other (fault 14).
+
+    Attributes:
+        system_identifier: of the cluster, from IDENTIFY_SYSTEM.
+        database: name of the database that the slot decodes.
+        slot: name of the slot.
+    """
+
+    system_identifier: str
+    database: str
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a log holds durably.
+
+    Attributes:
+        log_id: random name of the log; seqs and positions compare only within it.
+        trimmed: everything up to and including this position is gone; ORIGIN if nothing was ever trimmed. Reading
+            `after` any position >= trimmed is served.
+        end: "last done" of a reader that has read everything: the position of the last durable record. ORIGIN in an
+            empty log.
+        end_lsn: the slot may be confirmed up to here: the largest `end_lsn` (or PROGRESS bound) that is durable.
+        last_seq: the last seq given to a durable change; 0 in a log without one.
+        bytes: size of what is held.
+        commit_time: of the last durable record, Unix microseconds; 0 in an empty log.
+    """
+
+    log_id: str
+    trimmed: Position
+    end: Position
+    end_lsn: int
+    last_seq: int
+    bytes: int
+    commit_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How the log knows a transaction again that the source sends a second time."""
+
+    commit_lsn: int
+    end_lsn: int
+    xid: int
+    commit_time: int
+
+
+class SchemaRegistry(Protocol):
+    """Layouts by number; registering is durable when the call returns."""
+
+    def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
+        """The version with this layout (its `id` is ignored and given here), and whether it is new."""
+
+    def get(self, schema_id: int) -> TableSchema:
+        """The version with this number.
+
+        Raises:
+            KeyError: there is none.
+        """
+
+    def all(self) -> list[TableSchema]:
+        """Every version, by number."""
+
+
+class LogWriter(Protocol):
+    """The writing half. One process at a time; not thread-safe."""
+
+    @property
+    def schemas(self) -> SchemaRegistry:
+        """The log's table layouts."""
+
+    def bounds(self) -> Bounds:
+        """What is durable now."""
+
+    def append(self, piece: Piece) -> None:
+        """Takes a piece behind all earlier ones; may write, does not sync, never reorders.
+
+        A piece at or below the last position that was appended is an error of the caller (ValueError).
+
+        Raises:
+            LogFull: there is no room. Nothing of the piece is kept; the caller may append the same piece again.
+            Fenced: another writer took over.
+        """
+
+    def sync(self) -> Bounds:
+        """Makes every whole transaction that was appended durable, publishes the new end and wakes readers.
+
+        Blocks for one fdatasync. On return the slot may be confirmed to `Bounds.end_lsn`.
+
+        Raises:
+            LogFull: no room; nothing new is durable.
+            OSError: the sync failed (EIO). The process must end: a second sync would report success falsely.
+            Fenced: another writer took over.
+        """
+
+    def find(self, commit_lsn: int) -> Held | None:
+        """The durable transaction with this commit LSN, whatever its epoch; None if the log does not hold it."""
+
+    def trim(self, now: float) -> Position:
+        """Drops whole old segments by the retention policy; returns the new `Bounds.trimmed`.
+
+        Args:
+            now: Unix seconds.
+        """
+
+    def close(self) -> None:
+        """Syncs what is whole, marks the log as cleanly stopped, frees it. Never raises for a second call."""
+
+
+class LogCursor(Protocol):
+    """A reader's place in the log. Not thread-safe."""
+
+    def read(self, max_bytes: int) -> list[bytes]:
+        """The next whole records, about `max_bytes` of them and at least one; [] at the durable end. Never blocks
+        longer than the disk.
+
+        Raises:
+            DamagedRecord: names file and offset.
+            PositionTrimmed: retention overtook this cursor.
+        """
+
+    def close(self) -> None:
+        """Frees files."""
+
+
+class LogReader(Protocol):
+    """The reading half; any number of them, in any process."""
+
+    @property
+    def schemas(self) -> SchemaRegistry:
+        """The log's table layouts (`register` is the writer's alone)."""
+
+    @property
+    def source(self) -> SourceIdentity:
+        """Which database the log belongs to."""
+
+    def bounds(self) -> Bounds:
+        """What is durable now; cheap enough to call for every wake-up."""
+
+    def cursor(self, after: Position) -> LogCursor:
+        """A cursor whose first record is the first one with a change behind `after` (a "last done" position). That
+        record may begin before `after`; the reader leaves out what it has done.
+
+        Raises:
+            PositionTrimmed: what comes after `after` is no longer held.
+            PositionUnknown: `after` is past the end.
+        """
+
+    def position_at(self, time: float) -> Position:
+        """The position to read `after` so as to get every transaction committed at or after a time (Unix seconds)."""
+
+    def wait(self, seen: Position, timeout: float) -> bool:
+        """Blocks until the durable end is past `seen`; False after `timeout` seconds without that."""
+
+    def close(self) -> None:
+        """Frees files and sockets."""

@@ -1,0 +1,42 @@
+"""The names of all metrics, as a type: a misspelt name fails type checking.
+
+Rooms without an HTTP server of their own (capture, consumers) publish their figures in a status file
+(`walbus.status`), which the relay shows under `/metrics` beside its own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+MetricName = Literal[
+    # capture
+    "walbus_capture_transactions_total",  # committed transactions appended to the log
+    "walbus_capture_changes_total",  # row changes appended to the log
+    "walbus_capture_repeats_total",  # transactions that the source sent again and the log already held
+    "walbus_capture_reconnects_total",  # replication connections opened after the first
+    "walbus_capture_received_lsn",  # newest WAL position that the walsender reported
+    "walbus_capture_confirmed_lsn",  # position that the slot was confirmed to
+    "walbus_capture_lag_bytes",  # received minus confirmed
+    "walbus_capture_disk_full",  # 1 while the log has no room and confirming stands still
+    # relay
+    "walbus_log_bytes",  # bytes of all segments held
+    "walbus_log_segments",  # number of segments held
+    "walbus_log_end_lsn",  # commit LSN of the last durable record
+    "walbus_log_last_seq",  # last seq given
+    "walbus_relay_streams",  # open streams
+    "walbus_relay_sent_bytes_total",  # bytes of streams sent
+    "walbus_relay_requests_total",  # requests by route and status
+    # bootstrap
+    "walbus_bootstrap_applied_lsn",  # commit LSN that the store has applied
+    "walbus_bootstrap_lag_bytes",  # log end minus applied
+    "walbus_bootstrap_rows",  # rows held, by table (estimate)
+    "walbus_bootstrap_seeding_chunks_done",
+    "walbus_bootstrap_seeding_chunks_total",
+    # consumers
+    "walbus_consumer_changes_total",
+    "walbus_consumer_last_done_lsn",
+    "walbus_consumer_lag_seconds",
+    "walbus_consumer_dead_letters_total",
+]
+
+METRIC_NAMES: frozenset[str] = frozenset(get_args(MetricName))

@@ -1,0 +1,365 @@
+"""The binary form of the log: records and the changes inside them. Bytes in, tuples out; no I/O.
+
+A record is one piece of one transaction (`BEGIN` and `END` flags mark the first and the last piece), or one of the
+kinds without rows. The same bytes lie on disk, travel over HTTP and fill snapshots, so this module is the format's
+only reader and writer. All numbers are little-endian.
+
+    record = header (96 bytes) | origin name (UTF-8, origin_length bytes) | body
+    body   = change*                 (empty in PROGRESS)
+    change = header (48 bytes) | key | old key | unchanged bitmap | after | before
+
+The record's checksum is CRC32C over all of the record behind the checksum itself. A change's own header says
+table, schema, op and key hash, so that filters decode no row. `docs/log-format.md` is the normative description.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import google_crc32c
+
+from walbus.errors import DamagedRecord
+from walbus.position import Position
+
+FORMAT_VERSION = 1
+
+_HEADER = struct.Struct("<IIBBHIQQIIQQQqIHHQQ")
+HEADER_SIZE = _HEADER.size
+_CHANGE = struct.Struct("<IBBHIIQIIIIII")
+CHANGE_HEADER_SIZE = _CHANGE.size
+assert (HEADER_SIZE, CHANGE_HEADER_SIZE) == (96, 48)
+
+#: A record is never longer than this; a length beyond it is damage (and bounds every allocation). A row of
+#: PostgreSQL is at most 1 GB, and a change may hold two of them.
+MAX_RECORD_SIZE = (1 << 32) - 1
+
+
+class Kind(enum.IntEnum):
+    """What a record is."""
+
+    TRANSACTION = 1  #: a piece of a committed transaction
+    PROGRESS = 2  #: all that commits before (epoch, commit_lsn) is in the log; no changes
+    SCHEMA = 3  #: one `schema` change: a layout that rows behind it use; takes no ordinal and no seq
+    EPOCH = 4  #: one `epoch` change: the timeline switched, or the log was reconciled
+    SNAPSHOT = 5  #: rows of a bootstrap snapshot; never in a log
+
+
+class Flag(enum.IntFlag):
+    """Flags of a record."""
+
+    BEGIN = 1  #: first piece of its transaction
+    END = 2  #: last piece of its transaction; `end_lsn` is set
+    FILTERED = 4  #: a server left changes out; positions still tell the whole record's range
+    ZSTD = 8  #: the body is one zstd frame
+
+
+class Op(enum.IntEnum):
+    """What a change does. The names in JSON are these in lower case."""
+
+    INSERT = 1
+    UPDATE = 2
+    DELETE = 3
+    TRUNCATE = 4
+    MESSAGE = 5
+    SCHEMA = 6
+    EPOCH = 7
+    HEARTBEAT = 8
+
+
+class ChangeFlag(enum.IntFlag):
+    """Flags of a change. A part that is absent has length 0 and no flag; an empty part has the flag."""
+
+    KEY = 1
+    OLD_KEY = 2  #: the key before a key update
+    AFTER = 4
+    BEFORE = 8  #: a full old row (REPLICA IDENTITY FULL)
+    CASCADE = 16  #: of TRUNCATE
+    RESTART_IDENTITY = 32  #: of TRUNCATE
+    TRANSACTIONAL = 64  #: of a message
+
+
+class RecordHeader(NamedTuple):
+    """A record's header, decoded.
+
+    Attributes:
+        length: bytes of the whole record, header included.
+        kind, flags: as the enums.
+        epoch, commit_lsn: of the transaction; of a PROGRESS record the bound that it reports.
+        end_lsn: where the commit record ends, what a slot may be confirmed to; 0 unless END is set.
+        first_ordinal, last_ordinal: of the changes in the (unfiltered) record. PROGRESS: both 0. SCHEMA: both that
+            of the change before it.
+        first_seq, last_seq: seqs of those changes; in records without any, both are the last seq given before.
+        xid: the top-level transaction id, widened to 64 bits; 0 where there is none.
+        commit_time: Unix microseconds.
+        count: number of changes in the body.
+        origin_length: bytes of the origin name that follows the header.
+        tables: bit `oid % 64` set for each table in the body (a filter's quick "no").
+    """
+
+    length: int
+    kind: int
+    flags: int
+    epoch: int
+    commit_lsn: int
+    end_lsn: int
+    first_ordinal: int
+    last_ordinal: int
+    first_seq: int
+    last_seq: int
+    xid: int
+    commit_time: int
+    count: int
+    origin_length: int
+    tables: int
+
+    @property
+    def first(self) -> Position:
+        """Position of the first change (of the record as captured)."""
+        return Position(self.epoch, self.commit_lsn, self.first_ordinal)
+
+    @property
+    def last(self) -> Position:
+        """Position of the last change: the "last done" of a reader that has dealt with this record."""
+        return Position(self.epoch, self.commit_lsn, self.last_ordinal)
+
+
+class RawChange(NamedTuple):
+    """One change, its parts still encoded.
+
+    Attributes:
+        op, flags: as the enums.
+        table: relation OID; 0 where there is none.
+        schema_id: version of the table's layout; 0 where there is none.
+        seq_delta: seq minus the record's `first_seq`.
+        ordinal_delta: ordinal minus the record's `first_ordinal`.
+        key_hash: CRC32C of `key`.
+        key, old_key: memcomparable keys (`walbus.keys`); of a message, `key` is its prefix.
+        unchanged: bitmap (bit `i % 8` of byte `i // 8` is column i) of TOASTed values that were not sent.
+        after, before: Avro rows in the schema's form; of a message `after` is its content, of SCHEMA and EPOCH
+            changes a JSON document.
+    """
+
+    op: int
+    flags: int
+    table: int
+    schema_id: int
+    seq_delta: int
+    ordinal_delta: int
+    key_hash: int
+    key: bytes | None
+    old_key: bytes | None
+    unchanged: bytes
+    after: bytes | None
+    before: bytes | None
+
+
+def key_hash(key: bytes) -> int:
+    """The 32-bit hash that partitions keys: CRC32C of the memcomparable key."""
+    return int(google_crc32c.value(key))
+
+
+def pack_change(
+    op: int,
+    *,
+    table: int = 0,
+    schema_id: int = 0,
+    seq_delta: int,
+    ordinal_delta: int,
+    flags: int = 0,
+    key: bytes | None = None,
+    old_key: bytes | None = None,
+    unchanged: bytes = b"",
+    after: bytes | None = None,
+    before: bytes | None = None,
+) -> bytes:
+    """One change as the bytes that a record's body holds; part flags are set from what is given."""
+    key_b, old_b, after_b, before_b = key or b"", old_key or b"", after or b"", before or b""
+    part_flags = (
+        flags
+        | (key is not None) * 1
+        | (old_key is not None) * 2
+        | (after is not None) * 4
+        | (before is not None) * 8
+    )
+    header = _CHANGE.pack(
+        CHANGE_HEADER_SIZE + len(key_b) + len(old_b) + len(unchanged) + len(after_b) + len(before_b),
+        op,
+        part_flags,
+        len(unchanged),
+        table,
+        schema_id,
+        seq_delta,
+        ordinal_delta,
+        google_crc32c.value(key_b) if key_b else 0,
+        len(key_b),
+        len(old_b),
+        len(after_b),
+        len(before_b),
+    )
+    return b"".join((header, key_b, old_b, unchanged, after_b, before_b))
+
+
+def iter_changes(body: bytes) -> Iterator[RawChange]:
+    """The changes of a body (already decompressed), in order.
+
+    Raises:
+        DamagedRecord: a length points outside the body; `where` gives the offset inside the body.
+    """
+    offset, end = 0, len(body)
+    while offset < end:
+        if end - offset < CHANGE_HEADER_SIZE:
+            raise DamagedRecord("a change's header is cut short", where=f"body offset {offset}")
+        (length, op, flags, n_unchanged, table, schema_id, seq_delta, ordinal_delta, khash, n_key, n_old, n_after,
+         n_before) = _CHANGE.unpack_from(body, offset)  # fmt: skip
+        key_at = offset + CHANGE_HEADER_SIZE
+        old_at = key_at + n_key
+        unchanged_at = old_at + n_old
+        after_at = unchanged_at + n_unchanged
+        before_at = after_at + n_after
+        stop = before_at + n_before
+        if stop != offset + length or stop > end:
+            raise DamagedRecord("a change's lengths do not add up", where=f"body offset {offset}")
+        yield RawChange(
+            op,
+            flags,
+            table,
+            schema_id,
+            seq_delta,
+            ordinal_delta,
+            khash,
+            body[key_at:old_at] if flags & 1 else None,
+            body[old_at:unchanged_at] if flags & 2 else None,
+            body[unchanged_at:after_at],
+            body[after_at:before_at] if flags & 4 else None,
+            body[before_at:stop] if flags & 8 else None,
+        )
+        offset = stop
+
+
+def pack_record(
+    kind: int,
+    *,
+    flags: int,
+    epoch: int,
+    commit_lsn: int,
+    end_lsn: int = 0,
+    first_ordinal: int,
+    last_ordinal: int,
+    first_seq: int,
+    last_seq: int,
+    xid: int = 0,
+    commit_time: int,
+    count: int = 0,
+    origin: bytes = b"",
+    tables: int = 0,
+    body: bytes = b"",
+) -> bytes:
+    """One whole record with its checksum."""
+    length = HEADER_SIZE + len(origin) + len(body)
+    if length > MAX_RECORD_SIZE:
+        raise DamagedRecord(f"a record of {length} bytes is larger than the format allows")
+    header = _HEADER.pack(
+        0, length, FORMAT_VERSION, kind, flags, epoch, commit_lsn, end_lsn, first_ordinal, last_ordinal,
+        first_seq, last_seq, xid, commit_time, count, len(origin), 0, tables, 0,
+    )  # fmt: skip
+    rest = b"".join((header[4:], origin, body))
+    return google_crc32c.value(rest).to_bytes(4, "little") + rest
+
+
+def read_header(buffer: bytes, offset: int = 0) -> RecordHeader:
+    """The header at an offset, unchecked but for version and length (`check_record` proves the checksum).
+
+    Raises:
+        DamagedRecord: fewer than 96 bytes are there, or they cannot be a header.
+    """
+    if len(buffer) - offset < HEADER_SIZE:
+        raise DamagedRecord("a record's header is cut short", where=f"offset {offset}")
+    (_, length, version, kind, flags, epoch, commit_lsn, end_lsn, first_ordinal, last_ordinal, first_seq, last_seq,
+     xid, commit_time, count, origin_length, _, tables, _) = _HEADER.unpack_from(buffer, offset)  # fmt: skip
+    if version != FORMAT_VERSION:
+        raise DamagedRecord(
+            f"format version {version} is not {FORMAT_VERSION}",
+            where=f"offset {offset}",
+            mend="read it with the Walbus that wrote it, or restore the file",
+        )
+    if length < HEADER_SIZE + origin_length:
+        raise DamagedRecord(f"a record's length of {length} is impossible", where=f"offset {offset}")
+    return RecordHeader(
+        length, kind, flags, epoch, commit_lsn, end_lsn, first_ordinal, last_ordinal, first_seq, last_seq, xid,
+        commit_time, count, origin_length, tables,
+    )  # fmt: skip
+
+
+def check_record(record: bytes) -> RecordHeader:
+    """The header of one whole record whose checksum holds.
+
+    Raises:
+        DamagedRecord: the bytes are not exactly one good record.
+    """
+    header = read_header(record)
+    if header.length != len(record):
+        raise DamagedRecord(f"a record of {header.length} bytes lies in {len(record)} bytes")
+    if google_crc32c.value(record[4:]) != int.from_bytes(record[:4], "little"):
+        raise DamagedRecord("a record's checksum is wrong")
+    return header
+
+
+def origin_of(record: bytes, header: RecordHeader) -> bytes:
+    """The origin name (UTF-8) of a record; empty where the transaction began at this source."""
+    return record[HEADER_SIZE : HEADER_SIZE + header.origin_length]
+
+
+def body_of(record: bytes, header: RecordHeader) -> bytes:
+    """The body of a record, as `iter_changes` takes it."""
+    return record[HEADER_SIZE + header.origin_length :]
+
+
+class RecordParser:
+    """Splits a byte stream into checked records.
+
+    Feed it whatever the network gave; `records()` yields the whole records so far, and keeps an incomplete one.
+    Memory is bounded by `max_size` and one record.
+    """
+
+    def __init__(self, max_size: int = MAX_RECORD_SIZE) -> None:
+        self._buffer = bytearray()
+        self._max_size = max_size
+        self._needed = HEADER_SIZE  # bytes that must be there before looking again is worth it
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes of the stream."""
+        self._buffer += data
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an incomplete record that are held."""
+        return len(self._buffer)
+
+    def records(self) -> Iterator[tuple[RecordHeader, bytes]]:
+        """Yields (header, whole record) for each complete record, and forgets them.
+
+        Raises:
+            DamagedRecord: checksum, version or length is wrong.
+        """
+        if len(self._buffer) < self._needed:
+            return
+        data = bytes(self._buffer)
+        offset = 0
+        self._needed = HEADER_SIZE
+        try:
+            while len(data) - offset >= HEADER_SIZE:
+                header = read_header(data, offset)
+                if header.length > self._max_size:
+                    raise DamagedRecord(f"a record of {header.length} bytes exceeds the bound of {self._max_size}")
+                if len(data) - offset < header.length:
+                    self._needed = header.length
+                    break
+                record = data[offset : offset + header.length]
+                check_record(record)
+                offset += header.length
+                yield header, record
+        finally:
+            del self._buffer[:offset]
