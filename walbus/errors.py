@@ -13,6 +13,7 @@
     ├── ProtocolError         bytes of the replication stream or of HTTP that make no sense
     ├── LogError              the relay log
     │   ├── DamagedRecord         a checksum or a length is wrong; names file and offset
+    │   ├── LogMissing            no log in this folder yet: try again
     │   ├── LogFull               the disk has no room: try again, readers go on
     │   ├── LogBusy               another process writes this log: try again
     │   ├── Fenced                another writer took over
@@ -117,6 +118,12 @@ class LogError(WalbusError):
 
 class DamagedRecord(LogError):
     """A checksum or a length of a record is wrong; `where` gives file and offset."""
+
+
+class LogMissing(LogError):
+    """There is no log in the folder yet; its writer makes it."""
+
+    directive = Directive.RETRY
 
 
 class LogFull(LogError):
