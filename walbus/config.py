@@ -1,26 +1,105 @@
 """The configuration: one TOML file, overridden by the environment, checked before anything starts.
 
-`WALBUS_SOURCE__DSN` overrides `dsn` of `[source]`. An unknown key is an error, never ignored. Secrets are
-`SecretStr`: they print as stars wherever they go.
+`WALBUS_SOURCE__DSN` overrides `dsn` of `[source]`, two underscores for each step down. An unknown key is an error in
+either place, never ignored; so is a variable whose name has two underscores and names no key. Variables of one word
+(`WALBUS_DEBUG`, and those that container platforms make for a service called walbus) are not configuration and are
+left alone. An empty variable counts as not set. Lists are written `a,b` or as JSON.
+
+Every problem is found in one go: `InvalidConfig.problems` has one error a key, each with the value (never a secret's)
+and a mend. Secrets are `SecretStr`: they print as stars wherever they go. `docs/configuration.md` lists every key.
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
+from walbus.config_problems import InvalidConfig, problems_of, stray_variables
 from walbus.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _NAME = r"^[a-z0-9_]{1,63}$"
+_SCHEME = "http://"
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`; an IPv6 host stands in brackets, `[::1]:7070`.
+
+    Raises:
+        ValueError: the text has another form, or the port is not 0 to 65535.
+    """
+    host, colon, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError("should be HOST:PORT, as in 127.0.0.1:7070")
+    return host, int(port)
+
+
+def _checked_listen(listen: str) -> str:
+    parse_listen(listen)
+    return listen
+
+
+def _checked_url(url: str) -> str:
+    if not url.startswith((_SCHEME, "https://")):
+        raise ValueError("should be a URL, as in http://127.0.0.1:7070")
+    return url.rstrip("/")
+
+
+def _listed(value: object) -> object:
+    """A list from the environment arrives as one string."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.strip("[]").replace('"', "").split(",") if part.strip()]
+
+
+def _checked_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    if not patterns:
+        raise ValueError("should name at least one table")
+    for pattern in patterns:
+        namespace, dot, name = pattern.partition(".")
+        if not (dot and namespace and name) or any("*" in part and part != "*" for part in (namespace, name)):
+            raise ValueError(f"{pattern!r} should be schema.table or schema.*")
+        if namespace == "*" and name != "*":
+            raise ValueError(f"{pattern!r} should name its schema")
+    return patterns
+
+
+def _checked_source_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in _checked_patterns(patterns):
+        if pattern.startswith("*"):
+            raise ValueError(f"{pattern!r} should name its schema, as in public.*")
+    return patterns
+
+
+Listen = Annotated[str, AfterValidator(_checked_listen)]
+Url = Annotated[str, AfterValidator(_checked_url)]
+Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_patterns)]
+SourcePatterns = Annotated[
+    tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_source_patterns)
+]
+ConsumerName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
 class SourceConfig(BaseModel):
@@ -31,7 +110,7 @@ class SourceConfig(BaseModel):
     dsn: SecretStr
     slot: str = Field("walbus", pattern=_NAME)
     publication: str = Field("walbus", pattern=_NAME)
-    tables: tuple[str, ...] = ("public.*",)  #: `schema.table` or `schema.*`
+    tables: SourcePatterns = ("public.*",)  #: `schema.table` or `schema.*`
 
 
 class RelayConfig(BaseModel):
@@ -41,7 +120,8 @@ class RelayConfig(BaseModel):
 
     engine: Literal["file"] = "file"
     dir: Path | None = None  #: default: `relay` in `data_dir`
-    listen: str = "127.0.0.1:7070"
+    listen: Listen = "127.0.0.1:7070"
+    url: Url | None = None  #: where the others reach it; default: `http://` and `listen`
     insecure: bool = False  #: allows an address that is not loopback without token and TLS
     segment_bytes: int = Field(64 << 20, ge=64 << 10)
     retention_hours: float = Field(168.0, gt=0)
@@ -53,8 +133,10 @@ class BootstrapConfig(BaseModel):
 
     model_config = _STRICT
 
+    enabled: bool = True  #: whether `walbus run` starts it, and the relay sends late consumers to it
     dir: Path | None = None  #: default: `bootstrap` in `data_dir`
-    listen: str = "127.0.0.1:7071"
+    listen: Listen = "127.0.0.1:7071"
+    url: Url | None = None  #: where consumers reach it; default: `http://` and `listen`
     insecure: bool = False
     workers: int = Field(2, ge=1, le=64)
     chunk_rows: int = Field(20_000, ge=1)  #: rows aimed at in a seeding chunk
@@ -67,7 +149,7 @@ class ConsumerConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     sink: str
-    tables: tuple[str, ...] = ("*.*",)
+    tables: Patterns = ("*.*",)
     start: Literal["snapshot", "earliest", "latest"] = "snapshot"  #: where a consumer without checkpoint begins
 
     @property
@@ -76,18 +158,28 @@ class ConsumerConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class LogConfig(BaseModel):
+    """`[log]`: what the processes say about themselves (not the relay's log of changes)."""
+
+    model_config = _STRICT
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "human", "logfmt", "json"] = "auto"  #: auto: human on a terminal, logfmt elsewhere
+
+
 class Settings(BaseSettings):
     """All of `walbus.toml`."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="WALBUS_", env_nested_delimiter="__"
+        extra="forbid", frozen=True, env_prefix="WALBUS_", env_nested_delimiter="__", env_ignore_empty=True
     )
 
     data_dir: Path = Path("walbus-data")
     source: SourceConfig
     relay: RelayConfig = RelayConfig()
     bootstrap: BootstrapConfig = BootstrapConfig()
-    consumer: dict[str, ConsumerConfig] = Field(default_factory=dict)
+    consumer: dict[ConsumerName, ConsumerConfig] = Field(default_factory=dict)
+    log: LogConfig = LogConfig()
 
     @property
     def relay_dir(self) -> Path:
@@ -103,6 +195,23 @@ class Settings(BaseSettings):
     def status_dir(self) -> Path:
         """Folder of the status files: `capture.json`, `bootstrap.json`, `consumer-NAME.json`."""
         return self.data_dir / "status"
+
+    @property
+    def holds_dir(self) -> Path:
+        """Folder of the retention holds, which the log's writer reads."""
+        return self.relay_dir / "holds"
+
+    @property
+    def relay_url(self) -> str:
+        """Where to reach the relay from here."""
+        return self.relay.url or local_url(self.relay.listen)
+
+    @property
+    def bootstrap_url(self) -> str | None:
+        """Where to reach the bootstrap server from here; None when it is switched off."""
+        if not self.bootstrap.enabled:
+            return None
+        return self.bootstrap.url or local_url(self.bootstrap.listen)
 
     def consumer_dir(self, name: str) -> Path:
         """Folder for a consumer's own files (checkpoint, default place of embedded sinks)."""
@@ -121,31 +230,51 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
-def load_settings(path: Path) -> Settings:
-    """Reads and checks the file and the environment.
+def local_url(listen: str) -> str:
+    """The URL that reaches a server on this machine: one that listens on all addresses answers on loopback."""
+    host, port = parse_listen(listen)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound
+    return f"{_SCHEME}[{host}]:{port}" if ":" in host else f"{_SCHEME}{host}:{port}"
+
+
+def load_settings(path: Path | None) -> Settings:
+    """Reads and checks the file and the environment; without a file, the environment alone.
 
     Raises:
-        ConfigError: the file is missing or not TOML, or a key is unknown, missing or wrong; names the key.
+        InvalidConfig: keys are unknown, missing or wrong; names each.
+        ConfigError: the file is missing or not TOML.
     """
+    document = {} if path is None else _read_toml(path)
+    strays = stray_variables(os.environ, Settings)
     try:
-        document = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", mend="name the file with -c FILE") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-    try:
-        return Settings(**document)
+        settings = Settings(**document)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(first["msg"], where=f"{path}, key {key}") from None
+        raise InvalidConfig([*strays, *problems_of(error, Settings, path, os.environ)]) from None
+    except SettingsError as error:
+        raise ConfigError(f"a variable does not parse: {error}", mend="write lists as a,b") from None
+    if strays:
+        raise InvalidConfig(strays)
+    return settings
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        what = f"cannot read the configuration: {error.strerror}"
+        raise ConfigError(what, where=str(path), mend="name the file with -c FILE") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not TOML: {error}", where=str(path), mend="mend the line that it names") from None
 
 
 __all__ = [
     "BootstrapConfig",
     "ConsumerConfig",
+    "LogConfig",
     "RelayConfig",
     "Settings",
     "SourceConfig",
     "load_settings",
+    "local_url",
+    "parse_listen",
 ]
