@@ -161,8 +161,9 @@ class LogCursor(Protocol):
     """A reader's place in the log. Not thread-safe."""
 
     def read(self, max_bytes: int) -> list[bytes]:
-        """The next whole records, about `max_bytes` of them and at least one; [] at the durable end. Never blocks
-        longer than the disk.
+        """The next whole records, about `max_bytes` of them and at least one; [] at the durable end.
+
+        Never blocks longer than the disk.
 
         Raises:
             DamagedRecord: names file and offset.
@@ -188,8 +189,9 @@ class LogReader(Protocol):
         """What is durable now; cheap enough to call for every wake-up."""
 
     def cursor(self, after: Position) -> LogCursor:
-        """A cursor whose first record is the first one with a change behind `after` (a "last done" position). That
-        record may begin before `after`; the reader leaves out what it has done.
+        """A cursor whose first record is the first one with a change behind `after` (a "last done" position).
+
+        That record may begin before `after`; the reader leaves out what it has done.
 
         Raises:
             PositionTrimmed: what comes after `after` is no longer held.
