@@ -13,7 +13,7 @@ This package holds the vocabulary that the rooms share, and the command line.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from walbus.consumers import connect as connect
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "connect"]
 
+if not TYPE_CHECKING:  # type checkers see the import above, and therefore a misspelt name
 
-def __getattr__(name: str) -> Any:
-    if name == "connect":  # lazy, so that the vocabulary never pulls a room in
-        return import_module("walbus.consumers").connect
-    raise AttributeError(f"module 'walbus' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name == "connect":  # lazy, so that the vocabulary never pulls a room in
+            return import_module("walbus.consumers").connect
+        raise AttributeError(f"module 'walbus' has no attribute {name!r}")

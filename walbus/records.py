@@ -178,11 +178,7 @@ def pack_change(
     """One change as the bytes that a record's body holds; part flags are set from what is given."""
     key_b, old_b, after_b, before_b = key or b"", old_key or b"", after or b"", before or b""
     part_flags = (
-        flags
-        | (key is not None) * 1
-        | (old_key is not None) * 2
-        | (after is not None) * 4
-        | (before is not None) * 8
+        flags | (key is not None) * 1 | (old_key is not None) * 2 | (after is not None) * 4 | (before is not None) * 8
     )
     header = _CHANGE.pack(
         CHANGE_HEADER_SIZE + len(key_b) + len(old_b) + len(unchanged) + len(after_b) + len(before_b),
