@@ -1,0 +1,151 @@
+"""Fixtures on real servers; how to use them stands in `tests/support/__init__.py`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.database import Database, fresh_database
+from support.oracle import Oracle
+from support.services import RedisServer, docker_answers, local_redis, missing, redis_answers
+from walbus.demo.postgres import THROWAWAY_SETTINGS, EmbeddedPostgres
+from walbus.demo.postgres import free_port as any_free_port
+from walbus.errors import UsageError
+
+SHIPPED = ("16", "18")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pg", default="18", help="PostgreSQL: 16, 18, all, or a folder with bin/; several by commas")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "pg_server" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--pg")
+        versions = SHIPPED if chosen == "all" else tuple(chosen.split(","))
+        metafunc.parametrize("pg_server", versions, indirect=True, ids=[f"pg{v}" for v in versions], scope="session")
+
+
+def open_postgres(folder: Path, version: str, settings: dict[str, str]) -> EmbeddedPostgres:
+    """An embedded server by the words of --pg; skips (or fails, see services) where it is not to be had."""
+    try:
+        if version.isdigit():
+            return EmbeddedPostgres(folder, version=int(version), settings=settings)
+        home = Path(version)
+        return EmbeddedPostgres(folder, settings=settings, bin_dir=home / "bin" if (home / "bin").exists() else home)
+    except UsageError as error:
+        missing(f"PostgreSQL {version}", str(error))
+        raise
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """An empty folder that every user can reach (pytest's tmp_path is closed to the user PostgreSQL runs as)."""
+    folder = Path(tempfile.mkdtemp(prefix="walbus-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def pg_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
+    """The session's PostgreSQL. Do not stop or kill it: tests that must take `own_pg_server`."""
+    folder = Path(tempfile.mkdtemp(prefix="walbus-pg-test-"))
+    folder.chmod(0o755)
+    server = open_postgres(folder / "pg", request.param, THROWAWAY_SETTINGS)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def own_pg_server(open_folder: Path, pytestconfig: pytest.Config) -> Iterator[Callable[..., EmbeddedPostgres]]:
+    """Makes servers of the test's own: `own_pg_server(version="18", **settings)`, started; removed at the end."""
+    servers: list[EmbeddedPostgres] = []
+
+    def make(version: str | None = None, **settings: str) -> EmbeddedPostgres:
+        wanted = version or pytestconfig.getoption("--pg").replace("all", "18").split(",")[0]
+        folder = open_folder / f"pg{len(servers)}"
+        servers.append(open_postgres(folder, wanted, {**THROWAWAY_SETTINGS, **settings}))
+        servers[-1].start()
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.remove()
+
+
+@pytest.fixture
+def database(pg_server: EmbeddedPostgres) -> Iterator[Database]:
+    """A fresh database on the session's server; its slots and walsenders go with it."""
+    with fresh_database(pg_server) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def oracle(database: Database) -> Callable[..., Oracle]:
+    """Makes a second slot beside the real one: `oracle(publication="walbus")`; see `support.oracle`."""
+
+    def make(publication: str = "walbus", **options: Any) -> Oracle:
+        return Oracle(database.dsn, publication, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """The session's Redis: WALBUS_TEST_REDIS (a URL), else redis-server, else Docker. Use `redis_url` in tests."""
+    address = os.environ.get("WALBUS_TEST_REDIS")
+    if address:
+        assert redis_answers(address), "the Redis of WALBUS_TEST_REDIS does not answer"
+        yield RedisServer(address)
+    elif shutil.which("redis-server"):
+        with local_redis() as server:
+            yield server
+    elif docker_answers():
+        ip, services = request.getfixturevalue("docker_ip"), request.getfixturevalue("docker_services")
+        url = f"redis://{ip}:{services.port_for('redis', 6379)}/0"
+        services.wait_until_responsive(lambda: redis_answers(url), timeout=60, pause=0.5)
+        yield RedisServer(url)
+    else:
+        missing("Redis", "WALBUS_TEST_REDIS is not set, and there is neither redis-server nor Docker")
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file() -> str:
+    """The services that pytest-docker starts where this machine has none."""
+    return str(Path(__file__).parent / "support" / "docker-compose.yml")
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of the session's Redis, emptied."""
+    import redis  # noqa: PLC0415  (an extra)
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A redis-server of the test's own, to stop or kill by `pid`."""
+    if not shutil.which("redis-server"):
+        missing("redis-server", "the test must be able to kill it, so it takes a program of this machine")
+    with local_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on."""
+    return any_free_port()

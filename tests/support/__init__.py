@@ -1,0 +1,27 @@
+"""What tests share. Import as `from support.waiting import wait_for` (pytest puts `tests/` on the path).
+
+Fixtures (tests/conftest.py):
+
+    pg_server       the session's `walbus.demo.postgres.EmbeddedPostgres` (wal_level=logical, 40 slots and senders);
+                    `pytest --pg=16`, `--pg=18` (default), `--pg=16,18`, `--pg=all`, `--pg=/usr/lib/postgresql/15`.
+                    Never stop or kill it.
+    own_pg_server   makes servers that a test may stop, kill and restart:
+                        server = own_pg_server(max_wal_senders="5")      # settings by keyword; version="16"
+                        server.kill(); server.start(); server.restart("immediate"); server.stop("fast")
+                        with fresh_database(server) as database: ...     # from support.database
+    database        a fresh database: `.dsn` (URL), `.connect()` (autocommit), `.execute(sql, params)` -> rows,
+                    `.value(sql)`, `.insert_lsn()`, `.confirmed_lsn(slot)`, `.name`, `.server`. At the end walsenders
+                    are ended, slots dropped, the database dropped; threads that stream from it must end themselves.
+    oracle          makes the second slot: `truth = oracle("walbus")`, later `truth.transactions(since=lsn)`
+                    (`support.oracle`); `support.log_view.log_transactions(reader)` gives the log in the same form.
+    redis_url       URL of the session's Redis, emptied. `own_redis` is one to kill by `.pid`.
+    free_port       a TCP port of the loopback. `walbus.demo.postgres.free_port()` gives more.
+    open_folder     an empty folder that every user can reach; tmp_path is closed to PostgreSQL's user under root.
+
+Modules:
+
+    support.waiting     wait_for(condition, deadline, what=…): instead of sleeping
+    support.compare     a source table against SQLite, tantivy, Redis or JSON lines, value by value
+    support.services    how a service is found: environment, program, Docker; WALBUS_REQUIRE_SERVICES=1 fails
+                        instead of skipping
+"""

@@ -1,0 +1,101 @@
+"""A fresh database for one test, and its orderly end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, LiteralString, cast
+
+import psycopg
+from psycopg import sql
+
+from support.waiting import wait_for
+from walbus.demo.postgres import EmbeddedPostgres
+from walbus.lsn import parse_lsn
+
+_numbers = itertools.count(1)
+
+
+class Database:
+    """One database of a server.
+
+    Attributes:
+        server: the server it lives on.
+        name: of the database.
+        dsn: its URL as superuser, over TCP.
+    """
+
+    def __init__(self, server: EmbeddedPostgres, name: str) -> None:
+        self.server = server
+        self.name = name
+        self.dsn = server.dsn(name)
+        self._open: list[psycopg.Connection] = []
+        self._own: psycopg.Connection | None = None
+
+    def connect(self, **options: Any) -> psycopg.Connection:
+        """A new autocommit connection, closed at the test's end."""
+        connection = psycopg.connect(self.dsn, **{"autocommit": True, **options})
+        self._open.append(connection)
+        return connection
+
+    def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Runs SQL on a connection of the fixture's own; its rows, or [] where there are none."""
+        if self._own is None or self._own.closed:
+            self._own = self.connect()
+        cursor = self._own.execute(cast(LiteralString, query), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def value(self, query: str, parameters: Sequence[Any] | None = None) -> Any:
+        """The first column of the first row."""
+        return self.execute(query, parameters)[0][0]
+
+    def insert_lsn(self) -> int:
+        """Where the WAL ends now: everything committed so far lies before it."""
+        return parse_lsn(self.value("SELECT pg_current_wal_insert_lsn()"))
+
+    def confirmed_lsn(self, slot: str = "walbus") -> int:
+        """How far a slot is confirmed."""
+        return parse_lsn(self.value("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name=%s", [slot]))
+
+    def close(self) -> None:
+        """Closes every connection that `connect` gave."""
+        for connection in self._open:
+            connection.close()
+        self._open.clear()
+        self._own = None
+
+
+@contextmanager
+def fresh_database(server: EmbeddedPostgres) -> Iterator[Database]:
+    """A new empty database; at the end its walsenders, slots and sessions are ended and it is dropped."""
+    name = f"test_{next(_numbers)}"
+    with server.connect() as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    database = Database(server, name)
+    try:
+        yield database
+    finally:
+        database.close()
+        if server.running:
+            with server.connect() as admin:
+                _drop(admin, name)
+
+
+def _drop(admin: psycopg.Connection, name: str) -> None:
+    def without_slots() -> bool:
+        admin.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+            " WHERE database = %s AND active_pid IS NOT NULL",
+            [name],
+        )
+        admin.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+            " WHERE database = %s AND active_pid IS NULL",
+            [name],
+        )
+        row = admin.execute("SELECT count(*) FROM pg_replication_slots WHERE database = %s", [name]).fetchone()
+        return row is not None and row[0] == 0
+
+    wait_for(without_slots, 20, what=f"the slots of {name} are gone")
+    admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

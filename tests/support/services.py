@@ -1,0 +1,68 @@
+"""Real servers for tests: an address in the environment, a program on this machine, Docker, in that order.
+
+A service that cannot be had skips the test and says why; with WALBUS_REQUIRE_SERVICES=1 it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.waiting import wait_for
+from walbus.demo.postgres import free_port
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A Redis for tests: `redis://` URL; `pid` where we started it ourselves (None otherwise)."""
+
+    url: str
+    pid: int | None = None
+
+
+def missing(service: str, why: str) -> None:
+    """Ends the test: skipped with the reason, or failed where services are required."""
+    reason = f"no {service}: {why}"
+    if os.environ.get("WALBUS_REQUIRE_SERVICES") == "1":
+        pytest.fail(f"{reason} (WALBUS_REQUIRE_SERVICES=1)")
+    pytest.skip(reason)
+
+
+def docker_answers() -> bool:
+    """Whether a Docker engine can be used."""
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
+
+
+@contextmanager
+def local_redis() -> Iterator[RedisServer]:
+    """A redis-server of this machine, without persistence, in a temporary folder."""
+    folder = Path(tempfile.mkdtemp(prefix="walbus-redis-"))
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    process = subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL, start_new_session=True)
+    server = RedisServer(f"redis://127.0.0.1:{port}/0", process.pid)
+    try:
+        wait_for(lambda: redis_answers(server.url), 10, what="redis-server answers")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def redis_answers(url: str) -> bool:
+    """Whether a Redis answers at the URL."""
+    import redis  # noqa: PLC0415  (an extra: tests that need no Redis run without it)
+
+    with redis.Redis.from_url(url, socket_timeout=2) as client:
+        return bool(client.ping())
