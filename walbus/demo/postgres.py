@@ -223,7 +223,9 @@ class EmbeddedPostgres:
                 stderr=subprocess.STDOUT,
                 cwd="/",
                 start_new_session=True,  # Ctrl-C at a terminal is ours to handle, not the server's
-                **_identity(self.account),
+                user=self.account.uid if self.account else None,
+                group=self.account.gid if self.account else None,
+                extra_groups=[] if self.account else None,
             )
         self._wait_until_it_answers(deadline)
 
@@ -350,16 +352,16 @@ class EmbeddedPostgres:
                 return
 
 
-def _identity(account: Account | None) -> dict[str, int | list[int]]:
-    """Arguments of `subprocess` that make a child run as the account."""
-    if account is None:
-        return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": []}
-
-
 def _run_as(account: Account | None, command: list[str], *, cwd: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # noqa: S603  (our own programs, no shell)
-        command, cwd=cwd, capture_output=True, text=True, check=False, **_identity(account)
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        user=account.uid if account else None,
+        group=account.gid if account else None,
+        extra_groups=[] if account else None,
     )
 
 
