@@ -1,0 +1,106 @@
+"""Builds the sdist, the wheel from the sdist, and proves both: contents against the tree, then a fresh install.
+
+    python .ci/wheel.py [--keep FOLDER]
+
+setuptools leaves a package that its list does not name out of the wheel without a word, so the wheel's files are
+compared with the tree's. The wheel is built from the unpacked sdist, which has no links in walbus/: the rooms arrive by
+the mapping in pyproject.toml alone. The wheel is installed into an environment of its own, where every module is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Modules of extras that a plain install does without; importing them there may fail, finding them may not.
+FIND_EVERY_MODULE = """
+import importlib.util, sys, walbus
+for name in sys.argv[1:]:
+    spec = importlib.util.find_spec(name)
+    assert spec and spec.origin and "site-packages" in spec.origin, f"{name} is not found in the fresh environment"
+import walbus.capture, walbus.relay, walbus.bootstrap, walbus.consumers, walbus.cli
+print(f"wheel: {len(sys.argv) - 1} modules found, every room imports")
+"""
+
+
+def tree_files() -> set[str]:
+    """Every file that a wheel must hold, as its path in site-packages; read from the rooms' folders."""
+    roots = {Path("walbus"): ROOT / "walbus"}
+    roots |= {Path("walbus") / link.name: link.resolve() for link in (ROOT / "walbus").iterdir() if link.is_symlink()}
+    return {
+        str(prefix / file.relative_to(folder))
+        for prefix, folder in roots.items()
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".") and file.suffix != ".pyc"
+    }
+
+
+def wheel_files(wheel: Path) -> set[str]:
+    """The wheel's files without its metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def sdist_files(sdist: Path) -> set[str]:
+    """The sdist's files, by the place in site-packages that pyproject.toml's mapping gives them."""
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    rooms = tuple(f"{link.name}/" for link in (ROOT / "walbus").iterdir() if link.is_symlink())
+    return {f"walbus/{name}" if name.startswith(rooms) else name for name in names}
+
+
+def build(folder: Path) -> tuple[Path, Path]:
+    """The sdist, and the wheel built from it, with the setuptools of this environment."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"wheel: the build failed\n{done.stdout}{done.stderr}")
+    return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
+
+
+def compare(what: str, expected: set[str], found: set[str]) -> None:
+    """Ends the process if the archive's files are not the tree's."""
+    if problems := [f"missing {name}" for name in sorted(expected - found)]:
+        sys.exit(f"wheel: {what} differs from the tree (is the package in [tool.setuptools] packages?)\n" + "\n".join(problems))
+    if what == "the wheel" and (extra := sorted(found - expected)):
+        sys.exit("wheel: the wheel holds more than the tree\n" + "\n".join(extra))
+
+
+def install(wheel: Path, folder: Path, modules: list[str]) -> None:
+    """Installs the wheel into a fresh environment, and finds every module there."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "--disable-pip-version-check", "install", "-q", str(wheel)], check=True)
+    subprocess.run([python, "-I", "-c", FIND_EVERY_MODULE, *modules], check=True, cwd=folder)
+    subprocess.run([folder / "bin" / "walbus", "--help"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    """Builds, compares, installs; exits with 1 and a reason at the first difference."""
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--keep", type=Path, metavar="FOLDER", help="leave sdist and wheel here")
+    keep: Path | None = arguments.parse_args().keep
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary) / "dist"
+        folder.mkdir(parents=True, exist_ok=True)
+        sdist, wheel = build(folder)
+        expected = tree_files()
+        compare("the sdist", expected, sdist_files(sdist))
+        compare("the wheel", expected, wheel_files(wheel))
+        print(f"wheel: sdist and wheel hold all {len(expected)} files of the tree")
+        modules = sorted(
+            name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in expected if name.endswith(".py")
+        )
+        install(wheel, Path(temporary) / "fresh", modules)
+
+
+if __name__ == "__main__":
+    main()

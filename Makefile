@@ -1,0 +1,72 @@
+# Every target makes its own environment in .venv: nothing is needed but make and Python 3.11 or later.
+# Arguments go through ARGS: make demo ARGS="--seconds 20", make test ARGS="-k position -x".
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-faults lint format bench bench-capture bench-latency bench-memory wheel clean
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+ARGS ?=
+
+help:
+	@echo "make demo         everything on an embedded PostgreSQL with a live workload, compared at the end"
+	@echo "make test         unit, contract and integration tests on real servers"
+	@echo "make test-faults  kills, torn files and cut connections; prints its seed"
+	@echo "make lint         ruff, mypy, import rules"
+	@echo "make format       ruff's formatter and safe fixes"
+	@echo "make bench        capture, latency and memory, each as a ratio to its reference"
+	@echo "make wheel        sdist and wheel, compared with the tree, installed into a fresh environment"
+	@echo "make clean        removes .venv, caches and what was built"
+
+demo: .venv/.demo
+	@$(BIN)/walbus demo $(ARGS)
+
+test: .venv/.dev
+	@.ci/provide redis-server
+	@$(BIN)/python -m pytest -q tests/unit tests/contract tests/house tests/integration $(ARGS)
+
+test-faults: .venv/.dev
+	@.ci/provide redis-server strace
+	@$(BIN)/python -m pytest -q tests/faults $(ARGS)
+
+lint: .venv/.dev
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet || { echo "make format puts the layout of these right:"; $(BIN)/ruff format --check; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: .venv/.dev
+	@$(BIN)/ruff format --quiet
+	@$(BIN)/ruff check --fix --quiet
+
+bench: .venv/.dev
+	@$(BIN)/python bench/run.py all $(ARGS)
+
+bench-capture bench-latency bench-memory: bench-%: .venv/.dev
+	@$(BIN)/python bench/run.py $* $(ARGS)
+
+wheel: .venv/.dev
+	@$(BIN)/python .ci/wheel.py $(ARGS)
+
+clean:
+	@rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .services
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps in one environment: the demo does without the test tools. Both follow pyproject.toml.
+.venv/.demo: pyproject.toml | .venv/bin/python
+	@echo "make: installing walbus[demo] into .venv (once)"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	@echo "make: installing walbus[dev] into .venv (once)"
+	@$(PIP) --editable '.[dev]'
+	@touch .venv/.demo $@
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later on this machine; name one with PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+		echo "make: $(PYTHON) comes without ensurepip; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv .venv
