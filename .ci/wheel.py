@@ -39,8 +39,14 @@ def tree_files() -> set[str]:
         str(prefix / file.relative_to(folder))
         for prefix, folder in roots.items()
         for file in folder.rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".") and file.suffix != ".pyc"
+        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
     }
+
+
+def module_names(files: set[str]) -> list[str]:
+    """The dotted names of the Python files."""
+    sources = sorted(name for name in files if name.endswith(".py"))
+    return [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in sources]
 
 
 def wheel_files(wheel: Path) -> set[str]:
@@ -68,8 +74,8 @@ def build(folder: Path) -> tuple[Path, Path]:
 
 def compare(what: str, expected: set[str], found: set[str]) -> None:
     """Ends the process if the archive's files are not the tree's."""
-    if problems := [f"missing {name}" for name in sorted(expected - found)]:
-        sys.exit(f"wheel: {what} differs from the tree (is the package in [tool.setuptools] packages?)\n" + "\n".join(problems))
+    if missing := sorted(expected - found):
+        sys.exit(f"wheel: {what} lacks (is the package in [tool.setuptools] packages?)\n" + "\n".join(missing))
     if what == "the wheel" and (extra := sorted(found - expected)):
         sys.exit("wheel: the wheel holds more than the tree\n" + "\n".join(extra))
 
@@ -96,10 +102,7 @@ def main() -> None:
         compare("the sdist", expected, sdist_files(sdist))
         compare("the wheel", expected, wheel_files(wheel))
         print(f"wheel: sdist and wheel hold all {len(expected)} files of the tree")
-        modules = sorted(
-            name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in expected if name.endswith(".py")
-        )
-        install(wheel, Path(temporary) / "fresh", modules)
+        install(wheel, Path(temporary) / "fresh", module_names(expected))
 
 
 if __name__ == "__main__":
