@@ -111,7 +111,7 @@ class RecordHeader(NamedTuple):
     last_seq: int
     xid: int
     commit_time: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls on a header
     origin_length: int
     tables: int
 
@@ -262,7 +262,7 @@ def pack_record(
         first_seq, last_seq, xid, commit_time, count, len(origin), 0, tables, 0,
     )  # fmt: skip
     rest = b"".join((header[4:], origin, body))
-    return google_crc32c.value(rest).to_bytes(4, "little") + rest
+    return int(google_crc32c.value(rest)).to_bytes(4, "little") + rest
 
 
 def read_header(buffer: bytes, offset: int = 0) -> RecordHeader:
