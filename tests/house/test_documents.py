@@ -1,0 +1,57 @@
+"""Documents that lie are worse than none: links lead somewhere, and the commands they give exist."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
+SHELL = re.compile(r"^```(?:sh|bash|console|shell)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub and most renderers give to headings."""
+    prose = FENCE.sub("", document.read_text())
+    plain = (re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading).lower() for heading in HEADING.findall(prose))
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    dead = []
+    for link in (a or b for a, b in LINK.findall(FENCE.sub("", document.read_text()))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        if not target.exists() or not target.is_relative_to(ROOT) or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            dead.append(link)
+    assert dead == []
+
+
+def shell_lines(document: Path) -> list[str]:
+    """The commands of a document's shell blocks, continuation lines joined and prompts removed."""
+    blocks = "\n".join(SHELL.findall(document.read_text())).replace("\\\n", " ")
+    return [line.strip().removeprefix("$ ") for line in blocks.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_make_targets_in_documents_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z.][\w./ -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    known = {name for group in targets for name in group.split()}
+    used = {match for line in shell_lines(document) for match in re.findall(r"\bmake ([a-z][\w-]*)", line)}
+    assert used - known == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_extras_in_documents_exist(document: Path) -> None:
+    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    used = {e for extras in re.findall(r"walbus\[([a-z,]+)\]", document.read_text()) for e in extras.split(",")}
+    assert used - known == set()
