@@ -73,8 +73,8 @@ class Change:
         """Columns whose TOASTed value did not change, and that PostgreSQL therefore did not send."""
         if not self.raw.unchanged or self.schema is None:
             return frozenset()
-        bits = self.raw.unchanged
-        return frozenset(c.name for i, c in enumerate(self.schema.columns) if bits[i >> 3] >> (i & 7) & 1)
+        bits = int.from_bytes(self.raw.unchanged, "little")
+        return frozenset(c.name for i, c in enumerate(self.schema.columns) if bits >> i & 1)
 
     def after_texts(self) -> dict[str, str | None] | None:
         """The new row as PostgreSQL's canonical text; columns in `unchanged` are left out."""

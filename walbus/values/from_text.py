@@ -1,0 +1,179 @@
+"""Canonical text to Avro bytes, one function for each built-in type.
+
+Each takes PostgreSQL's text of one value and returns branch 1 of the column's union: the branch byte and the native
+form. A value that the native form cannot hold, and any text that PostgreSQL would not have written so, raises
+ValueError (or its kin in `OUTSIDE`); the caller keeps the text itself then. So nothing is lost and nothing is
+normalised: what a native value prints as later is the very text that came (floats apart, which keep all their bits).
+
+This is the hot loop of capture. Hence look-ups in place of parsing: the days and the seconds of timestamps come
+from dictionaries that fill themselves, and numbers from the tables of `avro_bytes`.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from binascii import hexlify, unhexlify
+from datetime import date
+from fractions import Fraction
+
+from walbus.values.avro_bytes import native_array, native_long, native_string, native_varint
+
+#: What these functions raise for a value outside the native range.
+OUTSIDE = (ValueError, KeyError, OverflowError)
+
+UNIX_DAY_ZERO = date(1970, 1, 1).toordinal()
+SECOND = 1_000_000  #: in microseconds
+DAY = 86_400 * SECOND
+
+_BOOLS = {b"t": b"\x02\x01", b"f": b"\x02\x00"}
+_FRACTION_UNIT = [0, 0, 100_000, 10_000, 1_000, 100, 10, 1]  # by the length of ".123"
+_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_pack_float = struct.Struct("<f").pack
+_unpack_float = struct.Struct("<f").unpack
+_native_float = struct.Struct("<cf").pack
+_native_double = struct.Struct("<cd").pack
+_double_bits = struct.Struct("<d").pack
+
+from_bool = _BOOLS.__getitem__
+from_string = native_string
+
+
+def from_int(text: bytes) -> bytes:
+    """int2 and int4."""
+    value = int(text)
+    zigzag = value << 1 if value >= 0 else ~(value << 1)
+    if zigzag >> 32 or b"%d" % value != text:
+        raise ValueError("not a 32-bit integer")
+    return native_varint(zigzag)
+
+
+def from_long(text: bytes) -> bytes:
+    """int8 and oid."""
+    value = int(text)
+    zigzag = value << 1 if value >= 0 else ~(value << 1)
+    if zigzag >> 64 or b"%d" % value != text:
+        raise ValueError("not a 64-bit integer")
+    return native_varint(zigzag)
+
+
+def from_float8(text: bytes) -> bytes:
+    """float8; NaN and the infinities are native too."""
+    return _native_double(b"\x02", float(text))
+
+
+def from_float4(text: bytes) -> bytes:
+    """float4: the single-precision number nearest to the text, rounded once."""
+    double = float(text)
+    single: float = _unpack_float(_pack_float(double))[0]
+    if single != double and not int.from_bytes(_double_bits(double)[:4], "little") & 0x0FFF_FFFF:
+        single = _round_once(text, double, single)
+    return _native_float(b"\x02", single)
+
+
+def _round_once(text: bytes, double: float, single: float) -> float:
+    """Mends the rare text whose double lies midway between two floats although the text itself does not."""
+    if double != double or double in (float("inf"), float("-inf")):
+        return single
+    exact = Fraction(text.decode())
+    if exact == Fraction(double):
+        return single
+    bits = int.from_bytes(_pack_float(single), "little")
+    near = [_unpack_float(struct.pack("<I", b))[0] for b in (bits - 1, bits, bits + 1) if 0 <= b < 1 << 32]
+    return min(
+        (f for f in near if f == f and abs(f) != float("inf")), key=lambda f: abs(Fraction(f) - exact), default=single
+    )
+
+
+def from_bytea(text: bytes) -> bytes:
+    """bytea in hex form."""
+    digits = text[2:]
+    value = unhexlify(digits)
+    if text[:2] != b"\\x" or hexlify(value) != digits:
+        raise ValueError("not bytea's hex form")
+    return native_string(value)
+
+
+def from_uuid(text: bytes) -> bytes:
+    """A uuid, which Avro holds as its text."""
+    if _UUID.fullmatch(text) is None:
+        raise ValueError("not a uuid")
+    return native_string(text)
+
+
+class _Days(dict[bytes, int]):
+    """Unix days by `YYYY-MM-DD`; fills itself, and starts anew when it has grown large."""
+
+    _LIMIT = 50_000
+
+    def __missing__(self, text: bytes) -> int:
+        name = text.decode()
+        day = date.fromisoformat(name)
+        if day.isoformat() != name:
+            raise ValueError("not a date's ISO form")
+        if len(self) >= self._LIMIT:
+            self.clear()
+        self[text] = days = day.toordinal() - UNIX_DAY_ZERO
+        return days
+
+
+_DAYS = _Days()
+_SECONDS = {
+    b"%02d:%02d:%02d" % (second // 3600, second // 60 % 60, second % 60): second * SECOND for second in range(86_400)
+}
+
+
+def from_date(text: bytes) -> bytes:
+    """A date of the years 1 to 9999."""
+    return native_long(_DAYS[text])
+
+
+def from_time(text: bytes) -> bytes:
+    """A time of day below 24:00."""
+    micros = _SECONDS[text[:8]]
+    return native_long(micros + _fraction(text[8:]) if len(text) > 8 else micros)
+
+
+def from_timestamp(text: bytes) -> bytes:
+    """A timestamp of the years 1 to 9999."""
+    micros = _DAYS[text[:10]] * DAY + _SECONDS[text[11:19]]
+    if text[10:11] != b" ":
+        raise ValueError("not a timestamp's ISO form")
+    if len(text) > 19:
+        micros += _fraction(text[19:])
+    return native_long(micros)
+
+
+def from_timestamptz(text: bytes) -> bytes:
+    """A timestamptz of the years 1 to 9999, printed in UTC."""
+    if text[-3:] != b"+00":
+        raise ValueError("not printed in UTC")
+    return from_timestamp(text[:-3])
+
+
+def _fraction(text: bytes) -> int:
+    digits = text[1:]
+    if text[:1] != b"." or not digits.isdigit() or len(digits) > 6 or text[-1:] == b"0":
+        raise ValueError("not a fraction of a second")
+    return int(digits) * _FRACTION_UNIT[len(text)]
+
+
+__all__ = [
+    "DAY",
+    "OUTSIDE",
+    "SECOND",
+    "UNIX_DAY_ZERO",
+    "from_bool",
+    "from_bytea",
+    "from_date",
+    "from_float4",
+    "from_float8",
+    "from_int",
+    "from_long",
+    "from_string",
+    "from_time",
+    "from_timestamp",
+    "from_timestamptz",
+    "from_uuid",
+    "native_array",
+]
