@@ -7,15 +7,16 @@ the first and the last, and only an ending window may be checkpointed as done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 from walbus.keys import decode_key
-from walbus.position import Position
-from walbus.records import ChangeFlag, Kind, Op, RawChange
+from walbus.position import ORIGIN, Position
+from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, origin_of
 from walbus.schema import TableSchema
 from walbus.values import decode_row, row_texts
 
@@ -88,6 +89,26 @@ class Change:
         """Whether a TRUNCATE was given CASCADE."""
         return bool(self.raw.flags & ChangeFlag.CASCADE)
 
+    @property
+    def restart_identity(self) -> bool:
+        """Whether a TRUNCATE was given RESTART IDENTITY."""
+        return bool(self.raw.flags & ChangeFlag.RESTART_IDENTITY)
+
+    @property
+    def message(self) -> tuple[str, bytes] | None:
+        """Prefix and content of a logical message; None for every other op."""
+        if self.raw.op != Op.MESSAGE:
+            return None
+        return (self.raw.key or b"").decode(), self.raw.after or b""
+
+    @property
+    def detail(self) -> Mapping[str, Any] | None:
+        """The document of a SCHEMA or EPOCH event; None for every other op."""
+        if self.raw.op not in (Op.SCHEMA, Op.EPOCH):
+            return None
+        document: dict[str, Any] = json.loads(self.raw.after or b"{}")
+        return document
+
     def _row(self, payload: bytes | None, *, leave_out_unchanged: bool) -> Mapping[str, Any] | None:
         if payload is None or self.schema is None:
             return None
@@ -134,6 +155,64 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.changes)
+
+
+def window_of(
+    header: RecordHeader, record: bytes, schemas: Callable[[int], TableSchema], *, after: Position = ORIGIN
+) -> Window:
+    """The window that one record is.
+
+    Args:
+        header: of the record, as `RecordParser` yields them.
+        record: the whole record.
+        schemas: layout by number; its KeyError for an unknown one goes to the caller.
+        after: changes at or before this position ("last done") are left out, so that a record that begins before
+            the place where a reader resumes repeats nothing.
+
+    Raises:
+        DamagedRecord: the body makes no sense.
+    """
+    changes = [
+        Change(raw, schemas(raw.schema_id) if raw.schema_id else None, position, header.first_seq + raw.seq_delta)
+        for position, raw in located_changes(header, record, after)
+    ]
+    return Window(
+        kind=Kind(header.kind),
+        changes=changes,
+        xid=header.xid,
+        commit_lsn=header.commit_lsn,
+        commit_time=time_of(header.commit_time),
+        last=header.last,
+        last_seq=header.last_seq,
+        begins=bool(header.flags & Flag.BEGIN),
+        ends=bool(header.flags & Flag.END),
+        origin=origin_of(record, header).decode(),
+    )
+
+
+def located_changes(
+    header: RecordHeader, record: bytes, after: Position = ORIGIN
+) -> Iterator[tuple[Position, RawChange]]:
+    """The changes of a record with their positions, but for those at or before `after` ("last done").
+
+    A snapshot's rows all stand at the snapshot's position, and `after` does not concern them. A SCHEMA or EPOCH event
+    stands at the position of the change before it, so that one at `after` itself is given (again).
+
+    Raises:
+        DamagedRecord: the body makes no sense.
+    """
+    if header.kind == Kind.PROGRESS:
+        return
+    epoch, commit_lsn = header.epoch, header.commit_lsn
+    first, snapshot = header.first_ordinal, header.kind == Kind.SNAPSHOT
+    events = header.kind != Kind.TRANSACTION
+    for raw in iter_changes(body_of(record, header)):
+        if snapshot:
+            yield header.last, raw
+            continue
+        position = Position(epoch, commit_lsn, first + raw.ordinal_delta)
+        if position > after or (events and position == after):
+            yield position, raw
 
 
 def time_of(microseconds: int) -> datetime:
