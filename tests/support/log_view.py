@@ -1,0 +1,91 @@
+"""The relay log in the oracle's form, so that `log_transactions(reader) == oracle.transactions()`.
+
+Works on any `LogReader`; `window_changes` gives the changes that a consumer received in the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import zstandard
+
+from support.oracle import OracleChange, OracleTransaction
+from walbus.events import Change
+from walbus.keys import key_texts
+from walbus.log import LogReader, SchemaRegistry
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, check_record, iter_changes
+
+_COUNTED = {Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE, Op.MESSAGE}
+
+
+def log_records(reader: LogReader, after: Position = ORIGIN) -> Iterator[tuple[RecordHeader, bytes]]:
+    """(header, whole record) of everything durable behind a position; checksums are proved."""
+    cursor = reader.cursor(after)
+    try:
+        while batch := cursor.read(1 << 20):
+            for record in batch:
+                yield check_record(record), record
+    finally:
+        cursor.close()
+
+
+def log_transactions(reader: LogReader, after: Position = ORIGIN, *, messages: bool = False) -> list[OracleTransaction]:
+    """Every transaction with a change, in log order; fails where pieces, ordinals or seqs do not run on."""
+    transactions: list[OracleTransaction] = []
+    changes: list[OracleChange] = []
+    last_seq, last_ordinal = 0, 0
+    for header, record in log_records(reader, after):
+        if header.kind != Kind.TRANSACTION:
+            continue
+        if header.flags & Flag.BEGIN:
+            assert not changes, f"a transaction begins inside another at {header.first}"
+            last_ordinal = 0
+        for raw in _changes(header, record):
+            ordinal, seq = header.first_ordinal + raw.ordinal_delta, header.first_seq + raw.seq_delta
+            assert (ordinal, seq > last_seq) == (last_ordinal + 1, True), f"order broken at {header.first}"
+            last_ordinal, last_seq = ordinal, seq
+            changes.append(change_of(raw, reader.schemas))
+        if header.flags & Flag.END:
+            kept = tuple(c for c in changes if messages or c.op != "message")
+            if kept:
+                transactions.append(_transaction(header, kept))
+            changes = []
+    assert not changes, "the log's last transaction has no end"
+    return transactions
+
+
+def window_changes(changes: Iterable[Change]) -> list[OracleChange]:
+    """A consumer's changes in the oracle's form."""
+    return [_oracle_change(change) for change in changes]
+
+
+def change_of(raw: RawChange, schemas: SchemaRegistry) -> OracleChange:
+    """One change of the log in the oracle's form."""
+    schema = schemas.get(raw.schema_id) if raw.schema_id else None
+    return _oracle_change(Change(raw, schema, ORIGIN, 0))
+
+
+def _oracle_change(change: Change) -> OracleChange:
+    raw = change.raw
+    assert change.op in _COUNTED, f"{change.op!r} has no place in a transaction"
+    row = raw.op in {Op.INSERT, Op.UPDATE, Op.DELETE}
+    return OracleChange(
+        change.op.name.lower(),
+        raw.table,
+        change.after_texts() if row else None,
+        change.unchanged if raw.op == Op.UPDATE else frozenset(),
+        key_texts(raw.key) if row and raw.key is not None else None,
+        key_texts(raw.old_key) if raw.old_key is not None else None,
+    )
+
+
+def _changes(header: RecordHeader, record: bytes) -> Iterator[RawChange]:
+    body = body_of(record, header)
+    if header.flags & Flag.ZSTD:
+        body = zstandard.ZstdDecompressor().decompress(body)
+    return iter_changes(body)
+
+
+def _transaction(header: RecordHeader, changes: tuple[OracleChange, ...]) -> OracleTransaction:
+    return OracleTransaction(header.commit_lsn, header.end_lsn, header.xid & 0xFFFF_FFFF, header.commit_time, changes)
