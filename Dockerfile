@@ -1,0 +1,33 @@
+# The image builds its wheel from this tree, and runs every room under one supervisor as a user without privileges.
+#
+#     docker build -t walbus .
+#     docker run -v ./walbus.toml:/etc/walbus/walbus.toml:ro -v walbus:/var/lib/walbus walbus
+#
+# One room alone: docker run … walbus capture -c /etc/walbus/walbus.toml
+
+FROM python:3.12-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN pip install --no-cache-dir build==1.3.0 \
+    && python -m build --outdir /dist \
+    && python -m venv /opt/walbus \
+    && wheel=$(echo /dist/*.whl) \
+    && /opt/walbus/bin/pip install --no-cache-dir "$wheel[redis,search]"
+
+FROM python:3.12-slim-bookworm
+RUN groupadd --system --gid 999 walbus \
+    && useradd --system --uid 999 --gid walbus --home-dir /var/lib/walbus --create-home walbus
+COPY --from=build /opt/walbus /opt/walbus
+ENV PATH=/opt/walbus/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    WALBUS_DATA_DIR=/var/lib/walbus
+USER walbus
+WORKDIR /var/lib/walbus
+VOLUME /var/lib/walbus
+EXPOSE 7070 7071
+# Ready means: the log exists and its end is known, so that a reader can start.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=6 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7070/readyz', timeout=2)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["walbus"]
+CMD ["run", "-c", "/etc/walbus/walbus.toml"]
