@@ -74,7 +74,7 @@ def _listed(value: object) -> object:
     return [part.strip() for part in value.strip("[]").replace('"', "").split(",") if part.strip()]
 
 
-def _checked_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+def checked_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     if not patterns:
         raise ValueError("should name at least one table")
     for pattern in patterns:
@@ -87,7 +87,7 @@ def _checked_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _checked_source_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    for pattern in _checked_patterns(patterns):
+    for pattern in checked_patterns(patterns):
         if pattern.startswith("*"):
             raise ValueError(f"{pattern!r} should name its schema, as in public.*")
     return patterns
@@ -95,7 +95,7 @@ def _checked_source_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 Listen = Annotated[str, AfterValidator(_checked_listen)]
 Url = Annotated[str, AfterValidator(_checked_url)]
-Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_patterns)]
+Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(checked_patterns)]
 SourcePatterns = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_source_patterns)
 ]

@@ -1,1 +1,22 @@
-"""Placeholder."""
+"""The command line, and the one place that knows every room.
+
+    application     the commands by name, and `main`
+    failures        every exception becomes one line and an exit code
+    options         the options that commands share; settings, log and secrets of this process
+    stopping        signals, and the lifeline to a supervisor, as one `threading.Event`
+
+    capture, relay, bootstrap, consume     one room in this process
+    run             all rooms as processes: `supervisor` decides (pure), `children` does
+    tail            changes, one a line: `tail_stream` reads, `tail_lines` writes
+    status          what every room is doing: `status_report` gathers, `status_table` draws
+    demo            everything on an embedded PostgreSQL
+
+A command's module imports its room when the command runs, so that `walbus --help` stays quick and a missing extra
+hurts nobody who does not use it.
+"""
+
+from __future__ import annotations
+
+from walbus.cli.application import main
+
+__all__ = ["main"]

@@ -1,0 +1,74 @@
+"""The commands by name, and `main`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from walbus import __version__
+from walbus.cli.bootstrap import command as bootstrap
+from walbus.cli.capture import command as capture
+from walbus.cli.consume import command as consume
+from walbus.cli.demo import command as demo
+from walbus.cli.failures import Reporter, reporter_of, run_reported
+from walbus.cli.relay import command as relay
+from walbus.cli.run import command as run
+from walbus.cli.status import command as status
+from walbus.cli.tail import command as tail
+
+app = typer.Typer(
+    name="walbus",
+    help="Change data capture for PostgreSQL: an ordered, durable, replayable log of committed changes.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 a check found something.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo)
+app.command("run")(run)
+app.command("capture")(capture)
+app.command("relay")(relay)
+app.command("bootstrap")(bootstrap)
+app.command("consume")(consume)
+app.command("tail")(tail)
+app.command("status")(status)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"walbus {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="WALBUS_DEBUG", help="Print the traceback of an unexpected error.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+    if debug:
+        reporter_of(context).debug = True
+        os.environ["WALBUS_DEBUG"] = "1"  # for the processes that this one starts
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command and exits with its code.
+
+    Args:
+        arguments: those behind the program's name; `sys.argv`'s if None.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    reporter = Reporter(sys.stderr)
+    sys.exit(run_reported(lambda: app(given, prog_name="walbus", standalone_mode=False, obj=reporter), reporter))

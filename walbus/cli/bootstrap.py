@@ -1,0 +1,26 @@
+"""`walbus bootstrap`: the latest row of every key, over HTTP."""
+
+from __future__ import annotations
+
+import typer
+
+from walbus.cli.options import ConfigFile, start_room
+from walbus.cli.stopping import stop_event
+
+
+def command(context: typer.Context, config: ConfigFile = None) -> None:
+    """Keep the latest row of every key, and serve snapshots to late consumers."""
+    stop = stop_event()
+    settings = start_room(context, config, "bootstrap")
+    from walbus.bootstrap import run_bootstrap  # noqa: PLC0415 - a command loads its own room alone
+    from walbus.relay import open_reader  # noqa: PLC0415
+
+    run_bootstrap(
+        settings.source,
+        settings.bootstrap,
+        folder=settings.bootstrap_dir,
+        reader=lambda: open_reader(settings.relay_dir),
+        holds_dir=settings.holds_dir,
+        status_path=settings.status_dir / "bootstrap.json",
+        stop=stop,
+    )

@@ -1,0 +1,71 @@
+"""`walbus capture`: from the source's WAL into the relay log."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import typer
+
+from walbus.cli.options import ConfigFile, start_room
+from walbus.cli.stopping import stop_event
+from walbus.config import Settings
+from walbus.errors import LogMissing, SourceMisconfigured, SourceUnavailable
+from walbus.log import SourceIdentity
+
+
+def command(context: typer.Context, config: ConfigFile = None) -> None:
+    """Read the source's changes into the relay log (one process a log)."""
+    stop = stop_event()
+    capture(start_room(context, config, "capture"), stop)
+
+
+def capture(settings: Settings, stop: threading.Event) -> None:
+    """Runs capture until it is told to stop.
+
+    Raises:
+        SourceError: the source is misconfigured, or lost what the log needs.
+        LogError: the log is damaged, of another source, or in use.
+    """
+    from walbus.capture import run_capture  # noqa: PLC0415 - a command loads its own room alone
+    from walbus.relay import open_writer  # noqa: PLC0415
+
+    relay = settings.relay
+    writer = open_writer(
+        settings.relay_dir,
+        _identity(settings),
+        segment_bytes=relay.segment_bytes,
+        retention_hours=relay.retention_hours,
+        retention_bytes=relay.retention_bytes,
+    )
+    with closing(writer):
+        run_capture(settings.source, writer, stop=stop, status_path=settings.status_dir / "capture.json")
+
+
+def _identity(settings: Settings) -> SourceIdentity:
+    """The source's identity.
+
+    A source that does not answer is waited for only if it ever did: where there is no log yet, its address is taken
+    for wrong, so that a typing error ends a first start at once instead of being tried for ever.
+    """
+    from walbus.capture import identify  # noqa: PLC0415
+
+    try:
+        return identify(settings.source)
+    except SourceUnavailable as error:
+        known = _known_identity(settings.relay_dir)
+        if known is None:
+            raise SourceMisconfigured(error.what, where=error.where, mend=error.mend) from None
+        return known
+
+
+def _known_identity(folder: Path) -> SourceIdentity | None:
+    """The identity that the log was made for; None if there is no log."""
+    from walbus.relay import open_reader  # noqa: PLC0415
+
+    try:
+        with closing(open_reader(folder)) as reader:
+            return reader.source
+    except LogMissing:
+        return None

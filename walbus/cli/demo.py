@@ -1,0 +1,31 @@
+"""`walbus demo`: everything on an embedded PostgreSQL, ended by a comparison."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Workload(enum.StrEnum):
+    """What changes the demo's database."""
+
+    SHOP = "shop"
+    PGBENCH = "pgbench"
+
+
+def command(
+    seconds: Annotated[float, typer.Option(min=1, help="How long the workload runs.")] = 30.0,
+    rate: Annotated[float, typer.Option(min=0.1, help="Transactions a second aimed at.")] = 200.0,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where everything lies; a temporary folder if not given.", show_default=False)
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the folder there at the end.")] = False,
+    workload: Annotated[Workload, typer.Option(help="Whose transactions run.")] = Workload.SHOP,
+) -> int:
+    """Show everything on an embedded PostgreSQL; exit 1 if any derived view differs from the source."""
+    from walbus.demo import run_demo  # noqa: PLC0415 - a command loads its own room alone
+
+    return run_demo(seconds=seconds, rate=rate, data_dir=data_dir, keep=keep, workload=workload.value)

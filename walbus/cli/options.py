@@ -1,0 +1,74 @@
+"""Options that commands share, and what each command does with them first.
+
+`-c FILE` names the configuration. Without it, `./walbus.toml` is read; where that file does not exist and the
+environment names the source (`WALBUS_SOURCE__DSN`), the environment alone is the configuration, as in a container.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from walbus.cli.failures import reporter_of
+from walbus.config import Settings, load_settings
+from walbus.diagnostics import Redactor, configure_logging, passwords_in
+from walbus.errors import ConfigError
+
+DEFAULT_FILE = Path("walbus.toml")
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "-c", "--config", metavar="FILE", help="The configuration; default ./walbus.toml.", show_default=False
+    ),
+]
+
+
+def chosen_file(given: Path | None) -> Path | None:
+    """The configuration's file; None for the environment alone."""
+    if given is not None:
+        return given
+    if not DEFAULT_FILE.exists() and os.environ.get("WALBUS_SOURCE__DSN"):
+        return None
+    return DEFAULT_FILE
+
+
+def load(context: typer.Context, given: Path | None) -> Settings:
+    """The settings; from here on their secrets are starred in every error.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    settings = load_settings(chosen_file(given))
+    reporter_of(context).redactor = Redactor(secrets_of(settings))
+    return settings
+
+
+def start_room(context: typer.Context, given: Path | None, room: str) -> Settings:
+    """The settings, with the process's log set up for a room.
+
+    Raises:
+        ConfigError: as `load_settings`, or the data folder cannot be made.
+    """
+    settings = load(context, given)
+    configure_logging(settings.log, room=room, secrets=secrets_of(settings))
+    _make_folder(settings.status_dir)
+    return settings
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot make the folder: {error.strerror}"
+        raise ConfigError(what, where=f"{folder}, key data_dir", mend="name one that this user may write") from None
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Literal texts of the configuration that must never be printed."""
+    dsn = settings.source.dsn.get_secret_value()
+    options = [str(value) for consumer in settings.consumer.values() for value in consumer.options.values()]
+    return [secret for text in (dsn, *options) for secret in passwords_in(text)]

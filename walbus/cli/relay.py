@@ -1,0 +1,23 @@
+"""`walbus relay`: the log, over HTTP."""
+
+from __future__ import annotations
+
+import typer
+
+from walbus.cli.options import ConfigFile, start_room
+from walbus.cli.stopping import stop_event
+
+
+def command(context: typer.Context, config: ConfigFile = None) -> None:
+    """Serve the relay log to consumers over HTTP."""
+    stop = stop_event()
+    settings = start_room(context, config, "relay")
+    from walbus.relay import serve_relay  # noqa: PLC0415 - a command loads its own room alone
+
+    serve_relay(
+        settings.relay_dir,
+        settings.relay,
+        bootstrap_url=settings.bootstrap_url,
+        status_dir=settings.status_dir,
+        stop=stop,
+    )

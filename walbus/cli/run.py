@@ -1,0 +1,50 @@
+"""`walbus run`: every room and every consumer of the file, each as its own process."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import typer
+
+from walbus.cli.children import Output, ProcessGroup
+from walbus.cli.options import ConfigFile, chosen_file, start_room
+from walbus.cli.supervisor import Child, Supervisor
+from walbus.config import Settings
+from walbus.diagnostics import resolved_format
+
+#: What stops first; the data flows the other way.
+_CONSUMERS, _BOOTSTRAP, _RELAY, _CAPTURE = range(4)
+
+
+def command(context: typer.Context, config: ConfigFile = None) -> int:
+    """Run all rooms, one process each: restart what dies, stop in order on SIGTERM or Ctrl-C."""
+    settings = start_room(context, config, "run")
+    children = children_of(settings, chosen_file(config))
+    chosen = resolved_format(settings.log, sys.stderr)
+    group = ProcessGroup(
+        Supervisor(children, random.random),
+        Output(sys.stderr, [child.name for child in children], json_lines=chosen == "json"),
+        _environment(chosen),
+        settings.status_dir / "supervisor.json",
+    )
+    return group.run()
+
+
+def children_of(settings: Settings, file: Path | None) -> list[Child]:
+    """The processes of a configuration, in the order of the data."""
+    config = () if file is None else ("-c", str(file))
+    rooms = [Child("capture", ("capture", *config), _CAPTURE), Child("relay", ("relay", *config), _RELAY)]
+    if settings.bootstrap.enabled:
+        rooms.append(Child("bootstrap", ("bootstrap", *config), _BOOTSTRAP))
+    return rooms + [Child(f"consumer-{name}", ("consume", name, *config), _CONSUMERS) for name in settings.consumer]
+
+
+def _environment(log_format: str) -> dict[str, str]:
+    """The children's: they write to a pipe, but what they write is for our stderr."""
+    environment = {**os.environ, "WALBUS_LOG__FORMAT": log_format}
+    if sys.stderr.isatty():
+        environment["FORCE_COLOR"] = "1"
+    return environment

@@ -1,0 +1,120 @@
+"""Gathers what every room is doing; a room that is down is part of the report, not an error.
+
+Each part says `state`: `up`, or `down` with an `error`. Rooms without a server (capture, consumers) tell through
+their status files, which they rewrite every second: a file that is older than a few seconds is that of a room that
+is not running, and what it says was true then (`age_seconds`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psycopg
+from psycopg.rows import dict_row
+
+from walbus.config import Settings, SourceConfig
+from walbus.status import read_status
+
+_TIMEOUT: Final = 2.0
+_STALE_AFTER: Final = 5.0
+
+_SLOT = """
+    SELECT slot_name, plugin, active, wal_status, confirmed_flush_lsn::text AS confirmed_lsn,
+           restart_lsn::text AS restart_lsn, pg_catalog.pg_current_wal_lsn()::text AS current_lsn,
+           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::int8 AS retained_bytes,
+           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), confirmed_flush_lsn)::int8 AS lag_bytes
+    FROM pg_catalog.pg_replication_slots WHERE slot_name = %s
+"""
+
+Part = dict[str, Any]
+
+
+def gather(settings: Settings) -> Part:
+    """The whole report, as `walbus status --json` prints it."""
+    return {
+        "source": _source(settings.source),
+        "capture": _from_file(settings.status_dir / "capture.json"),
+        "relay": _from_server(settings.relay_url, "/v1/info"),
+        "bootstrap": _bootstrap(settings),
+        "consumers": {
+            name: {"sink": consumer.sink, **_from_file(settings.status_dir / f"consumer-{name}.json")}
+            for name, consumer in settings.consumer.items()
+        },
+        "supervisor": _supervisor(settings.status_dir / "supervisor.json"),
+    }
+
+
+def _source(source: SourceConfig) -> Part:
+    """The slot, as the source sees it."""
+    try:
+        with psycopg.connect(
+            source.dsn.get_secret_value(),
+            autocommit=True,
+            connect_timeout=int(_TIMEOUT),
+            options="-c statement_timeout=2000",
+            application_name="walbus status",
+            row_factory=dict_row,
+        ) as connection:
+            slot = connection.execute(_SLOT, [source.slot]).fetchone()
+    except psycopg.Error as error:
+        return _down(error)
+    return {"state": "up", "slot": slot or {"slot_name": source.slot, "missing": True}}
+
+
+def _bootstrap(settings: Settings) -> Part:
+    url = settings.bootstrap_url
+    if url is None:
+        return {"state": "off"}
+    served = _from_server(url, "/v1/tables")
+    told = _from_file(settings.status_dir / "bootstrap.json")
+    return {**told, **served}
+
+
+def _from_server(url: str, path: str) -> Part:
+    """What a room's server says of itself."""
+    try:
+        response = httpx.get(url + path, timeout=_TIMEOUT)
+        response.raise_for_status()
+        document = response.json()
+    except (httpx.HTTPError, ValueError) as error:
+        return {**_down(error), "url": url}
+    return {"state": "up", "url": url, **document}
+
+
+def _from_file(path: Path, *, now: float | None = None) -> Part:
+    """What a room without a server says of itself."""
+    told = read_status(path)
+    if told is None:
+        return {"state": "down", "error": "never ran here"}
+    age = max(0.0, (time.time() if now is None else now) - path.stat().st_mtime)
+    state = "up" if age < _STALE_AFTER else "down"
+    return {"state": state, "age_seconds": round(age, 1), **told}
+
+
+def _supervisor(path: Path) -> Part:
+    """The supervisor's file is written when something happens, so its process tells whether it is there."""
+    told = read_status(path)
+    if told is None or not _alive(told.get("pid")):
+        return {"state": "down", "error": "walbus run is not running here"}
+    return {"state": "up", **told}
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _down(error: Exception) -> Part:
+    text = " ".join(str(error).split())
+    return {"state": "down", "error": text or type(error).__name__}

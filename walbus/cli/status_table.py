@@ -1,0 +1,136 @@
+"""Draws the report of `walbus status` as a table: a row for each room, with its place, its lag and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from walbus.errors import InvalidText
+from walbus.lsn import parse_lsn
+from walbus.position import parse_position
+
+_STYLES = {"up": "green", "down": "bold red", "off": "dim"}
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+class _Cells(NamedTuple):
+    """A room's row behind its name and state."""
+
+    position: str = ""
+    lag: str = ""
+    details: str = ""
+
+
+def table_of(report: Mapping[str, Any]) -> Table:
+    """The table."""
+    end = _lsn_of(report["relay"].get("end"))
+    table = Table(title="walbus", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("room", "state", "position", "lag", "details"):
+        table.add_column(heading, overflow="fold")
+    _row(table, "source", report["source"], _source(report["source"]))
+    _row(table, "capture", report["capture"], _capture(report["capture"]))
+    _row(table, "relay", report["relay"], _relay(report["relay"]))
+    _row(table, "bootstrap", report["bootstrap"], _bootstrap(report["bootstrap"], end))
+    for name, consumer in report["consumers"].items():
+        _row(table, f"consumer {name}", consumer, _consumer(consumer, end))
+    _row(table, "supervisor", report["supervisor"], _supervisor(report["supervisor"]))
+    return table
+
+
+def _row(table: Table, name: str, part: Mapping[str, Any], cells: _Cells) -> None:
+    """A room's row; of one that is down, the reason and when it last said something."""
+    state = part["state"]
+    details = _why_down(part) if state == "down" else cells.details
+    table.add_row(name, Text(state, style=_STYLES[state]), cells.position, cells.lag, Text(details))
+
+
+def _why_down(part: Mapping[str, Any]) -> str:
+    age = part.get("age_seconds")
+    told = f"last heard of {age:.0f} s ago" if age is not None else ""
+    return ", ".join(filter(None, (part.get("error", ""), told)))
+
+
+def _source(part: Mapping[str, Any]) -> _Cells:
+    slot = part.get("slot", {})
+    if slot.get("missing"):
+        return _Cells(details=f"there is no slot {slot['slot_name']}")
+    details = f"slot {slot.get('slot_name')} {'active' if slot.get('active') else 'not active'}"
+    if slot.get("retained_bytes") is not None:
+        details += f", holds {human_bytes(slot['retained_bytes'])} of WAL"
+    if slot.get("wal_status") not in {None, "reserved"}:
+        details += f", WAL {slot['wal_status']}"
+    lag = slot.get("lag_bytes")
+    return _Cells(slot.get("confirmed_lsn") or "", "" if lag is None else human_bytes(lag), details)
+
+
+def _capture(part: Mapping[str, Any]) -> _Cells:
+    lag = part.get("walbus_capture_lag_bytes")
+    return _Cells(
+        str(part.get("end", "")),
+        "" if lag is None else human_bytes(lag),
+        _count(part.get("walbus_capture_changes_total")),
+    )
+
+
+def _relay(part: Mapping[str, Any]) -> _Cells:
+    size = part.get("bytes")
+    details = "" if size is None else f"log of {human_bytes(size)}, trimmed to {part.get('trimmed')}"
+    return _Cells(str(part.get("end", "")), "", details)
+
+
+def _bootstrap(part: Mapping[str, Any], end: int | None) -> _Cells:
+    tables = part.get("tables", [])
+    others = [f"{table['table']} {table['state']}" for table in tables if table.get("state") != "consistent"]
+    done, total = (part.get(f"walbus_bootstrap_seeding_chunks_{which}") for which in ("done", "total"))
+    seeding = f"chunks {done}/{total}" if total and done != total else ""
+    summary = f"{len(tables) - len(others)} of {len(tables)} tables consistent" if tables else ""
+    details = ", ".join(filter(None, (summary, *others[:5], seeding)))
+    return _Cells(str(part.get("applied", "")), _behind(end, _lsn_of(part.get("applied"))), details)
+
+
+def _consumer(part: Mapping[str, Any], end: int | None) -> _Cells:
+    done = part.get("last_done")
+    seconds = part.get("walbus_consumer_lag_seconds")
+    lag = [_behind(end, _lsn_of(done))] + ([f"{seconds:.1f} s"] if isinstance(seconds, (int, float)) else [])
+    details = [part["sink"], str(part.get("phase", "")), _count(part.get("walbus_consumer_changes_total"))]
+    return _Cells(str(done or ""), ", ".join(filter(None, lag)), ", ".join(filter(None, details)))
+
+
+def _supervisor(part: Mapping[str, Any]) -> _Cells:
+    told = (
+        f"{name} {child['state']}" + (f" ({child['restarts']} restarts)" if child["restarts"] else "")
+        for name, child in part.get("children", {}).items()
+    )
+    return _Cells(details=", ".join(told))
+
+
+def _count(changes: int | None) -> str:
+    return "" if changes is None else f"{changes} changes"
+
+
+def _behind(end: int | None, done: int | None) -> str:
+    return "" if end is None or done is None else human_bytes(max(0, end - done))
+
+
+def _lsn_of(text: object) -> int | None:
+    """The LSN in a position or an LSN; None for anything else."""
+    if not isinstance(text, str):
+        return None
+    for parse in (lambda given: parse_position(given).commit_lsn, parse_lsn):
+        try:
+            return int(parse(text))
+        except InvalidText:
+            continue
+    return None
+
+
+def human_bytes(size: float) -> str:
+    """A size for people: `1.5 MiB`."""
+    for unit in _UNITS[:-1]:
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} {_UNITS[-1]}"
