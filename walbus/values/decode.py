@@ -11,6 +11,7 @@ from io import BytesIO
 from typing import Any
 
 from fastavro import parse_schema, schemaless_reader
+from fastavro.types import Schema
 
 from walbus.errors import DamagedRecord
 from walbus.schema import Column, TableSchema
@@ -55,7 +56,7 @@ class RowReader:
             for text, value in zip(self._texts, values, strict=True)
         ]
 
-    def _read(self, payload: bytes, form: Any) -> dict[str, Any]:
+    def _read(self, payload: bytes, form: Schema) -> dict[str, Any]:
         try:
             row: dict[str, Any] = schemaless_reader(BytesIO(payload), form, None)  # type: ignore[assignment]  # a record
         except (EOFError, ValueError, IndexError, OverflowError, TypeError):
@@ -85,8 +86,10 @@ row_reader = PerLayout(RowReader)
 
 
 def decode_row(schema: TableSchema, payload: bytes) -> dict[str, Any]:
-    """A row as Python values by column name: int, float, bool, str, bytes, Decimal, date, time, datetime, UUID,
-    lists of these, None. A value outside Python's range is its canonical text, a `str`.
+    """A row as Python values by column name.
+
+    They are int, float, bool, str, bytes, Decimal, date, time, datetime, UUID, lists of these, and None. A value
+    outside Python's range is its canonical text, a `str`.
 
     Raises:
         DamagedRecord: the payload is no row of this layout.

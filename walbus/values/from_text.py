@@ -11,13 +11,15 @@ from dictionaries that fill themselves, and numbers from the tables of `avro_byt
 
 from __future__ import annotations
 
+import math
 import re
 import struct
+import sys
 from binascii import hexlify, unhexlify
 from datetime import date
 from fractions import Fraction
 
-from walbus.values.avro_bytes import native_array, native_long, native_string, native_varint
+from walbus.values.avro_bytes import native_long, native_string, native_varint
 
 #: What these functions raise for a value outside the native range.
 OUTSIDE = (ValueError, KeyError, OverflowError)
@@ -28,6 +30,8 @@ DAY = 86_400 * SECOND
 
 _BOOLS = {b"t": b"\x02\x01", b"f": b"\x02\x00"}
 _FRACTION_UNIT = [0, 0, 100_000, 10_000, 1_000, 100, 10, 1]  # by the length of ".123"
+_LARGEST = sys.float_info.max
+_NOT_FINITE = frozenset({b"NaN", b"Infinity", b"-Infinity"})
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _pack_float = struct.Struct("<f").pack
 _unpack_float = struct.Struct("<f").unpack
@@ -59,12 +63,19 @@ def from_long(text: bytes) -> bytes:
 
 def from_float8(text: bytes) -> bytes:
     """float8; NaN and the infinities are native too."""
-    return _native_double(b"\x02", float(text))
+    value = float(text)
+    if not -_LARGEST <= value <= _LARGEST and text not in _NOT_FINITE:
+        raise ValueError("not a double")
+    return _native_double(b"\x02", value)
 
 
 def from_float4(text: bytes) -> bytes:
     """float4: the single-precision number nearest to the text, rounded once."""
     double = float(text)
+    if not -_LARGEST <= double <= _LARGEST:
+        if text not in _NOT_FINITE:
+            raise ValueError("not a single-precision number")
+        return _native_float(b"\x02", double)
     single: float = _unpack_float(_pack_float(double))[0]
     if single != double and not int.from_bytes(_double_bits(double)[:4], "little") & 0x0FFF_FFFF:
         single = _round_once(text, double, single)
@@ -73,20 +84,14 @@ def from_float4(text: bytes) -> bytes:
 
 def _round_once(text: bytes, double: float, single: float) -> float:
     """Mends the rare text whose double lies midway between two floats although the text itself does not."""
-    if double != double or double in (float("inf"), float("-inf")):
-        return single
     exact = Fraction(text.decode())
-    if exact == Fraction(double):
-        return single
     bits = int.from_bytes(_pack_float(single), "little")
-    near = [_unpack_float(struct.pack("<I", b))[0] for b in (bits - 1, bits, bits + 1) if 0 <= b < 1 << 32]
-    return min(
-        (f for f in near if f == f and abs(f) != float("inf")), key=lambda f: abs(Fraction(f) - exact), default=single
-    )
+    near: list[float] = [_unpack_float((bits + step).to_bytes(4, "little"))[0] for step in (-1, 1) if bits + step >= 0]
+    return min([single, *filter(math.isfinite, near)], key=lambda number: abs(Fraction(number) - exact))
 
 
 def from_bytea(text: bytes) -> bytes:
-    """bytea in hex form."""
+    """A bytea in hex form."""
     digits = text[2:]
     value = unhexlify(digits)
     if text[:2] != b"\\x" or hexlify(value) != digits:
@@ -156,24 +161,3 @@ def _fraction(text: bytes) -> int:
     if text[:1] != b"." or not digits.isdigit() or len(digits) > 6 or text[-1:] == b"0":
         raise ValueError("not a fraction of a second")
     return int(digits) * _FRACTION_UNIT[len(text)]
-
-
-__all__ = [
-    "DAY",
-    "OUTSIDE",
-    "SECOND",
-    "UNIX_DAY_ZERO",
-    "from_bool",
-    "from_bytea",
-    "from_date",
-    "from_float4",
-    "from_float8",
-    "from_int",
-    "from_long",
-    "from_string",
-    "from_time",
-    "from_timestamp",
-    "from_timestamptz",
-    "from_uuid",
-    "native_array",
-]

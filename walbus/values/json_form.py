@@ -51,7 +51,7 @@ def _json_function(column: Column) -> Callable[[Any], object]:
     return lambda value: value if type(value) is str else to_json(value)
 
 
-def _as_it_is(value: Any) -> object:
+def _as_it_is(value: object) -> object:
     return value
 
 

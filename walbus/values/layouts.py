@@ -23,6 +23,7 @@ class PerLayout(Generic[T]):
         self._known: dict[tuple[int, int], T] = {}
 
     def __call__(self, schema: TableSchema) -> T:
+        """What belongs to this layout; the same object for every equal layout."""
         key = (schema.id, schema.fingerprint)
         known = self._known.get(key)
         if known is not None:

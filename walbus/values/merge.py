@@ -16,7 +16,7 @@ _TEXTS = frozenset({25, 1043})  # text and varchar of any length have the same v
 _FIXED = {"boolean": 1, "float": 4, "double": 8}
 
 
-def merge_unchanged(
+def merge_unchanged(  # noqa: PLR0913, PLR0917 - two rows, each with its layout and its bitmap
     schema: TableSchema,
     payload: bytes,
     unchanged: bytes,

@@ -21,7 +21,7 @@ _DOUBLE_EXACT = 2.0**53  # integers below it are doubles
 _SMALLEST_NORMAL_FLOAT = 2.0**-126
 
 
-def bool_text(value: bool) -> str:  # noqa: FBT001 - the value is the column's
+def bool_text(value: bool) -> str:
     """`t` or `f`, as COPY and pgoutput print it (`::text` says `true`)."""
     return "t" if value else "f"
 
@@ -85,7 +85,7 @@ def float4_text(value: float) -> str:
 
 
 def _not_finite(value: float) -> str:
-    if value != value:
+    if math.isnan(value):
         return "NaN"
     return "Infinity" if value > 0 else "-Infinity"
 

@@ -12,83 +12,60 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from walbus.values import from_text, to_text
 from walbus.values.arrays import join_array, split_array
 from walbus.values.avro_bytes import NULL, native_array
 
+T = TypeVar("T")
+
 NUMERIC = 1700
 JSON = 114
 JSONB = 3802
 
 
-@dataclass(frozen=True, slots=True)
+def _same(value: T) -> T:
+    return value
+
+
+@dataclass(frozen=True)
 class NativeType:
     """One type with a native Avro form.
 
     Attributes:
         name: PostgreSQL's name.
         avro: its Avro type in schemas.
-        raw: the same without logical types that this package resolves itself, or that Python cannot hold.
         encode: canonical text to branch 1 of the union; raises one of `from_text.OUTSIDE`.
-        text: raw Avro value to canonical text.
+        text: raw Avro value (no `datetime`) to canonical text.
+        parse: canonical text inside the native range to the Python value.
         json: raw Avro value to what `msgspec.json` writes.
         python: what fastavro gives to the Python value; None where that is the same.
-        parse: canonical text to the Python value, the text itself where it is outside the native range.
         text_like: whether the native form is a string, so that the union needs no branch for texts.
     """
 
     name: str
     avro: object
-    raw: object
     encode: Callable[[bytes], bytes]
     text: Callable[[Any], str]
-    json: Callable[[Any], object]
-    python: Callable[[Any], Any] | None
     parse: Callable[[str], Any]
+    json: Callable[[Any], object] = _same
+    python: Callable[[Any], object] | None = None
     text_like: bool = False
 
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _parse_or_text(parse: Callable[[str], Any], text: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError:
-        return text
+    @property
+    def raw(self) -> object:
+        """The Avro type without logical types."""
+        return _without_logical(self.avro)
 
 
-def _finite(value: float) -> float | str:
-    return value if math.isfinite(value) else to_text.float8_text(value)
-
-
-def _finite_single(value: float) -> float | str:
-    """The double with the fewest digits that is the same single-precision number: 0.1, not 0.10000000149011612."""
-    text = to_text.float4_text(value)
-    return float(text) if math.isfinite(value) else text
-
-
-def _parse_bool(text: str) -> bool | str:
-    return {"t": True, "f": False}.get(text, text)
-
-
-def _parse_bytea(text: str) -> bytes:
-    if not text.startswith("\\x"):
-        raise ValueError("not bytea's hex form")
-    return bytes.fromhex(text[2:])
-
-
-def _parse_iso(kind: type[date | time | datetime], text: str) -> Any:
-    return kind.fromisoformat(text)
-
-
-def _parse_utc(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
+def _without_logical(avro: object) -> object:
+    if isinstance(avro, dict):
+        if "items" in avro:
+            return {"type": "array", "items": ["null", _without_logical(avro["items"][1])]}
+        return avro["type"]
+    return avro
 
 
 def as_uuid(text: str) -> UUID | str:
@@ -107,64 +84,86 @@ def as_decimal(text: str) -> Decimal | str:
         return text
 
 
-def _logical(primitive: str, logical_type: str) -> dict[str, str]:
-    return {"type": primitive, "logicalType": logical_type}
+def _parse_bool(text: str) -> bool:
+    return text == "t"
 
 
-def _plain(name: str, avro: str, encode: Callable[[bytes], bytes], text: Callable[[Any], str],
-           parse: Callable[[str], Any], json: Callable[[Any], object] = _same) -> NativeType:  # fmt: skip
-    """A type whose Avro value is the Python value."""
-    return NativeType(name, avro, avro, encode, text, json, None, partial(_parse_or_text, parse))
+def _parse_bytea(text: str) -> bytes:
+    return bytes.fromhex(text[2:])
+
+
+def _parse_timestamptz(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else to_text.float8_text(value)
+
+
+def _finite_single(value: float) -> float | str:
+    """The double with the fewest digits that is the same single-precision number: 0.1, not 0.10000000149011612."""
+    text = to_text.float4_text(value)
+    return float(text) if math.isfinite(value) else text
 
 
 def _string(name: str) -> NativeType:
-    return NativeType(name, "string", "string", from_text.from_string, _same, _same, None, _same, text_like=True)
-
-
-_DATE = _logical("int", "date")
-_TIME = _logical("long", "time-micros")
-_TIMESTAMP = _logical("long", "local-timestamp-micros")
-_TIMESTAMPTZ = _logical("long", "timestamp-micros")
-
-_BOOL = _plain("bool", "boolean", from_text.from_bool, to_text.bool_text, _parse_bool)
-_BYTEA = _plain("bytea", "bytes", from_text.from_bytea, to_text.bytea_text, _parse_bytea, to_text.bytea_text)
-
-
-def _temporal(name: str, avro: dict[str, str], encode: Callable[[bytes], bytes], text: Callable[[int], str],
-              parse: Callable[[str], Any], json: Callable[[int], str] | None = None) -> NativeType:  # fmt: skip
-    """A type that fastavro turns into one of `datetime`'s."""
-    return NativeType(name, avro, avro["type"], encode, text, json or text, None, partial(_parse_or_text, parse))
+    return NativeType(name, "string", from_text.from_string, _same, _same, text_like=True)
 
 
 #: Scalar types by OID.
 SCALARS: dict[int, NativeType] = {
-    16: _BOOL,
-    17: _BYTEA,
+    16: NativeType("bool", "boolean", from_text.from_bool, to_text.bool_text, _parse_bool),
+    17: NativeType("bytea", "bytes", from_text.from_bytea, to_text.bytea_text, _parse_bytea, to_text.bytea_text),
     19: _string("name"),
-    20: _plain("int8", "long", from_text.from_long, str, int),
-    21: _plain("int2", "int", from_text.from_int, str, int),
-    23: _plain("int4", "int", from_text.from_int, str, int),
+    20: NativeType("int8", "long", from_text.from_long, str, int),
+    21: NativeType("int2", "int", from_text.from_int, str, int),
+    23: NativeType("int4", "int", from_text.from_int, str, int),
     25: _string("text"),
-    26: _plain("oid", "long", from_text.from_long, str, int),
-    700: _plain("float4", "float", from_text.from_float4, to_text.float4_text, float, _finite_single),
-    701: _plain("float8", "double", from_text.from_float8, to_text.float8_text, float, _finite),
+    26: NativeType("oid", "long", from_text.from_long, str, int),
+    700: NativeType("float4", "float", from_text.from_float4, to_text.float4_text, float, _finite_single),
+    701: NativeType("float8", "double", from_text.from_float8, to_text.float8_text, float, _finite),
     1042: _string("bpchar"),
     1043: _string("varchar"),
-    1082: _temporal("date", _DATE, from_text.from_date, to_text.date_text, partial(_parse_iso, date)),
-    1083: _temporal("time", _TIME, from_text.from_time, to_text.time_text, partial(_parse_iso, time)),
-    1114: _temporal(
-        "timestamp", _TIMESTAMP, from_text.from_timestamp, to_text.timestamp_text, partial(_parse_iso, datetime)
+    1082: NativeType(
+        "date",
+        {"type": "int", "logicalType": "date"},
+        from_text.from_date,
+        to_text.date_text,
+        date.fromisoformat,
+        to_text.date_text,
     ),
-    1184: _temporal(
+    1083: NativeType(
+        "time",
+        {"type": "long", "logicalType": "time-micros"},
+        from_text.from_time,
+        to_text.time_text,
+        time.fromisoformat,
+        to_text.time_text,
+    ),
+    1114: NativeType(
+        "timestamp",
+        {"type": "long", "logicalType": "local-timestamp-micros"},
+        from_text.from_timestamp,
+        to_text.timestamp_text,
+        datetime.fromisoformat,
+        to_text.timestamp_text,
+    ),
+    1184: NativeType(
         "timestamptz",
-        _TIMESTAMPTZ,
+        {"type": "long", "logicalType": "timestamp-micros"},
         from_text.from_timestamptz,
         to_text.timestamptz_text,
-        _parse_utc,
+        _parse_timestamptz,
         to_text.timestamptz_iso,
     ),
     2950: NativeType(
-        "uuid", _logical("string", "uuid"), "string", from_text.from_uuid, _same, _same, as_uuid, as_uuid, text_like=True
+        "uuid",
+        {"type": "string", "logicalType": "uuid"},
+        from_text.from_uuid,
+        _same,
+        UUID,
+        python=as_uuid,
+        text_like=True,
     ),
 }
 
@@ -178,45 +177,40 @@ def _array_of(item: NativeType) -> NativeType:
     def encode(text: bytes) -> bytes:
         return native_array([NULL if e is None else item.encode(e) for e in split_array(text)])
 
-    def to_array_text(values: list[Any]) -> str:
+    def array_text(values: list[Any]) -> str:
         return join_array([None if v is None else item.text(v) for v in values])
 
-    def to_json(values: list[Any]) -> object:
-        return [None if v is None else item.json(v) for v in values]
-
-    def to_python(values: list[Any]) -> object:
-        convert = item.python or _same
-        return [None if v is None else convert(v) for v in values]
-
-    def parse(text: str) -> object:
-        try:
-            elements = split_array(text.encode())
-            for element in elements:
-                if element is not None:
-                    item.encode(element)
-        except from_text.OUTSIDE:
-            return text
-        return [None if e is None else item.parse(e.decode()) for e in elements]
+    def parse(text: str) -> list[object]:
+        return [None if e is None else item.parse(e.decode()) for e in split_array(text.encode())]
 
     return NativeType(
         f"_{item.name}",
         {"type": "array", "items": ["null", item.avro]},
-        {"type": "array", "items": ["null", item.raw]},
         encode,
-        to_array_text,
-        to_json,
-        to_python if item.python else None,
+        array_text,
         parse,
+        _each(item.json),
+        _each(item.python) if item.python else None,
     )
+
+
+def _each(convert: Callable[[Any], object]) -> Callable[[list[Any]], object]:
+    return lambda values: [None if value is None else convert(value) for value in values]
 
 
 #: All types with a native form, one-dimensional arrays included.
 NATIVE: dict[int, NativeType] = SCALARS | {_ARRAY_OIDS[oid]: _array_of(item) for oid, item in SCALARS.items()}
 
 
-def parse_text(type_oid: int, text: str) -> Any:
-    """The Python value of a canonical text, as `decode_row` would give it."""
+def parse_text(type_oid: int, text: str) -> object:
+    """The Python value of a canonical text, as `walbus.values.decode_row` would give it."""
     if type_oid == NUMERIC:
         return as_decimal(text)
     native = NATIVE.get(type_oid)
-    return text if native is None else native.parse(text)
+    if native is None:
+        return text
+    try:
+        native.encode(text.encode())  # decides what is inside the native range; Python's parsers take more
+        return native.parse(text)
+    except from_text.OUTSIDE:
+        return text
