@@ -1,0 +1,199 @@
+"""A place in the log that moves forward: records across segments, never past the durable end.
+
+Everything below the durable end has to be good. What is not is damage: it is refused with file and offset, and never
+skipped.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from pathlib import Path
+
+from walbus.errors import DamagedRecord, PositionTrimmed, PositionUnknown
+from walbus.position import Position
+from walbus.records import RecordHeader, read_header
+from walbus.relay.fs import Files
+from walbus.relay.index import SegmentIndex
+from walbus.relay.scan import is_done, record_length, split_records
+from walbus.relay.segment import HEADER_SIZE, parse_segment_header, segment_path
+from walbus.relay.view import LogView
+
+_SEEK_BLOCK = 128 << 10  # bytes read at a time while looking for a place
+
+
+class FileCursor:
+    """A cursor over the segments of a folder (`walbus.log.LogCursor`).
+
+    Args:
+        folder: of the log.
+        files: the file operations.
+        view: gives the log as it is now.
+        index: gives the index of a segment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Files,
+        view: Callable[[], LogView],
+        index: Callable[[LogView, int], SegmentIndex],
+    ) -> None:
+        self._folder = folder
+        self._files = files
+        self._view = view
+        self._index = index
+        self._fd: int | None = None
+        self._number = 0  # of the segment that is open
+        self._offset = 0
+        self._done: Position = Position(0, 0, 0)  # behind the last record that was read or passed over
+        self._skipped: list[bytes] = []  # read while seeking, and not given out yet
+
+    @property
+    def done(self) -> Position:
+        """Position of the last record that was read or passed over: everything up to it is behind the cursor."""
+        return self._done
+
+    def seek(self, after: Position) -> None:
+        """Stands before the first record that is not done at `after`.
+
+        Raises:
+            PositionTrimmed: what comes after `after` is no longer held.
+            PositionUnknown: `after` is past the end.
+        """
+        view = self._view()
+        if after < view.manifest.trimmed:
+            raise _trimmed(after, view)
+        if after > view.mark.tip.position:
+            raise PositionUnknown(f"position {after} is past the log's end", where=f"end {view.mark.tip.position}")
+        at = max(bisect_left(view.manifest.bases, after) - 1, 0)
+        self._open(view, at)
+        place = self._index(view, at).place_for_position(after)
+        self._pass_over(place, lambda header: is_done(after, header))
+        if not self._skipped:
+            self._done = max(self._done, after)
+
+    def seek_time(self, microseconds: int) -> None:
+        """Stands before the first record with a commit time of at least this, or at the end if there is none."""
+        view = self._view()
+        sealed = view.manifest.sealed
+        at = next((i for i, segment in enumerate(sealed) if segment.max_time >= microseconds), len(sealed))
+        self._open(view, at)
+        place = self._index(view, at).place_for_time(microseconds)
+        self._pass_over(place, lambda header: header.commit_time < microseconds)
+
+    def read(self, max_bytes: int) -> list[bytes]:
+        """The next whole records; see `walbus.log.LogCursor.read`."""
+        if self._skipped:
+            records, self._skipped = self._skipped, []
+            self._done = read_header(records[-1]).last
+            return records
+        return self._read(self._view(), max_bytes)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._fd is not None:
+            self._files.close(self._fd)
+            self._fd = None
+
+    def _read(self, view: LogView, max_bytes: int) -> list[bytes]:
+        while True:
+            limit = self._limit(view)
+            if self._offset < limit:
+                records = self._block(limit, max_bytes)
+                self._done = read_header(records[-1]).last
+                return records
+            if not self._advance(view):
+                return []
+
+    def _limit(self, view: LogView) -> int:
+        """Up to where the open segment may be read."""
+        numbers = view.manifest.numbers
+        at = bisect_left(numbers, self._number)
+        if at < len(numbers) and numbers[at] == self._number:
+            return view.limit(at)
+        return 0  # dropped meanwhile: go on with the next one, if nothing is lost between
+
+    def _block(self, limit: int, max_bytes: int) -> list[bytes]:
+        assert self._fd is not None
+        size = min(max(max_bytes, HEADER_SIZE), limit - self._offset)
+        data = self._files.pread(self._fd, size, self._offset)
+        records, used = self._split(data)
+        if not records and len(data) >= 8:
+            size = min(max(record_length(data), size), limit - self._offset)
+            records, used = self._split(self._files.pread(self._fd, size, self._offset))
+        if not records:
+            raise self._damage("a record reaches past the durable end, or the file is too short", 0)
+        self._offset += used
+        return records
+
+    def _split(self, data: bytes) -> tuple[list[bytes], int]:
+        try:
+            return split_records(data)
+        except DamagedRecord as error:
+            raise self._damage(error.what, int(error.where or 0)) from error
+
+    def _damage(self, what: str, offset: int) -> DamagedRecord:
+        path = segment_path(self._folder, self._number)
+        return DamagedRecord(
+            what,
+            where=f"{path}, offset {self._offset + offset}",
+            mend="restore the file from a backup, or begin a new log in an empty folder and let consumers bootstrap",
+        )
+
+    def _advance(self, view: LogView) -> bool:
+        """Goes to the next segment; False if this is the last one that holds anything."""
+        numbers = view.manifest.numbers
+        at = bisect_left(numbers, self._number + 1)
+        if at == len(numbers) or numbers[at] > view.mark.segment:
+            return False
+        if view.manifest.bases[at] > self._done:
+            raise _trimmed(self._done, view)
+        self._open(view, at)
+        return True
+
+    def _open(self, view: LogView, at: int) -> None:
+        """Opens a segment, checks that it is the right one, and stands at its first record."""
+        number, base = view.manifest.numbers[at], view.manifest.bases[at]
+        path = segment_path(self._folder, number)
+        try:
+            fd = self._files.open_for_reading(path)
+        except FileNotFoundError:
+            newest = self._view()
+            if number not in newest.manifest.numbers:
+                raise _trimmed(self._done, newest) from None
+            raise DamagedRecord("a segment's file is missing", where=str(path), mend="restore the file") from None
+        self.close()
+        self._fd = fd
+        header = parse_segment_header(self._files.pread(fd, HEADER_SIZE, 0), str(path))
+        if (header.log_id, header.number, header.base) != (view.manifest.log_id, number, base):
+            raise DamagedRecord("a segment's file belongs elsewhere", where=str(path), mend="restore the file")
+        self._number, self._offset, self._done = number, HEADER_SIZE, base
+
+    def _pass_over(self, place: tuple[int, Position] | None, done: Callable[[RecordHeader], bool]) -> None:
+        """Reads on from a place in the open segment to the first record that is not done, and keeps it."""
+        if place is not None:
+            self._offset, self._done = place
+        self._skipped = []
+        view = self._view()
+        while records := self._read_from(view):
+            for i, record in enumerate(records):
+                header = read_header(record)
+                if not done(header):
+                    self._skipped = records[i:]
+                    return
+                self._done = header.last
+
+    def _read_from(self, view: LogView) -> list[bytes]:
+        before = self._done
+        records = self._read(view, _SEEK_BLOCK)
+        self._done = before  # `_pass_over` counts record by record
+        return records
+
+
+def _trimmed(after: Position, view: LogView) -> PositionTrimmed:
+    return PositionTrimmed(
+        f"the log no longer holds what comes after {after}",
+        where=f"trimmed up to {view.manifest.trimmed}",
+        mend="read a snapshot from the bootstrap server, or read from `earliest`",
+    )

@@ -1,0 +1,123 @@
+"""Opening the file engine: the composition of its parts."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from walbus.errors import SourceReplaced
+from walbus.log import SourceIdentity
+from walbus.relay.fs import Files, sync_folder
+from walbus.relay.lease import Clock, Lease, claim
+from walbus.relay.manifest import Manifest, load_manifest, write_manifest
+from walbus.relay.reader import FileLogReader
+from walbus.relay.recovery import Opened, clean_up, create_log, recover
+from walbus.relay.retention import Retention, holds_folder
+from walbus.relay.schemas import schemas_folder
+from walbus.relay.segment import segments_folder
+from walbus.relay.writer import FileLogWriter
+
+LEASE_SECONDS = 10.0  #: how long a writer may stand still before another one may take over
+
+
+def _new_log_id() -> str:
+    return secrets.token_hex(16)
+
+
+def open_writer(
+    folder: Path,
+    source: SourceIdentity,
+    *,
+    segment_bytes: int,
+    retention_hours: float,
+    retention_bytes: int | None,
+    lease_seconds: float = LEASE_SECONDS,
+    files: Files | None = None,
+    clock: Clock | None = None,
+    new_log_id: Callable[[], str] = _new_log_id,
+) -> FileLogWriter:
+    """Opens the log for writing; makes it when there is none.
+
+    Args:
+        folder: of the log.
+        source: the database that is captured.
+        segment_bytes: size from which a segment is rolled, at the next transaction.
+        retention_hours: age from which a segment may be dropped.
+        retention_bytes: size of the log from which its oldest segments may be dropped; None: by age alone.
+        lease_seconds: how long this writer may stand still before another one may take over.
+        files: the file operations.
+        clock: time.
+        new_log_id: makes 32 random hexadecimal digits.
+
+    Raises:
+        LogBusy: another live process writes this log.
+        SourceReplaced: the log belongs to another database or slot.
+        DamagedRecord: the log is damaged before its durable end.
+        LogFull: the disk has no room.
+    """
+    files, clock = files or Files(), clock or Clock()
+    _make_folders(folder, files)
+    _check_source(load_manifest(folder), source, folder)
+    lease = claim(folder, files, lease_seconds, clock)
+    try:
+        opened = _open(folder, files, lease, source, clock, new_log_id)
+        return FileLogWriter(
+            folder,
+            files,
+            lease,
+            opened,
+            segment_bytes=segment_bytes,
+            retention=Retention(retention_hours, retention_bytes),
+            clock=clock,
+        )
+    except BaseException:
+        lease.release()
+        raise
+
+
+def open_reader(folder: Path, *, files: Files | None = None) -> FileLogReader:
+    """Opens the log for reading.
+
+    Raises:
+        LogMissing: there is no log in the folder yet.
+        DamagedRecord: its manifest is damaged.
+    """
+    return FileLogReader(folder, files)
+
+
+def _make_folders(folder: Path, files: Files) -> None:
+    for path in (folder, segments_folder(folder), schemas_folder(folder), holds_folder(folder)):
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            sync_folder(files, path.parent)
+
+
+def _check_source(manifest: Manifest | None, source: SourceIdentity, folder: Path) -> None:
+    if manifest is not None and manifest.source != source:
+        raise SourceReplaced(
+            f"the log belongs to {_describe(manifest.source)}, and the source is {_describe(source)}",
+            where=str(folder),
+            mend="point relay.dir to an empty folder, or the source to the database that the log belongs to",
+        )
+
+
+def _describe(source: SourceIdentity) -> str:
+    return f"system {source.system_identifier}, database {source.database}, slot {source.slot}"
+
+
+def _open(
+    folder: Path, files: Files, lease: Lease, source: SourceIdentity, clock: Clock, new_log_id: Callable[[], str]
+) -> Opened:
+    """The durable state of a writer that has just claimed the log: control file first, then manifest, then order."""
+    manifest = load_manifest(folder)
+    if manifest is None:
+        opened = create_log(folder, files, lease, source, new_log_id(), clock.now())
+    else:
+        _check_source(manifest, source, folder)
+        opened = recover(folder, files, lease, manifest, clock.now())
+    lease.control.publish(opened.mark)
+    lease.control.sync()
+    write_manifest(files, folder, opened.manifest)
+    clean_up(folder, files, opened.manifest)
+    return opened

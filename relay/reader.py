@@ -1,0 +1,86 @@
+"""The reading half of the file engine, for any process on the machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from walbus.log import Bounds, SourceIdentity
+from walbus.position import Position
+from walbus.relay.cursor import FileCursor
+from walbus.relay.fs import Files
+from walbus.relay.index_loader import IndexLoader
+from walbus.relay.schemas import SchemaFiles
+from walbus.relay.view import ViewFiles
+from walbus.relay.wake import Waker
+
+class FileLogReader:
+    """See `walbus.log.LogReader`. `wait` may be called by one thread at a time, everything else by any."""
+
+    def __init__(self, folder: Path, files: Files | None = None) -> None:
+        self._folder = folder
+        self._files = files or Files()
+        self._views = ViewFiles(folder, self._files)
+        self._indexes = IndexLoader(folder, self._files)
+        self._waker = Waker(folder)
+        self._schemas = SchemaFiles(folder)
+        self._source = self._views.view().manifest.source
+
+    @property
+    def schemas(self) -> SchemaFiles:
+        """The log's table layouts."""
+        return self._schemas
+
+    @property
+    def source(self) -> SourceIdentity:
+        """Which database the log belongs to."""
+        return self._source
+
+    def bounds(self) -> Bounds:
+        """What is durable now; one read of half a kilobyte."""
+        return self._views.view().bounds()
+
+    def segments(self) -> int:
+        """Number of segments held."""
+        return len(self._views.view().manifest.numbers)
+
+    def cursor(self, after: Position) -> FileCursor:
+        """A cursor behind a "last done" position; see `walbus.log.LogReader.cursor`."""
+        cursor = self._cursor()
+        try:
+            cursor.seek(after)
+        except BaseException:
+            cursor.close()
+            raise
+        return cursor
+
+    def position_at(self, time: float) -> Position:
+        """The position to read `after` so as to get every transaction committed at or after a time (Unix seconds).
+
+        Commit times need not rise with positions; this is the place before the first transaction whose time is late
+        enough.
+        """
+        cursor = self._cursor()
+        try:
+            cursor.seek_time(int(time * 1e6))
+            return cursor.done
+        finally:
+            cursor.close()
+
+    def wait(self, seen: Position, timeout: float) -> bool:
+        """Blocks until the durable end is past `seen`; False after `timeout` seconds without that."""
+        views = self._views
+        return self._waker.wait(
+            lambda: views.view().manifest.writer_epoch,
+            lambda: views.view().mark.tip.position > seen,
+            timeout,
+            time.monotonic,
+        )
+
+    def close(self) -> None:
+        """Frees files and sockets."""
+        self._waker.close()
+        self._views.close()
+
+    def _cursor(self) -> FileCursor:
+        return FileCursor(self._folder, self._files, self._views.view, self._indexes)

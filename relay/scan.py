@@ -1,0 +1,160 @@
+"""Framing over bytes: splitting blocks into checked records, and finding the last whole transaction.
+
+No I/O: bytes and offsets in, records and places out. Two users with different needs share it. Readers split blocks
+below the durable end, where everything has to be good. Recovery walks the bytes behind that end, where the first
+thing that is not good is where the log ends.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import google_crc32c
+
+from walbus.errors import DamagedRecord
+from walbus.position import Position
+from walbus.records import HEADER_SIZE, Flag, Kind, RecordHeader, body_of, check_record, iter_changes, read_header
+from walbus.relay.control import Tip
+
+_PREFIX = struct.Struct("<II")  # checksum and length of a record
+
+
+def record_length(data: bytes) -> int:
+    """The length that the record at the start of at least 8 bytes claims."""
+    return int(_PREFIX.unpack_from(data)[1])
+
+
+def split_records(data: bytes) -> tuple[list[bytes], int]:
+    """The whole records at the start of a block, and how many bytes they take.
+
+    Raises:
+        DamagedRecord: a length or a checksum is wrong; `where` gives the offset inside the block.
+    """
+    records: list[bytes] = []
+    offset, end = 0, len(data)
+    unpack, crc = _PREFIX.unpack_from, google_crc32c.value
+    while end - offset >= 8:
+        checksum, length = unpack(data, offset)
+        stop = offset + length
+        if length < HEADER_SIZE:
+            raise DamagedRecord(f"a record's length of {length} is impossible", where=str(offset))
+        if stop > end:
+            break
+        record = data[offset:stop]
+        if crc(record[4:]) != checksum:
+            raise DamagedRecord("a record's checksum is wrong", where=str(offset))
+        records.append(record)
+        offset = stop
+    return records, offset
+
+
+def announced(record: bytes, header: RecordHeader) -> int:
+    """The schema id that a SCHEMA record announces; 0 for every other record."""
+    if header.kind != Kind.SCHEMA:
+        return 0
+    return max((change.schema_id for change in iter_changes(body_of(record, header))), default=0)
+
+
+def advance(tip: Tip, header: RecordHeader, schema_id: int) -> Tip:
+    """What is known behind one more record."""
+    bound = header.commit_lsn if header.kind == Kind.PROGRESS else 0
+    return Tip(
+        header.last,
+        max(tip.end_lsn, header.end_lsn, bound),
+        header.last_seq,
+        header.commit_time,
+        max(tip.announced_schema, schema_id),
+    )
+
+
+class TailScanner:
+    """Walks records and knows where the last whole transaction ends.
+
+    Feed it blocks in order; once `problem` is set, nothing behind that place counts.
+
+    Args:
+        tip: what is known where the scan starts, which is behind a whole transaction.
+        offset: of that place in the file.
+    """
+
+    def __init__(self, tip: Tip, offset: int) -> None:
+        self.tip = tip  #: behind the last whole transaction
+        self.good = offset  #: offset behind the last whole transaction
+        self.max_time = 0  #: the largest commit time of the whole transactions
+        self.problem: str | None = None  #: why the scan ended before the bytes did
+        self._rest = b""  # of an incomplete record
+        self._at = offset  # of the first byte of `_rest`
+        self._running = tip  # behind the last good record
+        self._running_max = 0
+        self._open: tuple[int, int] | None = None  # xid and commit LSN of the transaction under way
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes the next block should have at least, so that it completes a large record at once."""
+        if len(self._rest) < HEADER_SIZE:
+            return HEADER_SIZE
+        return max(read_header(self._rest).length - len(self._rest), HEADER_SIZE)
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, RecordHeader]]:
+        """Takes the next bytes; yields (offset, header) of each good record, whether its transaction ends or not."""
+        if self.problem is not None:
+            return
+        data = self._rest + data
+        done = 0
+        while self.problem is None and len(data) - done >= HEADER_SIZE:
+            header = self._next(data, done)
+            if header is None:
+                break
+            yield self._at, header
+            done += header.length
+            self._at += header.length
+            self._note(header)
+        self._rest = data[done:]
+
+    def _next(self, data: bytes, offset: int) -> RecordHeader | None:
+        """The good record at an offset; None if it is incomplete, or the end of what is good."""
+        try:
+            header = read_header(data, offset)
+            record = data[offset : offset + header.length]
+            if len(record) < header.length:
+                return None
+            check_record(record)
+            fault = self._order_fault(header)
+            schema_id = announced(record, header)
+        except DamagedRecord as error:
+            fault = error.what
+        if fault is not None:
+            self.problem = fault
+            return None
+        self._running = advance(self._running, header, schema_id)
+        return header
+
+    def _order_fault(self, header: RecordHeader) -> str | None:
+        """Why a good record cannot follow the one before it; None if it can."""
+        if header.last < self._running.position or header.last_seq < self._running.last_seq:
+            return "a record's position or seq goes backward"
+        if header.kind != Kind.TRANSACTION:
+            return None
+        begins, belongs = bool(header.flags & Flag.BEGIN), self._open == (header.xid, header.commit_lsn)
+        if begins == (self._open is not None) or not (begins or belongs):
+            return "a piece does not belong to the transaction before it"
+        return None
+
+    def _note(self, header: RecordHeader) -> None:
+        if header.kind == Kind.TRANSACTION:
+            self._open = None if header.flags & Flag.END else (header.xid, header.commit_lsn)
+        self._running_max = max(self._running_max, header.commit_time)
+        if self._open is None:
+            self.tip, self.good, self.max_time = self._running, self._at, self._running_max
+
+
+def is_done(position: Position, header: RecordHeader) -> bool:
+    """Whether a reader that has done `position` has done this record as well.
+
+    A SCHEMA or EPOCH record stands at the position of the change before it, so one at exactly `position` may not have
+    been seen yet: it counts as not done.
+    """
+    if header.kind in (Kind.SCHEMA, Kind.EPOCH):
+        return header.last < position
+    return header.last <= position

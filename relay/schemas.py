@@ -1,0 +1,126 @@
+"""The registry of table layouts: one small, synced file a version.
+
+A version is durable before the first row that needs it is appended. Equal layouts are one version. A version whose
+SCHEMA record never became durable (the writer died between the two) counts as new once more, so that the record is
+written again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from walbus.errors import DamagedRecord, Fenced, UsageError
+from walbus.relay.fs import Files, sync_folder, write_new
+from walbus.schema import TableSchema
+
+
+def schemas_folder(folder: Path) -> Path:
+    """Where a log keeps its layouts."""
+    return folder / "schemas"
+
+
+def schema_path(folder: Path, schema_id: int) -> Path:
+    """The file of a version."""
+    return schemas_folder(folder) / f"{schema_id:08d}.json"
+
+
+def _load(path: Path) -> TableSchema:
+    try:
+        return TableSchema.from_dict(msgspec.json.decode(path.read_bytes()))
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedRecord("a schema file is damaged", where=str(path), mend="restore the file") from error
+
+
+def _ids(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in schemas_folder(folder).glob("[0-9]*.json"))
+
+
+class SchemaFiles:
+    """A reader's registry: loads what it is asked for, keeps it (a version never changes).
+
+    Args:
+        folder: of the log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[int, TableSchema] = {}
+
+    def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
+        """Refused: only the log's writer registers layouts."""
+        raise UsageError("a log reader cannot register a schema", where=schema.table)
+
+    def get(self, schema_id: int) -> TableSchema:
+        """The version with this number; KeyError if there is none."""
+        schema = self._known.get(schema_id)
+        if schema is None:
+            try:
+                schema = self._known[schema_id] = _load(schema_path(self._folder, schema_id))
+            except FileNotFoundError:
+                raise KeyError(schema_id) from None
+        return schema
+
+    def all(self) -> list[TableSchema]:
+        """Every version, by number."""
+        return [self.get(schema_id) for schema_id in _ids(self._folder)]
+
+
+class SchemaWriter(SchemaFiles):
+    """The writer's registry.
+
+    Args:
+        folder: of the log.
+        files: the file operations.
+        announced: the largest id whose SCHEMA record is durable.
+    """
+
+    def __init__(self, folder: Path, files: Files, announced: int) -> None:
+        super().__init__(folder)
+        self._files = files
+        self._by_fingerprint: dict[int, list[TableSchema]] = {}
+        for schema in self.all():
+            self._by_fingerprint.setdefault(schema.fingerprint, []).append(schema)
+        self._unannounced = {schema_id for schema_id in self._known if schema_id > announced}
+
+    def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
+        """The version with this layout, and whether its SCHEMA record is yet to be written.
+
+        Raises:
+            LogFull: no room for a new version.
+            Fenced: another writer gave this number.
+        """
+        known = self._find(schema)
+        if known is None:
+            return self._add(schema), True
+        new = known.id in self._unannounced
+        self._unannounced.discard(known.id)
+        return known, new
+
+    def forget_announcements(self, schema_ids: list[int]) -> None:
+        """These versions' SCHEMA records were dropped with an unfinished transaction."""
+        self._unannounced.update(schema_ids)
+
+    def _find(self, schema: TableSchema) -> TableSchema | None:
+        candidates = self._by_fingerprint.get(schema.fingerprint, [])
+        return next((known for known in candidates if known.same_layout(schema)), None)
+
+    def _add(self, schema: TableSchema) -> TableSchema:
+        schema_id = max(self._known, default=0) + 1
+        version = TableSchema.from_dict({**schema.to_dict(), "id": schema_id})
+        path = schema_path(self._folder, schema_id)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._files.unlink(temporary)
+        write_new(self._files, temporary, msgspec.json.encode(version.to_dict()) + b"\n")
+        try:
+            self._files.link(temporary, path)
+        except FileExistsError:
+            raise Fenced("another writer registered a schema in this log", where=str(path)) from None
+        finally:
+            self._files.unlink(temporary)
+        sync_folder(self._files, path.parent)
+        self._known[schema_id] = version
+        self._by_fingerprint.setdefault(version.fingerprint, []).append(version)
+        return version

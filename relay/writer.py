@@ -1,0 +1,373 @@
+"""The writing half of the file engine.
+
+`append` gives a piece its seqs, packs it and puts it into a buffer; full buffers go to the segment's file. `sync` is
+the group commit: it writes the rest, makes the file durable, publishes the new end and wakes the readers, once for
+all transactions that were appended since the last one. The published end lies behind the last *whole* transaction;
+pieces of an unfinished one may be in the file behind it, and are cut when the transaction is begun again or the log is
+closed.
+
+A full segment is rolled before the next transaction begins, so that a segment holds whole transactions only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from walbus.errors import Fenced, LogError, LogFull
+from walbus.log import Bounds, Held, Piece
+from walbus.position import Position
+from walbus.records import Flag, Kind, iter_changes, pack_record
+from walbus.relay.control import Mark, Tip
+from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
+from walbus.relay.held import TransactionFinder
+from walbus.relay.index import IndexFile, SegmentIndex
+from walbus.relay.lease import Clock, Lease
+from walbus.relay.manifest import ActiveSegment, Manifest, SealedSegment, write_manifest
+from walbus.relay.recovery import Opened, create_segment
+from walbus.relay.retention import Retention, expired, lowest_hold, unheld
+from walbus.relay.schemas import SchemaWriter
+from walbus.relay.segment import HEADER_SIZE, SegmentHeader, index_path, segment_path, segments_folder
+from walbus.relay.segment_file import SegmentFile
+from walbus.relay.view import LogView
+from walbus.relay.wake import WakeServer
+
+_log = structlog.get_logger(__name__)
+
+_FLUSH_BYTES = 1 << 20  #: a buffer of this size is written without waiting for `sync`
+_SEQ_END = 1 << 53  #: seqs stay below, since JSON and Lua have doubles
+
+
+class _Place(NamedTuple):
+    """A place behind an appended record, durable or not."""
+
+    offset: int
+    tip: Tip
+    max_time: int
+
+
+class FileLogWriter:
+    """See `walbus.log.LogWriter`.
+
+    Args:
+        folder: of the log.
+        files: the file operations.
+        lease: the right to write.
+        opened: the log as recovery left it.
+        segment_bytes: size from which a segment is rolled.
+        retention: what `trim` drops.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Files,
+        lease: Lease,
+        opened: Opened,
+        *,
+        segment_bytes: int,
+        retention: Retention,
+        clock: Clock,
+    ) -> None:
+        self._folder, self._files, self._lease, self._clock = folder, files, lease, clock
+        self._segment_bytes, self._retention = segment_bytes, retention
+        self._manifest, self._mark, self._file = opened.manifest, opened.mark, opened.file
+        number = opened.file.number
+        self._index = IndexFile(files, index_path(folder, number), number, lease.writer_epoch, opened.index)
+        self._schemas = SchemaWriter(folder, files, opened.mark.tip.announced_schema)
+        self._wake = WakeServer(folder, lease.writer_epoch)
+        self._first_seq = self._next_seq = max(opened.mark.tip.last_seq + 1, int(clock.now() * 1e6))
+        self._whole = _Place(opened.mark.offset, opened.mark.tip, opened.mark.max_time)  # behind a whole transaction
+        self._here = self._whole  # behind the last record
+        self._open: tuple[int, int] | None = None  # xid and commit LSN of an unfinished transaction
+        self._open_schemas: list[int] = []  # announced in it
+        self._broken: str | None = None  # why nothing may be written any more
+        self._closed = False
+        self._finder = TransactionFinder(folder, files, self._view)
+
+    @property
+    def schemas(self) -> SchemaWriter:
+        """The log's table layouts."""
+        return self._schemas
+
+    def bounds(self) -> Bounds:
+        """What is durable now."""
+        return self._view().bounds()
+
+    def find(self, commit_lsn: int) -> Held | None:
+        """The durable transaction with this commit LSN; quick when the LSNs of successive calls ascend."""
+        return self._finder.find(commit_lsn)
+
+    def append(self, piece: Piece) -> None:
+        """Takes a piece; see `walbus.log.LogWriter.append`."""
+        self._check_usable()
+        self._make_way(piece)
+        if self._open is None and self._file.size >= self._segment_bytes:
+            self._roll()
+        record, tip = self._pack(piece)
+        if self._file.buffered + len(record) > _FLUSH_BYTES:
+            self._flush()
+        if self._index.index.wants(self._file.size):
+            before = self._here
+            self._index.index.add(self._file.size, before.tip.position, before.tip.last_seq, before.max_time)
+        self._file.append(record)
+        self._here = _Place(self._file.size, tip, max(self._here.max_time, piece.commit_time))
+        self._next_seq = max(self._next_seq, tip.last_seq + 1)
+        self._note_bounds(piece)
+
+    def sync(self) -> Bounds:
+        """The group commit; see `walbus.log.LogWriter.sync`."""
+        self._check_usable()
+        if self._whole.offset != self._mark.offset:
+            self._sync()
+        return self.bounds()
+
+    def _sync(self) -> None:
+        self._flush()
+        self._fdatasync()
+        self._publish(replace(self._mark, offset=self._whole.offset, tip=self._whole.tip, max_time=self._whole.max_time))
+        self._index.flush()
+        self._wake.notify()
+
+    def trim(self, now: float) -> Position:
+        """Drops whole old segments; see `walbus.log.LogWriter.trim`."""
+        self._check_usable()
+        count = self._droppable(now)
+        if count:
+            self._drop(count)
+        return self._manifest.trimmed
+
+    def close(self) -> None:
+        """Syncs what is whole, marks the log as cleanly stopped, and frees it."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._broken is None:
+                self._stop_cleanly()
+        finally:
+            self._finder.close()
+            self._wake.close()
+            self._index.close()
+            self._file.close()
+            self._lease.release()
+
+    # --- append -----------------------------------------------------------------------------------------------
+
+    def _make_way(self, piece: Piece) -> None:
+        """Checks the piece's place; drops an unfinished transaction that the source begins again.
+
+        Raises:
+            ValueError: the piece cannot stand here.
+        """
+        begins = piece.kind == Kind.TRANSACTION and piece.flags & Flag.BEGIN
+        if self._open is not None and (begins or self._goes_back(piece)):
+            self._drop_unfinished()
+        if piece.kind == Kind.TRANSACTION and not begins and self._open != (piece.xid, piece.commit_lsn):
+            raise ValueError(f"a piece of transaction {piece.xid} does not follow its first piece")
+        if self._goes_back(piece):
+            raise ValueError(f"a piece at {_first(piece)} cannot stand behind {self._here.tip.position}")
+
+    def _goes_back(self, piece: Piece) -> bool:
+        if piece.kind == Kind.TRANSACTION and piece.count:
+            return _first(piece) <= self._here.tip.position
+        return _last(piece) < self._here.tip.position
+
+    def _drop_unfinished(self) -> None:
+        """Cuts the pieces of a transaction that never ended; nobody has seen them, and their seqs are free again."""
+        self._file.cut(self._whole.offset)
+        self._index.cut(self._whole.offset)
+        self._schemas.forget_announcements(self._open_schemas)
+        self._next_seq = max(self._whole.tip.last_seq + 1, self._first_seq)
+        self._here, self._open, self._open_schemas = self._whole, None, []
+
+    def _pack(self, piece: Piece) -> tuple[bytes, Tip]:
+        tip = self._here.tip
+        if piece.kind == Kind.TRANSACTION and piece.count:
+            first_seq = self._next_seq
+            last_seq = first_seq + piece.last_ordinal - piece.first_ordinal
+            if last_seq >= _SEQ_END:
+                raise LogError("the seqs of this log are used up", mend="begin a new log in an empty folder")
+        else:
+            first_seq = last_seq = tip.last_seq
+        record = pack_record(
+            piece.kind,
+            flags=piece.flags,
+            epoch=piece.epoch,
+            commit_lsn=piece.commit_lsn,
+            end_lsn=piece.end_lsn,
+            first_ordinal=piece.first_ordinal,
+            last_ordinal=piece.last_ordinal,
+            first_seq=first_seq,
+            last_seq=last_seq,
+            xid=piece.xid,
+            commit_time=piece.commit_time,
+            count=piece.count,
+            origin=piece.origin,
+            tables=piece.tables,
+            body=piece.body,
+        )
+        bound = piece.commit_lsn if piece.kind == Kind.PROGRESS else 0
+        announced = _announced(piece) if piece.kind == Kind.SCHEMA else 0
+        return record, Tip(
+            _last(piece),
+            max(tip.end_lsn, piece.end_lsn, bound),
+            last_seq,
+            piece.commit_time,
+            max(tip.announced_schema, announced),
+        )
+
+    def _note_bounds(self, piece: Piece) -> None:
+        """Knows whether a transaction is under way, and where the last whole one ended."""
+        if piece.kind == Kind.TRANSACTION:
+            self._open = None if piece.flags & Flag.END else (piece.xid, piece.commit_lsn)
+        elif piece.kind == Kind.SCHEMA and self._open is not None:
+            self._open_schemas.append(_announced(piece))
+        if self._open is None:
+            self._whole, self._open_schemas = self._here, []
+
+    # --- durability -------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._lease_check()
+        self._file.flush()
+
+    def _fdatasync(self) -> None:
+        try:
+            self._file.sync()
+        except OSError as error:
+            self._broken = f"a sync failed ({error.strerror})"
+            _log.error("log_sync_failed", error=str(error), mend="end the process; check the disk")
+            raise
+
+    def _publish(self, mark: Mark) -> None:
+        """Shows a new end to readers, and makes sure that it was still ours to show."""
+        self._lease.control.publish(mark)
+        self._mark = mark
+        self._lease_check()
+
+    def _lease_check(self) -> None:
+        try:
+            self._lease.check()
+        except Fenced as error:
+            self._broken = error.what
+            raise
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise LogError("the log is closed", where=str(self._folder))
+        if self._broken is not None:
+            raise LogError(f"the log cannot be written any more: {self._broken}", mend="end the process")
+
+    def _stop_cleanly(self) -> None:
+        """The last sync; without room the log is left as after a kill, which loses nothing that was confirmed."""
+        if self._open is not None:
+            self._drop_unfinished()
+        try:
+            self._sync()
+            self._publish(replace(self._mark, clean=True))
+            self._lease.control.sync()
+        except (LogFull, Fenced) as error:
+            _log.warning("log_not_closed_cleanly", error=error.what)
+
+    # --- segments ---------------------------------------------------------------------------------------------
+
+    def _roll(self) -> None:
+        """Seals the active segment and begins the next one; nothing changes if there is no room."""
+        self.sync()
+        number, tip = self._file.number + 1, self._mark.tip
+        now = self._clock.now()
+        header = SegmentHeader(
+            number, self._lease.writer_epoch, self._manifest.log_id, tip.position, tip.last_seq, int(now * 1e6)
+        )
+        file, index = self._make_segment(header)
+        sealed = SealedSegment(
+            self._file.number, self._manifest.active.base.position, self._mark.offset, tip.position, tip.last_seq,
+            self._mark.max_time, now,
+        )  # fmt: skip
+        try:
+            self._replace_manifest(sealed=(*self._manifest.sealed, sealed), active=ActiveSegment(number, tip))
+        except LogFull:
+            self._discard_segment(file, index)
+            raise
+        self._index.seal()
+        self._file.close()
+        self._file, self._index = file, index
+        self._whole = self._here = _Place(HEADER_SIZE, tip, 0)
+        self._publish(Mark(number, HEADER_SIZE, tip, 0, self._manifest.generation))
+
+    def _make_segment(self, header: SegmentHeader) -> tuple[SegmentFile, IndexFile]:
+        try:
+            file = create_segment(self._files, self._folder, header)
+        except FileExistsError as error:
+            self._lease_check()
+            raise LogError("a segment of this number exists already", where=str(error.filename)) from error
+        path = index_path(self._folder, header.number)
+        try:
+            return file, IndexFile(self._files, path, header.number, header.writer_epoch, SegmentIndex())
+        except OSError as error:
+            file.close()
+            self._files.unlink(segment_path(self._folder, header.number))
+            if is_disk_full(error):
+                raise disk_full() from error
+            raise
+
+    def _discard_segment(self, file: SegmentFile, index: IndexFile) -> None:
+        file.close()
+        index.close()
+        self._files.unlink(segment_path(self._folder, file.number))
+        self._files.unlink(index_path(self._folder, file.number))
+
+    def _replace_manifest(self, **changes: Any) -> None:
+        self._lease_check()
+        manifest = replace(self._manifest, generation=self._manifest.generation + 1, **changes)
+        write_manifest(self._files, self._folder, manifest)
+        self._manifest = manifest
+
+    # --- retention --------------------------------------------------------------------------------------------
+
+    def _droppable(self, now: float) -> int:
+        """How many of the oldest segments go."""
+        manifest = self._manifest
+        count = expired(manifest.sealed, self.bounds().bytes, now, self._retention)
+        free = unheld(manifest.sealed[:count], lowest_hold(self._folder))
+        if free == count or self._files.free_bytes(self._folder) >= self._retention.disk_floor:
+            return free
+        _log.error(
+            "log_hold_overridden",
+            folder=str(self._folder),
+            segments=count - free,
+            reason="the disk is nearly full",
+            mend="the room that held them must begin again from a snapshot",
+        )
+        return count
+
+    def _drop(self, count: int) -> None:
+        dropped, kept = self._manifest.sealed[:count], self._manifest.sealed[count:]
+        for segment in dropped:  # first, since the manifest needs room and an index can be built again
+            self._files.unlink(index_path(self._folder, segment.number))
+        self._replace_manifest(sealed=kept, trimmed=dropped[-1].end)
+        self._publish(replace(self._mark, generation=self._manifest.generation))
+        for segment in dropped:
+            self._files.unlink(segment_path(self._folder, segment.number))
+        sync_folder(self._files, segments_folder(self._folder))
+        _log.info("log_trimmed", segments=count, trimmed=str(self._manifest.trimmed))
+
+    def _view(self) -> LogView:
+        return LogView(self._manifest, self._mark)
+
+
+def _first(piece: Piece) -> Position:
+    return Position(piece.epoch, piece.commit_lsn, piece.first_ordinal)
+
+
+def _last(piece: Piece) -> Position:
+    return Position(piece.epoch, piece.commit_lsn, piece.last_ordinal)
+
+
+def _announced(piece: Piece) -> int:
+    return max((change.schema_id for change in iter_changes(piece.body)), default=0)
