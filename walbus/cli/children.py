@@ -19,7 +19,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -28,6 +29,9 @@ import structlog
 from walbus.cli.failures import ERROR_PREFIX, LIFELINE, TRY_AGAIN
 from walbus.cli.supervisor import Action, Child, Kill, Start, Supervisor, Terminate
 from walbus.status import write_status
+
+#: What a child's arguments are given to: this very program, and nothing that lies in the current folder.
+WALBUS = (sys.executable, "-P", "-m", "walbus")
 
 _LONGEST_LINE = 1 << 20
 _CHUNK = 1 << 16
@@ -67,6 +71,19 @@ class Output:
             return
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How children are started.
+
+    Attributes:
+        environment: of each child.
+        program: what gets a child's arguments.
+    """
+
+    environment: Mapping[str, str]
+    program: Sequence[str] = WALBUS
+
+
 class ChildProcess:
     """One running child.
 
@@ -74,16 +91,16 @@ class ChildProcess:
         errors: the lines that tell its error, held back.
     """
 
-    def __init__(self, child: Child, environment: Mapping[str, str], lifeline: int, output: Output) -> None:
+    def __init__(self, child: Child, launch: Launch, lifeline: int, output: Output) -> None:
         self.child = child
         self.errors: list[str] = []
         self._output = output
         self._partial = b""
         self._process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-P", "-m", "walbus", *child.arguments],
+            [*launch.program, *child.arguments],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**environment, LIFELINE: str(lifeline)},
+            env={**launch.environment, LIFELINE: str(lifeline)},
             pass_fds=(lifeline,),
             process_group=0,
         )
@@ -141,16 +158,14 @@ class ProcessGroup:
     Args:
         supervisor: decides.
         output: takes the children's lines.
-        environment: of the children.
+        launch: how children are started.
         status_path: the file that tells each child's state and process number.
     """
 
-    def __init__(
-        self, supervisor: Supervisor, output: Output, environment: Mapping[str, str], status_path: Path
-    ) -> None:
+    def __init__(self, supervisor: Supervisor, output: Output, launch: Launch, status_path: Path) -> None:
         self._supervisor = supervisor
         self._output = output
-        self._environment = environment
+        self._launch = launch
         self._status_path = status_path
         self._running: dict[str, ChildProcess] = {}
         self._selector = selectors.DefaultSelector()
@@ -204,7 +219,7 @@ class ProcessGroup:
     def _start(self, child: Child) -> None:
         self._supervisor.started(child.name, time.monotonic())
         try:
-            process = ChildProcess(child, self._environment, self._lifeline[0], self._output)
+            process = ChildProcess(child, self._launch, self._lifeline[0], self._output)
         except OSError as error:  # no memory or descriptors left: a state that passes
             delay = self._supervisor.exited(child.name, TRY_AGAIN, time.monotonic())
             log.warning("cannot start a process", child=child.name, error=error.strerror, seconds=delay)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from walbus.cli.children import Output, ProcessGroup
+from walbus.cli.children import Launch, Output, ProcessGroup
 from walbus.cli.options import ConfigFile, chosen_file, start_room
 from walbus.cli.supervisor import Child, Supervisor
 from walbus.config import Settings
@@ -27,7 +27,7 @@ def command(context: typer.Context, config: ConfigFile = None) -> int:
     group = ProcessGroup(
         Supervisor(children, random.random),
         Output(sys.stderr, [child.name for child in children], json_lines=chosen == "json"),
-        _environment(chosen),
+        Launch(_environment(chosen)),
         settings.status_dir / "supervisor.json",
     )
     return group.run()

@@ -167,7 +167,7 @@ def batches(
         PositionTrimmed: the log no longer holds the start.
         RequestRefused: the relay does not take the request.
     """
-    with httpx.Client(base_url=url, timeout=_TIMEOUT, headers={"User-Agent": "walbus-tail"}) as client:
+    with httpx.Client(base_url=url, timeout=_TIMEOUT, headers={"User-Agent": "walbus-tail"}, trust_env=False) as client:
         place = _first_place(client, request, datetime.fromtimestamp(now(), UTC))
         failures = 0
         last_progress = now()
