@@ -1,0 +1,167 @@
+"""Capture into the durable log against `pg_recvlogical -f FILE`, both on the same backlog.
+
+Two backlogs: many rows in one transaction, and many transactions of one row. Each is read in rounds under copies of one
+slot, the order of the two changing each round, and medians are reported. A program's time counts from the moment at
+which it streams from its slot until the log holds the last commit durably, or until pg_recvlogical has ended at that
+LSN. So the start of the interpreter is in the processor time but not in the throughput; its length is in the notes.
+Walbus syncs its log before it confirms; pg_recvlogical syncs its file every 10 seconds and at the end.
+
+The log is read back after each round: it must hold every row exactly once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from measured import Measured, Usage
+from report import Report
+from source import Source, open_server
+from walbus.errors import LogMissing
+from walbus.lsn import Lsn, format_lsn
+from walbus.position import ORIGIN
+from walbus.records import Kind, read_header
+from walbus.relay import open_reader
+
+_DEADLINE = 600.0
+_KEPT = "kept"  # the slot that nobody reads
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is to be read.
+
+    Attributes:
+        name: of the ratio.
+        rows: how many, over all transactions.
+        make: writes it; returns the LSN behind its end.
+    """
+
+    name: str
+    rows: int
+    make: Callable[[Source], Lsn]
+
+
+def run(rows: int, transactions: int, rounds: int) -> Report:
+    """Measures both backlogs."""
+    report = Report(
+        "capture",
+        "Capture",
+        ("backlog", "reader", "seconds", "changes/s", "processor seconds", "peak MiB"),
+        notes=["Medians over the rounds; seconds count from the start of streaming, processor time from the start."],
+    )
+    backlogs = (
+        Backlog("one-transaction", rows, lambda source: source.one_transaction(rows)),
+        Backlog("single-rows", transactions, lambda source: source.single_rows(transactions)),
+    )
+    with open_server() as (server, folder):
+        for number, backlog in enumerate(backlogs):
+            _measure(Source(server, f"bench_{number}"), backlog, rounds, folder / backlog.name, report)
+    return report
+
+
+def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report: Report) -> None:
+    folder.mkdir()
+    pristine = _prepare(source, folder)
+    target = backlog.make(source)
+    taken: dict[str, list[Usage]] = {"walbus": [], "pg_recvlogical": []}
+    for number in range(rounds):
+        readers = [("walbus", _walbus), ("pg_recvlogical", _pg_recvlogical)]
+        for name, read in readers if number % 2 == 0 else reversed(readers):
+            place = folder / f"{name}-{number}"
+            taken[name].append(read(source, backlog, target, pristine, place))
+            shutil.rmtree(place)
+    source.drop_slot("walbus")
+    source.drop_slot(_KEPT)
+    seconds = {name: statistics.median(usage.seconds for usage in usages) for name, usages in taken.items()}
+    cpu = {name: statistics.median(usage.cpu for usage in usages) for name, usages in taken.items()}
+    for name, usages in taken.items():
+        peak = max(usage.peak for usage in usages) / (1 << 20)
+        rate = f"{backlog.rows / seconds[name]:,.0f}"
+        report.row(
+            f"{backlog.rows:,} rows, {backlog.name}",
+            name,
+            f"{seconds[name]:.2f}",
+            rate,
+            f"{cpu[name]:.2f}",
+            f"{peak:.0f}",
+        )
+    report.ratio(f"capture/pg_recvlogical {backlog.name}", seconds["pg_recvlogical"] / seconds["walbus"])
+    report.ratio(f"capture/pg_recvlogical {backlog.name} cpu", cpu["walbus"] / cpu["pg_recvlogical"])
+
+
+def _prepare(source: Source, folder: Path) -> Path:
+    """Lets capture make publication, slot and an empty log; the slot is then kept as it is for every round."""
+    pristine = folder / "pristine"
+    capture = _start_walbus(source, pristine)
+    capture.until(lambda: source.streams("walbus"), _DEADLINE)
+    capture.stop()
+    _until_free(source)
+    source.copy_slot("walbus", _KEPT)
+    return pristine
+
+
+def _walbus(source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path) -> Usage:
+    shutil.copytree(pristine, place)
+    source.copy_slot(_KEPT, "walbus")
+    capture = _start_walbus(source, place)
+    capture.until(lambda: source.streams("walbus"), _DEADLINE)
+    capture.mark()
+    seconds = capture.until(lambda: _durable(place) >= target, _DEADLINE)
+    usage = capture.stop(seconds)
+    _until_free(source)
+    if (held := _rows_in_log(place)) != backlog.rows:
+        raise RuntimeError(f"the log holds {held} of {backlog.rows} rows")
+    return usage
+
+
+def _pg_recvlogical(source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path) -> Usage:
+    place.mkdir()
+    source.copy_slot(_KEPT, "reference")
+    program = str(source.server.bin_dir / "pg_recvlogical")
+    options = ["--slot=reference", "--start", "--no-loop", f"--endpos={format_lsn(target)}"]
+    plugin = ["-o", "proto_version=1", "-o", "publication_names=walbus"]
+    command = [program, *options, *plugin, f"--file={place / 'stream'}"]
+    usage = Measured(command, source.libpq_environment(), place / "log").finish()
+    source.drop_slot("reference")
+    if (place / "stream").stat().st_size < backlog.rows * 100:
+        raise RuntimeError("pg_recvlogical ended before the end of the backlog")
+    return usage
+
+
+def _start_walbus(source: Source, place: Path) -> Measured:
+    place.mkdir(exist_ok=True)
+    environment = {"WALBUS_SOURCE__DSN": source.dsn, "WALBUS_DATA_DIR": str(place), "WALBUS_LOG__LEVEL": "warning"}
+    config = place / "walbus.toml"
+    config.touch()
+    return Measured([sys.executable, "-P", "-m", "walbus", "capture", "-c", str(config)], environment, place / "log")
+
+
+def _durable(place: Path) -> int:
+    try:
+        with closing(open_reader(place / "relay")) as reader:
+            return reader.bounds().end_lsn
+    except LogMissing:
+        return 0
+
+
+def _until_free(source: Source) -> None:
+    """The walsender of a process that has ended holds its slot a little longer."""
+    end = time.monotonic() + 30
+    while source.streams("walbus") and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _rows_in_log(place: Path) -> int:
+    rows = 0
+    with closing(open_reader(place / "relay")) as reader, closing(reader.cursor(ORIGIN)) as cursor:
+        while records := cursor.read(1 << 20):
+            headers = map(read_header, records)
+            rows += sum(header.count for header in headers if header.kind == Kind.TRANSACTION)
+    return rows

@@ -1,0 +1,76 @@
+"""Benchmarks: ratios measured in one run, each against its reference.
+
+    python bench/run.py capture [--rows N] [--transactions N] [--rounds N]
+    python bench/run.py latency [--rate N] [--seconds N]
+    python bench/run.py memory  [--small N]
+    python bench/run.py all     [--quick] [--write]
+
+Each option can be given by environment too: WALBUS_BENCH_ROWS=100000 make bench-capture. `--quick` takes a tenth of
+every size that was not given, to try the benchmarks themselves. `--write` puts the results into docs/benchmarks.md,
+with the machine and the commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import capture_backlog
+import commit_latency
+import peak_memory
+import report
+
+_NUMBERS = {
+    "rows": (1_000_000, "rows in the one large transaction"),
+    "transactions": (100_000, "transactions of one row"),
+    "rounds": (3, "rounds over each backlog; medians are reported"),
+    "rate": (500, "transactions a second while latency is measured"),
+    "seconds": (30, "for which latency is measured"),
+    "small": (50_000, "rows of the small backlog; the large one has ten times as many"),
+}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", choices=("all", "capture", "latency", "memory"))
+    parser.add_argument("--quick", action="store_true", help="a tenth of each size that is not given")
+    parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
+    for name, (default, meaning) in _NUMBERS.items():
+        from_environment = os.environ.get(f"WALBUS_BENCH_{name.upper()}")
+        given = int(from_environment) if from_environment else None
+        parser.add_argument(f"--{name}", type=int, default=given, metavar="N", help=f"{meaning} (default {default:,})")
+    arguments = parser.parse_args()
+    for name, (default, _) in _NUMBERS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, max(1, default // 10) if arguments.quick and name != "rate" else default)
+    return arguments
+
+
+def main() -> None:
+    """Runs what was asked for, prints the ratios, and writes them if told to."""
+    given = _arguments()
+    runs = {
+        "capture": lambda: capture_backlog.run(given.rows, given.transactions, given.rounds),
+        "latency": lambda: commit_latency.run(given.rate, given.seconds),
+        "memory": lambda: peak_memory.run(given.small),
+    }
+    chosen = list(runs) if given.what == "all" else [given.what]
+    reports = [runs[name]() for name in chosen]
+    for done in reports:
+        print()
+        for cells in (done.header, *done.rows):
+            print("  ".join(f"{cell:>18}" for cell in cells))
+    if given.write:
+        report.write(
+            reports, " ".join(["make", "bench" if given.what == "all" else f"bench-{given.what}", *_told(sys.argv)])
+        )
+
+
+def _told(argv: list[str]) -> list[str]:
+    options = " ".join(option for option in argv[2:] if option != "--write")
+    return [f'ARGS="{options}"'] if options else []
+
+
+if __name__ == "__main__":
+    main()
