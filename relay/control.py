@@ -90,7 +90,7 @@ class Mark:
             tip.end_lsn, tip.last_seq, tip.commit_time, self.max_time, self.generation, tip.announced_schema,
             self.clean,
         )  # fmt: skip
-        return google_crc32c.value(body).to_bytes(4, "little") + body
+        return int(google_crc32c.value(body)).to_bytes(4, "little") + body
 
 
 def _unpack_mark(data: bytes) -> Mark | None:

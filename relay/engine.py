@@ -16,7 +16,7 @@ from walbus.relay.recovery import Opened, clean_up, create_log, recover
 from walbus.relay.retention import Retention, holds_folder
 from walbus.relay.schemas import schemas_folder
 from walbus.relay.segment import segments_folder
-from walbus.relay.writer import FileLogWriter
+from walbus.relay.writer import FileLogWriter, WriterSettings
 
 LEASE_SECONDS = 10.0  #: how long a writer may stand still before another one may take over
 
@@ -67,9 +67,7 @@ def open_writer(
             files,
             lease,
             opened,
-            segment_bytes=segment_bytes,
-            retention=Retention(retention_hours, retention_bytes),
-            clock=clock,
+            WriterSettings(segment_bytes, Retention(retention_hours, retention_bytes), clock),
         )
     except BaseException:
         lease.release()

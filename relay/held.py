@@ -33,9 +33,9 @@ class TransactionFinder:
 
     def __init__(self, folder: Path, files: Files, view: Callable[[], LogView]) -> None:
         self._view = view
-        indexes = IndexLoader(folder, files)
+        self._folder, self._files = folder, files
+        self._indexes = IndexLoader(folder, files)
         self._walks: dict[int, _Walk] = {}
-        self._make_cursor = lambda: FileCursor(folder, files, view, indexes)
 
     def find(self, commit_lsn: int) -> Held | None:
         """The durable transaction with this commit LSN, whatever its epoch."""
@@ -46,11 +46,14 @@ class TransactionFinder:
                 continue
             walk = self._walks.get(epoch)
             if walk is None:
-                walk = self._walks[epoch] = _Walk(epoch, self._make_cursor(), self._view)
+                walk = self._walks[epoch] = _Walk(epoch, self._cursor(), self._view)
             held = walk.find(commit_lsn)
             if held is not None:
                 return held
         return None
+
+    def _cursor(self) -> FileCursor:
+        return FileCursor(self._folder, self._files, self._view, self._indexes)
 
     def close(self) -> None:
         """Frees files."""

@@ -90,11 +90,11 @@ class SegmentIndex:
 
 
 def _summed(body: bytes) -> bytes:
-    return body + google_crc32c.value(body).to_bytes(4, "little")
+    return body + int(google_crc32c.value(body)).to_bytes(4, "little")
 
 
 def _is_whole(block: bytes) -> bool:
-    return google_crc32c.value(block[:-4]) == int.from_bytes(block[-4:], "little")
+    return int(google_crc32c.value(block[:-4])) == int.from_bytes(block[-4:], "little")
 
 
 def pack_index_header(segment: int, writer_epoch: int, entries: int) -> bytes:

@@ -14,6 +14,7 @@ from walbus.relay.schemas import SchemaFiles
 from walbus.relay.view import ViewFiles
 from walbus.relay.wake import Waker
 
+
 class FileLogReader:
     """See `walbus.log.LogReader`. `wait` may be called by one thread at a time, everything else by any."""
 

@@ -76,9 +76,7 @@ def create_segment(files: Files, folder: Path, header: SegmentHeader) -> Segment
     return SegmentFile(files, files.open(path), header.number, HEADER_SIZE)
 
 
-def create_log(
-    folder: Path, files: Files, lease: Lease, source: SourceIdentity, log_id: str, now: float
-) -> Opened:
+def create_log(folder: Path, files: Files, lease: Lease, source: SourceIdentity, log_id: str, now: float) -> Opened:
     """The first segment and manifest of a new log."""
     number = _next_number(folder)
     header = SegmentHeader(number, lease.writer_epoch, log_id, EMPTY_TIP.position, 0, int(now * 1e6))

@@ -64,7 +64,7 @@ class SegmentHeader(NamedTuple):
             _MAGIC, SEGMENT_VERSION, self.base.epoch, self.number, self.writer_epoch, self.log_id.encode(),
             self.base.commit_lsn, self.base.ordinal, 0, self.base_seq, self.created,
         )  # fmt: skip
-        return head + google_crc32c.value(head).to_bytes(4, "little")
+        return head + int(google_crc32c.value(head)).to_bytes(4, "little")
 
 
 def parse_segment_header(data: bytes, where: str) -> SegmentHeader:
@@ -78,7 +78,9 @@ def parse_segment_header(data: bytes, where: str) -> SegmentHeader:
         DamagedRecord: these bytes are no header, or one of another format version.
     """
     head = data[: _HEADER.size]
-    if len(data) < HEADER_SIZE or google_crc32c.value(head) != int.from_bytes(data[_HEADER.size : HEADER_SIZE], "little"):
+    if len(data) < HEADER_SIZE or google_crc32c.value(head) != int.from_bytes(
+        data[_HEADER.size : HEADER_SIZE], "little"
+    ):
         raise DamagedRecord("a segment's header is damaged", where=f"{where}, offset 0", mend="restore the file")
     magic, version, epoch, number, writer_epoch, log_id, lsn, ordinal, _, base_seq, created = _HEADER.unpack(head)
     if magic != _MAGIC or version != SEGMENT_VERSION:

@@ -11,9 +11,9 @@ A full segment is rolled before the next transaction begins, so that a segment h
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 
@@ -49,6 +49,21 @@ class _Place(NamedTuple):
     max_time: int
 
 
+@dataclass(frozen=True)
+class WriterSettings:
+    """How a writer behaves.
+
+    Attributes:
+        segment_bytes: size from which a segment is rolled.
+        retention: what `trim` drops.
+        clock: time.
+    """
+
+    segment_bytes: int
+    retention: Retention
+    clock: Clock
+
+
 class FileLogWriter:
     """See `walbus.log.LogWriter`.
 
@@ -57,9 +72,7 @@ class FileLogWriter:
         files: the file operations.
         lease: the right to write.
         opened: the log as recovery left it.
-        segment_bytes: size from which a segment is rolled.
-        retention: what `trim` drops.
-        clock: time.
+        settings: sizes, retention and time.
     """
 
     def __init__(
@@ -68,19 +81,15 @@ class FileLogWriter:
         files: Files,
         lease: Lease,
         opened: Opened,
-        *,
-        segment_bytes: int,
-        retention: Retention,
-        clock: Clock,
+        settings: WriterSettings,
     ) -> None:
-        self._folder, self._files, self._lease, self._clock = folder, files, lease, clock
-        self._segment_bytes, self._retention = segment_bytes, retention
+        self._folder, self._files, self._lease, self._settings = folder, files, lease, settings
         self._manifest, self._mark, self._file = opened.manifest, opened.mark, opened.file
         number = opened.file.number
         self._index = IndexFile(files, index_path(folder, number), number, lease.writer_epoch, opened.index)
         self._schemas = SchemaWriter(folder, files, opened.mark.tip.announced_schema)
         self._wake = WakeServer(folder, lease.writer_epoch)
-        self._first_seq = self._next_seq = max(opened.mark.tip.last_seq + 1, int(clock.now() * 1e6))
+        self._first_seq = self._next_seq = max(opened.mark.tip.last_seq + 1, int(settings.clock.now() * 1e6))
         self._whole = _Place(opened.mark.offset, opened.mark.tip, opened.mark.max_time)  # behind a whole transaction
         self._here = self._whole  # behind the last record
         self._open: tuple[int, int] | None = None  # xid and commit LSN of an unfinished transaction
@@ -106,7 +115,7 @@ class FileLogWriter:
         """Takes a piece; see `walbus.log.LogWriter.append`."""
         self._check_usable()
         self._make_way(piece)
-        if self._open is None and self._file.size >= self._segment_bytes:
+        if self._open is None and self._file.size >= self._settings.segment_bytes:
             self._roll()
         record, tip = self._pack(piece)
         if self._file.buffered + len(record) > _FLUSH_BYTES:
@@ -129,7 +138,9 @@ class FileLogWriter:
     def _sync(self) -> None:
         self._flush()
         self._fdatasync()
-        self._publish(replace(self._mark, offset=self._whole.offset, tip=self._whole.tip, max_time=self._whole.max_time))
+        self._publish(
+            replace(self._mark, offset=self._whole.offset, tip=self._whole.tip, max_time=self._whole.max_time)
+        )
         self._index.flush()
         self._wake.notify()
 
@@ -280,7 +291,7 @@ class FileLogWriter:
         """Seals the active segment and begins the next one; nothing changes if there is no room."""
         self.sync()
         number, tip = self._file.number + 1, self._mark.tip
-        now = self._clock.now()
+        now = self._settings.clock.now()
         header = SegmentHeader(
             number, self._lease.writer_epoch, self._manifest.log_id, tip.position, tip.last_seq, int(now * 1e6)
         )
@@ -290,7 +301,9 @@ class FileLogWriter:
             self._mark.max_time, now,
         )  # fmt: skip
         try:
-            self._replace_manifest(sealed=(*self._manifest.sealed, sealed), active=ActiveSegment(number, tip))
+            self._put_manifest(
+                replace(self._manifest, sealed=(*self._manifest.sealed, sealed), active=ActiveSegment(number, tip))
+            )
         except LogFull:
             self._discard_segment(file, index)
             raise
@@ -322,9 +335,9 @@ class FileLogWriter:
         self._files.unlink(segment_path(self._folder, file.number))
         self._files.unlink(index_path(self._folder, file.number))
 
-    def _replace_manifest(self, **changes: Any) -> None:
+    def _put_manifest(self, manifest: Manifest) -> None:
         self._lease_check()
-        manifest = replace(self._manifest, generation=self._manifest.generation + 1, **changes)
+        manifest = replace(manifest, generation=self._manifest.generation + 1)
         write_manifest(self._files, self._folder, manifest)
         self._manifest = manifest
 
@@ -333,9 +346,9 @@ class FileLogWriter:
     def _droppable(self, now: float) -> int:
         """How many of the oldest segments go."""
         manifest = self._manifest
-        count = expired(manifest.sealed, self.bounds().bytes, now, self._retention)
+        count = expired(manifest.sealed, self.bounds().bytes, now, self._settings.retention)
         free = unheld(manifest.sealed[:count], lowest_hold(self._folder))
-        if free == count or self._files.free_bytes(self._folder) >= self._retention.disk_floor:
+        if free == count or self._files.free_bytes(self._folder) >= self._settings.retention.disk_floor:
             return free
         _log.error(
             "log_hold_overridden",
@@ -350,7 +363,7 @@ class FileLogWriter:
         dropped, kept = self._manifest.sealed[:count], self._manifest.sealed[count:]
         for segment in dropped:  # first, since the manifest needs room and an index can be built again
             self._files.unlink(index_path(self._folder, segment.number))
-        self._replace_manifest(sealed=kept, trimmed=dropped[-1].end)
+        self._put_manifest(replace(self._manifest, sealed=kept, trimmed=dropped[-1].end))
         self._publish(replace(self._mark, generation=self._manifest.generation))
         for segment in dropped:
             self._files.unlink(segment_path(self._folder, segment.number))
