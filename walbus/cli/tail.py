@@ -14,7 +14,8 @@ import typer
 
 from walbus.cli.options import ConfigFile, load
 from walbus.cli.tail_lines import Render, json_line, pretty_line
-from walbus.cli.tail_stream import Bound, TailRequest, batches, parse_bound
+from walbus.cli.tail_place import Bound, TailRequest, parse_bound
+from walbus.cli.tail_stream import batches
 from walbus.config import LogConfig, checked_patterns
 from walbus.diagnostics import configure_logging
 from walbus.errors import UsageError

@@ -10,6 +10,7 @@ import msgspec
 Render = Callable[[bytes], bytes]
 
 _DIM, _BOLD, _RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+_FRAME = frozenset({"op", "position", "commit_time", "table", "xid", "seq", "schema_id"})
 _COLOURS = {"insert": "\x1b[32m", "update": "\x1b[33m", "delete": "\x1b[31m", "truncate": "\x1b[35m"}
 
 
@@ -36,15 +37,13 @@ def pretty_line(*, colour: bool) -> Render:
 
 
 def _columns(change: Mapping[str, Any]) -> str:
-    """The row in short: the key, the key before, and the columns."""
-    if change.get("old_key"):
-        return f"{_pairs(change['old_key'])} -> {_pairs(change.get('after') or {})}"
+    """The row in short: the key before it, its columns, and those that were not sent."""
     row = change.get("after") or change.get("key")
-    if row is not None:
-        left_out = "".join(f" {name}=(unchanged)" for name in change.get("unchanged", ()))
-        return _pairs(row) + left_out
-    known = {"op", "position", "commit_time", "table", "xid", "seq", "schema_id"}
-    return _pairs({name: value for name, value in change.items() if name not in known})
+    if row is None:
+        return _pairs({name: value for name, value in change.items() if name not in _FRAME})
+    before = f"{_pairs(change['old_key'])} -> " if change.get("old_key") else ""
+    left_out = "".join(f" {name}=(unchanged)" for name in change.get("unchanged", ()))
+    return before + _pairs(row) + left_out
 
 
 def _pairs(row: Mapping[str, Any]) -> str:
