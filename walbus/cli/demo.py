@@ -24,8 +24,14 @@ def command(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the folder there at the end.")] = False,
     workload: Annotated[Workload, typer.Option(help="Whose transactions run.")] = Workload.SHOP,
+    kills: Annotated[int, typer.Option(min=0, help="Processes killed at random (SIGKILL) during the load.")] = 3,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the load and the kills; a random one if not given.", show_default=False)
+    ] = None,
 ) -> int:
     """Show everything on an embedded PostgreSQL; exit 1 if any derived view differs from the source."""
     from walbus.demo import run_demo  # noqa: PLC0415 - a command loads its own room alone
 
-    return run_demo(seconds=seconds, rate=rate, data_dir=data_dir, keep=keep, workload=workload.value)
+    return run_demo(
+        seconds=seconds, rate=rate, data_dir=data_dir, keep=keep, workload=workload.value, kills=kills, seed=seed
+    )

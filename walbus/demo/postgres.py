@@ -113,9 +113,9 @@ def find_binaries(version: int) -> Path:
     return folder
 
 
-def reachable(path: Path, account: Account | None) -> bool:
-    """Whether the account (None: ourselves) may pass through every folder to `path` and read it."""
-    command = ["test", "-r", str(path)]
+def reachable(path: Path, account: Account | None, *, mode: Literal["-r", "-x"] = "-r") -> bool:
+    """Whether the account (None: ourselves) may pass through every folder to `path` and read (`-r`) or enter it."""
+    command = ["test", mode, str(path)]
     return _run_as(account, command, cwd="/").returncode == 0
 
 
@@ -301,7 +301,7 @@ class EmbeddedPostgres:
     def _prepare_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._give(self.folder)
-        if not reachable(self.folder, self.account):
+        if not reachable(self.folder, self.account, mode="-x"):
             user = self.account.name if self.account else "this user"
             raise UsageError(
                 f"the user {user!r}, who runs PostgreSQL, cannot reach its folder",

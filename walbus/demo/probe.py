@@ -59,6 +59,11 @@ class LatencyProbe:
         if self._thread.is_alive():
             self._thread.join(10)
 
+    def count_up(self) -> None:
+        """One commit outside the measurement."""
+        with psycopg.connect(self._dsn, autocommit=True) as source:
+            source.execute(_COUNT_UP)
+
     def seen(self) -> int | None:
         """The number in the cache now; None while there is no such row (or no cache) yet."""
         try:
