@@ -125,7 +125,9 @@ class LogWriter(Protocol):
     def append(self, piece: Piece) -> None:
         """Takes a piece behind all earlier ones; may write, does not sync, never reorders.
 
-        A piece at or below the last position that was appended is an error of the caller (ValueError).
+        A transaction that was not finished is dropped, and its seqs are free again, when its source begins anew after
+        a broken connection: at a BEGIN piece, and at a piece that goes back behind its last one. Otherwise a piece at
+        or below the last position that was appended is an error of the caller (ValueError).
 
         Raises:
             LogFull: there is no room. Nothing of the piece is kept; the caller may append the same piece again.
