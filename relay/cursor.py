@@ -115,17 +115,21 @@ class FileCursor:
         return 0  # dropped meanwhile: go on with the next one, if nothing is lost between
 
     def _block(self, limit: int, max_bytes: int) -> list[bytes]:
-        assert self._fd is not None
         size = min(max(max_bytes, HEADER_SIZE), limit - self._offset)
-        data = self._files.pread(self._fd, size, self._offset)
+        data = self._pread(size)
         records, used = self._split(data)
         if not records and len(data) >= 8:
             size = min(max(record_length(data), size), limit - self._offset)
-            records, used = self._split(self._files.pread(self._fd, size, self._offset))
+            records, used = self._split(self._pread(size))
         if not records:
             raise self._damage("a record reaches past the durable end, or the file is too short", 0)
         self._offset += used
         return records
+
+    def _pread(self, size: int) -> bytes:
+        if self._fd is None:
+            raise ValueError("the cursor is closed")
+        return self._files.pread(self._fd, size, self._offset)
 
     def _split(self, data: bytes) -> tuple[list[bytes], int]:
         try:

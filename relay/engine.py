@@ -12,7 +12,7 @@ from walbus.relay.fs import Files, sync_folder
 from walbus.relay.lease import Clock, Lease, claim
 from walbus.relay.manifest import Manifest, load_manifest, write_manifest
 from walbus.relay.reader import FileLogReader
-from walbus.relay.recovery import Opened, clean_up, create_log, recover
+from walbus.relay.recovery import NewLog, Opened, clean_up, create_log, recover
 from walbus.relay.retention import Retention, holds_folder
 from walbus.relay.schemas import schemas_folder
 from walbus.relay.segment import segments_folder
@@ -25,7 +25,7 @@ def _new_log_id() -> str:
     return secrets.token_hex(16)
 
 
-def open_writer(
+def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
     folder: Path,
     source: SourceIdentity,
     *,
@@ -61,7 +61,7 @@ def open_writer(
     _check_source(load_manifest(folder), source, folder)
     lease = claim(folder, files, lease_seconds, clock)
     try:
-        opened = _open(folder, files, lease, source, clock, new_log_id)
+        opened = _open(folder, files, lease, NewLog(new_log_id(), source, clock.now()))
         return FileLogWriter(
             folder,
             files,
@@ -104,16 +104,17 @@ def _describe(source: SourceIdentity) -> str:
     return f"system {source.system_identifier}, database {source.database}, slot {source.slot}"
 
 
-def _open(
-    folder: Path, files: Files, lease: Lease, source: SourceIdentity, clock: Clock, new_log_id: Callable[[], str]
-) -> Opened:
-    """The durable state of a writer that has just claimed the log: control file first, then manifest, then order."""
+def _open(folder: Path, files: Files, lease: Lease, new: NewLog) -> Opened:
+    """The durable state of a writer that has just claimed the log: control file first, then manifest, then order.
+
+    `new` is what the log is to be if there is none; if there is one, its source has to be the same.
+    """
     manifest = load_manifest(folder)
     if manifest is None:
-        opened = create_log(folder, files, lease, source, new_log_id(), clock.now())
+        opened = create_log(folder, files, lease, new)
     else:
-        _check_source(manifest, source, folder)
-        opened = recover(folder, files, lease, manifest, clock.now())
+        _check_source(manifest, new.source, folder)
+        opened = recover(folder, files, lease, manifest, new.now)
     lease.control.publish(opened.mark)
     lease.control.sync()
     write_manifest(files, folder, opened.manifest)

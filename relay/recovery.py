@@ -59,6 +59,21 @@ class Opened:
     index: SegmentIndex
 
 
+@dataclass(frozen=True)
+class NewLog:
+    """What a new log is to be.
+
+    Attributes:
+        log_id: 32 random hexadecimal digits.
+        source: the database that it belongs to.
+        now: Unix seconds.
+    """
+
+    log_id: str
+    source: SourceIdentity
+    now: float
+
+
 def holder() -> str:
     """Host and process, for people who read the manifest."""
     return f"{socket.gethostname()}:{os.getpid()}"
@@ -76,13 +91,13 @@ def create_segment(files: Files, folder: Path, header: SegmentHeader) -> Segment
     return SegmentFile(files, files.open(path), header.number, HEADER_SIZE)
 
 
-def create_log(folder: Path, files: Files, lease: Lease, source: SourceIdentity, log_id: str, now: float) -> Opened:
+def create_log(folder: Path, files: Files, lease: Lease, new: NewLog) -> Opened:
     """The first segment and manifest of a new log."""
     number = _next_number(folder)
-    header = SegmentHeader(number, lease.writer_epoch, log_id, EMPTY_TIP.position, 0, int(now * 1e6))
+    header = SegmentHeader(number, lease.writer_epoch, new.log_id, EMPTY_TIP.position, 0, int(new.now * 1e6))
     file = create_segment(files, folder, header)
     manifest = Manifest(
-        log_id, source, lease.writer_epoch, lease.seconds, holder(), 1, EMPTY_TIP.position, (),
+        new.log_id, new.source, lease.writer_epoch, lease.seconds, holder(), 1, EMPTY_TIP.position, (),
         ActiveSegment(number, EMPTY_TIP),
     )  # fmt: skip
     return Opened(manifest, Mark(number, HEADER_SIZE, EMPTY_TIP, 0, 1), file, SegmentIndex())

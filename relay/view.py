@@ -98,15 +98,15 @@ class ViewFiles:
                 self._control = None
 
     def _look(self) -> LogView | None:
-        if self._control is None and not self._open_control():
+        control = self._control = self._control or self._open_control()
+        if control is None:
             self._manifest = self._load()
             return None
-        assert self._control is not None
-        state = self._control.state()
+        state = control.state()
         if state.superseded_by:
             newer = self._load()
             if newer.writer_epoch > self._manifest.writer_epoch:
-                self._control.close()
+                control.close()
                 self._control, self._manifest = None, newer
                 return None
         mark = state.trusted
@@ -118,13 +118,12 @@ class ViewFiles:
             return self._view
         return LogView(self._manifest, mark) if mark.segment <= self._manifest.active.number else None
 
-    def _open_control(self) -> bool:
+    def _open_control(self) -> ControlFile | None:
         path = control_path(self._folder, self._manifest.writer_epoch)
         try:
-            self._control = ControlFile(self._files, self._files.open_for_reading(path))
+            return ControlFile(self._files, self._files.open_for_reading(path))
         except FileNotFoundError:
-            return False  # a newer writer has just removed it
-        return True
+            return None  # a newer writer has just removed it
 
     def _load(self) -> Manifest:
         manifest = load_manifest(self._folder)
