@@ -17,7 +17,7 @@ from typing import NamedTuple
 from walbus.errors import InvalidText
 from walbus.lsn import format_lsn, parse_lsn
 
-_TEXT = re.compile(r"(\d{1,10}):([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}):(\d{1,10})\Z")
+_TEXT = re.compile(r"([0-9]{1,10}):([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}):([0-9]{1,10})\Z")
 
 
 class Position(NamedTuple):
