@@ -1,10 +1,11 @@
 """Capture into the durable log against `pg_recvlogical -f FILE`, both on the same backlog.
 
 Two backlogs: many rows in one transaction, and many transactions of one row. Each is read in rounds under copies of one
-slot, the order of the two changing each round, and medians are reported. A program's time counts from the moment at
-which it streams from its slot until the log holds the last commit durably, or until pg_recvlogical has ended at that
-LSN. So the start of the interpreter is in the processor time but not in the throughput; its length is in the notes.
-Walbus syncs its log before it confirms; pg_recvlogical syncs its file every 10 seconds and at the end.
+slot, the order of the two changing each round, and medians are reported. The time of Walbus counts from the moment at
+which it streams from its slot until the log holds the last commit durably; that of pg_recvlogical from its start (it
+has no interpreter to start, and connects in hundredths of a second) until it has ended at that LSN. Processor time is
+that of the whole life of each, the interpreter's start included. Walbus syncs its log before it confirms;
+pg_recvlogical syncs its file every 10 seconds and at the end.
 
 The log is read back after each round: it must hold every row exactly once.
 """
@@ -126,7 +127,7 @@ def _pg_recvlogical(source: Source, backlog: Backlog, target: Lsn, pristine: Pat
     source.copy_slot(_KEPT, "reference")
     program = str(source.server.bin_dir / "pg_recvlogical")
     options = ["--slot=reference", "--start", "--no-loop", f"--endpos={format_lsn(target)}"]
-    plugin = ["-o", "proto_version=1", "-o", "publication_names=walbus"]
+    plugin = [f"--dbname={source.database}", "-o", "proto_version=1", "-o", "publication_names=walbus"]
     command = [program, *options, *plugin, f"--file={place / 'stream'}"]
     usage = Measured(command, source.libpq_environment(), place / "log").finish()
     source.drop_slot("reference")

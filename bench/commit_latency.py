@@ -41,9 +41,16 @@ class StreamWatcher:
     def __init__(self, source: Source) -> None:
         self.seen: dict[int, float] = {}
         source.execute("SELECT pg_create_logical_replication_slot('reference', 'pgoutput')")
-        options = ["--slot=reference", "--start", "--no-loop", "--file=-", "-o", "proto_version=1"]
+        options = [f"--dbname={source.database}", "--slot=reference", "--start", "--no-loop", "--file=-"]
         self._process = subprocess.Popen(
-            [str(source.server.bin_dir / "pg_recvlogical"), *options, "-o", "publication_names=walbus"],
+            [
+                str(source.server.bin_dir / "pg_recvlogical"),
+                *options,
+                "-o",
+                "proto_version=1",
+                "-o",
+                "publication_names=walbus",
+            ],
             env=source.libpq_environment(),
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -43,6 +43,15 @@ class Report:
         """Adds a row of figures."""
         self.rows.append(cells)
 
+    def table(self) -> str:
+        """The figures for a terminal, in columns."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = [
+            [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+            for cells in (self.header, *self.rows)
+        ]
+        return "\n".join("  ".join(line) for line in lines)
+
     def section(self, command: str) -> str:
         """The section as Markdown."""
         table = [self.header, ["---"] * len(self.header), *self.rows]

@@ -58,9 +58,7 @@ def main() -> None:
     chosen = list(runs) if given.what == "all" else [given.what]
     reports = [runs[name]() for name in chosen]
     for done in reports:
-        print()
-        for cells in (done.header, *done.rows):
-            print("  ".join(f"{cell:>18}" for cell in cells))
+        print(f"\n{done.table()}")
     if given.write:
         report.write(
             reports, " ".join(["make", "bench" if given.what == "all" else f"bench-{given.what}", *_told(sys.argv)])

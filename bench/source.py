@@ -29,7 +29,7 @@ CREATE TABLE events (
     note text NOT NULL
 )
 """
-_ROW = "i, i % 1000, 'kind-' || i % 7, i * 0.01, now(), md5(i::text) || md5((-i)::text)"
+_ROW = "i, mod(i, 1000), 'kind-' || mod(i, 7), i * 0.01, now(), md5(i::text) || md5((-i)::text)"
 _ONE_TRANSACTION = f"INSERT INTO events SELECT {_ROW} FROM generate_series(%s::bigint, %s::bigint) AS i"
 _SINGLE_ROWS = """
 DO $$ BEGIN
@@ -45,12 +45,14 @@ class Source:
     """A database with the table `events`, published as `walbus`.
 
     Attributes:
-        dsn: of the database, as superuser.
+        database: its name.
+        dsn: of it, as superuser.
         server: the server that it lies on.
     """
 
     def __init__(self, server: EmbeddedPostgres, database: str) -> None:
         self.server = server
+        self.database = database
         with server.connect() as connection:
             connection.execute(f'CREATE DATABASE "{database}"')
         self.dsn = server.dsn(database)
