@@ -1,1 +1,36 @@
-"""Placeholder of the room."""
+"""Capture: PostgreSQL's WAL through one logical slot, into the relay log.
+
+The way of the data:
+
+    replication    the walsender's connection, frame by frame (the only user of psycopg's COPY BOTH)
+    frames         the envelopes: WAL data, keepalive, status update             bytes in, values out
+    messages       pgoutput protocol 1                                           bytes in, values out
+    layouts        a table's layout, from a Relation message or the catalog      pure
+    assembly       transactions put together, rows packed                        pure
+      pieces         the open transaction and the pieces that it gives
+      repeats        what the source sends again, and what is another history
+      timelines      the epoch of a commit
+      xids           32 bits made 64
+    loop           read, append, sync, confirm: one connection's life
+
+Around it:
+
+    service        the process: connects, verifies, streams, connects again      `run_capture`
+    identity       whether the source can be captured, and which it is           `identify`
+    slot           made when missing; gaps are told
+    publication    made from the configured tables; what is lost is told
+    catalog        layouts, keys and names of types
+    watch          the catalog, looked at each second from a thread
+    sessions       how sessions are opened: settings, keepalives
+    refusals       PostgreSQL's errors as Walbus's, with mends
+    report         the status file
+
+Confirmation follows durability: the slot is told only what `LogWriter.sync` has returned.
+"""
+
+from __future__ import annotations
+
+from walbus.capture.identity import identify
+from walbus.capture.service import run_capture
+
+__all__ = ["identify", "run_capture"]

@@ -1,0 +1,75 @@
+"""Whether the source can be captured at all, and which database it is. Read-only; for the start of a process."""
+
+from __future__ import annotations
+
+from typing import LiteralString, cast
+
+from walbus.capture.publication import check_tables
+from walbus.capture.replication import Walsender
+from walbus.capture.sessions import Session, open_session, place_of, refused
+from walbus.config import SourceConfig
+from walbus.errors import SourceMisconfigured
+from walbus.log import SourceIdentity
+
+OLDEST_VERSION = 140_000
+
+_FACTS: LiteralString = """
+    SELECT current_setting('wal_level'), pg_is_in_recovery(), r.rolreplication OR r.rolsuper, r.rolname::text,
+           current_database()::text, has_database_privilege(current_database(), 'CREATE'),
+           EXISTS (SELECT FROM pg_publication WHERE pubname = %s)
+    FROM pg_roles r WHERE r.rolname = current_user"""
+
+
+def identify(source: SourceConfig) -> SourceIdentity:
+    """Which database a log would belong to, after a check that it can be captured.
+
+    Raises:
+        ConfigError: the DSN cannot be parsed.
+        SourceUnavailable: the server does not answer.
+        SourceMisconfigured: a setting, privilege or table is missing; `mend` says what to do.
+    """
+    session = open_session(source.dsn)
+    try:
+        check_source(session, source)
+        database = session.info.dbname
+    finally:
+        session.close()
+    walsender = Walsender(source.dsn)
+    try:
+        return SourceIdentity(walsender.identify().system_identifier, database, source.slot)
+    finally:
+        walsender.close()
+
+
+def check_source(session: Session, source: SourceConfig) -> None:
+    """Whether the server, the role and the tables allow to capture.
+
+    Raises:
+        SourceMisconfigured: they do not.
+    """
+    where = place_of(source.dsn)
+    version = session.info.server_version
+    if version < OLDEST_VERSION:
+        raise SourceMisconfigured(
+            f"PostgreSQL {version // 10_000} is too old", where=where, mend="upgrade to 14 or later"
+        )
+    with refused("reading settings and privileges"):
+        row = session.execute(_FACTS, [source.publication]).fetchone()
+    if row is None:
+        raise SourceMisconfigured("the session's role is not in pg_roles", where=where)
+    wal_level, in_recovery, may_replicate, role, database, may_create, has_publication = cast(_Facts, row)
+    if in_recovery:
+        raise SourceMisconfigured("the server is a standby", where=where, mend="name the primary in source.dsn")
+    if wal_level != "logical":
+        mend = "run ALTER SYSTEM SET wal_level = logical and restart the server"
+        raise SourceMisconfigured(f"wal_level is {wal_level}", where=where, mend=mend)
+    if not may_replicate:
+        mend = f'run ALTER ROLE "{role}" REPLICATION'
+        raise SourceMisconfigured(f"role {role} lacks REPLICATION", where=where, mend=mend)
+    if not has_publication and not may_create:
+        mend = f'run GRANT CREATE ON DATABASE "{database}" TO "{role}", or create publication {source.publication}'
+        raise SourceMisconfigured(f"role {role} may not create a publication", where=where, mend=mend)
+    check_tables(session, source)
+
+
+_Facts = tuple[str, bool, bool, str, str, bool, bool]

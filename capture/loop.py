@@ -1,0 +1,262 @@
+"""One connection's life: frames in, pieces into the log, confirmations back. The thin I/O loop around the assembler.
+
+Each round reads until the socket is dry or a bound of bytes is reached, and appends what is complete. One `sync`
+makes everything whole that was appended durable (group commit): when the socket is dry, or after `GROUP_SECONDS`
+under load. Only then is the slot confirmed, to the log's `end_lsn`, and never to what was merely received.
+
+An idle stream still moves: the walsender is asked for keepalives, whose LSN says that nothing was committed before
+it. Once nothing is on the way, that LSN goes into the log as a PROGRESS record, and is confirmed like a commit; so
+the slot of a quiet database does not hold the WAL of its busy neighbours.
+
+A full disk stops reading (TCP then holds the walsender back) and confirming; the same piece is tried again until there
+is room, while status updates keep the connection alive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from walbus.capture.assembly import Assembler
+from walbus.capture.catalog import CatalogView
+from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, status_update
+from walbus.capture.refusals import publication_gone
+from walbus.capture.replication import Walsender
+from walbus.capture.report import Report
+from walbus.capture.watch import CatalogWatch
+from walbus.errors import LogFull, ProtocolError, SourceUnavailable
+from walbus.log import LogWriter, Piece
+from walbus.records import Flag, Kind
+from walbus.schema import TableSchema
+
+logger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Bytes that one round reads at most.
+ROUND_BYTES = 1 << 20
+#: Seconds that a whole transaction may wait for others to be synced with it, under load.
+GROUP_SECONDS = 0.05
+#: Seconds between two PROGRESS records, and between two requests for a keepalive.
+PROGRESS_SECONDS = 0.25
+#: Seconds between two looks at the watch and two status files.
+CHORE_SECONDS = 1.0
+#: Seconds between two applications of the retention policy.
+TRIM_SECONDS = 5.0
+#: Seconds between two attempts to write to a full disk.
+FULL_SECONDS = 0.5
+#: Shortest silence that counts as a dead connection, and the one where wal_sender_timeout is off.
+MIN_SILENCE, DEFAULT_SILENCE = 3.0, 60.0
+
+
+class StreamLoop:
+    """Streams over one started `Walsender` until it is stopped.
+
+    Args:
+        walsender: streaming.
+        log_writer: takes the pieces.
+        assembler: makes the pieces.
+        watch: of the catalog.
+        publication: OID of the publication.
+        report: gets the figures.
+        stop: ends the loop.
+        timeout: the server's wal_sender_timeout in seconds; 0 if it is off.
+        clock: Unix seconds.
+        monotonic: seconds that never step back.
+    """
+
+    def __init__(  # noqa: PLR0913  (both ends, and what tests replace)
+        self,
+        walsender: Walsender,
+        log_writer: LogWriter,
+        assembler: Assembler,
+        watch: CatalogWatch,
+        report: Report,
+        *,
+        publication: int,
+        stop: threading.Event,
+        timeout: float,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._walsender = walsender
+        self._log = log_writer
+        self._assembler = assembler
+        self._watch = watch
+        self._report = report
+        self._publication = publication
+        self._stop = stop
+        self._clock = clock
+        self._monotonic = monotonic
+        self._silence = max(timeout, MIN_SILENCE) if timeout else DEFAULT_SILENCE
+        self._status_every = self._silence / 3
+        self._layouts: dict[int, TableSchema] = {}
+        self._confirmed = log_writer.bounds().end_lsn
+        self._received = self._confirmed
+        self._dirty_since: float | None = None  # when a whole transaction was appended that is not durable yet
+        now = monotonic()
+        self._heard = self._said = self._asked = self._progressed = self._chored = now
+        self._trimmed = now
+        self._answer_now = False
+
+    def run(self) -> None:
+        """Streams until `stop` is set; then everything whole is durable and confirmed.
+
+        Raises:
+            SourceError: the connection broke, or the server refused.
+            LogError, OSError: the log failed.
+        """
+        while not self._stop.is_set():
+            dry = self._read_round()
+            now = self._monotonic()
+            if self._dirty_since is not None and (dry or now - self._dirty_since >= GROUP_SECONDS):
+                self._sync()
+            self._tell_progress(now)
+            self._say_status(now, idle=dry)
+            self._do_chores(now)
+            if dry:
+                self._check_silence(now)
+                self._walsender.wait(PROGRESS_SECONDS)
+        self._sync()
+
+    # From the source into the log.
+
+    def _read_round(self) -> bool:
+        """Reads one round; whether the socket is dry."""
+        receive = self._walsender.receive
+        left, frame = ROUND_BYTES, b""
+        while left > 0:
+            received = receive()
+            if received is None:
+                break
+            frame = received
+            left -= len(frame)
+            if frame[0] == WAL_DATA:
+                for piece in self._pieces_of(frame):
+                    self._append(piece)
+            elif frame[0] == KEEPALIVE:
+                self._take_keepalive(frame)
+            else:
+                raise ProtocolError(f"a frame of unknown kind {frame[:1]!r}", where="frame, offset 0")
+        if left < ROUND_BYTES:
+            self._heard = self._monotonic()
+            if frame[0] == WAL_DATA:
+                self._received = max(self._received, int.from_bytes(frame[9:17], "big"))
+        return left > 0
+
+    def _pieces_of(self, frame: bytes) -> list[Piece]:
+        try:
+            return self._assembler.feed(frame, WAL_DATA_HEADER)
+        except LogFull:  # no room for a new layout; nothing of the message was taken
+            return self._patiently(lambda: self._assembler.feed(frame, WAL_DATA_HEADER))
+
+    def _take_keepalive(self, frame: bytes) -> None:
+        keepalive = parse_keepalive(frame)
+        self._received = max(self._received, keepalive.wal_end)
+        self._assembler.keepalive(keepalive.wal_end)
+        self._answer_now = self._answer_now or keepalive.reply_requested
+
+    def _append(self, piece: Piece) -> None:
+        self._patiently(lambda: self._log.append(piece))
+        if self._dirty_since is None and (piece.flags & Flag.END or piece.kind == Kind.PROGRESS):
+            self._dirty_since = self._monotonic()
+
+    def _tell_progress(self, now: float) -> None:
+        if now - self._progressed < PROGRESS_SECONDS:
+            return
+        self._progressed = now
+        piece = self._assembler.progress(int(self._clock() * 1_000_000))
+        if piece is not None:
+            self._append(piece)
+            self._sync()
+
+    # Confirming.
+
+    def _sync(self) -> None:
+        self._confirmed = self._patiently(self._log.sync).end_lsn
+        self._dirty_since = None
+        self._send_status(self._monotonic())
+
+    def _say_status(self, now: float, *, idle: bool) -> None:
+        if idle and now - self._asked >= PROGRESS_SECONDS:
+            self._asked = now
+            self._send_status(now, reply=True)
+        elif self._answer_now or now - self._said >= self._status_every:
+            self._send_status(now)
+
+    def _send_status(self, now: float, *, reply: bool = False) -> None:
+        self._walsender.send(status_update(self._received, self._confirmed, self._clock(), reply=reply))
+        self._said = now
+        self._answer_now = False
+
+    def _check_silence(self, now: float) -> None:
+        if now - self._heard > self._silence:
+            raise SourceUnavailable(
+                f"nothing was heard from the server for {now - self._heard:.0f} s", where="streaming"
+            )
+
+    # A full disk.
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Tries until the log has room."""
+        try:
+            return action()
+        except LogFull as full:
+            logger.error("log.full", error=str(full), note="confirming stands still until there is room")
+        while True:
+            try:
+                result = action()
+            except LogFull as full:
+                self._wait_for_room(full)
+            else:
+                logger.info("log.has_room")
+                self._report.state = "streaming"
+                self._heard = self._monotonic()
+                return result
+
+    def _wait_for_room(self, full: LogFull) -> None:
+        self._report.state = "disk full"
+        self._write_report()
+        self._log.trim(self._clock())
+        now = self._monotonic()
+        if now - self._said >= self._status_every / 2:
+            self._send_status(now)
+        if self._stop.wait(FULL_SECONDS):
+            raise full
+
+    # Chores.
+
+    def _do_chores(self, now: float) -> None:
+        if now - self._chored < CHORE_SECONDS:
+            return
+        self._chored = now
+        view = self._watch.take()
+        if view is not None:
+            self._take_view(view)
+        if now - self._trimmed >= TRIM_SECONDS:
+            self._trimmed = now
+            self._assembler.forget(self._log.trim(self._clock()))
+        self._write_report()
+
+    def _take_view(self, view: CatalogView) -> None:
+        if view.publication != self._publication:
+            raise publication_gone("the publication was dropped, and changes with it", "streaming")
+        self._assembler.near_xid = view.xmax
+        self._report.tables = len(view.layouts)
+        for layout in view.layouts:
+            if self._layouts.get(layout.oid) != layout:
+                self._register(layout)
+                self._layouts[layout.oid] = layout
+
+    def _register(self, layout: TableSchema) -> None:
+        self._patiently(lambda: self._log.schemas.register(layout))
+
+    def _write_report(self) -> None:
+        report, assembler = self._report, self._assembler
+        report.received_lsn, report.confirmed_lsn = self._received, self._confirmed
+        report.transactions, report.changes = assembler.transactions, assembler.changes
+        report.repeats = assembler.repeated
+        report.write()

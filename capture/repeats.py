@@ -1,0 +1,76 @@
+"""Transactions that the source sends again: told from new ones, and from another history. Pure.
+
+A slot may go back (a crash of the server forgets confirmations since its last checkpoint; a promotion forgets more),
+so the same commits come again. Their place decides: behind what the log was given, a transaction is new. At or below
+it, the log must hold a transaction at that commit LSN with the same xid and commit time, and the repeat is dropped;
+anything else means that the source's history is not the log's (a restored volume shows the same system identifier,
+timeline, LSN and even xid), and nothing that it sends may enter the log.
+
+A connection that breaks inside a transaction leaves its first pieces in the log, which drops them when the transaction
+begins again (`LogWriter.append`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from walbus.capture.pieces import OpenTransaction
+from walbus.errors import SourceReplaced
+from walbus.log import Held
+from walbus.lsn import format_lsn
+from walbus.position import ORIGIN, Position
+
+#: What an operator can do where a log cannot be continued.
+NEW_LOG = "if that is meant, drop the slot and move the relay's folder away: a new log begins, and consumers bootstrap"
+
+
+class Repeats:
+    """Judges each transaction by what the log was given.
+
+    Args:
+        find: the log's durable transactions (`LogWriter.find`). Whatever whole transaction was appended must have
+            been made durable before a connection begins.
+        end: position of the last record that the log was given.
+        trimmed: up to here the log has forgotten; transactions at or below it cannot be compared.
+    """
+
+    def __init__(self, find: Callable[[int], Held | None], *, end: Position, trimmed: Position = ORIGIN) -> None:
+        self._find = find
+        self._end = end
+        self.trimmed = trimmed  #: moves with the log's retention
+
+    def is_repeat(self, transaction: OpenTransaction) -> bool:
+        """Whether the log has a transaction that is about to have its first change.
+
+        Raises:
+            SourceReplaced: it stands where the log holds another one, or none.
+        """
+        position = transaction.last._replace(ordinal=1)
+        if position > self._end:
+            return False
+        held = self._find(transaction.commit_lsn)
+        if held is None and position > self.trimmed:
+            raise _diverged(transaction, "the log has passed that place without a transaction there")
+        if held is not None and not _same(held, transaction):
+            raise _diverged(transaction, f"the log holds another transaction there, {held.xid}")
+        return True
+
+    def passed(self, position: Position) -> bool:
+        """The log is to get a whole transaction, or a record between transactions, that ends at a position.
+
+        False if the log has passed that place already.
+        """
+        if position <= self._end:
+            return False
+        self._end = position
+        return True
+
+
+def _same(held: Held, transaction: OpenTransaction) -> bool:
+    """A lone message (xid 0) has no commit time of its own."""
+    return held.xid == transaction.xid and (held.xid == 0 or held.commit_time == transaction.commit_time)
+
+
+def _diverged(transaction: OpenTransaction, why: str) -> SourceReplaced:
+    where = f"transaction {transaction.xid}, commit {format_lsn(transaction.commit_lsn)}"
+    return SourceReplaced(f"the source's history is not the log's: {why}", where=where, mend=NEW_LOG)

@@ -1,0 +1,162 @@
+"""The walsender's connection: the only module that knows psycopg's low-level COPY BOTH calls.
+
+`Cursor.copy()` of psycopg refuses COPY BOTH, so from START_REPLICATION on everything goes through `PGconn`, without
+blocking: `receive` gives the next frame or None, `send` queues one, and `wait` blocks until the socket is ready.
+
+PostgreSQL 18 skips rows while the publication is missing and says so only by a WARNING (SQLSTATE 55000), which arrives
+in its place between the frames. It is raised by `receive` before the next frame, so nothing behind it can be confirmed.
+"""
+
+from __future__ import annotations
+
+import select
+from dataclasses import dataclass
+from typing import cast
+
+import psycopg
+import structlog
+from psycopg import pq
+from pydantic import SecretStr
+
+from walbus.capture.refusals import by_sqlstate, publication_gone
+from walbus.capture.sessions import open_session, refused
+from walbus.capture.timelines import Timelines, parse_history
+from walbus.errors import SourceError, SourceUnavailable
+
+logger = structlog.get_logger(__name__)
+
+_DOING = "streaming"
+_ROWS_SKIPPED = "55000"
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SystemIdentity:
+    """The answer to IDENTIFY_SYSTEM."""
+
+    system_identifier: str
+    timeline: int
+    database: str
+
+
+class Walsender:
+    """One replication connection; streams after `start`. Not thread-safe.
+
+    Raises (from the constructor):
+        SourceUnavailable, SourceMisconfigured: the connection could not be had.
+    """
+
+    def __init__(self, dsn: SecretStr) -> None:
+        self._session = open_session(dsn, replication=True)
+        self._session.add_notice_handler(self._on_notice)
+        self._pgconn = self._session.pgconn
+        self._socket = self._session.fileno()
+        self._fatal: SourceError | None = None
+        self._unsent = False
+
+    def identify(self) -> SystemIdentity:
+        """Which cluster, timeline and database this is."""
+        with refused("IDENTIFY_SYSTEM"):
+            row = self._session.execute("IDENTIFY_SYSTEM").fetchone()
+        if row is None:
+            raise SourceUnavailable("IDENTIFY_SYSTEM gave no answer")
+        return SystemIdentity(str(row[0]), cast(int, row[1]), str(row[3]))
+
+    def timelines(self, current: int) -> Timelines:
+        """The history of the server's timeline."""
+        if current == 1:
+            return Timelines(1)
+        with refused("TIMELINE_HISTORY"):
+            cursor = self._session.cursor(binary=False)
+            cursor.execute(f"TIMELINE_HISTORY {int(current)}".encode())
+            result = cursor.pgresult
+        content = result.get_value(0, 1) if result is not None else None
+        return parse_history(current, content or b"")
+
+    def timeout_seconds(self) -> float:
+        """`wal_sender_timeout`; 0 means that the server never gives up."""
+        with refused("reading wal_sender_timeout"):
+            query = "SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'wal_sender_timeout'"
+            row = self._session.execute(query).fetchone()
+        return cast(float, row[0]) if row else 0.0
+
+    def start(self, slot: str, publication: str) -> None:
+        """Begins to stream from where the slot is confirmed.
+
+        The log's end is not given as the place to begin: what it has is sent again and compared, which is how a
+        history that is not the log's is noticed.
+
+        Raises:
+            SlotInUse: another session streams from it.
+            SourceError: the server refused.
+        """
+        command = (
+            f'START_REPLICATION SLOT "{slot}" LOGICAL 0/0'
+            f" (proto_version '1', publication_names '\"{publication}\"', messages 'true')"
+        )
+        with refused(_DOING):
+            self._pgconn.send_query(command.encode())
+            while self._pgconn.flush() or self._pgconn.is_busy():
+                self._until_ready(_START_SECONDS, writing=True)
+                self._pgconn.consume_input()
+            result = self._pgconn.get_result()
+            if result is None or result.status != pq.ExecStatus.COPY_BOTH:
+                raise self._ended(result)
+            self._pgconn.nonblocking = 1
+
+    def receive(self) -> bytes | None:
+        """The next frame; None when none has arrived.
+
+        Raises:
+            SourceError: the connection broke, or the server ended it or reported an error.
+        """
+        try:
+            size, view = self._pgconn.get_copy_data(1)
+            if size == 0:
+                self._pgconn.consume_input()
+                size, view = self._pgconn.get_copy_data(1)
+        except psycopg.Error as error:
+            raise by_sqlstate(error.sqlstate, str(error).strip().replace("\n", " "), _DOING) from None
+        if self._fatal is not None:
+            raise self._fatal
+        if size > 0:
+            return bytes(view)
+        if size == 0:
+            return None
+        raise self._ended(self._pgconn.get_result())
+
+    def send(self, frame: bytes) -> None:
+        """Queues a frame, and sends as much as the socket takes now."""
+        with refused(_DOING):
+            self._pgconn.put_copy_data(frame)
+            self._unsent = self._pgconn.flush() == 1
+
+    def wait(self, timeout: float) -> None:
+        """Blocks until something arrived, or until `timeout` seconds have passed."""
+        self._until_ready(timeout, writing=self._unsent)
+        if self._unsent:
+            with refused(_DOING):
+                self._unsent = self._pgconn.flush() == 1
+
+    def close(self) -> None:
+        """Ends the connection; what was sent before is delivered first, as TCP does."""
+        self._session.close()
+
+    def _until_ready(self, timeout: float, *, writing: bool) -> None:
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN | (select.POLLOUT if writing else 0))
+        poller.poll(timeout * 1000)
+
+    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        text = notice.message_primary or ""
+        if notice.sqlstate == _ROWS_SKIPPED:
+            self._fatal = publication_gone(f"PostgreSQL skips rows: {text}", _DOING)
+        else:
+            logger.warning("source.notice", severity=notice.severity, sqlstate=notice.sqlstate, text=text)
+
+    def _ended(self, result: pq.abc.PGresult | None) -> SourceError:
+        if result is None or result.status not in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):
+            return SourceUnavailable("the server ended the stream", where=_DOING)
+        state = result.error_field(pq.DiagnosticField.SQLSTATE)
+        text = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)
+        return by_sqlstate(state.decode() if state else None, text.decode("utf-8", "replace") if text else "", _DOING)

@@ -1,0 +1,64 @@
+"""What capture tells of itself: one status file, rewritten about each second, its figures by metric name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from walbus.lsn import format_lsn
+from walbus.metrics import MetricName
+from walbus.status import write_status
+
+State = Literal["connecting", "streaming", "disk full", "waiting to reconnect", "stopped"]
+
+
+class Report:
+    """Figures of one capture process.
+
+    Args:
+        path: of the status file; None for none.
+        clock: Unix seconds.
+        about: fields that never change (slot, publication).
+    """
+
+    def __init__(self, path: Path | None, clock: Callable[[], float], about: dict[str, str]) -> None:
+        self._path = path
+        self._clock = clock
+        self._about = about
+        self.state: State = "connecting"
+        self.error: str | None = None  #: why it is not streaming
+        self.timeline = 0
+        self.tables = 0  #: published tables
+        self.received_lsn = 0
+        self.confirmed_lsn = 0
+        self.transactions = 0
+        self.changes = 0
+        self.repeats = 0
+        self.reconnects = 0
+
+    def write(self) -> None:
+        """Replaces the status file."""
+        if self._path is None:
+            return
+        metrics: dict[MetricName, object] = {
+            "walbus_capture_transactions_total": self.transactions,
+            "walbus_capture_changes_total": self.changes,
+            "walbus_capture_repeats_total": self.repeats,
+            "walbus_capture_reconnects_total": self.reconnects,
+            "walbus_capture_received_lsn": self.received_lsn,
+            "walbus_capture_confirmed_lsn": self.confirmed_lsn,
+            "walbus_capture_lag_bytes": max(0, self.received_lsn - self.confirmed_lsn),
+            "walbus_capture_disk_full": int(self.state == "disk full"),
+        }
+        fields: dict[str, object] = {
+            **self._about,
+            "state": self.state,
+            "error": self.error,
+            "timeline": self.timeline,
+            "tables": self.tables,
+            "received": format_lsn(self.received_lsn),
+            "confirmed": format_lsn(self.confirmed_lsn),
+            "updated": self._clock(),
+        }
+        write_status(self._path, fields | {str(name): figure for name, figure in metrics.items()})

@@ -1,0 +1,236 @@
+"""The room's process: connects, verifies, streams, and connects again after whatever passes by itself.
+
+What passes (`Directive.RETRY`: the server is away, the slot is in use) is tried again with a growing, jittered
+back-off and one log line for each new reason. What does not pass is raised, and ends the process.
+
+The order of a start matters. The publication is made before the slot, since the slot's first changes are decoded with
+the publication as it was then. An empty log first gets a durable PROGRESS record at the slot's confirmed LSN, which
+is what later starts compare the slot with.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import structlog
+
+from walbus.capture.assembly import Assembler
+from walbus.capture.catalog import builtin_types, primary_key, read_catalog
+from walbus.capture.identity import check_source
+from walbus.capture.loop import StreamLoop
+from walbus.capture.pieces import progress_piece
+from walbus.capture.publication import ensure_publication
+from walbus.capture.repeats import NEW_LOG, Repeats
+from walbus.capture.replication import SystemIdentity, Walsender
+from walbus.capture.report import Report, State
+from walbus.capture.sessions import Session, open_session
+from walbus.capture.slot import ensure_slot
+from walbus.capture.timelines import Timelines
+from walbus.capture.watch import CatalogWatch
+from walbus.config import SourceConfig
+from walbus.errors import Directive, SourceReplaced, directive_of
+from walbus.log import Bounds, LogWriter
+from walbus.lsn import format_lsn
+from walbus.position import ORIGIN
+
+logger = structlog.get_logger(__name__)
+
+#: Seconds of the first and of the longest pause before connecting again.
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+#: A connection that streamed for so many seconds was a good one: the next pause is the first one again.
+GOOD_SECONDS = 5.0
+
+
+def run_capture(
+    source: SourceConfig, log: LogWriter, *, stop: threading.Event, status_path: Path | None = None
+) -> None:
+    """Captures into the log until `stop` is set.
+
+    Args:
+        source: the database, slot, publication and tables.
+        log: the log's writer; it stays open.
+        stop: ends it; everything whole that was received is then durable and confirmed.
+        status_path: of the status file.
+
+    Raises:
+        SourceMisconfigured, SourceGap, SourceReplaced: only an operator can mend it.
+        ProtocolError: the source sent what cannot be decoded.
+        LogError, OSError: the log failed.
+    """
+    Capture(source, log, stop=stop, status_path=status_path).run()
+
+
+class Backoff:
+    """Growing pauses with full jitter.
+
+    Args:
+        random: gives numbers from 0 to 1.
+    """
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._random = random
+        self._ceiling = FIRST_PAUSE
+
+    def next_pause(self) -> float:
+        """Seconds to wait now; between half of a doubling ceiling and all of it."""
+        pause = self._ceiling * (0.5 + self._random() / 2)
+        self._ceiling = min(LONGEST_PAUSE, self._ceiling * 2)
+        return pause
+
+    def reset(self) -> None:
+        """Begins with the first pause again."""
+        self._ceiling = FIRST_PAUSE
+
+
+class Capture:
+    """One capture process; `run_capture` says the rest.
+
+    Args:
+        source, log, stop, status_path: as there.
+        clock: Unix seconds.
+        monotonic: seconds that never step back.
+        random: numbers from 0 to 1, for the back-off.
+    """
+
+    def __init__(  # noqa: PLR0913  (what it needs, and what tests replace)
+        self,
+        source: SourceConfig,
+        log: LogWriter,
+        *,
+        stop: threading.Event,
+        status_path: Path | None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self._source = source
+        self._log = log
+        self._stop = stop
+        self._clock = clock
+        self._monotonic = monotonic
+        self._backoff = Backoff(random)
+        self._report = Report(status_path, clock, {"slot": source.slot, "publication": source.publication})
+        self._system: SystemIdentity | None = None
+        self._assembler: Assembler | None = None
+        self._last_reason: str | None = None
+
+    def run(self) -> None:
+        """Captures until stopped."""
+        while not self._stop.is_set():
+            begun = self._monotonic()
+            try:
+                self._stream_once()
+            except Exception as error:
+                if directive_of(error) is not Directive.RETRY:
+                    self._tell("stopped", str(error))
+                    raise
+                if not self._stop.is_set():
+                    self._pause(error, lasted=self._monotonic() - begun)
+        self._tell("stopped", None)
+
+    def _pause(self, error: Exception, lasted: float) -> None:
+        if lasted >= GOOD_SECONDS:
+            self._backoff.reset()
+        reason = f"{type(error).__name__}: {error}"
+        if reason != self._last_reason:  # one line for each reason, however long it lasts
+            logger.warning("capture.interrupted", error=str(error), kind=type(error).__name__)
+        self._last_reason = reason
+        self._tell("waiting to reconnect", str(error))
+        self._stop.wait(self._backoff.next_pause())
+
+    def _tell(self, state: State, error: str | None) -> None:
+        self._report.state, self._report.error = state, error
+        self._report.write()
+
+    def _stream_once(self) -> None:
+        """One connection, from its opening to its end."""
+        bounds = self._log.sync()  # what the last connection left whole; repeats are compared with what is durable
+        with ExitStack() as closing:
+            session = open_session(self._source.dsn)
+            closing.callback(session.close)
+            check_source(session, self._source)
+            known = {schema.oid for schema in self._log.schemas.all()}
+            publication = ensure_publication(session, self._source, log_is_empty=bounds.end == ORIGIN, known=known)
+            confirmed = ensure_slot(session, self._source.slot, bounds)
+            walsender = Walsender(self._source.dsn)
+            closing.callback(walsender.close)
+            timelines = self._verified_timelines(walsender, bounds)
+            if bounds.end == ORIGIN:
+                self._begin_log(timelines, confirmed)
+            assembler = self._assembler_for(session, timelines)
+            timeout = walsender.timeout_seconds()
+            walsender.start(self._source.slot, self._source.publication)
+            watch = CatalogWatch(self._source, known)
+            closing.callback(watch.close)
+            watch.start()
+            self._streams(timelines)
+            StreamLoop(
+                walsender,
+                self._log,
+                assembler,
+                watch,
+                self._report,
+                publication=publication,
+                stop=self._stop,
+                timeout=timeout,
+                clock=self._clock,
+                monotonic=self._monotonic,
+            ).run()
+
+    def _verified_timelines(self, walsender: Walsender, bounds: Bounds) -> Timelines:
+        system = walsender.identify()
+        known = self._system or system
+        if (system.system_identifier, system.database) != (known.system_identifier, known.database):
+            what = f"another database answers: system identifier {system.system_identifier}"
+            raise SourceReplaced(what, where=f"it was {known.system_identifier}", mend=NEW_LOG)
+        self._system = system
+        timelines = walsender.timelines(system.timeline)
+        left_at = timelines.left_at(bounds.end.epoch)
+        if bounds.end.epoch > timelines.current or (left_at is not None and bounds.end_lsn > left_at):
+            what = f"timeline {timelines.current} does not continue the log: a failover lost commits that the log holds"
+            raise SourceReplaced(what, where=f"log end {bounds.end}", mend=NEW_LOG)
+        return timelines
+
+    def _begin_log(self, timelines: Timelines, confirmed: int) -> None:
+        """The first record: later starts compare the slot with it."""
+        self._log.append(progress_piece(timelines.epoch_of(confirmed), confirmed, int(self._clock() * 1_000_000)))
+        self._log.sync()
+        logger.info("log.begun", at=format_lsn(confirmed))
+
+    def _assembler_for(self, session: Session, timelines: Timelines) -> Assembler:
+        near_xid = read_catalog(session, self._source.publication).xmax
+        if self._assembler is not None:
+            self._assembler.reconnected(timelines, near_xid)
+            return self._assembler
+        bounds = self._log.bounds()
+        self._assembler = Assembler(
+            schemas=self._log.schemas,
+            repeats=Repeats(self._log.find, end=bounds.end, trimmed=bounds.trimmed),
+            builtin_types=builtin_types(session),
+            primary_key=self._primary_key,
+            timelines=timelines,
+            near_xid=near_xid,
+            bound=bounds.end_lsn,
+            last_commit_time=bounds.commit_time,
+        )
+        return self._assembler
+
+    def _primary_key(self, oid: int) -> frozenset[str]:
+        session = open_session(self._source.dsn)
+        try:
+            return primary_key(session, oid)
+        finally:
+            session.close()
+
+    def _streams(self, timelines: Timelines) -> None:
+        if self._last_reason is not None:
+            self._report.reconnects += 1
+            self._last_reason = None
+        self._report.timeline = timelines.current
+        self._tell("streaming", None)
+        logger.info("capture.streaming", slot=self._source.slot, timeline=timelines.current)

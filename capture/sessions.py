@@ -1,0 +1,78 @@
+"""Sessions on the source: one way to open them, with the settings that decide the bytes of every value.
+
+`application_name`, TCP keepalives and the time to connect are ours unless the DSN says otherwise. The settings are
+applied after connecting, so nothing that ALTER ROLE or ALTER DATABASE set can change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pydantic import SecretStr
+
+from walbus.capture.refusals import connect_refusal, refusal
+from walbus.errors import ConfigError
+from walbus.session import settings_sql
+
+_DEFAULTS: dict[str, str | int] = {
+    "application_name": "walbus-capture",
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
+Session = psycopg.Connection[tuple[object, ...]]
+
+
+def parameters_of(dsn: SecretStr) -> dict[str, str | int | None]:
+    """The DSN's connection parameters over our defaults.
+
+    Raises:
+        ConfigError: it cannot be parsed; its text, which may hold a password, is not repeated.
+    """
+    try:
+        given = conninfo_to_dict(dsn.get_secret_value())
+    except psycopg.ProgrammingError:
+        mend = "write it as postgresql://user:password@host:5432/database"
+        raise ConfigError("the DSN cannot be parsed", where="key source.dsn", mend=mend) from None
+    return {**_DEFAULTS, **given}
+
+
+def place_of(dsn: SecretStr) -> str:
+    """Server and database of the DSN, for messages."""
+    given = parameters_of(dsn)
+    host, port = given.get("host") or given.get("hostaddr") or "localhost", given.get("port") or 5432
+    return f"{host}:{port}, database {given.get('dbname') or given.get('user') or 'of the user'}"
+
+
+def open_session(dsn: SecretStr, *, replication: bool = False) -> Session:
+    """An autocommit session with the shared settings; a walsender's if `replication`.
+
+    Raises:
+        SourceUnavailable, SourceMisconfigured: it could not be had.
+    """
+    parameters = parameters_of(dsn)
+    if replication:
+        parameters["replication"] = "database"
+    try:
+        conninfo = make_conninfo("", **parameters)
+        session = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as error:
+        raise connect_refusal(error, place_of(dsn)) from None
+    with refused("applying the session's settings"):
+        session.execute(settings_sql().encode())
+    return session
+
+
+@contextmanager
+def refused(doing: str) -> Iterator[None]:
+    """Turns errors of psycopg into Walbus's; `doing` names what is tried."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise refusal(error, doing) from None

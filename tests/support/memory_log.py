@@ -1,0 +1,144 @@
+"""A relay log in memory, for tests of those who write it: `LogWriter` without a disk.
+
+log = MemoryLog()
+... capture writes ...
+log.durable                  the records that are durable, as bytes of the log's own format
+again = log.crashed()        what a process that was killed finds at its next start
+log.full = True              appends and syncs raise LogFull until it is False again
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+from walbus.errors import LogFull
+from walbus.log import Bounds, Held, Piece
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, Kind, pack_record, read_header
+from walbus.schema import TableSchema
+
+
+class MemorySchemas:
+    """Layouts by number."""
+
+    def __init__(self) -> None:
+        self._schemas: list[TableSchema] = []
+
+    def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
+        for known in self._schemas:
+            if known.same_layout(schema):
+                return known, False
+        numbered = dataclasses.replace(schema, id=len(self._schemas) + 1)
+        self._schemas.append(numbered)
+        return numbered, True
+
+    def get(self, schema_id: int) -> TableSchema:
+        if not 0 < schema_id <= len(self._schemas):
+            raise KeyError(schema_id)
+        return self._schemas[schema_id - 1]
+
+    def all(self) -> list[TableSchema]:
+        return list(self._schemas)
+
+
+class MemoryLog:
+    """The writing half; what `sync` published stays when the process that wrote it is gone.
+
+    Attributes:
+        durable: the published records.
+        syncs: how often `sync` published something.
+        full: whether there is no room.
+    """
+
+    def __init__(self, durable: list[bytes] | None = None, schemas: MemorySchemas | None = None) -> None:
+        self.durable: list[bytes] = durable if durable is not None else []
+        self.syncs = 0
+        self.full = False
+        self.appended = threading.Event()
+        self._schemas = schemas or MemorySchemas()
+        self._waiting: list[bytes] = []
+        self._whole = 0  # records of `_waiting` that a sync may publish
+        self._open = False
+        headers = [read_header(record) for record in self.durable]
+        self._last = headers[-1].last if headers else ORIGIN
+        self._seq = headers[-1].last_seq if headers else 0
+        self._held = {h.commit_lsn: Held(h.commit_lsn, h.end_lsn, h.xid, h.commit_time) for h in headers if h.end_lsn}
+
+    @property
+    def schemas(self) -> MemorySchemas:
+        return self._schemas
+
+    def bounds(self) -> Bounds:
+        headers = [read_header(record) for record in self.durable]
+        ends = [h.end_lsn for h in headers] + [h.commit_lsn for h in headers if h.kind == Kind.PROGRESS]
+        return Bounds(
+            log_id="memory",
+            trimmed=ORIGIN,
+            end=headers[-1].last if headers else ORIGIN,
+            end_lsn=max(ends, default=0),
+            last_seq=headers[-1].last_seq if headers else 0,
+            bytes=sum(map(len, self.durable)),
+            commit_time=headers[-1].commit_time if headers else 0,
+        )
+
+    def append(self, piece: Piece) -> None:
+        if self.full:
+            raise LogFull("the memory is full")
+        if self._open and (piece.flags & Flag.BEGIN or self._goes_back(piece)):
+            self._drop_unfinished()
+        self._check_order(piece)
+        first_seq = self._seq + 1 if piece.kind == Kind.TRANSACTION else self._seq
+        if piece.kind == Kind.TRANSACTION:
+            self._seq += piece.last_ordinal - piece.first_ordinal + 1
+        fields = {f.name: getattr(piece, f.name) for f in dataclasses.fields(piece)}
+        self._waiting.append(pack_record(fields.pop("kind"), first_seq=first_seq, last_seq=self._seq, **fields))
+        self._last = Position(piece.epoch, piece.commit_lsn, piece.last_ordinal)
+        if piece.kind == Kind.TRANSACTION:
+            self._open = not piece.flags & Flag.END
+        if not self._open:
+            self._whole = len(self._waiting)
+        self.appended.set()
+
+    def _goes_back(self, piece: Piece) -> bool:
+        first = Position(piece.epoch, piece.commit_lsn, piece.first_ordinal)
+        return first <= self._last if piece.kind == Kind.TRANSACTION else first < self._last
+
+    def _drop_unfinished(self) -> None:
+        del self._waiting[self._whole :]
+        self._open = False
+        last = (self._waiting or self.durable or [None])[-1]
+        self._last = read_header(last).last if last else ORIGIN
+        self._seq = read_header(last).last_seq if last else 0
+
+    def _check_order(self, piece: Piece) -> None:
+        if self._goes_back(piece):
+            raise ValueError(f"a piece at {piece.commit_lsn} behind {self._last}")
+        if piece.kind == Kind.TRANSACTION and bool(piece.flags & Flag.BEGIN) == self._open:
+            raise ValueError(f"a piece at {piece.commit_lsn} that does not continue what is open")
+
+    def sync(self) -> Bounds:
+        if self.full:
+            raise LogFull("the memory is full")
+        published, self._waiting = self._waiting[: self._whole], self._waiting[self._whole :]
+        self._whole = 0
+        for record in published:
+            header = read_header(record)
+            if header.end_lsn:
+                self._held[header.commit_lsn] = Held(header.commit_lsn, header.end_lsn, header.xid, header.commit_time)
+        self.durable += published
+        self.syncs += bool(published)
+        return self.bounds()
+
+    def find(self, commit_lsn: int) -> Held | None:
+        return self._held.get(commit_lsn)
+
+    def trim(self, now: float) -> Position:
+        return ORIGIN
+
+    def close(self) -> None:
+        self.sync()
+
+    def crashed(self) -> MemoryLog:
+        """The log as the next process finds it: what was not published is gone."""
+        return MemoryLog(list(self.durable), self._schemas)
