@@ -16,7 +16,7 @@ class Workload(enum.StrEnum):
     PGBENCH = "pgbench"
 
 
-def command(
+def command(  # noqa: PLR0913, PLR0917 - each option is an argument
     seconds: Annotated[float, typer.Option(min=1, help="How long the workload runs.")] = 30.0,
     rate: Annotated[float, typer.Option(min=0.1, help="Transactions a second aimed at.")] = 200.0,
     data_dir: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import typer
 from walbus.cli.children import Launch, Output, ProcessGroup
 from walbus.cli.options import ConfigFile, chosen_file, start_room
 from walbus.cli.supervisor import Child, Supervisor
-from walbus.config import Settings
+from walbus.config import BootstrapConfig, RelayConfig, Settings
 from walbus.diagnostics import resolved_format
+from walbus.errors import ConfigError
 
 #: What stops first; the data flows the other way.
 _CONSUMERS, _BOOTSTRAP, _RELAY, _CAPTURE = range(4)
@@ -22,6 +24,7 @@ _CONSUMERS, _BOOTSTRAP, _RELAY, _CAPTURE = range(4)
 def command(context: typer.Context, config: ConfigFile = None) -> int:
     """Run all rooms, one process each: restart what dies, stop in order on SIGTERM or Ctrl-C."""
     settings = start_room(context, config, "run")
+    check_addresses(settings)
     children = children_of(settings, chosen_file(config))
     chosen = resolved_format(settings.log, sys.stderr)
     group = ProcessGroup(
@@ -31,6 +34,31 @@ def command(context: typer.Context, config: ConfigFile = None) -> int:
         settings.status_dir / "supervisor.json",
     )
     return group.run()
+
+
+def check_addresses(settings: Settings) -> None:
+    """Makes sure that the servers can listen, before capture makes a slot that would stay behind.
+
+    Raises:
+        ConfigError: an address is not allowed, not of this machine, or in use.
+    """
+    from walbus.relay.http import listen_address  # noqa: PLC0415 - a command loads its own room alone
+
+    servers: list[tuple[str, RelayConfig | BootstrapConfig]] = [("relay", settings.relay)]
+    if settings.bootstrap.enabled:
+        servers.append(("bootstrap", settings.bootstrap))
+    for room, server in servers:
+        key = f"{room}.listen"
+        address = listen_address(server.listen, insecure=server.insecure, key=key)
+        try:
+            socket.create_server((address.host, address.port), family=_family(address.host)).close()
+        except OSError as error:
+            what = f"cannot listen on {server.listen}: {error.strerror}"
+            raise ConfigError(what, where=f"key {key}", mend="stop what listens there, or name another port") from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def children_of(settings: Settings, file: Path | None) -> list[Child]:

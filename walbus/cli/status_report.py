@@ -2,7 +2,8 @@
 
 Each part says `state`: `up`, or `down` with an `error`. Rooms without a server (capture, consumers) tell through
 their status files, which they rewrite every second: a file that is older than a few seconds is that of a room that
-is not running, and what it says was true then (`age_seconds`).
+is not running, and what it says was true then (`age_seconds`). What rooms say stands under `status` (files), `info`
+(the relay's `/v1/info`) and `served` (the bootstrap's `/v1/tables`), as they said it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def gather(settings: Settings) -> Part:
     return {
         "source": _source(settings.source),
         "capture": _from_file(settings.status_dir / "capture.json"),
-        "relay": _from_server(settings.relay_url, "/v1/info"),
+        "relay": _from_server(settings.relay_url, "/v1/info", "info"),
         "bootstrap": _bootstrap(settings),
         "consumers": {
             name: {"sink": consumer.sink, **_from_file(settings.status_dir / f"consumer-{name}.json")}
@@ -69,12 +70,11 @@ def _bootstrap(settings: Settings) -> Part:
     url = settings.bootstrap_url
     if url is None:
         return {"state": "off"}
-    served = _from_server(url, "/v1/tables")
     told = _from_file(settings.status_dir / "bootstrap.json")
-    return {**told, **served}
+    return {**_from_server(url, "/v1/tables", "served"), "status": told.get("status", {})}
 
 
-def _from_server(url: str, path: str) -> Part:
+def _from_server(url: str, path: str, key: str) -> Part:
     """What a room's server says of itself."""
     try:
         response = httpx.get(url + path, timeout=_TIMEOUT, trust_env=False)
@@ -82,7 +82,7 @@ def _from_server(url: str, path: str) -> Part:
         document = response.json()
     except (httpx.HTTPError, ValueError) as error:
         return {**_down(error), "url": url}
-    return {"state": "up", "url": url, **document}
+    return {"state": "up", "url": url, key: document}
 
 
 def _from_file(path: Path, *, now: float | None = None) -> Part:
@@ -92,7 +92,7 @@ def _from_file(path: Path, *, now: float | None = None) -> Part:
         return {"state": "down", "error": "never ran here"}
     age = max(0.0, (time.time() if now is None else now) - path.stat().st_mtime)
     state = "up" if age < _STALE_AFTER else "down"
-    return {"state": state, "age_seconds": round(age, 1), **told}
+    return {"state": state, "age_seconds": round(age, 1), "status": told}
 
 
 def _supervisor(path: Path) -> Part:
@@ -100,7 +100,7 @@ def _supervisor(path: Path) -> Part:
     told = read_status(path)
     if told is None or not _alive(told.get("pid")):
         return {"state": "down", "error": "walbus run is not running here"}
-    return {"state": "up", **told}
+    return {"state": "up", "status": told}
 
 
 def _alive(pid: object) -> bool:

@@ -26,7 +26,7 @@ class _Cells(NamedTuple):
 
 def table_of(report: Mapping[str, Any]) -> Table:
     """The table."""
-    end = _lsn_of(report["relay"].get("end"))
+    end = _lsn_of(report["relay"].get("info", {}).get("end"))
     table = Table(title="walbus", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("room", "state", "position", "lag", "details"):
         table.add_column(heading, overflow="fold")
@@ -50,7 +50,7 @@ def _row(table: Table, name: str, part: Mapping[str, Any], cells: _Cells) -> Non
 def _why_down(part: Mapping[str, Any]) -> str:
     age = part.get("age_seconds")
     told = f"last heard of {age:.0f} s ago" if age is not None else ""
-    return ", ".join(filter(None, (part.get("error", ""), told)))
+    return _joined(part.get("error"), told)
 
 
 def _source(part: Mapping[str, Any]) -> _Cells:
@@ -67,44 +67,48 @@ def _source(part: Mapping[str, Any]) -> _Cells:
 
 
 def _capture(part: Mapping[str, Any]) -> _Cells:
-    lag = part.get("walbus_capture_lag_bytes")
-    return _Cells(
-        str(part.get("end", "")),
-        "" if lag is None else human_bytes(lag),
-        _count(part.get("walbus_capture_changes_total")),
-    )
+    said = part.get("status", {})
+    lag = said.get("walbus_capture_lag_bytes")
+    details = _joined(said.get("state"), _count(said.get("walbus_capture_changes_total")), said.get("error"))
+    return _Cells(str(said.get("confirmed", "")), "" if lag is None else human_bytes(lag), details)
 
 
 def _relay(part: Mapping[str, Any]) -> _Cells:
-    size = part.get("bytes")
-    details = "" if size is None else f"log of {human_bytes(size)}, trimmed to {part.get('trimmed')}"
-    return _Cells(str(part.get("end", "")), "", details)
+    info = part.get("info", {})
+    size = info.get("bytes")
+    details = "" if size is None else f"log of {human_bytes(size)}, trimmed to {info.get('trimmed')}"
+    return _Cells(str(info.get("end", "")), "", details)
 
 
 def _bootstrap(part: Mapping[str, Any], end: int | None) -> _Cells:
-    tables = part.get("tables", [])
+    served, said = part.get("served", {}), part.get("status", {})
+    tables = served.get("tables", [])
     others = [f"{table['table']} {table['state']}" for table in tables if table.get("state") != "consistent"]
-    done, total = (part.get(f"walbus_bootstrap_seeding_chunks_{which}") for which in ("done", "total"))
+    done, total = (said.get(f"walbus_bootstrap_seeding_chunks_{which}") for which in ("done", "total"))
     seeding = f"chunks {done}/{total}" if total and done != total else ""
     summary = f"{len(tables) - len(others)} of {len(tables)} tables consistent" if tables else ""
-    details = ", ".join(filter(None, (summary, *others[:5], seeding)))
-    return _Cells(str(part.get("applied", "")), _behind(end, _lsn_of(part.get("applied"))), details)
+    applied = served.get("applied")
+    return _Cells(str(applied or ""), _behind(end, _lsn_of(applied)), _joined(summary, *others[:5], seeding))
 
 
 def _consumer(part: Mapping[str, Any], end: int | None) -> _Cells:
-    done = part.get("last_done")
-    seconds = part.get("walbus_consumer_lag_seconds")
-    lag = [_behind(end, _lsn_of(done))] + ([f"{seconds:.1f} s"] if isinstance(seconds, (int, float)) else [])
-    details = [part["sink"], str(part.get("phase", "")), _count(part.get("walbus_consumer_changes_total"))]
-    return _Cells(str(done or ""), ", ".join(filter(None, lag)), ", ".join(filter(None, details)))
+    said = part.get("status", {})
+    done, seconds = said.get("last_done"), said.get("walbus_consumer_lag_seconds")
+    lag = _joined(_behind(end, _lsn_of(done)), f"{seconds:.1f} s" if isinstance(seconds, (int, float)) else "")
+    changes = _count(said.get("walbus_consumer_changes_total"))
+    return _Cells(str(done or ""), lag, _joined(part["sink"], said.get("phase"), changes, said.get("error")))
 
 
 def _supervisor(part: Mapping[str, Any]) -> _Cells:
     told = (
         f"{name} {child['state']}" + (f" ({child['restarts']} restarts)" if child["restarts"] else "")
-        for name, child in part.get("children", {}).items()
+        for name, child in part.get("status", {}).get("children", {}).items()
     )
     return _Cells(details=", ".join(told))
+
+
+def _joined(*parts: str | None) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _count(changes: int | None) -> str:
