@@ -5,17 +5,12 @@ Meant for a moment of rest: the load has stopped, and every consumer has passed 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeAlias
 
-from walbus.demo.sink_rows import RedisRows, SearchRows, SqliteRows
+from walbus.demo.sink_rows import Found, SinkRows
 from walbus.demo.source_rows import Key, SourceTable, read_source
 from walbus.demo.value_match import same_value
-
-#: What a sink holds of one row: a value for each column.
-Found: TypeAlias = tuple[Key, Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +45,17 @@ class Comparison:
     differences: list[Difference] = field(default_factory=list)
 
 
-def compare_sinks(dsn: str, *, cache: Path, search: Path, redis_url: str | None) -> Comparison:
-    """Compares all tables of the source with all sinks that take part.
+def compare_sinks(dsn: str, sinks: Sequence[SinkRows]) -> Comparison:
+    """Compares all tables of the source that have a key with all sinks, and closes the sinks.
 
     Args:
         dsn: of the source.
-        cache: the SQLite file.
-        search: the folder of the search index.
-        redis_url: the Redis, if there is one.
+        sinks: as `walbus.demo.sink_rows` opens them.
     """
-    comparison = Comparison()
-    sinks: list[SqliteRows | SearchRows | RedisRows] = [SqliteRows(cache), SearchRows(search)]
-    if redis_url is not None:
-        sinks.append(RedisRows(redis_url))
+    comparison = Comparison(dict.fromkeys((sink.name for sink in sinks), 0))
     for table in read_source(dsn):
         for sink in sinks:
-            comparison.rows[sink.name] = comparison.rows.get(sink.name, 0) + len(table.rows)
+            comparison.rows[sink.name] += len(table.rows)
             comparison.differences += differences(sink.name, table, sink.rows(table))
     for sink in sinks:
         sink.close()

@@ -29,6 +29,7 @@ from walbus.demo.postgres import free_port
 from walbus.demo.probe import LatencyProbe, quantile
 from walbus.demo.rooms import RoomFailed, Rooms
 from walbus.demo.screen import Screen
+from walbus.demo.sink_rows import open_sinks
 from walbus.demo.sources import DemoSource, demo_source
 from walbus.errors import UsageError
 
@@ -184,9 +185,7 @@ class Demo:
     def _conclude(self) -> int:
         stage = self._stage
         changes = count_changes(stage.relay_url)
-        comparison = compare_sinks(
-            stage.source.dsn, cache=stage.folder.cache, search=stage.folder.search, redis_url=stage.redis_url
-        )
+        comparison = compare_sinks(stage.source.dsn, open_sinks(stage.folder.cache))
         say = self._screen.say
         for difference in comparison.differences[:_DIFFERENCES_SHOWN]:
             say(f"difference: {difference}")
