@@ -7,8 +7,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
+
+from walbus.cli.application import app
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = get_group(app).commands
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -56,3 +60,24 @@ def test_extras_in_documents_exist(document: Path) -> None:
     known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     used = {e for extras in re.findall(r"walbus\[([a-z,]+)\]", document.read_text()) for e in extras.split(",")}
     assert used - known == set()
+
+
+#: Commands that documents may name as planned, and that do not exist yet.
+PLANNED = {"consumers", "dead-letters", "doctor", "log", "rebuild", "snapshot", "verify"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_walbus_commands_in_documents_exist(document: Path) -> None:
+    named = set(re.findall(r"`walbus ([a-z][a-z-]*)", document.read_text()))
+    typed = {word for line in shell_lines(document) for word in re.findall(r"(?:^|/)walbus ([a-z-]+)", line)}
+    assert (named - PLANNED | typed) - COMMANDS.keys() == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_options_of_walbus_in_documents_exist(document: Path) -> None:
+    unknown = []
+    for line in shell_lines(document):
+        for word, rest in re.findall(r"(?:^|/)walbus ([a-z]+)([^|#;&]*)", line):
+            known = {option for parameter in COMMANDS[word].params for option in parameter.opts}
+            unknown += sorted(set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest)) - known)
+    assert unknown == []
