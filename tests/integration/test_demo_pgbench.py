@@ -1,0 +1,37 @@
+"""The load of the shipped pgbench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.waiting import wait_for
+from walbus.demo.pgbench import PgbenchLoad
+from walbus.errors import SourceUnavailable
+
+
+@pytest.fixture
+def load(database, pg_server):
+    if not (Path(pg_server.bin_dir) / "pgbench").exists():
+        pytest.skip("this PostgreSQL ships no pgbench")
+    load = PgbenchLoad(pg_server.bin_dir, database.dsn, rate=200, seed=1)
+    load.prepare(0)
+    return load
+
+
+def test_history_has_a_key_and_pgbench_does_not_notice(load, database):
+    load.start()
+    wait_for(lambda: database.value("SELECT count(*) FROM pgbench_history") > 100, 20)
+    load.stop()
+    assert database.value("SELECT count(DISTINCT id) = count(*) FROM pgbench_history")
+    assert database.value("SELECT count(*) FROM pg_index WHERE indrelid = 'pgbench_history'::regclass AND indisprimary")
+
+
+def test_a_pgbench_that_ended_by_itself_is_told(load, database):
+    load.start()
+    wait_for(lambda: database.value("SELECT count(*) FROM pgbench_history") > 0, 20)
+    database.execute("DROP TABLE pgbench_history CASCADE")
+    wait_for(lambda: load._process.poll() is not None, 20)
+    with pytest.raises(SourceUnavailable, match="pgbench"):
+        load.stop()
