@@ -160,7 +160,8 @@ class Demo:
         self._until("load stopped; the consumers finish", lambda: self._everyone_passed(end), _DRAIN_DEADLINE)
 
     def _everyone_arrived(self) -> bool:
-        return self._stage.probe.seen() is not None and self._everyone_passed(1)
+        consumers = self._stage.rooms.view().consumers.values()
+        return all(status.get("phase") == "online" for status in consumers) and self._stage.probe.seen() is not None
 
     def _everyone_passed(self, lsn: int) -> bool:
         consumers = self._stage.rooms.view().consumers

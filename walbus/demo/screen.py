@@ -105,16 +105,16 @@ class Screen:
                 f"{captured.total:,.0f}",
                 f"{captured.rate:,.0f}/s",
                 _bytes(_number(capture, "walbus_capture_lag_bytes")),
-                _restarts(view, "capture"),
+                _note(str(capture.get("state", "starting")), view, "capture"),
             ),
             self._relay_row(view),
             Row(
                 "bootstrap",
                 format_lsn(int(_number(bootstrap, "walbus_bootstrap_applied_lsn"))),
-                _seeding(bootstrap),
+                f"{_rows(bootstrap):,} rows",
                 "",
                 _bytes(_number(bootstrap, "walbus_bootstrap_lag_bytes")),
-                _restarts(view, "bootstrap"),
+                _note(_seeding(bootstrap), view, "bootstrap"),
             ),
         ]
         return rows + [self._consumer_row(view, name, status) for name, status in view.consumers.items()]
@@ -122,7 +122,14 @@ class Screen:
     def _relay_row(self, view: RoomsView) -> Row:
         end = str(view.relay.get("end", "-"))
         held = self._count("relay", float(view.relay.get("bytes", 0)))
-        return Row("relay", end, _bytes(held.total), f"{_bytes(held.rate)}/s", "", _restarts(view, "relay"))
+        return Row(
+            "relay",
+            end,
+            _bytes(held.total),
+            f"{_bytes(held.rate)}/s",
+            "",
+            _note("" if view.relay else "not answering", view, "relay"),
+        )
 
     def _consumer_row(self, view: RoomsView, name: str, status: Mapping[str, Any]) -> Row:
         count = self._count(name, _number(status, "walbus_consumer_changes_total"))
@@ -132,7 +139,7 @@ class Screen:
             f"{count.total:,.0f}",
             f"{count.rate:,.0f}/s",
             f"{_number(status, 'walbus_consumer_lag_seconds'):.2f} s",
-            _restarts(view, f"consumer-{name}"),
+            _note(str(status.get("phase", "starting")), view, f"consumer-{name}"),
         )
 
     def _count(self, name: str, value: float) -> Counted:
@@ -160,15 +167,23 @@ def _number(status: Mapping[str, Any], key: str) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _restarts(view: RoomsView, process: str) -> str:
+def _note(state: str, view: RoomsView, process: str) -> str:
+    """What is worth a word: a state that is not the usual one, and kills."""
     count = view.restarts.get(process, 0)
-    return f"killed {count}x" if count else ""
+    usual = state in {"streaming", "online", ""}
+    return ", ".join(([] if usual else [state]) + ([f"killed {count}x"] if count else []))
+
+
+def _rows(status: Mapping[str, Any]) -> int:
+    return sum(int(table.get("rows", 0)) for table in status.get("tables", ()))
 
 
 def _seeding(status: Mapping[str, Any]) -> str:
     total = _number(status, "walbus_bootstrap_seeding_chunks_total")
     done = _number(status, "walbus_bootstrap_seeding_chunks_done")
-    return f"{done:.0f}/{total:.0f} chunks" if done < total else "seeded" if total else ""
+    if not status:
+        return "starting"
+    return f"copying, {done:.0f} of {total:.0f} chunks" if done < total else ""
 
 
 def _bytes(count: float) -> str:
