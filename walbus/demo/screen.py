@@ -66,6 +66,7 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._counts: dict[str, Counted] = {}
+        self._relay: Mapping[str, Any] = {}
         self._live: Live | None = None
         self._last_line = 0.0
         self._started = time.monotonic()
@@ -120,16 +121,11 @@ class Screen:
         return rows + [self._consumer_row(view, name, status) for name, status in view.consumers.items()]
 
     def _relay_row(self, view: RoomsView) -> Row:
-        end = str(view.relay.get("end", "-"))
-        held = self._count("relay", float(view.relay.get("bytes", 0)))
-        return Row(
-            "relay",
-            end,
-            _bytes(held.total),
-            f"{_bytes(held.rate)}/s",
-            "",
-            _note("" if view.relay else "not answering", view, "relay"),
-        )
+        self._relay = view.relay or self._relay  # what it said last, while it does not answer
+        held = self._count("relay", float(self._relay.get("bytes", 0)))
+        note = _note("" if view.relay else "not answering", view, "relay")
+        end = str(self._relay.get("end", "-"))
+        return Row("relay", end, _bytes(held.total), f"{_bytes(held.rate)}/s", "", note)
 
     def _consumer_row(self, view: RoomsView, name: str, status: Mapping[str, Any]) -> Row:
         count = self._count(name, _number(status, "walbus_consumer_changes_total"))
