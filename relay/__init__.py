@@ -16,5 +16,6 @@ The way of the data:
 from __future__ import annotations
 
 from walbus.relay.engine import open_reader, open_writer
+from walbus.relay.server import serve_relay
 
-__all__ = ["open_reader", "open_writer"]
+__all__ = ["open_reader", "open_writer", "serve_relay"]

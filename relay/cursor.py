@@ -90,6 +90,10 @@ class FileCursor:
             return records
         return self._read(self._view(), max_bytes)
 
+    def pending(self) -> int:
+        """Durable bytes between the cursor and the end of its segment, or of the log."""
+        return max(self._limit(self._view()) - self._offset, 0)
+
     def close(self) -> None:
         """Closes the file."""
         if self._fd is not None:

@@ -12,7 +12,7 @@ import errno
 import ipaddress
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -107,7 +107,7 @@ class RequestError(Exception):
         *,
         where: str | None = None,
         mend: str | None = None,
-        more: dict[str, object] | None = None,
+        more: Mapping[str, object] | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(what)
@@ -143,7 +143,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except Exception as error:
         refused = refusal(error)
-        if refused.status >= 500:
+        if refused.status >= 500 and not isinstance(error, RequestError):
             _log_failure(request, error)
         return json_response(refused.body, status=refused.status, headers=refused.headers)
 

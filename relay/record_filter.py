@@ -1,0 +1,111 @@
+"""Leaves out the changes that a stream does not want, and keeps the records' meaning. Bytes in, bytes out.
+
+A record of which everything passes is passed on as the bytes that it is. Otherwise it is packed again with the changes
+that pass, under `Flag.FILTERED`; positions and seqs still tell the whole record's range. Transaction bounds are kept:
+
+- a transaction of which nothing passes leaves nothing (the server reports progress behind it);
+- the first piece of which something passes carries BEGIN, whichever piece that is;
+- pieces of which nothing passes are left out, but the one with END is sent, empty, if BEGIN was.
+
+So a client that saw BEGIN always sees END.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from walbus.errors import DamagedRecord
+from walbus.records import CHANGE_HEADER_SIZE, Flag, Kind, RecordHeader, body_of, origin_of, pack_record
+from walbus.relay.table_filter import TableFilter
+
+_CHANGE_START = struct.Struct("<IBBHII")  # length, op, flags, bitmap's length, table, schema id
+_BOUNDS = Flag.BEGIN | Flag.END
+
+
+class _Kept(NamedTuple):
+    body: bytes
+    changes: int
+    tables: int
+
+
+class RecordFilter:
+    """Filters the records of one stream, in their order.
+
+    Args:
+        tables: what passes.
+    """
+
+    def __init__(self, tables: TableFilter) -> None:
+        self._tables = tables
+        self._begun: RecordHeader | None = None  # the last piece of the transaction under way, if BEGIN was sent
+
+    @property
+    def in_window(self) -> bool:
+        """Whether BEGIN was sent and END was not."""
+        return self._begun is not None
+
+    def filter(self, header: RecordHeader, record: bytes) -> bytes:
+        """What is to be sent of a record; empty if nothing.
+
+        Raises:
+            DamagedRecord: the record's body makes no sense.
+        """
+        if header.kind == Kind.TRANSACTION:
+            return self._transaction(header, record)
+        if header.kind == Kind.SCHEMA:
+            self._tables.learn()
+        if header.kind in (Kind.PROGRESS, Kind.EPOCH) or self._keep(header, record).changes:
+            return record
+        return b""
+
+    def _transaction(self, header: RecordHeader, record: bytes) -> bytes:
+        kept = self._keep(header, record) if header.tables & self._tables.bits else _Kept(b"", 0, 0)
+        if not kept.changes and not (self.in_window and header.flags & Flag.END):
+            return b""
+        flags = header.flags & ~_BOUNDS | (0 if self.in_window else Flag.BEGIN) | header.flags & Flag.END
+        self._begun = None if header.flags & Flag.END else header
+        if kept.changes == header.count and flags == header.flags:
+            return record
+        return _pack(header, flags | Flag.FILTERED, origin_of(record, header), kept)
+
+    def _keep(self, header: RecordHeader, record: bytes) -> _Kept:
+        """The changes that pass, as they lie in the record."""
+        if header.flags & Flag.ZSTD:
+            raise DamagedRecord(
+                "a compressed record is of a later format", mend="read it with the Walbus that wrote it"
+            )
+        body = body_of(record, header)
+        parts, bits, offset = [], 0, 0
+        wants, unpack = self._tables.wants_change, _CHANGE_START.unpack_from
+        while offset < len(body):
+            if len(body) - offset < CHANGE_HEADER_SIZE:
+                raise DamagedRecord("a change's header is cut short", where=f"body offset {offset}")
+            length, op, _, _, table, schema_id = unpack(body, offset)
+            if not CHANGE_HEADER_SIZE <= length <= len(body) - offset:
+                raise DamagedRecord("a change's length is impossible", where=f"body offset {offset}")
+            if wants(op, table, schema_id):
+                parts.append(body[offset : offset + length])
+                bits |= 1 << table % 64
+            offset += length
+        return _Kept(b"".join(parts), len(parts), bits)
+
+
+def _pack(header: RecordHeader, flags: int, origin: bytes, kept: _Kept) -> bytes:
+    return pack_record(
+        header.kind,
+        flags=flags,
+        epoch=header.epoch,
+        commit_lsn=header.commit_lsn,
+        end_lsn=header.end_lsn,
+        first_ordinal=header.first_ordinal,
+        last_ordinal=header.last_ordinal,
+        first_seq=header.first_seq,
+        last_seq=header.last_seq,
+        xid=header.xid,
+        commit_time=header.commit_time,
+        count=kept.changes,
+        origin=origin,
+        tables=kept.tables,
+        body=kept.body,
+    )

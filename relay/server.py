@@ -1,0 +1,234 @@
+"""The relay's HTTP server: the log to any number of readers, without the source noticing.
+
+    /v1/stream          records as they lie on disk, or JSON lines
+    /v1/info            what the log holds, and what the rooms say of themselves
+    /v1/schemas[/ID]    table layouts, with their Avro form
+    /healthz, /readyz   alive; able to serve
+    /metrics            for Prometheus
+
+The server may be started before there is a log: it waits for one, and answers 503 till then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from walbus import __version__
+from walbus.config import RelayConfig
+from walbus.errors import LogMissing
+from walbus.relay.engine import open_reader
+from walbus.relay.gauges import Figures, RelayMetrics
+from walbus.relay.http import (
+    STOPPING,
+    Handler,
+    RequestError,
+    json_response,
+    listen_address,
+    new_application,
+    run_server,
+)
+from walbus.relay.reader import FileLogReader
+from walbus.relay.streams import StreamServer
+from walbus.schema import TableSchema
+from walbus.status import read_status
+from walbus.values import avro_schema
+
+_log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 0.2  # between two looks for a log that is not there yet
+_THREADS = 4
+
+
+def serve_relay(  # noqa: PLR0913  # the signature that all rooms' servers have, and what tests pass in
+    folder: Path,
+    config: RelayConfig,
+    *,
+    bootstrap_url: str | None,
+    status_dir: Path,
+    stop: threading.Event,
+    on_listening: Callable[[int], None] | None = None,
+) -> None:
+    """Serves the log until `stop` is set.
+
+    Args:
+        folder: of the log.
+        config: where to listen.
+        bootstrap_url: where clients go whose position is gone.
+        status_dir: folder of the rooms' status files.
+        stop: ends the server, within a few seconds.
+        on_listening: is told the port, once connections are accepted.
+
+    Raises:
+        ConfigError: the address is in use, is not this machine's, or is not allowed.
+        DamagedRecord: the log's manifest is damaged.
+    """
+    address = listen_address(config.listen, insecure=config.insecure, key="relay.listen")
+    server = RelayServer(folder, bootstrap_url, status_dir)
+    run_server(server.application(), address, stop, on_listening=on_listening)
+
+
+class RelayServer:
+    """The routes, and the log behind them.
+
+    Args:
+        folder: of the log.
+        bootstrap_url: where clients go whose position is gone.
+        status_dir: folder of the rooms' status files.
+    """
+
+    def __init__(self, folder: Path, bootstrap_url: str | None, status_dir: Path) -> None:
+        self._folder = folder
+        self._bootstrap_url = bootstrap_url
+        self._status_dir = status_dir
+        self._metrics = RelayMetrics(self._figures, status_dir)
+        self._reader: FileLogReader | None = None
+        self._streams: StreamServer | None = None
+
+    def application(self) -> web.Application:
+        """The routes as an application."""
+        application = new_application()
+        application.middlewares.insert(0, self._count)
+        application.cleanup_ctx.append(self._attached)
+        routes: list[tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
+            ("/v1/stream", self._stream),
+            ("/v1/info", self._info),
+            ("/v1/schemas", self._schemas),
+            ("/v1/schemas/{id}", self._schema),
+            ("/healthz", self._healthz),
+            ("/readyz", self._readyz),
+            ("/metrics", self._metrics_text),
+        ]
+        for path, handler in routes:
+            application.router.add_get(path, handler, allow_head=False)
+        return application
+
+    # --- the log's coming and going -----------------------------------------------------------------------------
+
+    async def _attached(self, application: web.Application) -> AsyncIterator[None]:
+        """Waits for the log beside the running server; frees it at the end."""
+        with ThreadPoolExecutor(_THREADS, "walbus-read") as threads:
+            attaching = asyncio.create_task(self._attach(application[STOPPING], threads))
+            yield
+            attaching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await attaching
+            if self._streams is not None:
+                await self._streams.close()
+        if self._reader is not None:
+            self._reader.close()
+
+    async def _attach(self, stopping: asyncio.Event, threads: ThreadPoolExecutor) -> None:
+        waiting = False
+        while self._reader is None:
+            try:
+                self._reader = open_reader(self._folder)
+            except LogMissing as error:
+                if not waiting:
+                    _log.info("relay_waits_for_log", folder=str(self._folder), mend=error.mend)
+                waiting = True
+                await asyncio.sleep(_LOOK_SECONDS)
+        self._streams = StreamServer(self._reader, self._bootstrap_url, threads)
+        _log.info("relay_serves_log", folder=str(self._folder), end=str(self._reader.bounds().end))
+        await self._streams.stop_with(stopping)
+
+    def _log_reader(self) -> FileLogReader:
+        if self._reader is None:
+            raise _not_ready()
+        return self._reader
+
+    # --- routes ---------------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        resource = request.match_info.route.resource
+        self._metrics.count_request(resource.canonical if resource else "other", response.status)
+        return response
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        if self._streams is None:
+            raise _not_ready()
+        return await self._streams.handle(request)
+
+    async def _info(self, _: web.Request) -> web.Response:
+        reader = self._log_reader()
+        bounds = reader.bounds()
+        streams = self._streams.open if self._streams else ()
+        return json_response(
+            {
+                "log_id": bounds.log_id,
+                "version": __version__,
+                "source": asdict(reader.source),
+                "trimmed": str(bounds.trimmed),
+                "end": str(bounds.end),
+                "last_seq": bounds.last_seq,
+                "bytes": bounds.bytes,
+                "commit_time": bounds.commit_time,
+                "bootstrap": self._bootstrap_url,
+                "streams": [{"name": stream.name, "scanned": str(stream.delivery.scanned)} for stream in streams],
+                **self._room_statuses(),
+            }
+        )
+
+    def _room_statuses(self) -> dict[str, object]:
+        """The status files as they are; `null` for a room that has not written one."""
+        consumers = {path.stem.removeprefix("consumer-"): path for path in self._status_dir.glob("consumer-*.json")}
+        return {
+            "capture": read_status(self._status_dir / "capture.json"),
+            "bootstrap_status": read_status(self._status_dir / "bootstrap.json"),
+            "consumers": {name: read_status(path) for name, path in sorted(consumers.items())},
+        }
+
+    async def _schemas(self, _: web.Request) -> web.Response:
+        return json_response({"schemas": [_schema_document(schema) for schema in self._log_reader().schemas.all()]})
+
+    async def _schema(self, request: web.Request) -> web.Response:
+        text = request.match_info["id"]
+        try:
+            schema = self._log_reader().schemas.get(int(text) if text.isascii() and text.isdecimal() else 0)
+        except KeyError:
+            mend = "list the versions with /v1/schemas"
+            raise RequestError(404, f"there is no schema {text[:20]!r}", where="id", mend=mend) from None
+        return json_response(_schema_document(schema))
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return json_response({"alive": True})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        self._log_reader()
+        return json_response({"ready": True})
+
+    async def _metrics_text(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    def _figures(self) -> Figures:
+        if self._reader is None or self._streams is None:
+            return {}
+        bounds = self._reader.bounds()
+        return {
+            "walbus_log_bytes": bounds.bytes,
+            "walbus_log_segments": self._reader.segments(),
+            "walbus_log_end_lsn": bounds.end.commit_lsn,
+            "walbus_log_last_seq": bounds.last_seq,
+            "walbus_relay_streams": len(self._streams.open),
+            "walbus_relay_sent_bytes_total": self._streams.sent_bytes,
+        }
+
+
+def _not_ready() -> RequestError:
+    return RequestError(
+        503, "there is no log yet", mend="start `walbus capture`, which makes it", headers={"Retry-After": "1"}
+    )
+
+
+def _schema_document(schema: TableSchema) -> dict[str, object]:
+    return {"schema": schema.to_dict(), "avro": avro_schema(schema)}
