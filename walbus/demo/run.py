@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -97,7 +97,6 @@ class Stage:
     folder: DemoFolder
     relay_url: str
     redis_url: str | None
-    consumers: tuple[str, ...] = field(default=())
 
 
 class Demo:
@@ -203,30 +202,34 @@ def set_stage(running: ExitStack, folder: DemoFolder, screen: Screen, plan: Plan
     """Starts all that the rooms stand on, and prepares the rooms; `running` ends it."""
     source = running.enter_context(demo_source(folder.postgres, workload=plan.workload, rate=plan.rate, seed=plan.seed))
     redis = running.enter_context(RedisServer(folder.redis)) if redis_is_here() else None
+    redis_url = redis.url if redis else None
     probe = LatencyProbe(source.dsn, folder.cache)
     probe.prepare()
-    relay_url, bootstrap = f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    relay, consumers = f"127.0.0.1:{free_port()}", consumers_of(folder, redis_url)
+    folder.write_config(
+        {
+            "source": {"dsn": source.dsn, "tables": ["public.*"]},
+            "relay": {"listen": relay},
+            "bootstrap": {"listen": f"127.0.0.1:{free_port()}"},
+            **{f"consumer.{name}": keys for name, keys in consumers.items()},
+        }
+    )
+    rooms = Rooms(folder.config, folder.data, f"http://{relay}", tuple(consumers))
+    running.callback(rooms.stop)
+    screen.say(f"PostgreSQL {source.version()}, {source.rows():,} rows; {plan.rate:g} transactions/s, seed {plan.seed}")
+    screen.say(f"consumers: {', '.join(consumers)}" + ("" if redis else " (no Redis: there is no redis-server here)"))
+    return Stage(source, rooms, probe, folder, f"http://{relay}", redis_url)
+
+
+def consumers_of(folder: DemoFolder, redis_url: str | None) -> dict[str, dict[str, object]]:
+    """The consumers that take part, each with its keys in walbus.toml."""
     consumers: dict[str, dict[str, object]] = {
         "cache": {"sink": "sqlite", "path": str(folder.cache)},
         "search": {"sink": "tantivy", "path": str(folder.search)},
     }
-    if redis is not None:
-        consumers["redis"] = {"sink": "redis", "url": redis.url}
-    folder.write_config(
-        {
-            "source": {"dsn": source.dsn, "tables": ["public.*"]},
-            "relay": {"listen": relay_url.removeprefix("http://")},
-            "bootstrap": {"listen": bootstrap},
-            **{f"consumer.{name}": keys for name, keys in consumers.items()},
-        }
-    )
-    rooms = Rooms(folder.config, folder.data, relay_url, tuple(consumers))
-    running.callback(rooms.stop)
-    screen.say(
-        f"PostgreSQL {source.version()} with {source.rows():,} rows; seed {plan.seed}; {plan.rate:g} transactions/s"
-    )
-    screen.say(f"consumers: {', '.join(consumers)}" + ("" if redis else " (no Redis: there is no redis-server here)"))
-    return Stage(source, rooms, probe, folder, relay_url, redis.url if redis else None, tuple(consumers))
+    if redis_url is not None:
+        consumers["redis"] = {"sink": "redis", "url": redis_url}
+    return consumers
 
 
 def _require_extras() -> None:

@@ -1,0 +1,100 @@
+"""The whole demo as a user runs it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.waiting import wait_for
+from walbus.demo import run as demo_run
+from walbus.errors import UsageError
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def demo(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "walbus", "demo", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def processes_that_name(folder: Path) -> list[str]:
+    """Command lines with the folder in them, of processes that live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in command and "walbus demo" not in command:
+            found.append(command)
+    return found
+
+
+@pytest.fixture
+def folder(open_folder: Path) -> Iterator[Path]:
+    """Where a demo shall lie; whatever happens in it, nothing may live there afterwards."""
+    yield open_folder / "demo"
+    assert processes_that_name(open_folder) == []
+
+
+def test_the_shop_with_kills_ends_without_a_difference_and_leaves_nothing(folder: Path):
+    process = demo("--seconds", "5", "--rate", "80", "--kills", "2", "--seed", "7", "--data-dir", str(folder))
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert out.splitlines()[-1] == "differences: 0"
+    assert out.count("SIGKILL to") == 2
+    assert err == ""
+    assert not folder.exists()
+
+
+def test_pgbench_ends_without_a_difference(folder: Path):
+    arguments = ("--workload", "pgbench", "--seconds", "3", "--rate", "50", "--kills", "1")
+    process = demo(*arguments, "--data-dir", str(folder))
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert out.splitlines()[-1] == "differences: 0"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_neither_file_nor_process(folder: Path, number: signal.Signals):
+    process = demo("--seconds", "60", "--data-dir", str(folder))
+    wait_for((folder / "data" / "status" / "supervisor.json").exists, 60, what="the rooms were started")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == ""
+    assert not folder.exists()
+
+
+def test_a_kept_demo_says_where_it_lies(folder: Path):
+    process = demo("--seconds", "1", "--rate", "20", "--kills", "0", "--keep", "--data-dir", str(folder))
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert f"kept: {folder}" in out
+    assert (folder / "walbus.toml").exists()
+
+
+def test_a_folder_with_something_in_it_is_one_line_and_exit_code_2(open_folder: Path):
+    (open_folder / "precious").touch()
+    process = demo("--data-dir", str(open_folder))
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (2, 1)
+    assert "not an empty folder" in err
+    assert [path.name for path in open_folder.iterdir()] == ["precious"]
+
+
+def test_a_missing_extra_is_named_with_its_mend(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(demo_run, "find_spec", lambda name: None if name == "tantivy" else object())
+    with pytest.raises(UsageError, match=r"the demo needs tantivy; run pip install 'walbus\[demo\]'"):
+        demo_run.run_demo(seconds=1)
