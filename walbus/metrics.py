@@ -32,6 +32,7 @@ MetricName = Literal[
     "walbus_bootstrap_rows",  # rows held, by table (estimate)
     "walbus_bootstrap_seeding_chunks_done",
     "walbus_bootstrap_seeding_chunks_total",
+    "walbus_bootstrap_store_bytes",  # bytes of the store's files
     # consumers
     "walbus_consumer_changes_total",
     "walbus_consumer_last_done_lsn",

@@ -1,0 +1,374 @@
+"""The store with its meaning: every change of it goes through here, under one lock.
+
+The applier (events) and the seeder's workers (chunks, plans, phases) meet in this class. Each operation is one
+critical section and one atomic write, so an event and a chunk's row never interleave on a key, and what is in memory
+is what is in the store.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot
+from walbus.bootstrap.fold import ChunkRow, Fill, admitted, fold_chunk_row
+from walbus.bootstrap.staging import Stage
+from walbus.bootstrap.state import (
+    APPLIED,
+    TABLES,
+    UNSEEN,
+    Applied,
+    ChunkDone,
+    Phase,
+    Plan,
+    PublishedTable,
+    TableState,
+    Unseen,
+    chunk_document,
+    decode,
+    encode,
+    snapshot_document,
+    table_document,
+)
+from walbus.bootstrap.store import Store, space_of
+from walbus.bootstrap.unseen import UnseenCommits
+from walbus.bootstrap.visibility import Snapshot, parse_snapshot
+from walbus.log import SchemaRegistry
+from walbus.position import Position
+from walbus.schema import TableSchema
+from walbus.values import merge_unchanged
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class TableRun:
+    """A table's state and what only matters while it is seeded.
+
+    Attributes:
+        state: as stored.
+        snapshots: those of the generation's chunks, by number.
+        done: chunks that are wholly in the store, by first block.
+        waiting_for: xids logged up to P0 that must be visible before the plan.
+        again: why the next generation must begin; empty if it need not.
+        missing: whether an event left a column unknown since the last look.
+        rows: rows held, an estimate; stored with the state.
+    """
+
+    state: TableState
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    done: dict[int, ChunkDone] = field(default_factory=dict)
+    waiting_for: frozenset[int] = frozenset()
+    again: str = ""
+    missing: bool = False
+    rows: int = 0
+
+    @property
+    def space(self) -> bytes:
+        """Prefix of its store keys."""
+        return space_of(self.state.oid, self.state.generation)
+
+    @property
+    def folding(self) -> bool:
+        """Whether events of the table are folded in."""
+        return self.state.phase in (Phase.SEEDING, Phase.CONSISTENT)
+
+    @property
+    def seeding(self) -> bool:
+        """Whether an entry's origin still matters, so that events must read before they write."""
+        return self.state.phase is Phase.SEEDING
+
+    def pending(self) -> list[int]:
+        """First blocks of the chunks that are not done."""
+        plan = self.state.plan
+        return [] if plan is None else [block for block in plan.starts() if block not in self.done]
+
+
+class Ledger:
+    """All tables, the applied position, and the lock that guards both."""
+
+    def __init__(self, store: Store, fill: Fill | None = None) -> None:
+        """Loads what the store holds.
+
+        Args:
+            store: nobody else writes to it.
+            fill: how columns are filled from another state of a row; a test's rows need not be Avro.
+        """
+        self.lock = threading.RLock()
+        self.store = store
+        self.schemas: SchemaRegistry | None = None  # of the log, once that is open
+        self.fill = fill or self._merge
+        content = store.document(APPLIED)
+        self.applied: Applied | None = None if content is None else decode(content, Applied)
+        self.unseen = UnseenCommits()
+        self.unseen_at: Position | None = None
+        stored = store.document(UNSEEN)
+        if stored is not None:
+            unseen = decode(stored, Unseen)
+            self.unseen = UnseenCommits(unseen.xids)
+            self.unseen_at = unseen.position
+        self.tables = {run.state.oid: run for run in self._load_tables()}
+
+    def begin(self, applied: Applied, unseen: UnseenCommits) -> None:
+        """A store without history starts to follow a log."""
+        with self.lock:
+            stage = Stage(self.store)
+            for run in self.tables.values():
+                self._drop_rows(stage, run)
+                broken = msgspec.structs.replace(run.state, phase=Phase.BROKEN, reason="the log was left behind")
+                self.save_state(stage, run, broken)
+            stage.document(APPLIED, encode(applied))
+            self._stage_unseen(stage, applied, unseen)
+            stage.commit()
+            self.applied, self.unseen, self.unseen_at = applied, unseen, applied.position
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Takes note of what the source shows now."""
+        with self.lock:
+            if self.applied is None:
+                return
+            self.unseen.observe(snapshot)
+            stage = Stage(self.store)
+            self._stage_unseen(stage, self.applied, self.unseen)
+            stage.commit()
+            self.unseen_at = self.applied.position
+            for run in self.tables.values():
+                if run.waiting_for:
+                    run.waiting_for = frozenset(xid for xid in run.waiting_for if not snapshot.sees(xid))
+
+    def needed_after(self) -> Position | None:
+        """The log is needed behind this "last done" position; None while none is followed."""
+        with self.lock:
+            if self.applied is None:
+                return None
+            return min(self.applied.position, self.unseen_at or self.applied.position)
+
+    def start_generation(self, published: PublishedTable, schema_id: int, reason: str) -> TableRun:
+        """The table folds from here: P0 is the applied position, earlier generations go."""
+        with self.lock:
+            applied = self._require_applied()
+            old = self.tables.get(published.oid)
+            stage = Stage(self.store)
+            if old is not None:
+                self._drop_rows(stage, old)
+            state = TableState(
+                oid=published.oid,
+                table=published.table,
+                generation=old.state.generation + 1 if old else 1,
+                phase=Phase.SEEDING,
+                reason=reason,
+                published=published,
+                schema_id=schema_id,
+                p0=str(applied.position),
+                seq_p0=applied.last_seq,
+                epoch=applied.epoch,
+            )
+            run = TableRun(state, waiting_for=self.unseen.xids())
+            self.save_state(stage, run, state)
+            stage.commit()
+            self.tables[published.oid] = run
+        log.info("seeding_starts", table=state.table, generation=state.generation, p0=state.p0, reason=reason)
+        return run
+
+    def plan(self, run: TableRun, plan: Plan, w: int) -> bool:
+        """The generation's chunks, counted in a snapshot whose W this is; False if the generation is over."""
+        with self.lock:
+            if not self._current(run) or run.waiting_for:
+                return False
+            stage = Stage(self.store)
+            high_water = max(run.state.high_water, w)
+            self.save_state(stage, run, msgspec.structs.replace(run.state, plan=plan, high_water=high_water))
+            stage.commit()
+            return True
+
+    def admit(self, run: TableRun, snapshot: Snapshot, w: int) -> FromSnapshot | None:
+        """A chunk's snapshot, numbered and stored before its first row; None if the generation is over."""
+        with self.lock:
+            if not self._current(run):
+                return None
+            number = max(run.snapshots, default=0) + 1
+            stage = Stage(self.store)
+            name = snapshot_document(run.state.oid, run.state.generation, number)
+            stage.document(name, str(snapshot).encode())
+            high_water = max(run.state.high_water, w)
+            self.save_state(stage, run, msgspec.structs.replace(run.state, high_water=high_water))
+            stage.commit()
+            run.snapshots[number] = snapshot
+            return FromSnapshot(number, snapshot)
+
+    def fold_rows(self, run: TableRun, origin: FromSnapshot, rows: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Folds rows of a chunk in.
+
+        Args:
+            run: the table.
+            origin: from `admit`.
+            rows: (memcomparable key, Avro row), each key once.
+
+        Returns:
+            False if they no longer count: the generation is over, or a TRUNCATE that the snapshot does not see came.
+        """
+        with self.lock:
+            if not self._current(run):
+                return False
+            truncated_by = run.state.truncated_by
+            if not admitted(origin, None if truncated_by is None else FromEvent(truncated_by)):
+                return True
+            stage = Stage(self.store)
+            space, state = run.space, run.state
+            store_keys = [space + key for key, _ in rows]
+            added = 0
+            for store_key, (_, row), entry in zip(
+                store_keys, rows, stage.get_many(store_keys, run.snapshots), strict=True
+            ):
+                folded = fold_chunk_row(entry, ChunkRow(state.seq_p0, state.schema_id, row, origin), self.fill)
+                if folded is not entry:
+                    stage.put(store_key, folded, entry)
+                    added += entry is None or entry.row is None
+            run.rows += added
+            self.save_state(stage, run, state)
+            stage.commit()
+            return True
+
+    def chunk_done(self, run: TableRun, block: int, done: ChunkDone) -> None:
+        """A chunk is wholly in the store: it is not read again after a crash."""
+        with self.lock:
+            if not self._current(run):
+                return
+            stage = Stage(self.store)
+            stage.document(chunk_document(run.state.oid, run.state.generation, block), encode(done))
+            stage.commit()
+            run.done[block] = done
+
+    def forget_missing(self, run: TableRun, keys: Sequence[bytes]) -> None:
+        """Drops marks of missing columns from keys whose entries are whole by now."""
+        with self.lock:
+            if not self._current(run):
+                return
+            stage = Stage(self.store)
+            for key, entry in zip(keys, stage.get_many(list(keys), run.snapshots), strict=True):
+                if entry is None or not entry.missing:
+                    stage.unmark(key)
+            stage.commit()
+
+    def finish(self, run: TableRun) -> bool:
+        """The table is consistent, if every W is applied and nothing is missing."""
+        with self.lock:
+            state = run.state
+            if not self._current(run) or state.plan is None or len(run.done) < state.plan.chunks:
+                return False
+            if self._require_applied().commit_lsn < state.high_water or self.store.missing(run.space, 1):
+                return False
+            stage = Stage(self.store)
+            self._drop_documents(stage, run)
+            seeded = Plan(state.plan.filenode, blocks=0, step=1)
+            self.save_state(stage, run, msgspec.structs.replace(state, phase=Phase.CONSISTENT, reason="", plan=seeded))
+            stage.commit()
+            run.snapshots, run.done, run.missing = {}, {}, False
+            return True
+
+    def reopen(self, run: TableRun) -> None:
+        """A consistent table has an entry with a column that was never seen: it is seeding until that is read."""
+        with self.lock:
+            if run.state.phase is Phase.CONSISTENT:
+                stage = Stage(self.store)
+                self.save_state(
+                    stage, run, msgspec.structs.replace(run.state, phase=Phase.SEEDING, reason="a column is missing")
+                )
+                stage.commit()
+                run.missing = False
+
+    def refuse(self, published: PublishedTable) -> None:
+        """The table cannot be bootstrapped."""
+        with self.lock:
+            old = self.tables.get(published.oid)
+            stage = Stage(self.store)
+            if old is not None:
+                self._drop_rows(stage, old)
+            state = TableState(
+                oid=published.oid,
+                table=published.table,
+                generation=old.state.generation if old else 0,
+                phase=Phase.REFUSED,
+                reason=published.refusal,
+                published=published,
+            )
+            run = TableRun(state)
+            self.save_state(stage, run, state)
+            stage.commit()
+            self.tables[published.oid] = run
+        log.error("table_refused_for_bootstrap", table=state.table, reason=state.reason)
+
+    def forget(self, run: TableRun) -> None:
+        """The table is no longer published."""
+        with self.lock:
+            stage = Stage(self.store)
+            self._drop_rows(stage, run)
+            stage.document(table_document(run.state.oid), None)
+            stage.commit()
+            self.tables.pop(run.state.oid, None)
+        log.warning("table_no_longer_published", table=run.state.table)
+
+    def save_state(self, stage: Stage, run: TableRun, state: TableState) -> None:
+        """Stages a table's new state; the caller holds the lock and commits."""
+        run.state = state = msgspec.structs.replace(state, rows=run.rows)
+        stage.document(table_document(state.oid), encode(state))
+
+    def _current(self, run: TableRun) -> bool:
+        return self.tables.get(run.state.oid) is run and run.folding and not run.again
+
+    def _require_applied(self) -> Applied:
+        if self.applied is None:
+            raise AssertionError("the applier has not begun")
+        return self.applied
+
+    def _stage_unseen(self, stage: Stage, applied: Applied, unseen: UnseenCommits) -> None:
+        xids = tuple(sorted(unseen.xids()))
+        stage.document(UNSEEN, encode(Unseen(applied.epoch, applied.commit_lsn, applied.ordinal, xids)))
+
+    def _drop_rows(self, stage: Stage, run: TableRun) -> None:
+        stage.clear(run.space)
+        self._drop_documents(stage, run)
+
+    def _drop_documents(self, stage: Stage, run: TableRun) -> None:
+        oid, generation = run.state.oid, run.state.generation
+        for block in run.done:
+            stage.document(chunk_document(oid, generation, block), None)
+        for number in run.snapshots:
+            stage.document(snapshot_document(oid, generation, number), None)
+
+    def _load_tables(self) -> list[TableRun]:
+        states = [decode(content, TableState) for content in self.store.documents(TABLES).values()]
+        return [self._load_table(state) for state in states]
+
+    def _load_table(self, state: TableState) -> TableRun:
+        chunks = self.store.documents(chunk_document(state.oid, state.generation, ""))
+        snapshots = self.store.documents(snapshot_document(state.oid, state.generation, ""))
+        return TableRun(
+            state,
+            snapshots={int(name.rpartition("/")[2]): parse_snapshot(text.decode()) for name, text in snapshots.items()},
+            done={int(name.rpartition("/")[2]): decode(content, ChunkDone) for name, content in chunks.items()},
+            waiting_for=self.unseen.xids() if state.plan is None else frozenset(),
+            rows=state.rows,
+            missing=state.phase is Phase.CONSISTENT
+            and bool(self.store.missing(space_of(state.oid, state.generation), 1)),
+        )
+
+    def _merge(self, schema_id: int, row: bytes, unchanged: bytes, other: Entry) -> tuple[bytes, bytes]:
+        if other.row is None:
+            return row, unchanged
+        schema, stored = self.schema_of(schema_id), self.schema_of(other.schema_id)
+        return merge_unchanged(schema, row, unchanged, stored, other.row, other.missing)
+
+    def schema_of(self, schema_id: int) -> TableSchema:
+        """A layout of the log.
+
+        Raises:
+            KeyError: the log has none with this number.
+        """
+        if self.schemas is None:
+            raise KeyError(schema_id)
+        return self.schemas.get(schema_id)

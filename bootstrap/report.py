@@ -1,0 +1,115 @@
+"""How far the bootstrap is: for the status file, for `/metrics`, and for the log while tables are seeded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from walbus.bootstrap.ledger import Ledger, TableRun
+from walbus.bootstrap.pace import Progress
+from walbus.bootstrap.state import Phase
+from walbus.metrics import MetricName
+
+log = structlog.get_logger(__name__)
+
+_TELL_EVERY = 5.0
+
+
+class Report:
+    """Figures of one ledger. Thread-safe."""
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._progress = Progress(clock)
+        self._lock = threading.Lock()
+        self._told_at = clock()
+        self._end_lsn = 0
+
+    def observe(self, end_lsn: int) -> None:
+        """Takes a sample, about each second; tells the log about seeding every few seconds.
+
+        Args:
+            end_lsn: commit LSN of the log's end, for the lag.
+        """
+        with self._lock:
+            self._end_lsn = max(self._end_lsn, end_lsn)
+            done, total = self._chunks()
+            self._progress.observe(done)
+            if done < total and self._clock() - self._told_at >= _TELL_EVERY:
+                self._told_at = self._clock()
+                log.info("seeding", chunks_done=done, chunks_total=total, seconds_left=self._seconds_left(total))
+
+    def status(self) -> dict[str, Any]:
+        """The content of the status file."""
+        with self._lock:
+            done, total = self._chunks()
+            left = self._seconds_left(total) if done < total else 0
+        applied = self._ledger.applied
+        runs = list(self._ledger.tables.values())
+        figures: dict[str, Any] = dict(self._figures().items())
+        return {
+            **figures,
+            "log_id": applied.log_id if applied else None,
+            "applied": str(applied.position) if applied else None,
+            "seeding_seconds_left": left,
+            "tables": [_described(run) for run in sorted(runs, key=lambda run: run.state.table)],
+        }
+
+    def metrics(self) -> bytes:
+        """The Prometheus text form."""
+        registry = CollectorRegistry()
+        for name, value in self._figures().items():
+            Gauge(name, _HELP[name], registry=registry).set(value)
+        rows = Gauge(_ROWS, _HELP[_ROWS], ["table"], registry=registry)
+        for run in list(self._ledger.tables.values()):
+            rows.labels(run.state.table).set(run.rows)
+        return generate_latest(registry)
+
+    def _figures(self) -> dict[MetricName, int]:
+        applied = self._ledger.applied
+        applied_lsn = applied.commit_lsn if applied else 0
+        done, total = self._chunks()
+        return {
+            "walbus_bootstrap_applied_lsn": applied_lsn,
+            "walbus_bootstrap_lag_bytes": max(0, self._end_lsn - applied_lsn),
+            "walbus_bootstrap_seeding_chunks_done": done,
+            "walbus_bootstrap_seeding_chunks_total": total,
+            "walbus_bootstrap_store_bytes": self._ledger.store.bytes_on_disk(),
+        }
+
+    def _chunks(self) -> tuple[int, int]:
+        """Chunks done and planned of the tables that are being seeded."""
+        runs = [run for run in list(self._ledger.tables.values()) if run.seeding and run.state.plan is not None]
+        done = sum(len(run.done) for run in runs)
+        total = sum(run.state.plan.chunks for run in runs if run.state.plan is not None)
+        return done, total
+
+    def _seconds_left(self, total: int) -> int | None:
+        left = self._progress.seconds_left(total)
+        return None if left is None else round(left)
+
+
+_ROWS: MetricName = "walbus_bootstrap_rows"
+_HELP: dict[MetricName, str] = {
+    "walbus_bootstrap_applied_lsn": "Commit LSN that the store has applied",
+    "walbus_bootstrap_lag_bytes": "Log end minus applied",
+    "walbus_bootstrap_rows": "Rows held, by table (estimate)",
+    "walbus_bootstrap_seeding_chunks_done": "Chunks read of the tables that are being seeded",
+    "walbus_bootstrap_seeding_chunks_total": "Chunks of the tables that are being seeded",
+    "walbus_bootstrap_store_bytes": "Bytes of the store's files",
+}
+
+
+def _described(run: TableRun) -> dict[str, Any]:
+    state = run.state
+    described: dict[str, Any] = {"table": state.table, "state": state.phase.value, "rows": run.rows}
+    if state.reason:
+        described["reason"] = state.reason
+    if state.phase is Phase.SEEDING and state.plan is not None:
+        described |= {"chunks_done": len(run.done), "chunks_total": state.plan.chunks}
+    return described

@@ -1,0 +1,312 @@
+"""Decides what is seeded when: looks at the publication about every two seconds, and hands jobs to workers.
+
+A table gets a generation when it appears in the publication, when what the catalog says of it changes, when an
+assumption of its seeding broke, and when its events were lost. The generation begins only once the applied position
+has passed the W of the look that found the table: everything the log decoded under the old definition is then behind
+P0. Jobs of all tables take turns; a source that does not answer is tried again with a growing pause, while the
+applier goes on.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg_pool import ConnectionPool
+
+from walbus.bootstrap.catalog import SourceMoment, describes, read_moment, read_published
+from walbus.bootstrap.ledger import Ledger, TableRun
+from walbus.bootstrap.pace import Throttle
+from walbus.bootstrap.seeding import SeedingJobs
+from walbus.bootstrap.state import Phase, PublishedTable
+from walbus.capture.refusals import refusal
+from walbus.capture.sessions import parameters_of
+from walbus.config import BootstrapConfig, SourceConfig
+from walbus.errors import SourceError
+from walbus.schema import TableSchema
+from walbus.session import settings_sql
+
+log = structlog.get_logger(__name__)
+
+_POLL_SECONDS = 2.0
+_TICK = 0.05
+_KEYS_READ_AGAIN = 200
+_READ_AGAIN_PAUSE = 0.2
+_SCHEMA_DEADLINE = 30.0
+_CONNECT_SECONDS = 10.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+
+Pool = ConnectionPool[psycopg.Connection[Any]]
+Job = Callable[[psycopg.Connection[Any]], None]
+
+
+@dataclass(slots=True)
+class Wanted:
+    """A table that needs a generation.
+
+    Attributes:
+        published: as found.
+        w: the applied position must pass it first.
+        reason: for the log and `/v1/tables`.
+        since: when it was found.
+        complained: whether its missing layout was already told.
+    """
+
+    published: PublishedTable
+    w: int
+    reason: str
+    since: float
+    complained: bool = False
+
+
+@dataclass(slots=True)
+class Pauses:
+    """When a table, or everything (None), may be tried again."""
+
+    until: dict[int | None, float] = field(default_factory=dict)
+    length: dict[int | None, float] = field(default_factory=dict)
+
+    def over(self, what: int | None, now: float) -> bool:
+        """Whether it may be tried."""
+        return now >= self.until.get(what, 0.0)
+
+    def lengthen(self, what: int | None, now: float, jitter: float) -> float:
+        """After a failure: the next pause, in seconds."""
+        length = self.length.get(what, _SHORTEST_PAUSE)
+        self.length[what] = min(length * 2, _LONGEST_PAUSE)
+        pause = length * (0.5 + jitter)
+        self.until[what] = now + pause
+        return pause
+
+    def succeeded(self, what: int | None) -> None:
+        """After a success the next pause is short again."""
+        self.length.pop(what, None)
+
+
+class Seeder:
+    """The loop. `run` belongs to one thread; the workers are its own."""
+
+    def __init__(  # noqa: PLR0913  # time and chance are passed in
+        self,
+        source: SourceConfig,
+        config: BootstrapConfig,
+        ledger: Ledger,
+        *,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._source = source
+        self._config = config
+        self._ledger = ledger
+        self._stop = stop
+        self._clock = clock
+        self._jitter = jitter
+        throttle = Throttle(config.max_rows_per_second, clock)
+        self._jobs = SeedingJobs(ledger, source.publication, chunk_rows=config.chunk_rows, throttle=throttle, stop=stop)
+        self._wanted: dict[int, Wanted] = {}
+        self._running: dict[Future[None], tuple[int, int | None]] = {}
+        self._pauses = Pauses()
+        self._next_poll = 0.0
+        self._told_missing = False
+
+    def run(self) -> None:
+        """Seeds until `stop` is set.
+
+        Raises:
+            WalbusError: of the store; errors of the source are tried again.
+        """
+        with (
+            _open_pool(self._source, self._config.workers + 1) as pool,
+            ThreadPoolExecutor(self._config.workers, thread_name_prefix="seeding") as workers,
+        ):
+            while not self._stop.wait(_TICK):
+                self._tick(pool, workers)
+
+    def _tick(self, pool: Pool, workers: ThreadPoolExecutor) -> None:
+        self._collect()
+        now = self._clock()
+        if self._ledger.applied is None or not self._pauses.over(None, now):
+            return
+        if now >= self._next_poll:
+            self._next_poll = now + _POLL_SECONDS
+            self._attempt(None, partial(_on_connection, pool, self._poll))
+        self._start_wanted()
+        self._finish()
+        self._dispatch(pool, workers)
+
+    def _poll(self, connection: psycopg.Connection[Any]) -> None:
+        published = read_published(connection, self._source.publication)
+        moment = read_moment(connection)
+        self._ledger.observe(moment.snapshot)
+        if not published and not self._told_missing:
+            log.warning("nothing_published", publication=self._source.publication)
+        self._told_missing = not published
+        for table in published.values():
+            self._compare(table, moment)
+        for run in list(self._ledger.tables.values()):
+            if run.state.oid not in published:
+                self._wanted.pop(run.state.oid, None)
+                self._ledger.forget(run)
+
+    def _compare(self, table: PublishedTable, moment: SourceMoment) -> None:
+        """Notes the table if it needs a generation."""
+        run = self._ledger.tables.get(table.oid)
+        if run is not None and run.state.published == table and run.folding and not run.again:
+            self._wanted.pop(table.oid, None)
+            return
+        if table.refusal:
+            if run is None or run.state.published != table:
+                self._ledger.refuse(table)
+            return
+        wanted = self._wanted.get(table.oid)
+        if wanted is None or wanted.published != table:
+            self._wanted[table.oid] = Wanted(table, moment.w, _reason(run), self._clock())
+
+    def _start_wanted(self) -> None:
+        applied = self._ledger.applied
+        for oid, wanted in list(self._wanted.items()):
+            if applied is None or applied.commit_lsn < wanted.w or not self._ledger.unseen.complete:
+                continue
+            schema = self._schema_for(wanted)
+            if schema is not None:
+                self._ledger.start_generation(wanted.published, schema.id, wanted.reason)
+                del self._wanted[oid]
+
+    def _schema_for(self, wanted: Wanted) -> TableSchema | None:
+        """The registered layout of the table; None while capture has not registered it."""
+        schemas = self._ledger.schemas
+        versions = [] if schemas is None else schemas.all()
+        found = next((schema for schema in reversed(versions) if describes(schema, wanted.published)), None)
+        if found is None and not wanted.complained and self._clock() - wanted.since > _SCHEMA_DEADLINE:
+            wanted.complained = True
+            log.error(
+                "layout_not_registered",
+                table=wanted.published.table,
+                mend="start `walbus capture`: it registers the layouts of all published tables",
+            )
+        return found
+
+    def _finish(self) -> None:
+        for run in list(self._ledger.tables.values()):
+            if run.state.phase is Phase.CONSISTENT and run.missing:
+                self._ledger.reopen(run)
+            elif run.seeding and self._ledger.finish(run):
+                log.info("table_consistent", table=run.state.table, generation=run.state.generation, rows=run.rows)
+
+    def _dispatch(self, pool: Pool, workers: ThreadPoolExecutor) -> None:
+        free = self._config.workers - len(self._running)
+        if free <= 0:
+            return
+        queues = [
+            iter(self._jobs_of(run)) for run in list(self._ledger.tables.values()) if run.seeding and not run.again
+        ]
+        while queues and free > 0:
+            queue = queues.pop(0)
+            job = next(queue, None)
+            if job is None:
+                continue
+            queues.append(queue)
+            oid, part, call = job
+            self._running[workers.submit(_on_connection, pool, call)] = (oid, part)
+            free -= 1
+
+    def _jobs_of(self, run: TableRun) -> Sequence[tuple[int, int | None, Job]]:
+        """What can be done for a table now: (OID, first block or None, job)."""
+        oid, now = run.state.oid, self._clock()
+        busy = {part for table, part in self._running.values() if table == oid}
+        if not self._pauses.over(oid, now):
+            return []
+        if run.state.plan is None:
+            return [] if busy else [(oid, None, partial(self._jobs.plan, run=run))]
+        pending = run.pending()
+        if pending:
+            return [
+                (oid, block, partial(self._jobs.chunk, run=run, block=block)) for block in pending if block not in busy
+            ][: self._config.workers]
+        return [] if busy else self._reading_again(run, oid, now)
+
+    def _reading_again(self, run: TableRun, oid: int, now: float) -> list[tuple[int, int | None, Job]]:
+        applied = self._ledger.applied
+        if applied is None or applied.commit_lsn < run.state.high_water:
+            return []
+        keys = self._ledger.store.missing(run.space, _KEYS_READ_AGAIN)
+        if not keys:
+            return []
+        self._pauses.until[oid] = now + _READ_AGAIN_PAUSE
+        return [(oid, None, partial(self._jobs.read_again, run=run, store_keys=keys))]
+
+    def _collect(self) -> None:
+        for future in [future for future in self._running if future.done()]:
+            oid, _ = self._running.pop(future)
+            self._attempt(oid, future.result)
+
+    def _attempt(self, oid: int | None, call: Callable[[], None]) -> None:
+        """Runs what asks the source; a failure pauses that table, or (None: the look at the catalog) everything."""
+        try:
+            call()
+        except SourceError as error:
+            pause = self._pauses.lengthen(oid, self._clock(), self._jitter())
+            run = self._ledger.tables.get(oid) if oid is not None else None
+            table = run.state.table if run else None
+            if not self._stop.is_set():
+                log.warning("source_refused", table=table, error=str(error), retry_in=round(pause, 1))
+        else:
+            self._pauses.succeeded(oid)
+
+
+def _reason(run: TableRun | None) -> str:
+    """Why a table that is published needs a generation."""
+    if run is None or run.state.phase is Phase.REFUSED:
+        return "newly published"
+    if run.state.phase is Phase.BROKEN:
+        return run.state.reason
+    return run.again or "its columns, key, filter or publication changed"
+
+
+@contextmanager
+def _open_pool(source: SourceConfig, size: int) -> Iterator[Pool]:
+    """Sessions with the shared settings, opened when they are needed."""
+    parameters = {**parameters_of(source.dsn), "application_name": "walbus-bootstrap"}
+    pool: Pool = ConnectionPool(
+        "",
+        kwargs={**parameters, "autocommit": True, "prepare_threshold": None},
+        min_size=0,
+        max_size=size,
+        open=False,
+        configure=_configure,
+        check=ConnectionPool.check_connection,
+        max_idle=60.0,
+        name="walbus-bootstrap",
+    )
+    pool.open()
+    try:
+        yield pool
+    finally:
+        pool.close(timeout=2.0)
+
+
+def _configure(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(settings_sql())
+
+
+def _on_connection(pool: Pool, call: Job) -> None:
+    """Runs a job on a connection of the pool.
+
+    Raises:
+        SourceError: PostgreSQL refused or is not reachable.
+    """
+    try:
+        with pool.connection(_CONNECT_SECONDS) as connection:
+            call(connection)
+    except psycopg.Error as error:
+        raise refusal(error, "seeding") from None

@@ -1,0 +1,217 @@
+"""What the store's documents say: the applied position, and where each table stands.
+
+    applied                          Applied
+    unseen                           Unseen: which logged transactions may not be visible at the source yet
+    table/OID                        TableState
+    chunk/OID/GENERATION/BLOCK       ChunkDone
+    snapshot/OID/GENERATION/NUMBER   text of a pg_snapshot
+
+A table's way: noticed in the publication -> *seeding* (a new generation with a new P0; later, once everything up to P0
+is visible, a plan of chunks) -> *consistent*. Whatever breaks an assumption of the seeding starts the next generation.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeVar
+
+import msgspec
+
+from walbus.errors import StoreError
+from walbus.position import ORIGIN, Position
+
+T = TypeVar("T")
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """How far the log is folded in.
+
+    Attributes:
+        log_id: of the log.
+        epoch, commit_lsn, ordinal: "last done".
+        last_seq: the last seq given at that position.
+        commit_time: of the last record, Unix microseconds.
+    """
+
+    log_id: str
+    epoch: int = ORIGIN.epoch
+    commit_lsn: int = ORIGIN.commit_lsn
+    ordinal: int = ORIGIN.ordinal
+    last_seq: int = 0
+    commit_time: int = 0
+
+    @property
+    def position(self) -> Position:
+        """The "last done" position."""
+        return Position(self.epoch, self.commit_lsn, self.ordinal)
+
+    @classmethod
+    def at(cls, log_id: str, position: Position, last_seq: int, commit_time: int) -> Applied:
+        """Everything up to a position is folded in."""
+        return cls(log_id, position.epoch, position.commit_lsn, position.ordinal, last_seq, commit_time)
+
+
+class Phase(enum.Enum):
+    """Where a table stands."""
+
+    SEEDING = "seeding"
+    CONSISTENT = "consistent"
+    REFUSED = "refused"  #: cannot be bootstrapped; `reason` says why. The relay streams it all the same.
+    BROKEN = "broken"  #: events were lost; seeded again as soon as the source answers
+
+
+class PublishedTable(msgspec.Struct, frozen=True):
+    """What the catalog says about a published table; a difference means another generation.
+
+    Attributes:
+        oid: relation OID.
+        namespace, name: unquoted.
+        kind: `pg_class.relkind`.
+        identity: `pg_class.relreplident`.
+        columns: (name, type OID, typmod, in key) of the published columns in tuple order.
+        row_filter: SQL of the publication's WHERE, None without one.
+        membership: identity of the publication's entry for the table, so that one that was dropped and added again
+            is noticed.
+        refusal: why it cannot be bootstrapped; empty if it can.
+    """
+
+    oid: int
+    namespace: str
+    name: str
+    kind: str
+    identity: str
+    columns: tuple[tuple[str, int, int, bool], ...]
+    row_filter: str | None
+    membership: int
+    refusal: str = ""
+
+    @property
+    def table(self) -> str:
+        """`namespace.name`."""
+        return f"{self.namespace}.{self.name}"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How a generation's file is cut: block ranges of equal size.
+
+    Attributes:
+        filenode: the relfilenode that the ranges belong to.
+        blocks: blocks of the main fork when everything up to P0 was visible.
+        step: blocks of one chunk.
+    """
+
+    filenode: int
+    blocks: int
+    step: int
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.blocks // self.step)
+
+    def starts(self) -> range:
+        """First block of each chunk."""
+        return range(0, self.blocks, self.step)
+
+
+class TableState(msgspec.Struct, frozen=True, kw_only=True):
+    """One table's state, as the store keeps it.
+
+    Attributes:
+        oid, table: which one.
+        generation: number of its seeding, from 1; part of every store key.
+        phase, reason: where it stands, and why (refused, broken, or seeded again).
+        published: what the catalog said when the generation began.
+        schema_id: the registered layout of the rows that chunks read.
+        p0: the position that the generation folds from, as text.
+        seq_p0: the log's last seq at P0.
+        epoch: of P0.
+        plan: None until everything up to P0 is visible at the source.
+        high_water: the largest W of its chunks: WAL position that must be applied before the table is consistent.
+        truncated_by: xid of the last TRUNCATE since P0; None without one.
+        truncated_seq: seq of the last TRUNCATE; 0 without one.
+        rows: rows held, an estimate.
+    """
+
+    oid: int
+    table: str
+    generation: int
+    phase: Phase
+    reason: str = ""
+    published: PublishedTable | None = None
+    schema_id: int = 0
+    p0: str = ""
+    seq_p0: int = 0
+    epoch: int = 0
+    plan: Plan | None = None
+    high_water: int = 0
+    truncated_by: int | None = None
+    truncated_seq: int = 0
+    rows: int = 0
+
+
+class ChunkDone(msgspec.Struct, frozen=True):
+    """A chunk that is wholly in the store: the number of its snapshot, its W, and how many rows it read."""
+
+    snapshot: int
+    w: int
+    rows: int
+
+
+class Unseen(msgspec.Struct, frozen=True):
+    """Logged transactions up to a position that no snapshot was known to see.
+
+    Attributes:
+        epoch, commit_lsn, ordinal: the position ("last done").
+        xids: those not known to be visible.
+    """
+
+    epoch: int
+    commit_lsn: int
+    ordinal: int
+    xids: tuple[int, ...]
+
+    @property
+    def position(self) -> Position:
+        """The position that `xids` is complete for."""
+        return Position(self.epoch, self.commit_lsn, self.ordinal)
+
+
+APPLIED = "applied"
+UNSEEN = "unseen"
+TABLES = "table/"
+
+
+def table_document(oid: int) -> str:
+    """Name of a table's document."""
+    return f"{TABLES}{oid}"
+
+
+def chunk_document(oid: int, generation: int, block: int | str) -> str:
+    """Name of a chunk's document; with "" the prefix of all of a generation."""
+    return f"chunk/{oid}/{generation}/{block}"
+
+
+def snapshot_document(oid: int, generation: int, number: int | str) -> str:
+    """Name of a snapshot's document; with "" the prefix of all of a generation."""
+    return f"snapshot/{oid}/{generation}/{number}"
+
+
+def encode(document: msgspec.Struct) -> bytes:
+    """A document's bytes: JSON, for whoever looks into a store by hand."""
+    return msgspec.json.encode(document)
+
+
+def decode(content: bytes, kind: type[T]) -> T:
+    """The inverse of `encode`.
+
+    Raises:
+        StoreError: the bytes are no such document.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.MsgspecError as error:
+        raise StoreError(
+            f"a {kind.__name__} document of the store does not parse: {error}",
+            mend="remove the bootstrap folder: it is seeded again",
+        ) from None

@@ -1,0 +1,151 @@
+"""The bootstrap store as an interface: the latest entry of every key, and how far the log has been folded into it.
+
+Engines implement `Store`; `tests/contract/test_store.py` runs on each.
+
+Keys. Each table, in each generation of its seeding, has a *space*: eight bytes, the table's OID and the generation,
+big-endian. An entry's store key is the space followed by the memcomparable key of `walbus.keys`, so bytewise order is
+first by table, then by key, and a whole generation is one range.
+
+Beside the entries lie
+    the change index   (space, seq, key) of every entry that an event made; an entry written again leaves its old
+                       place behind, so who reads the index compares the seq with the entry's,
+    the missing keys   of entries with TOASTed columns that were never seen,
+    documents          small named values: applied position, tables, chunks, snapshots.
+
+Atomicity. `write` applies one `WriteSet` whole or not at all: a crash can never keep rows without the applied
+position that belongs to them, or the other way round. So a crash replays events, and never skips one.
+
+Durability. `write` survives the death of the process, not that of the machine; `sync` makes all earlier writes
+survive that too. After a power loss the store is some earlier state of itself, and the log replays the difference,
+as long as the log's retention trails the position of the last `sync` (`BootstrapState.durable`).
+
+Consistency of reads. A `View` is the store at one instant. It shows only *whole* states: while a transaction that is
+larger than one write set is being folded, a new view is the state before that transaction.
+
+Threads. `write` calls must not overlap (the caller holds one lock); everything else may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+_SPACE = struct.Struct(">II")
+_SEQ = struct.Struct(">Q")
+SPACE_SIZE = _SPACE.size
+
+
+def space_of(oid: int, generation: int) -> bytes:
+    """The prefix of every store key of one table in one generation."""
+    return _SPACE.pack(oid, generation)
+
+
+def end_of(space: bytes) -> bytes:
+    """The first key behind every key of a space."""
+    oid, generation = _SPACE.unpack(space)
+    return _SPACE.pack(oid, generation + 1)
+
+
+def change_key(store_key: bytes, seq: int) -> bytes:
+    """The place of an entry in the change index."""
+    return store_key[:SPACE_SIZE] + _SEQ.pack(seq) + store_key[SPACE_SIZE:]
+
+
+def split_change_key(key: bytes) -> tuple[bytes, int]:
+    """Store key and seq of a place in the change index."""
+    (seq,) = _SEQ.unpack_from(key, SPACE_SIZE)
+    return key[:SPACE_SIZE] + key[SPACE_SIZE + _SEQ.size :], seq
+
+
+@dataclass(slots=True)
+class WriteSet:
+    """What one `write` changes.
+
+    Attributes:
+        cleared: spaces whose entries, change index and missing keys go first, before everything below.
+        entries: store key -> packed entry; None removes the entry altogether.
+        changes: new places in the change index.
+        missing: store key -> whether it now belongs to the missing keys.
+        documents: name -> content; None removes it.
+        whole: whether the applied position now stands between two transactions; None leaves that as it was.
+    """
+
+    cleared: list[bytes] = field(default_factory=list)
+    entries: dict[bytes, bytes | None] = field(default_factory=dict)
+    changes: list[bytes] = field(default_factory=list)
+    missing: dict[bytes, bool] = field(default_factory=dict)
+    documents: dict[str, bytes | None] = field(default_factory=dict)
+    whole: bool | None = None
+
+
+class View(Protocol):
+    """The store at one instant; any thread may read it, one at a time. It costs disk space while it is held."""
+
+    def documents(self, prefix: str) -> Mapping[str, bytes]:
+        """The documents whose names begin so, by name."""
+
+    def entries(self, space: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """(key without space, packed entry) of a space in bytewise order, tombstones too.
+
+        Args:
+            space: the table and generation.
+            after: leaves out this key and all before it.
+        """
+
+    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
+        """(seq, key without space) of the change index behind a seq, by seq; stale places too."""
+
+
+class Store(Protocol):
+    """The writing side and what folding needs to read."""
+
+    def get(self, store_key: bytes) -> bytes | None:
+        """The packed entry, None if there is none."""
+
+    def get_many(self, store_keys: Sequence[bytes]) -> list[bytes | None]:
+        """The packed entries, in the order of the keys."""
+
+    def entries(self, space: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """(store key, packed entry) of a space in bytewise order, as of the call."""
+
+    def missing(self, space: bytes, limit: int) -> list[bytes]:
+        """The first store keys of a space with columns that were never seen."""
+
+    def document(self, name: str) -> bytes | None:
+        """One document, None if there is none."""
+
+    def documents(self, prefix: str) -> Mapping[str, bytes]:
+        """The documents whose names begin so, by name."""
+
+    def write(self, changes: WriteSet) -> None:
+        """Applies the write set, whole or not at all.
+
+        Raises:
+            StoreError: the engine refused; nothing of it was kept.
+        """
+
+    def sync(self) -> None:
+        """Makes every earlier write survive a power loss. Blocks for one fsync.
+
+        Raises:
+            StoreError: the sync failed; the process must end.
+        """
+
+    def view(self) -> View:
+        """The last whole state.
+
+        Raises:
+            StoreError: the store was opened in the middle of a transaction that is not folded yet (`whole` is false).
+        """
+
+    @property
+    def whole(self) -> bool:
+        """Whether `view` can be had."""
+
+    def bytes_on_disk(self) -> int:
+        """Size of the store's files, roughly."""
+
+    def close(self) -> None:
+        """Syncs and frees the files; a second call does nothing."""

@@ -1,0 +1,167 @@
+"""The bootstrap store's promises, on every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.memory_store import MemoryStore
+from walbus.bootstrap.rocks import RocksStore
+from walbus.bootstrap.store import WriteSet, change_key, end_of, space_of, split_change_key
+from walbus.errors import StoreError
+
+SPACE = space_of(16384, 1)
+OTHER = space_of(16384, 2)
+NEIGHBOUR = space_of(16385, 1)
+
+
+@pytest.fixture(params=["memory", "rocks"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    engine = MemoryStore() if request.param == "memory" else RocksStore(tmp_path / "store")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def fill(store: Any, *keys: bytes) -> None:
+    store.write(WriteSet(entries={key: b"value of " + key for key in keys}))
+
+
+def test_an_entry_is_read_as_it_was_written(store: Any) -> None:
+    fill(store, SPACE + b"a")
+    assert store.get(SPACE + b"a") == b"value of " + SPACE + b"a"
+    assert store.get(SPACE + b"b") is None
+
+
+def test_many_entries_come_in_the_order_of_their_keys(store: Any) -> None:
+    fill(store, SPACE + b"a", SPACE + b"c")
+    found = store.get_many([SPACE + b"c", SPACE + b"b", SPACE + b"a"])
+    assert found == [b"value of " + SPACE + b"c", None, b"value of " + SPACE + b"a"]
+    assert store.get_many([]) == []
+
+
+def test_an_entry_that_is_written_as_none_is_gone(store: Any) -> None:
+    fill(store, SPACE + b"a")
+    store.write(WriteSet(entries={SPACE + b"a": None}))
+    assert store.get(SPACE + b"a") is None
+
+
+def test_a_space_is_read_in_bytewise_order_without_its_neighbours(store: Any) -> None:
+    fill(store, NEIGHBOUR + b"a", SPACE + b"\xff", SPACE + b"a", SPACE + b"a\0", OTHER + b"a")
+    assert [key for key, _ in store.entries(SPACE)] == [SPACE + b"a", SPACE + b"a\0", SPACE + b"\xff"]
+    assert [key for key, _ in store.view().entries(SPACE)] == [b"a", b"a\0", b"\xff"]
+
+
+def test_a_view_goes_on_behind_any_key(store: Any) -> None:
+    fill(store, SPACE + b"a", SPACE + b"a\0", SPACE + b"b", OTHER + b"a")
+    assert [key for key, _ in store.view().entries(SPACE, b"a")] == [b"a\0", b"b"]
+    assert [key for key, _ in store.view().entries(SPACE, b"aa")] == [b"b"]
+    assert [key for key, _ in store.view().entries(SPACE, b"b")] == []
+
+
+def test_a_view_does_not_see_later_writes(store: Any) -> None:
+    fill(store, SPACE + b"a")
+    store.write(WriteSet(documents={"applied": b"1"}))
+    view = store.view()
+    store.write(WriteSet(cleared=[SPACE], entries={SPACE + b"b": b""}, documents={"applied": b"2"}))
+    assert [key for key, _ in view.entries(SPACE)] == [b"a"]
+    assert view.documents("applied") == {"applied": b"1"}
+
+
+def test_two_readers_of_one_view_do_not_disturb_each_other(store: Any) -> None:
+    keys = [SPACE + number.to_bytes(4, "big") for number in range(1200)]
+    fill(store, *keys)
+    view = store.view()
+    both = zip(view.entries(SPACE), view.entries(SPACE, keys[99][8:]), strict=False)
+    assert [(left[0], right[0]) for left, right in both] == [
+        (key[8:], other[8:]) for key, other in zip(keys, keys[100:], strict=False)
+    ]
+
+
+def test_clearing_comes_before_everything_else_of_a_write(store: Any) -> None:
+    fill(store, SPACE + b"a", SPACE + b"b", OTHER + b"a")
+    store.write(WriteSet(missing={SPACE + b"a": True}, changes=[change_key(SPACE + b"a", 7)]))
+    store.write(WriteSet(cleared=[SPACE], entries={SPACE + b"b": b"new"}))
+    assert list(store.entries(SPACE)) == [(SPACE + b"b", b"new")]
+    assert store.missing(SPACE, 10) == []
+    assert list(store.view().changes(SPACE, 0)) == []
+    assert store.get(OTHER + b"a") is not None
+
+
+def test_missing_keys_are_those_last_written_so(store: Any) -> None:
+    keys = [SPACE + b"a", SPACE + b"b", SPACE + b"c"]
+    store.write(WriteSet(missing={**dict.fromkeys(keys, True), NEIGHBOUR + b"a": True}))
+    store.write(WriteSet(missing={SPACE + b"b": False}))
+    assert store.missing(SPACE, 10) == [SPACE + b"a", SPACE + b"c"]
+    assert store.missing(SPACE, 1) == [SPACE + b"a"]
+
+
+def test_changes_come_by_seq_behind_a_seq(store: Any) -> None:
+    places = [change_key(SPACE + b"b", 5), change_key(SPACE + b"a", 1 << 40), change_key(SPACE + b"c", 6)]
+    store.write(WriteSet(changes=[*places, change_key(OTHER + b"x", 6)]))
+    assert list(store.view().changes(SPACE, 5)) == [(6, b"c"), (1 << 40, b"a")]
+    assert next(iter(store.view().changes(SPACE, 0))) == (5, b"b")
+
+
+def test_documents_are_found_by_prefix(store: Any) -> None:
+    store.write(WriteSet(documents={"table/1": b"a", "table/2": b"b", "applied": b"c", "tablet": b"d"}))
+    store.write(WriteSet(documents={"table/2": None}))
+    assert store.documents("table/") == {"table/1": b"a"}
+    assert store.document("applied") == b"c"
+    assert store.document("nothing") is None
+
+
+def test_the_middle_of_a_transaction_is_never_shown(store: Any) -> None:
+    fill(store, SPACE + b"before")
+    store.write(WriteSet(entries={SPACE + b"half": b""}, whole=False))
+    store.write(WriteSet(entries={SPACE + b"chunk": b""}))  # of a seeding: leaves the state as it was
+    assert [key for key, _ in store.view().entries(SPACE)] == [b"before"]
+    assert store.whole
+    store.write(WriteSet(entries={SPACE + b"rest": b""}, whole=True))
+    assert [key for key, _ in store.view().entries(SPACE)] == [b"before", b"chunk", b"half", b"rest"]
+
+
+def test_spaces_and_changes_sort_and_split() -> None:
+    assert SPACE < end_of(SPACE) <= OTHER < NEIGHBOUR
+    assert split_change_key(change_key(SPACE + b"key", 77)) == (SPACE + b"key", 77)
+
+
+def test_a_store_that_is_opened_again_is_what_it_was(folder: Path) -> None:
+    store = RocksStore(folder)
+    store.write(WriteSet(entries={SPACE + b"a": b"1"}, documents={"applied": b"2"}, missing={SPACE + b"a": True}))
+    store.close()
+    again = RocksStore(folder)
+    assert (again.get(SPACE + b"a"), again.document("applied"), again.missing(SPACE, 1)) == (
+        b"1",
+        b"2",
+        [SPACE + b"a"],
+    )
+    again.close()
+
+
+def test_a_store_opened_in_the_middle_of_a_transaction_shows_nothing_until_its_end(folder: Path) -> None:
+    store = RocksStore(folder)
+    store.write(WriteSet(entries={SPACE + b"a": b"1"}, whole=False))
+    store.close()
+    again = RocksStore(folder)
+    assert not again.whole
+    with pytest.raises(StoreError):
+        again.view()
+    again.write(WriteSet(whole=True))
+    assert [key for key, _ in again.view().entries(SPACE)] == [b"a"]
+    again.close()
+
+
+def test_a_second_process_is_refused_by_name(folder: Path) -> None:
+    store = RocksStore(folder)
+    with pytest.raises(StoreError, match="another process"):
+        RocksStore(folder)
+    store.close()
+    store.close()  # a second call does nothing
