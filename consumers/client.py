@@ -1,0 +1,265 @@
+"""The client library: `walbus.connect(url)`, `bus.subscribe(...)`, `window.commit()`.
+
+    with walbus.connect("http://127.0.0.1:7070") as bus:
+        for window in bus.subscribe("public.orders", name="orders-cache"):
+            for change in window:
+                ...
+            window.commit()
+
+What a subscription yields are `Delivery` objects: a window of the vocabulary together with the checkpoint that holds
+once it has been dealt with. `commit` stores that checkpoint, durably, under the consumer's name; after a crash the
+subscription goes on behind the last one stored. So a window is seen at least once, and `change.seq` tells a repeat:
+of two changes of one key, the later one has the larger seq.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from walbus.consumers.checkpoint import Checkpoint, CheckpointStore, FileCheckpointStore
+from walbus.consumers.machine import Advance, Deliver, Discard, Start, Sweep
+from walbus.consumers.session import Clock, Session, Subscribed
+from walbus.consumers.tables import check_patterns
+from walbus.consumers.transport import HttpPeer, RelayPeer
+from walbus.errors import UsageError
+from walbus.events import Change, Window, time_of
+from walbus.position import Position
+from walbus.records import Kind
+
+#: Where checkpoints of named consumers lie unless `connect` is told otherwise: one folder a consumer.
+CHECKPOINT_FOLDER = Path("walbus-data") / "consumers"
+
+#: Seconds between two checkpoints that are stored only because the log moved on without anything for the consumer.
+IDLE_COMMIT_SECONDS = 1.0
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}\Z")
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One window as it came to a subscription.
+
+    Attributes:
+        window: the changes.
+        phase: `snapshot`, `catchup` or `online`; what is read in the first two may be older than what follows.
+        sweep: set behind a table's last snapshot row, on a delivery without changes: rows of that table that the
+            snapshot did not bring, and whose seq is at most `sweep.seq`, are gone at the source.
+    """
+
+    window: Window
+    phase: str
+    sweep: Sweep | None
+    _number: int
+    _checkpoint: Checkpoint | None
+    _subscription: Subscription
+
+    def __iter__(self) -> Iterator[Change]:
+        return iter(self.window.changes)
+
+    def __len__(self) -> int:
+        return len(self.window.changes)
+
+    @property
+    def changes(self) -> Sequence[Change]:
+        """In commit order."""
+        return self.window.changes
+
+    @property
+    def kind(self) -> Kind:
+        """TRANSACTION, SNAPSHOT, SCHEMA or EPOCH."""
+        return self.window.kind
+
+    @property
+    def xid(self) -> int:
+        """The transaction's id; 0 for a snapshot."""
+        return self.window.xid
+
+    @property
+    def commit_time(self) -> datetime:
+        """When the transaction committed, UTC."""
+        return self.window.commit_time
+
+    @property
+    def last(self) -> Position:
+        """The position of the last change."""
+        return self.window.last
+
+    @property
+    def begins(self) -> bool:
+        """Whether this is the transaction's first piece."""
+        return self.window.begins
+
+    @property
+    def ends(self) -> bool:
+        """Whether this is the transaction's last piece."""
+        return self.window.ends
+
+    def commit(self) -> None:
+        """Stores that this window, and all before it, have been dealt with; blocks until that is durable.
+
+        For a piece that does not end its transaction nothing is stored: progress is by whole transactions. A commit
+        of an earlier window than the one last committed changes nothing: progress never moves backward.
+
+        Raises:
+            OSError: the checkpoint's file cannot be written.
+        """
+        self._subscription.committed(self._number, self._checkpoint)
+
+
+class Subscription:
+    """An endless iterator of deliveries, in order; closing it (or its bus) ends it.
+
+    Made by `Bus.subscribe`. Belongs to one thread.
+    """
+
+    def __init__(self, session: Session, store: CheckpointStore, clock: Clock) -> None:
+        self._session = session
+        self._store = store
+        self._clock = clock
+        self._closed = False
+        self._delivered = 0  # number of the newest delivery
+        self._committed = 0  # number of the newest one that was committed
+        self._idle: Checkpoint | None = None  # holds once everything delivered is committed; not stored yet
+        self._stored_at = clock.monotonic()
+
+    @property
+    def phase(self) -> str:
+        """`starting`, `listing`, `snapshot`, `catchup` or `online`."""
+        return self._session.phase
+
+    def __iter__(self) -> Iterator[Delivery]:
+        while not self._closed:
+            delivery = self.next(_POLL_SECONDS)
+            if delivery is not None:
+                yield delivery
+
+    def next(self, timeout: float) -> Delivery | None:
+        """The next delivery; None if there was none within about `timeout` seconds.
+
+        Raises:
+            WalbusError: reading can go on only after an operator's act. What may come right by itself is waited for.
+        """
+        deadline = self._clock.monotonic() + timeout
+        while True:
+            match self._session.poll(max(0.0, deadline - self._clock.monotonic())):
+                case Deliver(window, _, checkpoint):
+                    return self._deliver(window, checkpoint, None)
+                case Sweep(checkpoint=checkpoint) as sweep:
+                    return self._deliver(_EMPTY, checkpoint, sweep)
+                case Advance(checkpoint):
+                    self._idle = checkpoint
+                case Discard() | None:
+                    pass
+            self._store_idle()
+            if self._clock.monotonic() >= deadline:
+                return None
+
+    def committed(self, number: int, checkpoint: Checkpoint | None) -> None:
+        """A delivery was committed (`Delivery.commit`)."""
+        if number <= self._committed or checkpoint is None:
+            return
+        self._store.save(checkpoint)
+        self._committed, self._stored_at = number, self._clock.monotonic()
+
+    def close(self) -> None:
+        """Ends the subscription; the last commit stands."""
+        self._closed = True
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _deliver(self, window: Window, checkpoint: Checkpoint | None, sweep: Sweep | None) -> Delivery:
+        self._idle = None
+        self._delivered += 1
+        return Delivery(window, self._session.phase, sweep, self._delivered, checkpoint, self)
+
+    def _store_idle(self) -> None:
+        due = self._clock.monotonic() - self._stored_at >= IDLE_COMMIT_SECONDS
+        if self._idle is not None and due and self._committed == self._delivered:
+            self._store.save(self._idle)
+            self._idle, self._stored_at = None, self._clock.monotonic()
+
+
+class Bus:
+    """A connection to one relay (and the bootstrap server beside it)."""
+
+    def __init__(self, url: str, *, bootstrap: str | None, folder: Path, clock: Clock) -> None:
+        self._relay = RelayPeer(HttpPeer(url))
+        self._bootstrap = bootstrap
+        self._folder = folder
+        self._clock = clock
+        self._subscriptions: list[Subscription] = []
+
+    def subscribe(
+        self, *tables: str, name: str, start: Start = "snapshot", checkpoints: CheckpointStore | None = None
+    ) -> Subscription:
+        """The changes of tables, from the consumer's checkpoint on.
+
+        Args:
+            tables: `schema.table`, `schema.*` or `*.*`; none means all.
+            name: the consumer's name; its checkpoint is stored under it.
+            start: where a consumer without a checkpoint begins: with a `snapshot` of all rows, at the `earliest`
+                position that the relay holds, or with what commits from now on (`latest`).
+            checkpoints: another place for the checkpoint.
+
+        Raises:
+            UsageError: the name or a table is none.
+        """
+        if _NAME.match(name) is None:
+            raise UsageError(f"{name!r} is no consumer's name", mend="use letters, digits, dot, dash and underscore")
+        store = checkpoints or FileCheckpointStore(self._folder / name / "checkpoint.json")
+        subscribed = Subscribed(name, check_patterns(tables), start, self._bootstrap)
+        session = Session(self._relay, subscribed, store.load(), self._clock)
+        subscription = Subscription(session, store, self._clock)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def close(self) -> None:
+        """Ends all subscriptions."""
+        for subscription in self._subscriptions:
+            subscription.close()
+        self._relay.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def connect(
+    url: str, *, bootstrap: str | None = None, folder: Path | str = CHECKPOINT_FOLDER, clock: Clock | None = None
+) -> Bus:
+    """A bus on the relay at `url`. Connects when something is read, and again whenever the connection breaks.
+
+    Args:
+        url: the relay's address, for example `http://127.0.0.1:7070`.
+        bootstrap: the bootstrap server's address; by default the one that the relay names.
+        folder: where consumers' checkpoints are stored.
+        clock: time, for tests.
+    """
+    return Bus(url, bootstrap=bootstrap, folder=Path(folder), clock=clock or Clock())
+
+
+_EMPTY = Window(
+    kind=Kind.SNAPSHOT,
+    changes=(),
+    xid=0,
+    commit_lsn=0,
+    commit_time=time_of(0),
+    last=Position(0, 0, 0),
+    last_seq=0,
+    begins=True,
+    ends=True,
+)

@@ -1,0 +1,619 @@
+"""The consumer's state machine: what happened goes in, what to hand on comes out. No I/O, no clock.
+
+                 no checkpoint, start = earliest | latest
+        START ───────────────────────────────────────────► ONLINE ◄──────────────┐
+          │                                                  │ 410, another log, │ `until` passed
+          │ start = snapshot                                 ▼ incomplete rows   │
+          └───────────────────────────────────────────────► LISTING          CATCHUP
+                                                             │  ▲                ▲ │
+                                      tables and their state │  │ 410,           │ │
+                                                             ▼  │ another log    │ │ 410, another log
+                                                           SNAPSHOT ─────────────┘ └──► LISTING
+                                                                     last table swept
+
+`wanted` says which connection the machine needs next: a function of its state, so that after a broken connection
+the driver simply asks again. `receive` takes an event and gives the outputs that it causes, in order. Which event
+is allowed in which phase stands in one table, `_TRANSITIONS`; any other is the driver's mistake.
+
+Three rules keep a consumer right:
+
+- Only a window that ends a transaction carries a checkpoint. Pieces before it carry none, and `Discard` says that
+  those handed on will not be completed.
+- A snapshot whose answers came from the states Q1…Qn is replayed from the lowest and is consistent after the
+  highest. Its tables are swept at the lowest, so that no change behind it is ever taken for a ghost.
+- A later position whose seq is not above the last one is a log that does not continue the one read so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from walbus.consumers.checkpoint import (
+    CatchingUp,
+    Checkpoint,
+    Following,
+    Marks,
+    Point,
+    Snapshotting,
+    TableProgress,
+)
+from walbus.errors import PositionUnknown, ProtocolError
+from walbus.events import Change, Window, time_of
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, Kind, Op, RawChange, RecordHeader
+from walbus.schema import TableSchema
+
+Start: TypeAlias = Literal["snapshot", "earliest", "latest"]
+
+# --- events: what happened -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LogSeen:
+    """The relay said what it holds; `last_seq` is the last seq given at `end`."""
+
+    log_id: str
+    trimmed: Position
+    end: Position
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class PositionGone:
+    """The relay no longer holds what comes after the position asked for (410)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TablesListed:
+    """The bootstrap said which of the consumer's tables it holds.
+
+    Attributes:
+        log_id: of the log that it follows.
+        tables: those that the consumer wants.
+        stamp: Unix milliseconds, passed in: marks must rise even where the last checkpoint was lost.
+    """
+
+    log_id: str
+    tables: tuple[str, ...]
+    stamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRead:
+    """A record of the log, its changes decoded."""
+
+    header: RecordHeader
+    changes: Sequence[Change]
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TableOpened:
+    """A table's snapshot is about to be read; its rows have this layout, or an earlier one."""
+
+    layout: TableSchema
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRead:
+    """A record of a table's snapshot; its header carries the state Q, and END in the last record of the answer."""
+
+    header: RecordHeader
+    changes: Sequence[Change]
+
+
+@dataclass(frozen=True, slots=True)
+class TableGone:
+    """The bootstrap does not know the table that is being read any more (dropped meanwhile)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogReplaced:
+    """Relay or bootstrap belongs to another log than the one asked for (409, or another `log_id`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection ended or broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsIncomplete:
+    """The sink holds rows with values that PostgreSQL never sent it: these tables must be read again."""
+
+    tables: tuple[str, ...]
+
+
+Event: TypeAlias = (
+    LogSeen
+    | PositionGone
+    | TablesListed
+    | RecordRead
+    | TableOpened
+    | RowsRead
+    | TableGone
+    | LogReplaced
+    | Disconnected
+    | RowsIncomplete
+)
+
+# --- wants: the connection that the machine needs ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskLog:
+    """Ask the relay what it holds (`LogSeen`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListTables:
+    """Ask the bootstrap which tables it holds (`TablesListed`); None means all that the consumer subscribes to."""
+
+    only: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSnapshot:
+    """Read a table's rows behind a key (`RowsRead`)."""
+
+    log_id: str
+    table: str
+    after_key: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLog:
+    """Follow the log behind a position (`RecordRead`)."""
+
+    log_id: str
+    after: Position
+
+
+Want: TypeAlias = AskLog | ListTables | ReadSnapshot | ReadLog
+
+# --- outputs: what the consumer is to do --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand a window on. `checkpoint` holds once it has been dealt with; None: more of its transaction follows."""
+
+    window: Window
+    marks: Marks
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Delete a table's ghosts; then `checkpoint` holds.
+
+    Ghosts are rows whose mark is below `marks.generation` and whose seq is at most `seq` (deleted as of version
+    `seq`), and those whose mark is below `marks.log_generation`, whatever their seq.
+    """
+
+    table: str
+    seq: int
+    marks: Marks
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Nothing for this consumer up to here: `checkpoint` holds."""
+
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Pieces handed on since the last checkpoint will not be completed: roll them back."""
+
+
+Output: TypeAlias = Deliver | Sweep | Advance | Discard
+
+# --- the machine ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Nothing is known yet."""
+
+    start: Start
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A snapshot is needed, and its tables are not known yet.
+
+    Attributes:
+        before: the last checkpoint, which stays the stored one meanwhile.
+        only: the tables to read again; None for all.
+    """
+
+    before: Checkpoint | None
+    only: tuple[str, ...] | None = None
+
+
+State: TypeAlias = Starting | Listing | Snapshotting | CatchingUp | Following
+
+
+class ConsumerMachine:
+    """One consumer's progress through log and snapshot.
+
+    Args:
+        checkpoint: where to go on; None for a consumer's first start.
+        start: where a consumer without a checkpoint begins.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, start: Start) -> None:
+        self._state: State = checkpoint or Starting(start)
+        self._log: LogSeen | None = None  # what the relay said since the last disconnect
+        self._received = _point_of(checkpoint)  # the log has been handed on up to here, pieces included
+        self._open: tuple[int, int] | None = None  # (epoch, commit LSN) of a transaction that has begun to arrive
+
+    @property
+    def state(self) -> State:
+        """The phase and what it knows."""
+        return self._state
+
+    @property
+    def log(self) -> LogSeen | None:
+        """What the relay said on the present connection."""
+        return self._log
+
+    @property
+    def received(self) -> Position:
+        """The log has been handed on up to here."""
+        return self._received.last_done
+
+    @property
+    def wanted(self) -> Want:
+        """The connection that is needed now."""
+        if self._log is None:
+            return AskLog()
+        match self._state:
+            case Following(log_id=log_id) | CatchingUp(log_id=log_id):
+                return ReadLog(log_id, self._received.last_done)
+            case Snapshotting(log_id=log_id) as state:
+                table = _current(state)
+                return ReadSnapshot(log_id, table.table, table.after_key)
+            case Listing(only=only):
+                return ListTables(only)
+            case Starting():
+                return AskLog()
+
+    def receive(self, event: Event) -> list[Output]:
+        """What the event causes.
+
+        Raises:
+            PositionUnknown: the log does not continue the one that was read so far.
+            ProtocolError: the event has no place in this phase.
+        """
+        transition = _TRANSITIONS.get((type(self._state), type(event)))
+        if transition is None:
+            raise ProtocolError(f"{type(event).__name__} has no place in phase {type(self._state).__name__}")
+        return transition(self, self._state, event)
+
+    # Connections
+
+    def _log_seen(self, state: State, event: LogSeen) -> list[Output]:
+        self._log = event
+        match state:
+            case Starting(start="snapshot"):
+                self._state = Listing(None)
+            case Starting(start="earliest"):
+                return self._begin(event, Point(event.trimmed, 0))
+            case Starting():
+                return self._begin(event, Point(event.end, event.last_seq))
+            case Listing():
+                pass
+            case _ if state.log_id != event.log_id:
+                return self._need_snapshot(state, event)
+            case Snapshotting(low=Point(last_done, _)) if last_done < event.trimmed:
+                return self._need_snapshot(state, event)  # what must be replayed behind the snapshot is gone already
+            case Snapshotting():
+                pass
+            case Following() | CatchingUp():
+                return self._check_log(state, event)
+        return []
+
+    def _begin(self, event: LogSeen, point: Point) -> list[Output]:
+        state = Following(event.log_id, Marks(0, 0), point)
+        self._state, self._received = state, point
+        return [Advance(state)]
+
+    def _check_log(self, state: Following | CatchingUp, event: LogSeen) -> list[Output]:
+        if self._received.last_done < event.trimmed:
+            return self._need_snapshot(state, event)
+        if event.end >= self._received.last_done and event.last_seq < self._received.seq:
+            raise _regress(event.last_seq, event.end, self._received)
+        return []
+
+    def _need_snapshot(self, state: Listing | Checkpoint, _: Event) -> list[Output]:
+        outputs: list[Output] = [Discard()] if self._open else []
+        self._open, self._log = None, None  # the relay is asked again: it may be another log by now
+        self._state = Listing(state.before if isinstance(state, Listing) else state)
+        return outputs
+
+    def _disconnected(self, _state: State, _event: Disconnected) -> list[Output]:
+        self._log = None
+        return []
+
+    # Snapshot
+
+    def _rows_incomplete(self, state: Following, event: RowsIncomplete) -> list[Output]:
+        outputs: list[Output] = [Discard()] if self._open else []
+        self._open, self._received = None, state.point
+        self._state = Listing(state, event.tables)
+        return outputs
+
+    def _tables_listed(self, listing: Listing, event: TablesListed) -> list[Output]:
+        if self._log is None or event.log_id != self._log.log_id or not event.tables:
+            return []  # the bootstrap is not there yet: the driver backs off, and asks again
+        before, only = listing.before, listing.only
+        same_log = before is not None and before.log_id == event.log_id
+        low = self._received if only is not None and same_log else None
+        tables = tuple(TableProgress(table) for table in event.tables)
+        state = Snapshotting(event.log_id, _next_marks(before, event), tables, low, low)
+        self._state = state
+        return [Advance(state)]
+
+    def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
+        return [Deliver(_layout_window(event.layout, state), state.marks, state)]
+
+    def _rows_read(self, before: Snapshotting, event: RowsRead) -> list[Output]:
+        at = Point(event.header.last, event.header.last_seq)
+        low, high = min(before.low or at, at), max(before.high or at, at)
+        state = replace(before, low=low, high=high)
+        outputs: list[Output] = []
+        if event.changes:
+            state = _with_table(state, replace(_current(state), after_key=event.changes[-1].raw.key))
+            outputs.append(Deliver(_snapshot_window(event), state.marks, state))
+        self._state = state
+        if event.header.flags & Flag.END:
+            table = _current(state)
+            after = self._after_table(_with_table(state, replace(table, done=True)))
+            outputs.append(Sweep(table.table, low.seq, state.marks, after))
+        return outputs
+
+    def _table_gone(self, state: Snapshotting, event: TableGone) -> list[Output]:
+        left = replace(state, tables=tuple(table for table in state.tables if table != _current(state)))
+        if not left.tables:
+            return self._need_snapshot(state, event)
+        return [Advance(self._after_table(left))]
+
+    def _after_table(self, state: Snapshotting) -> Checkpoint:
+        self._state = state
+        match state:
+            case Snapshotting(low=Point() as low, high=Point() as high) if all(table.done for table in state.tables):
+                self._received = low
+                self._state = _caught_up(CatchingUp(state.log_id, state.marks, low, high.last_done))
+        return self._state
+
+    # Log
+
+    def _record_read(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
+        self._check_seq(event.header)
+        outputs = self._close_before(state, event.header)
+        match event.header.kind:
+            case Kind.TRANSACTION:
+                return outputs + self._transaction(state, event)
+            case Kind.SCHEMA | Kind.EPOCH:
+                return outputs + self._aside(state, event)
+            case Kind.PROGRESS:
+                return outputs + self._progress(state, event.header)
+            case kind:
+                raise ProtocolError(f"a record of kind {kind} has no place in a log")
+
+    def _close_before(self, state: Following | CatchingUp, header: RecordHeader) -> list[Output]:
+        """A transaction whose last piece a filter left out has ended when something later arrives.
+
+        Progress at a later place of the same transaction says so too: inside one, a relay reports none.
+        """
+        if self._open is None:
+            return []
+        progress = header.kind == Kind.PROGRESS and header.last > self._received.last_done
+        if not progress and (header.epoch, header.commit_lsn) <= self._open:
+            return []
+        self._open = None
+        return [self._deliver(state, _end_of_filtered(self._received))]
+
+    def _transaction(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
+        header, done = event.header, self._received.last_done
+        if header.last < done or (header.last == done and self._open is None):
+            return []  # a repeat
+        begins, ends = self._open is None, bool(header.flags & Flag.END)
+        changes = [change for change in event.changes if change.position > done]
+        self._received = Point(header.last, header.last_seq)
+        self._open = None if ends else (header.epoch, header.commit_lsn)
+        if begins and ends and not changes:
+            return [Advance(self._advance(state))]
+        if not changes and not ends:
+            return []  # a sign of life in the middle of a transaction
+        return [self._deliver(state, _window(event, changes, begins=begins, ends=ends))]
+
+    def _aside(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
+        self._receive_up_to(event.header)
+        whole = self._open is None
+        return [self._deliver(state, _window(event, event.changes, begins=whole, ends=whole))]
+
+    def _progress(self, state: Following | CatchingUp, header: RecordHeader) -> list[Output]:
+        if header.last <= self._received.last_done:
+            return []
+        self._receive_up_to(header)
+        return [] if self._open else [Advance(self._advance(state))]
+
+    def _receive_up_to(self, header: RecordHeader) -> None:
+        if header.last > self._received.last_done:
+            self._received = Point(header.last, max(header.last_seq, self._received.seq))
+
+    def _deliver(self, state: Following | CatchingUp, window: Window) -> Deliver:
+        return Deliver(window, state.marks, None if self._open else self._advance(state))
+
+    def _advance(self, state: Following | CatchingUp) -> Checkpoint:
+        self._state = _caught_up(replace(state, point=self._received))
+        return self._state
+
+    def _check_seq(self, header: RecordHeader) -> None:
+        if header.last <= self._received.last_done:
+            return
+        takes_seq = header.kind == Kind.TRANSACTION and header.last_ordinal > 0
+        if header.last_seq < self._received.seq + takes_seq:
+            raise _regress(header.last_seq, header.last, self._received)
+
+
+def _next_marks(before: Checkpoint | None, event: TablesListed) -> Marks:
+    generation = max(event.stamp, before.marks.generation + 1 if before else 0)
+    same_log = before is not None and before.log_id == event.log_id
+    return Marks(generation, before.marks.log_generation if before is not None and same_log else generation)
+
+
+def _current(state: Snapshotting) -> TableProgress:
+    return next(table for table in state.tables if not table.done)
+
+
+def _with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
+    tables = tuple(progress if table.table == progress.table else table for table in state.tables)
+    return replace(state, tables=tables)
+
+
+def _caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
+    if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
+        return Following(state.log_id, state.marks, state.point)
+    return state
+
+
+def _point_of(checkpoint: Checkpoint | None) -> Point:
+    match checkpoint:
+        case Following(point=point) | CatchingUp(point=point):
+            return point
+        case Snapshotting(low=Point() as low):
+            return low
+        case _:
+            return Point(ORIGIN, 0)
+
+
+def _regress(seq: int, position: Position, received: Point) -> PositionUnknown:
+    return PositionUnknown(
+        f"seq {seq} is not above {received.seq}, which the earlier position {received.last_done} had: this log does "
+        "not continue the one that the checkpoint was made on",
+        where=str(position),
+        mend="find out whether the relay's folder was restored from a copy; "
+        "remove the consumer's checkpoint to start again from a snapshot",
+    )
+
+
+def _window(event: RecordRead, changes: Sequence[Change], *, begins: bool, ends: bool) -> Window:
+    header = event.header
+    return Window(
+        kind=Kind(header.kind),
+        changes=changes,
+        xid=header.xid,
+        commit_lsn=header.commit_lsn,
+        commit_time=time_of(header.commit_time),
+        last=header.last,
+        last_seq=header.last_seq,
+        begins=begins,
+        ends=ends,
+        origin=event.origin,
+    )
+
+
+def _snapshot_window(event: RowsRead) -> Window:
+    header = event.header
+    return Window(
+        kind=Kind.SNAPSHOT,
+        changes=event.changes,
+        xid=0,
+        commit_lsn=header.commit_lsn,
+        commit_time=time_of(header.commit_time),
+        last=header.last,
+        last_seq=header.last_seq,
+        begins=True,
+        ends=True,
+    )
+
+
+def _layout_window(layout: TableSchema, state: Snapshotting) -> Window:
+    """What says a table's layout before its first row, and in place of rows where it has none."""
+    at = state.low or Point(ORIGIN, 0)
+    raw = RawChange(Op.SCHEMA, 0, layout.oid, layout.id, 0, 0, 0, None, None, b"", None, None)
+    return Window(
+        kind=Kind.SCHEMA,
+        changes=(Change(raw, layout, at.last_done, at.seq),),
+        xid=0,
+        commit_lsn=at.last_done.commit_lsn,
+        commit_time=time_of(0),
+        last=at.last_done,
+        last_seq=at.seq,
+        begins=True,
+        ends=True,
+    )
+
+
+def _end_of_filtered(received: Point) -> Window:
+    return Window(
+        kind=Kind.TRANSACTION,
+        changes=(),
+        xid=0,
+        commit_lsn=received.last_done.commit_lsn,
+        commit_time=time_of(0),
+        last=received.last_done,
+        last_seq=received.seq,
+        begins=False,
+        ends=True,
+    )
+
+
+_M = ConsumerMachine
+_LOG: tuple[type[State], ...] = (Following, CatchingUp)
+_ALL: tuple[type[State], ...] = (Starting, Listing, Snapshotting, *_LOG)
+
+# Each method takes the very state and event that its row names; the table's common type cannot say that.
+_Transition: TypeAlias = Callable[[ConsumerMachine, Any, Any], list[Output]]
+
+
+def _table(*rows: tuple[tuple[type[State], ...], type[Event], _Transition]) -> dict[tuple[type, type], _Transition]:
+    return {(state, event): transition for states, event, transition in rows for state in states}
+
+
+#: The only place that says which event may come in which phase.
+_TRANSITIONS = _table(
+    (_ALL, LogSeen, _M._log_seen),
+    (_ALL, Disconnected, _M._disconnected),
+    (_LOG, PositionGone, _M._need_snapshot),
+    ((*_LOG, Snapshotting, Listing), LogReplaced, _M._need_snapshot),
+    (_LOG, RecordRead, _M._record_read),
+    ((Following,), RowsIncomplete, _M._rows_incomplete),
+    ((Listing,), TablesListed, _M._tables_listed),
+    ((Snapshotting,), TableOpened, _M._table_opened),
+    ((Snapshotting,), RowsRead, _M._rows_read),
+    ((Snapshotting,), TableGone, _M._table_gone),
+)
+
+__all__ = [
+    "Advance",
+    "AskLog",
+    "ConsumerMachine",
+    "Deliver",
+    "Discard",
+    "Disconnected",
+    "ListTables",
+    "Listing",
+    "LogReplaced",
+    "LogSeen",
+    "PositionGone",
+    "ReadLog",
+    "ReadSnapshot",
+    "RecordRead",
+    "RowsIncomplete",
+    "RowsRead",
+    "Start",
+    "Starting",
+    "Sweep",
+    "TableGone",
+    "TableOpened",
+    "TablesListed",
+]

@@ -1,0 +1,255 @@
+"""`walbus consume NAME`: windows into a sink, as many at a time as arrive together.
+
+    session ──► pending windows ──► sink.write ──► sink.commit(checkpoint)
+
+A commit happens only between windows. A transaction that is larger than the sink's batch is written in pieces, which
+the sink keeps uncommitted (or shows early, if it has no transactions) until the last one. When the sink is away, what
+was accepted is rolled back, and after a back-off reading goes on behind the checkpoint that the sink itself tells:
+one that came back empty tells none, and is filled from a snapshot.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from walbus.config import ConsumerConfig
+from walbus.consumers.backoff import Backoff
+from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.consumers.machine import Advance, Deliver, Discard, Output, Sweep
+from walbus.consumers.progress import ConsumerProgress, Tally
+from walbus.consumers.session import Clock, Session, Subscribed
+from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+from walbus.consumers.tables import check_patterns
+from walbus.consumers.transport import HttpPeer, RelayPeer
+from walbus.errors import Directive, WalbusError, directive_of
+from walbus.events import Window
+
+_log = structlog.get_logger(__name__)
+
+#: Seconds between two checkpoints that are stored only because the log moved on without anything for the consumer.
+IDLE_COMMIT_SECONDS = 1.0
+_POLL_SECONDS = 0.2
+
+
+@dataclass
+class SinkFeed:
+    """Batches outputs of a session into a sink. Pure but for the sink: time is passed in.
+
+    Attributes:
+        sink: where windows go.
+        committed: called with what each commit made durable, and its checkpoint.
+    """
+
+    sink: Sink
+    committed: Callable[[Tally, Checkpoint], None]
+    _pending: list[Window] = field(default_factory=list, init=False)
+    _written: Tally = field(default_factory=Tally, init=False)  # of windows that are written and not committed
+    _changes: int = field(default=0, init=False)
+    _marks: Marks = field(default=Marks(0, 0), init=False)
+    _checkpoint: Checkpoint | None = field(default=None, init=False)  # holds once all that was taken is committed
+    _whole: bool = field(default=True, init=False)  # whether what was taken ends with a transaction
+    _since: float | None = field(default=None, init=False)  # when the oldest uncommitted window came
+    _idle_at: float = field(default=0.0, init=False)  # when a checkpoint without windows is next due
+
+    def take(self, output: Output, now: float) -> None:
+        """Accepts one output; writes and commits what is due.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+        match output:
+            case Deliver(window, marks, checkpoint):
+                self._take_window(window, marks, checkpoint, now)
+            case Sweep(checkpoint=checkpoint):
+                self._write()
+                self.sink.sweep(output)
+                self._checkpoint = checkpoint
+                self._commit(now)
+            case Advance(checkpoint):
+                self._checkpoint = checkpoint
+            case Discard():
+                self._drop()
+                self.sink.rollback()
+
+    def flush_due(self, now: float) -> None:
+        """Commits if the oldest window has waited long enough, or if the log moved on without windows."""
+        if not self._whole or self._checkpoint is None:
+            return
+        if self._since is None:
+            if now >= self._idle_at:
+                self._commit(now)
+        elif now - self._since >= self.sink.batching.linger:
+            self._commit(now)
+
+    def wait(self, now: float, longest: float) -> float:
+        """Seconds until `flush_due` has something to do, at most `longest`."""
+        if self._since is None or not self._whole:
+            return longest
+        return min(longest, max(0.0, self._since + self.sink.batching.linger - now))
+
+    def finish(self, now: float) -> None:
+        """Commits whatever whole windows are there."""
+        if self._whole and self._checkpoint is not None:
+            self._commit(now)
+
+    def _take_window(self, window: Window, marks: Marks, checkpoint: Checkpoint | None, now: float) -> None:
+        if checkpoint is None and self._whole and self._since is not None:
+            self._commit(now)  # a large transaction begins: what is whole does not wait for its end
+        self._pending.append(window)
+        self._changes += len(window.changes)
+        self._whole = checkpoint is not None
+        self._since = now if self._since is None else self._since
+        self._marks = marks
+        self._checkpoint = checkpoint or self._checkpoint
+        if self._changes >= self.sink.batching.max_changes:
+            self._write()
+
+    def _write(self) -> None:
+        if self._pending:
+            self.sink.write(self._pending, self._marks)
+            self._written.add(self._pending)
+            self._pending, self._changes = [], 0
+
+    def _commit(self, now: float) -> None:
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            return
+        self._write()
+        self.sink.commit(checkpoint)
+        written = self._written
+        self._drop()
+        self._idle_at = now + IDLE_COMMIT_SECONDS
+        self.committed(written, checkpoint)
+
+    def _drop(self) -> None:
+        self._pending, self._written, self._changes = [], Tally(), 0
+        self._checkpoint, self._since, self._whole = None, None, True
+
+
+@dataclass
+class ConsumerRun:
+    """One consumer's process.
+
+    Attributes:
+        subscribed: what it reads.
+        relay: where from.
+        sink: where to.
+        progress: what it tells of itself.
+        stop: set from outside to end it.
+        clock, backoff: time and jitter.
+    """
+
+    subscribed: Subscribed
+    relay: RelayPeer
+    sink: Sink
+    progress: ConsumerProgress
+    stop: threading.Event
+    clock: Clock
+    backoff: Backoff = field(default_factory=lambda: Backoff(longest=10.0))
+
+    def run(self) -> None:
+        """Works until stopped.
+
+        Raises:
+            WalbusError: nothing but an operator's act helps.
+        """
+        while not self.stop.is_set():
+            try:
+                self._follow()
+            except (WalbusError, OSError) as error:
+                if directive_of(error) is not Directive.RETRY:
+                    raise
+                self._wait_for_sink(error)
+
+    def _follow(self) -> None:
+        checkpoint = self.sink.checkpoint()
+        session = Session(self.relay, self.subscribed, checkpoint, self.clock)
+        feed = SinkFeed(self.sink, self._committed)
+        try:
+            self._pump(session, feed)
+            feed.finish(self.clock.monotonic())
+            self.progress.publish_now(session.phase, "stopped")
+        finally:
+            session.close()
+            self.sink.rollback()
+
+    def _pump(self, session: Session, feed: SinkFeed) -> None:
+        while not self.stop.is_set():
+            output = session.poll(feed.wait(self.clock.monotonic(), _POLL_SECONDS))
+            now = self.clock.monotonic()
+            if output is not None:
+                feed.take(output, now)
+            feed.flush_due(now)
+            if session.phase == "online" and (tables := self.sink.incomplete()):
+                feed.finish(now)
+                session.reread(tables)
+            self.progress.publish(session.phase, session.waiting_for)
+
+    def _committed(self, tally: Tally, checkpoint: Checkpoint) -> None:
+        self.backoff.reset()
+        self.progress.committed(tally, checkpoint)
+
+    def _wait_for_sink(self, error: BaseException) -> None:
+        if self.backoff.attempts == 0:
+            _log.warning("consumer.sink_away", consumer=self.subscribed.name, reason=str(error))
+        delay = self.backoff.next_delay()
+        self.progress.publish_now("waiting", str(error))
+        self.stop.wait(delay)
+
+
+def run_consumer(
+    name: str,
+    config: ConsumerConfig,
+    *,
+    relay_url: str,
+    folder: Path,
+    status_path: Path | None,
+    stop: threading.Event,
+) -> None:
+    """Keeps one sink in step until `stop` is set.
+
+    Args:
+        name: of the consumer.
+        config: its section of `walbus.toml`.
+        relay_url: address of the relay.
+        folder: for the consumer's own files, made when missing.
+        status_path: of the status file, rewritten each second; None for none.
+        stop: set to end it; it then commits what is whole, and returns within about a second.
+
+    Raises:
+        ConfigError: a key of the sink is unknown or wrong, or its extra is not installed.
+        SinkRefused: the sink will never take a row or this configuration; names table and position.
+        PositionUnknown: the log does not continue the one that the checkpoint was made on.
+    """
+    tables = check_patterns(config.tables)
+    clock = Clock(pause=stop.wait)
+    sink = _open_patiently(name, config, SinkPlace(name, folder, tables), stop)
+    if sink is None:
+        return
+    relay = RelayPeer(HttpPeer(relay_url))
+    progress = ConsumerProgress(name, config.sink, status_path, clock)
+    try:
+        ConsumerRun(Subscribed(name, tables, config.start), relay, sink, progress, stop, clock).run()
+    finally:
+        sink.close()
+        relay.close()
+
+
+def _open_patiently(name: str, config: ConsumerConfig, place: SinkPlace, stop: threading.Event) -> Sink | None:
+    """The sink, however long its server is away; None if stopped before."""
+    backoff = Backoff(longest=10.0)
+    while not stop.is_set():
+        try:
+            return open_sink(config.sink, config.options, place)
+        except WalbusError as error:
+            if directive_of(error) is not Directive.RETRY:
+                raise
+            if backoff.attempts == 0:
+                _log.warning("consumer.sink_away", consumer=name, reason=str(error))
+            stop.wait(backoff.next_delay())
+    return None

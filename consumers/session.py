@@ -1,0 +1,318 @@
+"""Drives the state machine: opens the connection that it wants, feeds it what arrives, hands its outputs on.
+
+A session belongs to one thread. Whatever may come right by itself (a server that is away, restarts, or is not ready)
+is waited out with back-off, and logged once when it begins and once when it ends. Everything else is raised.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import structlog
+
+from walbus.consumers.backoff import Backoff
+from walbus.consumers.checkpoint import Checkpoint, phase_of
+from walbus.consumers.decoding import Layouts, decode_record
+from walbus.consumers.machine import (
+    AskLog,
+    ConsumerMachine,
+    Disconnected,
+    Event,
+    Listing,
+    ListTables,
+    LogReplaced,
+    Output,
+    PositionGone,
+    ReadLog,
+    ReadSnapshot,
+    RecordRead,
+    RowsIncomplete,
+    RowsRead,
+    Start,
+    Starting,
+    TableGone,
+    TableOpened,
+    TablesListed,
+    Want,
+)
+from walbus.consumers.tables import matching
+from walbus.consumers.transport import (
+    BootstrapPeer,
+    HttpPeer,
+    LogMismatch,
+    NotReady,
+    RecordStream,
+    RelayPeer,
+)
+from walbus.errors import (
+    ConfigError,
+    Directive,
+    PositionTrimmed,
+    RequestRefused,
+    WalbusError,
+    directive_of,
+)
+from walbus.records import Kind, RecordHeader, origin_of
+
+_log = structlog.get_logger(__name__)
+
+_LOG_ID_HEADER = "Walbus-Log-Id"
+_Target: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Time as it is passed in: a monotonic clock, the wall clock (Unix seconds), and a pause of some seconds."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    pause: Callable[[float], object] = time.sleep
+
+
+@dataclass(frozen=True)
+class Subscribed:
+    """What a consumer reads.
+
+    Attributes:
+        name: the consumer's; the relay shows it.
+        tables: patterns, see `walbus.consumers.tables`.
+        start: where it begins without a checkpoint.
+        bootstrap: address of the bootstrap server; None for the one that the relay names.
+    """
+
+    name: str
+    tables: tuple[str, ...]
+    start: Start
+    bootstrap: str | None = None
+
+
+@dataclass
+class Session:
+    """One consumer's reading, from its checkpoint on.
+
+    Args:
+        relay: the relay; shared, and not closed here.
+        subscribed: what to read.
+        checkpoint: where to go on; None for a first start.
+        clock, backoff: time and jitter.
+    """
+
+    relay: RelayPeer
+    subscribed: Subscribed
+    checkpoint: Checkpoint | None
+    clock: Clock = field(default_factory=Clock)
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def __post_init__(self) -> None:
+        self._machine = ConsumerMachine(self.checkpoint, self.subscribed.start)
+        self._layouts = Layouts(self.relay.schema)
+        self._stream: RecordStream | None = None
+        self._target: _Target = ()  # what `_stream` reads
+        self._bootstrap: BootstrapPeer | None = None
+        self._records: deque[tuple[RecordHeader, bytes]] = deque()
+        self._outputs: deque[Output] = deque()
+        self._retry_at = 0.0
+        self._waiting_for: str | None = None
+        self._log_id = self.checkpoint.log_id if self.checkpoint else ""
+
+    @property
+    def phase(self) -> str:
+        """`starting`, `listing`, `snapshot`, `catchup` or `online`."""
+        return _phase(self._machine)
+
+    @property
+    def waiting_for(self) -> str | None:
+        """Why nothing is read at present; None while something is."""
+        return self._waiting_for
+
+    def poll(self, timeout: float) -> Output | None:
+        """The next output; None if there was none within about `timeout` seconds (at least one attempt is made).
+
+        Raises:
+            WalbusError: nothing but an operator's act helps.
+        """
+        deadline = self.clock.monotonic() + timeout
+        while not self._outputs:
+            try:
+                self._step(max(0.0, deadline - self.clock.monotonic()))
+            except (WalbusError, OSError) as error:
+                self._failed(error)
+            if not self._outputs and self.clock.monotonic() >= deadline:
+                return None
+        return self._outputs.popleft()
+
+    def reread(self, tables: tuple[str, ...]) -> None:
+        """Has tables read again from the bootstrap; ignored unless the log is being followed live."""
+        if self.phase == "online" and not self._outputs:
+            _log.warning("consumer.rows_incomplete", consumer=self.subscribed.name, tables=list(tables))
+            self._receive(RowsIncomplete(tables))
+
+    def close(self) -> None:
+        """Ends all connections of this session."""
+        self._close_stream()
+        if self._bootstrap is not None:
+            self._bootstrap.close()
+            self._bootstrap = None
+
+    # One step: wait out a back-off, or read on, or open what is wanted
+
+    def _step(self, timeout: float) -> None:
+        delay = self._retry_at - self.clock.monotonic()
+        if delay > 0:
+            self.clock.pause(min(delay, timeout))
+        elif self._records:
+            self._process(*self._records.popleft())
+        elif self._stream is not None:
+            self._records.extend(self._stream.records(timeout))
+        else:
+            self._open(self._machine.wanted)
+
+    def _process(self, header: RecordHeader, record: bytes) -> None:
+        changes = decode_record(header, record, self._layouts)
+        if header.kind == Kind.SNAPSHOT:
+            self._receive(RowsRead(header, changes))
+        else:
+            self._receive(RecordRead(header, changes, origin_of(record, header).decode()))
+        self._recovered()
+
+    def _receive(self, event: Event) -> None:
+        before = self.phase
+        self._outputs.extend(self._machine.receive(event))
+        if self._stream is not None and _target(self._machine.wanted) != self._target:
+            self._close_stream()
+        if self.phase != before:
+            _log.info("consumer.phase", consumer=self.subscribed.name, phase=self.phase, before=before)
+
+    # Connections
+
+    def _open(self, want: Want) -> None:
+        match want:
+            case AskLog():
+                self._ask_log()
+            case ListTables(only):
+                self._list_tables(only)
+            case ReadSnapshot(log_id, table, after_key):
+                self._open_snapshot(log_id, table, after_key)
+            case ReadLog():
+                self._open_log(want)
+
+    def _ask_log(self) -> None:
+        info = self.relay.info()
+        if info.log.log_id != self._log_id:
+            self._layouts.forget()
+            self._log_id = info.log.log_id
+        self._choose_bootstrap(info.bootstrap)
+        self._receive(info.log)
+
+    def _choose_bootstrap(self, named: str | None) -> None:
+        url = self.subscribed.bootstrap or named
+        if self._bootstrap is not None and self._bootstrap.url != url:
+            self._bootstrap.close()
+            self._bootstrap = None
+        if self._bootstrap is None and url is not None:
+            self._bootstrap = BootstrapPeer(HttpPeer(url))
+
+    def _bootstrap_peer(self) -> BootstrapPeer:
+        if self._bootstrap is None:
+            raise ConfigError(
+                "a snapshot is needed and the relay names no bootstrap server",
+                where=f"consumer {self.subscribed.name}",
+                mend="run the bootstrap beside the relay, or start the consumer with start = earliest or latest",
+            )
+        return self._bootstrap
+
+    def _list_tables(self, only: tuple[str, ...] | None) -> None:
+        bootstrap = self._bootstrap_peer()
+        listed = bootstrap.tables()
+        patterns = self.subscribed.tables if only is None else only
+        wanted, without = matching(listed.tables, patterns), matching(listed.refused, patterns)
+        self._receive(TablesListed(listed.log_id, wanted, int(self.clock.wall() * 1000)))
+        if not isinstance(self._machine.state, Listing):
+            if without:
+                _log.warning("consumer.no_snapshot", consumer=self.subscribed.name, tables=list(without))
+            self._recovered()
+            return
+        if not wanted:
+            raise NotReady("the bootstrap holds none of the consumer's tables yet", where=bootstrap.url)
+        self._receive(LogReplaced())
+        raise NotReady("the bootstrap does not follow the relay's log yet", where=bootstrap.url)
+
+    def _open_snapshot(self, log_id: str, table: str, after_key: bytes | None) -> None:
+        bootstrap = self._bootstrap_peer()
+        layout = self._layouts.get(bootstrap.tables().tables.get(table, 0))
+        try:
+            stream = bootstrap.snapshot(table, after_key)
+        except RequestRefused as error:
+            if error.status not in (404, 409):
+                raise
+            _log.warning("consumer.no_snapshot", consumer=self.subscribed.name, tables=[table], why=error.what)
+            self._receive(TableGone())
+            return
+        if stream.headers.get(_LOG_ID_HEADER, log_id) != log_id:
+            stream.close()
+            self._receive(LogReplaced())
+            raise NotReady("the bootstrap follows another log than before", where=bootstrap.url)
+        self._stream, self._target = stream, ("snapshot", log_id, table)
+        if layout is not None:
+            self._receive(TableOpened(layout))
+
+    def _open_log(self, want: ReadLog) -> None:
+        try:
+            self._stream = self.relay.stream(want.after, want.log_id, self.subscribed.tables, self.subscribed.name)
+            self._target = ("log", want.log_id)
+        except PositionTrimmed:
+            self._receive(PositionGone())
+        except LogMismatch as error:
+            self._receive(LogReplaced())
+            raise NotReady(error.what, where=error.where) from None
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream, self._target = None, ()
+        self._records.clear()
+
+    # Trouble
+
+    def _failed(self, error: WalbusError | OSError) -> None:
+        if directive_of(error) is not Directive.RETRY:
+            raise error
+        self._close_stream()
+        self._receive(Disconnected())
+        delay = max(self.backoff.next_delay(), error.retry_after if isinstance(error, NotReady) else 0.0)
+        self._retry_at = self.clock.monotonic() + delay
+        reason = str(error)
+        if self._waiting_for != reason:
+            _log.warning("consumer.waiting", consumer=self.subscribed.name, phase=self.phase, reason=reason)
+        self._waiting_for = reason
+
+    def _recovered(self) -> None:
+        if self.backoff.attempts:
+            self.backoff.reset()
+        if self._waiting_for is not None:
+            _log.info("consumer.reading", consumer=self.subscribed.name, phase=self.phase)
+            self._waiting_for = None
+
+
+def _target(want: Want) -> _Target:
+    match want:
+        case ReadLog(log_id=log_id):
+            return ("log", log_id)
+        case ReadSnapshot(log_id=log_id, table=table):
+            return ("snapshot", log_id, table)
+        case AskLog() | ListTables():
+            return ()
+
+
+def _phase(machine: ConsumerMachine) -> str:
+    match machine.state:
+        case Starting():
+            return "starting"
+        case Listing():
+            return "listing"
+        case checkpoint:
+            return phase_of(checkpoint)

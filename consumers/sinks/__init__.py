@@ -1,0 +1,79 @@
+"""Sinks, found by name: those that come with Walbus, and those of other packages by entry point.
+
+Another package offers a sink by an entry point in the group `walbus.sinks`, whose name is the word that goes into
+`sink = "…"` and whose object is a `walbus.consumers.sinks.base.SinkType`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from walbus.consumers.sinks.base import Sink, SinkPlace, SinkType
+from walbus.errors import ConfigError
+
+GROUP = "walbus.sinks"
+
+
+@dataclass(frozen=True, slots=True)
+class _BuiltIn:
+    module: str
+    name: str
+    extra: str | None  #: of `pip install walbus[extra]`
+
+
+_BUILT_IN = {
+    "sqlite": _BuiltIn("walbus.consumers.sinks.sqlite", "SqliteSink", None),
+    "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
+    "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis"),
+}
+
+
+def open_sink(kind: str, options: Mapping[str, Any], place: SinkPlace) -> Sink:
+    """Opens the sink of a consumer.
+
+    Args:
+        kind: the word behind `sink =`.
+        options: the sink's own keys.
+        place: whose sink it is.
+
+    Raises:
+        ConfigError: there is no such sink, its extra is not installed, or an option is wrong.
+        SinkUnavailable, SinkRefused: it cannot be opened.
+    """
+    return _find(kind, place).open(options, place)
+
+
+def sink_names() -> list[str]:
+    """Every sink that can be named here, installed extras or not."""
+    return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def _find(kind: str, place: SinkPlace) -> SinkType:
+    where = f"key consumer.{place.consumer}.sink"
+    built_in = _BUILT_IN.get(kind)
+    if built_in is not None:
+        return _load_built_in(kind, built_in, where)
+    for entry in entry_points(group=GROUP, name=kind):
+        return cast(SinkType, entry.load())
+    raise ConfigError(f"there is no sink {kind!r}", where=where, mend=f"the sinks are {', '.join(sink_names())}")
+
+
+def _load_built_in(kind: str, built_in: _BuiltIn, where: str) -> SinkType:
+    try:
+        module = import_module(built_in.module)
+    except ModuleNotFoundError as error:
+        if built_in.extra is None or (error.name or "").startswith("walbus"):
+            raise
+        raise ConfigError(
+            f"the sink {kind!r} needs the package {error.name}, which is not installed",
+            where=where,
+            mend=f"pip install 'walbus[{built_in.extra}]'",
+        ) from None
+    return cast(SinkType, getattr(module, built_in.name))
+
+
+__all__ = ["Sink", "SinkPlace", "open_sink", "sink_names"]

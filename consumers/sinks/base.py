@@ -1,0 +1,157 @@
+"""What a sink is: the contract that every one keeps, and that one suite proves (`tests/contract/test_sinks.py`).
+
+Accepted is not durable. `write` and `sweep` accept changes; `commit` makes all that was accepted since the last
+commit durable, together with the checkpoint. After a crash the sink tells the checkpoint last committed, and is sent
+everything behind it again.
+
+Order
+    Windows come in the order of the log, one caller at a time. What comes again, or late, changes nothing: a sink
+    compares each change's seq with that of the row it holds, or refuses to be written by two.
+Atomicity
+    Data and checkpoint become durable in one act. Sinks with transactions (SQLite, tantivy) show no part of a
+    window before its commit; Redis shows the pieces of a transaction that is larger than its buffer as they come,
+    which is harmless, since they are sent again after a crash and compared by seq.
+Durability
+    On return from `commit` the data survives the sink's ordinary crash. What a power failure can take goes together
+    with its checkpoint, so that the log brings it again.
+Versions
+    Each row keeps the seq and the mark (`Marks.generation`) that it was written with. A change of the log applies if
+    its seq is above the row's; a snapshot's row applies if its seq is not below, so that an unchanged row is marked.
+    A row whose mark is below `Marks.log_generation` is older than everything. A deleted row stays deleted against
+    anything older that comes late.
+Errors
+    SinkUnavailable: away for now; the caller rolls back, waits, and goes on behind `checkpoint()`.
+    SinkRefused: this row or this configuration will never be taken; `where` names table and position.
+    Nothing else is raised for trouble of the sink's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.consumers.machine import Sweep
+from walbus.errors import ConfigError, SinkRefused
+from walbus.events import Change, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How the windows of a sink are put together.
+
+    Attributes:
+        linger: seconds that a window may wait for others before it is committed.
+        max_changes: changes after which what has come is handed to `write`, committed or not.
+    """
+
+    linger: float
+    max_changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SinkPlace:
+    """Whose sink this is.
+
+    Attributes:
+        consumer: name of the consumer.
+        folder: the consumer's own folder, for sinks that live on this machine.
+        tables: patterns of the tables that it is sent.
+    """
+
+    consumer: str
+    folder: Path
+    tables: tuple[str, ...]
+
+
+class Sink(Protocol):
+    """Where changes go. One caller at a time; see the module for order, atomicity, durability and errors."""
+
+    @property
+    def batching(self) -> Batching:
+        """How this sink likes its windows."""
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint last committed, read from where it is stored; None in a sink that never had one.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        """Accepts windows, whole or in pieces, in order; rows are marked with `marks.generation`.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+
+    def sweep(self, sweep: Sweep) -> None:
+        """Accepts that a table's ghosts are deleted (`Sweep` says which rows those are).
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """Makes what was accepted durable together with the checkpoint. Blocks until it is.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+
+    def rollback(self) -> None:
+        """Forgets what was accepted since the last commit. Never raises."""
+
+    def incomplete(self) -> tuple[str, ...]:
+        """Tables with committed rows that lack a value which PostgreSQL left out and the sink did not hold."""
+
+    def close(self) -> None:
+        """Rolls back and frees everything. Never raises."""
+
+
+class SinkType(Protocol):
+    """What a registry entry or an entry point of the group `walbus.sinks` names: usually the sink's class."""
+
+    def open(self, options: Mapping[str, Any], place: SinkPlace) -> Sink:
+        """Opens the sink.
+
+        Raises:
+            ConfigError: an option is unknown, missing or wrong; names it.
+            SinkUnavailable, SinkRefused
+        """
+
+
+class SinkOptions(BaseModel):
+    """Base of each sink's options: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
+        """The options, checked.
+
+        Raises:
+            ConfigError: names the key.
+        """
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise _config_error(error, place, tuple(cls.model_fields)) from None
+
+
+def _config_error(error: ValidationError, place: SinkPlace, known: tuple[str, ...]) -> ConfigError:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    mend = f"the sink's keys are {', '.join(known)}" if first["type"] == "extra_forbidden" else None
+    what = "the sink has no such key" if first["type"] == "extra_forbidden" else first["msg"]
+    return ConfigError(what, where=f"key consumer.{place.consumer}.{key}", mend=mend)
+
+
+def refused(what: str, change: Change, mend: str) -> SinkRefused:
+    """The error for a change that the sink will never take: names table and position, never a value."""
+    table = change.table or f"relation {change.raw.table}"
+    return SinkRefused(what, where=f"{table} at {change.position}", mend=mend)

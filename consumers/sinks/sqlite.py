@@ -1,0 +1,317 @@
+"""The SQLite sink: an embedded replica, one table a source table, with proper columns.
+
+Data and checkpoint are one transaction, in a database in WAL mode, so that other processes read whole transactions
+of the source while the next ones are written. `synchronous = NORMAL` leaves out a sync a commit: a power failure may
+take the last commits, rows and checkpoint together, and the log brings them again.
+
+There are no tombstones, for a late upsert cannot come back here. A window at or below the position last accepted is
+dropped; each transaction begins with a look at the stored checkpoint, and stops if another process has moved it; and
+in a catch-up, where older windows do come again, they come in order, up to and including the delete. What is newer
+than the row's own seq is all that applies.
+
+An update that leaves a TOASTed value out keeps the stored one. If there is no row to keep it from (a snapshot taken
+at several states), the row is written without it and noted; `incomplete` tells the table until a whole row comes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.machine import Sweep
+from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.sqlite_schema import ReplicaSchema
+from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue
+from walbus.consumers.tables import matching
+from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
+from walbus.events import Change, Window
+from walbus.position import ORIGIN, Position
+from walbus.records import Kind, Op
+from walbus.schema import TableSchema
+
+_META = """
+CREATE TABLE IF NOT EXISTS _walbus_checkpoint (id INTEGER PRIMARY KEY CHECK (id = 1), checkpoint TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS _walbus_tables (
+    oid INTEGER PRIMARY KEY, log_generation INTEGER NOT NULL, name TEXT NOT NULL, layout TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS _walbus_incomplete (oid INTEGER, key BLOB, PRIMARY KEY (oid, key)) WITHOUT ROWID;
+"""
+_BUSY_SECONDS = 5.0
+MAX_SEQ = 1 << 53  # above every seq
+_AWAY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_CANTOPEN")
+
+
+class SqliteOptions(SinkOptions):
+    """Keys of `[consumer.NAME]` with `sink = "sqlite"`."""
+
+    path: Path | None = None  #: the database's file; default: NAME.sqlite in the consumer's folder
+
+
+class SqliteSink:
+    """A replica in one SQLite file; see `walbus.consumers.sinks.base.Sink`."""
+
+    def __init__(self, path: Path, place: SinkPlace) -> None:
+        self._path = path
+        self._tables_wanted = place.tables
+        self._rows: list[Sequence[SqlValue]] = []  # parameters that wait for `_statement`
+        self._statement = ""
+        self._done: Position = ORIGIN  # everything up to here is accepted
+        with self._errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._database.executescript(_META)
+            self._forget()
+
+    @classmethod
+    def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
+        """See `SinkType.open`."""
+        chosen = SqliteOptions.read(options, place)
+        return cls(chosen.path or place.folder / f"{place.consumer}.sqlite", place)
+
+    @property
+    def batching(self) -> Batching:
+        """A commit costs a tenth of a millisecond: windows wait for no more than they arrive together with."""
+        return Batching(linger=0.002, max_changes=5_000)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """See `Sink.checkpoint`."""
+        with self._errors():
+            self._stored = self._stored_text()
+        checkpoint = None
+        if self._stored is not None:
+            try:
+                checkpoint = load_checkpoint(self._stored)
+            except InvalidText as error:
+                raise SinkRefused(error.what, where=str(self._path), mend=error.mend) from None
+        self._done = last_done_of(checkpoint)
+        return checkpoint
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        """See `Sink.write`."""
+        with self._errors():
+            self._begin()
+            for window in windows:
+                self._write(window, marks)
+            self._flush()
+
+    def sweep(self, sweep: Sweep) -> None:
+        """See `Sink.sweep`."""
+        with self._errors():
+            self._begin()
+            table = self._schema.by_name(sweep.table)
+            if table is not None:
+                self._database.execute(table.sweep(sweep.marks), (sweep.seq,))
+                self._schema.complete(table)
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`."""
+        text = dump_checkpoint(checkpoint)
+        with self._errors():
+            self._begin()
+            self._database.execute("INSERT OR REPLACE INTO _walbus_checkpoint VALUES (1, ?)", (text,))
+            self._database.execute("COMMIT")
+        self._stored, self._done = text, last_done_of(checkpoint)
+
+    def rollback(self) -> None:
+        """See `Sink.rollback`."""
+        try:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            self._forget()
+        except sqlite3.Error:
+            return  # the next `checkpoint()` tells what is wrong
+
+    def incomplete(self) -> tuple[str, ...]:
+        """See `Sink.incomplete`."""
+        return self._schema.incomplete()
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self.rollback()
+        self._database.close()
+
+    # Transactions
+
+    def _forget(self) -> None:
+        """What is known comes from the database alone."""
+        self._rows, self._statement = [], ""
+        self._schema = ReplicaSchema(self._database)
+        self._forms: dict[tuple[int, int, int], RowForm] = {}
+        self._stored = self._stored_text()
+        self._done = ORIGIN if self._stored is None else last_done_of(load_checkpoint(self._stored))
+
+    def _stored_text(self) -> str | None:
+        row = self._database.execute("SELECT checkpoint FROM _walbus_checkpoint").fetchone()
+        return None if row is None else str(row[0])
+
+    def _begin(self) -> None:
+        if self._database.in_transaction:
+            return
+        self._database.execute("BEGIN IMMEDIATE")
+        if self._stored_text() != self._stored:
+            self._database.execute("ROLLBACK")
+            raise SinkRefused(
+                "another consumer has written this database",
+                where=str(self._path),
+                mend="let one consumer write it, or give each its own path",
+            )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(_AWAY):
+                raise SinkUnavailable(f"SQLite is not available ({name})", where=str(self._path)) from None
+            raise SinkRefused(f"SQLite refuses: {error}", where=str(self._path)) from None
+
+    # Changes
+
+    def _write(self, window: Window, marks: Marks) -> None:
+        match window.kind:
+            case Kind.TRANSACTION if window.last > self._done:
+                for change in window.changes:
+                    self._apply(change, marks)
+                if window.ends:
+                    self._done = window.last
+            case Kind.SNAPSHOT:
+                for change in window.changes:
+                    self._load(change, marks)
+            case Kind.SCHEMA:
+                for change in window.changes:
+                    self._relayout(change.schema, marks)
+
+    def _apply(self, change: Change, marks: Marks) -> None:
+        raw = change.raw
+        match raw.op:
+            case Op.INSERT | Op.UPDATE if raw.key is None:
+                self._append(change, marks)
+            case Op.INSERT | Op.UPDATE if raw.old_key is None and not raw.unchanged:
+                self._put_whole(change, marks, ">")
+            case Op.INSERT | Op.UPDATE:
+                self._update(change, marks)
+            case Op.DELETE if raw.key is None:
+                self._delete_equal(change, marks)
+            case Op.DELETE:
+                self._delete(change, raw.key, marks)
+            case Op.TRUNCATE:
+                self._truncate(change, marks)
+
+    def _load(self, change: Change, marks: Marks) -> None:
+        """A snapshot's row; it replaces a row that lacks a value whatever its version: the log brings it forward."""
+        table, form = self._target(change, marks)
+        if change.raw.key is not None and self._schema.lacks(table, change.raw.key):
+            self._execute(table.delete(marks), [*form.key(change.raw.key), MAX_SEQ])
+        self._put_whole(change, marks, ">=")
+
+    def _put_whole(self, change: Change, marks: Marks, newer: str) -> None:
+        table, form = self._target(change, marks)
+        after = _payload(change)
+        self._execute(table.upsert(marks, newer), [*form.values(after), change.seq, marks.generation])
+        self._schema.complete_row(table, change.raw.key)
+
+    def _update(self, change: Change, marks: Marks) -> None:
+        """An update that moves its row, or leaves values out, or both."""
+        self._flush()
+        table, form = self._target(change, marks)
+        old, new = change.raw.old_key, change.raw.key
+        values, sent = form.values(_payload(change)), form.sent(change.raw.unchanged)
+        left_out = set(range(len(values))).difference(sent)
+        stored = self._database.execute(table.select, form.key(old)).fetchone() if old and left_out else None
+        if stored is not None and not self._schema.lacks(table, old):
+            values = [stored[index] if index in left_out else value for index, value in enumerate(values)]
+            left_out = set()
+        if old is not None:
+            self._delete(change, old, marks)
+        self._flush()
+        if not left_out:
+            self._execute(table.upsert(marks, ">"), [*values, change.seq, marks.generation])
+            self._schema.complete_row(table, new)
+        elif new is not None:
+            version = [change.seq, marks.generation]
+            if self._database.execute(table.select, form.key(new)).fetchone() is None:
+                self._execute(table.upsert(marks, ">"), [*values, *version])
+                self._schema.note_incomplete(table, new)
+            else:
+                some = [values[index] for index in sent]
+                self._execute(table.update(sent, marks), [*some, *version, *form.key(new), change.seq])
+
+    def _delete(self, change: Change, key: bytes | None, marks: Marks) -> None:
+        table, form = self._target(change, marks)
+        if key is not None:
+            self._execute(table.delete(marks), [*form.key(key), change.seq])
+            self._schema.complete_row(table, key)
+
+    def _append(self, change: Change, marks: Marks) -> None:
+        if change.op is Op.UPDATE:
+            self._delete_equal(change, marks)
+        table, form = self._target(change, marks)
+        values = form.values(_payload(change))
+        if change.raw.unchanged and change.raw.before is not None:
+            before, sent = form.values(change.raw.before), form.sent(change.raw.unchanged)
+            values = [value if index in sent else before[index] for index, value in enumerate(values)]
+        self._execute(table.upsert(marks, ">"), [*values, change.seq, marks.generation])
+
+    def _delete_equal(self, change: Change, marks: Marks) -> None:
+        if change.raw.before is None:
+            raise refused("a row of a table without a key changed", change, "give the table a primary key")
+        table, form = self._target(change, marks)
+        self._execute(table.delete_equal(), form.values(change.raw.before))
+
+    def _truncate(self, change: Change, marks: Marks) -> None:
+        table = self._schema.by_oid(change.raw.table)
+        if table is not None:
+            self._execute(table.truncate(marks), (change.seq,))
+            self._flush()
+            self._schema.complete(table)
+
+    # Tables
+
+    def _target(self, change: Change, marks: Marks) -> tuple[ReplicaTable, RowForm]:
+        layout = change.schema
+        if layout is None:
+            raise refused("a row has no layout", change, "check the relay's log")
+        table = self._schema.by_oid(layout.oid)
+        if table is None or not table.supersedes(layout, marks):
+            self._flush()
+            table = self._schema.fit(layout, marks)
+        key = (layout.id, table.layout.id, table.log_generation)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = RowForm(layout, table.layout)
+        return table, form
+
+    def _relayout(self, layout: TableSchema | None, marks: Marks) -> None:
+        if layout is not None and matching([layout.table], self._tables_wanted):
+            table = self._schema.by_oid(layout.oid)
+            if table is None or not table.supersedes(layout, marks):
+                self._flush()
+                self._schema.fit(layout, marks)
+
+    # Runs of one statement are one call
+
+    def _execute(self, statement: str, parameters: Sequence[SqlValue]) -> None:
+        if statement != self._statement:
+            self._flush()
+            self._statement = statement
+        self._rows.append(parameters)
+
+    def _flush(self) -> None:
+        if self._rows:
+            rows, self._rows = self._rows, []
+            self._database.executemany(self._statement, rows)
+
+
+def _payload(change: Change) -> bytes:
+    if change.raw.after is None:
+        raise refused("a change has no row", change, "check the relay's log")
+    return change.raw.after
+
+
+__all__ = ["SqliteOptions", "SqliteSink"]

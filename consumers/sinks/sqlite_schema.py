@@ -1,0 +1,131 @@
+"""The replica's tables: which there are, and how they follow the source's layouts. Runs inside the sink's transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import replace
+
+from walbus.consumers.checkpoint import Marks
+from walbus.consumers.sinks.layout import LayoutChange, layout_change
+from walbus.consumers.sinks.sqlite_table import MARK, SEQ, ReplicaTable, declared_type, quoted, table_name
+from walbus.schema import TableSchema
+
+
+class ReplicaSchema:
+    """The tables of one replica, and the rows that lack values.
+
+    Args:
+        database: whoever owns it begins and ends transactions, and makes a new `ReplicaSchema` after a rollback.
+    """
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._tables: dict[int, ReplicaTable] = {}
+        for log_generation, name, text in database.execute("SELECT log_generation, name, layout FROM _walbus_tables"):
+            self._know(ReplicaTable(TableSchema.from_dict(json.loads(text)), log_generation, name))
+        self._lacking: set[tuple[int, bytes]] = set(database.execute("SELECT oid, key FROM _walbus_incomplete"))
+
+    def by_oid(self, oid: int) -> ReplicaTable | None:
+        """The table of a relation."""
+        return self._tables.get(oid)
+
+    def by_name(self, table: str) -> ReplicaTable | None:
+        """The table of a relation known by `namespace.name`; the latest, if one was dropped and made again."""
+        found = [known for known in self._tables.values() if known.layout.table == table]
+        return max(found, key=lambda known: (known.log_generation, known.layout.id), default=None)
+
+    def fit(self, layout: TableSchema, marks: Marks) -> ReplicaTable:
+        """Makes or changes the table so that it has this layout."""
+        now = ReplicaTable(layout, marks.log_generation, table_name(layout))
+        before = self._tables.get(layout.oid)
+        self._make_way(now)
+        if before is None:
+            self._database.execute(now.create)
+        elif before.name != now.name or not before.layout.same_layout(layout):
+            self._alter(before, now)
+        self._store(now)
+        return now
+
+    def _make_way(self, now: ReplicaTable) -> None:
+        """Another relation had the name. In another log it is gone; in this one it may tell a new name yet."""
+        for other in list(self._tables.values()):
+            if other.oid == now.oid or other.name != now.name:
+                continue
+            if other.log_generation < now.log_generation:
+                self._drop(other)
+            else:
+                parked = replace(other, name=f"{other.name} ({other.oid})")
+                self._database.execute(f"ALTER TABLE {other.sql} RENAME TO {parked.sql}")
+                self._store(parked)
+
+    def _drop(self, table: ReplicaTable) -> None:
+        self._database.execute(f"DROP TABLE {table.sql}")
+        self._database.execute("DELETE FROM _walbus_tables WHERE oid = ?", (table.oid,))
+        self.complete(table)
+        del self._tables[table.oid]
+
+    def _store(self, table: ReplicaTable) -> None:
+        row = (table.oid, table.log_generation, table.name, json.dumps(table.layout.to_dict()))
+        self._database.execute("INSERT OR REPLACE INTO _walbus_tables VALUES (?, ?, ?, ?)", row)
+        self._know(table)
+
+    def _know(self, table: ReplicaTable) -> None:
+        self._tables[table.oid] = table
+
+    def _alter(self, before: ReplicaTable, now: ReplicaTable) -> None:
+        change = layout_change(before.layout, now.layout)
+        if before.name != now.name:
+            self._database.execute(f"ALTER TABLE {before.sql} RENAME TO {now.sql}")
+        if change.rekeyed or change.retyped:
+            self._rebuild(before, now, change)
+            return
+        for old, new in change.renamed:
+            self._database.execute(f"ALTER TABLE {now.sql} RENAME COLUMN {quoted(old)} TO {quoted(new)}")
+        for name in change.dropped:
+            self._database.execute(f"ALTER TABLE {now.sql} DROP COLUMN {quoted(name)}")
+        for column in change.added:
+            self._database.execute(f"ALTER TABLE {now.sql} ADD COLUMN {quoted(column.name)} {declared_type(column)}")
+
+    def _rebuild(self, before: ReplicaTable, now: ReplicaTable, change: LayoutChange) -> None:
+        """SQLite changes neither a column's type nor a primary key in place."""
+        names = {new: old for old, new in change.renamed}
+        added = {column.name for column in change.added}
+        kept = [column.name for column in now.layout.columns if column.name not in added]
+        target = ", ".join([*map(quoted, kept), SEQ, MARK])
+        source = ", ".join([*(quoted(names.get(name, name)) for name in kept), SEQ, MARK])
+        fresh = quoted(f"_walbus_new_{now.oid}")
+        self._database.execute(now.create_as(fresh))
+        # Under a new key, two rows may be one: the later wins, and the source's own rows settle it.
+        self._database.execute(
+            f"INSERT OR REPLACE INTO {fresh} ({target}) SELECT {source} FROM {now.sql} ORDER BY {SEQ}"
+        )
+        self._database.execute(f"DROP TABLE {now.sql}")
+        self._database.execute(f"ALTER TABLE {fresh} RENAME TO {now.sql}")
+
+    # Rows that lack values
+
+    def incomplete(self) -> tuple[str, ...]:
+        """Tables with such rows."""
+        return tuple(sorted({self._tables[oid].layout.table for oid, _ in self._lacking if oid in self._tables}))
+
+    def lacks(self, table: ReplicaTable, key: bytes | None) -> bool:
+        """Whether the row lacks a value."""
+        return (table.oid, key) in self._lacking
+
+    def note_incomplete(self, table: ReplicaTable, key: bytes) -> None:
+        """The row was written without a value."""
+        self._lacking.add((table.oid, key))
+        self._database.execute("INSERT OR IGNORE INTO _walbus_incomplete VALUES (?, ?)", (table.oid, key))
+
+    def complete_row(self, table: ReplicaTable, key: bytes | None) -> None:
+        """The row was written whole, or deleted."""
+        if self._lacking and key is not None and (table.oid, key) in self._lacking:
+            self._lacking.discard((table.oid, key))
+            self._database.execute("DELETE FROM _walbus_incomplete WHERE oid = ? AND key = ?", (table.oid, key))
+
+    def complete(self, table: ReplicaTable) -> None:
+        """All rows of the table were deleted, or are marked by a snapshot."""
+        if any(oid == table.oid for oid, _ in self._lacking):
+            self._lacking = {entry for entry in self._lacking if entry[0] != table.oid}
+            self._database.execute("DELETE FROM _walbus_incomplete WHERE oid = ?", (table.oid,))

@@ -1,0 +1,33 @@
+"""Which tables a consumer means: `schema.table`, `schema.*`, `*.*`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from walbus.errors import ConfigError
+
+EVERYTHING = ("*.*",)
+
+
+def check_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    """The patterns as they are, if each can be one.
+
+    Raises:
+        ConfigError: one is not of the form `schema.table`, `schema.*` or `*.*`; names it.
+    """
+    for pattern in patterns:
+        namespace, dot, name = pattern.partition(".")
+        if not (namespace and dot and name) or (namespace == "*" and name != "*") or "," in pattern:
+            raise ConfigError(f"{pattern!r} names no table", mend="write schema.table, schema.* or *.*")
+    return tuple(patterns) or EVERYTHING
+
+
+def matching(tables: Iterable[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """Those tables that a pattern names, in their own order."""
+    return tuple(table for table in tables if any(_matches(table, pattern) for pattern in patterns))
+
+
+def _matches(table: str, pattern: str) -> bool:
+    if pattern in ("*.*", table):
+        return True
+    return pattern.endswith(".*") and table.partition(".")[0] == pattern[:-2]
