@@ -28,6 +28,8 @@ UNIX_DAY_ZERO = date(1970, 1, 1).toordinal()
 SECOND = 1_000_000  #: in microseconds
 DAY = 86_400 * SECOND
 
+_SMALL = {b"%d" % value: native_long(value) for value in range(-100, 10_000)}
+_ZERO = ord("0")
 _BOOLS = {b"t": b"\x02\x01", b"f": b"\x02\x00"}
 _FRACTION_UNIT = [0, 0, 100_000, 10_000, 1_000, 100, 10, 1]  # by the length of ".123"
 _LARGEST = sys.float_info.max
@@ -45,20 +47,31 @@ from_string = native_string
 
 def from_int(text: bytes) -> bytes:
     """int2 and int4."""
-    value = int(text)
-    zigzag = value << 1 if value >= 0 else ~(value << 1)
-    if zigzag >> 32 or b"%d" % value != text:
+    known = _SMALL.get(text)
+    if known is not None:
+        return known
+    zigzag = _zigzag(text)
+    if zigzag >> 32:
         raise ValueError("not a 32-bit integer")
     return native_varint(zigzag)
 
 
 def from_long(text: bytes) -> bytes:
     """int8 and oid."""
-    value = int(text)
-    zigzag = value << 1 if value >= 0 else ~(value << 1)
-    if zigzag >> 64 or b"%d" % value != text:
+    known = _SMALL.get(text)
+    if known is not None:
+        return known
+    zigzag = _zigzag(text)
+    if zigzag >> 64:
         raise ValueError("not a 64-bit integer")
     return native_varint(zigzag)
+
+
+def _zigzag(text: bytes) -> int:
+    value = int(text)
+    if not (text.isdigit() and text[0] != _ZERO) and b"%d" % value != text:
+        raise ValueError("not an integer as PostgreSQL prints it")
+    return value << 1 if value >= 0 else ~(value << 1)
 
 
 def from_float8(text: bytes) -> bytes:

@@ -18,6 +18,7 @@ from walbus.values.from_text import DAY, SECOND, UNIX_DAY_ZERO
 _pack_float = struct.Struct("<f").pack
 _unpack_float = struct.Struct("<f").unpack
 _DOUBLE_EXACT = 2.0**53  # integers below it are doubles
+_FLOAT_EXACT = 2.0**24  # likewise floats
 _SMALLEST_NORMAL_FLOAT = 2.0**-126
 
 
@@ -72,6 +73,18 @@ def float8_text(value: float) -> str:
 
 def float4_text(value: float) -> str:
     """The shortest text that reads back as the same single-precision number (given as a double)."""
+    size = abs(value)
+    if _SMALLEST_NORMAL_FLOAT <= size < _FLOAT_EXACT:
+        packed = _pack_float(value)
+        for precision in range(6, 10):
+            text = f"{value:.{precision}g}"
+            if _pack_float(float(text)) == packed:
+                # The rounding interval of a power of two is lopsided: shorter digits may lie on its wider side.
+                return _float4_with_care(value) if precision > 6 and _is_power_of_two(value) else _layout(text, 6)
+    return _float4_with_care(value)
+
+
+def _float4_with_care(value: float) -> str:
     if not math.isfinite(value):
         return _not_finite(value)
     if value == 0.0:
@@ -90,10 +103,14 @@ def _not_finite(value: float) -> str:
     return "Infinity" if value > 0 else "-Infinity"
 
 
+def _is_power_of_two(value: float) -> bool:
+    return abs(math.frexp(value)[0]) == 0.5
+
+
 def _candidates(value: float, precision: int) -> list[str]:
     """The nearest decimal with so many digits, and for a power of two (whose interval is wider above) the next."""
     nearest = f"{value:.{precision - 1}e}"
-    if abs(math.frexp(value)[0]) != 0.5:
+    if not _is_power_of_two(value):
         return [nearest]
     mantissa, exponent = nearest.split("e")
     digits = int(mantissa.replace(".", "")) + (1 if value > 0 else -1)
