@@ -27,7 +27,7 @@ from typing import TextIO
 import structlog
 
 from walbus.cli.failures import ERROR_PREFIX, LIFELINE, TRY_AGAIN
-from walbus.cli.supervisor import Action, Child, Kill, Start, Supervisor, Terminate
+from walbus.cli.supervisor import PERMANENT, Action, Child, Kill, Start, Supervisor, Terminate
 from walbus.status import write_status
 
 #: What a child's arguments are given to: this very program, and nothing that lies in the current folder.
@@ -171,6 +171,7 @@ class ProcessGroup:
         self._selector = selectors.DefaultSelector()
         self._lifeline = os.pipe()
         self._asked_to_stop = 0
+        self._last_words: list[str] = []
 
     def run(self) -> int:
         """Blocks until every child is gone; the exit code. SIGTERM or SIGINT stops in order, a second one at once."""
@@ -182,6 +183,8 @@ class ProcessGroup:
             while not self._supervisor.done:
                 self._turn(woken)
         self._write_status()
+        for line in self._last_words:
+            self._output.plain(line)
         for end in (wake, woken):
             end.close()
         self._selector.close()
@@ -259,10 +262,10 @@ class ProcessGroup:
     def _tell_end(self, process: ChildProcess, code: int) -> None:
         name = process.child.name
         delay = self._supervisor.exited(name, code, time.monotonic())
-        for line in process.errors:
-            if delay is None:
-                self._output.plain(line)
-            else:
+        if code in PERMANENT and not self._last_words:
+            self._last_words = process.errors
+        else:
+            for line in process.errors:
                 self._output.line(name, line)
         if delay is None:
             log.info("ended", child=name, code=code)

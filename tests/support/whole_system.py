@@ -1,0 +1,168 @@
+"""All of Walbus on one database: `walbus run` as a process, told by its files, and checked at rest.
+
+with WholeSystem(folder, database.dsn, sinks=("sqlite",)) as system:
+    system.start()
+    system.wait_until_streaming()
+    ...                                     # workload, faults
+    system.wait_until_at_rest(database.insert_lsn())
+    lines = system.tail()
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import psutil
+
+from support.waiting import wait_for
+from support.walbus_command import Running, walbus, write_config
+from walbus.demo.postgres import free_port
+from walbus.position import Position, parse_position
+from walbus.status import read_status
+
+Section = Mapping[str, object]
+
+
+class WholeSystem:
+    """`walbus run` and what it keeps.
+
+    Args:
+        folder: for everything.
+        dsn: of the source.
+        consumers: `[consumer.NAME]` sections by name.
+        sections: further sections, or keys of those that are made here.
+    """
+
+    def __init__(self, folder: Path, dsn: str, consumers: Mapping[str, Section], **sections: Section) -> None:
+        self.data_dir = folder / "data"
+        self.relay_url = f"http://127.0.0.1:{free_port()}"
+        self.consumers = tuple(consumers)
+        self._log_path = folder / "walbus.log"
+        made: dict[str, dict[str, object]] = {
+            "source": {"dsn": dsn},
+            "relay": {"listen": self.relay_url.removeprefix("http://")},
+            "bootstrap": {"listen": f"127.0.0.1:{free_port()}"},
+        }
+        for name, section in sections.items():
+            made.setdefault(name, {}).update(section)
+        made |= {f"consumer.{name}": dict(section) for name, section in consumers.items()}
+        self.config = write_config(folder / "walbus.toml", made, self.data_dir)
+        self._running: Running | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            print(f"last lines of walbus run:\n{self.log()[-6000:]}")
+        if self._running is not None:
+            self._running.process.kill()
+            self._running.stop()
+
+    def start(self) -> None:
+        """Starts `walbus run`."""
+        self._running = Running("run", "-c", str(self.config), log=self._log_path)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit code after a signal."""
+        assert self._running is not None
+        return self._running.stop(number)
+
+    def kill_supervisor(self) -> None:
+        """SIGKILL to `walbus run`; returns when its rooms are gone too."""
+        assert self._running is not None
+        pids = [pid for pid in map(self.pid, self.children()) if pid]
+        self._running.process.kill()
+        self._running.stop()
+        wait_for(lambda: not any(map(psutil.pid_exists, pids)), 10, what="no room outlives the supervisor")
+
+    def log(self) -> str:
+        """What it said."""
+        return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
+
+    def alive(self) -> bool:
+        """Whether `walbus run` runs."""
+        return self._running is not None and self._running.process.poll() is None
+
+    def children(self) -> dict[str, dict[str, Any]]:
+        """What the supervisor tells of each process."""
+        status = read_status(self.data_dir / "status" / "supervisor.json") or {}
+        children: dict[str, dict[str, Any]] = status.get("children", {})
+        return children
+
+    def pid(self, name: str) -> int | None:
+        """A room's process number, while it runs."""
+        return self.children().get(name, {}).get("pid")
+
+    def kill(self, name: str) -> bool:
+        """SIGKILL to a room; False if it does not run at this moment."""
+        pid = self.pid(name)
+        if pid is None:
+            return False
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A room's status file."""
+        return read_status(self.data_dir / "status" / f"{name}.json") or {}
+
+    def info(self) -> dict[str, Any]:
+        """The relay's `/v1/info`."""
+        document: dict[str, Any] = httpx.get(f"{self.relay_url}/v1/info", timeout=5, trust_env=False).json()
+        return document
+
+    def wait_until_streaming(self, deadline: float = 60.0) -> None:
+        """Waits until capture streams and the relay serves the log."""
+        wait_for(
+            lambda: self._checked_alive() and self.status("capture").get("state") == "streaming" and self.info()["end"],
+            deadline,
+            what="walbus run streams",
+        )
+
+    def wait_until_at_rest(self, lsn: int, deadline: float = 120.0) -> None:
+        """Waits until the log has passed an LSN, and bootstrap and all consumers have reached the log's end there."""
+        wait_for(lambda: self._checked_alive() and self.end().commit_lsn >= lsn, deadline, what="the log is complete")
+        end = self.end()
+        for name in self.consumers:
+            wait_for(
+                lambda name=name: self._checked_alive() and self.last_done(name) >= end,
+                deadline,
+                what=f"consumer {name} reaches {end}",
+                every=0.1,
+            )
+
+    def end(self) -> Position:
+        """The log's end."""
+        return parse_position(self.info()["end"])
+
+    def last_done(self, consumer: str) -> Position:
+        """How far a consumer says that it is."""
+        return parse_position(self.status(f"consumer-{consumer}")["last_done"])
+
+    def tail(self, *arguments: str) -> list[dict[str, Any]]:
+        """The changes that `walbus tail` prints from the earliest to the latest."""
+        options = ("--from", "earliest", "--until", "latest", "--format", "json", *arguments)
+        ended = walbus("tail", *options, "-c", str(self.config), deadline=120)
+        assert ended.code == 0, ended.stderr
+        return [json.loads(line) for line in ended.stdout.splitlines()]
+
+    def _checked_alive(self) -> bool:
+        assert self.alive(), f"walbus run ended:\n{self.log()[-6000:]}"
+        return True
+
+
+def row_changes(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those lines of a tail that are changes of rows and tables."""
+    return [line for line in lines if line["op"] in {"insert", "update", "delete", "truncate"}]
