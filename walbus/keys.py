@@ -20,9 +20,7 @@ def decode_key(schema: TableSchema, key: bytes) -> tuple[Any, ...]:
     Raises:
         DamagedRecord: the bytes are no key of this table.
     """
-    return tuple(
-        [part if type(part) is int else parse_text(oid, str(part)) for oid, part in _typed_parts(schema, key)]
-    )
+    return tuple([part if type(part) is int else parse_text(oid, str(part)) for oid, part in _typed_parts(schema, key)])
 
 
 def key_texts(key: bytes) -> tuple[str, ...]:

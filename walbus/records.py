@@ -309,7 +309,13 @@ def origin_of(record: bytes, header: RecordHeader) -> bytes:
 
 
 def body_of(record: bytes, header: RecordHeader) -> bytes:
-    """The body of a record, as `iter_changes` takes it."""
+    """The body of a record, as `iter_changes` takes it.
+
+    Raises:
+        DamagedRecord: the body is compressed, which this version neither writes nor reads.
+    """
+    if header.flags & Flag.ZSTD:
+        raise DamagedRecord("a compressed record is of a later format", mend="read it with the Walbus that wrote it")
     return record[HEADER_SIZE + header.origin_length :]
 
 
