@@ -112,6 +112,9 @@ class Ledger:
             self.unseen = UnseenCommits(unseen.xids)
             self.unseen_at = unseen.position
         self.tables = {run.state.oid: run for run in self._load_tables()}
+        #: Whether every published table is among `tables`, as far as the last look at the publication tells. A list
+        #: without one of them would leave its rows out of a consumer's snapshot for good.
+        self.listed = bool(self.tables)
 
     def begin(self, applied: Applied, unseen: UnseenCommits) -> None:
         """A store without history starts to follow a log."""

@@ -118,6 +118,7 @@ class Seeder:
         self._pauses = Pauses()
         self._next_poll = 0.0
         self._told_missing = False
+        self._looked = False  # whether the publication was seen since this process began
 
     def run(self) -> None:
         """Seeds until `stop` is set.
@@ -157,6 +158,7 @@ class Seeder:
             if run.state.oid not in published:
                 self._wanted.pop(run.state.oid, None)
                 self._ledger.forget(run)
+        self._looked = True
 
     def _compare(self, table: PublishedTable, moment: SourceMoment) -> None:
         """Notes the table if it needs a generation."""
@@ -181,6 +183,8 @@ class Seeder:
             if schema is not None:
                 self._ledger.start_generation(wanted.published, schema.id, wanted.reason)
                 del self._wanted[oid]
+        if self._looked:
+            self._ledger.listed = all(oid in self._ledger.tables for oid in self._wanted)
 
     def _schema_for(self, wanted: Wanted) -> TableSchema | None:
         """The registered layout of the table; None while capture has not registered it."""

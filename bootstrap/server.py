@@ -74,6 +74,8 @@ class BootstrapServer:
 
     async def _tables(self, request: web.Request) -> web.StreamResponse:
         del request
+        if not self._ledger.listed:
+            raise RequestError(503, "not every published table is known yet", mend="ask again later", headers=_retry())
         served = self._view()
         tables = [_described(state) for state in served.tables.values()]
         applied = served.applied
