@@ -56,7 +56,7 @@ class Rooms:
     def __init__(self, config: Path, folder: Path, relay_url: str, consumers: tuple[str, ...]) -> None:
         self._config = config
         self._status = folder / "status"
-        self._log_path = folder / "walbus.log"
+        self._log_path = config.with_name("walbus.log")
         self._consumers = consumers
         self._process: subprocess.Popen[bytes] | None = None
         self._http = httpx.Client(base_url=relay_url, timeout=2, trust_env=False)
