@@ -347,7 +347,7 @@ class FileLogWriter:
         """How many of the oldest segments go."""
         manifest = self._manifest
         count = expired(manifest.sealed, self.bounds().bytes, now, self._settings.retention)
-        free = unheld(manifest.sealed[:count], lowest_hold(self._folder))
+        free = unheld(manifest.sealed[:count], lowest_hold(self._folder)) if count else 0
         if free == count or self._files.free_bytes(self._folder) >= self._settings.retention.disk_floor:
             return free
         _log.error(

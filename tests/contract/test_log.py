@@ -1,0 +1,425 @@
+"""What every engine of the relay log promises (`walbus.log`); one suite, run on each engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.relay_log import (
+    BASE_TIME,
+    SOURCE,
+    FileEngine,
+    commits,
+    piece,
+    progress,
+    read_all,
+    read_records,
+    schema_piece,
+    table_schema,
+    transaction,
+)
+from support.waiting import wait_for
+from walbus.errors import LogBusy, LogMissing, PositionTrimmed, PositionUnknown, SourceReplaced, UsageError
+from walbus.log import Held, SourceIdentity
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, Kind, check_record
+
+ENGINES = {"file": FileEngine}
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileEngine]:
+    made = ENGINES[request.param](tmp_path / "log")
+    yield made
+    made.close()
+
+
+def fill(writer, count: int, *, first: int = 1, size: int = 20, sync_every: int = 10) -> None:
+    for i in range(first, first + count):
+        writer.append(transaction(i * 16, 2, size=size))
+        if i % sync_every == 0:
+            writer.sync()
+    writer.sync()
+
+
+def test_a_reader_sees_what_was_synced_and_nothing_else(engine):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    writer.append(transaction(16))
+    assert read_all(reader) == []
+    writer.sync()
+    writer.append(transaction(32))
+    assert commits(read_all(reader)) == [16]
+
+
+def test_records_come_in_the_order_of_append_with_positions_and_seqs_that_rise(engine):
+    writer = engine.open_writer()
+    fill(writer, 100)
+    headers = read_all(engine.open_reader())
+    assert commits(headers) == [i * 16 for i in range(1, 101)]
+    assert all(a.last < b.first and b.first_seq == a.last_seq + 1 for a, b in zip(headers, headers[1:], strict=False))
+
+
+def test_a_record_is_what_was_appended_and_its_checksum_holds(engine):
+    writer = engine.open_writer()
+    given = transaction(16, 3)
+    writer.append(given)
+    bounds = writer.sync()
+    (record,) = read_records(engine.open_reader())
+    header = check_record(record)
+    assert record.endswith(given.body)
+    assert (header.xid, header.end_lsn, header.count, header.tables) == (given.xid, 24, 3, given.tables)
+    assert (header.first_seq, header.last_seq) == (bounds.last_seq - 2, bounds.last_seq)
+
+
+def test_a_transaction_is_seen_whole_or_not_at_all(engine):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    writer.append(piece(16, 1, 2, Flag.BEGIN))
+    assert writer.sync().end == ORIGIN
+    writer.append(piece(16, 3, 2, 0))
+    writer.sync()
+    assert read_all(reader) == []
+    writer.append(piece(16, 5, 2, Flag.END))
+    assert writer.sync().end == Position(1, 16, 6)
+    assert commits(read_all(reader)) == [16]
+
+
+def test_bounds_agree_in_writer_and_reader(engine):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    assert writer.bounds() == reader.bounds()
+    fill(writer, 50)
+    bounds = writer.bounds()
+    assert bounds == reader.bounds()
+    assert (bounds.end, bounds.end_lsn, bounds.commit_time) == (Position(1, 800, 2), 808, BASE_TIME + 800)
+    assert bounds.trimmed == ORIGIN
+    assert bounds.bytes > 0
+
+
+def test_an_empty_log_ends_at_the_origin(engine):
+    bounds = engine.open_writer().bounds()
+    assert (bounds.end, bounds.end_lsn, bounds.last_seq, bounds.commit_time) == (ORIGIN, 0, 0, 0)
+    assert read_all(engine.open_reader()) == []
+
+
+def test_progress_moves_the_end_and_takes_no_seq(engine):
+    writer = engine.open_writer()
+    fill(writer, 1)
+    before = writer.bounds()
+    writer.append(progress(64))
+    bounds = writer.sync()
+    assert (bounds.end, bounds.end_lsn, bounds.last_seq) == (Position(1, 64, 0), 64, before.last_seq)
+
+
+def test_a_piece_that_goes_back_is_refused(engine):
+    writer = engine.open_writer()
+    fill(writer, 3)
+    for wrong in (transaction(48), transaction(16), progress(32), piece(64, 2, 1, Flag.END)):
+        with pytest.raises(ValueError, match="piece"):
+            writer.append(wrong)
+    fill(writer, 1, first=4)
+    assert commits(read_all(engine.open_reader())) == [16, 32, 48, 64]
+
+
+def test_a_transaction_that_begins_again_replaces_its_unfinished_self(engine):
+    writer = engine.open_writer()
+    fill(writer, 1)
+    writer.append(piece(32, 1, 2, Flag.BEGIN, size=3000))
+    writer.append(piece(32, 3, 500, 0, size=3000))
+    writer.sync()
+    writer.append(piece(32, 1, 2, Flag.BEGIN))
+    writer.append(piece(32, 3, 1, Flag.END))
+    bounds = writer.sync()
+    headers = read_all(engine.open_reader())
+    assert commits(headers) == [16, 32]
+    assert [h.last_seq for h in headers] == [bounds.last_seq - 3, bounds.last_seq - 1, bounds.last_seq]
+
+
+def test_schemas_of_a_transaction_that_begins_again_are_announced_again(engine):
+    writer = engine.open_writer()
+    schema, new = writer.schemas.register(table_schema())
+    assert new
+    writer.append(piece(16, 1, 1, Flag.BEGIN))
+    writer.append(schema_piece(16, 1, schema))
+    writer.append(schema_piece(16, 0, schema))  # goes back: the transaction begins again
+    writer.append(piece(16, 1, 1, Flag.BEGIN | Flag.END))
+    writer.sync()
+    kinds = [header.kind for header in read_all(engine.open_reader())]
+    assert kinds == [Kind.SCHEMA, Kind.TRANSACTION]
+
+
+def test_a_cursor_begins_behind_its_position_wherever_that_is(engine):
+    writer = engine.open_writer()
+    fill(writer, 1000, size=300)
+    reader = engine.open_reader()
+    for lsn in (16, 1600, 8000, 15984):
+        headers = read_all(reader, Position(1, lsn, 2))
+        assert headers[0].commit_lsn == lsn + 16
+        assert len(headers) == 1000 - lsn // 16
+    assert read_all(reader, writer.bounds().end) == []
+
+
+def test_a_cursor_inside_a_record_begins_with_that_record(engine):
+    writer = engine.open_writer()
+    fill(writer, 10)
+    assert read_all(engine.open_reader(), Position(1, 32, 1))[0].first == Position(1, 32, 1)
+
+
+def test_a_schema_record_at_the_position_itself_is_not_missed(engine):
+    writer = engine.open_writer()
+    fill(writer, 1)
+    schema, _ = writer.schemas.register(table_schema())
+    writer.append(schema_piece(16, 2, schema))
+    writer.sync()
+    assert [h.kind for h in read_all(engine.open_reader(), Position(1, 16, 2))] == [Kind.SCHEMA]
+
+
+def test_a_cursor_goes_on_when_more_becomes_durable(engine):
+    writer = engine.open_writer()
+    cursor = engine.open_reader().cursor(ORIGIN)
+    seen = []
+    for first in range(1, 1000, 100):
+        fill(writer, 100, first=first, size=300)
+        seen += [r for block in iter(lambda: cursor.read(10_000), []) for r in block]
+    cursor.close()
+    assert len(seen) == 1000
+
+
+def test_a_read_gives_about_what_was_asked_for_and_at_least_one_record(engine):
+    writer = engine.open_writer()
+    writer.append(transaction(16, 1, size=200_000))
+    fill(writer, 1000, first=2)
+    cursor = engine.open_reader().cursor(ORIGIN)
+    assert [len(cursor.read(1)), len(cursor.read(1))] == [1, 1]
+    assert sum(map(len, cursor.read(10_000))) <= 10_000
+    cursor.close()
+
+
+def test_positions_past_the_end_are_refused(engine):
+    writer = engine.open_writer()
+    fill(writer, 10)
+    with pytest.raises(PositionUnknown):
+        engine.open_reader().cursor(Position(1, 161, 0))
+
+
+def test_a_time_leads_to_the_first_transaction_that_is_late_enough(engine):
+    writer = engine.open_writer()
+    times = [10, 20, 30, 25, 40, 35, 50]
+    for i, at in enumerate(times, 1):
+        writer.append(transaction(i * 16, time=at * 1_000_000))
+    writer.sync()
+    reader = engine.open_reader()
+    assert reader.position_at(0) == ORIGIN
+    assert reader.position_at(26) == Position(1, 32, 1)
+    assert reader.position_at(40) == Position(1, 64, 1)
+    assert reader.position_at(51) == Position(1, 112, 1)
+
+
+def test_a_time_is_found_in_a_log_of_many_segments(engine):
+    writer = engine.open_writer()
+    fill(writer, 2000, size=300)
+    reader = engine.open_reader()
+    for lsn in (16, 3200, 20000, 32000):
+        found = reader.position_at((BASE_TIME + lsn) / 1e6)
+        assert found in (Position(1, lsn - 16, 2), ORIGIN)
+
+
+def test_a_transaction_is_known_again(engine):
+    writer = engine.open_writer()
+    fill(writer, 500, size=300)
+    for lsn in (16, 32, 48, 4000, 7984, 8000, 32):
+        assert writer.find(lsn) == Held(lsn, lsn + 8, lsn // 16, BASE_TIME + lsn)
+    assert writer.find(33) is None
+    assert writer.find(8001) is None
+    writer.append(transaction(8016))
+    assert writer.find(8016) is None  # not durable yet
+    writer.sync()
+    assert writer.find(8016) is not None
+
+
+def test_a_transaction_of_an_earlier_epoch_is_known_again(engine):
+    writer = engine.open_writer()
+    fill(writer, 10)
+    writer.append(transaction(176, epoch=2))
+    writer.sync()
+    assert [writer.find(lsn) is not None for lsn in (160, 176, 16, 175)] == [True, True, True, False]
+
+
+def test_a_closed_log_goes_on_where_it_was(engine):
+    writer = engine.open_writer()
+    fill(writer, 20)
+    before = writer.bounds()
+    writer.append(transaction(336))  # closing syncs it
+    writer.append(piece(352, 1, 1, Flag.BEGIN))  # closing drops it
+    writer.close()
+    writer.close()
+    again = engine.open_writer()
+    assert again.bounds().end == Position(1, 336, 1)
+    assert again.bounds().log_id == before.log_id
+    fill(again, 5, first=22)
+    headers = read_all(engine.open_reader())
+    assert commits(headers) == [i * 16 for i in range(1, 27)]
+    assert all(a.last_seq < b.first_seq for a, b in zip(headers, headers[1:], strict=False))
+
+
+def test_a_killed_log_holds_what_was_synced_and_goes_on(engine):
+    writer = engine.open_writer()
+    fill(writer, 20)
+    synced = writer.bounds()
+    writer.append(piece(336, 1, 1, Flag.BEGIN))
+    engine.kill(writer)
+    again = engine.open_writer()
+    assert again.bounds().end == synced.end
+    assert again.bounds().end_lsn == synced.end_lsn
+    fill(again, 5, first=21)
+    headers = read_all(engine.open_reader())
+    assert commits(headers) == [i * 16 for i in range(1, 26)]
+    assert all(a.last_seq < b.first_seq for a, b in zip(headers, headers[1:], strict=False))
+
+
+def test_a_reader_and_its_cursor_live_through_the_writers_death_and_return(engine):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    cursor = reader.cursor(ORIGIN)
+    seen = []
+    for round_ in range(6):
+        fill(writer, 30, first=1 + 30 * round_, size=500)
+        seen += [r for block in iter(lambda: cursor.read(5000), []) for r in block]
+        engine.kill(writer) if round_ % 2 else writer.close()
+        writer = engine.open_writer()
+        assert reader.bounds() == writer.bounds()
+    cursor.close()
+    assert len(seen) == 180
+
+
+def test_seqs_begin_at_the_clock_and_never_fall_behind_the_last_one(engine):
+    now = int(time.time() * 1e6)
+    writer = engine.open_writer()
+    fill(writer, 1)
+    first = read_all(engine.open_reader())[0].first_seq
+    assert now <= first < now + 60_000_000
+    assert first < 1 << 53
+
+
+def test_schemas_are_numbered_deduplicated_and_durable(engine):
+    writer = engine.open_writer()
+    one, new = writer.schemas.register(table_schema())
+    assert (one.id, new) == (1, True)
+    two, new = writer.schemas.register(table_schema(columns=("id", "note")))
+    assert (two.id, new) == (2, True)
+    assert writer.schemas.register(table_schema())[0].id == 1
+    reader = engine.open_reader()
+    assert reader.schemas.get(2) == two
+    assert [schema.id for schema in reader.schemas.all()] == [1, 2]
+    with pytest.raises(KeyError):
+        reader.schemas.get(3)
+    with pytest.raises(UsageError):
+        reader.schemas.register(table_schema())
+    engine.kill(writer)
+    assert engine.open_writer().schemas.register(table_schema(columns=("id", "note")))[0].id == 2
+
+
+def test_a_schema_whose_record_was_lost_counts_as_new_again(engine):
+    writer = engine.open_writer()
+    written, _ = writer.schemas.register(table_schema())
+    writer.append(schema_piece(16, 0, written))
+    writer.sync()
+    writer.schemas.register(table_schema("items", 2))
+    engine.kill(writer)
+    again = engine.open_writer()
+    assert again.schemas.register(table_schema()) == (written, False)
+    assert again.schemas.register(table_schema("items", 2))[1]
+    assert not again.schemas.register(table_schema("items", 2))[1]
+
+
+def test_trimming_drops_what_is_too_old_and_says_so(engine):
+    writer = engine.open_writer()
+    fill(writer, 2000, size=300)
+    reader = engine.open_reader()
+    before = reader.bounds()
+    trimmed = writer.trim((BASE_TIME + 16000) / 1e6 + 3600)
+    bounds = reader.bounds()
+    assert ORIGIN < trimmed == bounds.trimmed < Position(1, 16000, 0)
+    assert bounds.bytes < before.bytes
+    with pytest.raises(PositionTrimmed):
+        reader.cursor(ORIGIN)
+    headers = read_all(reader, trimmed)
+    assert headers[0].first > trimmed
+    assert commits(headers)[-1] == 32000
+
+
+def test_trimming_by_bytes_leaves_about_that_many(engine):
+    engine.retention_bytes = 200_000
+    writer = engine.open_writer()
+    fill(writer, 2000, size=300)
+    writer.trim(0)
+    assert writer.bounds().bytes <= 200_000
+
+
+def test_a_cursor_that_retention_overtakes_is_told(engine):
+    writer = engine.open_writer()
+    fill(writer, 2000, size=300)
+    cursor = engine.open_reader().cursor(ORIGIN)
+    cursor.read(1000)
+    writer.trim((BASE_TIME + 31000) / 1e6 + 3600)
+    with pytest.raises(PositionTrimmed):
+        for _ in range(1000):
+            assert cursor.read(10_000)
+    cursor.close()
+
+
+def test_a_sync_wakes_a_waiting_reader(engine):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    assert not reader.wait(ORIGIN, 0.0)
+    woken = []
+    thread = threading.Thread(target=lambda: woken.append(reader.wait(ORIGIN, 30)))
+    thread.start()
+    writer.append(transaction(16))
+    writer.sync()
+    wait_for(lambda: woken, what="the reader to wake")
+    thread.join()
+    assert woken == [True]
+
+
+def test_waiting_survives_a_change_of_writers(engine):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    woken = []
+    thread = threading.Thread(target=lambda: woken.append(reader.wait(ORIGIN, 30)))
+    thread.start()
+    engine.kill(writer)
+    again = engine.open_writer()
+    again.append(transaction(16))
+    again.sync()
+    wait_for(lambda: woken, what="the reader to wake")
+    thread.join()
+    assert woken == [True]
+
+
+def test_one_writer_at_a_time(engine):
+    engine.lease_seconds = 2.0
+    writer = engine.open_writer()
+    with pytest.raises(LogBusy):
+        engine.open_writer()
+    fill(writer, 1)
+    writer.close()
+    engine.open_writer()
+
+
+def test_a_log_belongs_to_one_source(engine):
+    engine.open_writer().close()
+    with pytest.raises(SourceReplaced, match="another|belongs"):
+        engine.open_writer(SourceIdentity("9999", SOURCE.database, SOURCE.slot))
+    assert engine.open_writer().bounds().end == ORIGIN
+    assert engine.open_reader().source == SOURCE
+
+
+def test_a_folder_without_a_log_says_so(engine):
+    with pytest.raises(LogMissing):
+        engine.open_reader()
