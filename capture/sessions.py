@@ -66,6 +66,7 @@ def open_session(dsn: SecretStr, *, replication: bool = False) -> Session:
         raise connect_refusal(error, place_of(dsn)) from None
     with refused("applying the session's settings"):
         session.execute(settings_sql().encode())
+        session.execute("SET default_transaction_read_only = off")  # publication and slot are made in such sessions
     return session
 
 

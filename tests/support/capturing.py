@@ -1,0 +1,199 @@
+"""Capture running for a test: in a thread on any log, or as a process that can be killed.
+
+with capturing(database, folder) as capture:        # a log of the file engine in `folder`
+    ... workload ...
+    capture.caught_up()
+transactions = captured(folder)                     # in the oracle's form
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from support.log_view import log_transactions
+from support.oracle import OracleTransaction
+from support.waiting import wait_for
+from walbus.capture import identify, run_capture
+from walbus.config import SourceConfig
+from walbus.errors import WalbusError
+from walbus.log import LogWriter
+from walbus.lsn import parse_lsn
+from walbus.relay import open_reader, open_writer
+
+_TESTS = Path(__file__).parents[1]
+
+
+def source_of(dsn: str, **options: Any) -> SourceConfig:
+    """`[source]` of a test; all tables of schema public unless told otherwise."""
+    return SourceConfig(dsn=dsn, **{"tables": ("public.*",), **options})
+
+
+def file_log(folder: Path, source: SourceConfig) -> LogWriter:
+    """The log of the file engine in `folder`, opened for writing."""
+    return open_writer(folder, identify(source), segment_bytes=1 << 20, retention_hours=24, retention_bytes=None)
+
+
+class CaptureThread:
+    """`run_capture` in a thread.
+
+    Attributes:
+        error: what ended it, if it was not `stop`.
+        status_path: of its status file.
+    """
+
+    def __init__(self, source: SourceConfig, log: LogWriter, status_path: Path | None = None) -> None:
+        self.source = source
+        self.log = log
+        self.status_path = status_path
+        self.error: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            run_capture(self.source, self.log, stop=self._stop, status_path=self.status_path)
+        except BaseException as error:  # the test looks at it
+            self.error = error
+
+    def stop(self) -> None:
+        """Ends it; raises what ended it before."""
+        self._stop.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "capture does not end"
+        if self.error is not None:
+            raise self.error
+
+    def ended(self, deadline: float = 15) -> BaseException:
+        """Waits until it has ended by itself; why."""
+        wait_for(lambda: not self._thread.is_alive(), deadline, what="capture ends by itself")
+        assert self.error is not None
+        return self.error
+
+    def durable_to(self, lsn: int, deadline: float = 30) -> None:
+        """Waits until the log holds everything that commits before an LSN."""
+        self._wait(lambda: self.log.bounds().end_lsn >= lsn, deadline, "the log has caught up")
+
+    def caught_up(self, deadline: float = 30) -> None:
+        """Waits until the log holds everything that is committed now."""
+        self.durable_to(flushed_lsn(self.source), deadline)
+
+    def streaming(self, deadline: float = 15) -> None:
+        """Waits until the slot is streamed from."""
+        self._wait(lambda: slot_is_active(self.source), deadline, "capture streams")
+
+    def _wait(self, condition: Callable[[], bool], deadline: float, what: str) -> None:
+        wait_for(lambda: self.error is not None or condition(), deadline, what=what)
+        if self.error is not None:
+            raise self.error
+
+
+def flushed_lsn(source: SourceConfig) -> int:
+    """Where the WAL ends now, made durable and readable by a commit of our own."""
+    with psycopg.connect(source.dsn.get_secret_value(), autocommit=True) as session:
+        session.execute("SELECT pg_logical_emit_message(true, 'test', 'everything before this')")
+        row = session.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
+    assert row is not None
+    return parse_lsn(row[0])
+
+
+def slot_is_active(source: SourceConfig) -> bool:
+    """Whether anybody streams from the slot."""
+    with psycopg.connect(source.dsn.get_secret_value(), autocommit=True) as session:
+        query = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
+        row = session.execute(query, [source.slot]).fetchone()
+    return row is not None and row[0]
+
+
+@contextmanager
+def capturing(dsn: str, folder: Path, **options: Any) -> Iterator[CaptureThread]:
+    """Capture of a database into a log of the file engine, streaming; an error of it fails the test."""
+    source = source_of(dsn, **options)
+    with closing(file_log(folder, source)) as log:
+        capture = CaptureThread(source, log)
+        try:
+            capture.streaming()
+            yield capture
+        finally:
+            capture.stop()
+
+
+def captured(folder: Path, *, messages: bool = False) -> list[OracleTransaction]:
+    """The log's transactions in the oracle's form."""
+    with closing(open_reader(folder)) as reader:
+        return log_transactions(reader, messages=messages)
+
+
+class CaptureProcess:
+    """Capture as a process of its own, into a log of the file engine.
+
+    Args:
+        dsn: of the database.
+        folder: of the log.
+        prefix: a command to run it under, such as strace.
+    """
+
+    def __init__(self, dsn: str, folder: Path, *, prefix: tuple[str, ...] = ()) -> None:
+        command = [*prefix, sys.executable, "-P", "-m", "support.capturing", dsn, str(folder)]
+        path = os.pathsep.join([str(_TESTS), str(_TESTS.parent)])
+        self._output = folder.parent / f"{folder.name}.out"
+        with self._output.open("ab") as output:
+            self._process = subprocess.Popen(
+                command, env={**os.environ, "PYTHONPATH": path}, stderr=output, stdout=output
+            )
+
+    @property
+    def output(self) -> str:
+        """What it and those before it on this log have printed."""
+        return self._output.read_text()
+
+    @property
+    def running(self) -> bool:
+        """Whether it lives."""
+        return self._process.poll() is None
+
+    def wait(self, deadline: float = 20) -> int:
+        """Waits for its end; its exit code."""
+        return self._process.wait(deadline)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def terminate(self) -> int:
+        """SIGTERM; its exit code."""
+        self._process.terminate()
+        return self._process.wait(20)
+
+
+def main() -> int:
+    """The process that `CaptureProcess` starts."""
+    source, folder = source_of(sys.argv[1]), Path(sys.argv[2])
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        with closing(file_log(folder, source)) as log:
+            run_capture(source, log, stop=stop, status_path=folder.parent / "capture.json")
+    except WalbusError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
