@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from walbus.keys import decode_key
+from walbus.keys import key_row
 from walbus.position import ORIGIN, Position
 from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, origin_of
 from walbus.schema import TableSchema
@@ -119,11 +119,7 @@ class Change:
         return row
 
     def _key_dict(self, key: bytes | None) -> Mapping[str, Any] | None:
-        if key is None or self.schema is None:
-            return None
-        columns = self.schema.columns
-        names = [columns[i].name for i in self.schema.key_indexes]
-        return dict(zip(names, decode_key(self.schema, key), strict=True))
+        return None if key is None or self.schema is None else key_row(self.schema, key)
 
 
 @dataclass(frozen=True)
