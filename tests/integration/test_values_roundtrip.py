@@ -278,6 +278,63 @@ def test_floats_keep_their_bits_and_are_printed_as_postgresql_prints_them(
             assert struct.pack(">d" if kind == "float8" else ">f", row["x"]) == row["bits"]
 
 
+def random_text(randomly: random.Random) -> str:
+    """Any code points that PostgreSQL takes, those that mean something in arrays and JSON more often."""
+    points = [randomly.randint(1, 0xD7FF), randomly.randint(0xE000, 0x10FFFF), *map(ord, '"\\{},; \t\n\rNULnul')]
+    return "".join(chr(randomly.choice(points)) for _ in range(randomly.choice((0, 1, 4, 30))))
+
+
+def test_random_texts_alone_and_in_arrays_come_out_as_they_are(database: Database, session: psycopg.Connection) -> None:
+    seed = random.randrange(1 << 32)
+    randomly = random.Random(seed)
+    database.execute("CREATE TABLE r (a text, b text[], c jsonb, d name[], e char(7), f bytea[])")
+    rows = []
+    for _ in range(400):
+        text = random_text(randomly)
+        texts = [randomly.choice([None, random_text(randomly), "NULL"]) for _ in range(randomly.randint(0, 4))]
+        names = [text[:10], None]
+        rows.append((text, texts, json.dumps({text: texts}), names, text[:7], [text.encode(), b"", None]))
+    with session.cursor().copy("COPY public.r FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)
+    schema = layout(session, "public.r")
+    for row, payload in zip(rows, assert_round_trip(session, schema), strict=True):
+        values = decode_row(schema, payload)
+        assert (values["a"], values["b"], values["f"]) == (row[0], row[1], row[5]), f"seed {seed}"
+        assert json.loads(values["c"]) == json.loads(row[2])
+
+
+def test_random_times_and_numbers_of_postgresqls_whole_range_come_out_as_they_are(
+    database: Database, session: psycopg.Connection
+) -> None:
+    database.execute(
+        "CREATE TABLE r AS SELECT"
+        " timestamp '4714-11-24 BC' + (random() * 109203489)::int * interval '1 day' + random() * interval '1 day' AS a,"
+        " timestamp '0001-01-01' + (random() * 3652058)::int * interval '1 day' + random() * interval '1 day' AS b,"
+        " timestamptz '0001-01-02 00:00+00' + (random() * 3652056)::int * interval '1 day' AS c,"
+        " date '4714-11-24 BC' + (random() * 2147483493)::int AS d,"
+        " date '0001-01-01' + (random() * 3652058)::int AS e,"
+        " time '00:00' + random() * interval '1 day' AS f,"
+        " make_interval((random()*200-100)::int, (random()*20-10)::int, 0, (random()*60-30)::int, 0, 0, random()*9e5-5e5)"
+        " AS g,"
+        " (random() - 0.5)::numeric * power(10::numeric, (random() * 60 - 30)::int) AS h,"
+        " (random() * 1.8e19 - 9e18)::int8 AS i,"
+        " ARRAY[random()::float4, NULL, (random() * power(10, random() * 70 - 35))::float4] AS j,"
+        " ARRAY[random() * power(10, random() * 600 - 300), -random()] AS k,"
+        " ARRAY[now() + random() * interval '1 year', NULL] AS l,"
+        " gen_random_uuid() AS m"
+        " FROM generate_series(1, 2000)"
+    )
+    schema = layout(session, "public.r")
+    native = {"b": datetime, "c": datetime, "e": date, "f": time, "i": int, "j": list, "k": list, "l": list}
+    for payload in assert_round_trip(session, schema):
+        row = decode_row(schema, payload)
+        assert {name: type(row[name]) for name in native} == native
+        assert isinstance(row["a"], datetime | str)
+        assert type(row["h"]) is Decimal
+        assert type(row["m"]) is uuid.UUID
+
+
 def test_names_that_avro_forbids_and_reserved_words_keep_their_values_apart(
     database: Database, session: psycopg.Connection
 ) -> None:
