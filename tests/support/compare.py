@@ -16,9 +16,9 @@ from walbus.demo.sink_rows import key_of, open_sinks
 from walbus.demo.source_rows import read_source
 
 
-def assert_sinks_equal(dsn: str, *, cache: Path | None = None) -> None:
+def assert_sinks_equal(dsn: str, *, cache: Path | None = None, search: Path | None = None) -> None:
     """Every table with a primary key equals its copy in every sink that is given."""
-    comparison = compare_sinks(dsn, open_sinks(cache))
+    comparison = compare_sinks(dsn, open_sinks(cache, search))
     assert not comparison.differences, told(comparison.differences)
 
 

@@ -53,11 +53,15 @@ def compare_sinks(dsn: str, sinks: Sequence[SinkRows]) -> Comparison:
         sinks: as `walbus.demo.sink_rows` opens them.
     """
     comparison = Comparison(dict.fromkeys((sink.name for sink in sinks), 0))
+    seen = set()
     for table in read_source(dsn):
+        seen.add(table.table)
         for sink in sinks:
             comparison.rows[sink.name] += len(table.rows)
             comparison.differences += differences(sink.name, table, sink.rows(table))
     for sink in sinks:
+        for name in sorted(sink.tables() - seen):
+            comparison.differences.append(Difference(sink.name, name, (), None, "the source has no such table"))
         sink.close()
     return comparison
 

@@ -185,7 +185,7 @@ class Demo:
     def _conclude(self) -> int:
         stage = self._stage
         changes = count_changes(stage.relay_url)
-        comparison = compare_sinks(stage.source.dsn, open_sinks(stage.folder.cache))
+        comparison = compare_sinks(stage.source.dsn, open_sinks(stage.folder.cache, stage.folder.search))
         say = self._screen.say
         for difference in comparison.differences[:_DIFFERENCES_SHOWN]:
             say(f"difference: {difference}")

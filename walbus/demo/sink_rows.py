@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from walbus.demo.source_rows import Key, SourceTable
+
+if TYPE_CHECKING:
+    import tantivy
+
+_OWN = "_walbus_"  # tables of the sink's own
 
 #: What a sink holds of one row: a value for each column.
 Found: TypeAlias = tuple[Key, Mapping[str, object]]
@@ -21,6 +28,9 @@ class SinkRows(Protocol):
     """
 
     name: str
+
+    def tables(self) -> set[str]:
+        """`namespace.name` of every table that it holds a row of."""
 
     def rows(self, table: SourceTable) -> Iterator[Found]:
         """Every row that it holds of a table."""
@@ -37,6 +47,12 @@ class SqliteRows:
     def __init__(self, path: Path) -> None:
         self._database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
 
+    def tables(self) -> set[str]:
+        """See `SinkRows.tables`."""
+        names = self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        found = {name for (name,) in names if not name.startswith(_OWN) and self._has_rows(name)}
+        return {name if "." in name else f"public.{name}" for name in found}
+
     def rows(self, table: SourceTable) -> Iterator[Found]:
         """See `SinkRows.rows`."""
         name = table.name if table.namespace == "public" else table.table
@@ -52,6 +68,41 @@ class SqliteRows:
         """See `SinkRows.close`."""
         self._database.close()
 
+    def _has_rows(self, name: str) -> bool:
+        query = f"SELECT 1 FROM {_quoted(name)} LIMIT 1"  # noqa: S608 (a quoted name)
+        return self._database.execute(query).fetchone() is not None
+
+
+class SearchRows:
+    """The tantivy index: one document a row, its `_table` in a field and the row as JSON in `_source`."""
+
+    name = "search"
+
+    def __init__(self, folder: Path) -> None:
+        import tantivy  # noqa: PLC0415 (an extra: without this sink it need not be there)
+
+        self._index = tantivy.Index.open(str(folder))
+        self._searcher = self._index.searcher()
+        self._by_table = partial(tantivy.Query.term_query, self._index.schema, "_table")
+        self._all = tantivy.Query.all_query()
+
+    def tables(self) -> set[str]:
+        """See `SinkRows.tables`; the sink's own documents are in no table."""
+        return {str(table) for document in self._documents(self._all) if (table := document.get_first("_table"))}
+
+    def rows(self, table: SourceTable) -> Iterator[Found]:
+        """See `SinkRows.rows`."""
+        for document in self._documents(self._by_table(table.table)):
+            values = json.loads(bytes(document.get_first("_source") or b""))
+            yield key_of(table, values), values
+
+    def close(self) -> None:
+        """See `SinkRows.close`."""
+
+    def _documents(self, query: tantivy.Query) -> Iterator[tantivy.Document]:
+        hits = self._searcher.search(query, max(1, self._searcher.num_docs), count=False).hits
+        return (self._searcher.doc(address) for _, address in hits)
+
 
 def key_of(table: SourceTable, values: Mapping[str, object]) -> Key:
     """The key of a sink's row as texts."""
@@ -66,6 +117,11 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def open_sinks(cache: Path | None = None) -> Sequence[SinkRows]:
-    """The sinks that take part, those first that answer first."""
-    return [SqliteRows(cache)] if cache else []
+def open_sinks(cache: Path | None = None, search: Path | None = None) -> Sequence[SinkRows]:
+    """The sinks that are given: a SQLite file, the folder of a search index."""
+    sinks: list[SinkRows] = []
+    if cache is not None:
+        sinks.append(SqliteRows(cache))
+    if search is not None:
+        sinks.append(SearchRows(search))
+    return sinks
