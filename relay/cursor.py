@@ -126,7 +126,7 @@ class FileCursor:
             size = min(max(record_length(data), size), limit - self._offset)
             records, used = self._split(self._pread(size))
         if not records:
-            raise self._damage("a record reaches past the durable end, or the file is too short", 0)
+            raise self._damage("a record reaches past the durable end, or the file is too short")
         self._offset += used
         return records
 
@@ -139,13 +139,13 @@ class FileCursor:
         try:
             return split_records(data)
         except DamagedRecord as error:
-            raise self._damage(error.what, int(error.where or 0)) from error
+            raise self._damage(error.what) from error
 
-    def _damage(self, what: str, offset: int) -> DamagedRecord:
+    def _damage(self, what: str) -> DamagedRecord:
         path = segment_path(self._folder, self._number)
         return DamagedRecord(
             what,
-            where=f"{path}, offset {self._offset + offset}",
+            where=f"{path}, offset {self._offset}",
             mend="restore the file from a backup, or begin a new log in an empty folder and let consumers bootstrap",
         )
 

@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 
 class IndexLoader:
-    """Gives segments' indexes, and keeps those of sealed segments. Thread-safe.
+    """Gives segments' indexes, and keeps those of sealed segments and those that it had to build. Thread-safe.
 
     Args:
         folder: of the log.
@@ -45,11 +45,10 @@ class IndexLoader:
                 self._kept.move_to_end(number)
                 return kept
         sealed = at < len(view.manifest.sealed)
-        index = self._load(number, sealed=sealed)
-        if index is None:
-            index = self._rebuild(view, at)
+        loaded = self._load(number, sealed=sealed)
+        index = loaded if loaded is not None else self._rebuild(view, at)
         index.cut(max(view.limit(at), HEADER_SIZE))
-        if sealed:
+        if sealed or loaded is None:
             self._keep(number, index)
         return index
 

@@ -26,10 +26,11 @@ def record_length(data: bytes) -> int:
 
 
 def split_records(data: bytes) -> tuple[list[bytes], int]:
-    """The whole records at the start of a block, and how many bytes they take.
+    """The whole, good records at the start of a block, and how many bytes they take.
 
     Raises:
-        DamagedRecord: a length or a checksum is wrong; `where` gives the offset inside the block.
+        DamagedRecord: the first record's length or checksum is wrong. (That of a later one ends the list: the caller
+            meets it as the first one of its next block.)
     """
     records: list[bytes] = []
     offset, end = 0, len(data)
@@ -37,13 +38,13 @@ def split_records(data: bytes) -> tuple[list[bytes], int]:
     while end - offset >= 8:
         checksum, length = unpack(data, offset)
         stop = offset + length
-        if length < HEADER_SIZE:
-            raise DamagedRecord(f"a record's length of {length} is impossible", where=str(offset))
-        if stop > end:
+        if stop > end and length >= HEADER_SIZE:
             break
         record = data[offset:stop]
-        if crc(record[4:]) != checksum:
-            raise DamagedRecord("a record's checksum is wrong", where=str(offset))
+        if length < HEADER_SIZE or crc(record[4:]) != checksum:
+            if records:
+                break
+            raise DamagedRecord("a record's length or checksum is wrong")
         records.append(record)
         offset = stop
     return records, offset

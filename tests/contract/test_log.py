@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def test_records_come_in_the_order_of_append_with_positions_and_seqs_that_rise(e
     fill(writer, 100)
     headers = read_all(engine.open_reader())
     assert commits(headers) == [i * 16 for i in range(1, 101)]
-    assert all(a.last < b.first and b.first_seq == a.last_seq + 1 for a, b in zip(headers, headers[1:], strict=False))
+    assert all(a.last < b.first and b.first_seq == a.last_seq + 1 for a, b in itertools.pairwise(headers))
 
 
 def test_a_record_is_what_was_appended_and_its_checksum_holds(engine):
@@ -264,7 +265,7 @@ def test_a_closed_log_goes_on_where_it_was(engine):
     fill(again, 5, first=22)
     headers = read_all(engine.open_reader())
     assert commits(headers) == [i * 16 for i in range(1, 27)]
-    assert all(a.last_seq < b.first_seq for a, b in zip(headers, headers[1:], strict=False))
+    assert all(a.last_seq < b.first_seq for a, b in itertools.pairwise(headers))
 
 
 def test_a_killed_log_holds_what_was_synced_and_goes_on(engine):
@@ -279,7 +280,7 @@ def test_a_killed_log_holds_what_was_synced_and_goes_on(engine):
     fill(again, 5, first=21)
     headers = read_all(engine.open_reader())
     assert commits(headers) == [i * 16 for i in range(1, 26)]
-    assert all(a.last_seq < b.first_seq for a, b in zip(headers, headers[1:], strict=False))
+    assert all(a.last_seq < b.first_seq for a, b in itertools.pairwise(headers))
 
 
 def test_a_reader_and_its_cursor_live_through_the_writers_death_and_return(engine):
@@ -414,7 +415,7 @@ def test_one_writer_at_a_time(engine):
 
 def test_a_log_belongs_to_one_source(engine):
     engine.open_writer().close()
-    with pytest.raises(SourceReplaced, match="another|belongs"):
+    with pytest.raises(SourceReplaced, match="belongs"):
         engine.open_writer(SourceIdentity("9999", SOURCE.database, SOURCE.slot))
     assert engine.open_writer().bounds().end == ORIGIN
     assert engine.open_reader().source == SOURCE

@@ -95,6 +95,16 @@ def schema_piece(lsn: int, ordinal: int, schema: TableSchema, epoch: int = 1) ->
     )  # fmt: skip
 
 
+class UnsyncedFiles(Files):
+    """Files that are not synced: for tests whose fault is in the bytes, and that open a log hundreds of times."""
+
+    def fdatasync(self, fd: int) -> None:
+        pass
+
+    def fsync(self, fd: int) -> None:
+        pass
+
+
 class FileEngine:
     """The file engine in a folder.
 

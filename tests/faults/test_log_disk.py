@@ -1,0 +1,222 @@
+"""Faults 5, 6 and 7: the disk fails to sync, or is full."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.relay_log import FileEngine, commits, piece, read_all, table_schema, transaction
+from walbus.errors import LogError, LogFull
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag
+from walbus.relay.fs import Files
+
+
+class FailingFiles(Files):
+    """A disk whose next operation of one kind fails, for as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.failing: dict[str, int] = {}
+
+    def _fail(self, operation: str) -> None:
+        code = self.failing.get(operation)
+        if code is not None:
+            raise OSError(code, errno.errorcode[code])
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        if "pwrite" in self.failing and len(data) > 1:
+            super().pwrite(fd, data[: len(data) // 2], offset)  # half of it arrives
+        self._fail("pwrite")
+        return super().pwrite(fd, data, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        self._fail("fdatasync")
+        super().fdatasync(fd)
+
+    def create(self, path: Path) -> int:
+        self._fail("create")
+        return super().create(path)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._fail("replace")
+        super().replace(source, target)
+
+
+@pytest.fixture
+def files() -> FailingFiles:
+    return FailingFiles()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, files: FailingFiles) -> Iterator[FileEngine]:
+    made = FileEngine(tmp_path / "log", files=files)
+    yield made
+    files.failing.clear()
+    made.close()
+
+
+def test_a_failed_sync_ends_the_writer_and_is_never_tried_again(engine, files):
+    writer = engine.open_writer()
+    writer.append(transaction(16))
+    writer.sync()
+    writer.append(transaction(32))
+    files.failing["fdatasync"] = errno.EIO
+    with pytest.raises(OSError, match="EIO"):
+        writer.sync()
+    files.failing.clear()
+    for call in (writer.sync, lambda: writer.append(transaction(48)), lambda: writer.trim(0)):
+        with pytest.raises(LogError, match="a sync failed"):
+            call()
+    assert writer.bounds().end == Position(1, 16, 1)
+    assert commits(read_all(engine.open_reader())) == [16]
+    writer.close()
+
+
+def test_what_a_failed_sync_left_is_written_again_into_another_file(engine, files):
+    writer = engine.open_writer()
+    writer.append(transaction(16))
+    files.failing["fdatasync"] = errno.EIO
+    with pytest.raises(OSError, match="EIO"):
+        writer.sync()
+    files.failing.clear()
+    writer.close()
+    before = set(engine.segments())
+    again = engine.open_writer()
+    assert again.bounds().end == Position(1, 16, 1)
+    assert not before & set(engine.segments())
+
+
+def test_a_full_disk_changes_nothing_and_the_log_goes_on_when_there_is_room(engine, files):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    writer.append(transaction(16))
+    writer.sync()
+    writer.append(piece(32, 1, 2, Flag.BEGIN))
+    writer.append(piece(32, 3, 2, Flag.END))
+    files.failing["pwrite"] = errno.ENOSPC
+    for _ in range(3):
+        with pytest.raises(LogFull):
+            writer.sync()
+        assert commits(read_all(reader)) == [16]
+        assert writer.bounds().end == Position(1, 16, 1)
+    files.failing.clear()
+    assert writer.sync().end == Position(1, 32, 4)
+    assert commits(read_all(reader)) == [16, 32]
+
+
+def test_a_piece_that_met_a_full_disk_can_be_appended_again(engine, files):
+    writer = engine.open_writer()
+    files.failing["pwrite"] = errno.ENOSPC
+    appended, lsn = [], 16
+    with pytest.raises(LogFull):
+        while True:
+            writer.append(transaction(lsn, size=100_000))
+            appended.append(lsn)
+            lsn += 16
+    files.failing.clear()
+    writer.append(transaction(lsn, size=100_000))
+    writer.sync()
+    assert commits(read_all(engine.open_reader())) == [*appended, lsn]
+
+
+@pytest.mark.parametrize("operation", ["create", "pwrite"])
+def test_a_roll_without_room_is_done_later(engine, files, operation):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    lsn = 16
+    while len(engine.segments()) == 1 and writer._file.size < engine.segment_bytes:
+        writer.append(transaction(lsn, size=1000))
+        lsn += 16
+    writer.sync()
+    files.failing[operation] = errno.ENOSPC
+    for _ in range(3):
+        with pytest.raises(LogFull):
+            writer.append(transaction(lsn))
+    assert len(commits(read_all(reader))) == lsn // 16 - 1
+    files.failing.clear()
+    writer.append(transaction(lsn))
+    writer.sync()
+    assert len(engine.segments()) == 2
+    assert len(commits(read_all(reader))) == lsn // 16
+
+
+def test_a_schema_that_met_a_full_disk_is_not_known(engine, files):
+    writer = engine.open_writer()
+    for operation in ("create", "pwrite"):
+        files.failing[operation] = errno.ENOSPC
+        with pytest.raises(LogFull):
+            writer.schemas.register(table_schema())
+        files.failing.clear()
+    assert writer.schemas.all() == []
+    schema, new = writer.schemas.register(table_schema())
+    assert (schema.id, new) == (1, True)
+
+
+def test_an_unopened_log_on_a_full_disk_can_be_opened_later(engine, files):
+    files.failing["pwrite"] = errno.ENOSPC
+    with pytest.raises(LogFull):
+        engine.open_writer()
+    files.failing.clear()
+    assert engine.open_writer().bounds().end == ORIGIN
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_on_a_small_disk_confirming_stops_readers_go_on_and_room_resumes_it(small_disk):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1 << 20))
+    engine = FileEngine(small_disk / "log", segment_bytes=256 << 10)
+    engine.retention_bytes = 400_000
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    lsn, durable = 16, 0
+    with pytest.raises(LogFull):
+        while True:
+            writer.append(transaction(lsn, size=20_000))
+            durable = writer.sync().end.commit_lsn
+            lsn += 16
+    assert commits(read_all(reader)) == list(range(16, durable + 1, 16))
+    with pytest.raises(LogFull):
+        writer.sync()
+    ballast.unlink()
+    assert writer.sync().end.commit_lsn in (durable, lsn)
+    if writer.bounds().end.commit_lsn < lsn:  # the piece itself had been refused
+        writer.append(transaction(lsn, size=20_000))
+    writer.sync()
+    assert commits(read_all(reader)) == list(range(16, lsn + 1, 16))
+    engine.close()
+
+
+def test_retention_makes_room_on_a_disk_that_is_full_to_the_last_byte(small_disk):
+    engine = FileEngine(small_disk / "log", segment_bytes=256 << 10)
+    writer = engine.open_writer()
+    lsn = 16
+    with pytest.raises(LogFull):
+        while True:
+            writer.append(transaction(lsn, size=20_000))
+            writer.sync()
+            lsn += 16
+    with pytest.raises(OSError, match="No space"), (small_disk / "ballast").open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(512))
+    writer.trim(1e12)
+    if writer.bounds().end.commit_lsn < lsn:
+        writer.append(transaction(lsn, size=20_000)) if writer._here.tip.position.commit_lsn < lsn else None
+        writer.sync()
+    assert writer.bounds().end.commit_lsn == lsn
+    engine.close()
