@@ -81,7 +81,7 @@ def run(rate: int, seconds: int) -> Report:
         source = Source(server, "bench")
         source.execute(_PROBE)
         source.execute("INSERT INTO probe VALUES (1, 0, ''); CREATE SEQUENCE events_id")
-        with open_rooms(source, folder / "rooms") as rooms:
+        with open_rooms(source, folder / "rooms", start="snapshot") as rooms:
             rooms.wait(lambda: _number(rooms.cache) is not None, _DEADLINE)
             watcher = StreamWatcher(source)
             with _load(source, rate, seconds, folder):

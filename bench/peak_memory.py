@@ -40,7 +40,7 @@ def _peaks(source: Source, rows: int, folder: Path) -> dict[str, int]:
     """Peaks by process. The slot is made by a first, short run, so that the backlog lies behind it."""
     _make_slot(source)
     source.one_transaction(rows)
-    with open_rooms(source, folder) as rooms:
+    with open_rooms(source, folder, start="earliest") as rooms:
         rooms.wait(lambda: _last_row(rooms.cache) >= rows, _DEADLINE)
         rooms.wait(lambda: _applied(rooms), _DEADLINE)
         return rooms.peaks()

@@ -29,7 +29,7 @@ listen = "127.0.0.1:{bootstrap}"
 [consumer.cache]
 sink = "sqlite"
 path = {cache}
-start = "earliest"
+start = "{start}"
 [log]
 level = "warning"
 """
@@ -42,7 +42,7 @@ class Rooms:
         cache: the SQLite file that the consumer keeps.
     """
 
-    def __init__(self, source: Source, folder: Path) -> None:
+    def __init__(self, source: Source, folder: Path, start: str) -> None:
         folder.mkdir()
         self.cache = folder / "cache.db"
         self._data = folder / "data"
@@ -51,7 +51,7 @@ class Rooms:
         relay, bootstrap = _free_ports()
         quoted = {"data_dir": str(self._data), "dsn": source.dsn, "cache": str(self.cache)}
         strings = {name: json.dumps(text) for name, text in quoted.items()}
-        config.write_text(_CONFIG.format(relay=relay, bootstrap=bootstrap, **strings))
+        config.write_text(_CONFIG.format(relay=relay, bootstrap=bootstrap, start=start, **strings))
         command = [sys.executable, "-P", "-m", "walbus", "run", "-c", str(config)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -92,9 +92,15 @@ class Rooms:
 
 
 @contextmanager
-def open_rooms(source: Source, folder: Path) -> Iterator[Rooms]:
-    """The rooms, stopped in the end whatever happens; their slot is dropped."""
-    rooms = Rooms(source, folder)
+def open_rooms(source: Source, folder: Path, *, start: str) -> Iterator[Rooms]:
+    """The rooms, stopped in the end whatever happens; their slot is dropped.
+
+    Args:
+        source: whose tables they take.
+        folder: made for all of their files.
+        start: where the consumer begins: `snapshot`, `earliest` or `latest`.
+    """
+    rooms = Rooms(source, folder, start)
     try:
         yield rooms
     finally:
