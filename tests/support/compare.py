@@ -1,6 +1,6 @@
 """A source's tables against what a sink holds, value by value; also the demo's last act (`walbus.demo.compare`).
 
-    assert_sinks_equal(database.dsn, cache=path_of_sqlite, search=folder_of_index, redis_url=url, redis_prefix="…")
+    assert_sinks_equal(database.dsn, cache=path_of_sqlite, search=folder_of_index, redis_url=url)
     assert_rows_equal("tail", database.dsn, {"public.orders": rows})     # rows: dicts, one a row (JSON lines, dicts…)
 
 Both wait for nothing: call them when the consumer has passed the last commit (`support.waiting`).
@@ -16,9 +16,11 @@ from walbus.demo.sink_rows import key_of, open_sinks
 from walbus.demo.source_rows import read_source
 
 
-def assert_sinks_equal(dsn: str, *, cache: Path | None = None, search: Path | None = None) -> None:
-    """Every table with a primary key equals its copy in every sink that is given."""
-    comparison = compare_sinks(dsn, open_sinks(cache, search))
+def assert_sinks_equal(
+    dsn: str, *, cache: Path | None = None, search: Path | None = None, redis_url: str | None = None
+) -> None:
+    """Every table with a primary key equals its copy in every sink that is given, and no sink has another table."""
+    comparison = compare_sinks(dsn, open_sinks(cache, search, redis_url))
     assert not comparison.differences, told(comparison.differences)
 
 

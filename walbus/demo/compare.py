@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from walbus.demo.sink_rows import Found, SinkRows
-from walbus.demo.source_rows import Key, SourceTable, read_source
+from walbus.demo.source_rows import Key, SourceTable, read_source, table_names
 from walbus.demo.value_match import same_value
 
 
@@ -53,14 +53,13 @@ def compare_sinks(dsn: str, sinks: Sequence[SinkRows]) -> Comparison:
         sinks: as `walbus.demo.sink_rows` opens them.
     """
     comparison = Comparison(dict.fromkeys((sink.name for sink in sinks), 0))
-    seen = set()
     for table in read_source(dsn):
-        seen.add(table.table)
         for sink in sinks:
             comparison.rows[sink.name] += len(table.rows)
             comparison.differences += differences(sink.name, table, sink.rows(table))
+    names = table_names(dsn)
     for sink in sinks:
-        for name in sorted(sink.tables() - seen):
+        for name in sorted(sink.tables() - names):
             comparison.differences.append(Difference(sink.name, name, (), None, "the source has no such table"))
         sink.close()
     return comparison

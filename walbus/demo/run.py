@@ -185,7 +185,8 @@ class Demo:
     def _conclude(self) -> int:
         stage = self._stage
         changes = count_changes(stage.relay_url)
-        comparison = compare_sinks(stage.source.dsn, open_sinks(stage.folder.cache, stage.folder.search))
+        sinks = open_sinks(stage.folder.cache, stage.folder.search, stage.redis_url)
+        comparison = compare_sinks(stage.source.dsn, sinks)
         say = self._screen.say
         for difference in comparison.differences[:_DIFFERENCES_SHOWN]:
             say(f"difference: {difference}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import tantivy
 
 _OWN = "_walbus_"  # tables of the sink's own
+_AT_ONCE = 1000  # rows asked for in one go
 
 #: What a sink holds of one row: a value for each column.
 Found: TypeAlias = tuple[Key, Mapping[str, object]]
@@ -104,6 +106,39 @@ class SearchRows:
         return (self._searcher.doc(address) for _, address in hits)
 
 
+class RedisRows:
+    """Redis with the sink's defaults: a hash of texts at `schema.table:key`; NULL is no field."""
+
+    name = "redis"
+
+    def __init__(self, url: str) -> None:
+        import redis  # noqa: PLC0415 (an extra: without this sink it need not be there)
+
+        self._redis = redis.Redis.from_url(url)
+
+    def tables(self) -> set[str]:
+        """See `SinkRows.tables`."""
+        keys = (key.decode() for key in self._redis.scan_iter(count=_AT_ONCE))
+        return {key.partition(":")[0] for key in keys if not key.startswith("walbus:")}
+
+    def rows(self, table: SourceTable) -> Iterator[Found]:
+        """See `SinkRows.rows`."""
+        pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", table.table) + ":*"
+        keys = sorted(set(self._redis.scan_iter(match=pattern, count=_AT_ONCE)))
+        for first in range(0, len(keys), _AT_ONCE):
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for key in keys[first : first + _AT_ONCE]:
+                    pipeline.hgetall(key)
+                for fields in pipeline.execute():
+                    texts = {name.decode(): value.decode() for name, value in fields.items()}
+                    values = {column.name: texts.get(column.name) for column in table.columns}
+                    yield key_of(table, values), values
+
+    def close(self) -> None:
+        """See `SinkRows.close`."""
+        self._redis.close()
+
+
 def key_of(table: SourceTable, values: Mapping[str, object]) -> Key:
     """The key of a sink's row as texts."""
     return tuple(_key_text(values[column.name]) for column in table.key_columns)
@@ -117,11 +152,15 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def open_sinks(cache: Path | None = None, search: Path | None = None) -> Sequence[SinkRows]:
-    """The sinks that are given: a SQLite file, the folder of a search index."""
+def open_sinks(
+    cache: Path | None = None, search: Path | None = None, redis_url: str | None = None
+) -> Sequence[SinkRows]:
+    """The sinks that are given: a SQLite file, the folder of a search index, a Redis."""
     sinks: list[SinkRows] = []
     if cache is not None:
         sinks.append(SqliteRows(cache))
     if search is not None:
         sinks.append(SearchRows(search))
+    if redis_url is not None:
+        sinks.append(RedisRows(redis_url))
     return sinks

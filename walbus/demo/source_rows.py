@@ -22,6 +22,11 @@ AND EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.ind
 ORDER BY 2, 3
 """
 
+_NAMES = """
+SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p')
+"""
+
 _COLUMNS = """
 SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), coalesce(a.attnum = ANY (i.indkey), false)
 FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
@@ -65,6 +70,12 @@ class SourceTable:
         return tuple(column for column in self.columns if column.in_key)
 
 
+def table_names(dsn: str) -> set[str]:
+    """`namespace.name` of every table, whatever it has for a key."""
+    with psycopg.connect(dsn) as connection:
+        return {name for (name,) in connection.execute(_NAMES)}
+
+
 def read_source(dsn: str) -> Iterator[SourceTable]:
     """Every table with a primary key, all as of one snapshot."""
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -78,9 +89,11 @@ def read_source(dsn: str) -> Iterator[SourceTable]:
 def _rows(
     connection: psycopg.Connection, table: sql.Identifier, columns: tuple[SourceColumn, ...]
 ) -> dict[Key, tuple[str | None, ...]]:
-    texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(column.name)) for column in columns)
+    """By COPY, which gives each type's output text; a cast to text gives another one for char(n) and boolean."""
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
     key_indexes = [index for index, column in enumerate(columns) if column.in_key]
     rows = {}
-    for row in connection.execute(sql.SQL("SELECT {} FROM {}").format(texts, table)):
-        rows[tuple(row[index] for index in key_indexes)] = row
+    with connection.cursor().copy(sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(names, table)) as copy:
+        for row in copy.rows():
+            rows[tuple(row[index] for index in key_indexes)] = row
     return rows

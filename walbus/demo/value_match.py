@@ -3,7 +3,7 @@ r"""Whether a value in a sink is the value of the source, whatever form the sink
 The source's side is PostgreSQL's canonical text; the sink's side is what its client returns: None, bool, int, float,
 str, bytes, datetime, list. Each type has a small number of forms that mean the same value, and nothing else passes:
 
-    boolean          True, 1, "t" or "true" for true
+    boolean          True, 1, "t" or "true" for t
     integers         the number, or its text
     floats           the number bit for bit (NaN equals NaN), or its text
     bytea            the bytes, or `\x…`
@@ -47,7 +47,7 @@ def same_value(type_name: str, text: str | None, value: object) -> bool:
 
 
 def _same_boolean(text: str, value: object) -> bool:
-    truth = text in {"t", "true"}  # on the wire, and by a cast
+    truth = text == "t"
     return value in (("true", True) if truth else ("false", False))
 
 
