@@ -100,6 +100,8 @@ class SinkFeed:
     def _take_window(self, window: Window, marks: Marks, checkpoint: Checkpoint | None, now: float) -> None:
         if checkpoint is None and self._whole and self._since is not None:
             self._commit(now)  # a large transaction begins: what is whole does not wait for its end
+        if marks != self._marks:
+            self._write()
         self._pending.append(window)
         self._changes += len(window.changes)
         self._whole = checkpoint is not None
@@ -202,7 +204,7 @@ class ConsumerRun:
         self.stop.wait(delay)
 
 
-def run_consumer(
+def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     name: str,
     config: ConsumerConfig,
     *,

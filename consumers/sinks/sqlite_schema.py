@@ -1,4 +1,4 @@
-"""The replica's tables: which there are, and how they follow the source's layouts. Runs inside the sink's transaction."""
+"""The replica's tables: which there are, and how they follow the source's layouts; inside the sink's transaction."""
 
 from __future__ import annotations
 

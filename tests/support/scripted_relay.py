@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Silent."""
 
-    def do_GET(self) -> None:  # noqa: N802  (the base class's name)
+    def do_GET(self) -> None:
         relay = self.relay
         url = urlsplit(self.path)
         parameters = {name: values[0] for name, values in parse_qs(url.query).items()}

@@ -1,0 +1,339 @@
+"""The tantivy sink: an embedded search index, one document a row (fields: see `tantivy_index`).
+
+Rows and checkpoint are one commit, so searchers see whole transactions of the source. A commit costs milliseconds
+whatever is in it, hence a few a second at most: windows wait for it up to `commit_seconds`.
+
+The index has one writer, by tantivy's own lock, and windows at or below the position last accepted are dropped, so
+that no late upsert can come back: there are no tombstones. Besides, each change is compared with the version of the
+document that is there, accepted or committed.
+
+Rows accepted since the last commit are remembered, because tantivy shows them only after it. A transaction of more
+than `_REMEMBERED` rows is therefore committed in parts, still under the checkpoint before it: searchers see a part of
+such a transaction early, and after a crash it comes again from its beginning, and is compared by version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from pydantic import Field
+
+from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.machine import Sweep
+from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.layout import LayoutChange, layout_change
+from walbus.consumers.sinks.tantivy_index import (
+    LAYOUTS_ID,
+    STATE_ID,
+    IndexedRow,
+    RowIndex,
+    document_id,
+    keyless_id,
+    renamed_id,
+    table_of,
+)
+from walbus.consumers.tables import matching
+from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
+from walbus.events import Change, Window
+from walbus.position import ORIGIN, Position
+from walbus.records import Kind, Op
+from walbus.schema import TableSchema
+from walbus.values import row_json
+
+_REMEMBERED = 50_000
+_NULL = msgspec.Raw(b"null")
+
+
+class TantivyOptions(SinkOptions):
+    """Keys of `[consumer.NAME]` with `sink = "tantivy"`."""
+
+    path: Path | None = None  #: the index's folder; default: `index` in the consumer's folder
+    commit_seconds: float = Field(0.2, gt=0, le=60)  #: how long a change may wait to become visible
+    heap_mb: int = Field(64, ge=16, le=4096)  #: memory of tantivy's writer
+
+
+class TantivySink:
+    """A search index in one folder; see `walbus.consumers.sinks.base.Sink`."""
+
+    def __init__(self, path: Path, options: TantivyOptions, place: SinkPlace) -> None:
+        self._path = path
+        self._batching = Batching(linger=options.commit_seconds, max_changes=5_000)
+        self._tables_wanted = place.tables
+        self._accepted: dict[str, IndexedRow | None] = {}  # by document id, since the last commit; None: deleted
+        self._checkpoint: Checkpoint | None = None
+        self._done: Position = ORIGIN  # everything up to here is accepted
+        self._layouts: dict[int, TableSchema] = {}  # by OID
+        self._log_generation = 0  # that the layouts' numbers belong to
+        self._layouts_stored = True
+        self._lacking: set[str] = set()  # documents that lack a value
+        with self._errors():
+            self._index = RowIndex(path, options.heap_mb << 20)
+        self._forget()
+
+    @classmethod
+    def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
+        """See `SinkType.open`."""
+        chosen = TantivyOptions.read(options, place)
+        return cls(chosen.path or place.folder / "index", chosen, place)
+
+    @property
+    def batching(self) -> Batching:
+        """See `Sink.batching`."""
+        return self._batching
+
+    def checkpoint(self) -> Checkpoint | None:
+        """See `Sink.checkpoint`."""
+        self._forget()
+        return self._checkpoint
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        """See `Sink.write`."""
+        with self._errors():
+            for window in windows:
+                self._write(window, marks)
+            if len(self._accepted) > _REMEMBERED:
+                self._commit()
+
+    def sweep(self, sweep: Sweep) -> None:
+        """See `Sink.sweep`."""
+        with self._errors():
+            self._index.sweep(sweep.table, sweep.seq, sweep.marks)
+            marks = sweep.marks
+            for row_id, row in self._accepted_of(sweep.table):
+                if row.mark < marks.generation and (row.seq <= sweep.seq or row.mark < marks.log_generation):
+                    self._accepted[row_id] = None
+            self._lacking -= {row_id for row_id in self._lacking if table_of(row_id) == sweep.table}
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`."""
+        self._checkpoint = checkpoint
+        with self._errors():
+            self._commit()
+        self._done = last_done_of(checkpoint)
+
+    def rollback(self) -> None:
+        """See `Sink.rollback`."""
+        try:
+            self._index.rollback()
+            self._forget()
+        except (ValueError, SinkRefused):
+            return  # the next `checkpoint()` tells what is wrong
+
+    def incomplete(self) -> tuple[str, ...]:
+        """See `Sink.incomplete`."""
+        return tuple(sorted({table_of(row_id) for row_id in self._lacking})) if self._lacking else ()
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        with suppress(ValueError, AttributeError):  # AttributeError: closed already, the writer is gone
+            self._index.close()
+
+    # State
+
+    def _forget(self) -> None:
+        """What is known comes from the index alone."""
+        self._accepted.clear()
+        with self._errors():
+            state, layouts = self._index.document(STATE_ID), self._index.document(LAYOUTS_ID)
+        text = state.get("checkpoint")
+        try:
+            self._checkpoint = None if text is None else load_checkpoint(text)
+        except InvalidText as error:
+            raise SinkRefused(error.what, where=str(self._path), mend=error.mend) from None
+        self._done = last_done_of(self._checkpoint)
+        self._lacking = set(state.get("lacking", []))
+        known = (TableSchema.from_dict(document) for document in layouts.get("layouts", []))
+        self._layouts = {layout.oid: layout for layout in known}
+        self._log_generation = int(layouts.get("log_generation", 0))
+        self._layouts_stored = True
+
+    def _commit(self) -> None:
+        checkpoint = self._checkpoint and dump_checkpoint(self._checkpoint)
+        self._index.put_document(STATE_ID, {"checkpoint": checkpoint, "lacking": sorted(self._lacking)})
+        if not self._layouts_stored:
+            layouts = [layout.to_dict() for layout in self._layouts.values()]
+            self._index.put_document(LAYOUTS_ID, {"log_generation": self._log_generation, "layouts": layouts})
+        self._index.commit()
+        self._layouts_stored = True
+        self._accepted.clear()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # all that tantivy ever raises
+            text = str(error)
+            if "LockBusy" in text:
+                raise SinkUnavailable("another process writes this index", where=str(self._path)) from None
+            if "No space left" in text:
+                raise SinkUnavailable("the disk under the index is full", where=str(self._path)) from None
+            if "schema does not match" in text:
+                raise SinkRefused(
+                    "the folder holds an index of another kind", where=str(self._path), mend="choose another path"
+                ) from None
+            raise SinkRefused(f"tantivy refuses ({text.partition(':')[0]})", where=str(self._path)) from None
+
+    # Changes
+
+    def _write(self, window: Window, marks: Marks) -> None:
+        match window.kind:
+            case Kind.TRANSACTION if window.last > self._done:
+                for change in window.changes:
+                    self._apply(change, marks)
+                if window.ends:
+                    self._done = window.last
+            case Kind.SNAPSHOT:
+                for change in window.changes:
+                    self._load(change, marks)
+            case Kind.SCHEMA:
+                for change in window.changes:
+                    if change.schema is not None and matching([change.schema.table], self._tables_wanted):
+                        self._fit(change.schema, marks)
+
+    def _apply(self, change: Change, marks: Marks) -> None:
+        key = change.raw.key
+        match change.op:
+            case Op.INSERT | Op.UPDATE if key is None:
+                self._append(change, marks)
+            case Op.INSERT | Op.UPDATE if key is not None:
+                self._upsert(change, key, marks)
+            case Op.DELETE if key is None:
+                raise _keyless(change)
+            case Op.DELETE if key is not None:
+                self._delete(document_id(self._layout(change, marks).table, key), change.seq, marks)
+            case Op.TRUNCATE:
+                self._truncate(change, marks)
+
+    def _load(self, change: Change, marks: Marks) -> None:
+        """A snapshot's row; it replaces a row that lacks a value whatever its version: the log brings it forward."""
+        table = self._layout(change, marks).table
+        row_id = keyless_id(table, change.seq) if change.raw.key is None else document_id(table, change.raw.key)
+        if row_id in self._lacking or self._is_older(row_id, change.seq + 1, marks):
+            self._put(row_id, IndexedRow(table, change.seq, marks.generation, self._source(change)))
+
+    def _append(self, change: Change, marks: Marks) -> None:
+        if change.op is Op.UPDATE:
+            raise _keyless(change)
+        table = self._layout(change, marks).table
+        self._put(keyless_id(table, change.seq), IndexedRow(table, change.seq, marks.generation, self._source(change)))
+
+    def _upsert(self, change: Change, key: bytes, marks: Marks) -> None:
+        table = self._layout(change, marks).table
+        row_id, raw = document_id(table, key), change.raw
+        old_id = row_id if raw.old_key is None else document_id(table, raw.old_key)
+        stored = (self._row(old_id) or self._row(row_id)) if raw.unchanged else None
+        lacks = raw.unchanged and (stored is None or old_id in self._lacking)
+        if old_id != row_id:
+            self._delete(old_id, change.seq, marks)
+        if not self._is_older(row_id, change.seq, marks):
+            return
+        self._put(row_id, IndexedRow(table, change.seq, marks.generation, self._source(change, stored)))
+        if lacks:
+            self._lacking.add(row_id)
+
+    def _delete(self, row_id: str, seq: int, marks: Marks) -> None:
+        if self._is_older(row_id, seq, marks):
+            self._index.delete(row_id)
+            self._accepted[row_id] = None
+            self._lacking.discard(row_id)
+
+    def _truncate(self, change: Change, marks: Marks) -> None:
+        layout = change.schema or self._layouts.get(change.raw.table)
+        if layout is None:
+            return
+        self._index.truncate(layout.table, change.seq, marks)
+        for row_id, row in self._accepted_of(layout.table):
+            if row.seq < change.seq or row.mark < marks.log_generation:
+                self._accepted[row_id] = None
+        self._lacking -= {row_id for row_id in self._lacking if table_of(row_id) == layout.table}
+
+    def _put(self, row_id: str, row: IndexedRow) -> None:
+        self._index.put(row_id, row, _texts(row))
+        self._accepted[row_id] = row
+        self._lacking.discard(row_id)
+
+    # Rows as they are now, accepted or committed
+
+    def _row(self, row_id: str) -> IndexedRow | None:
+        return self._accepted[row_id] if row_id in self._accepted else self._index.find(row_id)
+
+    def _is_older(self, row_id: str, seq: int, marks: Marks) -> bool:
+        """Whether there is no row of this name with this seq or a later one."""
+        if row_id in self._accepted:
+            row = self._accepted[row_id]
+            version = None if row is None else (row.seq, row.mark)
+        else:
+            version = self._index.version(row_id)
+        return version is None or version[0] < seq or version[1] < marks.log_generation
+
+    def _accepted_of(self, table: str) -> list[tuple[str, IndexedRow]]:
+        return [(row_id, row) for row_id, row in self._accepted.items() if row is not None and row.table == table]
+
+    def _source(self, change: Change, stored: IndexedRow | None = None) -> bytes:
+        """The row as JSON; columns that were left out come from the stored row, and are null where that has none."""
+        raw, layout = change.raw, change.schema
+        if raw.after is None or layout is None:
+            raise refused("a change has no row", change, "check the relay's log")
+        row = row_json(layout, raw.after, raw.unchanged)
+        if raw.unchanged:
+            before = {} if stored is None else stored.columns()
+            row = {column.name: row.get(column.name, before.get(column.name, _NULL)) for column in layout.columns}
+        return msgspec.json.encode(row)
+
+    # Layouts
+
+    def _layout(self, change: Change, marks: Marks) -> TableSchema:
+        if change.schema is None:
+            raise refused("a row has no layout", change, "check the relay's log")
+        return self._fit(change.schema, marks)
+
+    def _fit(self, layout: TableSchema, marks: Marks) -> TableSchema:
+        """The table's present layout, once its documents have been brought to `layout` if that is newer."""
+        known = self._layouts.get(layout.oid)
+        newer_log = marks.log_generation > self._log_generation
+        if known is not None and known.id >= layout.id and not newer_log:
+            return known
+        if newer_log:
+            self._log_generation = marks.log_generation
+            self._layouts = {oid: table for oid, table in self._layouts.items() if oid == layout.oid}
+        self._layouts[layout.oid], self._layouts_stored = layout, False
+        if known is not None and not known.same_layout(layout):
+            self._rewrite(known, layout)
+        return layout
+
+    def _rewrite(self, before: TableSchema, now: TableSchema) -> None:
+        """Brings a table's documents to a new layout: columns by their new names, and the table by its own."""
+        if self._accepted:
+            self._commit()
+        change = layout_change(before, now)
+        for row_id, row in self._index.rows_of(before.table):
+            source = _rearranged(row.columns(), change)
+            new_id = renamed_id(row_id, now.table)
+            self._index.delete(row_id)
+            self._put(new_id, IndexedRow(now.table, row.seq, row.mark, source))
+        self._commit()
+
+
+def _rearranged(columns: dict[str, msgspec.Raw], change: LayoutChange) -> bytes:
+    renamed, dropped = dict(change.renamed), set(change.dropped)
+    row = {renamed.get(name, name): value for name, value in columns.items() if name not in dropped}
+    return msgspec.json.encode(row | {column.name: _NULL for column in change.added})
+
+
+def _texts(row: IndexedRow) -> list[str]:
+    return [value for value in msgspec.json.decode(row.source, type=dict[str, Any]).values() if type(value) is str]
+
+
+def _keyless(change: Change) -> SinkRefused:
+    return refused(
+        "a row of a table without a key changed, and its document cannot be told from others",
+        change,
+        "give the table a primary key, or leave it out of the consumer's tables",
+    )
+
+
+__all__ = ["TantivyOptions", "TantivySink"]

@@ -1,0 +1,206 @@
+"""The tantivy index of the search sink: its fields, its documents, and reading them back. No knowledge of changes.
+
+    _id      the document's name: `schema.table/key`, the key's columns separated by `/`
+    _table   `schema.table`
+    _seq     the row's version
+    _mark    the generation that wrote it
+    _source  the row as JSON (stored, not indexed): what a search gives back
+    text     all text values of the row, analysed: what a search without a field looks in
+    row      the row as a JSON field, analysed: `row.title:word`
+
+Two more documents, in no table, hold what the sink must know after a restart: `walbus/state` (the checkpoint), and
+`walbus/layouts`. They are replaced in the same commit as the rows, so that all are of one moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tantivy
+
+from walbus.consumers.checkpoint import Marks
+from walbus.keys import key_texts
+
+STATE_ID, LAYOUTS_ID = "walbus/state", "walbus/layouts"
+_MAX = (1 << 63) - 1
+_Columns = dict[str, msgspec.Raw]
+_columns = msgspec.json.Decoder(_Columns)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedRow:
+    """One document: a row, its version, and the generation that wrote it."""
+
+    table: str
+    seq: int
+    mark: int
+    source: bytes
+
+    def columns(self) -> _Columns:
+        """The row's columns, each as the JSON that it is."""
+        return _columns.decode(self.source)
+
+
+def document_id(table: str, key: bytes) -> str:
+    """The name of a row's document."""
+    return "/".join(map(_escaped, (table, *key_texts(key))))
+
+
+def keyless_id(table: str, seq: int) -> str:
+    """The name of the document of a row without a key: it is only ever added."""
+    return f"{_escaped(table)}/#{seq}"
+
+
+def table_of(row_id: str) -> str:
+    """The table of a document by its name."""
+    return row_id.partition("/")[0].replace("%2F", "/").replace("%25", "%")
+
+
+def renamed_id(row_id: str, table: str) -> str:
+    """The name that a document has once its table is called otherwise."""
+    return f"{_escaped(table)}/{row_id.partition('/')[2]}"
+
+
+def _escaped(part: str) -> str:
+    return part.replace("%", "%25").replace("/", "%2F")
+
+
+def index_schema() -> tantivy.Schema:
+    """The fields."""
+    builder = tantivy.SchemaBuilder()
+    for name in ("_id", "_table"):
+        builder.add_text_field(name, stored=True, tokenizer_name="raw", index_option="basic")
+    for name in ("_seq", "_mark"):
+        builder.add_unsigned_field(name, stored=True, indexed=True, fast=True)
+    builder.add_bytes_field("_source", stored=True, indexed=False)
+    builder.add_text_field("text", stored=False)
+    builder.add_json_field("row", stored=False)
+    return builder.build()
+
+
+class RowIndex:
+    """The index and its one writer. What is put or deleted is seen by `find` after the next commit.
+
+    Args:
+        path: the index's folder, made when missing.
+        heap_bytes: memory of the writer.
+
+    Raises:
+        ValueError: tantivy cannot open it (its text says why), or another process writes it.
+    """
+
+    def __init__(self, path: Path, heap_bytes: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._schema = index_schema()
+        self._index = tantivy.Index(self._schema, path=str(path))
+        self._writer = self._index.writer(heap_bytes, 1)
+        self._searcher = self._reloaded()
+
+    def find(self, row_id: str) -> IndexedRow | None:
+        """The committed document with a name."""
+        hits = self._searcher.search(self._term("_id", row_id), 1, count=False).hits
+        return self._read(hits[0][1]) if hits else None
+
+    def version(self, row_id: str) -> tuple[int, int] | None:
+        """Seq and mark of the committed document with a name."""
+        hits = self._searcher.search(self._term("_id", row_id), 1, count=False).hits
+        if not hits:
+            return None
+        address = [hits[0][1]]
+        seqs, marks = (self._searcher.fast_field_values(name, address) for name in ("_seq", "_mark"))
+        return int(seqs[0] or 0), int(marks[0] or 0)
+
+    def rows_of(self, table: str) -> Iterator[tuple[str, IndexedRow]]:
+        """All committed documents of a table."""
+        searcher = self._searcher
+        hits = searcher.search(self._term("_table", table), max(1, searcher.num_docs), count=False).hits
+        for _, address in hits:
+            yield str(searcher.doc(address).get_first("_id")), self._read(address, searcher)
+
+    def put(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
+        """Replaces the document with a name."""
+        self.delete(row_id)
+        document = tantivy.Document()
+        document.add_text("_id", row_id)
+        document.add_text("_table", row.table)
+        document.add_unsigned("_seq", row.seq)
+        document.add_unsigned("_mark", row.mark)
+        document.add_bytes("_source", row.source)
+        document.add_json("row", row.source.decode())
+        for text in texts:
+            document.add_text("text", text)
+        self._writer.add_document(document)
+
+    def delete(self, row_id: str) -> None:
+        """Deletes the document with a name."""
+        self._writer.delete_documents_by_term("_id", row_id)
+
+    def truncate(self, table: str, seq: int, marks: Marks) -> None:
+        """Deletes a table's documents below a version; pending ones too."""
+        self._delete_where(table, [_below("_seq", seq), _below("_mark", marks.log_generation)])
+
+    def sweep(self, table: str, seq: int, marks: Marks) -> None:
+        """Deletes a table's documents that this generation did not write and whose version is at most `seq`."""
+        old = self._range(*_below("_mark", marks.generation))
+        older = self._any([_below("_seq", seq + 1), _below("_mark", marks.log_generation)])
+        self._writer.delete_documents_by_query(self._all([self._term("_table", table), old, older]))
+
+    def document(self, name: str) -> dict[str, Any]:
+        """One of the sink's own documents; empty in a new index."""
+        found = self.find(name)
+        return {} if found is None else msgspec.json.decode(found.source, type=dict[str, Any])
+
+    def put_document(self, name: str, content: dict[str, object]) -> None:
+        """Replaces one of the sink's own documents."""
+        self.delete(name)
+        document = tantivy.Document()
+        document.add_text("_id", name)
+        document.add_bytes("_source", msgspec.json.encode(content))
+        self._writer.add_document(document)
+
+    def commit(self) -> None:
+        """Makes everything durable, in one act, and visible to searchers that are opened (or reloaded) from now on."""
+        self._writer.commit()
+        self._searcher = self._reloaded()
+
+    def rollback(self) -> None:
+        """Forgets everything since the last commit."""
+        self._writer.rollback()
+
+    def close(self) -> None:
+        """Lets the writer's lock go."""
+        self._writer.rollback()
+        del self._writer
+
+    def _reloaded(self) -> tantivy.Searcher:
+        self._index.reload()
+        return self._index.searcher()
+
+    def _read(self, address: tantivy.DocAddress, searcher: tantivy.Searcher | None = None) -> IndexedRow:
+        document = (searcher or self._searcher).doc(address)
+        table, seq, mark = (document.get_first(name) for name in ("_table", "_seq", "_mark"))
+        return IndexedRow(table or "", seq or 0, mark or 0, bytes(document.get_first("_source") or b""))
+
+    def _delete_where(self, table: str, ranges: list[tuple[str, int]]) -> None:
+        self._writer.delete_documents_by_query(self._all([self._term("_table", table), self._any(ranges)]))
+
+    def _term(self, field: str, value: str) -> tantivy.Query:
+        return tantivy.Query.term_query(self._schema, field, value, "basic")
+
+    def _range(self, field: str, upper: int) -> tantivy.Query:
+        kind = tantivy.FieldType.Unsigned
+        return tantivy.Query.range_query(self._schema, field, kind, 0, upper, include_upper=False)
+
+    def _any(self, ranges: list[tuple[str, int]]) -> tantivy.Query:
+        return tantivy.Query.boolean_query([(tantivy.Occur.Should, self._range(*part)) for part in ranges])
+
+    def _all(self, queries: list[tantivy.Query]) -> tantivy.Query:
+        return tantivy.Query.boolean_query([(tantivy.Occur.Must, query) for query in queries])
+
+
+def _below(field: str, bound: int) -> tuple[str, int]:
+    return field, min(bound, _MAX)

@@ -1,0 +1,83 @@
+"""The sinks as the contract suite sees them: how to open one, and how to read it with its own client."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+
+Row = dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class SinkUnderTest:
+    """One kind of sink at one place; every `open` is another process's, as far as the sink can tell."""
+
+    name: str
+    options: dict[str, Any]
+    place: SinkPlace
+    read: Callable[[str], dict[str, Row]]  #: table to {id: row}, values as text
+
+    def open(self, **options: Any) -> Sink:
+        return open_sink(self.name, {**self.options, **options}, self.place)
+
+    def rows(self, table: str = "public.items") -> dict[str, Row]:
+        return self.read(table)
+
+
+def sqlite_under_test(folder: Path) -> SinkUnderTest:
+    path = folder / "replica.sqlite"
+
+    def read(table: str) -> dict[str, Row]:
+        name = table.removeprefix("public.")
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            database.row_factory = sqlite3.Row
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone():
+                return {}
+            return dict(_as_text(dict(row)) for row in database.execute(f'SELECT * FROM "{name}"'))
+
+    return SinkUnderTest("sqlite", {"path": path}, _place(folder), read)
+
+
+def tantivy_under_test(folder: Path) -> SinkUnderTest:
+    import tantivy
+
+    path = folder / "index"
+
+    def read(table: str) -> dict[str, Row]:
+        index = tantivy.Index.open(str(path))
+        searcher = index.searcher()
+        query = tantivy.Query.term_query(index.schema, "_table", table)
+        hits = searcher.search(query, max(1, searcher.num_docs)).hits
+        sources = [json.loads(bytes(searcher.doc(address).get_first("_source"))) for _, address in hits]
+        assert len({source["id"] for source in sources}) == len(sources), "a document twice"
+        return dict(_as_text(source) for source in sources)
+
+    return SinkUnderTest("tantivy", {"path": path, "heap_mb": 16}, _place(folder), read)
+
+
+def redis_under_test(folder: Path, url: str, form: str) -> SinkUnderTest:
+    import redis
+
+    def read(table: str) -> dict[str, Row]:
+        with redis.Redis.from_url(url, decode_responses=True) as client:
+            keys = list(client.scan_iter(match=f"{table}:*"))
+            rows = [json.loads(client.get(key)) if form == "json" else client.hgetall(key) for key in keys]
+        return dict(_as_text({"name": None, "body": None, **row} if form == "hash" else row) for row in rows)
+
+    return SinkUnderTest("redis", {"url": url, "format": form}, _place(folder), read)
+
+
+def _place(folder: Path) -> SinkPlace:
+    return SinkPlace("test", folder, ("public.*",))
+
+
+def _as_text(row: dict[str, Any]) -> tuple[str, Row]:
+    columns = {name: None if v is None else str(v) for name, v in row.items() if not name.startswith("_walbus")}
+    return str(columns["id"]), columns
