@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from walbus.errors import ConfigError, Directive, UsageError, WalbusError
 
@@ -143,7 +143,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except Exception as error:
         refused = refusal(error)
-        if refused.status >= 500 and not isinstance(error, RequestError):
+        if isinstance(error, ClientConnectionResetError):  # nobody's fault, and nobody hears the answer
+            _log.debug("http_client_left", path=request.path)
+        elif refused.status >= 500 and not isinstance(error, RequestError):
             _log_failure(request, error)
         return json_response(refused.body, status=refused.status, headers=refused.headers)
 
