@@ -39,6 +39,7 @@ class DemoFolder:
         self.postgres = postgres
         self.data = root / "data"
         self.config = root / "walbus.toml"
+        self.log = root / "walbus.log"
         self.redis = root / "redis"
         self.cache = self.data / "consumers" / "cache" / "cache.sqlite"
         self.search = self.data / "consumers" / "search" / "index"

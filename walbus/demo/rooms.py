@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from walbus.demo.folder import DemoFolder
 from walbus.errors import WalbusError
 from walbus.status import read_status
 
@@ -22,7 +23,7 @@ _STOP_TIME = 15.0
 
 
 class RoomFailed(WalbusError):  # noqa: N818 (named after what is wrong, as in walbus.errors)
-    """`walbus run` ended, or one of its processes died without having been killed by the demo."""
+    """`walbus run` ended, or one of its processes died or stood still without having been killed."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,15 @@ class Rooms:
     """All processes of one configuration.
 
     Args:
-        config: the walbus.toml.
-        folder: the `data_dir` that it names.
+        folder: where configuration, log and data lie.
         relay_url: where its relay listens.
         consumers: names of its consumers.
     """
 
-    def __init__(self, config: Path, folder: Path, relay_url: str, consumers: tuple[str, ...]) -> None:
-        self._config = config
-        self._status = folder / "status"
-        self._log_path = config.with_name("walbus.log")
+    def __init__(self, folder: DemoFolder, relay_url: str, consumers: tuple[str, ...]) -> None:
+        self._config = folder.config
+        self._status = folder.data / "status"
+        self._log_path = folder.log
         self._consumers = consumers
         self._process: subprocess.Popen[bytes] | None = None
         self._http = httpx.Client(base_url=relay_url, timeout=2, trust_env=False)
@@ -119,17 +119,10 @@ class Rooms:
             RoomFailed: something did; the last lines of the log are in the message.
         """
         if self._process is not None and self._process.poll() is not None:
-            raise RoomFailed(f"walbus run ended with code {self._process.returncode}:\n{self.log_tail()}")
+            raise RoomFailed(f"walbus run ended with code {self._process.returncode}", where=str(self._log_path))
         for name, child in self._children().items():
             if child["restarts"] > self._kills[name]:
-                raise RoomFailed(f"the process {name} died by itself:\n{self.log_tail()}", where=str(self._log_path))
-
-    def log_tail(self, lines: int = 12) -> str:
-        """The last lines of the log."""
-        try:
-            return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-lines:])
-        except OSError:
-            return ""
+                raise RoomFailed(f"the process {name} died by itself", where=str(self._log_path))
 
     def _children(self) -> dict[str, dict[str, Any]]:
         status = read_status(self._status / "supervisor.json") or {}
@@ -143,6 +136,14 @@ class Rooms:
             return {}  # not up yet, or killed a moment ago
         document: dict[str, Any] = answer.json() if answer.status_code == httpx.codes.OK else {}
         return document
+
+
+def log_tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
 
 
 def _kill(pid: int) -> bool:

@@ -27,14 +27,14 @@ from walbus.demo.compare import Comparison, compare_sinks
 from walbus.demo.folder import DemoFolder, demo_folder
 from walbus.demo.postgres import free_port
 from walbus.demo.probe import LatencyProbe, quantile
-from walbus.demo.rooms import RoomFailed, Rooms
+from walbus.demo.rooms import RoomFailed, Rooms, log_tail
 from walbus.demo.screen import Screen
 from walbus.demo.sink_rows import open_sinks
 from walbus.demo.sources import DemoSource, demo_source
 from walbus.errors import UsageError
 
-_START_DEADLINE = 90.0
-_DRAIN_DEADLINE = 60.0
+_START_DEADLINE = 240.0
+_DRAIN_DEADLINE = 120.0
 _TICK = 0.1
 _DIFFERENCES_SHOWN = 20
 
@@ -71,6 +71,9 @@ def run_demo(  # noqa: PLR0913 (the command's options)
         try:
             with ExitStack() as running:
                 return Demo(set_stage(running, folder, screen, plan), screen, plan).run()
+        except RoomFailed:
+            screen.say(log_tail(folder.log))
+            raise
         finally:
             if keep:
                 _say_where(folder, screen)
@@ -171,7 +174,7 @@ class Demo:
         while not condition():
             self._turn(title)
             if time.monotonic() > end:
-                raise RoomFailed(f"not within {deadline:.0f} s: {title}\n{self._stage.rooms.log_tail()}")
+                raise RoomFailed(f"this took more than {deadline:.0f} s: {title}", where=str(self._stage.folder.log))
 
     def _turn(self, title: str) -> None:
         stage = self._stage
@@ -215,7 +218,7 @@ def set_stage(running: ExitStack, folder: DemoFolder, screen: Screen, plan: Plan
             **{f"consumer.{name}": keys for name, keys in consumers.items()},
         }
     )
-    rooms = Rooms(folder.config, folder.data, f"http://{relay}", tuple(consumers))
+    rooms = Rooms(folder, f"http://{relay}", tuple(consumers))
     running.callback(rooms.stop)
     screen.say(f"PostgreSQL {source.version()}, {source.rows():,} rows; {plan.rate:g} transactions/s, seed {plan.seed}")
     screen.say(f"consumers: {', '.join(consumers)}" + ("" if redis else " (no Redis: there is no redis-server here)"))
