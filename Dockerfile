@@ -15,8 +15,8 @@ RUN pip install --no-cache-dir build==1.3.0 \
     && /opt/walbus/bin/pip install --no-cache-dir "$wheel[redis,search]"
 
 FROM python:3.12-slim-bookworm
-RUN groupadd --system --gid 999 walbus \
-    && useradd --system --uid 999 --gid walbus --home-dir /var/lib/walbus --create-home walbus
+RUN groupadd --system --gid 10001 walbus \
+    && useradd --system --uid 10001 --gid walbus --home-dir /var/lib/walbus --create-home walbus
 COPY --from=build /opt/walbus /opt/walbus
 ENV PATH=/opt/walbus/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -25,7 +25,8 @@ USER walbus
 WORKDIR /var/lib/walbus
 VOLUME /var/lib/walbus
 EXPOSE 7070 7071
-# Ready means: the log exists and its end is known, so that a reader can start.
+# Ready means: the log exists and its end is known, so that a reader can start. A container without the relay needs another
+# check, or --no-healthcheck.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=6 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7070/readyz', timeout=2)"]
 STOPSIGNAL SIGTERM
