@@ -14,6 +14,8 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,10 +23,16 @@ from typing import Any, Self
 import httpx
 import psutil
 
+from support.compare import assert_sinks_equal
+from support.database import Database
+from support.log_view import log_transactions
+from support.oracle import Oracle, OracleTransaction
 from support.waiting import wait_for
 from support.walbus_command import Running, walbus, write_config
 from walbus.demo.postgres import free_port
+from walbus.lsn import format_lsn
 from walbus.position import Position, parse_position
+from walbus.relay import open_reader
 from walbus.status import read_status
 
 Section = Mapping[str, object]
@@ -63,7 +71,7 @@ class WholeSystem:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            print(f"last lines of walbus run:\n{self.log()[-6000:]}")
+            print(f"last lines of walbus run:\n{self.log()[-6000:]}")  # noqa: T201 - pytest shows it
         if self._running is not None:
             self._running.process.kill()
             self._running.stop()
@@ -131,25 +139,30 @@ class WholeSystem:
             what="walbus run streams",
         )
 
-    def wait_until_at_rest(self, lsn: int, deadline: float = 120.0) -> None:
-        """Waits until the log has passed an LSN, and bootstrap and all consumers have reached the log's end there."""
+    def wait_until_at_rest(self, database: Database, deadline: float = 120.0) -> None:
+        """Waits until everything committed so far is in the log and in every sink; nothing else may write meanwhile.
+
+        A last transaction tells that the log is complete; it changes the table `marker` (`make_marker`).
+        """
+        lsn = database.insert_lsn()
+        database.execute("UPDATE marker SET n = n + 1")
         wait_for(lambda: self._checked_alive() and self.end().commit_lsn >= lsn, deadline, what="the log is complete")
         end = self.end()
         for name in self.consumers:
             wait_for(
-                lambda name=name: self._checked_alive() and self.last_done(name) >= end,
+                lambda name=name: self._checked_alive() and self._arrived(name, end),
                 deadline,
                 what=f"consumer {name} reaches {end}",
                 every=0.1,
             )
 
+    def _arrived(self, consumer: str, end: Position) -> bool:
+        status = self.status(f"consumer-{consumer}")
+        return status["phase"] == "online" and parse_position(status["last_done"]) >= end
+
     def end(self) -> Position:
         """The log's end."""
         return parse_position(self.info()["end"])
-
-    def last_done(self, consumer: str) -> Position:
-        """How far a consumer says that it is."""
-        return parse_position(self.status(f"consumer-{consumer}")["last_done"])
 
     def tail(self, *arguments: str) -> list[dict[str, Any]]:
         """The changes that `walbus tail` prints from the earliest to the latest."""
@@ -158,9 +171,40 @@ class WholeSystem:
         assert ended.code == 0, ended.stderr
         return [json.loads(line) for line in ended.stdout.splitlines()]
 
+    def check(self, database: Database, truth: Oracle) -> None:
+        """At rest: the log and `walbus tail` equal what a second slot saw, and every sink equals the source."""
+        expected = truth.transactions()
+        with closing(open_reader(self.data_dir / "relay")) as reader:
+            assert log_transactions(reader) == expected
+        check_tail(row_changes(self.tail()), expected)
+        folders = {name: self.data_dir / "consumers" / name for name in self.consumers}
+        cache, search = folders.get("cache"), folders.get("search")
+        assert_sinks_equal(database.dsn, cache=cache and cache / "cache.sqlite", search=search and search / "index")
+
     def _checked_alive(self) -> bool:
         assert self.alive(), f"walbus run ended:\n{self.log()[-6000:]}"
         return True
+
+
+def make_marker(database: Database) -> None:
+    """Makes the table whose change tells that everything before it has arrived."""
+    database.execute("CREATE TABLE marker (id int PRIMARY KEY, n int NOT NULL)")
+    database.execute("INSERT INTO marker VALUES (1, 0)")
+
+
+def check_tail(lines: list[dict[str, Any]], expected: list[OracleTransaction]) -> None:
+    """Each change once, in commit order, under its position and with increasing seqs."""
+    wanted = [
+        (f"1:{format_lsn(transaction.commit_lsn)}:{ordinal}", change.op, change.key)
+        for transaction in expected
+        for ordinal, change in enumerate(transaction.changes, 1)
+    ]
+    assert [(line["position"], line["op"], _key_of(line)) for line in lines] == wanted
+    assert all(first["seq"] < second["seq"] for first, second in pairwise(lines))
+
+
+def _key_of(line: dict[str, Any]) -> tuple[str, ...] | None:
+    return tuple(str(value) for value in line["key"].values()) if "key" in line else None
 
 
 def row_changes(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import typer
 from walbus.cli.failures import reporter_of
 from walbus.cli.options import ConfigFile, load
 
+_WIDTH_ELSEWHERE = 160  # columns where there is no terminal to measure
+
 
 def command(
     context: typer.Context,
@@ -28,4 +30,7 @@ def command(
 
     from walbus.cli.status_table import table_of  # noqa: PLC0415
 
-    Console().print(table_of(report))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH_ELSEWHERE
+    console.print(table_of(report))

@@ -91,7 +91,7 @@ def _from_file(path: Path, *, now: float | None = None) -> Part:
     if told is None:
         return {"state": "down", "error": "never ran here"}
     age = max(0.0, (time.time() if now is None else now) - path.stat().st_mtime)
-    state = "up" if age < _STALE_AFTER else "down"
+    state = "up" if age < _STALE_AFTER and told.get("state") != "stopped" else "down"
     return {"state": state, "age_seconds": round(age, 1), "status": told}
 
 

@@ -15,7 +15,6 @@ import typer
 from walbus.cli.options import ConfigFile, load
 from walbus.cli.tail_lines import Render, json_line, pretty_line
 from walbus.cli.tail_place import Bound, TailRequest, parse_bound
-from walbus.cli.tail_stream import batches
 from walbus.config import LogConfig, checked_patterns
 from walbus.diagnostics import configure_logging
 from walbus.errors import UsageError
@@ -56,6 +55,8 @@ def command(  # noqa: PLR0913, PLR0917 - each option is an argument
     chosen = form or (Format.PRETTY if sys.stdout.isatty() else Format.JSON)
     render = json_line if chosen is Format.JSON else pretty_line(colour=sys.stdout.isatty())
     configure_logging(log_config, room="tail")
+    from walbus.cli.tail_stream import batches  # noqa: PLC0415 - the other commands need no HTTP client
+
     with suppress(KeyboardInterrupt):  # the usual end of following
         print_changes(batches(address, request, now=time.time, sleep=time.sleep), render, sys.stdout.buffer)
 
