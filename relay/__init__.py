@@ -1,21 +1,34 @@
 """The relay: the log's file engine, and the HTTP server that streams it.
 
-The way of the data:
+The way of the data, and the module that each step is in:
 
-    writer ─► segment_file ─► segments/*.seg ─► view ─► cursor ─► reader ─► server ─► followers
-                  control, manifest (where it ends)       index (where to begin)
+    writer ─► segment_file ─► segments/*.seg ─► view ─► cursor ─► reader ─► delivery ─► streams ─► followers
+       │                                          ▲                            │
+       └────► control, manifest: where it ends ───┘          table_filter, record_filter: what passes
 
-    fs             file operations, passed in            lease      who may write: lock, heartbeat, writer epoch
-    segment        a segment's name and header           recovery   opening after a clean and an unclean stop
-    scan           framing: sans-IO                      retention  what may go
-    control        the durable end                       wake       readers woken over a Unix socket
-    manifest       the list of segments                  schemas    table layouts
-    index(_loader) where to begin reading                held       transactions known again
+Writing     engine opens; lease says who may write, recovery what a dead writer left, retention what may go;
+            schemas keeps the table layouts, held knows a transaction again that is sent twice.
+Files       segment, control, manifest, index: one form each; scan frames records (sans-IO); fs is what faults enter by.
+Reading     reader puts the parts together; index_loader says where to begin; wake tells that there is more.
+Serving     server has the routes, stream_query reads what is asked for, tail wakes streams, gauges feeds /metrics,
+            http is what every server of Walbus shares.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from walbus.relay.engine import open_reader, open_writer
-from walbus.relay.server import serve_relay
+
+if TYPE_CHECKING:
+    from walbus.relay.server import serve_relay
 
 __all__ = ["open_reader", "open_writer", "serve_relay"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "serve_relay":  # lazy, so that capture, which only writes, loads no HTTP server
+        from walbus.relay.server import serve_relay  # noqa: PLC0415
+
+        return serve_relay
+    raise AttributeError(f"module 'walbus.relay' has no attribute {name!r}")
