@@ -71,19 +71,18 @@ def test_no_text_is_lost_or_changed_whatever_the_type(oid: int, text: str) -> No
 
 
 @given(st.sampled_from([FLOAT4, FLOAT8]), ANY_TEXT)
-@example(FLOAT4, "1e39")
-@example(FLOAT8, "1e400")
-@example(FLOAT8, "one")
 def test_a_text_that_is_no_float_is_kept(oid: int, text: str) -> None:
     try:
-        number = float(text.encode())
+        float(text.encode())
     except ValueError:
         assert through(oid, text) == text
-    else:
-        if not math.isinf(number) and abs(number) < 1e38:
-            assert isinstance(python(oid, text), float)
-        elif "n" not in text.lower():
-            assert through(oid, text) == text
+
+
+@pytest.mark.parametrize(
+    ("oid", "text"), [(FLOAT4, "1e39"), (FLOAT4, "-1e400"), (FLOAT8, "1e400"), (FLOAT8, "inf"), (FLOAT4, "nan")]
+)
+def test_a_text_that_would_become_infinite_or_nan_unasked_is_kept(oid: int, text: str) -> None:
+    assert through(oid, text) == text
 
 
 @given(st.integers(-(2**63), 2**63 - 1))
