@@ -75,4 +75,12 @@ def publication_gone(what: str, where: str) -> SourceGap:
 
 def _first_line(text: str) -> str:
     line = text.strip().split("\n", 1)[0].strip()
-    return line.removeprefix("connection failed: ").removeprefix("ERROR:").removeprefix("FATAL:").strip()
+    for prefix in (
+        "connection failed: ",
+        "consuming input failed: ",
+        "receiving copy data failed: ",
+        "ERROR:",
+        "FATAL:",
+    ):
+        line = line.removeprefix(prefix)
+    return line.strip()

@@ -18,7 +18,7 @@ import structlog
 from psycopg import pq
 from pydantic import SecretStr
 
-from walbus.capture.refusals import by_sqlstate, publication_gone
+from walbus.capture.refusals import by_sqlstate, publication_gone, refusal
 from walbus.capture.sessions import open_session, refused
 from walbus.capture.timelines import Timelines, parse_history
 from walbus.errors import SourceError, SourceUnavailable
@@ -116,7 +116,7 @@ class Walsender:
                 self._pgconn.consume_input()
                 size, view = self._pgconn.get_copy_data(1)
         except psycopg.Error as error:
-            raise by_sqlstate(error.sqlstate, str(error).strip().replace("\n", " "), _DOING) from None
+            raise refusal(error, _DOING) from None
         if self._fatal is not None:
             raise self._fatal
         if size > 0:

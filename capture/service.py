@@ -33,7 +33,7 @@ from walbus.capture.slot import ensure_slot
 from walbus.capture.timelines import Timelines
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
-from walbus.errors import Directive, SourceReplaced, directive_of
+from walbus.errors import Directive, LogFull, SourceReplaced, directive_of
 from walbus.log import Bounds, LogWriter
 from walbus.lsn import format_lsn
 from walbus.position import ORIGIN
@@ -140,7 +140,7 @@ class Capture:
         if reason != self._last_reason:  # one line for each reason, however long it lasts
             logger.warning("capture.interrupted", error=str(error), kind=type(error).__name__)
         self._last_reason = reason
-        self._tell("waiting to reconnect", str(error))
+        self._tell("disk full" if isinstance(error, LogFull) else "waiting to reconnect", str(error))
         self._stop.wait(self._backoff.next_pause())
 
     def _tell(self, state: State, error: str | None) -> None:

@@ -64,9 +64,13 @@ def open_session(dsn: SecretStr, *, replication: bool = False) -> Session:
         session = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise connect_refusal(error, place_of(dsn)) from None
-    with refused("applying the session's settings"):
-        session.execute(settings_sql().encode())
-        session.execute("SET default_transaction_read_only = off")  # publication and slot are made in such sessions
+    try:
+        with refused("applying the session's settings"):
+            session.execute(settings_sql().encode())
+            session.execute("SET default_transaction_read_only = off")  # publication and slot are made in sessions
+    except BaseException:
+        session.close()
+        raise
     return session
 
 

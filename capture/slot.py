@@ -79,8 +79,9 @@ def ensure_slot(session: Session, slot: str, bounds: Bounds) -> int:
             raise _gap(slot, "it is gone", bounds)
         return _create(session, slot)
     if state.plugin != _PLUGIN or state.database != session.info.dbname:
-        what = f"slot {slot} is of plugin {state.plugin} and database {state.database}"
-        raise SourceMisconfigured(what, mend="choose another name in source.slot, or drop that slot")
+        kind = f"of plugin {state.plugin} and database {state.database}" if state.plugin else "a physical one"
+        mend = "choose another name in source.slot, or drop that slot"
+        raise SourceMisconfigured(f"slot {slot} is {kind}", mend=mend)
     if state.lost is not None:
         raise _gap(slot, f"it is lost ({state.lost})", bounds)
     if bounds.end != ORIGIN and state.confirmed_lsn > bounds.end_lsn:

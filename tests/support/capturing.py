@@ -8,6 +8,7 @@ transactions = captured(folder)                     # in the oracle's form
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -110,9 +111,11 @@ def flushed_lsn(source: SourceConfig) -> int:
 def slot_is_active(source: SourceConfig) -> bool:
     """Whether anybody streams from the slot."""
     with psycopg.connect(source.dsn.get_secret_value(), autocommit=True) as session:
-        query = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
-        row = session.execute(query, [source.slot]).fetchone()
-    return row is not None and row[0]
+        query = (
+            "SELECT FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
+            " WHERE s.slot_name = %s AND r.state IN ('catchup', 'streaming')"
+        )
+        return session.execute(query, [source.slot]).fetchone() is not None
 
 
 @contextmanager
@@ -148,8 +151,9 @@ class CaptureProcess:
         path = os.pathsep.join([str(_TESTS), str(_TESTS.parent)])
         self._output = folder.parent / f"{folder.name}.out"
         with self._output.open("ab") as output:
+            environment = {**os.environ, "PYTHONPATH": path}
             self._process = subprocess.Popen(
-                command, env={**os.environ, "PYTHONPATH": path}, stderr=output, stdout=output
+                command, env=environment, stderr=output, stdout=output, start_new_session=True
             )
 
     @property
@@ -167,8 +171,9 @@ class CaptureProcess:
         return self._process.wait(deadline)
 
     def kill(self) -> None:
-        """SIGKILL."""
-        self._process.kill()
+        """SIGKILL, to the prefix too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def pause(self) -> None:
@@ -190,7 +195,7 @@ def main() -> int:
         with closing(file_log(folder, source)) as log:
             run_capture(source, log, stop=stop, status_path=folder.parent / "capture.json")
     except WalbusError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

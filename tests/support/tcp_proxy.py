@@ -1,0 +1,93 @@
+"""A TCP proxy that a test can let go wrong: to reset connections, to swallow bytes, to pass them one at a time.
+
+with TcpProxy(port) as proxy:
+    connect to 127.0.0.1:proxy.port
+    proxy.swallow = True       # half-open: both ends stay connected, and nothing passes
+    proxy.reset()              # every connection is reset
+    proxy.piece = 1            # one byte a write
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Self
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class TcpProxy:
+    """Forwards connections to a port of the loopback.
+
+    Attributes:
+        port: where it listens.
+        swallow: what arrives is read and dropped.
+        piece: bytes forwarded in one write at most.
+        connections: how many were ever accepted.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.swallow = False
+        self.piece = 1 << 16
+        self.connections = 0
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.reset()
+
+    def reset(self) -> None:
+        """Resets every connection."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            self.connections += 1
+            with self._lock:
+                self._pairs.append((client, server))
+            threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        other = {client: server, server: client}
+        with client, server, selectors.DefaultSelector() as selector, contextlib.suppress(OSError):
+            for end in other:
+                selector.register(end, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    source = next(end for end in other if end is key.fileobj)
+                    data = source.recv(1 << 16)
+                    if not data:
+                        return
+                    if not self.swallow:
+                        self._write(other[source], data)
+
+    def _write(self, end: socket.socket, data: bytes) -> None:
+        for at in range(0, len(data), self.piece):
+            end.sendall(data[at : at + self.piece])
