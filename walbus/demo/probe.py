@@ -54,10 +54,13 @@ class LatencyProbe:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the probe under way, or at once if it does not arrive."""
+        """Begins no further probe; the one under way goes on, for a stall that nobody waits out is not measured."""
         self._stop.set()
+
+    def finish(self) -> None:
+        """Waits for the probe under way; call `stop` first, and this once the cache has everything."""
         if self._thread.is_alive():
-            self._thread.join(10)
+            self._thread.join(_GIVE_UP)
 
     def count_up(self) -> None:
         """One commit outside the measurement."""
@@ -83,7 +86,7 @@ class LatencyProbe:
     def _arrives(self, number: int) -> bool:
         end = time.monotonic() + _GIVE_UP
         with closing(self._open_cache()) as cache:
-            while not self._stop.is_set() and time.monotonic() < end:
+            while time.monotonic() < end:
                 if (_number(cache) or 0) >= number:
                     return True
                 time.sleep(_BETWEEN_LOOKS)

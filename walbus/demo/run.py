@@ -160,6 +160,7 @@ class Demo:
         end = self._stage.source.insert_lsn()
         self._stage.probe.count_up()
         self._until("load stopped; the consumers finish", lambda: self._everyone_passed(end), _DRAIN_DEADLINE)
+        self._stage.probe.finish()
 
     def _everyone_arrived(self) -> bool:
         consumers = self._stage.rooms.view().consumers.values()
