@@ -19,6 +19,7 @@ WAL_DATA = ord("w")
 #: First byte of a keepalive.
 KEEPALIVE = ord("k")
 
+_WAL_DATA = Struct(">x8xQq")
 _KEEPALIVE = Struct(">xQqB")
 _STATUS = Struct(">cQQQqB")
 
@@ -35,6 +36,18 @@ class Keepalive(NamedTuple):
     wal_end: int
     sent_at: int
     reply_requested: bool
+
+
+def parse_wal_data_header(frame: bytes) -> tuple[int, int]:
+    """The end of WAL on the server, and its clock in Unix microseconds, of a WAL data frame.
+
+    Raises:
+        ProtocolError: the frame is too short to have them.
+    """
+    if len(frame) < WAL_DATA_HEADER:
+        raise ProtocolError(f"a frame of WAL data of {len(frame)} bytes", where="frame 'w', offset 0")
+    wal_end, sent_at = _WAL_DATA.unpack_from(frame)
+    return wal_end, sent_at + POSTGRES_EPOCH
 
 
 def parse_keepalive(frame: bytes) -> Keepalive:

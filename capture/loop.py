@@ -22,7 +22,14 @@ import structlog
 
 from walbus.capture.assembly import Assembler
 from walbus.capture.catalog import CatalogView
-from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, status_update
+from walbus.capture.frames import (
+    KEEPALIVE,
+    WAL_DATA,
+    WAL_DATA_HEADER,
+    parse_keepalive,
+    parse_wal_data_header,
+    status_update,
+)
 from walbus.capture.refusals import publication_gone
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report
@@ -96,6 +103,7 @@ class StreamLoop:
         self._layouts: dict[int, TableSchema] = {}
         self._confirmed = log_writer.bounds().end_lsn
         self._received = self._confirmed
+        self._server_time = 0  # the server's clock by its last frame, Unix microseconds
         self._dirty_since: float | None = None  # when a whole transaction was appended that is not durable yet
         now = monotonic()
         self._heard = self._said = self._asked = self._progressed = self._chored = now
@@ -144,7 +152,8 @@ class StreamLoop:
         if left < ROUND_BYTES:
             self._heard = self._monotonic()
             if frame[0] == WAL_DATA:
-                self._received = max(self._received, int.from_bytes(frame[9:17], "big"))
+                wal_end, self._server_time = parse_wal_data_header(frame)
+                self._received = max(self._received, wal_end)
         return left > 0
 
     def _pieces_of(self, frame: bytes) -> list[Piece]:
@@ -156,6 +165,7 @@ class StreamLoop:
     def _take_keepalive(self, frame: bytes) -> None:
         keepalive = parse_keepalive(frame)
         self._received = max(self._received, keepalive.wal_end)
+        self._server_time = keepalive.sent_at
         self._assembler.keepalive(keepalive.wal_end)
         self._answer_now = self._answer_now or keepalive.reply_requested
 
@@ -168,7 +178,7 @@ class StreamLoop:
         if now - self._progressed < PROGRESS_SECONDS:
             return
         self._progressed = now
-        piece = self._assembler.progress(int(self._clock() * 1_000_000))
+        piece = self._assembler.progress(self._server_time)
         if piece is not None:
             self._append(piece)
             self._sync()
