@@ -25,10 +25,10 @@ def test_a_temporary_folder_goes_at_the_end_with_all_that_is_in_it():
     assert not folder.root.exists()
 
 
-def test_a_kept_folder_stays(tmp_path: Path):
-    with demo_folder(tmp_path / "demo", keep=True) as folder:
+def test_a_kept_folder_stays(open_folder: Path):
+    with demo_folder(open_folder / "demo", keep=True) as folder:
         folder.data.mkdir()
-    assert (tmp_path / "demo" / "data").exists()
+    assert (open_folder / "demo" / "data").exists()
 
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path):
