@@ -113,6 +113,8 @@ def _first_place(client: httpx.Client, request: TailRequest, now: datetime) -> P
     until = request.until if isinstance(request.until, Position) else None
     if request.until == "latest" or (before is not None and before < now - CLOCKS_AGREE):
         until = end
+    if isinstance(start, Position) and until is not None and start > until and request.start != "latest":
+        raise UsageError(f"there is nothing from {start} until {until}", where="--from", mend="name an earlier one")
     last_done = end if request.start == "latest" else None
     ended = until is not None and until == ORIGIN
     return Place(info.log_id, start, until, before, end, last_done, ended=ended)
