@@ -11,6 +11,8 @@ A full segment is rolled before the next transaction begins, so that a segment h
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +40,7 @@ from walbus.relay.wake import WakeServer
 _log = structlog.get_logger(__name__)
 
 _FLUSH_BYTES = 1 << 20  #: a buffer of this size is written without waiting for `sync`
+_BEGIN, _END, _TRANSACTION = int(Flag.BEGIN), int(Flag.END), int(Kind.TRANSACTION)
 _SEQ_END = 1 << 53  #: seqs stay below, since JSON and Lua have doubles
 
 
@@ -114,10 +117,11 @@ class FileLogWriter:
     def append(self, piece: Piece) -> None:
         """Takes a piece; see `walbus.log.LogWriter.append`."""
         self._check_usable()
-        self._make_way(piece)
+        flags = int(piece.flags)  # arithmetic on enum members costs as much as all the rest
+        self._make_way(piece, flags)
         if self._open is None and self._file.size >= self._settings.segment_bytes:
             self._roll()
-        record, tip = self._pack(piece)
+        record, tip = self._pack(piece, flags)
         if self._file.buffered + len(record) > _FLUSH_BYTES:
             self._flush()
         if self._index.index.wants(self._file.size):
@@ -125,8 +129,9 @@ class FileLogWriter:
             self._index.index.add(self._file.size, before.tip.position, before.tip.last_seq, before.max_time)
         self._file.append(record)
         self._here = _Place(self._file.size, tip, max(self._here.max_time, piece.commit_time))
-        self._next_seq = max(self._next_seq, tip.last_seq + 1)
-        self._note_bounds(piece)
+        if tip.last_seq >= self._next_seq:
+            self._next_seq = tip.last_seq + 1
+        self._note_bounds(piece, flags)
 
     def sync(self) -> Bounds:
         """The group commit; see `walbus.log.LogWriter.sync`."""
@@ -169,24 +174,26 @@ class FileLogWriter:
 
     # --- append -----------------------------------------------------------------------------------------------
 
-    def _make_way(self, piece: Piece) -> None:
+    def _make_way(self, piece: Piece, flags: int) -> None:
         """Checks the piece's place; drops an unfinished transaction that the source begins again.
 
         Raises:
             ValueError: the piece cannot stand here.
         """
-        begins = piece.kind == Kind.TRANSACTION and piece.flags & Flag.BEGIN
+        begins = piece.kind == _TRANSACTION and flags & _BEGIN
         if self._open is not None and (begins or self._goes_back(piece)):
             self._drop_unfinished()
-        if piece.kind == Kind.TRANSACTION and not begins and self._open != (piece.xid, piece.commit_lsn):
+        if not begins and piece.kind == _TRANSACTION and self._open != (piece.xid, piece.commit_lsn):
             raise ValueError(f"a piece of transaction {piece.xid} does not follow its first piece")
         if self._goes_back(piece):
-            raise ValueError(f"a piece at {_first(piece)} cannot stand behind {self._here.tip.position}")
+            at = Position(piece.epoch, piece.commit_lsn, piece.first_ordinal)
+            raise ValueError(f"a piece at {at} cannot stand behind {self._here.tip.position}")
 
     def _goes_back(self, piece: Piece) -> bool:
-        if piece.kind == Kind.TRANSACTION and piece.count:
-            return _first(piece) <= self._here.tip.position
-        return _last(piece) < self._here.tip.position
+        here = self._here.tip.position
+        if piece.kind == _TRANSACTION and piece.count:
+            return (piece.epoch, piece.commit_lsn, piece.first_ordinal) <= here
+        return (piece.epoch, piece.commit_lsn, piece.last_ordinal) < here
 
     def _drop_unfinished(self) -> None:
         """Cuts the pieces of a transaction that never ended; nobody has seen them, and their seqs are free again."""
@@ -196,9 +203,9 @@ class FileLogWriter:
         self._next_seq = max(self._whole.tip.last_seq + 1, self._first_seq)
         self._here, self._open, self._open_schemas = self._whole, None, []
 
-    def _pack(self, piece: Piece) -> tuple[bytes, Tip]:
+    def _pack(self, piece: Piece, flags: int) -> tuple[bytes, Tip]:
         tip = self._here.tip
-        if piece.kind == Kind.TRANSACTION and piece.count:
+        if piece.kind == _TRANSACTION and piece.count:
             first_seq = self._next_seq
             last_seq = first_seq + piece.last_ordinal - piece.first_ordinal
             if last_seq >= _SEQ_END:
@@ -207,7 +214,7 @@ class FileLogWriter:
             first_seq = last_seq = tip.last_seq
         record = pack_record(
             piece.kind,
-            flags=piece.flags,
+            flags=flags,
             epoch=piece.epoch,
             commit_lsn=piece.commit_lsn,
             end_lsn=piece.end_lsn,
@@ -222,20 +229,20 @@ class FileLogWriter:
             tables=piece.tables,
             body=piece.body,
         )
-        bound = piece.commit_lsn if piece.kind == Kind.PROGRESS else 0
+        end_lsn = piece.commit_lsn if piece.kind == Kind.PROGRESS else piece.end_lsn
         announced = _announced(piece) if piece.kind == Kind.SCHEMA else 0
         return record, Tip(
-            _last(piece),
-            max(tip.end_lsn, piece.end_lsn, bound),
+            Position(piece.epoch, piece.commit_lsn, piece.last_ordinal),
+            max(tip.end_lsn, end_lsn),
             last_seq,
             piece.commit_time,
             max(tip.announced_schema, announced),
         )
 
-    def _note_bounds(self, piece: Piece) -> None:
+    def _note_bounds(self, piece: Piece, flags: int) -> None:
         """Knows whether a transaction is under way, and where the last whole one ended."""
-        if piece.kind == Kind.TRANSACTION:
-            self._open = None if piece.flags & Flag.END else (piece.xid, piece.commit_lsn)
+        if piece.kind == _TRANSACTION:
+            self._open = None if flags & _END else (piece.xid, piece.commit_lsn)
         elif piece.kind == Kind.SCHEMA and self._open is not None:
             self._open_schemas.append(_announced(piece))
         if self._open is None:
@@ -245,14 +252,21 @@ class FileLogWriter:
 
     def _flush(self) -> None:
         self._lease_check()
-        self._file.flush()
+        with self._breaks_on_disk_errors("a write failed"):
+            self._file.flush()
 
     def _fdatasync(self) -> None:
-        try:
+        with self._breaks_on_disk_errors("a sync failed"):
             self._file.sync()
+
+    @contextlib.contextmanager
+    def _breaks_on_disk_errors(self, what: str) -> Iterator[None]:
+        """After an error of the disk nothing is written any more: a second try would report success falsely."""
+        try:
+            yield
         except OSError as error:
-            self._broken = f"a sync failed ({error.strerror})"
-            _log.error("log_sync_failed", error=str(error), mend="end the process; check the disk")
+            self._broken = f"{what} ({error.strerror})"
+            _log.error("log_disk_failed", error=self._broken, mend="end the process; check the disk")
             raise
 
     def _publish(self, mark: Mark) -> None:
@@ -372,14 +386,6 @@ class FileLogWriter:
 
     def _view(self) -> LogView:
         return LogView(self._manifest, self._mark)
-
-
-def _first(piece: Piece) -> Position:
-    return Position(piece.epoch, piece.commit_lsn, piece.first_ordinal)
-
-
-def _last(piece: Piece) -> Position:
-    return Position(piece.epoch, piece.commit_lsn, piece.last_ordinal)
 
 
 def _announced(piece: Piece) -> int:
