@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from support.processes import alive, exists
 from support.waiting import wait_for
 from walbus.status import read_status
 
@@ -99,12 +98,6 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Group]]:
         group.process.wait()
 
 
-def alive(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
-
 def test_children_stop_in_order_and_leave_nothing(supervise: Callable[..., Group]) -> None:
     group = supervise([("capture", 3, ["waits"]), ("relay", 2, ["waits"]), ("cache", 0, ["waits"])])
     group.wait_until_all_run()
@@ -130,7 +123,7 @@ def test_a_killed_child_is_started_again_and_reaped(supervise: Callable[..., Gro
     first = group.pid("relay")
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: group.children()["relay"]["restarts"] == 1 and group.pid("relay") != first, 20)
-    assert not psutil.pid_exists(first)
+    assert not exists(first)
     wait_for(lambda: group.log().count("relay runs") == 2, 20)
     assert group.stop()[0] == 0
 

@@ -21,12 +21,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import psutil
 
 from support.compare import assert_sinks_equal
 from support.database import Database
 from support.log_view import log_transactions
 from support.oracle import Oracle, OracleTransaction
+from support.processes import alive
 from support.waiting import wait_for
 from support.walbus_command import Running, walbus, write_config
 from walbus.demo.postgres import free_port
@@ -71,7 +71,7 @@ class WholeSystem:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            print(f"last lines of walbus run:\n{self.log()[-6000:]}")  # noqa: T201 - pytest shows it
+            print(f"last lines of walbus run:\n{self.log()[-6000:]}")
         if self._running is not None:
             self._running.process.kill()
             self._running.stop()
@@ -91,7 +91,7 @@ class WholeSystem:
         pids = [pid for pid in map(self.pid, self.children()) if pid]
         self._running.process.kill()
         self._running.stop()
-        wait_for(lambda: not any(map(psutil.pid_exists, pids)), 10, what="no room outlives the supervisor")
+        wait_for(lambda: not any(map(alive, pids)), 10, what="no room outlives the supervisor")
 
     def log(self) -> str:
         """What it said."""
