@@ -92,8 +92,7 @@ def _xmax(session: Session) -> int:
 
 def _layouts(session: Session, publication: str) -> tuple[TableSchema, ...]:
     sent = "a.attname = ANY (p.attnames)" if session.info.server_version >= 150_000 else "a.attgenerated = ''"
-    query = cast(LiteralString, _LAYOUTS.format(sent=sent))
-    rows = cast(list[_LayoutRow], session.execute(query, [publication]).fetchall())
+    rows = cast(list[_LayoutRow], session.execute(_LAYOUTS.format(sent=sent).encode(), [publication]).fetchall())
     return tuple(_layout(list(columns)) for _, columns in groupby(rows, key=lambda row: row[0]))
 
 

@@ -113,7 +113,7 @@ def slot_is_active(source: SourceConfig) -> bool:
     with psycopg.connect(source.dsn.get_secret_value(), autocommit=True) as session:
         query = (
             "SELECT FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
-            " WHERE s.slot_name = %s AND r.state IN ('catchup', 'streaming')"
+            " WHERE s.slot_name = %s AND coalesce(r.state, '') <> 'startup'"
         )
         return session.execute(query, [source.slot]).fetchone() is not None
 
