@@ -4,9 +4,10 @@ The way of the data:
 
     transport   HTTP: requests, status codes, streams of records
     decoding    records to changes
+    steps       what goes into the state machine, and what comes out
     machine     the pure state machine: log, snapshot, and the way back to the log
     session     drives the machine: opens what it wants, waits out what comes right by itself
-    checkpoint  where a consumer is, and how that is stored
+    checkpoint  where a consumer is; checkpoint_store keeps it
     client      `walbus.connect(url).subscribe(...)`
     runner      `walbus consume`: batches windows into a sink
     sinks       SQLite, tantivy, Redis; more by entry point
@@ -14,15 +15,13 @@ The way of the data:
 
 from __future__ import annotations
 
-from walbus.consumers.checkpoint import (
-    Checkpoint,
-    CheckpointStore,
-    FileCheckpointStore,
-    MemoryCheckpointStore,
-)
+from walbus.consumers.checkpoint import Checkpoint
+from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
 from walbus.consumers.client import Bus, Delivery, Subscription, connect
-from walbus.consumers.machine import Sweep
 from walbus.consumers.runner import run_consumer
+from walbus.consumers.steps import (
+    Sweep,
+)
 
 __all__ = [
     "Bus",

@@ -22,9 +22,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from walbus.consumers.checkpoint import Checkpoint, CheckpointStore, FileCheckpointStore
-from walbus.consumers.machine import Advance, Deliver, Discard, Start, Sweep
+from walbus.consumers.checkpoint import Checkpoint
+from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
 from walbus.consumers.session import Clock, Session, Subscribed
+from walbus.consumers.steps import (
+    Advance,
+    Deliver,
+    Discard,
+    Start,
+    Sweep,
+)
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.errors import UsageError

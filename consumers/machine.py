@@ -26,9 +26,9 @@ Three rules keep a consumer right:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from walbus.consumers.checkpoint import (
     CatchingUp,
@@ -39,179 +39,35 @@ from walbus.consumers.checkpoint import (
     Snapshotting,
     TableProgress,
 )
-from walbus.errors import PositionUnknown, ProtocolError
-from walbus.events import Change, Window, time_of
-from walbus.position import ORIGIN, Position
-from walbus.records import Flag, Kind, Op, RawChange, RecordHeader
-from walbus.schema import TableSchema
-
-Start: TypeAlias = Literal["snapshot", "earliest", "latest"]
-
-# --- events: what happened -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class LogSeen:
-    """The relay said what it holds; `last_seq` is the last seq given at `end`."""
-
-    log_id: str
-    trimmed: Position
-    end: Position
-    last_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class PositionGone:
-    """The relay no longer holds what comes after the position asked for (410)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TablesListed:
-    """The bootstrap said which of the consumer's tables it holds.
-
-    Attributes:
-        log_id: of the log that it follows.
-        tables: those that the consumer wants.
-        stamp: Unix milliseconds, passed in: marks must rise even where the last checkpoint was lost.
-    """
-
-    log_id: str
-    tables: tuple[str, ...]
-    stamp: int
-
-
-@dataclass(frozen=True, slots=True)
-class RecordRead:
-    """A record of the log, its changes decoded."""
-
-    header: RecordHeader
-    changes: Sequence[Change]
-    origin: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TableOpened:
-    """A table's snapshot is about to be read; its rows have this layout, or an earlier one."""
-
-    layout: TableSchema
-
-
-@dataclass(frozen=True, slots=True)
-class RowsRead:
-    """A record of a table's snapshot; its header carries the state Q, and END in the last record of the answer."""
-
-    header: RecordHeader
-    changes: Sequence[Change]
-
-
-@dataclass(frozen=True, slots=True)
-class TableGone:
-    """The bootstrap does not know the table that is being read any more (dropped meanwhile)."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogReplaced:
-    """Relay or bootstrap belongs to another log than the one asked for (409, or another `log_id`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The connection ended or broke."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowsIncomplete:
-    """The sink holds rows with values that PostgreSQL never sent it: these tables must be read again."""
-
-    tables: tuple[str, ...]
-
-
-Event: TypeAlias = (
-    LogSeen
-    | PositionGone
-    | TablesListed
-    | RecordRead
-    | TableOpened
-    | RowsRead
-    | TableGone
-    | LogReplaced
-    | Disconnected
-    | RowsIncomplete
+from walbus.consumers.steps import (
+    Advance,
+    AskLog,
+    Deliver,
+    Discard,
+    Disconnected,
+    Event,
+    ListTables,
+    LogReplaced,
+    LogSeen,
+    Output,
+    PositionGone,
+    ReadLog,
+    ReadSnapshot,
+    RecordRead,
+    RowsIncomplete,
+    RowsRead,
+    Start,
+    Sweep,
+    TableGone,
+    TableOpened,
+    TablesListed,
+    Want,
 )
-
-# --- wants: the connection that the machine needs ----------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AskLog:
-    """Ask the relay what it holds (`LogSeen`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListTables:
-    """Ask the bootstrap which tables it holds (`TablesListed`); None means all that the consumer subscribes to."""
-
-    only: tuple[str, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadSnapshot:
-    """Read a table's rows behind a key (`RowsRead`)."""
-
-    log_id: str
-    table: str
-    after_key: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadLog:
-    """Follow the log behind a position (`RecordRead`)."""
-
-    log_id: str
-    after: Position
-
-
-Want: TypeAlias = AskLog | ListTables | ReadSnapshot | ReadLog
-
-# --- outputs: what the consumer is to do --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Hand a window on. `checkpoint` holds once it has been dealt with; None: more of its transaction follows."""
-
-    window: Window
-    marks: Marks
-    checkpoint: Checkpoint | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """Delete a table's ghosts; then `checkpoint` holds.
-
-    Ghosts are rows whose mark is below `marks.generation` and whose seq is at most `seq` (deleted as of version
-    `seq`), and those whose mark is below `marks.log_generation`, whatever their seq.
-    """
-
-    table: str
-    seq: int
-    marks: Marks
-    checkpoint: Checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Advance:
-    """Nothing for this consumer up to here: `checkpoint` holds."""
-
-    checkpoint: Checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """Pieces handed on since the last checkpoint will not be completed: roll them back."""
-
-
-Output: TypeAlias = Deliver | Sweep | Advance | Discard
+from walbus.consumers.windows import end_of_filtered, layout_window, log_window, snapshot_window
+from walbus.errors import PositionUnknown, ProtocolError
+from walbus.events import Window
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, Kind, RecordHeader
 
 # --- the machine ---------------------------------------------------------------------------------------------------
 
@@ -361,7 +217,7 @@ class ConsumerMachine:
         return [Advance(state)]
 
     def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
-        return [Deliver(_layout_window(event.layout, state), state.marks, state)]
+        return [Deliver(layout_window(event.layout, state), state.marks, state)]
 
     def _rows_read(self, before: Snapshotting, event: RowsRead) -> list[Output]:
         at = Point(event.header.last, event.header.last_seq)
@@ -370,7 +226,7 @@ class ConsumerMachine:
         outputs: list[Output] = []
         if event.changes:
             state = _with_table(state, replace(_current(state), after_key=event.changes[-1].raw.key))
-            outputs.append(Deliver(_snapshot_window(event), state.marks, state))
+            outputs.append(Deliver(snapshot_window(event), state.marks, state))
         self._state = state
         if event.header.flags & Flag.END:
             table = _current(state)
@@ -418,7 +274,7 @@ class ConsumerMachine:
         if not progress and (header.epoch, header.commit_lsn) <= self._open:
             return []
         self._open = None
-        return [self._deliver(state, _end_of_filtered(self._received))]
+        return [self._deliver(state, end_of_filtered(self._received))]
 
     def _transaction(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
         header, done = event.header, self._received.last_done
@@ -432,12 +288,12 @@ class ConsumerMachine:
             return [Advance(self._advance(state))]
         if not changes and not ends:
             return []  # a sign of life in the middle of a transaction
-        return [self._deliver(state, _window(event, changes, begins=begins, ends=ends))]
+        return [self._deliver(state, log_window(event, changes, begins=begins, ends=ends))]
 
     def _aside(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
         self._receive_up_to(event.header)
         whole = self._open is None
-        return [self._deliver(state, _window(event, event.changes, begins=whole, ends=whole))]
+        return [self._deliver(state, log_window(event, event.changes, begins=whole, ends=whole))]
 
     def _progress(self, state: Following | CatchingUp, header: RecordHeader) -> list[Output]:
         if header.last <= self._received.last_done:
@@ -505,68 +361,6 @@ def _regress(seq: int, position: Position, received: Point) -> PositionUnknown:
     )
 
 
-def _window(event: RecordRead, changes: Sequence[Change], *, begins: bool, ends: bool) -> Window:
-    header = event.header
-    return Window(
-        kind=Kind(header.kind),
-        changes=changes,
-        xid=header.xid,
-        commit_lsn=header.commit_lsn,
-        commit_time=time_of(header.commit_time),
-        last=header.last,
-        last_seq=header.last_seq,
-        begins=begins,
-        ends=ends,
-        origin=event.origin,
-    )
-
-
-def _snapshot_window(event: RowsRead) -> Window:
-    header = event.header
-    return Window(
-        kind=Kind.SNAPSHOT,
-        changes=event.changes,
-        xid=0,
-        commit_lsn=header.commit_lsn,
-        commit_time=time_of(header.commit_time),
-        last=header.last,
-        last_seq=header.last_seq,
-        begins=True,
-        ends=True,
-    )
-
-
-def _layout_window(layout: TableSchema, state: Snapshotting) -> Window:
-    """What says a table's layout before its first row, and in place of rows where it has none."""
-    at = state.low or Point(ORIGIN, 0)
-    raw = RawChange(Op.SCHEMA, 0, layout.oid, layout.id, 0, 0, 0, None, None, b"", None, None)
-    return Window(
-        kind=Kind.SCHEMA,
-        changes=(Change(raw, layout, at.last_done, at.seq),),
-        xid=0,
-        commit_lsn=at.last_done.commit_lsn,
-        commit_time=time_of(0),
-        last=at.last_done,
-        last_seq=at.seq,
-        begins=True,
-        ends=True,
-    )
-
-
-def _end_of_filtered(received: Point) -> Window:
-    return Window(
-        kind=Kind.TRANSACTION,
-        changes=(),
-        xid=0,
-        commit_lsn=received.last_done.commit_lsn,
-        commit_time=time_of(0),
-        last=received.last_done,
-        last_seq=received.seq,
-        begins=False,
-        ends=True,
-    )
-
-
 _M = ConsumerMachine
 _LOG: tuple[type[State], ...] = (Following, CatchingUp)
 _ALL: tuple[type[State], ...] = (Starting, Listing, Snapshotting, *_LOG)
@@ -592,28 +386,3 @@ _TRANSITIONS = _table(
     ((Snapshotting,), RowsRead, _M._rows_read),
     ((Snapshotting,), TableGone, _M._table_gone),
 )
-
-__all__ = [
-    "Advance",
-    "AskLog",
-    "ConsumerMachine",
-    "Deliver",
-    "Discard",
-    "Disconnected",
-    "ListTables",
-    "Listing",
-    "LogReplaced",
-    "LogSeen",
-    "PositionGone",
-    "ReadLog",
-    "ReadSnapshot",
-    "RecordRead",
-    "RowsIncomplete",
-    "RowsRead",
-    "Start",
-    "Starting",
-    "Sweep",
-    "TableGone",
-    "TableOpened",
-    "TablesListed",
-]

@@ -20,10 +20,16 @@ import structlog
 from walbus.config import ConsumerConfig
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
-from walbus.consumers.machine import Advance, Deliver, Discard, Output, Sweep
 from walbus.consumers.progress import ConsumerProgress, Tally
 from walbus.consumers.session import Clock, Session, Subscribed
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+from walbus.consumers.steps import (
+    Advance,
+    Deliver,
+    Discard,
+    Output,
+    Sweep,
+)
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.errors import Directive, WalbusError, directive_of

@@ -17,12 +17,11 @@ import structlog
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, phase_of
 from walbus.consumers.decoding import Layouts, decode_record
-from walbus.consumers.machine import (
+from walbus.consumers.machine import ConsumerMachine, Listing, Starting
+from walbus.consumers.steps import (
     AskLog,
-    ConsumerMachine,
     Disconnected,
     Event,
-    Listing,
     ListTables,
     LogReplaced,
     Output,
@@ -33,7 +32,6 @@ from walbus.consumers.machine import (
     RowsIncomplete,
     RowsRead,
     Start,
-    Starting,
     TableGone,
     TableOpened,
     TablesListed,

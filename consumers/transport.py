@@ -24,7 +24,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-from walbus.consumers.machine import LogSeen
+from walbus.consumers.steps import (
+    LogSeen,
+)
 from walbus.consumers.tables import EVERYTHING
 from walbus.errors import (
     PositionTrimmed,

@@ -35,7 +35,9 @@ from typing import Any, Protocol, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from walbus.consumers.checkpoint import Checkpoint, Marks
-from walbus.consumers.machine import Sweep
+from walbus.consumers.steps import (
+    Sweep,
+)
 from walbus.errors import ConfigError, SinkRefused
 from walbus.events import Change, Window
 

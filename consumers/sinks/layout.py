@@ -8,9 +8,13 @@ the same type added at its very place, between two versions, would be taken for 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from walbus.schema import Column, TableSchema
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,12 @@ def sources(row: TableSchema, table: TableSchema) -> list[int | None]:
     renames = _renames(row, table)
     indexes = {renames.get(column.name, column.name): index for index, column in enumerate(row.columns)}
     return [indexes.get(column.name) for column in table.columns]
+
+
+def fitted(row: Mapping[str, T], change: LayoutChange) -> dict[str, T]:
+    """A row of the old layout with the new one's names, without what was dropped; added columns are not in it."""
+    renamed, dropped = dict(change.renamed), set(change.dropped)
+    return {renamed.get(name, name): value for name, value in row.items() if name not in dropped}
 
 
 def _renames(old: TableSchema, new: TableSchema) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from walbus.consumers.sinks.layout import LayoutChange
+from walbus.consumers.sinks.layout import LayoutChange, fitted
 from walbus.keys import key_texts
 from walbus.schema import TableSchema
 from walbus.values import row_json, row_texts
@@ -20,10 +20,11 @@ from walbus.values import row_json, row_texts
 Form: TypeAlias = Literal["hash", "json"]
 Verb: TypeAlias = Literal["u", "s", "f", "d", "w"]
 Parts: TypeAlias = list[bytes]
+Columns: TypeAlias = Mapping[str, bytes]  # by name, each in the bytes of the form
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _GLOB = re.compile(r"([*?\[\]\\^])")
-_NULL = msgspec.Raw(b"null")
+_NULL = b"null"
 _json_columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -43,7 +44,7 @@ class StoredRow:
 
     seq: int
     mark: int
-    columns: Mapping[bytes, bytes]
+    columns: Columns
 
 
 class KeyTemplate:
@@ -82,50 +83,54 @@ class KeyTemplate:
 class HashForm:
     """A row as the fields and values of a hash."""
 
-    def encode(self, layout: TableSchema, payload: bytes, unchanged: bytes, stored: Mapping[bytes, bytes]) -> Parts:
-        """The row; columns that were left out come from the stored row's fields."""
+    def decode(self, layout: TableSchema, payload: bytes, unchanged: bytes) -> Columns:
+        """The columns that the row carries and that are not NULL, each as text."""
         bits = int.from_bytes(unchanged, "little")
-        parts: Parts = []
-        for index, (column, text) in enumerate(zip(layout.columns, row_texts(layout, payload), strict=True)):
-            name = column.name.encode()
-            value = stored.get(name) if bits >> index & 1 else None if text is None else text.encode()
-            if value is not None:
-                parts += (name, value)
-        return parts
+        texts = zip(layout.columns, row_texts(layout, payload), strict=True)
+        sent = ((c.name, text) for index, (c, text) in enumerate(texts) if not bits >> index & 1)
+        return {name: text.encode() for name, text in sent if text is not None}
 
-    def columns(self, parts: Parts) -> Mapping[bytes, bytes]:
-        """The columns of a row, each as text."""
-        return dict(zip(parts[::2], parts[1::2], strict=True))
+    def completed(self, columns: Columns, stored: Columns, left_out: frozenset[str], _: TableSchema) -> Columns:
+        """The columns with those that were left out taken from the stored row."""
+        return {**columns, **{name: value for name, value in stored.items() if name in left_out}}
 
-    def rearranged(self, columns: Mapping[bytes, bytes], change: LayoutChange) -> Parts:
-        """The row after a change of layout."""
-        renamed = {old.encode(): new.encode() for old, new in change.renamed}
-        dropped = {name.encode() for name in change.dropped}
-        kept = ((renamed.get(name, name), value) for name, value in columns.items() if name not in dropped)
-        return [part for pair in kept for part in pair]
+    def rearranged(self, columns: Columns, change: LayoutChange) -> Columns:
+        """The columns after a change of layout; a new one is NULL, which is no field."""
+        return fitted(columns, change)
+
+    def parts(self, columns: Columns) -> Parts:
+        """The fields and values."""
+        return [part for name, value in columns.items() for part in (name.encode(), value)]
+
+    def columns(self, parts: Parts) -> Columns:
+        """The inverse of `parts`."""
+        return {name.decode(): value for name, value in zip(parts[::2], parts[1::2], strict=True)}
 
 
 class JsonForm:
     """A row as one text of JSON."""
 
-    def encode(self, layout: TableSchema, payload: bytes, unchanged: bytes, stored: Mapping[bytes, bytes]) -> Parts:
-        """The row; columns that were left out come from the stored row, and are null where it has none."""
+    def decode(self, layout: TableSchema, payload: bytes, unchanged: bytes) -> Columns:
+        """The columns that the row carries, each as the JSON that it is."""
         row = row_json(layout, payload, unchanged)
-        if unchanged:
-            before = {name.decode(): msgspec.Raw(value) for name, value in stored.items()}
-            row = {c.name: row.get(c.name, before.get(c.name, _NULL)) for c in layout.columns}
-        return [msgspec.json.encode(row)]
+        return {name: msgspec.json.encode(value) for name, value in row.items()}
 
-    def columns(self, parts: Parts) -> Mapping[bytes, bytes]:
-        """The columns of a row, each as the JSON that it is."""
-        return {name.encode(): bytes(value) for name, value in _json_columns.decode(parts[0]).items()}
+    def completed(self, columns: Columns, stored: Columns, left_out: frozenset[str], layout: TableSchema) -> Columns:
+        """All columns; those that were left out come from the stored row, and are null where it has none."""
+        known = {**columns, **{name: value for name, value in stored.items() if name in left_out}}
+        return {column.name: known.get(column.name, _NULL) for column in layout.columns}
 
-    def rearranged(self, columns: Mapping[bytes, bytes], change: LayoutChange) -> Parts:
-        """The row after a change of layout."""
-        renamed, dropped = dict(change.renamed), set(change.dropped)
-        names = {name.decode(): msgspec.Raw(value) for name, value in columns.items()}
-        row = {renamed.get(name, name): value for name, value in names.items() if name not in dropped}
-        return [msgspec.json.encode(row | {column.name: _NULL for column in change.added})]
+    def rearranged(self, columns: Columns, change: LayoutChange) -> Columns:
+        """The columns after a change of layout."""
+        return fitted(columns, change) | {column.name: _NULL for column in change.added}
+
+    def parts(self, columns: Columns) -> Parts:
+        """The one text."""
+        return [msgspec.json.encode({name: msgspec.Raw(value) for name, value in columns.items()})]
+
+    def columns(self, parts: Parts) -> Columns:
+        """The inverse of `parts`."""
+        return {name: bytes(value) for name, value in _json_columns.decode(parts[0]).items()}
 
 
 def arguments(entries: Sequence[Entry], mark: int) -> list[bytes | str | int]:

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.machine import Sweep
 from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
 from walbus.consumers.sinks.sqlite_schema import ReplicaSchema
 from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue
+from walbus.consumers.steps import (
+    Sweep,
+)
 from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
 from walbus.events import Change, Window

@@ -23,9 +23,8 @@ import msgspec
 from pydantic import Field
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.machine import Sweep
 from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
-from walbus.consumers.sinks.layout import LayoutChange, layout_change
+from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
 from walbus.consumers.sinks.tantivy_index import (
     LAYOUTS_ID,
     STATE_ID,
@@ -35,6 +34,9 @@ from walbus.consumers.sinks.tantivy_index import (
     keyless_id,
     renamed_id,
     table_of,
+)
+from walbus.consumers.steps import (
+    Sweep,
 )
 from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
@@ -210,20 +212,23 @@ class TantivySink:
 
     def _load(self, change: Change, marks: Marks) -> None:
         """A snapshot's row; it replaces a row that lacks a value whatever its version: the log brings it forward."""
-        table = self._layout(change, marks).table
-        row_id = keyless_id(table, change.seq) if change.raw.key is None else document_id(table, change.raw.key)
+        layout = self._layout(change, marks)
+        table, key = layout.table, change.raw.key
+        row_id = keyless_id(table, change.seq) if key is None else document_id(table, key)
         if row_id in self._lacking or self._is_older(row_id, change.seq + 1, marks):
-            self._put(row_id, IndexedRow(table, change.seq, marks.generation, self._source(change)))
+            self._put(row_id, IndexedRow(table, change.seq, marks.generation, self._source(change, layout)))
 
     def _append(self, change: Change, marks: Marks) -> None:
         if change.op is Op.UPDATE:
             raise _keyless(change)
-        table = self._layout(change, marks).table
-        self._put(keyless_id(table, change.seq), IndexedRow(table, change.seq, marks.generation, self._source(change)))
+        layout = self._layout(change, marks)
+        row = IndexedRow(layout.table, change.seq, marks.generation, self._source(change, layout))
+        self._put(keyless_id(layout.table, change.seq), row)
 
     def _upsert(self, change: Change, key: bytes, marks: Marks) -> None:
-        table = self._layout(change, marks).table
-        row_id, raw = document_id(table, key), change.raw
+        layout, raw = self._layout(change, marks), change.raw
+        table = layout.table
+        row_id = document_id(table, key)
         old_id = row_id if raw.old_key is None else document_id(table, raw.old_key)
         stored = (self._row(old_id) or self._row(row_id)) if raw.unchanged else None
         lacks = raw.unchanged and (stored is None or old_id in self._lacking)
@@ -231,7 +236,7 @@ class TantivySink:
             self._delete(old_id, change.seq, marks)
         if not self._is_older(row_id, change.seq, marks):
             return
-        self._put(row_id, IndexedRow(table, change.seq, marks.generation, self._source(change, stored)))
+        self._put(row_id, IndexedRow(table, change.seq, marks.generation, self._source(change, layout, stored)))
         if lacks:
             self._lacking.add(row_id)
 
@@ -273,15 +278,17 @@ class TantivySink:
     def _accepted_of(self, table: str) -> list[tuple[str, IndexedRow]]:
         return [(row_id, row) for row_id, row in self._accepted.items() if row is not None and row.table == table]
 
-    def _source(self, change: Change, stored: IndexedRow | None = None) -> bytes:
+    def _source(self, change: Change, table: TableSchema, stored: IndexedRow | None = None) -> bytes:
         """The row as JSON; columns that were left out come from the stored row, and are null where that has none."""
         raw, layout = change.raw, change.schema
         if raw.after is None or layout is None:
             raise refused("a change has no row", change, "check the relay's log")
         row = row_json(layout, raw.after, raw.unchanged)
+        if layout.id != table.id:
+            row = _rearranged(row, layout_change(layout, table))
         if raw.unchanged:
             before = {} if stored is None else stored.columns()
-            row = {column.name: row.get(column.name, before.get(column.name, _NULL)) for column in layout.columns}
+            row = {column.name: row.get(column.name, before.get(column.name, _NULL)) for column in table.columns}
         return msgspec.json.encode(row)
 
     # Layouts
@@ -311,17 +318,15 @@ class TantivySink:
             self._commit()
         change = layout_change(before, now)
         for row_id, row in self._index.rows_of(before.table):
-            source = _rearranged(row.columns(), change)
+            source = msgspec.json.encode(_rearranged(row.columns(), change))
             new_id = renamed_id(row_id, now.table)
             self._index.delete(row_id)
             self._put(new_id, IndexedRow(now.table, row.seq, row.mark, source))
         self._commit()
 
 
-def _rearranged(columns: dict[str, msgspec.Raw], change: LayoutChange) -> bytes:
-    renamed, dropped = dict(change.renamed), set(change.dropped)
-    row = {renamed.get(name, name): value for name, value in columns.items() if name not in dropped}
-    return msgspec.json.encode(row | {column.name: _NULL for column in change.added})
+def _rearranged(row: Mapping[str, object], change: LayoutChange) -> dict[str, object]:
+    return fitted(row, change) | {column.name: _NULL for column in change.added}
 
 
 def _texts(row: IndexedRow) -> list[str]:

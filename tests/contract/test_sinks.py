@@ -19,11 +19,14 @@ from support.model_source import (
 )
 from support.sinks_under_test import SinkUnderTest, redis_under_test, sqlite_under_test, tantivy_under_test
 from walbus.consumers.checkpoint import Following, Marks, Point
-from walbus.consumers.machine import Sweep
 from walbus.consumers.sinks import Sink
+from walbus.consumers.steps import (
+    Sweep,
+)
 from walbus.errors import ConfigError, WalbusError
 from walbus.events import Window, window_of
 from walbus.position import ORIGIN, Position
+from walbus.records import Kind
 
 MARKS = Marks(1, 1)
 
@@ -310,6 +313,23 @@ def test_a_table_is_renamed(sink: Sink, under_test: SinkUnderTest, source: Model
     put(sink, windows_after(source, done))
     assert under_test.rows("public.things") == source.rows("public.things")
     assert under_test.rows() == {}
+
+
+def test_rows_of_an_earlier_layout_come_under_the_present_names(
+    sink: Sink, under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    """A snapshot gives each row in the layout that it was last written in."""
+    key = column("id", 23, "int4", in_key=True)
+    source.commit([insert(ITEMS, 1, "a", "b")])
+    source.add_layout(items_layout("items", key, column("title"), column("body")))
+    source.commit([insert(ITEMS, 2)])
+    rows = snapshot_of(source)
+    put(sink, [w for w in windows_after(source) if w.kind == Kind.SCHEMA][:1])
+    sink.write(rows[::-1], MARKS)
+    sink.commit(following(source.end, source.last_seq))
+    row = under_test.rows()["1"]
+    assert row.pop("name", None) is None
+    assert row == {"id": "1", "title": "a", "body": "b"}
 
 
 # Snapshots

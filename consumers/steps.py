@@ -1,0 +1,185 @@
+"""What goes into the consumer's state machine, and what comes out of it. No I/O, no behaviour.
+
+An `Event` is something that happened; a `Want` is the connection that the machine needs; an `Output` is what the
+consumer is to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.events import Change, Window
+from walbus.position import Position
+from walbus.records import RecordHeader
+from walbus.schema import TableSchema
+
+Start: TypeAlias = Literal["snapshot", "earliest", "latest"]
+
+# --- events: what happened -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LogSeen:
+    """The relay said what it holds; `last_seq` is the last seq given at `end`."""
+
+    log_id: str
+    trimmed: Position
+    end: Position
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class PositionGone:
+    """The relay no longer holds what comes after the position asked for (410)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TablesListed:
+    """The bootstrap said which of the consumer's tables it holds.
+
+    Attributes:
+        log_id: of the log that it follows.
+        tables: those that the consumer wants.
+        stamp: Unix milliseconds, passed in: marks must rise even where the last checkpoint was lost.
+    """
+
+    log_id: str
+    tables: tuple[str, ...]
+    stamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRead:
+    """A record of the log, its changes decoded."""
+
+    header: RecordHeader
+    changes: Sequence[Change]
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TableOpened:
+    """A table's snapshot is about to be read; its rows have this layout, or an earlier one."""
+
+    layout: TableSchema
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRead:
+    """A record of a table's snapshot; its header carries the state Q, and END in the last record of the answer."""
+
+    header: RecordHeader
+    changes: Sequence[Change]
+
+
+@dataclass(frozen=True, slots=True)
+class TableGone:
+    """The bootstrap does not know the table that is being read any more (dropped meanwhile)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogReplaced:
+    """Relay or bootstrap belongs to another log than the one asked for (409, or another `log_id`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection ended or broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsIncomplete:
+    """The sink holds rows with values that PostgreSQL never sent it: these tables must be read again."""
+
+    tables: tuple[str, ...]
+
+
+Event: TypeAlias = (
+    LogSeen
+    | PositionGone
+    | TablesListed
+    | RecordRead
+    | TableOpened
+    | RowsRead
+    | TableGone
+    | LogReplaced
+    | Disconnected
+    | RowsIncomplete
+)
+
+# --- wants: the connection that the machine needs ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskLog:
+    """Ask the relay what it holds (`LogSeen`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListTables:
+    """Ask the bootstrap which tables it holds (`TablesListed`); None means all that the consumer subscribes to."""
+
+    only: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSnapshot:
+    """Read a table's rows behind a key (`RowsRead`)."""
+
+    log_id: str
+    table: str
+    after_key: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLog:
+    """Follow the log behind a position (`RecordRead`)."""
+
+    log_id: str
+    after: Position
+
+
+Want: TypeAlias = AskLog | ListTables | ReadSnapshot | ReadLog
+
+# --- outputs: what the consumer is to do --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand a window on. `checkpoint` holds once it has been dealt with; None: more of its transaction follows."""
+
+    window: Window
+    marks: Marks
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Delete a table's ghosts; then `checkpoint` holds.
+
+    Ghosts are rows whose mark is below `marks.generation` and whose seq is at most `seq` (deleted as of version
+    `seq`), and those whose mark is below `marks.log_generation`, whatever their seq.
+    """
+
+    table: str
+    seq: int
+    marks: Marks
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Nothing for this consumer up to here: `checkpoint` holds."""
+
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Pieces handed on since the last checkpoint will not be completed: roll them back."""
+
+
+Output: TypeAlias = Deliver | Sweep | Advance | Discard

@@ -1,0 +1,77 @@
+"""The windows that the state machine hands on, from the records and events that it was given. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from walbus.consumers.checkpoint import Point, Snapshotting
+from walbus.consumers.steps import RecordRead, RowsRead
+from walbus.events import Change, Window, time_of
+from walbus.position import ORIGIN
+from walbus.records import Kind, Op, RawChange
+from walbus.schema import TableSchema
+
+
+def log_window(event: RecordRead, changes: Sequence[Change], *, begins: bool, ends: bool) -> Window:
+    """A transaction or a piece of one, or an event by itself, with the changes that are left of it."""
+    header = event.header
+    return Window(
+        kind=Kind(header.kind),
+        changes=changes,
+        xid=header.xid,
+        commit_lsn=header.commit_lsn,
+        commit_time=time_of(header.commit_time),
+        last=header.last,
+        last_seq=header.last_seq,
+        begins=begins,
+        ends=ends,
+        origin=event.origin,
+    )
+
+
+def snapshot_window(event: RowsRead) -> Window:
+    """A batch of a snapshot's rows."""
+    header = event.header
+    return Window(
+        kind=Kind.SNAPSHOT,
+        changes=event.changes,
+        xid=0,
+        commit_lsn=header.commit_lsn,
+        commit_time=time_of(header.commit_time),
+        last=header.last,
+        last_seq=header.last_seq,
+        begins=True,
+        ends=True,
+    )
+
+
+def layout_window(layout: TableSchema, state: Snapshotting) -> Window:
+    """What says a table's layout before its first row, and in place of rows where it has none."""
+    at = state.low or Point(ORIGIN, 0)
+    raw = RawChange(Op.SCHEMA, 0, layout.oid, layout.id, 0, 0, 0, None, None, b"", None, None)
+    return Window(
+        kind=Kind.SCHEMA,
+        changes=(Change(raw, layout, at.last_done, at.seq),),
+        xid=0,
+        commit_lsn=at.last_done.commit_lsn,
+        commit_time=time_of(0),
+        last=at.last_done,
+        last_seq=at.seq,
+        begins=True,
+        ends=True,
+    )
+
+
+def end_of_filtered(received: Point) -> Window:
+    """The last piece of a transaction whose real one a filter left out."""
+    return Window(
+        kind=Kind.TRANSACTION,
+        changes=(),
+        xid=0,
+        commit_lsn=received.last_done.commit_lsn,
+        commit_time=time_of(0),
+        last=received.last_done,
+        last_seq=received.seq,
+        begins=False,
+        ends=True,
+    )
