@@ -34,8 +34,12 @@ def shop(database: Database) -> Iterator[ShopLoad]:
 
 
 @pytest.fixture
-def system(database: Database, open_folder: Path) -> Iterator[WholeSystem]:
-    sinks = {"cache": {"sink": "sqlite"}, "search": {"sink": "tantivy"}}
+def system(database: Database, redis_url: str, open_folder: Path) -> Iterator[WholeSystem]:
+    sinks = {
+        "cache": {"sink": "sqlite"},
+        "search": {"sink": "tantivy"},
+        "redis": {"sink": "redis", "url": redis_url},
+    }
     source = {"slot": f"s_{database.name}"}
     with WholeSystem(open_folder, database.dsn, sinks, source=source, bootstrap={"chunk_rows": 100}) as running:
         yield running

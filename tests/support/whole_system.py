@@ -44,7 +44,8 @@ class WholeSystem:
     Args:
         folder: for everything.
         dsn: of the source.
-        consumers: `[consumer.NAME]` sections by name.
+        consumers: `[consumer.NAME]` sections by name. `check` knows `cache` (SQLite) and `search` (tantivy) with
+            their default paths, and any Redis.
         sections: further sections, or keys of those that are made here.
     """
 
@@ -52,6 +53,7 @@ class WholeSystem:
         self.data_dir = folder / "data"
         self.relay_url = f"http://127.0.0.1:{free_port()}"
         self.consumers = tuple(consumers)
+        self._redis_url = next((str(c["url"]) for c in consumers.values() if c["sink"] == "redis"), None)
         self._log_path = folder / "walbus.log"
         made: dict[str, dict[str, object]] = {
             "source": {"dsn": dsn},
@@ -179,7 +181,12 @@ class WholeSystem:
         check_tail(row_changes(self.tail()), expected)
         folders = {name: self.data_dir / "consumers" / name for name in self.consumers}
         cache, search = folders.get("cache"), folders.get("search")
-        assert_sinks_equal(database.dsn, cache=cache and cache / "cache.sqlite", search=search and search / "index")
+        assert_sinks_equal(
+            database.dsn,
+            cache=cache and cache / "cache.sqlite",
+            search=search and search / "index",
+            redis_url=self._redis_url,
+        )
 
     def _checked_alive(self) -> bool:
         assert self.alive(), f"walbus run ended:\n{self.log()[-6000:]}"

@@ -38,14 +38,14 @@ def gather(settings: Settings) -> Part:
     """The whole report, as `walbus status --json` prints it."""
     return {
         "source": _source(settings.source),
-        "capture": _from_file(settings.status_dir / "capture.json"),
+        "capture": from_file(settings.status_dir / "capture.json"),
         "relay": _from_server(settings.relay_url, "/v1/info", "info"),
         "bootstrap": _bootstrap(settings),
         "consumers": {
-            name: {"sink": consumer.sink, **_from_file(settings.status_dir / f"consumer-{name}.json")}
+            name: {"sink": consumer.sink, **from_file(settings.status_dir / f"consumer-{name}.json")}
             for name, consumer in settings.consumer.items()
         },
-        "supervisor": _supervisor(settings.status_dir / "supervisor.json"),
+        "supervisor": supervisor_of(settings.status_dir / "supervisor.json"),
     }
 
 
@@ -70,7 +70,7 @@ def _bootstrap(settings: Settings) -> Part:
     url = settings.bootstrap_url
     if url is None:
         return {"state": "off"}
-    told = _from_file(settings.status_dir / "bootstrap.json")
+    told = from_file(settings.status_dir / "bootstrap.json")
     return {**_from_server(url, "/v1/tables", "served"), "status": told.get("status", {})}
 
 
@@ -85,7 +85,7 @@ def _from_server(url: str, path: str, key: str) -> Part:
     return {"state": "up", "url": url, key: document}
 
 
-def _from_file(path: Path, *, now: float | None = None) -> Part:
+def from_file(path: Path, *, now: float | None = None) -> Part:
     """What a room without a server says of itself."""
     told = read_status(path)
     if told is None:
@@ -95,7 +95,7 @@ def _from_file(path: Path, *, now: float | None = None) -> Part:
     return {"state": state, "age_seconds": round(age, 1), "status": told}
 
 
-def _supervisor(path: Path) -> Part:
+def supervisor_of(path: Path) -> Part:
     """The supervisor's file is written when something happens, so its process tells whether it is there."""
     told = read_status(path)
     if told is None or not _alive(told.get("pid")):
