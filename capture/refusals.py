@@ -22,6 +22,7 @@ _CONNECT_MENDS = {
     "WAL sender": "grant it: ALTER ROLE … REPLICATION",
     "walsender": "grant it: ALTER ROLE … REPLICATION",
     "certificate": "correct sslmode, sslrootcert and the certificates in source.dsn",
+    "for connection option": "correct source.dsn",
     "server does not support SSL": "correct sslmode in source.dsn",
 }
 _MISSING = {"database": "correct the database's name in source.dsn", "role": "correct the user in source.dsn"}

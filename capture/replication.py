@@ -54,6 +54,10 @@ class Walsender:
         self._fatal: SourceError | None = None
         self._unsent = False
 
+    def fileno(self) -> int:
+        """The connection's socket."""
+        return self._socket
+
     def identify(self) -> SystemIdentity:
         """Which cluster, timeline and database this is."""
         with refused("IDENTIFY_SYSTEM"):

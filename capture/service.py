@@ -28,7 +28,7 @@ from walbus.capture.publication import ensure_publication
 from walbus.capture.repeats import NEW_LOG, Repeats
 from walbus.capture.replication import SystemIdentity, Walsender
 from walbus.capture.report import Report, State
-from walbus.capture.sessions import Session, open_session
+from walbus.capture.sessions import Session, cut_off, open_session
 from walbus.capture.slot import ensure_slot
 from walbus.capture.timelines import Timelines
 from walbus.capture.watch import CatalogWatch
@@ -42,6 +42,8 @@ logger = structlog.get_logger(__name__)
 
 #: Seconds of the first and of the longest pause before connecting again.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+#: Seconds that a statement of the start may take.
+SETUP_SECONDS = 60.0
 #: A connection that streamed for so many seconds was a good one: the next pause is the first one again.
 GOOD_SECONDS = 5.0
 
@@ -150,21 +152,27 @@ class Capture:
     def _stream_once(self) -> None:
         """One connection, from its opening to its end."""
         bounds = self._log.sync()  # what the last connection left whole; repeats are compared with what is durable
+        known = {schema.oid for schema in self._log.schemas.all()}
         with ExitStack() as closing:
             session = open_session(self._source.dsn)
             closing.callback(session.close)
-            check_source(session, self._source)
-            known = {schema.oid for schema in self._log.schemas.all()}
-            publication = ensure_publication(session, self._source, log_is_empty=bounds.end == ORIGIN, known=known)
-            confirmed = ensure_slot(session, self._source.slot, bounds)
+            with cut_off(session, self._stop, SETUP_SECONDS):
+                check_source(session, self._source)
+                empty = bounds.end == ORIGIN
+                publication = ensure_publication(session, self._source, log_is_empty=empty, known=known)
+            with cut_off(session, self._stop, None):  # making a slot waits for the transactions that run
+                confirmed = ensure_slot(session, self._source.slot, bounds)
             walsender = Walsender(self._source.dsn)
             closing.callback(walsender.close)
-            timelines = self._verified_timelines(walsender, bounds)
-            if bounds.end == ORIGIN:
+            with cut_off(walsender, self._stop, SETUP_SECONDS):
+                timelines = self._verified_timelines(walsender, bounds)
+                timeout = walsender.timeout_seconds()
+            if empty:
                 self._begin_log(timelines, confirmed)
-            assembler = self._assembler_for(session, timelines)
-            timeout = walsender.timeout_seconds()
-            walsender.start(self._source.slot, self._source.publication)
+            with cut_off(session, self._stop, SETUP_SECONDS):
+                assembler = self._assembler_for(session, timelines)
+            with cut_off(walsender, self._stop, SETUP_SECONDS):
+                walsender.start(self._source.slot, self._source.publication)
             watch = CatalogWatch(self._source, known)
             closing.callback(watch.close)
             watch.start()
@@ -223,7 +231,8 @@ class Capture:
     def _primary_key(self, oid: int) -> frozenset[str]:
         session = open_session(self._source.dsn)
         try:
-            return primary_key(session, oid)
+            with cut_off(session, self._stop, SETUP_SECONDS):
+                return primary_key(session, oid)
         finally:
             session.close()
 

@@ -6,8 +6,14 @@ applied after connecting, so nothing that ALTER ROLE or ALTER DATABASE set can c
 
 from __future__ import annotations
 
+import math
+import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Protocol
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -25,6 +31,9 @@ _DEFAULTS: dict[str, str | int] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
+
+#: Seconds between two looks at `stop` while a statement blocks.
+_LOOK_SECONDS = 0.2
 
 Session = psycopg.Connection[tuple[object, ...]]
 
@@ -72,6 +81,44 @@ def open_session(dsn: SecretStr, *, replication: bool = False) -> Session:
         session.close()
         raise
     return session
+
+
+class Connected(Protocol):
+    """Whatever has a connection's socket."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
+@contextmanager
+def cut_off(connection: Connected, stop: threading.Event, seconds: float | None) -> Iterator[None]:
+    """Cuts the connection if `stop` is set, or `seconds` have passed, before the block ends.
+
+    A statement may wait for a lock, for old transactions, or for a server that hangs, and nothing in a blocking call
+    looks at `stop`. The cut makes the statement fail as if the server had gone (`SourceUnavailable`).
+
+    Args:
+        connection: whose statements run in the block.
+        stop: the process's.
+        seconds: None where the wait may be long for good reason.
+    """
+    done = threading.Event()
+    watcher = threading.Thread(target=_cut_in_time, args=(connection, done, stop, seconds), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _cut_in_time(connection: Connected, done: threading.Event, stop: threading.Event, seconds: float | None) -> None:
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    while not done.wait(_LOOK_SECONDS):
+        if stop.is_set() or time.monotonic() > end:
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
+            return
 
 
 @contextmanager

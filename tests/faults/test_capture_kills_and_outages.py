@@ -206,6 +206,19 @@ def test_resets_and_one_byte_reads_lose_and_repeat_nothing(database, folder):
         assert captured(folder) == truth.transactions()
 
 
+def test_capture_stops_at_once_while_its_slot_waits_for_an_old_transaction(database):
+    with closing(psycopg.connect(database.dsn)) as old:
+        old.execute("CREATE TABLE t (id int PRIMARY KEY)")  # an xid, and no commit
+        capture = CaptureThread(source_of(database.dsn), MemoryLog())
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_create_logical%' AND wait_event_type = 'Lock'"
+        )
+        wait_for(lambda: database.value(query) > 0, what="the slot waits")
+        begun = time.monotonic()
+        capture.stop()
+        assert time.monotonic() - begun < 5
+
+
 def test_a_full_disk_stops_confirming_and_capture_goes_on_by_itself(own_pg_server, open_folder):
     server = own_pg_server(wal_sender_timeout="2s")
     status = open_folder / "capture.json"
