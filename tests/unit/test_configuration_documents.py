@@ -12,28 +12,36 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from walbus.config import BootstrapConfig, ConsumerConfig, LogConfig, RelayConfig, Settings, SourceConfig, load_settings
+from walbus.consumers.sinks.redis import RedisOptions
+from walbus.consumers.sinks.sqlite import SqliteOptions
+from walbus.consumers.sinks.tantivy import TantivyOptions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/configuration.md").read_text()
 EXAMPLE = ROOT / "examples/walbus.toml"
 SECTIONS: dict[str, type[BaseModel]] = {
-    "source": SourceConfig,
-    "relay": RelayConfig,
-    "bootstrap": BootstrapConfig,
-    "consumer.NAME": ConsumerConfig,
-    "log": LogConfig,
+    "[source]": SourceConfig,
+    "[relay]": RelayConfig,
+    "[bootstrap]": BootstrapConfig,
+    "[consumer.NAME]": ConsumerConfig,
+    "[log]": LogConfig,
+}
+SINKS: dict[str, type[BaseModel]] = {
+    'sink = "sqlite"': SqliteOptions,
+    'sink = "tantivy"': TantivyOptions,
+    'sink = "redis"': RedisOptions,
 }
 
 
 def keys() -> Iterator[tuple[str, str, FieldInfo]]:
-    for section, model in SECTIONS.items():
+    for section, model in (SECTIONS | SINKS).items():
         for name, field in model.model_fields.items():
             yield section, name, field
 
 
 def rows_of(section: str) -> dict[str, str]:
     """The table of a section: key to default, as written."""
-    text = PAGE.split(f"## `[{section}]`")[1].split("\n## ")[0]
+    text = PAGE.split(f"## `{section}`\n")[1].split("\n##")[0]
     return dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.MULTILINE))
 
 
@@ -47,13 +55,13 @@ def test_every_key_stands_on_the_page_with_its_default(section: str, name: str, 
         assert written in {f'`"{literal}"`', f"`{literal}`", f"`{int(literal) if isinstance(literal, float) else ''}`"}
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [*SECTIONS, *SINKS])
 def test_the_page_names_no_key_that_does_not_exist(section: str) -> None:
-    assert set(rows_of(section)) == set(SECTIONS[section].model_fields)
+    assert set(rows_of(section)) == set((SECTIONS | SINKS)[section].model_fields)
 
 
 def test_top_level_keys_and_sections_are_all_there() -> None:
-    assert {section.split(".")[0] for section in SECTIONS} | {"data_dir"} == set(Settings.model_fields)
+    assert {section.strip("[]").split(".")[0] for section in SECTIONS} | {"data_dir"} == set(Settings.model_fields)
 
 
 def test_the_example_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,5 +76,5 @@ def test_the_commented_lines_of_the_example_are_keys_too(tmp_path: Path) -> None
     document = tomllib.loads(everything)
     load_settings(file)
     for section, model in SECTIONS.items():
-        if section != "consumer.NAME":
-            assert set(document[section]) == set(model.model_fields)
+        if section != "[consumer.NAME]":
+            assert set(document[section.strip("[]")]) == set(model.model_fields)

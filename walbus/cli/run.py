@@ -25,6 +25,7 @@ def command(context: typer.Context, config: ConfigFile = None) -> int:
     """Run all rooms, one process each: restart what dies, stop in order on SIGTERM or Ctrl-C."""
     settings = start_room(context, config, "run")
     check_addresses(settings)
+    check_sinks(settings)
     children = children_of(settings, chosen_file(config))
     chosen = resolved_format(settings.log, sys.stderr)
     group = ProcessGroup(
@@ -55,6 +56,22 @@ def check_addresses(settings: Settings) -> None:
         except OSError as error:
             what = f"cannot listen on {server.listen}: {error.strerror}"
             raise ConfigError(what, where=f"key {key}", mend="stop what listens there, or name another port") from None
+
+
+def check_sinks(settings: Settings) -> None:
+    """Makes sure that every consumer names a sink that exists; its other keys are the sink's to check.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    from walbus.consumers.sinks import sink_names  # noqa: PLC0415 - a command loads its own room alone
+
+    known = sink_names()
+    for name, consumer in settings.consumer.items():
+        if consumer.sink not in known:
+            what = f"there is no sink {consumer.sink!r}"
+            mend = f"the sinks are {', '.join(known)}"
+            raise ConfigError(what, where=f"key consumer.{name}.sink", mend=mend)
 
 
 def _family(host: str) -> socket.AddressFamily:
