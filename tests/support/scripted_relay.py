@@ -32,6 +32,7 @@ class ScriptedRelay:
         self.applied = -1  # index into the source's history that snapshots are taken at
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.idle_progress = True
+        self.names_bootstrap = True
         self.stopping = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "trimmed": str(source.trimmed),
                 "end": str(source.end),
                 "last_seq": source.last_seq,
-                "bootstrap": self.relay.url,
+                "bootstrap": self.relay.url if self.relay.names_bootstrap else None,
             },
         )
 

@@ -1,0 +1,504 @@
+"""The consumer's state machine against a model: whatever crashes, breaks or is trimmed, the sink ends as the source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
+from walbus.consumers.checkpoint import (
+    CatchingUp,
+    Checkpoint,
+    Following,
+    Marks,
+    Point,
+    Snapshotting,
+    dump_checkpoint,
+    load_checkpoint,
+)
+from walbus.consumers.decoding import Layouts, decode_record
+from walbus.consumers.machine import ConsumerMachine, Listing
+from walbus.consumers.steps import (
+    Advance,
+    AskLog,
+    Deliver,
+    Discard,
+    Disconnected,
+    ListTables,
+    LogReplaced,
+    LogSeen,
+    Output,
+    PositionGone,
+    ReadLog,
+    ReadSnapshot,
+    RecordRead,
+    RowsIncomplete,
+    RowsRead,
+    Sweep,
+    TableGone,
+    TablesListed,
+)
+from walbus.errors import PositionUnknown, ProtocolError
+from walbus.events import Change, Window
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, Kind, Op, pack_record, read_header
+from walbus.values import decode_row
+
+OTHER = "public.others"
+
+
+@dataclass
+class ModelRow:
+    row: dict[str, str | None]
+    seq: int
+    mark: int
+    lacks: bool = False
+
+
+@dataclass
+class ModelSink:
+    """The contract of a transactional sink in a few lines; `committed` is what a crash leaves."""
+
+    rows: dict[tuple[str, bytes], ModelRow] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    committed: tuple[dict[tuple[str, bytes], ModelRow], str | None] = field(default_factory=lambda: ({}, None))
+
+    def take(self, output: Output) -> None:
+        match output:
+            case Deliver(window, marks, checkpoint):
+                for change in window.changes:
+                    self._apply(change, window.kind, marks)
+                self._commit(checkpoint)
+            case Sweep(table, seq, marks, checkpoint):
+                for key, row in list(self.rows.items()):
+                    old = row.mark < marks.log_generation or row.seq <= seq
+                    if key[0] == table and row.mark < marks.generation and old:
+                        del self.rows[key]
+                self._commit(checkpoint)
+            case Advance(checkpoint):
+                self._commit(checkpoint)
+            case Discard():
+                self.crash()
+
+    def crash(self) -> None:
+        rows, text = self.committed
+        self.rows = dict(rows)
+        self.checkpoint = None if text is None else load_checkpoint(text)
+
+    def incomplete(self) -> tuple[str, ...]:
+        return tuple({table for (table, _), row in self.rows.items() if row.lacks})
+
+    def _commit(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            self.checkpoint = checkpoint
+            self.committed = (dict(self.rows), dump_checkpoint(checkpoint))
+
+    def _apply(self, change: Change, kind: Kind, marks: Marks) -> None:
+        raw, table = change.raw, change.table
+        if raw.op == Op.SCHEMA:
+            return
+        if raw.op == Op.TRUNCATE:
+            for key in [k for k, row in self.rows.items() if k[0] == table and row.seq < change.seq]:
+                del self.rows[key]
+            return
+        assert raw.key is not None
+        key = (table, raw.key)
+        there = self.rows.get(key)
+        old_log = there is not None and there.mark < marks.log_generation
+        snapshot = kind == Kind.SNAPSHOT
+        newer = there is None or old_log or change.seq + snapshot > there.seq or (snapshot and there.lacks)
+        moved_from = None if raw.old_key is None else self.rows.get((table, raw.old_key))
+        if moved_from is not None and moved_from.seq < change.seq:
+            del self.rows[table, raw.old_key]  # type: ignore[arg-type]
+        if not newer:
+            return
+        if raw.op == Op.DELETE:
+            self.rows.pop(key, None)
+            return
+        self.rows[key] = self._merged(change, moved_from or there, marks)
+
+    def _merged(self, change: Change, stored: ModelRow | None, marks: Marks) -> ModelRow:
+        assert change.schema is not None
+        assert change.raw.after is not None
+        row = {n: None if v is None else str(v) for n, v in decode_row(change.schema, change.raw.after).items()}
+        for name in change.unchanged:
+            row[name] = stored.row[name] if stored else None
+        lacks = bool(change.unchanged) and (stored is None or stored.lacks)
+        return ModelRow(row, change.seq, marks.generation, lacks)
+
+
+class World:
+    """A source, a consumer with its sink, and everything that can come between them."""
+
+    def __init__(self) -> None:
+        self.layouts = (items_layout(), items_layout("others", oid=16500))
+        self.source = ModelSource(layouts=self.layouts)
+        self.sink = ModelSink()
+        self.stamp = 1_000
+        self.lag = 0  # commits by which the bootstrap is behind; never further than the log reaches back
+        self.restart()
+
+    def restart(self) -> None:
+        self.sink.crash()
+        self.machine = ConsumerMachine(self.sink.checkpoint, "snapshot")
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        self.reading: list[object] = []
+        self.target: object = None
+
+    def lose_connection(self) -> None:
+        self._receive(Disconnected())
+        self._disconnect()
+
+    def replace_log(self) -> None:
+        """Another log on the same rows; its seqs begin lower, so that they tell nothing beside the old ones."""
+        old = self.source
+        self.source = ModelSource(f"{old.log_id}+", layouts=self.layouts)
+        for table in (ITEMS, OTHER):
+            edits = [insert(table, int(i), row["name"], row["body"]) for i, row in old.rows(table).items()]
+            if edits:
+                self.source.commit(edits)
+        self.lose_connection()
+
+    def step(self) -> None:
+        """One connection made, or one record read."""
+        want = self.machine.wanted
+        if self.reading and self._target(want) == self.target:
+            self._receive(self.reading.pop(0))
+            return
+        self._open(want)
+
+    def settle(self) -> None:
+        """Runs until nothing is left to read and no row lacks a value."""
+        for _ in range(3_000):
+            idle = isinstance(self.machine.wanted, ReadLog) and not self.reading
+            self.step()
+            if idle and not self.reading and isinstance(self.machine.state, Following):
+                if not self.sink.incomplete():
+                    return
+                self._receive(RowsIncomplete(self.sink.incomplete()))
+        raise AssertionError(f"does not settle: {self.machine.state}")
+
+    def _applied(self) -> int:
+        """Index of the state that the bootstrap is at."""
+        history = self.source.history
+        held = next(i for i, (position, _, _) in enumerate(history) if position >= self.source.trimmed)
+        return max(held, len(history) - 1 - self.lag)
+
+    def _target(self, want: object) -> object:
+        match want:
+            case ReadLog(log_id):
+                return log_id
+            case ReadSnapshot(log_id, table):
+                return log_id, table
+        return None
+
+    def _receive(self, event: object) -> None:
+        for output in self.machine.receive(event):  # type: ignore[arg-type]
+            self.sink.take(output)
+
+    def _open(self, want: object) -> None:
+        source, self.target = self.source, self._target(want)
+        layouts = Layouts(source.layouts.__getitem__)
+        self.reading = []
+        match want:
+            case AskLog():
+                self._receive(LogSeen(source.log_id, source.trimmed, source.end, source.last_seq))
+            case ListTables(only):
+                self.stamp += 1
+                self._receive(TablesListed(source.log_id, only or (ITEMS, OTHER), self.stamp))
+            case ReadSnapshot(log_id, table, after_key):
+                if log_id != source.log_id:
+                    self._receive(LogReplaced())
+                    return
+                records = source.snapshot(table, after_key, self._applied())
+                self.reading = [RowsRead(h, decode_record(h, r, layouts)) for h, r in records]
+            case ReadLog(log_id, after):
+                if log_id != source.log_id:
+                    self._receive(LogReplaced())
+                elif after < source.trimmed:
+                    self._receive(PositionGone())
+                else:
+                    self.reading = [RecordRead(h, decode_record(h, r, layouts)) for h, r in source.after(after)]
+
+
+def edits_of(source: ModelSource, numbers: list[int]) -> list:
+    """Edits that the source's present rows allow, chosen by numbers."""
+    ids = {table: set(map(int, source.rows(table))) for table in (ITEMS, OTHER)}
+    edits = []
+    for number in numbers:
+        table = OTHER if number % 7 == 0 else ITEMS
+        known, id = ids[table], number // 7 % 6
+        kind = number // 42 % 8
+        if id not in known:
+            edits.append(insert(table, id, f"n{number}", f"b{number}"))
+            known.add(id)
+        elif kind == 0:
+            edits.append(delete(table, id))
+            known.discard(id)
+        elif kind == 1 and number % 11 == 0:
+            edits.append(truncate(table))
+            known.clear()
+        elif kind in (2, 3):
+            new_id = next(i for i in range(20) if i not in known)
+            row = {"name": f"m{number}"} | ({"body": f"mb{number}"} if kind == 3 else {})
+            edits.append(update(table, id, new_id, **row))
+            known.discard(id)
+            known.add(new_id)
+        else:
+            row = {"name": f"u{number}"} | ({"body": f"ub{number}"} if kind > 5 else {})
+            edits.append(update(table, id, **row))
+    return edits
+
+
+commits = st.tuples(st.just("commit"), st.lists(st.integers(0, 20_000), min_size=1, max_size=6), st.integers(1, 3))
+steps = st.tuples(st.just("step"), st.integers(1, 6))
+lags = st.tuples(st.just("lag"), st.integers(0, 3))
+troubles = st.sampled_from([("crash",), ("disconnect",), ("trim",), ("progress",), ("replace",)])
+scripts = st.lists(st.one_of(commits, commits, steps, steps, steps, lags, troubles), max_size=40)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(scripts)
+def test_the_sink_ends_as_the_source_whatever_happens_on_the_way(script: list[tuple]) -> None:
+    world = World()
+    replaced = 0
+    for action, *arguments in script:
+        match action:
+            case "commit":
+                world.source.commit(edits_of(world.source, arguments[0]), pieces=arguments[1])
+            case "step":
+                for _ in range(arguments[0]):
+                    world.step()
+            case "crash":
+                world.restart()
+            case "disconnect":
+                world.lose_connection()
+            case "trim":
+                world.source.trim(world.source.end)
+            case "lag":
+                world.lag = arguments[0]
+            case "progress":
+                world.source.progress()
+            case "replace" if replaced < 2:
+                replaced += 1
+                world.replace_log()
+    world.settle()
+    for table in (ITEMS, OTHER):
+        found = {row.row["id"]: row.row for (name, _), row in world.sink.rows.items() if name == table}
+        assert found == world.source.rows(table)
+
+
+@pytest.mark.parametrize("crash_after", range(60))
+def test_a_crash_at_any_step_of_bootstrap_and_catch_up_is_resumed(crash_after: int) -> None:
+    world = World()
+    for n in range(9):
+        world.source.commit([insert(ITEMS, n), insert(OTHER, n)])
+    world.source.trim(world.source.end)
+    for step in range(crash_after):
+        world.step()
+        if step % 3 == 0 and step < 30:
+            n = step // 3
+            world.source.commit([update(ITEMS, n % 9, name=f"s{step}") if n < 9 else insert(ITEMS, 100 + n)])
+    world.restart()
+    world.settle()
+    assert {row.row["id"]: row.row for (t, _), row in world.sink.rows.items() if t == ITEMS} == world.source.rows()
+
+
+# The rules one by one
+
+
+LOG = "log-a"
+AT = Point(Position(1, 0x100, 2), 10)
+
+
+def following(point: Point = AT) -> Following:
+    return Following(LOG, Marks(1, 1), point)
+
+
+def connected(checkpoint: Checkpoint) -> ConsumerMachine:
+    machine = ConsumerMachine(checkpoint, "snapshot")
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    return machine
+
+
+def record(
+    lsn: int, first: int, last: int, seq: int, flags: Flag = Flag.BEGIN | Flag.END, kind: Kind = Kind.TRANSACTION
+) -> RecordRead:
+    data = pack_record(
+        kind, flags=flags, epoch=1, commit_lsn=lsn, first_ordinal=first, last_ordinal=last,
+        first_seq=seq - (last - first), last_seq=seq, xid=7, commit_time=0,
+    )  # fmt: skip
+    return RecordRead(read_header(data), [])
+
+
+def windows(outputs: list[Output]) -> list[Window]:
+    return [output.window for output in outputs if isinstance(output, Deliver)]
+
+
+def test_a_first_start_reads_a_snapshot() -> None:
+    machine = ConsumerMachine(None, "snapshot")
+    assert machine.wanted == AskLog()
+    assert machine.receive(LogSeen(LOG, ORIGIN, ORIGIN, 0)) == []
+    assert machine.wanted == ListTables(None)
+
+
+@pytest.mark.parametrize(
+    ("start", "point"),
+    [("earliest", Point(Position(1, 16, 0), 0)), ("latest", Point(Position(1, 99, 3), 7))],
+)
+def test_other_starts_follow_from_where_they_say(start: str, point: Point) -> None:
+    machine = ConsumerMachine(None, start)  # type: ignore[arg-type]
+    outputs = machine.receive(LogSeen(LOG, Position(1, 16, 0), Position(1, 99, 3), 7))
+    assert outputs == [Advance(Following(LOG, Marks(0, 0), point))]
+    assert machine.wanted == ReadLog(LOG, point.last_done)
+
+
+def test_a_repeat_is_dropped_and_a_straddling_record_is_cut() -> None:
+    source = ModelSource()
+    source.commit([insert(ITEMS, n) for n in range(4)])
+    header, data = source.records[0]
+    changes = decode_record(header, data, Layouts(source.layouts.__getitem__))
+    middle = Point(changes[1].position, changes[1].seq)
+    machine = connected(Following(LOG, Marks(1, 1), middle))
+    delivered = windows(machine.receive(RecordRead(header, changes)))
+    assert [change.seq for window in delivered for change in window] == [3, 4]
+    assert machine.receive(RecordRead(header, changes)) == []
+
+
+def test_only_an_ending_window_carries_a_checkpoint() -> None:
+    machine = connected(following())
+    source = ModelSource()
+    source._lsn = 0x200
+    source._seq = 50
+    source.commit([insert(ITEMS, n) for n in range(6)], pieces=3)
+    layouts = Layouts(source.layouts.__getitem__)
+    outputs = [o for h, r in source.records for o in machine.receive(RecordRead(h, decode_record(h, r, layouts)))]
+    assert [(o.window.begins, o.window.ends, o.checkpoint is None) for o in outputs if isinstance(o, Deliver)] == [
+        (True, False, True),
+        (False, False, True),
+        (False, True, False),
+    ]
+
+
+def test_a_transaction_whose_end_was_filtered_ends_with_what_comes_later() -> None:
+    machine = connected(following())
+    source = ModelSource()
+    source._lsn, source._seq = 0x200, 50
+    source.commit([insert(ITEMS, n) for n in range(4)], pieces=2)
+    layouts = Layouts(source.layouts.__getitem__)
+    header, data = source.records[0]
+    machine.receive(RecordRead(header, decode_record(header, data, layouts)))
+    outputs = machine.receive(record(0x9000, 0, 0, 60, Flag(0), Kind.PROGRESS))
+    closing, progress = outputs
+    assert isinstance(closing, Deliver) and closing.window.ends and closing.checkpoint is not None
+    assert isinstance(progress, Advance)
+
+
+def test_progress_moves_the_checkpoint_without_rows() -> None:
+    outputs = connected(following()).receive(record(0x500, 0, 0, 10, Flag(0), Kind.PROGRESS))
+    assert outputs == [Advance(following(Point(Position(1, 0x500, 0), 10)))]
+
+
+def test_a_heartbeat_that_says_nothing_new_changes_nothing() -> None:
+    machine = connected(following())
+    assert machine.receive(record(0x100, 2, 2, 0, Flag(0), Kind.PROGRESS)) == []
+
+
+def test_a_later_position_with_a_lower_seq_stops_loudly() -> None:
+    with pytest.raises(PositionUnknown, match="does not continue"):
+        connected(following()).receive(record(0x500, 1, 1, 10))
+
+
+def test_a_log_that_gave_fewer_seqs_than_the_checkpoint_has_stops_loudly() -> None:
+    machine = ConsumerMachine(following(), "snapshot")
+    with pytest.raises(PositionUnknown, match="does not continue"):
+        machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x900, 1), 9))
+
+
+def test_a_log_whose_end_is_behind_the_checkpoint_is_waited_for() -> None:
+    machine = ConsumerMachine(following(), "snapshot")
+    assert machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x50, 1), 5)) == []
+    assert machine.wanted == ReadLog(LOG, AT.last_done)
+
+
+@pytest.mark.parametrize("seen", [LogSeen("log-b", ORIGIN, ORIGIN, 0), LogSeen(LOG, Position(1, 0x400, 1), ORIGIN, 99)])
+def test_another_log_or_a_trimmed_position_leads_to_a_snapshot(seen: LogSeen) -> None:
+    machine = ConsumerMachine(following(), "latest")
+    machine.receive(seen)
+    assert machine.wanted == AskLog()  # once more: it may be another one by now
+    machine.receive(seen)
+    assert machine.wanted == ListTables(None)
+
+
+def test_pieces_of_a_transaction_that_will_not_be_completed_are_discarded() -> None:
+    machine = connected(following())
+    source = ModelSource()
+    source._lsn, source._seq = 0x200, 50
+    source.commit([insert(ITEMS, 1), insert(ITEMS, 2)], pieces=2)
+    header, data = source.records[0]
+    machine.receive(RecordRead(header, decode_record(header, data, Layouts(source.layouts.__getitem__))))
+    assert machine.receive(PositionGone()) == [Discard()]
+
+
+def test_marks_rise_and_another_log_begins_a_new_count() -> None:
+    machine = ConsumerMachine(Following(LOG, Marks(900, 5), AT), "snapshot")
+    machine.receive(LogSeen("log-b", ORIGIN, ORIGIN, 0))
+    machine.receive(LogSeen("log-b", ORIGIN, ORIGIN, 0))
+    (begun,) = machine.receive(TablesListed("log-b", (ITEMS,), 800))
+    assert isinstance(begun, Advance)
+    assert begun.checkpoint.marks == Marks(901, 901)
+
+
+def test_a_bootstrap_of_another_log_is_waited_for() -> None:
+    machine = ConsumerMachine(None, "snapshot")
+    machine.receive(LogSeen(LOG, ORIGIN, ORIGIN, 0))
+    assert machine.receive(TablesListed("log-b", (ITEMS,), 1)) == []
+    assert isinstance(machine.state, Listing)
+
+
+def test_a_snapshot_of_several_states_is_swept_and_replayed_from_the_lowest() -> None:
+    state = Snapshotting(LOG, Marks(3, 3), load_checkpoint_tables(ITEMS))
+    machine = connected(state)
+    machine.receive(rows(Position(1, 0x200, 1), 20))
+    machine.receive(Disconnected())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    outputs = machine.receive(rows(Position(1, 0x300, 1), 30, Flag.END))
+    sweep = outputs[-1]
+    assert isinstance(sweep, Sweep)
+    assert sweep.seq == 20
+    assert sweep.checkpoint == CatchingUp(LOG, Marks(3, 3), Point(Position(1, 0x200, 1), 20), Position(1, 0x300, 1))
+    (done,) = machine.receive(record(0x300, 0, 1, 30))
+    assert isinstance(done, Advance)
+    assert isinstance(done.checkpoint, Following)
+
+
+def test_a_table_that_is_gone_is_left_out() -> None:
+    machine = connected(Snapshotting(LOG, Marks(3, 3), load_checkpoint_tables(ITEMS, OTHER)))
+    machine.receive(TableGone())
+    assert machine.wanted == ReadSnapshot(LOG, OTHER, None)
+    machine.receive(TableGone())
+    assert isinstance(machine.state, Listing)
+
+
+def test_an_event_out_of_place_is_the_drivers_mistake() -> None:
+    with pytest.raises(ProtocolError, match="RowsRead has no place in phase Following"):
+        connected(following()).receive(rows(Position(1, 1, 1), 1))
+
+
+def load_checkpoint_tables(*tables: str) -> tuple:
+    from walbus.consumers.checkpoint import TableProgress
+
+    return tuple(TableProgress(table) for table in tables)
+
+
+def rows(at: Position, seq: int, flags: Flag = Flag(0)) -> RowsRead:
+    data = pack_record(
+        Kind.SNAPSHOT, flags=flags, epoch=at.epoch, commit_lsn=at.commit_lsn, first_ordinal=at.ordinal,
+        last_ordinal=at.ordinal, first_seq=0, last_seq=seq, commit_time=0,
+    )  # fmt: skip
+    return RowsRead(read_header(data), [])
