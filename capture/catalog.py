@@ -91,9 +91,19 @@ def _xmax(session: Session) -> int:
 
 
 def _layouts(session: Session, publication: str) -> tuple[TableSchema, ...]:
-    sent = "a.attname = ANY (p.attnames)" if session.info.server_version >= 150_000 else "a.attgenerated = ''"
-    rows = cast(list[_LayoutRow], session.execute(_LAYOUTS.format(sent=sent).encode(), [publication]).fetchall())
+    query = _LAYOUTS.format(sent=_sent_columns(session.info.server_version))
+    rows = cast(list[_LayoutRow], session.execute(query.encode(), [publication]).fetchall())
     return tuple(_layout(list(columns)) for _, columns in groupby(rows, key=lambda row: row[0]))
+
+
+def _sent_columns(server_version: int) -> str:
+    """Which columns pgoutput sends. 15 brought column lists; until 18 it sends no generated column, listed or not."""
+    conditions = []
+    if server_version >= 150_000:
+        conditions.append("a.attname = ANY (p.attnames)")
+    if server_version < 180_000:
+        conditions.append("a.attgenerated = ''")
+    return " AND ".join(conditions)
 
 
 _LayoutRow = tuple[int, str, str, str, str, int, str, str, int, bool]

@@ -42,8 +42,9 @@ def make_tables(database):
     database.execute("ALTER TABLE indexed REPLICA IDENTITY USING INDEX codes")
     database.execute("CREATE TABLE parts (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)")
     database.execute("CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM ('2026-01-01') TO ('2026-07-01')")
-    database.execute('CREATE TABLE "Odd name" ("select" int PRIMARY KEY, "ä ""b" text, gone int, g int)')
+    database.execute('CREATE TABLE "Odd name" ("select" int PRIMARY KEY, "ä ""b" text, gone int)')
     database.execute('ALTER TABLE "Odd name" DROP COLUMN gone')
+    database.execute('ALTER TABLE "Odd name" ADD doubled int GENERATED ALWAYS AS ("select" * 2) STORED, ADD last text')
 
 
 STATEMENTS = [
@@ -69,7 +70,7 @@ STATEMENTS = [
     "UPDATE indexed SET code = 'uno' WHERE code = 'one'",
     "DELETE FROM indexed WHERE code = 'two'",
     "INSERT INTO parts VALUES (1, '2026-02-03')",
-    "INSERT INTO \"Odd name\" VALUES (1, 'q', 2)",
+    "INSERT INTO \"Odd name\" VALUES (1, 'q')",
     "BEGIN; INSERT INTO plain (id) VALUES (50); SAVEPOINT s; INSERT INTO plain (id) VALUES (51); ROLLBACK TO s;"
     " INSERT INTO plain (id) VALUES (52); COMMIT",
     "BEGIN; INSERT INTO plain (id) VALUES (60); ROLLBACK",
