@@ -37,6 +37,7 @@ class Step:
     finished: bool
 
 
+_TRANSACTION, _END = int(Kind.TRANSACTION), int(Flag.END)
 Encode = Callable[[RecordHeader, bytes], bytes]
 
 
@@ -88,19 +89,33 @@ class Delivery:
             if self._cursor is None or self._is_finished():
                 return Step(b"", at_end=False, finished=True)
             records = self._cursor.read(BLOCK_BYTES)
-            parts = []
-            for record in records:
-                header = read_header(record)
-                encoded = self._encode(header, record)
-                parts.append(encoded)
-                self._last, self._told = header, bool(encoded)
-                self._whole = header.kind != Kind.TRANSACTION or bool(header.flags & Flag.END)
-                if self._is_finished():
-                    break
+            parts = self._pass_on(records) if self._encode is _as_it_is else self._encoded(records)
             finished = self._is_finished()
             if finished and not self._told:
                 parts.append(self._heartbeat())
             return Step(b"".join(parts), at_end=not records, finished=finished)
+
+    def _pass_on(self, records: list[bytes]) -> list[bytes]:
+        """An unfiltered block: only its last record is looked at, unless the stream ends in it."""
+        if records and (self._until is None or read_header(records[-1]).last < self._until):
+            self._note(read_header(records[-1]), told=True)
+            return records
+        return self._encoded(records)
+
+    def _encoded(self, records: list[bytes]) -> list[bytes]:
+        parts = []
+        for record in records:
+            header = read_header(record)
+            encoded = self._encode(header, record)
+            parts.append(encoded)
+            self._note(header, told=bool(encoded))
+            if self._is_finished():
+                break
+        return parts
+
+    def _note(self, header: RecordHeader, *, told: bool) -> None:
+        self._last, self._told = header, told
+        self._whole = header.kind != _TRANSACTION or bool(header.flags & _END)
 
     def heartbeat(self) -> bytes:
         """A sign of life that says how far the stream has looked.

@@ -20,7 +20,9 @@ from walbus.records import CHANGE_HEADER_SIZE, Flag, Kind, RecordHeader, body_of
 from walbus.relay.table_filter import TableFilter
 
 _CHANGE_START = struct.Struct("<IBBHII")  # length, op, flags, bitmap's length, table, schema id
-_BOUNDS = Flag.BEGIN | Flag.END
+# as plain integers: arithmetic on enum members costs as much as the rest of a small record
+_BEGIN, _END, _FILTERED, _ZSTD = int(Flag.BEGIN), int(Flag.END), int(Flag.FILTERED), int(Flag.ZSTD)
+_TRANSACTION = int(Kind.TRANSACTION)
 
 
 class _Kept(NamedTuple):
@@ -38,12 +40,7 @@ class RecordFilter:
 
     def __init__(self, tables: TableFilter) -> None:
         self._tables = tables
-        self._begun: RecordHeader | None = None  # the last piece of the transaction under way, if BEGIN was sent
-
-    @property
-    def in_window(self) -> bool:
-        """Whether BEGIN was sent and END was not."""
-        return self._begun is not None
+        self.in_window = False  #: whether BEGIN was sent and END was not
 
     def filter(self, header: RecordHeader, record: bytes) -> bytes:
         """What is to be sent of a record; empty if nothing.
@@ -51,7 +48,7 @@ class RecordFilter:
         Raises:
             DamagedRecord: the record's body makes no sense.
         """
-        if header.kind == Kind.TRANSACTION:
+        if header.kind == _TRANSACTION:
             return self._transaction(header, record)
         if header.kind == Kind.SCHEMA:
             self._tables.learn()
@@ -61,17 +58,18 @@ class RecordFilter:
 
     def _transaction(self, header: RecordHeader, record: bytes) -> bytes:
         kept = self._keep(header, record) if header.tables & self._tables.bits else _Kept(b"", 0, 0)
-        if not kept.changes and not (self.in_window and header.flags & Flag.END):
+        ends = header.flags & _END
+        if not kept.changes and not (ends and self.in_window):
             return b""
-        flags = header.flags & ~_BOUNDS | (0 if self.in_window else Flag.BEGIN) | header.flags & Flag.END
-        self._begun = None if header.flags & Flag.END else header
+        flags = header.flags & ~_BEGIN | (0 if self.in_window else _BEGIN)
+        self.in_window = not ends
         if kept.changes == header.count and flags == header.flags:
             return record
-        return _pack(header, flags | Flag.FILTERED, origin_of(record, header), kept)
+        return _pack(header, flags | _FILTERED, origin_of(record, header), kept)
 
     def _keep(self, header: RecordHeader, record: bytes) -> _Kept:
         """The changes that pass, as they lie in the record."""
-        if header.flags & Flag.ZSTD:
+        if header.flags & _ZSTD:
             raise DamagedRecord(
                 "a compressed record is of a later format", mend="read it with the Walbus that wrote it"
             )
