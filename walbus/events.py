@@ -21,6 +21,7 @@ from walbus.schema import TableSchema
 from walbus.values import decode_row, row_texts
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ROW_OPS = frozenset((Op.INSERT, Op.UPDATE, Op.DELETE))  # of the others, `after` is no row
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Change:
 
     @cached_property
     def after(self) -> Mapping[str, Any] | None:
-        """The new row as Python values; columns in `unchanged` are left out."""
+        """The new row as Python values; columns in `unchanged` are left out. None where there is no new row."""
         return self._row(self.raw.after, leave_out_unchanged=True)
 
     @cached_property
@@ -79,7 +80,7 @@ class Change:
 
     def after_texts(self) -> dict[str, str | None] | None:
         """The new row as PostgreSQL's canonical text; columns in `unchanged` are left out."""
-        if self.raw.after is None or self.schema is None:
+        if self.raw.after is None or self.schema is None or self.raw.op not in _ROW_OPS:
             return None
         texts = row_texts(self.schema, self.raw.after)
         return {c.name: t for c, t in zip(self.schema.columns, texts, strict=True) if c.name not in self.unchanged}
@@ -110,7 +111,7 @@ class Change:
         return document
 
     def _row(self, payload: bytes | None, *, leave_out_unchanged: bool) -> Mapping[str, Any] | None:
-        if payload is None or self.schema is None:
+        if payload is None or self.schema is None or self.raw.op not in _ROW_OPS:
             return None
         row = decode_row(self.schema, payload)
         if leave_out_unchanged:

@@ -132,6 +132,13 @@ def test_a_schema_event_is_given_again_at_the_position_where_one_resumes() -> No
     assert seen.message is None
 
 
+def test_an_event_that_is_no_row_has_a_detail_and_no_row() -> None:
+    change = pack_change(Op.SCHEMA, table=16400, schema_id=3, seq_delta=0, ordinal_delta=0, after=b'{"id":3}')
+    (seen,) = window(record(change, kind=Kind.SCHEMA, flags=0, first=7))
+    assert (seen.op, seen.table, seen.detail) == (Op.SCHEMA, "public.orders", {"id": 3})
+    assert (seen.key, seen.old_key, seen.after, seen.before, seen.after_texts()) == (None, None, None, None, None)
+
+
 def test_rows_of_a_snapshot_stand_at_its_position_with_their_own_seqs() -> None:
     data = record(insert(1, 0, seq=40), insert(2, 0, seq=7), kind=Kind.SNAPSHOT, first=9, first_seq=0, last_ordinal=9)
     seen = window(data, Position(1, 0x500, 9))
