@@ -8,7 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from support.capturing import captured, capturing, file_log, source_of
+from support.capturing import CaptureThread, captured, capturing, file_log, source_of
+from support.log_view import log_records
 from support.waiting import wait_for
 from walbus.capture import identify
 from walbus.capture.catalog import read_catalog
@@ -18,6 +19,7 @@ from walbus.lsn import parse_lsn
 from walbus.position import ORIGIN
 from walbus.records import Kind, read_header
 from walbus.relay import open_reader
+from walbus.status import read_status
 
 
 @pytest.fixture
@@ -269,3 +271,51 @@ def test_a_log_begins_with_a_record_at_the_slots_confirmed_place(database, folde
     assert header.commit_lsn >= parse_lsn(created)
     with closing(file_log(folder, source_of(database.dsn))) as log:
         assert log.bounds().end_lsn >= header.commit_lsn
+
+
+def test_an_operators_publication_with_columns_and_filters_is_taken_as_it_is(database, oracle, folder):
+    if int(database.value("SHOW server_version_num")) < 150_000:
+        pytest.skip("column lists and row filters came with 15")
+    database.execute("CREATE TABLE t (id int PRIMARY KEY, secret text, a text)")
+    database.execute("CREATE PUBLICATION walbus FOR TABLE t (id, a) WHERE (id < 10)")
+    with capturing(database.dsn, folder) as capture:
+        truth = oracle()
+        database.execute("INSERT INTO t VALUES (1, 'hidden', 'seen'), (11, 'hidden', 'unseen')")
+        database.execute("UPDATE t SET id = 12 WHERE id = 1")
+        capture.caught_up()
+        wait_for(capture.log.schemas.all, what="the poll has registered it")
+        schemas = capture.log.schemas.all()
+    inserted, moved_out = (t.changes for t in captured(folder))
+    assert [c.after for c in inserted] == [{"id": "1", "a": "seen"}]
+    assert [c.op for c in moved_out] == ["delete"]
+    assert captured(folder) == truth.transactions()
+    assert [[c.name for c in schema.columns] for schema in schemas] == [["id", "a"]]
+
+
+def test_transaction_ids_are_widened_to_64_bits(database, folder):
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    with capturing(database.dsn, folder) as capture:
+        with database.connect(autocommit=False) as session:
+            session.execute("INSERT INTO t VALUES (1)")
+            (xid,) = session.execute("SELECT pg_current_xact_id()::text::int8").fetchone()
+            session.commit()
+        capture.caught_up()
+    with closing(open_reader(folder)) as reader:
+        assert next(h.xid for h, _ in log_records(reader) if h.kind == Kind.TRANSACTION) == xid
+
+
+def test_the_status_file_tells_what_capture_does(database, folder):
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    source, path = source_of(database.dsn), folder.parent / "capture.json"
+    with closing(file_log(folder, source)) as log:
+        capture = CaptureThread(source, log, path)
+        capture.streaming()
+        database.execute("INSERT INTO t VALUES (1), (2)")
+        wait_for(lambda: (read_status(path) or {}).get("walbus_capture_changes_total", 0) >= 2, what="it is counted")
+        status = read_status(path)
+        capture.stop()
+    assert status is not None
+    assert (status["state"], status["error"], status["slot"], status["tables"]) == ("streaming", None, "walbus", 1)
+    assert status["walbus_capture_confirmed_lsn"] > 0
+    assert (read_status(path) or {})["state"] == "stopped"
+    assert database.dsn.split(":")[2].split("@")[0] not in path.read_text()
