@@ -129,7 +129,7 @@ def docker_compose_file() -> str:
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
     """URL of the session's Redis, emptied."""
-    import redis  # noqa: PLC0415  (an extra)
+    import redis
 
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()

@@ -12,7 +12,8 @@ import pytest
 
 from walbus.config import load_settings
 from walbus.demo.folder import demo_folder
-from walbus.demo.postgres import EmbeddedPostgres, find_binaries, reachable, unprivileged_account
+from walbus.demo.postgres import EmbeddedPostgres
+from walbus.demo.programs import find_binaries, reachable, unprivileged_account
 from walbus.errors import UsageError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")

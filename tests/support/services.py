@@ -62,7 +62,7 @@ def local_redis() -> Iterator[RedisServer]:
 
 def redis_answers(url: str) -> bool:
     """Whether a Redis answers at the URL."""
-    import redis  # noqa: PLC0415  (an extra: tests that need no Redis run without it)
+    import redis
 
     with redis.Redis.from_url(url, socket_timeout=2) as client:
         return bool(client.ping())

