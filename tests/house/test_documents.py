@@ -81,3 +81,10 @@ def test_options_of_walbus_in_documents_exist(document: Path) -> None:
             known = {option for parameter in COMMANDS[word].params for option in parameter.opts}
             unknown += sorted(set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest)) - known)
     assert unknown == []
+
+
+def test_every_decision_stands_in_the_index_once() -> None:
+    pages = sorted(page.name for page in (ROOT / "docs" / "adr").glob("*.md") if not page.name.startswith("0001"))
+    index = (ROOT / "docs" / "adr" / "0001-record-decisions.md").read_text()
+    assert sorted(re.findall(r"\((\d{4}-[\w-]+\.md)\)", index)) == pages
+    assert len({page[:4] for page in pages}) == len(pages)
