@@ -52,7 +52,7 @@ class WholeSystem:
     def __init__(self, folder: Path, dsn: str, consumers: Mapping[str, Section], **sections: Section) -> None:
         self.data_dir = folder / "data"
         self.relay_url = f"http://127.0.0.1:{free_port()}"
-        self.consumers = tuple(consumers)
+        self.consumers = list(consumers)
         self._redis_url = next((str(c["url"]) for c in consumers.values() if c["sink"] == "redis"), None)
         self._log_path = folder / "walbus.log"
         made: dict[str, dict[str, object]] = {
@@ -65,6 +65,7 @@ class WholeSystem:
         made |= {f"consumer.{name}": dict(section) for name, section in consumers.items()}
         self.config = write_config(folder / "walbus.toml", made, self.data_dir)
         self._running: Running | None = None
+        self._late: list[Running] = []
 
     def __enter__(self) -> Self:
         return self
@@ -74,13 +75,21 @@ class WholeSystem:
     ) -> None:
         if error is not None:
             print(f"last lines of walbus run:\n{self.log()[-6000:]}")
-        if self._running is not None:
-            self._running.process.kill()
-            self._running.stop()
+        for running in (self._running, *self._late):
+            if running is not None:
+                running.process.kill()
+                running.stop()
 
     def start(self) -> None:
         """Starts `walbus run`."""
         self._running = Running("run", "-c", str(self.config), log=self._log_path)
+
+    def add_consumer(self, name: str, sink: str) -> None:
+        """Starts a consumer that was not there from the beginning, by itself."""
+        with self.config.open("a") as file:
+            file.write(f'[consumer.{name}]\nsink = "{sink}"\n')
+        self.consumers.append(name)
+        self._late.append(Running("consume", name, "-c", str(self.config), log=self._log_path))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Its exit code after a signal."""
