@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TextIO
+from urllib.parse import unquote
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -68,9 +69,10 @@ class Redactor:
 
 
 def passwords_in(connection: str) -> list[str]:
-    """The passwords inside a URL or a libpq connection string, quoting removed."""
+    """The passwords inside a URL (as written and decoded) or a libpq connection string, quoting removed."""
     found = [match[2] for match in _IN_URL.finditer(connection)]
-    return found + [match[3].strip("'") for match in _IN_CONNINFO.finditer(connection)]
+    found += [match[3].strip("'") for match in _IN_CONNINFO.finditer(connection)]
+    return list(dict.fromkeys([*found, *map(unquote, found)]))
 
 
 def configure_logging(

@@ -90,6 +90,10 @@ def test_passwords_are_found_and_starred(text: str) -> None:
     assert Redactor().text(text).startswith(text[:5])
 
 
+def test_a_password_that_is_encoded_in_a_url_is_known_decoded_too() -> None:
+    assert passwords_in("postgresql://app:p%40ss@db/shop") == ["p%40ss", "p@ss"]
+
+
 def test_what_is_no_secret_stays() -> None:
     text = "position 1:16/B374D848:4 of public.orders (at host db:5432)"
     assert Redactor(["abc"]).text(text) == text
