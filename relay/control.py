@@ -30,8 +30,9 @@ from typing import NamedTuple
 
 import google_crc32c
 
-from walbus.position import ORIGIN, Position
+from walbus.position import Position
 from walbus.relay.fs import Files, write_at
+from walbus.relay.tip import Tip
 
 CONTROL_SIZE = 512
 _VERSION = 1
@@ -39,27 +40,6 @@ _MARK = struct.Struct("<IQQIIQQQqqQII")
 _MARK_SLOT = 128
 _OWN_AT, _SUPERSEDED_AT, _FINAL_AT, _HEARTBEAT_AT = 0, 128, 256, 384
 _COUNTER = struct.Struct("<Q")
-
-
-class Tip(NamedTuple):
-    """What is known at a place in the log.
-
-    Attributes:
-        position: of the last record before the place.
-        end_lsn: the largest end LSN, or PROGRESS bound, before the place.
-        last_seq: the last seq given before the place.
-        commit_time: of the last record before the place, Unix microseconds.
-        announced_schema: the largest schema id of a SCHEMA record before the place.
-    """
-
-    position: Position
-    end_lsn: int
-    last_seq: int
-    commit_time: int
-    announced_schema: int
-
-
-EMPTY_TIP = Tip(ORIGIN, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

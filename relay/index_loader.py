@@ -9,11 +9,11 @@ from pathlib import Path
 import structlog
 
 from walbus.errors import LogFull
-from walbus.relay.control import Tip
 from walbus.relay.fs import Files, replace_whole
 from walbus.relay.index import SegmentIndex, pack_index_header, parse_index
 from walbus.relay.scan import TailScanner
 from walbus.relay.segment import HEADER_SIZE, index_path, parse_segment_header, segment_path
+from walbus.relay.tip import Tip
 from walbus.relay.view import LogView
 
 _log = structlog.get_logger(__name__)

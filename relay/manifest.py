@@ -20,8 +20,8 @@ import msgspec
 from walbus.errors import DamagedRecord
 from walbus.log import SourceIdentity
 from walbus.position import Position
-from walbus.relay.control import Tip
 from walbus.relay.fs import Files, replace_whole
+from walbus.relay.tip import Tip
 
 _VERSION = 1
 

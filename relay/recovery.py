@@ -19,7 +19,7 @@ import structlog
 
 from walbus.errors import DamagedRecord
 from walbus.log import SourceIdentity
-from walbus.relay.control import EMPTY_TIP, ControlFile, Mark, Tip, control_epochs, control_path
+from walbus.relay.control import ControlFile, Mark, control_epochs, control_path
 from walbus.relay.fs import Files, sync_folder, write_at, write_new
 from walbus.relay.index import SegmentIndex, parse_index
 from walbus.relay.index_loader import build_index
@@ -35,6 +35,7 @@ from walbus.relay.segment import (
     segments_folder,
 )
 from walbus.relay.segment_file import SegmentFile
+from walbus.relay.tip import EMPTY_TIP, Tip
 from walbus.relay.wake import wake_path
 
 _log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ import google_crc32c
 from walbus.errors import DamagedRecord
 from walbus.position import Position
 from walbus.records import HEADER_SIZE, Flag, Kind, RecordHeader, body_of, check_record, iter_changes, read_header
-from walbus.relay.control import Tip
+from walbus.relay.tip import Tip
 
 _PREFIX = struct.Struct("<II")  # checksum and length of a record
 

@@ -23,7 +23,7 @@ from walbus.errors import Fenced, LogError, LogFull
 from walbus.log import Bounds, Held, Piece
 from walbus.position import Position
 from walbus.records import Flag, Kind, iter_changes, pack_record
-from walbus.relay.control import Mark, Tip
+from walbus.relay.control import Mark
 from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
 from walbus.relay.held import TransactionFinder
 from walbus.relay.index import IndexFile, SegmentIndex
@@ -34,6 +34,7 @@ from walbus.relay.retention import Retention, expired, lowest_hold, unheld
 from walbus.relay.schemas import SchemaWriter
 from walbus.relay.segment import HEADER_SIZE, SegmentHeader, index_path, segment_path, segments_folder
 from walbus.relay.segment_file import SegmentFile
+from walbus.relay.tip import Tip
 from walbus.relay.view import LogView
 from walbus.relay.wake import WakeServer
 
