@@ -38,18 +38,6 @@ class Keepalive(NamedTuple):
     reply_requested: bool
 
 
-def parse_wal_data_header(frame: bytes) -> tuple[int, int]:
-    """The end of WAL on the server, and its clock in Unix microseconds, of a WAL data frame.
-
-    Raises:
-        ProtocolError: the frame is too short to have them.
-    """
-    if len(frame) < WAL_DATA_HEADER:
-        raise ProtocolError(f"a frame of WAL data of {len(frame)} bytes", where="frame 'w', offset 0")
-    wal_end, sent_at = _WAL_DATA.unpack_from(frame)
-    return wal_end, sent_at + POSTGRES_EPOCH
-
-
 def parse_keepalive(frame: bytes) -> Keepalive:
     """A keepalive frame.
 
@@ -60,6 +48,21 @@ def parse_keepalive(frame: bytes) -> Keepalive:
         raise ProtocolError(f"a keepalive of {len(frame)} bytes", where="frame 'k', offset 0")
     wal_end, sent_at, reply = _KEEPALIVE.unpack(frame)
     return Keepalive(wal_end, sent_at + POSTGRES_EPOCH, bool(reply))
+
+
+def server_state(frame: bytes) -> tuple[int, int]:
+    """How far the server is (an LSN), and its clock (Unix microseconds), by a frame of either kind.
+
+    Raises:
+        ProtocolError: the frame is cut short.
+    """
+    if frame[0] == KEEPALIVE:
+        keepalive = parse_keepalive(frame)
+        return keepalive.wal_end, keepalive.sent_at
+    if len(frame) < WAL_DATA_HEADER:
+        raise ProtocolError(f"a frame of WAL data of {len(frame)} bytes", where="frame 'w', offset 0")
+    wal_end, sent_at = _WAL_DATA.unpack_from(frame)
+    return wal_end, sent_at + POSTGRES_EPOCH
 
 
 def status_update(received: int, confirmed: int, now: float, *, reply: bool = False) -> bytes:

@@ -22,14 +22,7 @@ import structlog
 
 from walbus.capture.assembly import Assembler
 from walbus.capture.catalog import CatalogView
-from walbus.capture.frames import (
-    KEEPALIVE,
-    WAL_DATA,
-    WAL_DATA_HEADER,
-    parse_keepalive,
-    parse_wal_data_header,
-    status_update,
-)
+from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, server_state, status_update
 from walbus.capture.refusals import publication_gone
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report
@@ -134,40 +127,38 @@ class StreamLoop:
 
     def _read_round(self) -> bool:
         """Reads one round; whether the socket is dry."""
-        receive = self._walsender.receive
-        left, frame = ROUND_BYTES, b""
+        receive, left, last = self._walsender.receive, ROUND_BYTES, b""
         while left > 0:
-            received = receive()
-            if received is None:
+            frame = receive()
+            if frame is None:
                 break
-            frame = received
+            self._take_frame(frame)
             left -= len(frame)
-            if frame[0] == WAL_DATA:
-                for piece in self._pieces_of(frame):
-                    self._append(piece)
-            elif frame[0] == KEEPALIVE:
-                self._take_keepalive(frame)
-            else:
-                raise ProtocolError(f"a frame of unknown kind {frame[:1]!r}", where="frame, offset 0")
-        if left < ROUND_BYTES:
+            last = frame
+        if last:
             self._heard = self._monotonic()
-            if frame[0] == WAL_DATA:
-                wal_end, self._server_time = parse_wal_data_header(frame)
-                self._received = max(self._received, wal_end)
+            self._note_server(last)
         return left > 0
 
-    def _pieces_of(self, frame: bytes) -> list[Piece]:
-        try:
-            return self._assembler.feed(frame, WAL_DATA_HEADER)
-        except LogFull:  # no room for a new layout; nothing of the message was taken
-            return self._patiently(lambda: self._assembler.feed(frame, WAL_DATA_HEADER))
+    def _take_frame(self, frame: bytes) -> None:
+        if frame[0] == WAL_DATA:
+            try:
+                pieces = self._assembler.feed(frame, WAL_DATA_HEADER)
+            except LogFull:  # no room for a new layout; nothing of the message was taken
+                pieces = self._patiently(lambda: self._assembler.feed(frame, WAL_DATA_HEADER))
+            for piece in pieces:
+                self._append(piece)
+        elif frame[0] == KEEPALIVE:
+            keepalive = parse_keepalive(frame)
+            self._assembler.keepalive(keepalive.wal_end)
+            self._answer_now = self._answer_now or keepalive.reply_requested
+        else:
+            raise ProtocolError(f"a frame of unknown kind {frame[:1]!r}", where="frame, offset 0")
 
-    def _take_keepalive(self, frame: bytes) -> None:
-        keepalive = parse_keepalive(frame)
-        self._received = max(self._received, keepalive.wal_end)
-        self._server_time = keepalive.sent_at
-        self._assembler.keepalive(keepalive.wal_end)
-        self._answer_now = self._answer_now or keepalive.reply_requested
+    def _note_server(self, frame: bytes) -> None:
+        """Notes how far the server is, and its clock, by the last frame of a round."""
+        wal_end, self._server_time = server_state(frame)
+        self._received = max(self._received, wal_end)
 
     def _append(self, piece: Piece) -> None:
         self._patiently(lambda: self._log.append(piece))

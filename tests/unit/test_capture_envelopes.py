@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walbus.capture.frames import Keepalive, parse_keepalive, status_update
+from walbus.capture.frames import Keepalive, parse_keepalive, server_state, status_update
 from walbus.capture.messages import POSTGRES_EPOCH
 from walbus.capture.service import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from walbus.capture.timelines import Timelines, parse_history
@@ -24,6 +24,13 @@ def test_a_keepalive_is_read():
 def test_a_keepalive_of_another_length_is_refused(length):
     with pytest.raises(ProtocolError):
         parse_keepalive(b"k" * length)
+
+
+def test_frames_of_both_kinds_tell_how_far_the_server_is():
+    assert server_state(b"k" + struct.pack(">QqB", 5, 7, 0)) == (5, 7 + POSTGRES_EPOCH)
+    assert server_state(b"w" + struct.pack(">QQq", 3, 5, 7) + b"message") == (5, 7 + POSTGRES_EPOCH)
+    with pytest.raises(ProtocolError):
+        server_state(b"w" + b"x" * 23)
 
 
 def test_a_status_update_never_claims_to_have_received_less_than_it_confirms():
