@@ -40,9 +40,10 @@ class Tally:
         for window in windows:
             if window.kind == Kind.SNAPSHOT:
                 self.snapshot_rows += len(window.changes)
+            if window.kind != Kind.TRANSACTION:
                 continue
             self.changes += len(window.changes)
-            if window.kind == Kind.TRANSACTION and window.ends and window.xid:
+            if window.ends and window.xid:
                 self.commit_times.append(window.commit_time.timestamp())
 
 

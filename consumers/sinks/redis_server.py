@@ -26,7 +26,13 @@ from walbus.errors import SinkRefused, SinkUnavailable
 
 _SCRIPT_ENTRIES = 500  # one script blocks the server; this many rows take it a few milliseconds
 _TIMEOUT_SECONDS = 5.0
-_AWAY = ("OOM", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOSCRIPT", "TRYAGAIN")
+_AWAY = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.NoScriptError,  # restarted meanwhile
+    redis.exceptions.MasterDownError,
+    redis.exceptions.TryAgainError,
+)
 
 _Answer: TypeAlias = Any  # redis-py types the answers of a pipeline so, whatever the command
 
@@ -66,11 +72,12 @@ class RedisServer:
             yield
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise SinkUnavailable(f"Redis does not answer ({type(error).__name__})", where=self.where) from None
+        except _AWAY as error:
+            raise SinkUnavailable(f"Redis cannot write now ({type(error).__name__})", where=self.where) from None
         except redis.RedisError as error:
+            # Of a server's message only the first word is told: the rest may quote a key or a value.
             word = str(error).partition(" ")[0]
-            if word.startswith(_AWAY):
-                raise SinkUnavailable(f"Redis cannot write now ({word})", where=self.where) from None
-            raise SinkRefused(f"Redis refuses ({word})", where=self.where) from None
+            raise SinkRefused(f"Redis refuses ({type(error).__name__}: {word})", where=self.where) from None
 
     # The sink's own keys
 

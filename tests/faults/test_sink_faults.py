@@ -1,0 +1,228 @@
+"""Sinks that are away, come back empty, may lose keys, or are written by two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from support.model_source import ITEMS, ModelSource, delete, insert, update
+from support.scripted_relay import ScriptedRelay
+from support.services import RedisServer
+from support.sinks_under_test import redis_under_test, sqlite_under_test, tantivy_under_test
+from support.waiting import wait_for
+from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.sinks import Sink
+from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
+from walbus.events import window_of
+
+from tests.integration.test_consumers_runner import consumer, equal
+
+MARKS = Marks(1, 1)
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    return ModelSource()
+
+
+@pytest.fixture
+def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
+    with ScriptedRelay(source) as relay:
+        yield relay
+
+
+def fill(sink: Sink, source: ModelSource) -> None:
+    sink.checkpoint()
+    windows = [window_of(h, r, source.layouts.__getitem__) for h, r in source.records]
+    sink.write(windows, MARKS)
+    sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
+
+
+def test_a_redis_that_stands_still_is_waited_for(
+    relay: ScriptedRelay, source: ModelSource, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    under_test = redis_under_test(tmp_path, own_redis.url, "hash")
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        assert own_redis.pid is not None
+        os.kill(own_redis.pid, signal.SIGSTOP)
+        source.commit([update(ITEMS, 1, name="meanwhile"), delete(ITEMS, 2)])
+        wait_for(lambda: "Redis does not answer" in str(running.status().get("waiting_for")), 20)
+        os.kill(own_redis.pid, signal.SIGCONT)
+        equal(under_test, relay)
+    assert len(relay.asked("/v1/snapshot")) == 1
+
+
+def test_a_redis_that_comes_back_empty_is_filled_from_a_snapshot(
+    relay: ScriptedRelay, source: ModelSource, redis_url: str, tmp_path: Path
+) -> None:
+    under_test = redis_under_test(tmp_path, redis_url, "hash")
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    source.trim(source.end)
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+        source.commit([update(ITEMS, 1, name="x")])
+        equal(under_test, relay)
+    assert len(relay.asked("/v1/snapshot")) == 2
+
+
+def test_a_redis_without_its_checkpoint_but_with_old_rows_keeps_no_ghost(
+    relay: ScriptedRelay, source: ModelSource, redis_url: str, tmp_path: Path
+) -> None:
+    under_test = redis_under_test(tmp_path, redis_url, "hash")
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete("walbus:test:checkpoint")
+    source.commit([delete(ITEMS, 1), update(ITEMS, 2, new_id=9, name="m")])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+
+
+def test_a_redis_that_may_evict_is_refused(redis_url: str, tmp_path: Path) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            with pytest.raises(SinkRefused, match="may evict keys"):
+                redis_under_test(tmp_path, redis_url, "hash").open()
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_redis_without_memory_is_waited_for(redis_url: str, tmp_path: Path, source: ModelSource) -> None:
+    source.commit([insert(ITEMS, n, "x" * 1000) for n in range(50)])
+    under_test = redis_under_test(tmp_path, redis_url, "hash")
+    sink = under_test.open()
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(SinkUnavailable, match="cannot write now"):
+                fill(sink, source)
+        finally:
+            client.config_set("maxmemory", 0)
+    sink.rollback()
+    fill(sink, source)
+    sink.close()
+    assert under_test.rows() == source.rows()
+
+
+def test_a_zombie_that_writes_redis_late_changes_nothing(redis_url: str, tmp_path: Path, source: ModelSource) -> None:
+    under_test = redis_under_test(tmp_path, redis_url, "json")
+    source.commit([insert(ITEMS, 1, "old")])
+    zombie = under_test.open()
+    windows = [window_of(h, r, source.layouts.__getitem__) for h, r in source.records]
+    zombie.write(windows, MARKS)  # it stops here, and another process takes over
+    source.commit([update(ITEMS, 1, name="new", body="b"), delete(ITEMS, 1), insert(ITEMS, 2)])
+    other = under_test.open()
+    fill(other, source)
+    with pytest.raises(SinkRefused, match="another consumer writes"):
+        zombie.commit(Following(source.log_id, MARKS, Point(windows[-1].last, 1)))
+    other.close()
+    zombie.close()
+    assert under_test.rows() == source.rows()
+
+
+def test_a_password_of_redis_is_in_no_error(tmp_path: Path) -> None:
+    secret = "hunter2canary"
+    with pytest.raises(SinkUnavailable) as caught:
+        redis_under_test(tmp_path, f"redis://:{secret}@127.0.0.1:1/0", "hash").open()
+    assert secret not in str(caught.value) + repr(caught.value)
+    with pytest.raises(ConfigError) as wrong:
+        redis_under_test(tmp_path, f"redis://:{secret}@127.0.0.1:1/0", "hash").open(key="{nothing}")
+    assert secret not in str(wrong.value)
+
+
+def test_readers_of_sqlite_see_whole_transactions_while_it_is_written(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    under_test = sqlite_under_test(tmp_path)
+    source.commit([insert(ITEMS, n, "0") for n in range(4)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        with closing(sqlite3.connect(f"file:{under_test.options['path']}?mode=ro", uri=True)) as reader:
+            for version in range(1, 60):
+                source.commit([update(ITEMS, n, name=str(version), body="b") for n in range(4)], pieces=2)
+                names = {row[0] for row in reader.execute("SELECT name FROM items")}
+                assert len(names) == 1
+        equal(under_test, relay)
+
+
+def test_sqlite_locked_by_someone_else_is_waited_for(relay: ScriptedRelay, source: ModelSource, tmp_path: Path) -> None:
+    under_test = sqlite_under_test(tmp_path)
+    source.commit([insert(ITEMS, 1)])
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        with closing(sqlite3.connect(under_test.options["path"], isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            source.commit([insert(ITEMS, 2)])
+            wait_for(lambda: "SQLITE_BUSY" in str(running.status().get("waiting_for")), 20)
+            other.execute("ROLLBACK")
+        equal(under_test, relay)
+
+
+def test_a_second_writer_of_a_search_index_waits_for_the_lock(tmp_path: Path) -> None:
+    under_test = tantivy_under_test(tmp_path)
+    sink = under_test.open()
+    with pytest.raises(SinkUnavailable, match="another process writes this index"):
+        under_test.open()
+    sink.close()
+    under_test.open().close()
+
+
+CONSUME = """
+import sys, threading
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from walbus.config import ConsumerConfig
+from walbus.consumers import run_consumer
+config = ConsumerConfig(sink={kind!r}, tables=("public.*",), **{options!r})
+run_consumer("test", config, relay_url={url!r}, folder=Path({folder!r}), status_path=None, stop=threading.Event())
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "tantivy", "redis"])
+def test_a_consumer_killed_again_and_again_ends_equal(
+    kind: str, relay: ScriptedRelay, source: ModelSource, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "redis":
+        under_test = redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash")
+    else:
+        under_test = sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in under_test.options.items()}
+    code = CONSUME.format(
+        tests=str(Path(__file__).parents[1]), kind=kind, options=options, url=relay.url, folder=str(tmp_path)
+    )
+    source.commit([insert(ITEMS, n, "start", "toasted") for n in range(300)])
+    asked = 0
+    for round_ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+        request.addfinalizer(process.wait)
+        request.addfinalizer(process.kill)
+        wait_for(lambda: len(relay.asked("/v1/stream")) > asked or len(relay.asked("/v1/snapshot")) > asked, 60)
+        for n in range(20):
+            source.commit(
+                [
+                    update(ITEMS, n + 20 * round_, name=f"r{round_}"),
+                    update(ITEMS, 280 + n if round_ == 0 else 1000 * round_ + n, 1000 * (round_ + 1) + n, name="m"),
+                ],
+                pieces=2,
+            )
+        process.kill()
+        process.wait()
+        asked = max(len(relay.asked("/v1/stream")), len(relay.asked("/v1/snapshot")))
+    with consumer(relay, under_test):
+        wait_for(lambda: under_test.rows() == source.rows(), 60, what="the sink equals the source")

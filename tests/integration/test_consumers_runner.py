@@ -1,0 +1,242 @@
+"""`run_consumer` against a scripted relay: each sink from an empty start to the live tail, and what it tells meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
+from support.scripted_relay import ScriptedRelay
+from support.sinks_under_test import SinkUnderTest, redis_under_test, sqlite_under_test, tantivy_under_test
+from support.waiting import wait_for
+from walbus.config import ConsumerConfig
+from walbus.consumers import run_consumer
+from walbus.consumers.sinks import sink_names
+from walbus.errors import ConfigError, PositionUnknown, SinkRefused, WalbusError
+from walbus.status import read_status
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    return ModelSource()
+
+
+@pytest.fixture
+def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
+    with ScriptedRelay(source) as relay:
+        yield relay
+
+
+@pytest.fixture(params=["sqlite", "tantivy", "redis-hash"])
+def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    if request.param == "redis-hash":
+        return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash")
+    return sqlite_under_test(tmp_path) if request.param == "sqlite" else tantivy_under_test(tmp_path)
+
+
+class RunningConsumer:
+    """`run_consumer` in a thread; `stop` gives what it raised."""
+
+    def __init__(self, relay: ScriptedRelay, kind: str, options: dict[str, Any], folder: Path) -> None:
+        self.status_path = folder / "consumer-test.json"
+        self._stop = threading.Event()
+        self._error: WalbusError | None = None
+        config = ConsumerConfig(sink=kind, **{"tables": ("public.*",), **options})
+        self._thread = threading.Thread(target=self._run, args=(config, relay.url, folder))
+        self._thread.start()
+
+    def _run(self, config: ConsumerConfig, url: str, folder: Path) -> None:
+        try:
+            run_consumer("test", config, relay_url=url, folder=folder, status_path=self.status_path, stop=self._stop)
+        except WalbusError as error:
+            self._error = error
+
+    def status(self) -> dict[str, Any]:
+        return read_status(self.status_path) or {}
+
+    def ended(self) -> WalbusError | None:
+        """Waits until it ends by itself."""
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self._error
+
+    def stop(self) -> WalbusError | None:
+        self._stop.set()
+        return self.ended()
+
+
+@contextmanager
+def consumer(relay: ScriptedRelay, under_test: SinkUnderTest, **options: Any) -> Iterator[RunningConsumer]:
+    running = RunningConsumer(relay, under_test.name, {**under_test.options, **options}, under_test.place.folder)
+    try:
+        yield running
+    finally:
+        error = running.stop()
+    assert error is None
+
+
+def equal(under_test: SinkUnderTest, relay: ScriptedRelay) -> None:
+    wait_for(lambda: under_test.rows() == relay.source.rows(), 15, what="the sink equals the source")
+
+
+def test_an_empty_sink_is_filled_from_the_snapshot_and_follows_live(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n, f"n{n}") for n in range(20)])
+    source.trim(source.end)
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        source.commit([update(ITEMS, 1, name="one"), update(ITEMS, 2, new_id=50, name="moved"), delete(ITEMS, 3)])
+        source.commit([insert(ITEMS, 60 + n) for n in range(10)], pieces=3)
+        equal(under_test, relay)
+        source.commit([truncate(ITEMS), insert(ITEMS, 1, "after")])
+        equal(under_test, relay)
+
+
+def test_a_restart_goes_on_where_the_sink_says(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    for n in range(3):
+        with consumer(relay, under_test):
+            equal(under_test, relay)
+        source.commit([update(ITEMS, n, name=f"while it was down {n}"), insert(ITEMS, 100 + n)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+    assert len(relay.asked("/v1/snapshot")) == 1
+
+
+def test_a_sink_too_far_behind_is_swept(under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource) -> None:
+    source.commit([insert(ITEMS, n) for n in range(10)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+    source.commit([delete(ITEMS, 1), delete(ITEMS, 2), update(ITEMS, 3, name="x")])
+    source.trim(source.end)
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+    assert len(relay.asked("/v1/snapshot")) == 2
+
+
+def test_another_log_is_noticed_and_the_sink_filled_anew(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n, "old") for n in range(10)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        relay.source = ModelSource("log-b")
+        relay.source.commit([insert(ITEMS, 3, "new"), insert(ITEMS, 77, "new")])
+        equal(under_test, relay)
+        relay.source.commit([update(ITEMS, 77, name="newer")])
+        equal(under_test, relay)
+
+
+def test_a_lagging_bootstrap_and_broken_snapshots_end_consistent(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    for n in range(8):
+        source.commit([insert(ITEMS, n, "v1", "toasted"), insert(ITEMS, 100 + n)])
+    relay.applied = 5
+    relay.break_after = 2
+    source.commit([update(ITEMS, 1, new_id=200, name="moved"), delete(ITEMS, 102)])
+    with consumer(relay, under_test):
+        wait_for(lambda: relay.asked("/v1/snapshot"), 10)
+        relay.applied = -1
+        equal(under_test, relay)
+
+
+def test_rows_that_lack_a_value_have_their_table_read_again(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, 1, "one", "toasted")])
+    with consumer(relay, under_test, start="latest") as running:
+        wait_for(lambda: running.status().get("phase") == "online", 10)
+        source.commit([update(ITEMS, 1, name="uno")])
+        equal(under_test, relay)
+    assert relay.asked("/v1/snapshot")
+
+
+def test_a_layout_change_under_way_is_followed(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n) for n in range(4)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        source.add_layout(items_layout("things"))
+        source.commit([insert("public.things", 9)])
+        wait_for(lambda: under_test.rows("public.things") == source.rows("public.things"), 15)
+        assert under_test.rows(ITEMS) == {}
+
+
+def test_the_status_file_tells_where_it_is_and_how_late(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n) for n in range(4)])
+    with consumer(relay, under_test) as running:
+        wait_for(lambda: running.status().get("phase") == "online", 10)
+        source.commit([insert(ITEMS, 10), insert(ITEMS, 11)])
+        status = wait_for(lambda: (s := running.status()).get("walbus_consumer_changes_total") == 2 and s, 10)
+        assert status["last_done"] == str(source.end)
+        assert status["walbus_consumer_last_done_lsn"] == source.end.commit_lsn
+        assert status["snapshot_rows"] == 4
+        assert status["latency_p50_seconds"] >= 0
+        relay.away = True
+        assert wait_for(lambda: running.status().get("waiting_for"), 10)
+        relay.away = False
+        wait_for(lambda: running.status().get("waiting_for") is None, 10)
+
+
+def test_a_log_that_does_not_continue_ends_the_consumer(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n) for n in range(6)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+    relay.source = ModelSource()
+    relay.source.commit([insert(ITEMS, 1)])
+    relay.source.commit([insert(ITEMS, 2)])
+    running = RunningConsumer(relay, under_test.name, under_test.options, under_test.place.folder)
+    assert isinstance(running.ended(), PositionUnknown)
+
+
+def test_a_change_without_a_key_is_refused_by_table_and_position(
+    relay: ScriptedRelay, source: ModelSource, redis_url: str, tmp_path: Path
+) -> None:
+    under_test = redis_under_test(tmp_path, redis_url, "hash")
+    layout = items_layout()
+    keyless = items_layout(
+        "items", *(type(c)(c.name, c.type_oid, c.type_name, -1, in_key=False) for c in layout.columns)
+    )
+    source.commit([insert(ITEMS, 1)])
+    running = RunningConsumer(relay, "redis", {**under_test.options, "start": "latest"}, tmp_path)
+    wait_for(lambda: running.status().get("phase") == "online", 10)
+    source._key = lambda *_: None  # type: ignore[method-assign,assignment]
+    source.add_layout(keyless)
+    source.commit([insert(ITEMS, 5)])
+    error = running.ended()
+    assert isinstance(error, SinkRefused)
+    assert error.where == f"public.items at {source.end}"
+    assert "primary key" in str(error.mend)
+
+
+def test_an_unknown_sink_is_answered_with_those_there_are(relay: ScriptedRelay, tmp_path: Path) -> None:
+    error = RunningConsumer(relay, "sqllite", {}, tmp_path).ended()
+    assert isinstance(error, ConfigError)
+    assert error.where == "key consumer.test.sink"
+    assert all(name in str(error.mend) for name in ("redis", "sqlite", "tantivy"))
+    assert sink_names() == ["redis", "sqlite", "tantivy"]
+
+
+def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
+    relay: ScriptedRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tantivy", None)
+    for name in ("walbus.consumers.sinks.tantivy", "walbus.consumers.sinks.tantivy_index"):
+        monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+    error = RunningConsumer(relay, "tantivy", {}, tmp_path).ended()
+    assert isinstance(error, ConfigError)
+    assert error.mend == "pip install 'walbus[search]'"
