@@ -227,7 +227,7 @@ class Applier:
             if applied is not None:
                 log.error("log_replaced", was=applied.log_id, now=log_id, mend="every table is seeded again")
             self._restart(reader)
-        self._read_unseen_again(reader)
+        self._ledger.resume(list(self._logged_since(reader)))
         cursor = reader.cursor(self._applied().position)
         try:
             while not self._stop.is_set():
@@ -246,10 +246,9 @@ class Applier:
         applied = Applied.at(bounds.log_id, bounds.trimmed, last_seq, 0)
         self._ledger.begin(applied, UnseenCommits(complete=bounds.trimmed == ORIGIN))
 
-    def _read_unseen_again(self, reader: LogReader) -> None:
-        """Notes the xids between the position that the stored set is complete for and the applied one."""
-        ledger = self._ledger
-        applied, start = self._applied().position, ledger.unseen_at
+    def _logged_since(self, reader: LogReader) -> Iterator[int]:
+        """The xids between the position that the stored set of unseen ones is complete for and the applied one."""
+        applied, start = self._applied().position, self._ledger.unseen_at
         if start is None or start >= applied:
             return
         cursor = reader.cursor(start)
@@ -259,8 +258,7 @@ class Applier:
                     if header.first > applied:
                         return
                     if header.kind == Kind.TRANSACTION:
-                        with ledger.lock:
-                            ledger.unseen.add(header.xid)
+                        yield header.xid
         finally:
             cursor.close()
 

@@ -8,7 +8,7 @@ is what is in the store.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -53,7 +53,7 @@ class TableRun:
         state: as stored.
         snapshots: those of the generation's chunks, by number.
         done: chunks that are wholly in the store, by first block.
-        waiting_for: xids logged up to P0 that must be visible before the plan.
+        waiting_for: xids logged up to P0 (or a little behind it) that must be visible before the plan.
         again: why the next generation must begin; empty if it need not.
         missing: whether an event left a column unknown since the last look.
         rows: rows held, an estimate; stored with the state.
@@ -104,6 +104,7 @@ class Ledger:
         self.fill = fill or self._merge
         content = store.document(APPLIED)
         self.applied: Applied | None = None if content is None else decode(content, Applied)
+        self.following = False  # whether the applier is at work, so that `unseen` speaks for the log
         self.unseen = UnseenCommits()
         self.unseen_at: Position | None = None
         stored = store.document(UNSEEN)
@@ -129,10 +130,24 @@ class Ledger:
             stage.commit()
             self.applied, self.unseen, self.unseen_at = applied, unseen, applied.position
 
+    def resume(self, xids: Iterable[int]) -> None:
+        """The applier is about to go on.
+
+        Args:
+            xids: of the log behind `unseen_at`, up to the applied position.
+        """
+        with self.lock:
+            for xid in xids:
+                self.unseen.add(xid)
+            for run in self.tables.values():
+                if run.state.plan is None:
+                    run.waiting_for = self.unseen.xids()
+            self.following = True
+
     def observe(self, snapshot: Snapshot) -> None:
         """Takes note of what the source shows now."""
         with self.lock:
-            if self.applied is None:
+            if self.applied is None or not self.following:
                 return
             self.unseen.observe(snapshot)
             stage = Stage(self.store)
@@ -180,7 +195,7 @@ class Ledger:
     def plan(self, run: TableRun, plan: Plan, w: int) -> bool:
         """The generation's chunks, counted in a snapshot whose W this is; False if the generation is over."""
         with self.lock:
-            if not self._current(run) or run.waiting_for:
+            if not self._current(run) or run.waiting_for or not self.following:
                 return False
             stage = Stage(self.store)
             high_water = max(run.state.high_water, w)
@@ -354,7 +369,6 @@ class Ledger:
             state,
             snapshots={int(name.rpartition("/")[2]): parse_snapshot(text.decode()) for name, text in snapshots.items()},
             done={int(name.rpartition("/")[2]): decode(content, ChunkDone) for name, content in chunks.items()},
-            waiting_for=self.unseen.xids() if state.plan is None else frozenset(),
             rows=state.rows,
             missing=state.phase is Phase.CONSISTENT
             and bool(self.store.missing(space_of(state.oid, state.generation), 1)),

@@ -136,7 +136,7 @@ class Seeder:
     def _tick(self, pool: Pool, workers: ThreadPoolExecutor) -> None:
         self._collect()
         now = self._clock()
-        if self._ledger.applied is None or not self._pauses.over(None, now):
+        if not self._ledger.following or not self._pauses.over(None, now):
             return
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS

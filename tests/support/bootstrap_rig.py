@@ -1,0 +1,270 @@
+"""Capture and bootstrap as processes on one database, and the bootstrap's rows compared with the source's.
+
+with BootstrapRig(folder, database, max_rows_per_second=500) as rig:
+    rig.start()
+    rig.wait_consistent("public.items")
+    ...                                   # workload, rig.kill_bootstrap(), rig.start_bootstrap()
+    rig.assert_equals_source("public.items")
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import psycopg
+from psycopg import sql
+
+from support.database import Database
+from support.waiting import wait_for
+from support.walbus_command import Running, write_config
+from walbus.demo.postgres import free_port
+from walbus.position import parse_position
+from walbus.records import Flag, RawChange, RecordHeader, RecordParser, body_of, iter_changes
+from walbus.relay import open_reader
+from walbus.session import settings_sql
+from walbus.values import row_texts
+
+
+class BootstrapRig:
+    """`walbus capture` and `walbus bootstrap`.
+
+    Args:
+        folder: for everything.
+        database: the source.
+        relay: further keys of `[relay]`.
+        options: further keys of `[bootstrap]`.
+    """
+
+    def __init__(
+        self, folder: Path, database: Database, relay: dict[str, object] | None = None, **options: object
+    ) -> None:
+        self.database = database
+        self.data_dir = folder / "data"
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._folder = folder
+        listen = self.url.removeprefix("http://")
+        self.config = write_config(
+            folder / "walbus.toml",
+            {
+                "source": {"dsn": database.dsn},
+                "relay": {"listen": f"127.0.0.1:{free_port()}", **(relay or {})},
+                "bootstrap": {"listen": listen, **options},
+            },
+            self.data_dir,
+        )
+        self.capture: Running | None = None
+        self.bootstrap: Running | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self.bootstrap is not None:
+            print(f"last lines of walbus bootstrap:\n{self.bootstrap.log()[-5000:]}")
+        for running in (self.bootstrap, self.capture):
+            if running is not None:
+                running.process.kill()
+                running.stop()
+
+    def start(self) -> None:
+        self.start_capture()
+        self.start_bootstrap()
+
+    def start_capture(self) -> None:
+        self.capture = Running("capture", "-c", str(self.config), log=self._folder / "capture.log")
+
+    def start_bootstrap(self) -> None:
+        self.bootstrap = Running("bootstrap", "-c", str(self.config), log=self._folder / "bootstrap.log")
+
+    def kill_bootstrap(self) -> None:
+        assert self.bootstrap is not None
+        self.bootstrap.stop(signal.SIGKILL)
+
+    def stop_capture(self) -> None:
+        assert self.capture is not None
+        self.capture.stop()
+
+    def log(self) -> str:
+        """What the bootstrap said so far, over all its lives."""
+        assert self.bootstrap is not None
+        return self.bootstrap.log()
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """`/v1/tables` by name."""
+        document = self.document()
+        return {table["table"]: table for table in document["tables"]}
+
+    def document(self) -> dict[str, Any]:
+        response = httpx.get(f"{self.url}/v1/tables", trust_env=False)
+        response.raise_for_status()
+        document: dict[str, Any] = response.json()
+        return document
+
+    def wait_state(self, table: str, state: str, deadline: float = 60) -> None:
+        wait_for(lambda: self.tables()[table]["state"] == state, deadline, what=f"{table} is {state}", every=0.05)
+
+    def wait_consistent(self, *tables: str, deadline: float = 60) -> None:
+        for table in tables:
+            self.wait_state(table, "consistent", deadline)
+
+    def wait_applied(self, deadline: float = 60) -> None:
+        """Until the bootstrap has applied all that is committed now."""
+        lsn = self.database.insert_lsn()
+
+        def applied() -> bool:
+            return parse_position(self.document()["applied"]).commit_lsn >= lsn
+
+        wait_for(applied, deadline, what="the bootstrap has applied everything", every=0.05)
+
+    def records(self, table: str, **parameters: str) -> Iterator[tuple[RecordHeader, list[RawChange]]]:
+        """The records of a snapshot, which must be whole."""
+        parser = RecordParser()
+        ended = False
+        request = {"table": table, **parameters}
+        with httpx.stream("GET", f"{self.url}/v1/snapshot", params=request, trust_env=False, timeout=30) as response:
+            assert response.status_code == 200, response.read()
+            for data in response.iter_raw():
+                parser.feed(data)
+                for header, record in parser.records():
+                    ended = bool(header.flags & Flag.END)
+                    yield header, list(iter_changes(body_of(record, header)))
+        assert ended, "the snapshot broke off"
+
+    def rows(self, table: str) -> dict[bytes, dict[str, str | None]]:
+        """Canonical texts of a table's rows by key."""
+        reader = open_reader(self.data_dir / "relay")
+        try:
+            found = {}
+            for _, changes in self.records(table):
+                for change in changes:
+                    schema = reader.schemas.get(change.schema_id)
+                    assert change.after is not None and change.key is not None
+                    names = [column.name for column in schema.columns]
+                    found[change.key] = dict(zip(names, row_texts(schema, change.after), strict=True))
+            return found
+        finally:
+            reader.close()
+
+    def assert_equals_source(self, *tables: str, deadline: float = 60) -> None:
+        """At quiescence: every table is consistent, has applied everything, and holds the source's rows."""
+        for table in tables:
+            self.wait_applied(deadline)
+            self.wait_consistent(table, deadline=deadline)
+            self.wait_applied(deadline)
+            mine = sorted(tuple(row.items()) for row in self.rows(table).values())
+            theirs = sorted(tuple(row.items()) for row in source_rows(self.database, table))
+            assert len(mine) == len(theirs), f"{table}: {len(mine)} rows instead of {len(theirs)}"
+            different = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
+            assert not different, f"{table}: {len(different)} rows differ, first {str(different[0])[:600]}"
+
+
+def source_rows(database: Database, table: str) -> list[dict[str, str | None]]:
+    """The source's rows by canonical text."""
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(settings_sql())
+        name = sql.Identifier(*table.split("."))
+        head = connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(name))
+        names = [column.name for column in head.description or ()]
+        columns = sql.SQL(", ").join(sql.SQL("{}::pg_catalog.text").format(sql.Identifier(n)) for n in names)
+        rows = connection.execute(sql.SQL("SELECT {} FROM {}").format(columns, name)).fetchall()
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+ITEMS = """
+CREATE TABLE public.items (id int PRIMARY KEY, plain int NOT NULL, big text);
+ALTER TABLE public.items ALTER COLUMN big SET STORAGE EXTERNAL;
+"""
+
+
+def long_text(number: int) -> str:
+    """A text that PostgreSQL keeps out of line."""
+    return f"{number:032d}" * 90
+
+
+class Writers:
+    """Sessions that change `public.items` without end: inserts, updates with and without the long text, key changes,
+    deletes, savepoints that are rolled back, and now and then a TRUNCATE.
+
+    Args:
+        database: where.
+        seed: of all choices.
+        count: sessions.
+        keys: ids are below this.
+        truncates: how many of 1000 transactions truncate.
+    """
+
+    def __init__(
+        self, database: Database, seed: int, *, count: int = 4, keys: int = 2000, truncates: float = 0
+    ) -> None:
+        self._stop = threading.Event()
+        self._errors: list[BaseException] = []
+        self._keys = keys
+        self._truncates = truncates / 1000
+        self.transactions = 0
+        self._threads = [
+            threading.Thread(target=self._run, args=(database.dsn, random.Random(seed + number)))
+            for number in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        assert not self._errors, self._errors
+
+    def _run(self, dsn: str, choose: random.Random) -> None:
+        try:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                while not self._stop.is_set():
+                    try:
+                        self._transaction(connection, choose)
+                        self.transactions += 1
+                    except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
+                        continue
+        except BaseException as error:
+            self._errors.append(error)
+
+    def _transaction(self, connection: psycopg.Connection, choose: random.Random) -> None:
+        with connection.transaction():
+            if choose.random() < self._truncates:
+                connection.execute("TRUNCATE public.items")
+            for _ in range(choose.randrange(1, 6)):
+                self._change(connection, choose)
+            if choose.random() < 0.3:
+                with connection.transaction(force_rollback=choose.random() < 0.5):
+                    self._change(connection, choose)
+
+    def _change(self, connection: psycopg.Connection, choose: random.Random) -> None:
+        key, other, value = choose.randrange(self._keys), choose.randrange(self._keys), choose.randrange(10**6)
+        kind = choose.random()
+        if kind < 0.35:
+            connection.execute(
+                "INSERT INTO public.items VALUES (%s, %s, %s) ON CONFLICT (id) DO UPDATE SET plain = excluded.plain",
+                [key, value, long_text(value) if choose.random() < 0.5 else str(value)],
+            )
+        elif kind < 0.6:
+            connection.execute("UPDATE public.items SET plain = %s WHERE id = %s", [value, key])
+        elif kind < 0.7:
+            connection.execute("UPDATE public.items SET big = %s WHERE id = %s", [long_text(value), key])
+        elif kind < 0.85:
+            connection.execute(
+                "UPDATE public.items SET id = %s, plain = %s WHERE id = %s"
+                " AND NOT EXISTS (SELECT FROM public.items WHERE id = %s)",
+                [other, value, key, other],
+            )
+        else:
+            connection.execute("DELETE FROM public.items WHERE id = %s", [key])
