@@ -35,10 +35,12 @@ class LatencyProbe:
 
     Attributes:
         seconds: what each probe took, in order.
+        failure: why it ended before it was stopped; None if it did not.
     """
 
     def __init__(self, dsn: str, cache: Path) -> None:
         self.seconds: list[float] = []
+        self.failure: str | None = None
         self._dsn = dsn
         self._cache = cache
         self._stop = threading.Event()
@@ -76,6 +78,12 @@ class LatencyProbe:
             return None
 
     def _run(self) -> None:
+        try:
+            self._measure()
+        except (psycopg.Error, sqlite3.Error) as error:  # the source may be gone already, after Ctrl-C
+            self.failure = type(error).__name__
+
+    def _measure(self) -> None:
         with psycopg.connect(self._dsn, autocommit=True) as source:
             while not self._stop.wait(_BETWEEN_PROBES):
                 row = source.execute(_COUNT_UP).fetchone()

@@ -196,7 +196,7 @@ class Demo:
         for difference in comparison.differences[:_DIFFERENCES_SHOWN]:
             say(f"difference: {difference}")
         say(f"{changes:,} changes in {self._load_time:.1f} s: {changes / self._load_time:,.0f} changes/s")
-        say(_latency(stage.probe.seconds))
+        say(_latency(stage.probe.seconds, stage.probe.failure))
         if self._killed:
             say(f"killed and back again: {', '.join(self._killed)}")
         say(_compared(comparison))
@@ -244,7 +244,9 @@ def _require_extras() -> None:
         raise UsageError(f"the demo needs {' and '.join(missing)}", mend="run pip install 'walbus[demo]'")
 
 
-def _latency(seconds: list[float]) -> str:
+def _latency(seconds: list[float], failure: str | None) -> str:
+    if failure is not None:
+        return f"latency: the measurement broke off ({failure})"
     if not seconds:
         return "latency: the load was too short for a measurement"
     p50, p99, longest = (f"{1000 * quantile(seconds, share):,.1f} ms" for share in (0.5, 0.99, 1.0))
