@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from support.model_source import ITEMS, ModelSource, delete, insert, update
+from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.services import RedisServer
 from support.sinks_under_test import redis_under_test, sqlite_under_test, tantivy_under_test
@@ -24,8 +25,6 @@ from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
 from walbus.events import window_of
-
-from tests.integration.test_consumers_runner import consumer, equal
 
 MARKS = Marks(1, 1)
 
@@ -194,6 +193,10 @@ run_consumer("test", config, relay_url={url!r}, folder=Path({folder!r}), status_
 """
 
 
+def reads(relay: ScriptedRelay) -> int:
+    return len(relay.asked("/v1/stream")) + len(relay.asked("/v1/snapshot"))
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "tantivy", "redis"])
 def test_a_consumer_killed_again_and_again_ends_equal(
     kind: str, relay: ScriptedRelay, source: ModelSource, tmp_path: Path, request: pytest.FixtureRequest
@@ -212,7 +215,7 @@ def test_a_consumer_killed_again_and_again_ends_equal(
         process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
         request.addfinalizer(process.wait)
         request.addfinalizer(process.kill)
-        wait_for(lambda: len(relay.asked("/v1/stream")) > asked or len(relay.asked("/v1/snapshot")) > asked, 60)
+        wait_for(lambda before=asked: reads(relay) > before, 60, what="the consumer reads")
         for n in range(20):
             source.commit(
                 [
@@ -223,6 +226,6 @@ def test_a_consumer_killed_again_and_again_ends_equal(
             )
         process.kill()
         process.wait()
-        asked = max(len(relay.asked("/v1/stream")), len(relay.asked("/v1/snapshot")))
+        asked = reads(relay)
     with consumer(relay, under_test):
         wait_for(lambda: under_test.rows() == source.rows(), 60, what="the sink equals the source")

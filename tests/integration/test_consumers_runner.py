@@ -1,24 +1,19 @@
-"""`run_consumer` against a scripted relay: each sink from an empty start to the live tail, and what it tells meanwhile."""
+"""`run_consumer` against a scripted relay: each sink from an empty start to the live tail."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
+from support.running_consumer import RunningConsumer, consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, redis_under_test, sqlite_under_test, tantivy_under_test
 from support.waiting import wait_for
-from walbus.config import ConsumerConfig
-from walbus.consumers import run_consumer
 from walbus.consumers.sinks import sink_names
-from walbus.errors import ConfigError, PositionUnknown, SinkRefused, WalbusError
-from walbus.status import read_status
+from walbus.errors import ConfigError, PositionUnknown, SinkRefused
 
 
 @pytest.fixture
@@ -37,51 +32,6 @@ def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     if request.param == "redis-hash":
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash")
     return sqlite_under_test(tmp_path) if request.param == "sqlite" else tantivy_under_test(tmp_path)
-
-
-class RunningConsumer:
-    """`run_consumer` in a thread; `stop` gives what it raised."""
-
-    def __init__(self, relay: ScriptedRelay, kind: str, options: dict[str, Any], folder: Path) -> None:
-        self.status_path = folder / "consumer-test.json"
-        self._stop = threading.Event()
-        self._error: WalbusError | None = None
-        config = ConsumerConfig(sink=kind, **{"tables": ("public.*",), **options})
-        self._thread = threading.Thread(target=self._run, args=(config, relay.url, folder))
-        self._thread.start()
-
-    def _run(self, config: ConsumerConfig, url: str, folder: Path) -> None:
-        try:
-            run_consumer("test", config, relay_url=url, folder=folder, status_path=self.status_path, stop=self._stop)
-        except WalbusError as error:
-            self._error = error
-
-    def status(self) -> dict[str, Any]:
-        return read_status(self.status_path) or {}
-
-    def ended(self) -> WalbusError | None:
-        """Waits until it ends by itself."""
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-        return self._error
-
-    def stop(self) -> WalbusError | None:
-        self._stop.set()
-        return self.ended()
-
-
-@contextmanager
-def consumer(relay: ScriptedRelay, under_test: SinkUnderTest, **options: Any) -> Iterator[RunningConsumer]:
-    running = RunningConsumer(relay, under_test.name, {**under_test.options, **options}, under_test.place.folder)
-    try:
-        yield running
-    finally:
-        error = running.stop()
-    assert error is None
-
-
-def equal(under_test: SinkUnderTest, relay: ScriptedRelay) -> None:
-    wait_for(lambda: under_test.rows() == relay.source.rows(), 15, what="the sink equals the source")
 
 
 def test_an_empty_sink_is_filled_from_the_snapshot_and_follows_live(

@@ -496,9 +496,9 @@ def load_checkpoint_tables(*tables: str) -> tuple:
     return tuple(TableProgress(table) for table in tables)
 
 
-def rows(at: Position, seq: int, flags: Flag = Flag(0)) -> RowsRead:
+def rows(at: Position, seq: int, *flags: Flag) -> RowsRead:
     data = pack_record(
-        Kind.SNAPSHOT, flags=flags, epoch=at.epoch, commit_lsn=at.commit_lsn, first_ordinal=at.ordinal,
+        Kind.SNAPSHOT, flags=sum(flags), epoch=at.epoch, commit_lsn=at.commit_lsn, first_ordinal=at.ordinal,
         last_ordinal=at.ordinal, first_seq=0, last_seq=seq, commit_time=0,
     )  # fmt: skip
     return RowsRead(read_header(data), [])

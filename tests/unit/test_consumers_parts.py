@@ -1,0 +1,164 @@
+"""The small parts of the consumers' room, by bytes and numbers alone."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.model_source import column, items_layout
+from walbus.consumers.backoff import Backoff
+from walbus.consumers.checkpoint import (
+    CatchingUp,
+    Checkpoint,
+    Following,
+    Marks,
+    Point,
+    Snapshotting,
+    TableProgress,
+    dump_checkpoint,
+    last_done_of,
+    load_checkpoint,
+)
+from walbus.consumers.checkpoint_store import FileCheckpointStore
+from walbus.consumers.latency import LatencyWindow
+from walbus.consumers.sinks.layout import layout_change, sources
+from walbus.consumers.sinks.redis_rows import KeyTemplate
+from walbus.consumers.tables import check_patterns, matching
+from walbus.errors import InvalidText
+from walbus.keys import encode_key
+from walbus.position import ORIGIN, Position
+
+positions = st.builds(Position, st.integers(0, 9), st.integers(0, 2**64 - 1), st.integers(0, 2**31))
+points = st.builds(Point, positions, st.integers(0, 2**53))
+marks = st.builds(Marks, st.integers(0, 2**53), st.integers(0, 2**53))
+progress = st.builds(TableProgress, st.text(min_size=1), st.none() | st.binary(), st.booleans())
+checkpoints = st.one_of(
+    st.builds(Following, st.text(), marks, points),
+    st.builds(CatchingUp, st.text(), marks, points, positions),
+    st.builds(Snapshotting, st.text(), marks, st.lists(progress).map(tuple), st.none() | points, st.none() | points),
+)
+
+
+@given(checkpoints)
+def test_a_checkpoint_is_the_same_after_its_json_form(checkpoint: Checkpoint) -> None:
+    text = dump_checkpoint(checkpoint)
+    assert load_checkpoint(text) == checkpoint
+    assert dump_checkpoint(load_checkpoint(text)) == text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"version":1}', '{"version":1,"phase":"x"}', '{"version":2}']
+)
+def test_what_is_no_checkpoint_is_refused_with_a_mend(text: str) -> None:
+    with pytest.raises(InvalidText, match="remove it"):
+        load_checkpoint(text)
+
+
+def test_a_checkpoint_file_is_replaced_whole_and_survives(tmp_path: Path) -> None:
+    store = FileCheckpointStore(tmp_path / "deep" / "checkpoint.json")
+    assert store.load() is None
+    for lsn in (1, 2):
+        store.save(Following("log", Marks(1, 1), Point(Position(1, lsn, 1), lsn)))
+    assert FileCheckpointStore(tmp_path / "deep" / "checkpoint.json").load() == Following(
+        "log", Marks(1, 1), Point(Position(1, 2, 1), 2)
+    )
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["checkpoint.json"]
+    assert stat.S_ISREG((tmp_path / "deep" / "checkpoint.json").stat().st_mode)
+
+
+def test_a_damaged_checkpoint_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.json"
+    path.write_text('{"version":1')
+    with pytest.raises(InvalidText, match=str(path)):
+        FileCheckpointStore(path).load()
+
+
+def test_the_log_is_read_on_from_the_lowest_state_of_a_snapshot() -> None:
+    low, high = Point(Position(1, 5, 1), 5), Point(Position(1, 9, 1), 9)
+    assert last_done_of(Snapshotting("l", Marks(1, 1), (), low, high)) == low.last_done
+    assert last_done_of(Snapshotting("l", Marks(1, 1), ())) == ORIGIN
+    assert last_done_of(None) == ORIGIN
+
+
+def test_delays_double_up_to_the_longest_and_begin_again() -> None:
+    backoff = Backoff(first=1, longest=5, uniform=lambda: 1.0)
+    assert [backoff.next_delay() for _ in range(5)] == [1, 2, 4, 5, 5]
+    backoff.reset()
+    assert backoff.next_delay() == 1
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 2000))
+def test_a_delay_is_between_half_and_all_of_its_length(jitter: float, attempts: int) -> None:
+    backoff = Backoff(first=0.1, longest=5, uniform=lambda: jitter)
+    backoff.attempts = attempts
+    nominal = min(5, 0.1 * 2 ** min(attempts, 32))
+    assert nominal / 2 <= backoff.next_delay() <= nominal
+
+
+def test_latencies_older_than_the_window_are_forgotten() -> None:
+    window = LatencyWindow(seconds=10)
+    assert window.quantiles(0, 0.5) == [None]
+    for second in range(20):
+        window.add(second, second)
+    assert window.quantiles(19, 0, 0.5, 1) == [9, 14, 19]
+    assert window.quantiles(100, 0.5) == [None]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("*.*", ("a.x", "a.y", "b.x")), ("a.*", ("a.x", "a.y")), ("b.x", ("b.x",)), ("c.*", ())],
+)
+def test_patterns_name_tables(pattern: str, expected: tuple[str, ...]) -> None:
+    assert matching(["a.x", "a.y", "b.x"], check_patterns([pattern])) == expected
+    assert check_patterns([]) == ("*.*",)
+
+
+KEY = column("id", 23, "int4", in_key=True)
+
+
+def test_a_rename_is_told_from_a_drop_and_an_add() -> None:
+    old = items_layout("items", KEY, column("a"), column("b"))
+    renamed = layout_change(old, items_layout("items", KEY, column("c"), column("b")))
+    assert (renamed.renamed, renamed.dropped, renamed.added) == ((("a", "c"),), (), ())
+    replaced = layout_change(old, items_layout("items", KEY, column("b"), column("c", 23, "int4")))
+    assert replaced.renamed == ()
+    assert replaced.dropped == ("a",)
+    assert [c.name for c in replaced.added] == ["c"]
+
+
+def test_other_types_and_other_keys_are_told() -> None:
+    old = items_layout("items", KEY, column("a"))
+    assert [c.name for c in layout_change(old, items_layout("items", KEY, column("a", 23, "int4"))).retyped] == ["a"]
+    rekeyed = items_layout("items", column("id", 23, "int4"), column("a", in_key=True))
+    assert layout_change(old, rekeyed).rekeyed
+    assert not layout_change(old, items_layout("items", KEY, column("z"))).rekeyed
+
+
+def test_values_of_an_earlier_layout_find_their_columns() -> None:
+    row = items_layout("items", KEY, column("a"), column("b"))
+    assert sources(row, items_layout("items", KEY, column("c"), column("b"))) == [0, 1, 2]
+    assert sources(row, items_layout("items", KEY, column("b"), column("new"), column("more"))) == [0, 2, None, None]
+
+
+def test_keys_of_several_columns_never_collide() -> None:
+    template = KeyTemplate("cache:{table}:{key}")
+    keys = [("a:b", "c"), ("a", "b:c"), ("a%3Ab", "c")]
+    names = {template.row_key("s.t", encode_key([p.encode() for p in key], [25, 25])) for key in keys}
+    assert len(names) == 3
+    assert template.row_key("s.t", encode_key([b"a:b"], [25])) == "cache:s.t:a:b"
+
+
+def test_a_pattern_for_scan_takes_names_literally() -> None:
+    assert KeyTemplate("{table}[{key}]").pattern("a*b?") == r"a\*b\?\[*\]"
+    assert KeyTemplate("x:{table}:{key}").moved("x:old:5", "old", "new") == "x:new:5"
+
+
+@pytest.mark.parametrize("template", ["{key}", "{table}", "{table}{key}{key}", "{table}{key}{other}", ""])
+def test_a_template_names_table_and_key_once_each(template: str) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        KeyTemplate(template)
