@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from support.waiting import wait_for
 from walbus.demo import run as demo_run
 from walbus.errors import UsageError
 
@@ -66,10 +65,11 @@ def test_pgbench_ends_without_a_difference(folder: Path):
     assert out.splitlines()[-1] == "differences: 0"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_neither_file_nor_process(folder: Path, number: signal.Signals):
-    process = demo("--seconds", "60", "--data-dir", str(folder))
-    wait_for((folder / "data" / "status" / "supervisor.json").exists, 60, what="the rooms were started")
+@pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, "load for"), (signal.SIGTERM, "copying")])
+def test_an_interrupted_demo_leaves_neither_file_nor_process(folder: Path, number: signal.Signals, moment: str):
+    process = demo("--seconds", "60", "--rate", "50", "--data-dir", str(folder))
+    assert process.stdout is not None
+    assert any(moment in line for line in process.stdout), process.communicate()[1]
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
