@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from walbus.errors import SourceReplaced
+from walbus.errors import ConfigError, SourceReplaced
 from walbus.log import SourceIdentity
-from walbus.relay.fs import Files, sync_folder
+from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
 from walbus.relay.lease import Clock, Lease, claim
 from walbus.relay.manifest import Manifest, load_manifest, write_manifest
 from walbus.relay.reader import FileLogReader
@@ -55,6 +55,7 @@ def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
         SourceReplaced: the log belongs to another database or slot.
         DamagedRecord: the log is damaged before its durable end.
         LogFull: the disk has no room.
+        ConfigError: the folder cannot be made.
     """
     files, clock = files or Files(), clock or Clock()
     _make_folders(folder, files)
@@ -85,10 +86,16 @@ def open_reader(folder: Path, *, files: Files | None = None) -> FileLogReader:
 
 
 def _make_folders(folder: Path, files: Files) -> None:
-    for path in (folder, segments_folder(folder), schemas_folder(folder), holds_folder(folder)):
-        if not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            sync_folder(files, path.parent)
+    try:
+        for path in (folder, segments_folder(folder), schemas_folder(folder), holds_folder(folder)):
+            if not path.is_dir():
+                path.mkdir(parents=True, exist_ok=True)
+                sync_folder(files, path.parent)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full() from error
+        mend = "let this user write there, or choose another folder with relay.dir"
+        raise ConfigError(f"the log's folder cannot be made: {error.strerror}", where=str(folder), mend=mend) from error
 
 
 def _check_source(manifest: Manifest | None, source: SourceIdentity, folder: Path) -> None:

@@ -74,6 +74,8 @@ def serve_relay(  # noqa: PLR0913  # the signature that all rooms' servers have,
     address = listen_address(config.listen, insecure=config.insecure, key="relay.listen")
     server = RelayServer(folder, bootstrap_url, status_dir)
     run_server(server.application(), address, stop, on_listening=on_listening)
+    if server.failure is not None:
+        raise server.failure
 
 
 class RelayServer:
@@ -90,6 +92,7 @@ class RelayServer:
         self._bootstrap_url = bootstrap_url
         self._status_dir = status_dir
         self._metrics = RelayMetrics(self._figures, status_dir)
+        self.failure: Exception | None = None  #: why the server stopped by itself
         self._reader: FileLogReader | None = None
         self._streams: StreamServer | None = None
 
@@ -127,18 +130,26 @@ class RelayServer:
             self._reader.close()
 
     async def _attach(self, stopping: asyncio.Event, threads: ThreadPoolExecutor) -> None:
+        try:
+            reader = self._reader = await self._open_reader()
+        except Exception as error:
+            self.failure = error  # a log that cannot be read is not waited for
+            stopping.set()
+            return
+        self._streams = StreamServer(reader, self._bootstrap_url, threads)
+        _log.info("relay_serves_log", folder=str(self._folder), end=str(reader.bounds().end))
+        await self._streams.stop_with(stopping)
+
+    async def _open_reader(self) -> FileLogReader:
         waiting = False
-        while self._reader is None:
+        while True:
             try:
-                self._reader = open_reader(self._folder)
+                return open_reader(self._folder)
             except LogMissing as error:
                 if not waiting:
                     _log.info("relay_waits_for_log", folder=str(self._folder), mend=error.mend)
                 waiting = True
                 await asyncio.sleep(_LOOK_SECONDS)
-        self._streams = StreamServer(self._reader, self._bootstrap_url, threads)
-        _log.info("relay_serves_log", folder=str(self._folder), end=str(self._reader.bounds().end))
-        await self._streams.stop_with(stopping)
 
     def _log_reader(self) -> FileLogReader:
         if self._reader is None:

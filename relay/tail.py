@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import structlog
+
+from walbus.errors import WalbusError
 from walbus.position import ORIGIN
 from walbus.relay.reader import FileLogReader
+
+_log = structlog.get_logger(__name__)
 
 _TURN_SECONDS = 0.5  # how long the thread takes to notice that it is to end
 
@@ -38,9 +43,13 @@ class Tail:
     def _watch(self) -> None:
         seen = ORIGIN
         while not self._stop.is_set():
-            if self._reader.wait(seen, _TURN_SECONDS):
-                seen = self._reader.bounds().end
-                self._loop.call_soon_threadsafe(self.wake)
+            try:
+                if self._reader.wait(seen, _TURN_SECONDS):
+                    seen = self._reader.bounds().end
+                    self._loop.call_soon_threadsafe(self.wake)
+            except (OSError, WalbusError) as error:  # streams meet it themselves, in their own reads
+                _log.error("relay_cannot_follow", error=str(error))
+                self._stop.wait(_TURN_SECONDS)
 
     def wake(self) -> None:
         """Lets every stream look again."""

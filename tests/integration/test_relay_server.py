@@ -17,7 +17,7 @@ import pytest
 from support.relay_log import BASE_TIME, FileEngine, commits, piece, progress, schema_piece, table_schema, transaction
 from support.waiting import wait_for
 from walbus.config import RelayConfig
-from walbus.errors import ConfigError
+from walbus.errors import ConfigError, DamagedRecord
 from walbus.log import Piece, SourceIdentity
 from walbus.position import Position, parse_position
 from walbus.records import Flag, Kind, Op, RecordHeader, RecordParser, iter_changes, pack_change, read_header
@@ -476,6 +476,16 @@ def test_stopping_breaks_bounded_streams_and_takes_little_time(tmp_path):
         wait_for(lambda f=follower: f.ended, what="the stream to end")
         assert follower.ended != "whole"
         follower.close()
+
+
+def test_a_log_that_cannot_be_read_ends_the_server_with_its_error(tmp_path):
+    engine = FileEngine(tmp_path / "log")
+    engine.open_writer().close()
+    (path,) = engine.folder.glob("manifest-*.json")
+    path.write_bytes(b"garbage")
+    config = RelayConfig(listen="127.0.0.1:0")
+    with pytest.raises(DamagedRecord, match="manifest"):
+        serve_relay(engine.folder, config, bootstrap_url=None, status_dir=tmp_path, stop=threading.Event())
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:7070", "192.0.2.1:7070", "[::]:7070", "example.com:7070"])
