@@ -102,6 +102,16 @@ class ReplicaTable:
 
     def upsert(self, marks: Marks, newer: str) -> str:
         """Writes a whole row unless the one that is there is newer; `newer` is `>` or (snapshot rows) `>=`."""
+        statement = self._upserts.get((marks, newer))
+        if statement is None:
+            statement = self._upserts[marks, newer] = self._make_upsert(marks, newer)
+        return statement
+
+    @cached_property
+    def _upserts(self) -> dict[tuple[Marks, str], str]:
+        return {}
+
+    def _make_upsert(self, marks: Marks, newer: str) -> str:
         names = ", ".join([*self.columns, SEQ, MARK])
         values = ", ".join("?" * (len(self.columns) + 2))
         insert = f"INTO {self.sql} ({names}) VALUES ({values})"
