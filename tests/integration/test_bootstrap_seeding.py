@@ -186,7 +186,7 @@ def test_nothing_of_the_source_is_scanned_once_seeding_is_over(database: Databas
     with BootstrapRig(tmp_path, database) as rig:
         rig.start()
         rig.wait_consistent("public.items")
-        before = scans(database)
+        before = wait_for(lambda: scans(database) if scans(database)[0] else None, 30, what="the seeding's own scan")
         database.execute("INSERT INTO public.items VALUES (100000, 1, 'x')")
         rig.wait_applied()
         for _ in range(3):
