@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -200,6 +200,18 @@ class WholeSystem:
     def _checked_alive(self) -> bool:
         assert self.alive(), f"walbus run ended:\n{self.log()[-6000:]}"
         return True
+
+
+@contextmanager
+def standing_still(system: WholeSystem, room: str) -> Iterator[None]:
+    """A room's process is stopped (SIGSTOP) meanwhile."""
+    pid = system.pid(room)
+    assert pid is not None, f"{room} does not run"
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def make_marker(database: Database) -> None:
