@@ -81,6 +81,26 @@ def test_what_only_an_operator_can_mend_stops_everything_and_is_passed_on(code: 
     assert supervisor.exit_code == code
 
 
+def test_a_consumer_that_ends_for_good_leaves_the_others_running_and_its_code_is_passed_on() -> None:
+    lone = Child("lone", ("consume", "lone"), 0, essential=False)
+    supervisor = running(lone, RELAY)
+    assert supervisor.exited("lone", 1, 1.0) is None
+    assert not supervisor.stopping
+    assert supervisor.actions(100.0) == []
+    supervisor.stop(200.0)
+    assert supervisor.actions(200.0) == [Terminate("relay")]
+    supervisor.exited("relay", 0, 200.1)
+    assert supervisor.done
+    assert supervisor.exit_code == 1
+
+
+def test_a_consumer_whose_configuration_is_wrong_stops_everything() -> None:
+    lone = Child("lone", ("consume", "lone"), 0, essential=False)
+    supervisor = running(lone, RELAY)
+    supervisor.exited("lone", 2, 1.0)
+    assert supervisor.stopping
+
+
 def test_readers_stop_before_what_they_read() -> None:
     supervisor = running(*ALL)
     supervisor.stop(10.0)

@@ -262,12 +262,14 @@ class ProcessGroup:
     def _tell_end(self, process: ChildProcess, code: int) -> None:
         name = process.child.name
         delay = self._supervisor.exited(name, code, time.monotonic())
-        if code in PERMANENT and not self._last_words:
+        if code in PERMANENT and self._supervisor.stopping and not self._last_words:
             self._last_words = process.errors
         else:
             for line in process.errors:
                 self._output.line(name, line)
-        if delay is None:
+        if delay is None and not self._supervisor.stopping:
+            log.error("ended for good; the others go on without it", child=name, code=code)
+        elif delay is None:
             log.info("ended", child=name, code=code)
         else:
             log.warning("died; it will be started again", child=name, code=code, seconds=round(delay, 2))

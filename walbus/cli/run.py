@@ -83,8 +83,11 @@ def children_of(settings: Settings, file: Path | None) -> list[Child]:
     config = () if file is None else ("-c", str(file))
     rooms = [Child("capture", ("capture", *config), _CAPTURE), Child("relay", ("relay", *config), _RELAY)]
     if settings.bootstrap.enabled:
-        rooms.append(Child("bootstrap", ("bootstrap", *config), _BOOTSTRAP))
-    return rooms + [Child(f"consumer-{name}", ("consume", name, *config), _CONSUMERS) for name in settings.consumer]
+        rooms.append(Child("bootstrap", ("bootstrap", *config), _BOOTSTRAP, essential=False))
+    return rooms + [
+        Child(f"consumer-{name}", ("consume", name, *config), _CONSUMERS, essential=False)
+        for name in settings.consumer
+    ]
 
 
 def _environment(log_format: str) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 A child that dies of a signal, of an error that may pass, or of a bug is started again after an exponential back-off
 with jitter, which begins anew once the child ran for `healthy_after` seconds. One that says that only an operator can
-help (exit codes 1, 2 and 3) is not: the supervisor stops everything and passes that code on.
+help (exit codes 1, 2 and 3) is not. If it is essential, or its configuration is wrong, the supervisor stops everything
+and passes that code on; else the others go on without it, and the code is passed on when they end: a consumer that
+refuses a row must not stop capture, or the slot would grow on the source.
 
 Stopping goes by stages, readers before what they read: consumers, bootstrap, relay, capture. A stage begins when
 every earlier one is gone, or when the time for those has passed; whatever still lives at `kill_after` is killed.
@@ -25,6 +27,9 @@ from walbus.cli.failures import TRY_AGAIN
 #: Exit codes by which a child says that starting it again cannot help.
 PERMANENT: Final = frozenset({1, 2, 3})
 
+#: The one of them that says "usage or configuration": nothing runs half-configured.
+_CONFIGURATION: Final = 2
+
 #: How a child may end that was asked to while it still started, or while what it reads was away.
 _ASKED_TO: Final = frozenset({TRY_AGAIN, -signal.SIGTERM})
 
@@ -37,11 +42,17 @@ class Child:
         name: unique; the prefix of its log lines.
         arguments: of the `walbus` command.
         stage: children of a lower stage are stopped before those of a higher one.
+        essential: whether the others are pointless without it.
     """
 
     name: str
     arguments: tuple[str, ...]
     stage: int
+    essential: bool = True
+
+    def ends_all(self, code: int) -> bool:
+        """Whether a permanent end of this child with this code ends the others too."""
+        return self.essential or code == _CONFIGURATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +179,8 @@ class Supervisor:
         if self.stopping or code in PERMANENT:
             one.phase = Phase.GONE
             self._code = self._code or _passed_on(code, one)
-            self.stop(now)
+            if one.child.ends_all(code):
+                self.stop(now)
             return None
         one.failures = 1 if now - one.since >= self._timing.healthy_after else one.failures + 1
         one.restarts += 1
