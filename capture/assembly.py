@@ -96,6 +96,7 @@ class Assembler:
         self._told_inside: set[int] = set()  # those of the open transaction, with which the log may drop them
         self._out: list[Piece] = []
         self._handed = bound  # the log has been handed everything that commits before this LSN
+        self._shown = 0  # LSN of the last position that the log was handed; below `_handed` behind a commit
         self._last_commit_time = last_commit_time
         self.bound = bound  #: everything that commits before this LSN has been received
         self.transactions = 0  #: transactions handed out whole
@@ -157,9 +158,14 @@ class Assembler:
         return out
 
     def keepalive(self, wal_end: int) -> None:
-        """The walsender says that everything before `wal_end` has been sent (heeded between transactions only)."""
-        if self._transaction is None and wal_end > self.bound:
+        """The walsender says that everything before `wal_end` has been sent (heeded between transactions only).
+
+        Progress is due then even if the last commit ended there: a commit's position lies before its end, and whoever
+        waits for a position at the end of an idle source's WAL would wait for somebody to write more.
+        """
+        if self._transaction is None and wal_end >= self.bound:
             self.bound = wal_end
+            self._handed = min(self._handed, self._shown)
 
     def forget(self, trimmed: Position) -> None:
         """The log dropped everything up to `trimmed`; what is sent again from there cannot be compared."""
@@ -173,7 +179,7 @@ class Assembler:
         """
         if self._transaction is not None or self.bound <= self._handed:
             return None
-        self._handed = self.bound
+        self._handed = self._shown = self.bound
         self._last_commit_time = max(self._last_commit_time, now)
         piece = progress_piece(self._timelines.epoch_of(self.bound), self.bound, now)
         return piece if self._repeats.passed(Position(piece.epoch, piece.commit_lsn, 0)) else None
@@ -191,7 +197,7 @@ class Assembler:
             raise ProtocolError(f"the commit at {format_lsn(commit.commit_lsn)} ends another transaction")
         if transaction.waiting:
             self._hand_out(transaction, commit.end_lsn)
-            self._handed = commit.end_lsn
+            self._handed, self._shown = commit.end_lsn, commit.commit_lsn
             self.transactions += 1
             self._repeats.passed(transaction.last)
         elif self._repeated:

@@ -227,6 +227,19 @@ def test_a_keepalive_counts_between_transactions_alone():
     assert piece.commit_lsn == 5000
 
 
+def test_a_keepalive_at_the_end_of_the_last_commit_is_progress_once():
+    log = MemoryLog()
+    assembler = assembler_on(log)
+    feed(assembler, log, transaction(1000, LAYOUT, made.insert(T, "1", None, None)))
+    assert assembler.progress(1) is None, "under load a commit is enough"
+    assembler.keepalive(1048)
+    piece = assembler.progress(2)
+    assert piece is not None
+    assert (piece.kind, piece.commit_lsn) == (Kind.PROGRESS, 1048)
+    assembler.keepalive(1048)
+    assert assembler.progress(3) is None
+
+
 def test_commits_below_a_switch_point_keep_their_epoch():
     history = Timelines(3, ((1, 1500), (2, 2500)))
     row = made.insert(T, "1", None, None)
