@@ -211,7 +211,7 @@ class Applier:
     def _read_log(self) -> None:
         reader = self._open_reader()
         try:
-            self._ledger.schemas = reader.schemas
+            self._ledger.schemas, self._ledger.source = reader.schemas, reader.source
             try:
                 self._follow(reader)
             except (PositionTrimmed, PositionUnknown) as error:

@@ -75,6 +75,16 @@ def read_moment(connection: psycopg.Connection[Any]) -> SourceMoment:
     return SourceMoment(parse_snapshot(row[0]), end_of_wal(parse_lsn(row[1]), row[2]))
 
 
+def read_identity(connection: psycopg.Connection[Any]) -> tuple[str, str]:
+    """System identifier of the cluster and name of the database, as `walbus.log.SourceIdentity` has them."""
+    row = connection.execute(
+        "SELECT system_identifier::text, current_database()::text FROM pg_control_system()"
+    ).fetchone()
+    if row is None:
+        raise AssertionError("pg_control_system gives one row")
+    return row[0], row[1]
+
+
 def end_of_wal(insert_lsn: int, block_size: int) -> int:
     """Where the last record ends, when the insert position stands behind the header of a page that is still empty.
 

@@ -7,6 +7,7 @@ row that was streamed encode to the same bytes.
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from walbus.errors import ProtocolError
 
@@ -24,14 +25,14 @@ def parse_line(line: bytes, columns: int) -> list[bytes | None]:
     Raises:
         ProtocolError: there are more or fewer, or an escape that COPY TO never writes.
     """
-    texts: list[bytes | None] = list(line[:-1].split(b"\t"))
-    if not columns:
-        texts = []
-    if len(texts) != columns or not line.endswith(b"\n"):
+    if not line.endswith(b"\n"):
+        raise ProtocolError("a row of COPY does not end with a newline")
+    texts = line[:-1].split(b"\t")
+    if len(texts) != columns:
         raise ProtocolError(f"a row of COPY has {len(texts)} columns instead of {columns}")
     if b"\\" in line:
-        return [_unescape(text) for text in texts if text is not None]
-    return texts
+        return [_unescape(text) for text in texts]
+    return cast(list[bytes | None], texts)
 
 
 def _unescape(text: bytes) -> bytes | None:

@@ -83,6 +83,11 @@ def pack_entry(entry: Entry) -> bytes:
     return _HEADER.pack(flags, entry.seq, entry.schema_id, number, len(missing)) + missing + (entry.row or b"")
 
 
+def pack_prefix(seq: int, schema_id: int, origin: FromSnapshot) -> bytes:
+    """What stands before the row in every whole entry with these parts: prefix + row is the packed entry."""
+    return _HEADER.pack(_FROM_SNAPSHOT, seq, schema_id, origin.number, 0)
+
+
 def unpack_entry(value: bytes, snapshots: Mapping[int, Snapshot]) -> Entry:
     """The inverse of `pack_entry`.
 
@@ -105,6 +110,12 @@ def unpack_entry(value: bytes, snapshots: Mapping[int, Snapshot]) -> Entry:
     )
     row = None if flags & _TOMBSTONE else value[start:]
     return Entry(seq, schema_id, row, origin, value[_HEADER.size : start], bool(flags & _MOVED))
+
+
+def seq_of(value: bytes) -> int:
+    """The seq of a stored entry."""
+    seq: int = _HEADER.unpack_from(value)[1]
+    return seq
 
 
 def live_row(value: bytes) -> tuple[int, int, bytes] | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot
+from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, pack_prefix
 from walbus.bootstrap.fold import ChunkRow, Fill, admitted, fold_chunk_row
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import (
@@ -37,7 +37,7 @@ from walbus.bootstrap.state import (
 from walbus.bootstrap.store import Store, space_of
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot, parse_snapshot
-from walbus.log import SchemaRegistry
+from walbus.log import SchemaRegistry, SourceIdentity
 from walbus.position import Position
 from walbus.schema import TableSchema
 from walbus.values import merge_unchanged
@@ -101,6 +101,7 @@ class Ledger:
         self.lock = threading.RLock()
         self.store = store
         self.schemas: SchemaRegistry | None = None  # of the log, once that is open
+        self.source: SourceIdentity | None = None  # likewise
         self.fill = fill or self._merge
         content = store.document(APPLIED)
         self.applied: Applied | None = None if content is None else decode(content, Applied)
@@ -236,20 +237,34 @@ class Ledger:
             if not admitted(origin, None if truncated_by is None else FromEvent(truncated_by)):
                 return True
             stage = Stage(self.store)
-            space, state = run.space, run.state
-            store_keys = [space + key for key, _ in rows]
-            added = 0
-            for store_key, (_, row), entry in zip(
-                store_keys, rows, stage.get_many(store_keys, run.snapshots), strict=True
-            ):
-                folded = fold_chunk_row(entry, ChunkRow(state.seq_p0, state.schema_id, row, origin), self.fill)
-                if folded is not entry:
-                    stage.put(store_key, folded, entry)
-                    added += entry is None or entry.row is None
-            run.rows += added
-            self.save_state(stage, run, state)
+            run.rows += self._fold_rows(stage, run, origin, rows)
+            self.save_state(stage, run, run.state)
             stage.commit()
             return True
+
+    def _fold_rows(self, stage: Stage, run: TableRun, origin: FromSnapshot, rows: Sequence[tuple[bytes, bytes]]) -> int:
+        """Stages rows of a chunk; returns how many keys got a row that had none.
+
+        A key without an entry is what nearly every row of a seeding meets, so those are packed without ado; the rule
+        for them is the first line of `fold_chunk_row`.
+        """
+        state, space = run.state, run.space
+        store_keys = [space + key for key, _ in rows]
+        stored = stage.get_many(store_keys, run.snapshots)
+        prefix = pack_prefix(state.seq_p0, state.schema_id, origin)
+        new_keys = [key for key, entry in zip(store_keys, stored, strict=True) if entry is None]
+        stage.put_new(new_keys, [prefix + row for (_, row), entry in zip(rows, stored, strict=True) if entry is None])
+        added = len(new_keys)
+        if added == len(rows):
+            return added
+        for store_key, (_, row), entry in zip(store_keys, rows, stored, strict=True):
+            if entry is None:
+                continue
+            folded = fold_chunk_row(entry, ChunkRow(state.seq_p0, state.schema_id, row, origin), self.fill)
+            if folded is not entry:
+                stage.put(store_key, folded, entry)
+                added += entry.row is None
+        return added
 
     def chunk_done(self, run: TableRun, block: int, done: ChunkDone) -> None:
         """A chunk is wholly in the store: it is not read again after a crash."""

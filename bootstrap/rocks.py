@@ -213,6 +213,7 @@ class RocksStore:
             for handle in (entries, index, missing):
                 batch.delete_range(space, end_of(space), handle)
         _put_all(batch, changes.entries.items(), entries)
+        _put_all(batch, ((place, None) for place in changes.dropped_changes), index)
         _put_all(batch, ((place, b"") for place in changes.changes), index)
         _put_all(batch, ((key, b"" if is_missing else None) for key, is_missing in changes.missing.items()), missing)
         _put_all(batch, ((name.encode(), content) for name, content in changes.documents.items()), None)

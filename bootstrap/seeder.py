@@ -23,7 +23,7 @@ import psycopg
 import structlog
 from psycopg_pool import ConnectionPool
 
-from walbus.bootstrap.catalog import SourceMoment, describes, read_moment, read_published
+from walbus.bootstrap.catalog import SourceMoment, describes, read_identity, read_moment, read_published
 from walbus.bootstrap.ledger import Ledger, TableRun
 from walbus.bootstrap.pace import Throttle
 from walbus.bootstrap.seeding import SeedingJobs
@@ -31,7 +31,7 @@ from walbus.bootstrap.state import Phase, PublishedTable
 from walbus.capture.refusals import refusal
 from walbus.capture.sessions import parameters_of
 from walbus.config import BootstrapConfig, SourceConfig
-from walbus.errors import SourceError
+from walbus.errors import SourceError, SourceReplaced
 from walbus.schema import TableSchema
 from walbus.session import settings_sql
 
@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 2.0
 _TICK = 0.05
+_JOBS_A_WORKER = 2  # one at work and one that waits, so that no worker idles until the next tick
 _KEYS_READ_AGAIN = 200
 _READ_AGAIN_PAUSE = 0.2
 _SCHEMA_DEADLINE = 30.0
@@ -146,6 +147,7 @@ class Seeder:
         self._dispatch(pool, workers)
 
     def _poll(self, connection: psycopg.Connection[Any]) -> None:
+        self._check_source(connection)
         published = read_published(connection, self._source.publication)
         moment = read_moment(connection)
         self._ledger.observe(moment.snapshot)
@@ -159,6 +161,16 @@ class Seeder:
                 self._wanted.pop(run.state.oid, None)
                 self._ledger.forget(run)
         self._looked = True
+
+    def _check_source(self, connection: psycopg.Connection[Any]) -> None:
+        """Rows of another database than the log's must never enter the store."""
+        source, found = self._ledger.source, read_identity(connection)
+        if source is not None and found != (source.system_identifier, source.database):
+            raise SourceReplaced(
+                "the database is not the one that the log was captured from",
+                where=f"system {found[0]}, database {found[1]}",
+                mend=f"point source.dsn at system {source.system_identifier}, database {source.database}",
+            )
 
     def _compare(self, table: PublishedTable, moment: SourceMoment) -> None:
         """Notes the table if it needs a generation."""
@@ -208,7 +220,7 @@ class Seeder:
                 log.info("table_consistent", table=run.state.table, generation=run.state.generation, rows=run.rows)
 
     def _dispatch(self, pool: Pool, workers: ThreadPoolExecutor) -> None:
-        free = self._config.workers - len(self._running)
+        free = self._config.workers * _JOBS_A_WORKER - len(self._running)
         if free <= 0:
             return
         queues = [
@@ -236,7 +248,7 @@ class Seeder:
         if pending:
             return [
                 (oid, block, partial(self._jobs.chunk, run=run, block=block)) for block in pending if block not in busy
-            ][: self._config.workers]
+            ][: self._config.workers * _JOBS_A_WORKER]
         return [] if busy else self._reading_again(run, oid, now)
 
     def _reading_again(self, run: TableRun, oid: int, now: float) -> list[tuple[int, int | None, Job]]:

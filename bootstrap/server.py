@@ -104,7 +104,10 @@ class BootstrapServer:
 
     async def _ready(self, request: web.Request) -> web.StreamResponse:
         del request
-        seeding = [t.table for t in self._view().tables.values() if t.phase in (Phase.SEEDING, Phase.BROKEN)]
+        tables = self._view().tables.values()
+        if not self._ledger.listed:
+            raise RequestError(503, "not every published table is known yet", headers=_retry())
+        seeding = [table.table for table in tables if table.phase in (Phase.SEEDING, Phase.BROKEN)]
         if seeding:
             raise RequestError(503, "tables are being seeded", more={"tables": seeding}, headers=_retry())
         return json_response({"status": "ready"})

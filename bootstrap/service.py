@@ -19,6 +19,7 @@ from walbus.bootstrap.report import Report
 from walbus.bootstrap.rocks import RocksStore
 from walbus.bootstrap.seeder import Seeder
 from walbus.bootstrap.server import BootstrapServer
+from walbus.bootstrap.upkeep import IndexUpkeep
 from walbus.config import BootstrapConfig, SourceConfig
 from walbus.errors import LogError
 from walbus.log import LogReader
@@ -28,6 +29,7 @@ from walbus.status import write_status
 log = structlog.get_logger(__name__)
 
 _SYNC_SECONDS = 1.0
+_UPKEEP_SECONDS = 0.1
 _JOIN_SECONDS = 8.0
 HOLD_FILE = "bootstrap.json"
 
@@ -115,7 +117,7 @@ class Threads:
 
 
 class Keeper:
-    """Once a second: sync, hold, status."""
+    """Once a second: sync, hold, a little upkeep, status."""
 
     def __init__(
         self,
@@ -130,6 +132,7 @@ class Keeper:
         self._report = report
         self._open_reader = reader
         self._reader: LogReader | None = None
+        self._upkeep = IndexUpkeep(ledger, time.monotonic)
         self._hold = hold
         self._status_path = status_path
 
@@ -153,6 +156,7 @@ class Keeper:
         self._ledger.store.sync()
         if needed is not None:
             write_status(self._hold, {"last_done": str(needed)})
+        self._upkeep.work(_UPKEEP_SECONDS)
         self._report.observe(self._log_end())
         if self._status_path is not None:
             write_status(self._status_path, self._report.status())

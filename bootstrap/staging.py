@@ -51,6 +51,10 @@ class Stage:
         elif before is not None and before.missing:
             self._writes.missing[store_key] = False
 
+    def put_new(self, store_keys: list[bytes], values: list[bytes]) -> None:
+        """Packed entries of keys that have none, neither in the store nor in the batch."""
+        self._writes.entries.update(zip(store_keys, values, strict=True))
+
     def put_changed(self, store_key: bytes, entry: Entry, before: Entry | None) -> None:
         """An entry that an event made: it enters the change index."""
         self.put(store_key, entry, before)
@@ -100,7 +104,8 @@ class Stage:
         """
         writes = self._writes
         writes.cleared = list(self._cleared)
-        writes.entries = {key: None if entry is None else pack_entry(entry) for key, entry in self._entries.items()}
+        for key, changed in self._entries.items():
+            writes.entries[key] = None if changed is None else pack_entry(changed)
         for store_key in self._changed:
             entry = self._entries[store_key]
             if entry is not None:

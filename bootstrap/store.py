@@ -67,6 +67,7 @@ class WriteSet:
         cleared: spaces whose entries, change index and missing keys go first, before everything below.
         entries: store key -> packed entry; None removes the entry altogether.
         changes: new places in the change index.
+        dropped_changes: places of the change index that go.
         missing: store key -> whether it now belongs to the missing keys.
         documents: name -> content; None removes it.
         whole: whether the applied position now stands between two transactions; None leaves that as it was.
@@ -75,6 +76,7 @@ class WriteSet:
     cleared: list[bytes] = field(default_factory=list)
     entries: dict[bytes, bytes | None] = field(default_factory=dict)
     changes: list[bytes] = field(default_factory=list)
+    dropped_changes: list[bytes] = field(default_factory=list)
     missing: dict[bytes, bool] = field(default_factory=dict)
     documents: dict[str, bytes | None] = field(default_factory=dict)
     whole: bool | None = None

@@ -110,6 +110,12 @@ def test_changes_come_by_seq_behind_a_seq(store: Any) -> None:
     assert next(iter(store.view().changes(SPACE, 0))) == (5, b"b")
 
 
+def test_places_of_the_change_index_can_be_dropped(store: Any) -> None:
+    store.write(WriteSet(changes=[change_key(SPACE + b"a", 5), change_key(SPACE + b"a", 6)]))
+    store.write(WriteSet(dropped_changes=[change_key(SPACE + b"a", 5), change_key(SPACE + b"b", 1)]))
+    assert list(store.view().changes(SPACE, 0)) == [(6, b"a")]
+
+
 def test_documents_are_found_by_prefix(store: Any) -> None:
     store.write(WriteSet(documents={"table/1": b"a", "table/2": b"b", "applied": b"c", "tablet": b"d"}))
     store.write(WriteSet(documents={"table/2": None}))

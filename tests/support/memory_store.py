@@ -67,6 +67,7 @@ class MemoryStore:
                 self._entries.pop(key, None)
             else:
                 self._entries[key] = value
+        self._changes.difference_update(changes.dropped_changes)
         self._changes.update(changes.changes)
         for key, is_missing in changes.missing.items():
             (self._missing.add if is_missing else self._missing.discard)(key)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from walbus.bootstrap.catalog import end_of_wal
 from walbus.bootstrap.copytext import parse_line
-from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, live_row, pack_entry, unpack_entry
+from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, live_row, pack_entry, pack_prefix, unpack_entry
 from walbus.bootstrap.pace import Progress, Throttle
 from walbus.bootstrap.visibility import SETTLED, Snapshot
 from walbus.errors import ProtocolError, StoreError
@@ -104,3 +104,9 @@ def test_the_rest_of_the_work_takes_as_long_as_the_last_minute_says() -> None:
     assert progress.seconds_left(100) == 12.0
     progress.observe(0)  # began anew
     assert progress.seconds_left(100) is None
+
+
+@given(st.binary(max_size=30), st.integers(0, 2**53 - 1))
+def test_a_prefix_and_a_row_are_the_packed_entry(row: bytes, seq: int) -> None:
+    origin = FromSnapshot(7, SNAPSHOT)
+    assert pack_prefix(seq, 3, origin) + row == pack_entry(Entry(seq, 3, row, origin))
