@@ -65,11 +65,11 @@ def write(reports: Sequence[Report], command: str) -> None:
     """Replaces the sections of these benchmarks in docs/benchmarks.md; the others stay."""
     text = DOCUMENT.read_text()
     for report in reports:
-        marked = re.compile(rf"(<!-- {report.name} -->\n).*?(\n<!-- end {report.name} -->)", re.DOTALL)
+        marked = re.compile(rf"(<!-- {report.name} -->\n).*?(<!-- end {report.name} -->)", re.DOTALL)
         section = report.section(command)
         if not marked.search(text):
             raise SystemExit(f"{DOCUMENT} has no place marked <!-- {report.name} -->")
-        text = marked.sub(lambda found, new=section: found[1] + new + found[2], text)
+        text = marked.sub(lambda found, new=section: f"{found[1]}{new}\n{found[2]}", text)
     DOCUMENT.write_text(text)
 
 

@@ -27,7 +27,7 @@ _NUMBERS = {
     "rounds": (3, "rounds over each backlog; medians are reported"),
     "rate": (500, "transactions a second while latency is measured"),
     "seconds": (30, "for which latency is measured"),
-    "small": (50_000, "rows of the small backlog; the large one has ten times as many"),
+    "small": (100_000, "rows of the small backlog; the large one has ten times as many"),
 }
 
 
