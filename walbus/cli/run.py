@@ -85,8 +85,7 @@ def children_of(settings: Settings, file: Path | None) -> list[Child]:
     if settings.bootstrap.enabled:
         rooms.append(Child("bootstrap", ("bootstrap", *config), _BOOTSTRAP, essential=False))
     return rooms + [
-        Child(f"consumer-{name}", ("consume", name, *config), _CONSUMERS, essential=False)
-        for name in settings.consumer
+        Child(f"consumer-{name}", ("consume", name, *config), _CONSUMERS, essential=False) for name in settings.consumer
     ]
 
 
