@@ -7,6 +7,7 @@ The way of the data, in the order of the files:
     seeder.py      what is to be seeded, and when     │      │
       seeding.py   one job: plan, chunk, read again  ─┘      └─ fold.py: the rule of who wins
         chunks.py, catalog.py, copytext.py: the source           entry.py, visibility.py: what it speaks of
+    state.py, runs.py   where each table stands: stored, and at work
     serving.py     a view of the store as records ─► server.py (HTTP)
     service.py     the process
 

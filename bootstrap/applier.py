@@ -23,7 +23,8 @@ import structlog
 
 from walbus.bootstrap.entry import Entry, FromEvent
 from walbus.bootstrap.fold import Removal, Upsert, fold_key_change, fold_removal, fold_upsert, survives_truncate
-from walbus.bootstrap.ledger import Ledger, TableRun
+from walbus.bootstrap.ledger import Ledger
+from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import APPLIED, Applied, encode
 from walbus.bootstrap.unseen import UnseenCommits

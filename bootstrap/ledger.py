@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
 from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, pack_prefix
 from walbus.bootstrap.fold import ChunkRow, Fill, admitted, fold_chunk_row
+from walbus.bootstrap.runs import TableRun, load_runs
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import (
     APPLIED,
-    TABLES,
     UNSEEN,
     Applied,
     ChunkDone,
@@ -34,58 +33,15 @@ from walbus.bootstrap.state import (
     snapshot_document,
     table_document,
 )
-from walbus.bootstrap.store import Store, space_of
+from walbus.bootstrap.store import Store
 from walbus.bootstrap.unseen import UnseenCommits
-from walbus.bootstrap.visibility import Snapshot, parse_snapshot
+from walbus.bootstrap.visibility import Snapshot
 from walbus.log import SchemaRegistry, SourceIdentity
 from walbus.position import Position
 from walbus.schema import TableSchema
 from walbus.values import merge_unchanged
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class TableRun:
-    """A table's state and what only matters while it is seeded.
-
-    Attributes:
-        state: as stored.
-        snapshots: those of the generation's chunks, by number.
-        done: chunks that are wholly in the store, by first block.
-        waiting_for: xids logged up to P0 (or a little behind it) that must be visible before the plan.
-        again: why the next generation must begin; empty if it need not.
-        missing: whether an event left a column unknown since the last look.
-        rows: rows held, an estimate; stored with the state.
-    """
-
-    state: TableState
-    snapshots: dict[int, Snapshot] = field(default_factory=dict)
-    done: dict[int, ChunkDone] = field(default_factory=dict)
-    waiting_for: frozenset[int] = frozenset()
-    again: str = ""
-    missing: bool = False
-    rows: int = 0
-
-    @property
-    def space(self) -> bytes:
-        """Prefix of its store keys."""
-        return space_of(self.state.oid, self.state.generation)
-
-    @property
-    def folding(self) -> bool:
-        """Whether events of the table are folded in."""
-        return self.state.phase in (Phase.SEEDING, Phase.CONSISTENT)
-
-    @property
-    def seeding(self) -> bool:
-        """Whether an entry's origin still matters, so that events must read before they write."""
-        return self.state.phase is Phase.SEEDING
-
-    def pending(self) -> list[int]:
-        """First blocks of the chunks that are not done."""
-        plan = self.state.plan
-        return [] if plan is None else [block for block in plan.starts() if block not in self.done]
 
 
 class Ledger:
@@ -113,7 +69,7 @@ class Ledger:
             unseen = decode(stored, Unseen)
             self.unseen = UnseenCommits(unseen.xids)
             self.unseen_at = unseen.position
-        self.tables = {run.state.oid: run for run in self._load_tables()}
+        self.tables = {run.state.oid: run for run in load_runs(store)}
         #: Whether every published table is among `tables`, as far as the last look at the publication tells. A list
         #: without one of them would leave its rows out of a consumer's snapshot for good.
         self.listed = bool(self.tables)
@@ -209,12 +165,13 @@ class Ledger:
         with self.lock:
             if not self._current(run):
                 return None
-            number = max(run.snapshots, default=0) + 1
+            number = run.state.last_snapshot + 1
             stage = Stage(self.store)
             name = snapshot_document(run.state.oid, run.state.generation, number)
             stage.document(name, str(snapshot).encode())
             high_water = max(run.state.high_water, w)
-            self.save_state(stage, run, msgspec.structs.replace(run.state, high_water=high_water))
+            state = msgspec.structs.replace(run.state, high_water=high_water, last_snapshot=number)
+            self.save_state(stage, run, state)
             stage.commit()
             run.snapshots[number] = snapshot
             return FromSnapshot(number, snapshot)
@@ -351,7 +308,7 @@ class Ledger:
         stage.document(table_document(state.oid), encode(state))
 
     def _current(self, run: TableRun) -> bool:
-        return self.tables.get(run.state.oid) is run and run.folding and not run.again
+        return self.tables.get(run.state.oid) is run and run.seeding and not run.again
 
     def _require_applied(self) -> Applied:
         if self.applied is None:
@@ -372,22 +329,6 @@ class Ledger:
             stage.document(chunk_document(oid, generation, block), None)
         for number in run.snapshots:
             stage.document(snapshot_document(oid, generation, number), None)
-
-    def _load_tables(self) -> list[TableRun]:
-        states = [decode(content, TableState) for content in self.store.documents(TABLES).values()]
-        return [self._load_table(state) for state in states]
-
-    def _load_table(self, state: TableState) -> TableRun:
-        chunks = self.store.documents(chunk_document(state.oid, state.generation, ""))
-        snapshots = self.store.documents(snapshot_document(state.oid, state.generation, ""))
-        return TableRun(
-            state,
-            snapshots={int(name.rpartition("/")[2]): parse_snapshot(text.decode()) for name, text in snapshots.items()},
-            done={int(name.rpartition("/")[2]): decode(content, ChunkDone) for name, content in chunks.items()},
-            rows=state.rows,
-            missing=state.phase is Phase.CONSISTENT
-            and bool(self.store.missing(space_of(state.oid, state.generation), 1)),
-        )
 
     def _merge(self, schema_id: int, row: bytes, unchanged: bytes, other: Entry) -> tuple[bytes, bytes]:
         if other.row is None:

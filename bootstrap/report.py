@@ -9,8 +9,9 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from walbus.bootstrap.ledger import Ledger, TableRun
+from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.pace import Progress
+from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.state import Phase
 from walbus.metrics import MetricName
 

@@ -24,8 +24,9 @@ import structlog
 from psycopg_pool import ConnectionPool
 
 from walbus.bootstrap.catalog import SourceMoment, describes, read_identity, read_moment, read_published
-from walbus.bootstrap.ledger import Ledger, TableRun
+from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.pace import Throttle
+from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.seeding import SeedingJobs
 from walbus.bootstrap.state import Phase, PublishedTable
 from walbus.capture.refusals import refusal

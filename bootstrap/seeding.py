@@ -25,8 +25,9 @@ from walbus.bootstrap.chunks import (
 )
 from walbus.bootstrap.copytext import parse_line
 from walbus.bootstrap.entry import FromSnapshot
-from walbus.bootstrap.ledger import Ledger, TableRun
+from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.pace import Throttle
+from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.state import ChunkDone, Plan, PublishedTable
 from walbus.bootstrap.store import SPACE_SIZE
 from walbus.errors import ProtocolError

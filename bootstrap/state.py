@@ -128,6 +128,7 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         epoch: of P0.
         plan: None until everything up to P0 is visible at the source.
         high_water: the largest W of its chunks: WAL position that must be applied before the table is consistent.
+        last_snapshot: number of its latest snapshot. Numbers are never used twice: entries keep them.
         truncated_by: xid of the last TRUNCATE since P0; None without one.
         truncated_seq: seq of the last TRUNCATE; 0 without one.
         rows: rows held, an estimate.
@@ -145,6 +146,7 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     plan: Plan | None = None
     high_water: int = 0
+    last_snapshot: int = 0
     truncated_by: int | None = None
     truncated_seq: int = 0
     rows: int = 0

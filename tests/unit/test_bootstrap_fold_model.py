@@ -18,7 +18,8 @@ from support.memory_store import MemoryStore
 from support.mvcc_model import FIRST_SEQ, OID, ModelTable, Row, Transaction, fill, key_bytes, row_bytes
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.entry import FromSnapshot, unpack_entry
-from walbus.bootstrap.ledger import Ledger, TableRun
+from walbus.bootstrap.ledger import Ledger
+from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.state import Applied, ChunkDone, Phase, Plan, PublishedTable
 from walbus.bootstrap.store import SPACE_SIZE
 from walbus.bootstrap.unseen import UnseenCommits

@@ -1,0 +1,115 @@
+"""The ledger's promises that a random schedule rarely asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from support.memory_store import MemoryStore
+from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, key_bytes, row_bytes
+from walbus.bootstrap.applier import EventFolder
+from walbus.bootstrap.entry import unpack_entry
+from walbus.bootstrap.ledger import Ledger
+from walbus.bootstrap.runs import TableRun
+from walbus.bootstrap.serving import ServedView
+from walbus.bootstrap.state import Applied, ChunkDone, Phase, Plan, PublishedTable
+from walbus.bootstrap.unseen import UnseenCommits
+from walbus.bootstrap.visibility import Snapshot
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, check_record
+
+PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True), ("big", 25, -1, False)), None, 0)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with capture_logs():
+        yield
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    ledger = Ledger(MemoryStore(), fill)
+    ledger.begin(Applied("log", *ORIGIN, FIRST_SEQ - 1, 0), UnseenCommits())
+    ledger.resume([])
+    return ledger
+
+
+def seeded(ledger: Ledger, rows: dict[int, bytes], snapshot: Snapshot) -> TableRun:
+    """A table that is consistent after one chunk."""
+    run = ledger.start_generation(PUBLISHED, 1, "test")
+    ledger.plan(run, Plan(1, 1, 1), 0)
+    origin = ledger.admit(run, snapshot, 0)
+    assert origin is not None
+    assert ledger.fold_rows(run, origin, [(key_bytes(key), row) for key, row in rows.items()])
+    ledger.chunk_done(run, 0, ChunkDone(origin.number, 0, len(rows)))
+    assert ledger.finish(run)
+    return run
+
+
+def test_a_snapshots_number_is_never_used_for_another_one(ledger: Ledger) -> None:
+    """Entries keep the number: under another snapshot they would claim to hold events that they do not."""
+    run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    run.missing = True
+    ledger.reopen(run)
+    again = ledger.admit(run, Snapshot(500, 500, frozenset()), 0)
+    assert again is not None and again.number == 2
+    table = ModelTable()
+    writer = table.begin()
+    table.write(writer, 1, 1, (2, 2), 0)
+    table.commit(writer)
+    EventFolder(ledger).fold(table.log[0].records())
+    value = ledger.store.get(run.space + key_bytes(1))
+    assert value is not None and unpack_entry(value, run.snapshots).row == row_bytes(2, 2)
+
+
+def test_a_chunk_that_comes_too_late_changes_nothing(ledger: Ledger) -> None:
+    run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    assert ledger.admit(run, Snapshot(6, 6, frozenset()), 0) is None
+    newer = ledger.start_generation(PUBLISHED, 1, "test")
+    assert ledger.admit(run, Snapshot(6, 6, frozenset()), 0) is None
+    assert list(ledger.store.entries(run.space)) == list(ledger.store.entries(newer.space)) == []
+
+
+def test_a_log_left_behind_breaks_every_table_and_serves_none_of_its_rows(ledger: Ledger) -> None:
+    run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    ledger.begin(Applied("another", 1, 5, 0, 0, 0), UnseenCommits())
+    assert run.state.phase is Phase.BROKEN
+    assert list(ledger.store.entries(run.space)) == []
+    served = ServedView(ledger.store.view())
+    assert served.tables["public.t"].phase is Phase.BROKEN and served.applied.log_id == "another"
+
+
+def test_a_snapshot_states_its_position_and_ends_with_the_end(ledger: Ledger) -> None:
+    seeded(ledger, {key: row_bytes(key, 1) for key in range(3)}, Snapshot(5, 5, frozenset()))
+    table = ModelTable()
+    writer = table.begin()
+    for key in range(3):
+        table.write(writer, key, key, (9, 9), 0)
+    table.delete(writer, 1)
+    table.commit(writer)
+    EventFolder(ledger).fold(table.log[0].records())
+    served = ServedView(ledger.store.view())
+    records = list(served.records(served.tables["public.t"]))
+    headers = [check_record(record) for record in records]
+    assert [bool(header.flags & Flag.END) for header in headers] == [False] * (len(headers) - 1) + [True]
+    assert sum(header.count for header in headers) == 2
+    assert {header.last for header in headers} == {Position(1, table.log[0].lsn, 4)}
+    assert {header.last_seq for header in headers} == {table.log[0].last_seq}
+
+
+def test_a_seeding_waits_for_what_was_logged_but_not_visible(ledger: Ledger) -> None:
+    table = ModelTable()
+    writer = table.begin()
+    table.write(writer, 1, 1, (1, 1), 0)
+    table.commit(writer)
+    EventFolder(ledger).fold(table.log[0].records())
+    run = ledger.start_generation(PUBLISHED, 1, "test")
+    ledger.observe(table.snapshot())
+    assert not ledger.plan(run, Plan(1, 1, 1), 0)
+    assert ledger.needed_after() == Position(1, table.log[0].lsn, 1)
+    table.end(writer)
+    ledger.observe(table.snapshot())
+    assert ledger.plan(run, Plan(1, 1, 1), 0)
