@@ -37,7 +37,7 @@ class Step:
     finished: bool
 
 
-_TRANSACTION, _END = int(Kind.TRANSACTION), int(Flag.END)
+_TRANSACTION, _SCHEMA, _END = int(Kind.TRANSACTION), int(Kind.SCHEMA), int(Flag.END)
 Encode = Callable[[RecordHeader, bytes], bytes]
 
 
@@ -115,7 +115,10 @@ class Delivery:
 
     def _note(self, header: RecordHeader, *, told: bool) -> None:
         self._last, self._told = header, told
-        self._whole = header.kind != _TRANSACTION or bool(header.flags & _END)
+        if header.kind == _TRANSACTION:
+            self._whole = bool(header.flags & _END)
+        elif header.kind == _SCHEMA:  # stands before a transaction, or between two pieces of it
+            self._whole = header.last_ordinal == 0
 
     def heartbeat(self) -> bytes:
         """A sign of life that says how far the stream has looked.
