@@ -7,6 +7,7 @@ The way of the data:
     messages       pgoutput protocol 1                                           bytes in, values out
     layouts        a table's layout, from a Relation message or the catalog      pure
     assembly       transactions put together, rows packed                        pure
+      rows           tuples of one table, checked and completed
       pieces         the open transaction and the pieces that it gives
       repeats        what the source sends again, and what is another history
       timelines      the epoch of a commit

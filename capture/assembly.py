@@ -9,8 +9,8 @@ Rows:
   `old_key`; in such a key-only tuple `n` means "not sent". Under REPLICA IDENTITY FULL it sends the whole old row.
 - A column whose TOASTed value did not change is not sent. It is taken from the old row where that has it, else its
   bit is set in the change's `unchanged` bitmap. It is never taken for NULL.
-- A SCHEMA record is written when this assembler first needs a version, even if the log's registry knows it: after a
-  restart nobody can say whether the record itself got into the log.
+- A SCHEMA record is written when a connection first needs a version, even if the log's registry knows it: nobody can
+  say whether the record itself got into the log before.
 - A non-transactional message is a transaction of its own with xid 0. Its record may end exactly where the next
   commit's begins, so its place is the last byte of its record.
 
@@ -20,7 +20,6 @@ One `Assembler` lives as long as its process; `reconnected` tells it that the st
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
 from walbus.capture.layouts import layout_of, type_name
 from walbus.capture.messages import (
@@ -39,6 +38,7 @@ from walbus.capture.messages import (
 )
 from walbus.capture.pieces import OpenTransaction, progress_piece, table_bit
 from walbus.capture.repeats import Repeats
+from walbus.capture.rows import Table, bitmap, check_width, completed, whole_row
 from walbus.capture.timelines import Timelines
 from walbus.capture.xids import widen_xid
 from walbus.errors import ProtocolError
@@ -47,19 +47,9 @@ from walbus.lsn import format_lsn
 from walbus.position import Position
 from walbus.records import ChangeFlag, Op, pack_change
 from walbus.schema import TableSchema
-from walbus.values import RowEncoder, row_encoder
+from walbus.values import row_encoder
 
 _CHANGE_KINDS = frozenset((b"I", b"U", b"D", b"T", b"M"))
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A layout that rows of this connection use, with what packing needs at hand."""
-
-    schema: TableSchema
-    encoder: RowEncoder
-    width: int
-    bit: int
 
 
 class Assembler:
@@ -92,13 +82,7 @@ class Assembler:
         self._repeats = repeats
         self._builtin_types = builtin_types
         self._primary_key = primary_key
-        self._told: dict[int, int] = {}  # version that the last SCHEMA record told of a table, by its OID
-        self._told_inside: set[int] = set()  # those of the open transaction, with which the log may drop them
-        self._out: list[Piece] = []
-        self._handed = bound  # the log has been handed everything that commits before this LSN
-        self._shown = 0  # LSN of the last position that the log was handed; below `_handed` behind a commit
         self._last_commit_time = last_commit_time
-        self.bound = bound  #: everything that commits before this LSN has been received
         self.transactions = 0  #: transactions handed out whole
         self.changes = 0  #: changes handed out
         self.repeated = 0  #: transactions dropped because the log has them
@@ -114,20 +98,34 @@ class Assembler:
             Truncate: self._truncate,
             LogicalMessage: self._message,
         }
-        self.reconnected(timelines, near_xid)
+        self._begin_connection(timelines, near_xid, bound)
 
-    def reconnected(self, timelines: Timelines, near_xid: int) -> None:
-        """A new connection: layouts are told again, and the transaction that was under way comes again."""
+    def reconnected(self, timelines: Timelines, near_xid: int, *, end: Position, bound: int) -> None:
+        """A new connection, on which everything comes again that is not durable in the log.
+
+        What was handed out counts only if the log took it: a connection may break while a full disk refuses pieces.
+
+        Args:
+            timelines: of the server.
+            near_xid: as for the constructor.
+            end: position of the log's last record.
+            bound: the log has everything that commits before this LSN.
+        """
+        self._repeats.restart(end)
+        self._begin_connection(timelines, near_xid, bound)
+
+    def _begin_connection(self, timelines: Timelines, near_xid: int, bound: int) -> None:
         self._timelines = timelines
         self.near_xid = near_xid  #: to be refreshed at least once in a billion transactions
         self._types = dict(self._builtin_types)
         self._relations: dict[int, Relation] = {}
-        self._tables: dict[int, _Table] = {}
+        self._tables: dict[int, Table] = {}
         self._transaction: OpenTransaction | None = None
         self._repeated: bool | None = None  # whether the log has the open transaction; None before its first change
-        for oid in self._told_inside:
-            del self._told[oid]
-        self._told_inside.clear()
+        self._told: dict[int, int] = {}  # version that the last SCHEMA record told of a table, by its OID
+        self._out: list[Piece] = []
+        self._handed = bound  # the log has been handed everything that commits before this LSN
+        self.bound = bound  #: everything that commits before this LSN has been received
 
     @property
     def in_transaction(self) -> bool:
@@ -203,7 +201,6 @@ class Assembler:
         elif self._repeated:
             self.repeated += 1
         self._transaction = self._repeated = None
-        self._told_inside.clear()
         self._last_commit_time = max(self._last_commit_time, transaction.commit_time)
         self.bound = max(self.bound, commit.end_lsn)
 
@@ -233,12 +230,12 @@ class Assembler:
         table = self._table(transaction, update.oid)
         new, old, before, old_key = update.new, update.old_key or update.old, None, None
         if old is not None:
-            _check_width(table, old)
+            check_width(table, old)
             old_key = table.encoder.key(old.texts)
             if update.old is not None:
-                before = _whole(table, update.old)
+                before = whole_row(table, update.old)
             if new.unchanged:
-                new = _completed(new, old, range(table.width) if update.old else table.schema.key_indexes)
+                new = completed(new, old, range(table.width) if update.old else table.schema.key_indexes)
         self._add_row(transaction, table, Op.UPDATE, new, before=before, old_key=old_key)
 
     def _delete(self, delete: Delete) -> None:
@@ -249,8 +246,8 @@ class Assembler:
         old = delete.old_key or delete.old
         if old is None:
             raise ProtocolError("a delete without its old row")
-        _check_width(table, old)
-        before = _whole(table, delete.old) if delete.old is not None else None
+        check_width(table, old)
+        before = whole_row(table, delete.old) if delete.old is not None else None
         delta = transaction.next_delta
         change = pack_change(
             Op.DELETE,
@@ -266,7 +263,7 @@ class Assembler:
     def _add_row(  # noqa: PLR0913  (the parts of a change)
         self,
         transaction: OpenTransaction,
-        table: _Table,
+        table: Table,
         op: Op,
         row: Row,
         *,
@@ -284,7 +281,7 @@ class Assembler:
             ordinal_delta=delta,
             key=key,
             old_key=None if old_key == key else old_key,
-            unchanged=_bitmap(table, row.unchanged) if row.unchanged else b"",
+            unchanged=bitmap(table, row.unchanged) if row.unchanged else b"",
             after=after,
             before=before,
         )
@@ -357,10 +354,10 @@ class Assembler:
 
     # Layouts.
 
-    def _table(self, transaction: OpenTransaction, oid: int) -> _Table:
+    def _table(self, transaction: OpenTransaction, oid: int) -> Table:
         return self._tables.get(oid) or self._new_table(transaction, oid)
 
-    def _new_table(self, transaction: OpenTransaction, oid: int) -> _Table:
+    def _new_table(self, transaction: OpenTransaction, oid: int) -> Table:
         relation = self._relations.get(oid)
         if relation is None:
             raise ProtocolError(f"a change of table {oid} came before its layout")
@@ -368,7 +365,7 @@ class Assembler:
         schema, _ = self._schemas.register(layout_of(relation, self._types, primary_key))
         if self._told.get(oid) != schema.id:
             self._tell(transaction, schema)
-        table = _Table(schema, row_encoder(schema), len(schema.columns), table_bit(oid))
+        table = Table(schema, row_encoder(schema), len(schema.columns), table_bit(oid))
         self._tables[oid] = table
         return table
 
@@ -378,9 +375,7 @@ class Assembler:
             self._hand_out(transaction)
         self._out.append(transaction.schema(schema))
         self._told[schema.oid] = schema.id
-        if transaction.done:
-            self._told_inside.add(schema.oid)
-        else:
+        if not transaction.done:
             self._repeats.passed(transaction.last)  # before the first change it stands by itself
 
     def _placed(self, error: ProtocolError) -> ProtocolError:
@@ -388,31 +383,3 @@ class Assembler:
             return error
         place = f"transaction {self._transaction.xid}, commit {format_lsn(self._transaction.commit_lsn)}"
         return ProtocolError(error.what, where=f"{error.where}, {place}" if error.where else place, mend=error.mend)
-
-
-def _check_width(table: _Table, row: Row) -> None:
-    if len(row.texts) != table.width:
-        what = f"a row of {len(row.texts)} columns for a layout of {table.width}"
-        raise ProtocolError(what, where=f"table {table.schema.table}")
-
-
-def _completed(new: Row, old: Row, sent: Collection[int]) -> Row:
-    """The new row with the unchanged columns that the old row was `sent` with."""
-    texts = list(new.texts)
-    for index in new.unchanged:
-        if index in sent:
-            texts[index] = old.texts[index]
-    return Row(texts, tuple(i for i in new.unchanged if i not in sent or i in old.unchanged))
-
-
-def _whole(table: _Table, old: Row) -> bytes:
-    if old.unchanged:
-        raise ProtocolError("a whole old row lacks a value", where=f"table {table.schema.table}")
-    return table.encoder.encode(old.texts)
-
-
-def _bitmap(table: _Table, indexes: tuple[int, ...]) -> bytes:
-    bits = 0
-    for index in indexes:
-        bits |= 1 << index
-    return bits.to_bytes((table.width + 7) // 8, "little")

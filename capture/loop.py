@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
@@ -221,7 +222,8 @@ class StreamLoop:
     def _wait_for_room(self, full: LogFull) -> None:
         self._report.state = "disk full"
         self._write_report()
-        self._log.trim(self._clock())
+        with suppress(LogFull):  # dropping segments takes a new manifest, which may find no room either
+            self._log.trim(self._clock())
         now = self._monotonic()
         if now - self._said >= self._status_every / 2:
             self._send_status(now)

@@ -39,6 +39,10 @@ class Repeats:
         self._end = end
         self.trimmed = trimmed  #: moves with the log's retention
 
+    def restart(self, end: Position) -> None:
+        """A new connection: the log was given records up to `end` and no others."""
+        self._end = end
+
     def is_repeat(self, transaction: OpenTransaction) -> bool:
         """Whether the log has a transaction that is about to have its first change.
 

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import structlog
@@ -143,6 +143,9 @@ class Capture:
             logger.warning("capture.interrupted", error=str(error), kind=type(error).__name__)
         self._last_reason = reason
         self._tell("disk full" if isinstance(error, LogFull) else "waiting to reconnect", str(error))
+        if isinstance(error, LogFull):
+            with suppress(LogFull):
+                self._log.trim(self._clock())  # retention goes on, or the disk might stay full for ever
         self._stop.wait(self._backoff.next_pause())
 
     def _tell(self, state: State, error: str | None) -> None:
@@ -212,10 +215,10 @@ class Capture:
 
     def _assembler_for(self, session: Session, timelines: Timelines) -> Assembler:
         near_xid = read_catalog(session, self._source.publication).xmax
-        if self._assembler is not None:
-            self._assembler.reconnected(timelines, near_xid)
-            return self._assembler
         bounds = self._log.bounds()
+        if self._assembler is not None:
+            self._assembler.reconnected(timelines, near_xid, end=bounds.end, bound=bounds.end_lsn)
+            return self._assembler
         self._assembler = Assembler(
             schemas=self._log.schemas,
             repeats=Repeats(self._log.find, end=bounds.end, trimmed=bounds.trimmed),

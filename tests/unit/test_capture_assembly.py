@@ -41,6 +41,11 @@ def assembler_on(log, *, primary_key=frozenset({"id"}), timelines=FIRST_TIMELINE
     )
 
 
+def reconnect(assembler, log):
+    bounds = log.sync()
+    assembler.reconnected(FIRST_TIMELINE, 700, end=bounds.end, bound=bounds.end_lsn)
+
+
 def feed(assembler, log, messages):
     for message in messages:
         for piece in assembler.feed(message):
@@ -297,7 +302,7 @@ def test_wherever_the_stream_breaks_the_log_ends_up_the_same(cut, synced, proces
         log = log.crashed()
         assembler = assembler_on(log)
     else:
-        assembler.reconnected(Timelines(1), 700)
+        reconnect(assembler, log)
     feed(assembler, log, CAPTURED)
     log.sync()
     whole = captured_log()
@@ -313,8 +318,7 @@ def test_a_connection_that_breaks_inside_a_large_transaction_leaves_no_trace():
         log = MemoryLog()
         assembler = assembler_on(log)
         feed(assembler, log, stream[:cut])
-        log.sync()
-        assembler.reconnected(Timelines(1), 700)
+        reconnect(assembler, log)
         assembler.keepalive(990)
         piece = assembler.progress(1)
         if piece is not None:
@@ -344,9 +348,22 @@ def test_what_retention_has_dropped_cannot_be_compared_and_is_dropped():
     assembler = assembler_on(log)
     feed(assembler, log, transaction(2000, LAYOUT, made.insert(T, "1", None, None)))
     assembler.forget(Position(1, 1500, 0))
-    assembler.reconnected(Timelines(1), 700)
+    reconnect(assembler, log)
     feed(assembler, log, transaction(1000, LAYOUT, made.insert(T, "1", None, None), xid=600))
     assert assembler.repeated == 1
+
+
+def test_what_a_full_disk_refused_before_the_connection_broke_is_taken_when_it_comes_again():
+    log = MemoryLog()
+    assembler = assembler_on(log)
+    stream = transaction(1000, LAYOUT, made.insert(T, "1", None, None))
+    for message in stream:
+        assembler.feed(message)  # the log takes none of the pieces
+    reconnect(assembler, log)
+    assert assembler.progress(1) is None
+    feed(assembler, log, stream)
+    log.sync()
+    assert [h.kind for h, _ in records(log)] == [Kind.SCHEMA, Kind.TRANSACTION]
 
 
 def test_a_full_disk_at_a_new_layout_takes_nothing_of_the_message():
