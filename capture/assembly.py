@@ -125,6 +125,7 @@ class Assembler:
         self._told: dict[int, int] = {}  # version that the last SCHEMA record told of a table, by its OID
         self._out: list[Piece] = []
         self._handed = bound  # the log has been handed everything that commits before this LSN
+        self._shown = 0  # LSN of the last position that the log was handed; below `_handed` behind a commit
         self.bound = bound  #: everything that commits before this LSN has been received
 
     @property
