@@ -117,6 +117,11 @@ class RedisSink:
             self._send()
             for key in self._server.keys_of(sweep.table, self._marks):
                 self._gather(sweep.table, Entry(key, "w", sweep.seq))
+                if len(self._gathered) >= _GATHERED:
+                    self._send()
+            self._send()
+            for member in self._lacking_of(sweep.table):  # the replay behind the snapshot writes them anew, whole
+                self._server.forget(member.partition("\0")[2])
             self._complete_table(sweep.table)
 
     def commit(self, checkpoint: Checkpoint) -> None:
@@ -159,7 +164,7 @@ class RedisSink:
     def _gather(self, table: str, entry: Entry) -> None:
         self._gathered.append((table, entry))
         self._latest[entry.key] = entry
-        if self._lacking and _member(table, entry.key) in self._lacking:
+        if self._lacking and entry.verb != "w" and _member(table, entry.key) in self._lacking:
             self._complete([_member(table, entry.key)])
 
     # Changes
@@ -212,7 +217,8 @@ class RedisSink:
         present = self._present(key)
         if present is not None and present.seq >= change.seq:
             return
-        stored = (self._present(old) if old != key else None) or present
+        moved = self._present(old) if old != key else None
+        stored = moved if moved is not None and moved.seq < change.seq else present  # a later row may have its key
         lacks = stored is None or _member(layout.table, old) in self._lacking
         columns = {} if stored is None else stored.columns
         self._gather(layout.table, Entry(key, "u", change.seq, self._encode(change, layout, columns)))
@@ -281,7 +287,10 @@ class RedisSink:
             self._server.remove_lacking(members)
 
     def _complete_table(self, table: str) -> None:
-        self._complete([member for member in self._lacking if member.startswith(f"{table}\0")])
+        self._complete(self._lacking_of(table))
+
+    def _lacking_of(self, table: str) -> list[str]:
+        return [member for member in self._lacking if member.startswith(f"{table}\0")]
 
     # Layouts
 

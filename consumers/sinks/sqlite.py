@@ -108,6 +108,7 @@ class SqliteSink:
             table = self._schema.by_name(sweep.table)
             if table is not None:
                 self._database.execute(table.sweep(sweep.marks), (sweep.seq,))
+                self._delete_lacking(table, sweep.marks)
                 self._schema.complete(table)
 
     def commit(self, checkpoint: Checkpoint) -> None:
@@ -225,7 +226,7 @@ class SqliteSink:
         old, new = change.raw.old_key, change.raw.key
         values, sent = form.values(_payload(change)), form.sent(change.raw.unchanged)
         left_out = set(range(len(values))).difference(sent)
-        stored = self._database.execute(table.select, form.key(old)).fetchone() if old and left_out else None
+        stored = self._older(table, form.key(old), change, marks) if old and left_out else None
         if stored is not None and not self._schema.lacks(table, old):
             values = [stored[index] if index in left_out else value for index, value in enumerate(values)]
             left_out = set()
@@ -244,11 +245,25 @@ class SqliteSink:
                 some = [values[index] for index in sent]
                 self._execute(table.update(sent, marks), [*some, *version, *form.key(new), change.seq])
 
+    def _older(self, table: ReplicaTable, key: list[SqlValue], change: Change, marks: Marks) -> list[SqlValue] | None:
+        """The row as it was before the change; None if there is none, or if a later row has taken its key."""
+        row = self._database.execute(table.select, key).fetchone()
+        if row is None:
+            return None
+        *values, seq, mark = row
+        return values if seq < change.seq or mark < marks.log_generation else None
+
     def _delete(self, change: Change, key: bytes | None, marks: Marks) -> None:
         table, form = self._target(change, marks)
         if key is not None:
             self._execute(table.delete(marks), [*form.key(key), change.seq])
             self._schema.complete_row(table, key)
+
+    def _delete_lacking(self, table: ReplicaTable, marks: Marks) -> None:
+        """Rows that lack a value and that the snapshot did not bring: the replay behind it writes them anew, whole."""
+        form = RowForm(table.layout, table.layout)
+        for key in self._schema.lacking_of(table):
+            self._database.execute(table.delete(marks), [*form.key(key), MAX_SEQ])
 
     def _append(self, change: Change, marks: Marks) -> None:
         if change.op is Op.UPDATE:

@@ -109,6 +109,10 @@ class ReplicaSchema:
         """Tables with such rows."""
         return tuple(sorted({self._tables[oid].layout.table for oid, _ in self._lacking if oid in self._tables}))
 
+    def lacking_of(self, table: ReplicaTable) -> list[bytes]:
+        """The keys of the table's rows that lack a value."""
+        return [key for oid, key in self._lacking if oid == table.oid]
+
     def lacks(self, table: ReplicaTable, key: bytes | None) -> bool:
         """Whether the row lacks a value."""
         return (table.oid, key) in self._lacking

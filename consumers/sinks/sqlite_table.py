@@ -148,8 +148,8 @@ class ReplicaTable:
 
     @cached_property
     def select(self) -> str:
-        """The columns of a row (by key)."""
-        return f"SELECT {', '.join(self.columns)} FROM {self.sql} WHERE {self._where_key}"
+        """The columns, seq and mark of a row (by key)."""
+        return f"SELECT {', '.join([*self.columns, SEQ, MARK])} FROM {self.sql} WHERE {self._where_key}"
 
     @cached_property
     def _key(self) -> list[str]:

@@ -108,7 +108,7 @@ class TantivySink:
             for row_id, row in self._accepted_of(sweep.table):
                 if row.mark < marks.generation and (row.seq <= sweep.seq or row.mark < marks.log_generation):
                     self._accepted[row_id] = None
-            self._lacking -= {row_id for row_id in self._lacking if table_of(row_id) == sweep.table}
+            self._delete_lacking(sweep.table)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
@@ -230,7 +230,7 @@ class TantivySink:
         table = layout.table
         row_id = document_id(table, key)
         old_id = row_id if raw.old_key is None else document_id(table, raw.old_key)
-        stored = (self._row(old_id) or self._row(row_id)) if raw.unchanged else None
+        stored = self._before(change, (old_id, row_id), marks) if raw.unchanged else None
         lacks = raw.unchanged and (stored is None or old_id in self._lacking)
         if old_id != row_id:
             self._delete(old_id, change.seq, marks)
@@ -242,6 +242,13 @@ class TantivySink:
 
     def _delete(self, row_id: str, seq: int, marks: Marks) -> None:
         if self._is_older(row_id, seq, marks):
+            self._index.delete(row_id)
+            self._accepted[row_id] = None
+            self._lacking.discard(row_id)
+
+    def _delete_lacking(self, table: str) -> None:
+        """Rows that lack a value and that the snapshot did not bring: the replay behind it writes them anew, whole."""
+        for row_id in [row_id for row_id in self._lacking if table_of(row_id) == table]:
             self._index.delete(row_id)
             self._accepted[row_id] = None
             self._lacking.discard(row_id)
@@ -265,6 +272,11 @@ class TantivySink:
 
     def _row(self, row_id: str) -> IndexedRow | None:
         return self._accepted[row_id] if row_id in self._accepted else self._index.find(row_id)
+
+    def _before(self, change: Change, row_ids: tuple[str, ...], marks: Marks) -> IndexedRow | None:
+        """The row as it was before the change, under the first of these names that has one; later rows are not it."""
+        rows = (self._row(row_id) for row_id in row_ids)
+        return next((row for row in rows if row and (row.seq < change.seq or row.mark < marks.log_generation)), None)
 
     def _is_older(self, row_id: str, seq: int, marks: Marks) -> bool:
         """Whether there is no row of this name with this seq or a later one."""
