@@ -42,12 +42,16 @@ class SystemIdentity:
 class Walsender:
     """One replication connection; streams after `start`. Not thread-safe.
 
+    Args:
+        dsn: where.
+        name: its `application_name`, if not the usual one.
+
     Raises (from the constructor):
         SourceUnavailable, SourceMisconfigured: the connection could not be had.
     """
 
-    def __init__(self, dsn: SecretStr) -> None:
-        self._session = open_session(dsn, replication=True)
+    def __init__(self, dsn: SecretStr, name: str | None = None) -> None:
+        self._session = open_session(dsn, replication=True, name=name)
         self._session.add_notice_handler(self._on_notice)
         self._pgconn = self._session.pgconn
         self._socket = self._session.fileno()

@@ -28,8 +28,8 @@ from walbus.capture.publication import ensure_publication
 from walbus.capture.repeats import NEW_LOG, Repeats
 from walbus.capture.replication import SystemIdentity, Walsender
 from walbus.capture.report import Report, State
-from walbus.capture.sessions import Session, cut_off, open_session
-from walbus.capture.slot import ensure_slot
+from walbus.capture.sessions import Session, cut_off, open_session, stream_name
+from walbus.capture.slot import ensure_slot, take_over
 from walbus.capture.timelines import Timelines
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
@@ -165,7 +165,11 @@ class Capture:
                 publication = ensure_publication(session, self._source, log_is_empty=empty, known=known)
             with cut_off(session, self._stop, None):  # making a slot waits for the transactions that run
                 confirmed = ensure_slot(session, self._source.slot, bounds)
-            walsender = Walsender(self._source.dsn)
+            name = stream_name(self._source.dsn, bounds.log_id)
+            if name is not None:
+                with cut_off(session, self._stop, SETUP_SECONDS):
+                    take_over(session, self._source.slot, name)
+            walsender = Walsender(self._source.dsn, name)
             closing.callback(walsender.close)
             with cut_off(walsender, self._stop, SETUP_SECONDS):
                 timelines = self._verified_timelines(walsender, bounds)

@@ -59,8 +59,22 @@ def place_of(dsn: SecretStr) -> str:
     return f"{host}:{port}, database {given.get('dbname') or given.get('user') or 'of the user'}"
 
 
-def open_session(dsn: SecretStr, *, replication: bool = False) -> Session:
+def stream_name(dsn: SecretStr, log_id: str) -> str | None:
+    """`application_name` of the stream into a log: it tells our own streams from those of others.
+
+    None if the DSN gives one: that stays, since `synchronous_standby_names` may mean it, and tells nothing.
+    """
+    ours = _DEFAULTS["application_name"]
+    return f"{ours} {log_id[:16]}" if parameters_of(dsn)["application_name"] == ours else None
+
+
+def open_session(dsn: SecretStr, *, replication: bool = False, name: str | None = None) -> Session:
     """An autocommit session with the shared settings; a walsender's if `replication`.
+
+    Args:
+        dsn: where.
+        replication: whether it is to stream.
+        name: its `application_name`, if not the usual one.
 
     Raises:
         SourceUnavailable, SourceMisconfigured: it could not be had.
@@ -68,6 +82,8 @@ def open_session(dsn: SecretStr, *, replication: bool = False) -> Session:
     parameters = parameters_of(dsn)
     if replication:
         parameters["replication"] = "database"
+    if name is not None:
+        parameters["application_name"] = name
     try:
         conninfo = make_conninfo("", **parameters)
         session = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)

@@ -4,6 +4,8 @@ The slot is the source's promise to keep what the log does not hold yet. The pro
 or invalidated, and when it was confirmed past the log's end (it was dropped and made again, or another reader used
 it): then changes are missing that nobody can have from the slot any more, which is a gap and stops capture.
 PostgreSQL itself would not say so: a slot that is asked for older changes silently begins at its own place.
+
+A slot feeds one session at a time; `take_over` ends the one that an earlier connection of the same log left behind.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ logger = structlog.get_logger(__name__)
 _PLUGIN = "pgoutput"
 
 _CREATE: LiteralString = "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput')"
+#: Ends the session that streams, and waits (milliseconds) until it has.
+_END_STREAM: LiteralString = """
+    SELECT a.pid, pg_terminate_backend(a.pid, 2000)
+    FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+    WHERE s.slot_name = %s AND a.application_name = %s"""
 #: The slot goes over to a standby that synchronizes slots.
 _CREATE_WITH_FAILOVER: LiteralString = (
     "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput', failover => true)"
@@ -88,6 +95,28 @@ def ensure_slot(session: Session, slot: str, bounds: Bounds) -> int:
         at = format_lsn(state.confirmed_lsn)
         raise _gap(slot, f"it was dropped and made again, or read by somebody else, up to {at}", bounds)
     return state.confirmed_lsn
+
+
+def take_over(session: Session, slot: str, name: str) -> None:
+    """Ends what an earlier connection of this log's writer left streaming from the slot.
+
+    A writer that was killed, stopped or cut off may leave a walsender behind that still sends, or waits for a
+    connection that nobody has any more; until it ends, the slot is in use. There is one writer a log, so whatever
+    streams under the log's name is not needed. Sessions of any other name are never touched.
+
+    Args:
+        session: on the source.
+        slot: its name.
+        name: `application_name` of the streams into this log.
+    """
+    try:
+        row = session.execute(_END_STREAM, [slot, name]).fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        return  # it runs under another role: it is waited for, as any other is
+    except psycopg.Error as error:
+        raise refusal(error, f"ending the old stream of slot {slot}") from None
+    if row is not None:
+        logger.warning("slot.old_stream_ended", slot=slot, pid=row[0], ended=row[1])
 
 
 def _create(session: Session, slot: str) -> int:

@@ -139,6 +139,8 @@ class FileLogWriter:
         self._check_usable()
         if self._whole.offset != self._mark.offset:
             self._sync()
+        else:
+            self._lease_check()  # a writer that was stopped must not act on the source with its old lease
         return self.bounds()
 
     def _sync(self) -> None:

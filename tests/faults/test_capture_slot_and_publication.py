@@ -6,12 +6,15 @@ from contextlib import closing
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from support.capturing import CaptureThread, captured, capturing, file_log, flushed_lsn, source_of
 from support.database import fresh_database
 from support.memory_log import MemoryLog
 from support.waiting import wait_for
 from walbus.capture import identify
+from walbus.capture.replication import Walsender
+from walbus.capture.sessions import stream_name
 from walbus.errors import (
     ConfigError,
     Directive,
@@ -126,6 +129,25 @@ def test_a_slot_that_another_session_holds_is_waited_for(database, folder, caplo
         first.caught_up()
     second.streaming()
     second.stop()
+
+
+def test_what_an_earlier_writer_of_the_log_left_streaming_is_ended_at_once(database, folder):
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    with capturing(database.dsn, folder) as first:
+        log_id = first.log.bounds().log_id
+    stale = Walsender(first.source.dsn, stream_name(first.source.dsn, log_id))
+    stale.start("walbus", "walbus")  # and nobody is left to read it
+    try:
+        with capturing(database.dsn, folder) as second:
+            database.execute("INSERT INTO t VALUES (1)")
+            second.caught_up(10)  # the server itself would wait for a minute
+    finally:
+        stale.close()
+
+
+def test_a_name_that_the_dsn_gives_stays_and_says_nothing_of_whose_stream_it_is():
+    assert stream_name(SecretStr("postgresql://h/d"), "0123456789abcdef0123") == "walbus-capture 0123456789abcdef"
+    assert stream_name(SecretStr("postgresql://h/d?application_name=standby1"), "0123456789abcdef0123") is None
 
 
 def memory_of(capture):
