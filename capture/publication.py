@@ -8,6 +8,7 @@ What is not in the publication is not captured, and PostgreSQL says nothing abou
   back (and seeds it again) or takes it out of the configuration.
 - A publication that is gone while the log depends on it stops capture: PostgreSQL decodes with the publication as it
   was when a change was written, so making it again does not bring those changes back.
+- An operator's publication that leaves out operations is taken as it is, with a warning.
 - A table without replica identity would make the application's own UPDATE and DELETE fail once it is published. One
   that a wildcard matches is left out with a warning; one that is named is an error.
 
@@ -54,6 +55,8 @@ _UNKNOWN: LiteralString = """
     SELECT wanted FROM unnest(%s::text[]) wanted WHERE NOT EXISTS (
         SELECT FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
         WHERE n.nspname || '.*' = wanted OR n.nspname || '.' || c.relname = wanted)"""
+
+_OPERATIONS = ("insert", "update", "delete", "truncate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,7 @@ def ensure_publication(session: Session, source: SourceConfig, *, log_is_empty: 
         _create(session, source.publication, [table for table in tables if table.identified])
         oid = _find(session, source.publication)
     else:
+        _warn_of_unpublished_operations(session, source.publication)
         complete_publication(session, source, tables, known)
     _warn_of_unidentified(tables)
     if oid is None:
@@ -176,6 +180,21 @@ def _find(session: Session, publication: str) -> int | None:
     with refused("reading the publication"):
         row = session.execute("SELECT oid::int8 FROM pg_publication WHERE pubname = %s", [publication]).fetchone()
     return None if row is None else cast(int, row[0])
+
+
+def _warn_of_unpublished_operations(session: Session, publication: str) -> None:
+    """An operator's publication may leave operations out; the log then looks whole and is not."""
+    query = "SELECT pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = %s"
+    with refused("reading the publication"):
+        row = session.execute(query, [publication]).fetchone()
+    missing = [name for name, published in zip(_OPERATIONS, row or (), strict=False) if not published]
+    if missing:
+        logger.warning(
+            "publication.operations_left_out",
+            publication=publication,
+            operations=missing,
+            mend=f"ALTER PUBLICATION {publication} SET (publish = '{', '.join(_OPERATIONS)}')",
+        )
 
 
 def _warn_of_unidentified(tables: Collection[MatchedTable]) -> None:

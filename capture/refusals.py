@@ -30,6 +30,8 @@ _MISSING = {"database": "correct the database's name in source.dsn", "role": "co
 #: SQLSTATE classes that pass by themselves: connection, resources, operator intervention, rollback.
 _PASSING_CLASSES = ("08", "53", "57", "40")
 _PASSING_STATES = ("55P03", "25P03", "25P04")
+#: A table or schema that was dropped, or a member that was added, since it was looked at: the next look sees it.
+_OVERTAKEN_STATES = ("42P01", "3F000", "42710")
 
 
 def connect_refusal(error: psycopg.Error, where: str) -> SourceError:
@@ -64,7 +66,7 @@ def by_sqlstate(state: str | None, text: str, doing: str) -> SourceError:  # noq
         return publication_gone(what, doing)
     if state == "42704" and "replication slot" in text:
         return SourceUnavailable(what, where=doing)  # the next connection looks at the slot, and says what it means
-    if state is None or state.startswith(_PASSING_CLASSES) or state in _PASSING_STATES:
+    if state is None or state.startswith(_PASSING_CLASSES) or state in _PASSING_STATES + _OVERTAKEN_STATES:
         return SourceUnavailable(text or "the connection broke", where=doing)
     return SourceError(what, where=f"{doing}, SQLSTATE {state}")
 

@@ -13,8 +13,9 @@ from support.database import fresh_database
 from support.memory_log import MemoryLog
 from support.waiting import wait_for
 from walbus.capture import identify
+from walbus.capture.publication import complete_publication, ensure_publication, matched_tables
 from walbus.capture.replication import Walsender
-from walbus.capture.sessions import stream_name
+from walbus.capture.sessions import open_session, stream_name
 from walbus.errors import (
     ConfigError,
     Directive,
@@ -197,6 +198,29 @@ def test_rows_skipped_while_the_publication_was_missing_are_a_gap_even_after_it_
     error = refusal(database.dsn, folder)
     assert isinstance(error, SourceGap)
     assert database.confirmed_lsn() < before
+
+
+def test_a_publication_that_leaves_operations_out_is_told(database, folder, capsys):
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    database.execute("CREATE PUBLICATION walbus FOR TABLE t WITH (publish = 'insert, delete')")
+    with capturing(database.dsn, folder):
+        pass
+    said = capsys.readouterr().out
+    assert "publication.operations_left_out" in said
+    assert "'update', 'truncate'" in said
+
+
+def test_a_table_dropped_while_it_is_added_to_the_publication_does_not_stop_capture(database):
+    source = source_of(database.dsn)
+    with closing(open_session(source.dsn)) as session:
+        database.execute("CREATE TABLE kept (id int PRIMARY KEY)")
+        ensure_publication(session, source, log_is_empty=True, known=())
+        database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        matched = matched_tables(session, source)
+        database.execute("DROP TABLE t")
+        with pytest.raises(SourceUnavailable):
+            complete_publication(session, source, matched, known=())
+        complete_publication(session, source, matched_tables(session, source), known=())
 
 
 def test_a_table_taken_out_of_the_publication_stops_capture_until_it_is_put_back(database, folder):
