@@ -43,6 +43,9 @@ from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, ite
 
 log = structlog.get_logger(__name__)
 
+_TRANSACTION, _END = int(Kind.TRANSACTION), int(Flag.END)  # enums are slow where each record asks
+_INSERT, _UPDATE, _DELETE, _TRUNCATE = int(Op.INSERT), int(Op.UPDATE), int(Op.DELETE), int(Op.TRUNCATE)
+
 READ_BYTES = 1 << 20
 MAX_BATCH_BYTES = 8 << 20
 _IDLE_WAIT = 0.5
@@ -70,13 +73,17 @@ class EventFolder:
             stage = Stage(ledger.store)
             whole: bool | None = None
             touched: dict[int, TableRun] = {}
+            done = applied.position
+            last = None
             for record in records:
                 header = read_header(record)
-                self._record(stage, record, header, applied.position, touched)
-                if header.kind == Kind.TRANSACTION:
-                    whole = bool(header.flags & Flag.END)
-                if header.last > applied.position:
-                    applied = Applied.at(applied.log_id, header.last, header.last_seq, header.commit_time)
+                self._record(stage, record, header, done, touched)
+                if header.kind == _TRANSACTION:
+                    whole = bool(header.flags & _END)
+                if header.last > done:
+                    done, last = header.last, header
+            if last is not None:
+                applied = Applied.at(applied.log_id, done, last.last_seq, last.commit_time)
             stage.document(APPLIED, encode(applied))
             for run in touched.values():
                 ledger.save_state(stage, run, run.state)
@@ -88,7 +95,7 @@ class EventFolder:
     ) -> None:
         if header.epoch != done.epoch and done.epoch:
             self._epoch_changed()
-        if header.kind != Kind.TRANSACTION:
+        if header.kind != _TRANSACTION:
             return
         self._ledger.unseen.add(header.xid)
         runs = {oid: run for oid, run in self._ledger.tables.items() if run.folding and header.tables >> oid % 64 & 1}
@@ -107,12 +114,13 @@ class EventFolder:
                 run.again = "the timeline changed"
 
     def _change(self, stage: Stage, run: TableRun, change: RawChange, seq: int, origin: FromEvent) -> None:
-        if change.op == Op.TRUNCATE:
-            self._truncate(stage, run, seq, origin)
-        elif change.op == Op.DELETE:
-            self._remove(stage, run, _key(change, run), Removal(seq, change.schema_id, origin))
-        elif change.op in (Op.INSERT, Op.UPDATE):
+        op = change.op
+        if op in (_INSERT, _UPDATE):
             self._upsert(stage, run, change, seq, origin)
+        elif op == _DELETE:
+            self._remove(stage, run, _key(change, run), Removal(seq, change.schema_id, origin))
+        elif op == _TRUNCATE:
+            self._truncate(stage, run, seq, origin)
 
     def _upsert(self, stage: Stage, run: TableRun, change: RawChange, seq: int, origin: FromEvent) -> None:
         key = _key(change, run)
@@ -127,7 +135,7 @@ class EventFolder:
         before = stage.get(store_key, run.snapshots) if reads else None
         entry = fold_upsert(before, event, self._ledger.fill)
         self._put(stage, run, store_key, entry, before)
-        _count(run, int(before is None or before.row is None) if run.seeding else int(change.op == Op.INSERT))
+        _count(run, int(before is None or before.row is None) if run.seeding else int(change.op == _INSERT))
 
     def _move(self, stage: Stage, run: TableRun, keys: tuple[bytes, bytes], event: Upsert, *, reads: bool) -> None:
         old_key, new_key = keys
@@ -258,7 +266,7 @@ class Applier:
                 for header in map(read_header, records):
                     if header.first > applied:
                         return
-                    if header.kind == Kind.TRANSACTION:
+                    if header.kind == _TRANSACTION:
                         yield header.xid
         finally:
             cursor.close()
@@ -284,8 +292,8 @@ def read_batch(cursor: LogCursor) -> list[bytes]:
 
 def _inside(records: list[bytes]) -> bool:
     for header in map(read_header, reversed(records)):
-        if header.kind == Kind.TRANSACTION:
-            return not header.flags & Flag.END
+        if header.kind == _TRANSACTION:
+            return not header.flags & _END
     return False
 
 

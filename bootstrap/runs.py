@@ -29,6 +29,7 @@ class TableRun:
         again: why the next generation must begin; empty if it need not.
         missing: whether an event left a column unknown since the last look.
         rows: rows held, an estimate; stored with the state.
+        space: prefix of its store keys.
     """
 
     state: TableState
@@ -38,11 +39,10 @@ class TableRun:
     again: str = ""
     missing: bool = False
     rows: int = 0
+    space: bytes = field(init=False)
 
-    @property
-    def space(self) -> bytes:
-        """Prefix of its store keys."""
-        return space_of(self.state.oid, self.state.generation)
+    def __post_init__(self) -> None:
+        self.space = space_of(self.state.oid, self.state.generation)
 
     @property
     def folding(self) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from support.bootstrap_rig import ITEMS, BootstrapRig, Writers
 from support.database import Database
 from support.seed import announced_seed
 from support.waiting import wait_for
+from walbus.demo.postgres import EmbeddedPostgres
+from walbus.relay import open_reader
 from walbus.status import read_status
 
 
@@ -76,3 +79,56 @@ def test_a_log_that_was_begun_anew_is_noticed_and_everything_is_seeded_again(
         wait_for(lambda: rig.document()["log_id"] != log_id, 30, what="it follows the new log")
         rig.assert_equals_source("public.items")
         assert "log_replaced" in rig.log()
+
+
+def test_a_source_that_goes_away_while_it_is_seeded_is_waited_for(
+    own_pg_server: Callable[..., EmbeddedPostgres], tmp_path: Path
+) -> None:
+    server = own_pg_server()
+    with server.connect() as admin:
+        admin.execute("CREATE DATABASE away")
+    database = Database(server, "away")
+    try:
+        database.execute(ITEMS)
+        database.execute("INSERT INTO public.items SELECT i, i, i::text FROM generate_series(1, 8000) i")
+        database.execute("ANALYZE public.items")
+        with BootstrapRig(tmp_path, database, chunk_rows=100, max_rows_per_second=1500) as rig:
+            rig.start()
+            wait_for(lambda: rig.tables()["public.items"]["rows"] > 500, 30, what="some rows are there")
+            database.close()
+            server.stop("immediate")
+            wait_for(lambda: "source_refused" in rig.log(), 30, what="the bootstrap notices")
+            assert rig.tables()["public.items"]["state"] == "seeding"
+            server.start()
+            database.execute("DELETE FROM public.items WHERE id % 7 = 0")
+            rig.assert_equals_source("public.items", deadline=90)
+            assert rig.tables()["public.items"]["generation"] == 1
+    finally:
+        database.close()
+
+
+def test_a_store_that_the_log_has_left_behind_is_seeded_again(database: Database, tmp_path: Path) -> None:
+    """Its hold was removed while it was away, so the log was trimmed past it."""
+    database.execute(ITEMS)
+    database.execute("INSERT INTO public.items SELECT i, i, i::text FROM generate_series(1, 100) i")
+    relay: dict[str, object] = {"segment_bytes": 65536, "retention_bytes": 65536}
+    with BootstrapRig(tmp_path, database, relay) as rig:
+        rig.start()
+        rig.wait_consistent("public.items")
+        hold = rig.data_dir / "relay" / "holds" / "bootstrap.json"
+        wait_for(hold.exists, 30, what="the hold is there")
+        rig.kill_bootstrap()
+        hold.unlink()
+        database.execute("DELETE FROM public.items WHERE id <= 50")
+        before = open_reader(rig.data_dir / "relay")
+        applied = before.bounds().end
+
+        def trimmed() -> bool:
+            database.execute("UPDATE public.items SET plain = plain + 1, big = repeat('x', 1000)")
+            return before.bounds().trimmed > applied
+
+        wait_for(trimmed, 60, what="the log is trimmed", every=0.2)
+        before.close()
+        rig.start_bootstrap()
+        wait_for(lambda: "log_left_behind" in rig.log(), 30, what="the bootstrap notices")
+        rig.assert_equals_source("public.items")
