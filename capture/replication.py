@@ -22,6 +22,7 @@ from walbus.capture.refusals import by_sqlstate, publication_gone, refusal
 from walbus.capture.sessions import open_session, refused
 from walbus.capture.timelines import Timelines, parse_history
 from walbus.errors import SourceError, SourceUnavailable
+from walbus.lsn import parse_lsn
 
 logger = structlog.get_logger(__name__)
 
@@ -32,10 +33,11 @@ _START_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class SystemIdentity:
-    """The answer to IDENTIFY_SYSTEM."""
+    """The answer to IDENTIFY_SYSTEM; `flushed` is where the WAL ends, an LSN."""
 
     system_identifier: str
     timeline: int
+    flushed: int
     database: str
 
 
@@ -68,7 +70,7 @@ class Walsender:
             row = self._session.execute("IDENTIFY_SYSTEM").fetchone()
         if row is None:
             raise SourceUnavailable("IDENTIFY_SYSTEM gave no answer")
-        return SystemIdentity(str(row[0]), cast(int, row[1]), str(row[3]))
+        return SystemIdentity(str(row[0]), cast(int, row[1]), parse_lsn(str(row[2])), str(row[3]))
 
     def timelines(self, current: int) -> Timelines:
         """The history of the server's timeline."""

@@ -209,6 +209,9 @@ class Capture:
         if bounds.end.epoch > timelines.current or (left_at is not None and bounds.end_lsn > left_at):
             what = f"timeline {timelines.current} does not continue the log: a failover lost commits that the log holds"
             raise SourceReplaced(what, where=f"log end {bounds.end}", mend=NEW_LOG)
+        if system.flushed < bounds.end_lsn:
+            what = f"the server's WAL ends at {format_lsn(system.flushed)}, before what the log holds: it was set back"
+            raise SourceReplaced(what, where=f"log end {format_lsn(bounds.end_lsn)}", mend=NEW_LOG)
         return timelines
 
     def _begin_log(self, timelines: Timelines, confirmed: int) -> None:

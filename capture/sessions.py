@@ -42,14 +42,25 @@ def parameters_of(dsn: SecretStr) -> dict[str, str | int | None]:
     """The DSN's connection parameters over our defaults.
 
     Raises:
-        ConfigError: it cannot be parsed; its text, which may hold a password, is not repeated.
+        ConfigError: it cannot be parsed, or only by taking a piece of its password for something else; its text,
+            which may hold a password, is not repeated.
     """
+    if _is_misread(dsn.get_secret_value()):
+        mend = "write @ as %40, / as %2F and : as %3A in user and password"
+        raise ConfigError("the DSN has an @ or a / that must be encoded", where="key source.dsn", mend=mend)
     try:
         given = conninfo_to_dict(dsn.get_secret_value())
     except psycopg.ProgrammingError:
         mend = "write it as postgresql://user:password@host:5432/database"
         raise ConfigError("the DSN cannot be parsed", where="key source.dsn", mend=mend) from None
     return {**_DEFAULTS, **given}
+
+
+def _is_misread(text: str) -> bool:
+    """Whether libpq would take a piece of a URI's password for host, port or database, and name it in its errors."""
+    scheme, _, rest = text.partition("://")
+    user, at, place = rest.partition("?")[0].partition("@")
+    return scheme in ("postgresql", "postgres") and bool(at) and ("/" in user or "@" in place)
 
 
 def place_of(dsn: SecretStr) -> str:

@@ -13,9 +13,10 @@ from support.database import fresh_database
 from support.memory_log import MemoryLog
 from support.waiting import wait_for
 from walbus.capture import identify
+from walbus.capture.pieces import progress_piece
 from walbus.capture.publication import complete_publication, ensure_publication, matched_tables
 from walbus.capture.replication import Walsender
-from walbus.capture.sessions import open_session, stream_name
+from walbus.capture.sessions import open_session, parameters_of, stream_name
 from walbus.errors import (
     ConfigError,
     Directive,
@@ -120,16 +121,19 @@ def test_a_slot_of_another_kind_is_refused(pg_server, database):
     assert "is a physical one" in error.what
 
 
-def test_a_slot_that_another_session_holds_is_waited_for(database, folder, caplog):
-    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
-    with capturing(database.dsn, folder) as first:
-        second = CaptureThread(source_of(database.dsn), MemoryLog(list(memory_of(first))), folder.parent / "c.json")
-        wait_for(lambda: "is active for PID" in (folder.parent / "c.json").read_text(), what="the second tells why")
-        assert second.error is None
-        database.execute("INSERT INTO t VALUES (1)")
-        first.caught_up()
-    second.streaming()
-    second.stop()
+def test_a_slot_that_another_session_holds_is_waited_for(database, folder):
+    filled(database, folder)
+    source, status = source_of(database.dsn), folder.parent / "c.json"
+    other = Walsender(source.dsn)
+    other.start("walbus", "walbus")
+    with closing(file_log(folder, source)) as log:
+        capture = CaptureThread(source, log, status)
+        wait_for(lambda: status.exists() and "is active for PID" in status.read_text(), what="capture tells why")
+        assert capture.error is None
+        other.close()
+        database.execute("INSERT INTO t VALUES (2)")
+        capture.caught_up()
+        capture.stop()
 
 
 def test_what_an_earlier_writer_of_the_log_left_streaming_is_ended_at_once(database, folder):
@@ -149,16 +153,6 @@ def test_what_an_earlier_writer_of_the_log_left_streaming_is_ended_at_once(datab
 def test_a_name_that_the_dsn_gives_stays_and_says_nothing_of_whose_stream_it_is():
     assert stream_name(SecretStr("postgresql://h/d"), "0123456789abcdef0123") == "walbus-capture 0123456789abcdef"
     assert stream_name(SecretStr("postgresql://h/d?application_name=standby1"), "0123456789abcdef0123") is None
-
-
-def memory_of(capture):
-    """The first record of a log: the second capture needs one that the slot fits."""
-    from walbus.capture.pieces import progress_piece
-
-    log = MemoryLog()
-    log.append(progress_piece(1, capture.log.bounds().end_lsn + (1 << 30), 1))
-    log.sync()
-    return log.durable
 
 
 def test_the_slot_in_use_passes_by_itself():
@@ -248,6 +242,23 @@ def test_a_dsn_that_cannot_be_parsed_is_not_repeated():
         identify(source_of("host=x password=hunter2 nonsense"))
     assert "hunter2" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://me:pa@hunter2@h/d", "postgres://me:7/hunter2@h/d", "postgresql://me:7/hunter2@h:5432/d?a=b"]
+)
+def test_a_password_that_should_be_encoded_is_not_repeated(dsn):
+    with pytest.raises(ConfigError) as caught:
+        identify(source_of(dsn))
+    assert "hunter2" not in str(caught.value)
+    assert "%40" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql:///d?user=a@b", "postgresql://me@%2Ftmp/d", "postgresql://me:x%40y@h/d", "host=@abstract"]
+)
+def test_an_at_sign_in_its_place_is_no_error(dsn):
+    assert parameters_of(SecretStr(dsn))
 
 
 @pytest.mark.parametrize(
@@ -342,6 +353,20 @@ def test_another_database_behind_the_same_address_is_refused(own_pg_server, fold
         pass
     with pytest.raises(SourceReplaced):
         file_log(folder, source_of(second.dsn()))
+
+
+def test_a_source_that_was_set_back_behind_the_log_is_refused(database):
+    """As a restored volume: same system identifier and timeline, and less WAL."""
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    source, log = source_of(database.dsn), MemoryLog()
+    capture = CaptureThread(source, log)
+    capture.streaming()
+    capture.stop()
+    log.append(progress_piece(1, log.bounds().end_lsn + (1 << 30), 1))
+    log.sync()
+    error = CaptureThread(source, log).ended()
+    assert isinstance(error, SourceReplaced)
+    assert "set back" in error.what
 
 
 def test_the_mend_of_too_few_slots_names_the_setting(own_pg_server):
