@@ -57,6 +57,7 @@ class WakeServer:
         self._socket.listen(64)
         self._readers: list[socket.socket] = []
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._accept, name="walbus-wake", daemon=True)
         self._thread.start()
 
@@ -67,6 +68,7 @@ class WakeServer:
 
     def close(self) -> None:
         """Removes the socket and hangs up."""
+        self._closed.set()
         self._path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # ends the thread's accept
@@ -78,11 +80,12 @@ class WakeServer:
             self._readers = []
 
     def _accept(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 reader, _ = self._socket.accept()
-            except OSError:
-                return  # closed
+            except OSError:  # closed, or out of descriptors: those who wait are accepted once there are some again
+                self._closed.wait(_POLL_SECONDS)
+                continue
             reader.setblocking(False)
             if _send(reader):
                 with self._lock:
