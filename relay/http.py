@@ -19,6 +19,7 @@ import msgspec
 import structlog
 from aiohttp import ClientConnectionResetError, web
 
+from walbus.config import parse_listen
 from walbus.errors import ConfigError, Directive, UsageError, WalbusError
 
 _log = structlog.get_logger(__name__)
@@ -65,10 +66,11 @@ def listen_address(listen: str, *, insecure: bool, key: str) -> ListenAddress:
     Raises:
         ConfigError: it is no address, or not loopback while `insecure` is false.
     """
-    host, separator, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"{listen!r} is not HOST:PORT", where=f"key {key}", mend="write it as in 127.0.0.1:7070")
+    try:
+        host, port = parse_listen(listen)
+    except ValueError:
+        mend = "write it as in 127.0.0.1:7070"
+        raise ConfigError(f"{listen!r} is not HOST:PORT", where=f"key {key}", mend=mend) from None
     if not insecure and not _is_loopback(host):
         room = key.rpartition(".")[0]
         raise ConfigError(
@@ -76,7 +78,7 @@ def listen_address(listen: str, *, insecure: bool, key: str) -> ListenAddress:
             where=f"key {key}",
             mend=f"listen on 127.0.0.1, or set {room}.insecure = true",
         )
-    return ListenAddress(host, int(port), key)
+    return ListenAddress(host, port, key)
 
 
 def _is_loopback(host: str) -> bool:
