@@ -137,8 +137,11 @@ class StreamServer:
         await response.prepare(request)
         try:
             finished = await self._pump(request.app[STOPPING], stream, response)
-        except WalbusError as error:
-            _log.error("stream_failed", consumer=query.name, error=str(error))
+        except ConnectionError:
+            raise  # the client left
+        except Exception as error:  # the answer has begun, so only a broken connection can tell
+            known = str(error) if isinstance(error, WalbusError) else None  # others may quote a row
+            _log.error("stream_failed", consumer=query.name, kind=type(error).__name__, error=known)
             finished = False
         if not finished and request.transport is not None:
             request.transport.abort()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import http.client
 import itertools
 import json
@@ -22,6 +24,7 @@ from walbus.log import Piece, SourceIdentity
 from walbus.position import Position, parse_position
 from walbus.records import Flag, Kind, Op, RecordHeader, RecordParser, iter_changes, pack_change, read_header
 from walbus.relay import serve_relay
+from walbus.relay.delivery import Delivery
 from walbus.schema import TableSchema
 from walbus.values import row_encoder
 
@@ -462,6 +465,25 @@ def test_damage_in_the_log_breaks_the_stream_and_never_ends_it_cleanly(relay, ca
     assert 0 < len(commits(follower.headers())) < 200
     assert str(path) in capsys.readouterr().out
     follower.close()
+
+
+def test_a_stream_that_fails_in_its_middle_is_broken_off_and_gets_no_second_answer(relay, monkeypatch):
+    step, calls = Delivery.step, itertools.count()
+
+    def fail_later(delivery):
+        if next(calls):
+            raise OSError(errno.EIO, "Input/output error")
+        return step(delivery)
+
+    monkeypatch.setattr(Delivery, "step", fail_later)
+    with socket.create_connection(("127.0.0.1", relay.port), 20) as client:
+        client.sendall(b"GET /v1/stream?from=earliest&follow=true HTTP/1.1\r\nHost: here\r\n\r\n")
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while block := client.recv(1 << 16):
+                answer += block
+    assert answer.count(b"HTTP/1.1") == 1
+    assert not answer.endswith(b"\r\n0\r\n\r\n")
 
 
 def test_stopping_breaks_bounded_streams_and_takes_little_time(tmp_path):
