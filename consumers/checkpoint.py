@@ -5,7 +5,9 @@
                    came from
     CatchingUp     the log again, from the lowest of those states; consistent once `until` is passed
 
-Every checkpoint carries the `log_id` that its positions and seqs belong to, and the `Marks` that make sweeping safe.
+Every checkpoint carries the `log_id` that its positions and seqs belong to, the `Marks` that make sweeping safe, and
+the tables that are `unread`: they came to the log after the consumer's snapshot, with rows that the log does not hold,
+and are to be read once the bootstrap has them.
 
 Its stored form is one JSON object with a version. No I/O.
 """
@@ -49,6 +51,7 @@ class Following:
     log_id: str
     marks: Marks
     point: Point
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Snapshotting:
     tables: tuple[TableProgress, ...]
     low: Point | None = None
     high: Point | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class CatchingUp:
     marks: Marks
     point: Point
     until: Position
+    unread: tuple[str, ...] = ()
 
 
 Checkpoint: TypeAlias = Following | Snapshotting | CatchingUp
@@ -124,6 +129,8 @@ def dump_checkpoint(checkpoint: Checkpoint) -> str:
                 "low": low and _dump_point(low),
                 "high": high and _dump_point(high),
             }
+    if checkpoint.unread:
+        document["unread"] = checkpoint.unread
     return json.dumps(document, separators=(",", ":"))
 
 
@@ -148,17 +155,17 @@ def load_checkpoint(text: str) -> Checkpoint:
 
 
 def _load(document: dict[str, Any]) -> Checkpoint:
-    log_id, marks = document["log_id"], Marks(*document["marks"])
+    log_id, marks, unread = document["log_id"], Marks(*document["marks"]), tuple(document.get("unread", ()))
     match document["phase"]:
         case "online":
-            return Following(log_id, marks, _load_point(document["point"]))
+            return Following(log_id, marks, _load_point(document["point"]), unread)
         case "catchup":
             until = parse_position(document["until"])
-            return CatchingUp(log_id, marks, _load_point(document["point"]), until)
+            return CatchingUp(log_id, marks, _load_point(document["point"]), until, unread)
         case "snapshot":
             tables = tuple(_load_table(table) for table in document["tables"])
             low, high = document["low"], document["high"]
-            return Snapshotting(log_id, marks, tables, low and _load_point(low), high and _load_point(high))
+            return Snapshotting(log_id, marks, tables, low and _load_point(low), high and _load_point(high), unread)
         case _:
             raise ValueError("phase")
 

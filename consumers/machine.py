@@ -15,12 +15,14 @@
 the driver simply asks again. `receive` takes an event and gives the outputs that it causes, in order. Which event
 is allowed in which phase stands in one table, `_TRANSITIONS`; any other is the driver's mistake.
 
-Three rules keep a consumer right:
+Four rules keep a consumer right:
 
 - Only a window that ends a transaction carries a checkpoint. Pieces before it carry none, and `Discard` says that
   those handed on will not be completed.
 - A snapshot whose answers came from the states Q1…Qn is replayed from the lowest and is consistent after the
   highest. Its tables are swept at the lowest, so that no change behind it is ever taken for a ghost.
+- A table that comes to the log later may have rows that the log does not hold. It is `unread`, in every checkpoint from
+  then on, until the bootstrap has it (`RowsIncomplete`); the log is followed on meanwhile.
 - A later position whose seq is not above the last one is a log that does not continue the one read so far.
 """
 
@@ -107,6 +109,7 @@ class ConsumerMachine:
         self._state: State = checkpoint or Starting(start)
         self._log: LogSeen | None = None  # what the relay said since the last disconnect
         self._received = _point_of(checkpoint)  # the log has been handed on up to here, pieces included
+        self._rows_known: set[int] = set()  # OIDs of tables that were read, or noted to be, since the process began
         self._open: tuple[int, int] | None = None  # (epoch, commit LSN) of a transaction that has begun to arrive
 
     @property
@@ -123,6 +126,10 @@ class ConsumerMachine:
     def received(self) -> Position:
         """The log has been handed on up to here."""
         return self._received.last_done
+
+    def knows_rows_of(self, oid: int) -> bool:
+        """Whether the relation was read from the bootstrap, or will be."""
+        return oid in self._rows_known
 
     @property
     def wanted(self) -> Want:
@@ -212,11 +219,14 @@ class ConsumerMachine:
         same_log = before is not None and before.log_id == event.log_id
         low = self._received if only is not None and same_log else None
         tables = tuple(TableProgress(table) for table in event.tables)
-        state = Snapshotting(event.log_id, _next_marks(before, event), tables, low, low)
+        unread = before.unread if before is not None and same_log else ()
+        left = tuple(table for table in unread if table not in event.tables)
+        state = Snapshotting(event.log_id, _next_marks(before, event), tables, low, low, left)
         self._state = state
         return [Advance(state)]
 
     def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
+        self._rows_known.add(event.layout.oid)
         return [Deliver(layout_window(event.layout, state), state.marks, state)]
 
     def _rows_read(self, before: Snapshotting, event: RowsRead) -> list[Output]:
@@ -245,7 +255,7 @@ class ConsumerMachine:
         match state:
             case Snapshotting(low=Point() as low, high=Point() as high) if all(table.done for table in state.tables):
                 self._received = low
-                self._state = _caught_up(CatchingUp(state.log_id, state.marks, low, high.last_done))
+                self._state = _caught_up(CatchingUp(state.log_id, state.marks, low, high.last_done, state.unread))
         return self._state
 
     # Log
@@ -293,6 +303,9 @@ class ConsumerMachine:
     def _aside(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
         self._receive_up_to(event.header)
         whole = self._open is None
+        if event.new_table is not None and not self.knows_rows_of(event.new_table.oid):
+            self._rows_known.add(event.new_table.oid)
+            self._state = state = replace(state, unread=(*state.unread, event.new_table.table))
         return [self._deliver(state, log_window(event, event.changes, begins=whole, ends=whole))]
 
     def _progress(self, state: Following | CatchingUp, header: RecordHeader) -> list[Output]:
@@ -337,7 +350,7 @@ def _with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
 
 def _caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
     if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
-        return Following(state.log_id, state.marks, state.point)
+        return Following(state.log_id, state.marks, state.point, state.unread)
     return state
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import structlog
 
 from walbus.consumers.backoff import Backoff
-from walbus.consumers.checkpoint import Checkpoint, phase_of
+from walbus.consumers.checkpoint import Checkpoint, Following, phase_of
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.machine import ConsumerMachine, Listing, Starting
 from walbus.consumers.steps import (
@@ -50,15 +50,21 @@ from walbus.errors import (
     ConfigError,
     Directive,
     PositionTrimmed,
+    RelayUnavailable,
     RequestRefused,
     WalbusError,
     directive_of,
 )
+from walbus.events import Change
 from walbus.records import Kind, RecordHeader, origin_of
+from walbus.schema import TableSchema
 
 _log = structlog.get_logger(__name__)
 
 _LOG_ID_HEADER = "Walbus-Log-Id"
+
+#: Seconds between two looks whether the bootstrap has a table that is to be read; they grow up to the second number.
+_REREAD_SECONDS = 0.25, 30.0
 _Target: TypeAlias = tuple[str, ...]
 
 
@@ -114,6 +120,9 @@ class Session:
         self._records: deque[tuple[RecordHeader, bytes]] = deque()
         self._outputs: deque[Output] = deque()
         self._retry_at = 0.0
+        self._reread_at = 0.0
+        self._rereads = Backoff(*_REREAD_SECONDS)
+        self._unreadable: frozenset[str] = frozenset()  # to be read, and not served by the bootstrap when last seen
         self._waiting_for: str | None = None
         self._log_id = self.checkpoint.log_id if self.checkpoint else ""
 
@@ -134,6 +143,9 @@ class Session:
             WalbusError: nothing but an operator's act helps.
         """
         deadline = self.clock.monotonic() + timeout
+        match self._machine.state:
+            case Following(unread=unread) if unread and self._bootstrap is not None:
+                self.reread(unread)
         while not self._outputs:
             try:
                 self._step(max(0.0, deadline - self.clock.monotonic()))
@@ -144,10 +156,40 @@ class Session:
         return self._outputs.popleft()
 
     def reread(self, tables: tuple[str, ...]) -> None:
-        """Has tables read again from the bootstrap; ignored unless the log is being followed live."""
-        if self.phase == "online" and not self._outputs:
-            _log.warning("consumer.rows_incomplete", consumer=self.subscribed.name, tables=list(tables))
-            self._receive(RowsIncomplete(tables))
+        """Has tables read from the bootstrap, as soon as it has them; until then the log is followed on.
+
+        Raises:
+            ConfigError: there is no bootstrap.
+        """
+        now = self.clock.monotonic()
+        if self.phase != "online" or self._outputs or now < self._reread_at:
+            return
+        ready = self._served(tables)
+        if ready:
+            self._rereads.reset()
+            _log.warning("consumer.rows_incomplete", consumer=self.subscribed.name, tables=list(ready))
+            self._receive(RowsIncomplete(ready))
+        self._reread_at = now + self._rereads.next_delay()
+
+    def _served(self, tables: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the tables that the bootstrap serves now."""
+        try:
+            listed = self._bootstrap_peer().tables()
+        except RelayUnavailable:
+            return ()
+        if listed.log_id != self._log_id:
+            return ()
+        unreadable = frozenset(tables) - listed.consistent
+        if unreadable - self._unreadable:
+            _log.warning(
+                "consumer.rows_missing",
+                consumer=self.subscribed.name,
+                tables=sorted(unreadable),
+                refused=sorted(unreadable.intersection(listed.refused)),
+                why="rows or values of them are not in the log, and the bootstrap does not serve them (yet)",
+            )
+        self._unreadable = unreadable
+        return tuple(table for table in tables if table in listed.consistent)
 
     def close(self) -> None:
         """Ends all connections of this session."""
@@ -174,8 +216,18 @@ class Session:
         if header.kind == Kind.SNAPSHOT:
             self._receive(RowsRead(header, changes))
         else:
-            self._receive(RecordRead(header, changes, origin_of(record, header).decode()))
+            new_table = self._new_table(changes) if header.kind == Kind.SCHEMA else None
+            self._receive(RecordRead(header, changes, origin_of(record, header).decode(), new_table))
         self._recovered()
+
+    def _new_table(self, changes: Sequence[Change]) -> TableSchema | None:
+        """The layout that a SCHEMA event tells, if the consumer wants all rows and was never told the table before."""
+        layout, wanted = changes[0].schema, self.subscribed.tables
+        if self.subscribed.start != "snapshot" or layout is None or self._machine.knows_rows_of(layout.oid):
+            return None
+        same = (known for known in self.relay.schemas() if known.oid == layout.oid and known.id < layout.id)
+        earlier = matching((known.table for known in same), wanted)
+        return layout if matching([layout.table], wanted) and not earlier else None
 
     def _receive(self, event: Event) -> None:
         before = self.phase

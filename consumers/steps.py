@@ -53,11 +53,17 @@ class TablesListed:
 
 @dataclass(frozen=True, slots=True)
 class RecordRead:
-    """A record of the log, its changes decoded."""
+    """A record of the log, its changes decoded.
+
+    Attributes:
+        new_table: of a SCHEMA record that is the first word of a table, the layout: rows that the table had before it
+            was published are not in the log.
+    """
 
     header: RecordHeader
     changes: Sequence[Change]
     origin: str = ""
+    new_table: TableSchema | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class RowsIncomplete:
-    """The sink holds rows with values that PostgreSQL never sent it: these tables must be read again."""
+    """Of these tables, rows or values are missing that the log never held: they must be read from the bootstrap."""
 
     tables: tuple[str, ...]
 

@@ -79,11 +79,13 @@ class TableList:
     Attributes:
         log_id: of the log that it follows.
         tables: the number of each table's newest layout, by the table's name.
+        consistent: those of them that it serves now.
         refused: tables that it will never serve, such as those without a key.
     """
 
     log_id: str
     tables: dict[str, int]
+    consistent: frozenset[str]
     refused: tuple[str, ...]
 
 
@@ -228,11 +230,11 @@ class RelayPeer:
 
     def schema(self, schema_id: int) -> TableSchema:
         """`GET /v1/schemas/{id}`."""
-        document = self._peer.get_json(f"/v1/schemas/{schema_id}")
-        try:
-            return TableSchema.from_dict(document["schema"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"schema {schema_id} is malformed ({type(error).__name__})") from None
+        return _layout(self._peer.get_json(f"/v1/schemas/{schema_id}"))
+
+    def schemas(self) -> list[TableSchema]:
+        """`GET /v1/schemas`: every layout that the log has."""
+        return [_layout(document) for document in _field(self._peer.get_json("/v1/schemas"), "schemas", list)]
 
     def stream(self, after: Position, log_id: str, tables: tuple[str, ...], name: str) -> RecordStream:
         """`GET /v1/stream`, following, behind a position."""
@@ -261,14 +263,17 @@ class BootstrapPeer:
         """`GET /v1/tables`."""
         document = self._peer.get_json("/v1/tables")
         tables: dict[str, int] = {}
+        consistent: list[str] = []
         refused: list[str] = []
         for table in _field(document, "tables", list):
             name = _field(table, "table", str)
             if table.get("state") == "refused":
                 refused.append(name)
-            else:
-                tables[name] = _field(table, "schema_id", int)
-        return TableList(_field(document, "log_id", str), tables, tuple(refused))
+                continue
+            tables[name] = _field(table, "schema_id", int)
+            if table.get("state") == "consistent":
+                consistent.append(name)
+        return TableList(_field(document, "log_id", str), tables, frozenset(consistent), tuple(refused))
 
     def snapshot(self, table: str, after_key: bytes | None) -> RecordStream:
         """`GET /v1/snapshot`: the table's rows in key order, behind a key."""
@@ -280,6 +285,13 @@ class BootstrapPeer:
     def close(self) -> None:
         """Closes idle connections."""
         self._peer.close()
+
+
+def _layout(document: dict[str, Any]) -> TableSchema:
+    try:
+        return TableSchema.from_dict(document["schema"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"a schema is malformed ({type(error).__name__})") from None
 
 
 def _field(document: dict[str, Any], name: str, kind: type[T]) -> T:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
+from support.model_source import ITEMS, ModelSource, StoredRow, delete, insert, items_layout, truncate, update
 from support.running_consumer import RunningConsumer, consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, redis_under_test, sqlite_under_test, tantivy_under_test
@@ -108,6 +108,43 @@ def test_rows_that_lack_a_value_have_their_table_read_again(
         source.commit([update(ITEMS, 1, name="uno")])
         equal(under_test, relay)
     assert relay.asked("/v1/snapshot")
+
+
+def test_a_table_that_the_bootstrap_does_not_serve_holds_nothing_up(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    """It may have been dropped since, or lost its key; or it is being seeded, for an hour."""
+    source.commit([insert(ITEMS, 1, "one", "toasted")])
+    relay.unlisted.add(ITEMS)
+    with consumer(relay, under_test, start="latest") as running:
+        wait_for(lambda: running.status().get("phase") == "online", 10)
+        source.commit([update(ITEMS, 1, name="uno")])
+        wait_for(lambda: relay.asked("/v1/tables"), 10)
+        source.commit([insert(ITEMS, 2)])
+        wait_for(lambda: "2" in under_test.rows(), 10)
+        assert not relay.asked("/v1/snapshot")
+        relay.unlisted.clear()
+        equal(under_test, relay)
+
+
+def test_rows_that_a_table_had_before_it_was_published_come_from_the_bootstrap(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    late = "public.late"
+    source.commit([insert(ITEMS, 1)])
+    relay.unlisted.add(late)
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        layout = source.add_layout(items_layout("late", oid=16900))
+        source.state[late]["7"] = StoredRow({"id": "7", "name": "before", "body": "b"}, 0, layout)
+        source.commit([insert(late, 8)])
+        wait_for(lambda: "8" in under_test.rows(late), 10)  # the log is followed on until the bootstrap has the table
+        assert len(relay.asked("/v1/snapshot")) == 1
+    relay.unlisted.clear()
+    with consumer(relay, under_test):
+        wait_for(lambda: under_test.rows(late) == source.rows(late), 10)
+        equal(under_test, relay)
+    assert [parameters["table"] for parameters in relay.asked("/v1/snapshot")] == [ITEMS, late]
 
 
 def test_a_layout_change_under_way_is_followed(

@@ -97,15 +97,18 @@ class ModelSource:
 
     @property
     def end(self) -> Position:
-        return self.records[-1][0].last if self.records else ORIGIN
+        return self.records[-1][0].last if self.records else self.trimmed
 
     @property
     def last_seq(self) -> int:
         return self._seq - 1
 
-    def after(self, position: Position) -> Iterator[tuple[RecordHeader, bytes]]:
-        """The records with something behind a position."""
-        return ((header, record) for header, record in list(self.records) if header.last > position)
+    def after(self, position: Position, but: Sequence[bytes] = ()) -> Iterator[tuple[RecordHeader, bytes]]:
+        """The records with something behind a position, and SCHEMA records at it, but for those told already."""
+        for header, record in list(self.records):
+            behind = header.last > position or (header.kind == Kind.SCHEMA and header.last == position)
+            if behind and not any(record is known for known in but[-8:]):
+                yield header, record
 
     def trim(self, position: Position) -> None:
         """The log holds nothing up to and including a position any more."""

@@ -31,6 +31,7 @@ class ScriptedRelay:
         self.break_after: int | None = None
         self.applied = -1  # index into the source's history that snapshots are taken at
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.unlisted: set[str] = set()  # tables that the bootstrap does not know
         self.idle_progress = True
         self.names_bootstrap = True
         self.stopping = threading.Event()
@@ -84,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {
                     "/v1/info": self._info,
                     "/v1/stream": self._stream,
+                    "/v1/schemas": self._schemas,
                     "/v1/tables": self._tables,
                     "/v1/snapshot": self._snapshot,
                 }[url.path](parameters)
@@ -114,11 +116,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _schema(self, number: int) -> None:
         self._answer(200, {"schema": self.relay.source.layouts[number].to_dict()})
 
+    def _schemas(self, _: dict[str, str]) -> None:
+        layouts = [{"schema": layout.to_dict()} for layout in self.relay.source.layouts.values()]
+        self._answer(200, {"schemas": layouts})
+
     def _tables(self, _: dict[str, str]) -> None:
-        source = self.relay.source
+        source, unlisted = self.relay.source, self.relay.unlisted
         tables = [
             {"table": name, "oid": layout.oid, "schema_id": layout.id, "state": "consistent", "rows": 0}
             for name, layout in source.current.items()
+            if name not in unlisted
         ]
         self._answer(200, {"log_id": source.log_id, "applied": str(source.end), "tables": tables})
 
@@ -149,9 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _follow(self, source: ModelSource, after: Position) -> None:
         ticks = 0
+        told: list[bytes] = []  # a SCHEMA record stands where the change before it does
         while not self.relay.stopping.is_set() and not self.relay.away and self.relay.source is source:
-            for header, record in source.after(after):
+            for header, record in source.after(after, but=told):
                 after = header.last
+                told.append(record)
                 if not self._send(record):
                     return
             ticks += 1

@@ -36,10 +36,13 @@ positions = st.builds(Position, st.integers(0, 9), st.integers(0, 2**64 - 1), st
 points = st.builds(Point, positions, st.integers(0, 2**53))
 marks = st.builds(Marks, st.integers(0, 2**53), st.integers(0, 2**53))
 progress = st.builds(TableProgress, st.text(min_size=1), st.none() | st.binary(), st.booleans())
+unread = st.lists(st.text(), max_size=2).map(tuple)
 checkpoints = st.one_of(
-    st.builds(Following, st.text(), marks, points),
-    st.builds(CatchingUp, st.text(), marks, points, positions),
-    st.builds(Snapshotting, st.text(), marks, st.lists(progress).map(tuple), st.none() | points, st.none() | points),
+    st.builds(Following, st.text(), marks, points, unread),
+    st.builds(CatchingUp, st.text(), marks, points, positions, unread),
+    st.builds(
+        Snapshotting, st.text(), marks, st.lists(progress).map(tuple), st.none() | points, st.none() | points, unread
+    ),
 )
 
 
