@@ -18,7 +18,7 @@ from walbus.capture.catalog import CatalogView, read_catalog
 from walbus.capture.publication import complete_publication, matched_tables
 from walbus.capture.sessions import Session, open_session
 from walbus.config import SourceConfig
-from walbus.errors import Directive, WalbusError, directive_of
+from walbus.errors import Directive, directive_of
 
 logger = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class CatalogWatch:
         self._source = source
         self._known = set(known)
         self._closed = threading.Event()
-        self._found: CatalogView | WalbusError | None = None
+        self._found: CatalogView | Exception | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="catalog-watch", daemon=True)
 
@@ -51,11 +51,11 @@ class CatalogWatch:
         """What was found since the last call, if anything.
 
         Raises:
-            WalbusError: the look failed in a way that only an operator can mend.
+            Exception: the look failed in a way that does not pass by itself; nothing is looked at any more.
         """
         with self._lock:
             found, self._found = self._found, None
-        if isinstance(found, WalbusError):
+        if isinstance(found, Exception):
             raise found
         return found
 
@@ -72,7 +72,7 @@ class CatalogWatch:
             try:
                 session = session or open_session(self._source.dsn)
                 self._put(self._look(session))
-            except WalbusError as error:
+            except Exception as error:  # a thread that ended in silence would let a lost table pass
                 if directive_of(error) is not Directive.RETRY:
                     self._put(error)
                     break
@@ -88,7 +88,7 @@ class CatalogWatch:
         self._known.update(layout.oid for layout in view.layouts)
         return view
 
-    def _put(self, found: CatalogView | WalbusError) -> None:
+    def _put(self, found: CatalogView | Exception) -> None:
         with self._lock:
             self._found = found
 

@@ -234,6 +234,15 @@ def test_a_table_taken_out_of_the_publication_stops_capture_until_it_is_put_back
         capture.caught_up()
 
 
+def test_a_look_at_the_catalog_that_fails_unforeseen_stops_capture_too(database, monkeypatch):
+    def fail(*_):
+        raise ValueError("a catalog that nobody foresaw")
+
+    monkeypatch.setattr("walbus.capture.watch.read_catalog", fail)
+    capture = CaptureThread(source_of(database.dsn), MemoryLog())
+    assert isinstance(capture.ended(), ValueError)
+
+
 # Misconfiguration: one clear error that names the mend.
 
 
