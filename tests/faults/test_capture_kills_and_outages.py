@@ -105,7 +105,7 @@ def test_capture_killed_at_random_points_loses_and_repeats_nothing(database, fol
 
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
-@pytest.mark.parametrize("call", ["fdatasync", "pwrite64,write", "sendto"])
+@pytest.mark.parametrize("call", ["fdatasync", "pwrite64,write", "sendto", "rename", "link"])
 def test_capture_killed_at_its_nth_system_call_loses_and_repeats_nothing(database, folder, call):
     with prepared(database, folder) as truth:
         for nth in (1, 2, 4, 9):
