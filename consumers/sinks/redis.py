@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import msgspec
 from pydantic import Field, SecretStr, field_validator
+from redis.connection import parse_url
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
@@ -42,6 +43,18 @@ class RedisOptions(SinkOptions):
     key: str = "{table}:{key}"  #: where a row lies
     format: Form = "hash"
     tombstone_seconds: int = Field(3600, ge=60)  #: how long a deleted row is remembered against late writers
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: SecretStr) -> SecretStr:
+        try:
+            parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py has no types there
+        except ValueError:  # its text may quote a part of the password
+            raise ValueError(
+                "should be redis://USER:PASSWORD@HOST:PORT/DB (or rediss://, unix://), with the password's other signs "
+                "than letters and digits written as %XX"
+            ) from None
+        return url
 
     @field_validator("key")
     @classmethod

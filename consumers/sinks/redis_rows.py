@@ -23,6 +23,7 @@ Parts: TypeAlias = list[bytes]
 Columns: TypeAlias = Mapping[str, bytes]  # by name, each in the bytes of the form
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_APART = re.compile(r"[^\w.$ -]")
 _GLOB = re.compile(r"([*?\[\]\\^])")
 _NULL = b"null"
 _json_columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -50,13 +51,18 @@ class StoredRow:
 class KeyTemplate:
     """Where rows lie, as `{table}:{key}`.
 
+    Between the two stands a sign that no ordinary name has, or rows of `order` and of `order_lines` would be looked for
+    by the same pattern, and swept together.
+
     Raises:
-        ValueError: a placeholder is missing, or is another one.
+        ValueError: a placeholder is missing, or is another one, or nothing keeps the two apart.
     """
 
     def __init__(self, template: str) -> None:
         if sorted(_PLACEHOLDER.findall(template)) != ["key", "table"]:
             raise ValueError("the key needs {table} and {key}, each once, and nothing else in braces")
+        if not _APART.search(_PLACEHOLDER.split(template)[2]):
+            raise ValueError("between {table} and {key} the key needs a sign that is in no name, such as a colon")
         self._template = template
 
     def row_key(self, table: str, key: bytes) -> str:

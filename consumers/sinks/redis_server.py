@@ -33,6 +33,8 @@ _AWAY = (
     redis.exceptions.MasterDownError,
     redis.exceptions.TryAgainError,
 )
+#: States of a server that pass, told by an error's first word: its disk is full, a script runs, replicas are missing.
+_PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN"})
 
 _Answer: TypeAlias = Any  # redis-py types the answers of a pipeline so, whatever the command
 
@@ -70,13 +72,21 @@ class RedisServer:
         """Translates trouble with the server: away for now, or refused."""
         try:
             yield
+        except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
+            mend = "mend user and password in the sink's url"
+            raise SinkRefused(
+                f"Redis lets nobody in so ({type(error).__name__})", where=self.where, mend=mend
+            ) from None
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise SinkUnavailable(f"Redis does not answer ({type(error).__name__})", where=self.where) from None
         except _AWAY as error:
             raise SinkUnavailable(f"Redis cannot write now ({type(error).__name__})", where=self.where) from None
         except redis.RedisError as error:
-            # Of a server's message only the first word is told: the rest may quote a key or a value.
-            word = str(error).partition(" ")[0]
+            # Of a server's message only the first word is told: the rest may quote a key or a value. In a pipeline,
+            # redis-py writes the whole command before it.
+            word = str(error).rpartition("caused error: ")[2].partition(" ")[0]
+            if word in _PASSING:
+                raise SinkUnavailable(f"Redis cannot write now ({word})", where=self.where) from None
             raise SinkRefused(f"Redis refuses ({type(error).__name__}: {word})", where=self.where) from None
 
     # The sink's own keys

@@ -119,6 +119,28 @@ def test_a_redis_without_memory_is_waited_for(redis_url: str, tmp_path: Path, so
     assert under_test.rows() == source.rows()
 
 
+def test_a_redis_without_its_replicas_is_waited_for(redis_url: str, tmp_path: Path, source: ModelSource) -> None:
+    """As with a full disk (MISCONF): what an operator of Redis mends must not end the consumer for good."""
+    source.commit([insert(ITEMS, 1, "canary of a row")])
+    sink = redis_under_test(tmp_path, redis_url, "hash").open()
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("min-replicas-to-write", 1)
+        try:
+            with pytest.raises(SinkUnavailable, match="NOREPLICAS") as caught:
+                fill(sink, source)
+        finally:
+            client.config_set("min-replicas-to-write", 0)
+    assert "canary" not in str(caught.value)
+    sink.close()
+
+
+def test_a_wrong_password_of_redis_ends_the_consumer_with_a_mend(redis_url: str, tmp_path: Path) -> None:
+    url = redis_url.replace("redis://", "redis://nobody:hunter2canary@")
+    with pytest.raises(SinkRefused, match="mend user and password") as caught:
+        redis_under_test(tmp_path, url, "hash").open()
+    assert "canary" not in str(caught.value)
+
+
 def test_a_zombie_that_writes_redis_late_changes_nothing(redis_url: str, tmp_path: Path, source: ModelSource) -> None:
     under_test = redis_under_test(tmp_path, redis_url, "json")
     source.commit([insert(ITEMS, 1, "old")])
@@ -143,6 +165,10 @@ def test_a_password_of_redis_is_in_no_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as wrong:
         redis_under_test(tmp_path, f"redis://:{secret}@127.0.0.1:1/0", "hash").open(key="{nothing}")
     assert secret not in str(wrong.value)
+    for url in (f"redis://:{secret}/x@127.0.0.1:1", f"http://:{secret}@127.0.0.1"):
+        with pytest.raises(ConfigError, match=r"consumer\.test\.url") as no_url:
+            redis_under_test(tmp_path, url, "hash").open()
+        assert secret not in str(no_url.value)
 
 
 def test_readers_of_sqlite_see_whole_transactions_while_it_is_written(

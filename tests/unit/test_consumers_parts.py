@@ -165,3 +165,9 @@ def test_a_pattern_for_scan_takes_names_literally() -> None:
 def test_a_template_names_table_and_key_once_each(template: str) -> None:
     with pytest.raises(ValueError, match="each once"):
         KeyTemplate(template)
+
+
+@pytest.mark.parametrize("template", ["{table}{key}", "{table}_{key}", "{key}.{table}", "x:{table}-{key}"])
+def test_a_template_keeps_the_rows_of_tables_with_like_names_apart(template: str) -> None:
+    with pytest.raises(ValueError, match="such as a colon"):
+        KeyTemplate(template)
