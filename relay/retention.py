@@ -1,6 +1,7 @@
 """Which segments may go: by age and by bytes, but not those that a hold still needs.
 
-Whole segments go, oldest first, the active one never. A hold is a small file that another room writes
+Whole segments go, oldest first, the active one never (one that has been active for the whole time of retention is
+rolled, so that it may go later). A hold is a small file that another room writes
 (`holds/NAME.json`, `{"last_done": POSITION}`): a segment stays until every hold has passed its end. When the disk is
 nearly full the holds lose, and the log says so: whoever held must begin again from a snapshot.
 """

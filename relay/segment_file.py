@@ -10,6 +10,7 @@ import contextlib
 
 from walbus.errors import LogFull
 from walbus.relay.fs import Files, write_at
+from walbus.relay.segment import HEADER_SIZE, parse_segment_header
 
 
 class SegmentFile:
@@ -34,6 +35,11 @@ class SegmentFile:
     def buffered(self) -> int:
         """Bytes that are not in the file yet."""
         return self.size - self._written
+
+    def created(self) -> float:
+        """When the file was made, Unix seconds, by its header."""
+        head = self._files.pread(self._fd, HEADER_SIZE, 0)
+        return parse_segment_header(head, f"segment {self.number}").created / 1e6
 
     def append(self, record: bytes) -> None:
         """Takes a record behind all earlier ones; writes nothing."""

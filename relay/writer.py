@@ -158,6 +158,8 @@ class FileLogWriter:
         count = self._droppable(now)
         if count:
             self._drop(count)
+        with contextlib.suppress(LogFull):  # tried again at the next call
+            self._roll_if_old(now)
         return self._manifest.trimmed
 
     def close(self) -> None:
@@ -329,6 +331,12 @@ class FileLogWriter:
         self._file, self._index = file, index
         self._whole = self._here = _Place(HEADER_SIZE, tip, 0)
         self._publish(Mark(number, HEADER_SIZE, tip, 0, self._manifest.generation))
+
+    def _roll_if_old(self, now: float) -> None:
+        """A quiet segment never grows full, and would hold its changes for ever."""
+        idle = self._open is None and self._whole.offset > HEADER_SIZE
+        if idle and self._file.created() < now - self._settings.retention.hours * 3600:
+            self._roll()
 
     def _make_segment(self, header: SegmentHeader) -> tuple[SegmentFile, IndexFile]:
         try:

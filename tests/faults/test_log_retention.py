@@ -62,6 +62,18 @@ def test_a_hold_keeps_what_is_behind_it_and_no_more(engine, writer):
     assert writer.trim(FAR_FUTURE) > trimmed
 
 
+def test_a_quiet_segment_goes_too_once_it_is_old(engine):
+    quiet = engine.open_writer()
+    quiet.append(transaction(16))
+    quiet.sync()
+    assert quiet.trim(engine.clock.now()) == ORIGIN
+    quiet.trim(FAR_FUTURE)  # the segment is sealed now, and the next call may drop it
+    assert quiet.trim(FAR_FUTURE) == Position(1, 16, 1)
+    quiet.append(transaction(32))
+    quiet.sync()
+    assert commits(read_all(engine.open_reader(), Position(1, 16, 1))) == [32]
+
+
 def test_the_lowest_of_several_holds_counts(engine, writer):
     hold(engine, Position(1, 16000, 1))
     path = hold(engine, ORIGIN, "other")
@@ -84,7 +96,7 @@ def test_a_disk_that_is_nearly_full_overrides_holds_and_says_so(engine, writer, 
     trimmed = writer.trim(FAR_FUTURE)
     assert trimmed > Position(1, 10_000, 0)
     assert "log_hold_overridden" in capsys.readouterr().out
-    assert len(engine.segments()) == 1  # never the active one
+    assert len(engine.segments()) == 2  # never the active one, which is sealed now, being old
     assert commits(read_all(engine.open_reader(), trimmed))[-1] == 16000
 
 
