@@ -93,15 +93,20 @@ def create_segment(files: Files, folder: Path, header: SegmentHeader) -> Segment
 
 
 def create_log(folder: Path, files: Files, lease: Lease, new: NewLog) -> Opened:
-    """The first segment and manifest of a new log."""
+    """The first segment and manifest of a new log.
+
+    Its seqs begin at the clock before anything is appended: rows that are copied before the first change take the seq
+    of their place in the log, which must lie above every seq of a log that this one replaces.
+    """
     number = _next_number(folder)
-    header = SegmentHeader(number, lease.writer_epoch, new.log_id, EMPTY_TIP.position, 0, int(new.now * 1e6))
+    tip = EMPTY_TIP._replace(last_seq=int(new.now * 1e6))
+    header = SegmentHeader(number, lease.writer_epoch, new.log_id, tip.position, tip.last_seq, tip.last_seq)
     file = create_segment(files, folder, header)
     manifest = Manifest(
-        new.log_id, new.source, lease.writer_epoch, lease.seconds, holder(), 1, EMPTY_TIP.position, (),
-        ActiveSegment(number, EMPTY_TIP),
+        new.log_id, new.source, lease.writer_epoch, lease.seconds, holder(), 1, tip.position, (),
+        ActiveSegment(number, tip),
     )  # fmt: skip
-    return Opened(manifest, Mark(number, HEADER_SIZE, EMPTY_TIP, 0, 1), file, SegmentIndex())
+    return Opened(manifest, Mark(number, HEADER_SIZE, tip, 0, 1), file, SegmentIndex())
 
 
 def recover(folder: Path, files: Files, lease: Lease, manifest: Manifest, now: float) -> Opened:

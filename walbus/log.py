@@ -71,7 +71,8 @@ class Bounds:
         end: "last done" of a reader that has read everything: the position of the last durable record. ORIGIN in an
             empty log.
         end_lsn: the slot may be confirmed up to here: the largest `end_lsn` (or PROGRESS bound) that is durable.
-        last_seq: the last seq given to a durable change; 0 in a log without one.
+        last_seq: the last seq given to a durable change; in a log without one the clock when it was made (Unix
+            microseconds), so that whatever is copied beside it is newer than all of a log that it replaces.
         bytes: size of what is held.
         commit_time: of the last durable record, Unix microseconds; 0 in an empty log.
     """
