@@ -96,6 +96,13 @@ def test_a_position_bound_is_done_once_passed() -> None:
     assert tail.done
 
 
+def test_a_bound_inside_a_transaction_is_the_last_change() -> None:
+    tail = place(until=Position(1, 0x200, 2))
+    batch = [*transaction(0x100, 1), *transaction(0x200, 4), *transaction(0x300, 1)]
+    assert positions(tail.take(batch, NOON)) == ["1:0/100:1", "1:0/200:1", "1:0/200:2"]
+    assert tail.done
+
+
 def test_a_bound_behind_the_end_is_waited_for() -> None:
     assert place(until=Position(1, 0x600, 1)).follows
     assert not place(until=END).follows

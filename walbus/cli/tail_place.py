@@ -84,6 +84,9 @@ class Place:
         if not head.position:
             return head.op not in _MARKS
         position = parse_position(head.position)
+        if self.until is not None and position > self.until:  # the relay sends the bound's transaction whole
+            self.ended = True
+            return False
         repeated = self.last_done is not None and position <= self.last_done and head.op not in _AT_THE_SAME_PLACE
         if self.last_done is None or position > self.last_done:
             self.last_done = position
