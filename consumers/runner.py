@@ -20,7 +20,7 @@ import structlog
 from walbus.config import ConsumerConfig
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
-from walbus.consumers.progress import ConsumerProgress, Tally
+from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
 from walbus.consumers.session import Clock, Session, Subscribed
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import (
@@ -206,8 +206,7 @@ class ConsumerRun:
         if self.backoff.attempts == 0:
             _log.warning("consumer.sink_away", consumer=self.subscribed.name, reason=str(error))
         delay = self.backoff.next_delay()
-        self.progress.publish_now("waiting", str(error))
-        self.stop.wait(delay)
+        _wait(delay, error, self.progress, self.stop)
 
 
 def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
@@ -236,11 +235,11 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     """
     tables = check_patterns(config.tables)
     clock = Clock(pause=stop.wait)
-    sink = _open_patiently(name, config, SinkPlace(name, folder, tables), stop)
+    progress = ConsumerProgress(name, config.sink, status_path, clock)
+    sink = _open_patiently(name, config, SinkPlace(name, folder, tables), progress, stop)
     if sink is None:
         return
     relay = RelayPeer(HttpPeer(relay_url))
-    progress = ConsumerProgress(name, config.sink, status_path, clock)
     try:
         ConsumerRun(Subscribed(name, tables, config.start), relay, sink, progress, stop, clock).run()
     finally:
@@ -248,7 +247,9 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
         relay.close()
 
 
-def _open_patiently(name: str, config: ConsumerConfig, place: SinkPlace, stop: threading.Event) -> Sink | None:
+def _open_patiently(
+    name: str, config: ConsumerConfig, place: SinkPlace, progress: ConsumerProgress, stop: threading.Event
+) -> Sink | None:
     """The sink, however long its server is away; None if stopped before."""
     backoff = Backoff(longest=10.0)
     while not stop.is_set():
@@ -259,5 +260,13 @@ def _open_patiently(name: str, config: ConsumerConfig, place: SinkPlace, stop: t
                 raise
             if backoff.attempts == 0:
                 _log.warning("consumer.sink_away", consumer=name, reason=str(error))
-            stop.wait(backoff.next_delay())
+            _wait(backoff.next_delay(), error, progress, stop)
     return None
+
+
+def _wait(seconds: float, error: BaseException, progress: ConsumerProgress, stop: threading.Event) -> None:
+    """Waits; the status file goes on telling why, for a stale one is taken for that of a process that is not there."""
+    end = progress.clock.monotonic() + seconds
+    progress.publish_now("waiting", str(error))
+    while (left := end - progress.clock.monotonic()) > 0 and not stop.wait(min(left, STATUS_SECONDS)):
+        progress.publish("waiting", str(error))

@@ -92,6 +92,15 @@ def test_a_redis_without_its_checkpoint_but_with_old_rows_keeps_no_ghost(
         equal(under_test, relay)
 
 
+def test_a_sink_that_was_never_there_is_told_by_a_status_that_stays_fresh(relay: ScriptedRelay, tmp_path: Path) -> None:
+    under_test = redis_under_test(tmp_path, "redis://127.0.0.1:1/0", "hash")
+    with consumer(relay, under_test) as running:
+        first = wait_for(lambda: running.status().get("waiting_for") and running.status(), 10)
+        assert "Redis does not answer" in first["waiting_for"]
+        wait_for(lambda: running.status()["time"] > first["time"] + 4, 10)  # pauses are longer than a second by now
+        assert running.status()["phase"] == "waiting"
+
+
 def test_a_redis_that_may_evict_is_refused(redis_url: str, tmp_path: Path) -> None:
     with redis.Redis.from_url(redis_url) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")

@@ -55,13 +55,13 @@ def test_lag_is_counted_from_the_end_of_the_log() -> None:
             {"table": "public.a", "state": "consistent"}, {"table": "public.b", "state": "seeding"}
         ]}, "status": {"walbus_bootstrap_seeding_chunks_done": 3, "walbus_bootstrap_seeding_chunks_total": 9}},
         consumers={"cache": {"state": "up", "sink": "redis", "status": {
-            "last_done": "1:0/4C00:1", "phase": "online", "walbus_consumer_lag_seconds": 0.25,
-            "walbus_consumer_changes_total": 7,
+            "last_done": "1:0/4C00:1", "phase": "online", "waiting_for": "Redis is away",
+            "walbus_consumer_lag_seconds": 0.25, "walbus_consumer_changes_total": 7,
         }}},
     )  # fmt: skip
     expected = "bootstrap up 1:0/4000:2 4.0 KiB 1 of 2 tables consistent, public.b seeding, chunks 3/9"
     assert lines["bootstrap"] == expected
-    assert lines["consumer"] == "consumer cache up 1:0/4C00:1 1.0 KiB, 0.2 s redis, online, 7 changes"
+    assert lines["consumer"] == "consumer cache up 1:0/4C00:1 1.0 KiB, 0.2 s redis, online, 7 changes, Redis is away"
 
 
 def test_a_bootstrap_that_is_switched_off_is_not_down() -> None:

@@ -96,7 +96,7 @@ def _consumer(part: Mapping[str, Any], end: int | None) -> _Cells:
     done, seconds = said.get("last_done"), said.get("walbus_consumer_lag_seconds")
     lag = _joined(_behind(end, _lsn_of(done)), f"{seconds:.1f} s" if isinstance(seconds, (int, float)) else "")
     changes = _count(said.get("walbus_consumer_changes_total"))
-    return _Cells(str(done or ""), lag, _joined(part["sink"], said.get("phase"), changes, said.get("error")))
+    return _Cells(str(done or ""), lag, _joined(part["sink"], said.get("phase"), changes, said.get("waiting_for")))
 
 
 def _supervisor(part: Mapping[str, Any]) -> _Cells:
