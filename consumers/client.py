@@ -141,6 +141,11 @@ class Subscription:
         """`starting`, `listing`, `snapshot`, `catchup` or `online`."""
         return self._session.phase
 
+    @property
+    def waiting_for(self) -> str | None:
+        """Why nothing is read at present; None while something is."""
+        return self._session.waiting_for
+
     def __iter__(self) -> Iterator[Delivery]:
         while not self._closed:
             delivery = self.next(_POLL_SECONDS)

@@ -52,6 +52,7 @@ from walbus.errors import (
     PositionTrimmed,
     RelayUnavailable,
     RequestRefused,
+    SourceMisconfigured,
     WalbusError,
     directive_of,
 )
@@ -282,14 +283,31 @@ class Session:
         wanted, without = matching(listed.tables, patterns), matching(listed.refused, patterns)
         self._receive(TablesListed(listed.log_id, wanted, int(self.clock.wall() * 1000)))
         if not isinstance(self._machine.state, Listing):
+            unknown = [name for name in patterns if "*" not in name and name not in (*wanted, *without)]
+            if unknown:
+                _log.warning("consumer.unknown_tables", consumer=self.subscribed.name, tables=unknown)
             if without:
                 _log.warning("consumer.no_snapshot", consumer=self.subscribed.name, tables=list(without))
             self._recovered()
             return
         if not wanted:
-            raise NotReady("the bootstrap holds none of the consumer's tables yet", where=bootstrap.url)
+            raise self._no_table(patterns, without)
         self._receive(LogReplaced())
         raise NotReady("the bootstrap does not follow the relay's log yet", where=bootstrap.url)
+
+    def _no_table(self, patterns: tuple[str, ...], refused: tuple[str, ...]) -> WalbusError:
+        """A pattern, or a table that nobody knows, may come to have rows; a table that was refused will not."""
+        if set(patterns) <= set(refused):
+            return SourceMisconfigured(
+                f"there is no snapshot of {', '.join(refused)}: the bootstrap refuses tables without a key",
+                where=f"consumer {self.subscribed.name}",
+                mend="give the table a primary key, or start the consumer with start = earliest or latest",
+            )
+        return NotReady(
+            f"the bootstrap has no table {' or '.join(patterns)} with a key yet; if none is to come, mend the "
+            "consumer's tables, or those of [source]",
+            where=self._bootstrap_peer().url,
+        )
 
     def _open_snapshot(self, log_id: str, table: str, after_key: bytes | None) -> None:
         bootstrap = self._bootstrap_peer()

@@ -13,7 +13,7 @@ from support.model_source import ITEMS, ModelSource, delete, insert, update
 from support.scripted_relay import ScriptedRelay
 from support.waiting import wait_for
 from walbus.consumers import Delivery, MemoryCheckpointStore, Subscription
-from walbus.errors import ConfigError, PositionUnknown, UsageError
+from walbus.errors import ConfigError, PositionUnknown, SourceMisconfigured, UsageError
 
 
 @pytest.fixture
@@ -216,6 +216,20 @@ def test_a_snapshot_without_a_bootstrap_is_a_clear_error(tmp_path: Path) -> None
         relay.names_bootstrap = False
         with walbus.connect(relay.url, folder=tmp_path) as bus, pytest.raises(ConfigError, match="names no bootstrap"):
             bus.subscribe(name="x").next(1)
+
+
+def test_a_table_without_a_snapshot_is_a_clear_error(tmp_path: Path) -> None:
+    with ScriptedRelay(ModelSource()) as relay, walbus.connect(relay.url, folder=tmp_path) as bus:
+        relay.refused.add(ITEMS)
+        with pytest.raises(SourceMisconfigured, match=r"no snapshot of public\.items.*give the table a primary key"):
+            bus.subscribe(ITEMS, name="x").next(1)
+
+
+def test_a_table_that_nobody_knows_is_waited_for_by_name(tmp_path: Path) -> None:
+    with ScriptedRelay(ModelSource()) as relay, walbus.connect(relay.url, folder=tmp_path) as bus:
+        subscription = bus.subscribe("public.itmes", name="x")
+        assert subscription.next(0.5) is None
+        assert "public.itmes" in str(subscription.waiting_for)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 64])

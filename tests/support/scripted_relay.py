@@ -32,6 +32,7 @@ class ScriptedRelay:
         self.applied = -1  # index into the source's history that snapshots are taken at
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.unlisted: set[str] = set()  # tables that the bootstrap does not know
+        self.refused: set[str] = set()  # tables without a key, as the bootstrap sees it
         self.idle_progress = True
         self.names_bootstrap = True
         self.stopping = threading.Event()
@@ -123,11 +124,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _tables(self, _: dict[str, str]) -> None:
         source, unlisted = self.relay.source, self.relay.unlisted
         tables = [
-            {"table": name, "oid": layout.oid, "schema_id": layout.id, "state": "consistent", "rows": 0}
+            {"table": name, "oid": layout.oid, "schema_id": layout.id, "state": self._state(name), "rows": 0}
             for name, layout in source.current.items()
             if name not in unlisted
         ]
         self._answer(200, {"log_id": source.log_id, "applied": str(source.end), "tables": tables})
+
+    def _state(self, table: str) -> str:
+        return "refused" if table in self.relay.refused else "consistent"
 
     def _snapshot(self, parameters: dict[str, str]) -> None:
         if self.relay.seeding:
