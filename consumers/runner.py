@@ -55,7 +55,8 @@ class SinkFeed:
     committed: Callable[[Tally, Checkpoint], None]
     _pending: list[Window] = field(default_factory=list, init=False)
     _written: Tally = field(default_factory=Tally, init=False)  # of windows that are written and not committed
-    _changes: int = field(default=0, init=False)
+    _changes: int = field(default=0, init=False)  # in `_pending`
+    _bytes: int = field(default=0, init=False)  # of rows in `_pending`
     _marks: Marks = field(default=Marks(0, 0), init=False)
     _checkpoint: Checkpoint | None = field(default=None, init=False)  # holds once all that was taken is committed
     _whole: bool = field(default=True, init=False)  # whether what was taken ends with a transaction
@@ -110,18 +111,20 @@ class SinkFeed:
             self._write()
         self._pending.append(window)
         self._changes += len(window.changes)
+        self._bytes += sum(len(change.raw.after or b"") for change in window.changes)
         self._whole = checkpoint is not None
         self._since = now if self._since is None else self._since
         self._marks = marks
         self._checkpoint = checkpoint or self._checkpoint
-        if self._changes >= self.sink.batching.max_changes:
+        batching = self.sink.batching
+        if self._changes >= batching.max_changes or self._bytes >= batching.max_bytes:
             self._write()
 
     def _write(self) -> None:
         if self._pending:
             self.sink.write(self._pending, self._marks)
             self._written.add(self._pending)
-            self._pending, self._changes = [], 0
+            self._pending, self._changes, self._bytes = [], 0, 0
 
     def _commit(self, now: float) -> None:
         checkpoint = self._checkpoint
@@ -135,7 +138,7 @@ class SinkFeed:
         self.committed(written, checkpoint)
 
     def _drop(self) -> None:
-        self._pending, self._written, self._changes = [], Tally(), 0
+        self._pending, self._written, self._changes, self._bytes = [], Tally(), 0, 0
         self._checkpoint, self._since, self._whole = None, None, True
 
 

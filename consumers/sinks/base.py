@@ -49,10 +49,12 @@ class Batching:
     Attributes:
         linger: seconds that a window may wait for others before it is committed.
         max_changes: changes after which what has come is handed to `write`, committed or not.
+        max_bytes: bytes of rows after which it is as well: rows of a megabyte are few in a memory.
     """
 
     linger: float
     max_changes: int
+    max_bytes: int = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The Redis sink: rows under keys of a template, as hashes or as JSON texts.
 
 Writes gather here until `commit`, which sends them as one MULTI with the checkpoint last: readers see whole
-transactions of the source. A transaction of more than `_GATHERED` changes is sent in parts as it comes, still under
-the checkpoint before it; after a crash it comes again from its beginning, and is compared by version.
+transactions of the source. A transaction of more than `_GATHERED` changes, or of large ones, is sent in parts as it
+comes, still under the checkpoint before it; after a crash it comes again from its beginning, and is compared by version.
 
 Every script first compares the stored checkpoint with the one that this sink stored last. A server that came back
 empty is noticed by that, and filled from a snapshot; so is another process that writes under the same name, and the
@@ -34,6 +34,7 @@ from walbus.records import Kind, Op
 from walbus.schema import TableSchema
 
 _GATHERED = 20_000
+_GATHERED_BYTES = 32 << 20  # a server closes a connection that sends it a gigabyte at once
 
 
 class RedisOptions(SinkOptions):
@@ -120,8 +121,7 @@ class RedisSink:
             self._fetch(windows)
             for window in windows:
                 self._write(window)
-            if len(self._gathered) >= _GATHERED:
-                self._send()
+            self._send_if_many()
 
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`."""
@@ -130,8 +130,7 @@ class RedisSink:
             self._send()
             for key in self._server.keys_of(sweep.table, self._marks):
                 self._gather(sweep.table, Entry(key, "w", sweep.seq))
-                if len(self._gathered) >= _GATHERED:
-                    self._send()
+                self._send_if_many()
             self._send()
             for member in self._lacking_of(sweep.table):  # the replay behind the snapshot writes them anew, whole
                 self._server.forget(member.partition("\0")[2])
@@ -161,6 +160,7 @@ class RedisSink:
 
     def _forget_gathered(self) -> None:
         self._gathered: list[tuple[str, Entry]] = []  # (table, write), to be sent
+        self._gathered_bytes = 0
         self._latest: dict[str, Entry] = {}  # the last of them for each key
         self._fetched: dict[str, StoredRow | None] = {}  # rows as they are stored, until something is sent
 
@@ -169,6 +169,10 @@ class RedisSink:
             self._server.send(self._gathered, self._marks, None)
             self._forget_gathered()
 
+    def _send_if_many(self) -> None:
+        if len(self._gathered) >= _GATHERED or self._gathered_bytes >= _GATHERED_BYTES:
+            self._send()
+
     def _mark_with(self, marks: Marks) -> None:
         if marks != self._marks:
             self._send()
@@ -176,6 +180,7 @@ class RedisSink:
 
     def _gather(self, table: str, entry: Entry) -> None:
         self._gathered.append((table, entry))
+        self._gathered_bytes += sum(map(len, entry.parts))
         self._latest[entry.key] = entry
         if self._lacking and entry.verb != "w" and _member(table, entry.key) in self._lacking:
             self._complete([_member(table, entry.key)])

@@ -7,9 +7,9 @@ The index has one writer, by tantivy's own lock, and windows at or below the pos
 that no late upsert can come back: there are no tombstones. Besides, each change is compared with the version of the
 document that is there, accepted or committed.
 
-Rows accepted since the last commit are remembered, because tantivy shows them only after it. A transaction of more
-than `_REMEMBERED` rows is therefore committed in parts, still under the checkpoint before it: searchers see a part of
-such a transaction early, and after a crash it comes again from its beginning, and is compared by version.
+Rows accepted since the last commit are remembered, because tantivy shows them only after it. A transaction of more than
+`_REMEMBERED` rows, or of large ones, is therefore committed in parts, still under the checkpoint before it: searchers
+see a part of such a transaction early, and after a crash it comes again from its beginning, and is compared by version.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from walbus.schema import TableSchema
 from walbus.values import row_json
 
 _REMEMBERED = 50_000
+_REMEMBERED_BYTES = 64 << 20
 _NULL = msgspec.Raw(b"null")
 
 
@@ -65,6 +66,7 @@ class TantivySink:
         self._path = path
         self._batching = Batching(linger=options.commit_seconds, max_changes=5_000)
         self._tables_wanted = place.tables
+        self._accepted_bytes = 0  # of rows in `_accepted`, those replaced included
         self._accepted: dict[str, IndexedRow | None] = {}  # by document id, since the last commit; None: deleted
         self._checkpoint: Checkpoint | None = None
         self._done: Position = ORIGIN  # everything up to here is accepted
@@ -97,7 +99,7 @@ class TantivySink:
         with self._errors():
             for window in windows:
                 self._write(window, marks)
-            if len(self._accepted) > _REMEMBERED:
+            if len(self._accepted) > _REMEMBERED or self._accepted_bytes > _REMEMBERED_BYTES:
                 self._commit()
 
     def sweep(self, sweep: Sweep) -> None:
@@ -139,6 +141,7 @@ class TantivySink:
     def _forget(self) -> None:
         """What is known comes from the index alone."""
         self._accepted.clear()
+        self._accepted_bytes = 0
         with self._errors():
             state, layouts = self._index.document(STATE_ID), self._index.document(LAYOUTS_ID)
         text = state.get("checkpoint")
@@ -162,6 +165,7 @@ class TantivySink:
         self._index.commit()
         self._layouts_stored = True
         self._accepted.clear()
+        self._accepted_bytes = 0
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -266,6 +270,7 @@ class TantivySink:
     def _put(self, row_id: str, row: IndexedRow) -> None:
         self._index.put(row_id, row, _texts(row))
         self._accepted[row_id] = row
+        self._accepted_bytes += len(row.source)
         self._lacking.discard(row_id)
 
     # Rows as they are now, accepted or committed
