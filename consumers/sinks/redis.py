@@ -2,7 +2,7 @@
 
 Writes gather here until `commit`, which sends them as one MULTI with the checkpoint last: readers see whole
 transactions of the source. A transaction of more than `_GATHERED` changes, or of large ones, is sent in parts as it
-comes, still under the checkpoint before it; after a crash it comes again from its beginning, and is compared by version.
+comes, under the checkpoint before it; after a crash it comes again from its beginning, and is compared by version.
 
 Every script first compares the stored checkpoint with the one that this sink stored last. A server that came back
 empty is noticed by that, and filled from a snapshot; so is another process that writes under the same name, and the

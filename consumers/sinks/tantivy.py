@@ -5,7 +5,7 @@ whatever is in it, hence a few a second at most: windows wait for it up to `comm
 
 The index has one writer, by tantivy's own lock, and windows at or below the position last accepted are dropped, so
 that no late upsert can come back: there are no tombstones. Besides, each change is compared with the version of the
-document that is there, accepted or committed.
+document that is there, accepted or committed, unless it is newer than all of them.
 
 Rows accepted since the last commit are remembered, because tantivy shows them only after it. A transaction of more than
 `_REMEMBERED` rows, or of large ones, is therefore committed in parts, still under the checkpoint before it: searchers
@@ -74,6 +74,7 @@ class TantivySink:
         self._log_generation = 0  # that the layouts' numbers belong to
         self._layouts_stored = True
         self._lacking: set[str] = set()  # documents that lack a value
+        self._highest = 0  # no document has a seq above this: what is newer needs no look at the one that is there
         with self._errors():
             self._index = RowIndex(path, options.heap_mb << 20)
         self._forget()
@@ -144,6 +145,7 @@ class TantivySink:
         self._accepted_bytes = 0
         with self._errors():
             state, layouts = self._index.document(STATE_ID), self._index.document(LAYOUTS_ID)
+            self._highest = self._index.highest_seq()
         text = state.get("checkpoint")
         try:
             self._checkpoint = None if text is None else load_checkpoint(text)
@@ -271,6 +273,7 @@ class TantivySink:
         self._index.put(row_id, row, _texts(row))
         self._accepted[row_id] = row
         self._accepted_bytes += len(row.source)
+        self._highest = max(self._highest, row.seq)
         self._lacking.discard(row_id)
 
     # Rows as they are now, accepted or committed
@@ -285,6 +288,8 @@ class TantivySink:
 
     def _is_older(self, row_id: str, seq: int, marks: Marks) -> bool:
         """Whether there is no row of this name with this seq or a later one."""
+        if seq > self._highest:
+            return True
         if row_id in self._accepted:
             row = self._accepted[row_id]
             version = None if row is None else (row.seq, row.mark)

@@ -114,6 +114,11 @@ class RowIndex:
         seqs, marks = (self._searcher.fast_field_values(name, address) for name in ("_seq", "_mark"))
         return int(seqs[0] or 0), int(marks[0] or 0)
 
+    def highest_seq(self) -> int:
+        """No committed document has a seq above this."""
+        hits = self._searcher.search(tantivy.Query.all_query(), 1, count=False, order_by_field="_seq").hits
+        return int(self._searcher.fast_field_values("_seq", [hits[0][1]])[0] or 0) if hits else 0
+
     def rows_of(self, table: str) -> Iterator[tuple[str, IndexedRow]]:
         """All committed documents of a table."""
         searcher = self._searcher

@@ -194,6 +194,27 @@ def test_a_catch_up_over_newer_rows_ends_with_the_newest(
     assert sink.incomplete() == ()
 
 
+def test_a_catch_up_over_newer_rows_after_a_restart_ends_with_the_newest(
+    sink: Sink, under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n, "v1") for n in range(30)])
+    low = source.end
+    source.commit([update(ITEMS, n, name="v2", body="b") for n in range(30)])
+    newest = snapshot_of(source)
+    sink.write(newest, MARKS)
+    sink.commit(following(low, 30))
+    sink.close()
+    again = under_test.open()
+    assert again.checkpoint() == following(low, 30)
+    before = under_test.rows()
+    again.write([w for w in windows_after(source) if w.last > low], MARKS)
+    older = windows_after(source)[:1]
+    again.write(older, MARKS)
+    again.commit(following(source.end, source.last_seq))
+    again.close()
+    assert under_test.rows() == source.rows() == before
+
+
 # Kinds of changes
 
 
