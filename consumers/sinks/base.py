@@ -159,3 +159,9 @@ def refused(what: str, change: Change, mend: str) -> SinkRefused:
     """The error for a change that the sink will never take: names table and position, never a value."""
     table = change.table or f"relation {change.raw.table}"
     return SinkRefused(what, where=f"{table} at {change.position}", mend=mend)
+
+
+def no_folder(error: OSError, path: Path) -> SinkRefused:
+    """The error for a sink on this machine whose folder cannot be made."""
+    mend = "name another path, or let this user write there"
+    return SinkRefused(f"the sink's folder cannot be made: {error.strerror}", where=str(path), mend=mend)

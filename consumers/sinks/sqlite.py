@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.sqlite_schema import ReplicaSchema
 from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue
 from walbus.consumers.steps import (
@@ -168,6 +168,8 @@ class SqliteSink:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except OSError as error:
+            raise no_folder(error, self._path) from None
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
             if name.startswith(_AWAY):

@@ -23,7 +23,7 @@ import msgspec
 from pydantic import Field
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
 from walbus.consumers.sinks.tantivy_index import (
     LAYOUTS_ID,
@@ -173,6 +173,8 @@ class TantivySink:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except OSError as error:
+            raise no_folder(error, self._path) from None
         except ValueError as error:  # all that tantivy ever raises
             text = str(error)
             if "LockBusy" in text:

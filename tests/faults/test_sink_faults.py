@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from support.model_source import ITEMS, ModelSource, delete, insert, update
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.services import RedisServer
-from support.sinks_under_test import redis_under_test, sqlite_under_test, tantivy_under_test
+from support.sinks_under_test import SinkUnderTest, redis_under_test, sqlite_under_test, tantivy_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink
@@ -178,6 +178,15 @@ def test_a_password_of_redis_is_in_no_error(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"consumer\.test\.url") as no_url:
             redis_under_test(tmp_path, url, "hash").open()
         assert secret not in str(no_url.value)
+
+
+@pytest.mark.parametrize("make", [sqlite_under_test, tantivy_under_test])
+def test_a_folder_that_cannot_be_made_is_an_error_with_a_mend(
+    make: Callable[[Path], SinkUnderTest], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SinkRefused, match="name another path"):
+        make(tmp_path).open(path=tmp_path / "file" / "deep" / "sink")
 
 
 def test_readers_of_sqlite_see_whole_transactions_while_it_is_written(
