@@ -74,13 +74,21 @@ def write(reports: Sequence[Report], command: str) -> None:
 
 
 def _where() -> str:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     cpus = len(os.sched_getaffinity(0))
     machine = f"{cpus} cores of {_processor()}, {_memory()}, Python {platform.python_version()}"
-    return f"commit {commit or 'unknown'}, {day}, {machine}"
+    return f"commit {_commit()}, {day}, {machine}"
+
+
+def _commit() -> str:
+    """The commit, with a + if the tree differs from it in more than the results."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", ":!docs/benchmarks.md")
+    return f"{commit or 'unknown'}{'+' if changed else ''}"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _processor() -> str:
