@@ -16,6 +16,7 @@ from support.database import fresh_database
 from support.log_view import log_records
 from support.memory_log import MemoryLog
 from support.oracle import Oracle
+from support.seed import announced_seed
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
 from walbus.records import Kind, body_of, iter_changes
@@ -87,8 +88,7 @@ def prepared(database, folder):
 
 @pytest.mark.timeout(240)
 def test_capture_killed_at_random_points_loses_and_repeats_nothing(database, folder):
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
+    seed = announced_seed("load and kills")
     dice = random.Random(seed)
     with prepared(database, folder) as truth:
         with Load(database, seed):

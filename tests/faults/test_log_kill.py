@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.relay_log import FileEngine, commits, read_all, transaction
+from support.seed import announced_seed
 from support.waiting import wait_for
 from walbus.errors import LogBusy
 
@@ -48,9 +48,7 @@ def assert_log_is_whole(folder: Path, at_least: int) -> int:
 
 
 def test_a_writer_killed_at_random_points_loses_nothing_that_it_confirmed(tmp_path):
-    seed = int(os.environ.get("WALBUS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
-    print(f"WALBUS_SEED={seed}")
-    chance = random.Random(seed)
+    chance = random.Random(announced_seed("the kills"))
     folder, last = tmp_path / "log", 0
     for _ in range(8):
         process = writer_process(folder)
