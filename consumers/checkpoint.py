@@ -7,7 +7,8 @@
 
 Every checkpoint carries the `log_id` that its positions and seqs belong to, the `Marks` that make sweeping safe, and
 the tables that are `unread`: they came to the log after the consumer's snapshot, with rows that the log does not hold,
-and are to be read once the bootstrap has them.
+and are to be read once the bootstrap has them. `layouts` is the largest number of a layout that the consumer was told:
+the log's writer may tell an older one again, which is no new table.
 
 Its stored form is one JSON object with a version. No I/O.
 """
@@ -52,6 +53,7 @@ class Following:
     marks: Marks
     point: Point
     unread: tuple[str, ...] = ()
+    layouts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Snapshotting:
     low: Point | None = None
     high: Point | None = None
     unread: tuple[str, ...] = ()
+    layouts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class CatchingUp:
     point: Point
     until: Position
     unread: tuple[str, ...] = ()
+    layouts: int = 0
 
 
 Checkpoint: TypeAlias = Following | Snapshotting | CatchingUp
@@ -131,6 +135,8 @@ def dump_checkpoint(checkpoint: Checkpoint) -> str:
             }
     if checkpoint.unread:
         document["unread"] = checkpoint.unread
+    if checkpoint.layouts:
+        document["layouts"] = checkpoint.layouts
     return json.dumps(document, separators=(",", ":"))
 
 
@@ -155,17 +161,19 @@ def load_checkpoint(text: str) -> Checkpoint:
 
 
 def _load(document: dict[str, Any]) -> Checkpoint:
-    log_id, marks, unread = document["log_id"], Marks(*document["marks"]), tuple(document.get("unread", ()))
+    log_id, marks = document["log_id"], Marks(*document["marks"])
+    unread, layouts = tuple(document.get("unread", ())), int(document.get("layouts", 0))
     match document["phase"]:
         case "online":
-            return Following(log_id, marks, _load_point(document["point"]), unread)
+            return Following(log_id, marks, _load_point(document["point"]), unread, layouts)
         case "catchup":
             until = parse_position(document["until"])
-            return CatchingUp(log_id, marks, _load_point(document["point"]), until, unread)
+            return CatchingUp(log_id, marks, _load_point(document["point"]), until, unread, layouts)
         case "snapshot":
             tables = tuple(_load_table(table) for table in document["tables"])
             low, high = document["low"], document["high"]
-            return Snapshotting(log_id, marks, tables, low and _load_point(low), high and _load_point(high), unread)
+            points = (low and _load_point(low), high and _load_point(high))
+            return Snapshotting(log_id, marks, tables, *points, unread, layouts)
         case _:
             raise ValueError("phase")
 

@@ -109,7 +109,6 @@ class ConsumerMachine:
         self._state: State = checkpoint or Starting(start)
         self._log: LogSeen | None = None  # what the relay said since the last disconnect
         self._received = _point_of(checkpoint)  # the log has been handed on up to here, pieces included
-        self._rows_known: set[int] = set()  # OIDs of tables that were read, or noted to be, since the process began
         self._open: tuple[int, int] | None = None  # (epoch, commit LSN) of a transaction that has begun to arrive
 
     @property
@@ -127,9 +126,10 @@ class ConsumerMachine:
         """The log has been handed on up to here."""
         return self._received.last_done
 
-    def knows_rows_of(self, oid: int) -> bool:
-        """Whether the relation was read from the bootstrap, or will be."""
-        return oid in self._rows_known
+    @property
+    def layouts(self) -> int:
+        """The largest number of a layout that the consumer was told."""
+        return 0 if isinstance(self._state, (Starting, Listing)) else self._state.layouts
 
     @property
     def wanted(self) -> Want:
@@ -221,12 +221,12 @@ class ConsumerMachine:
         tables = tuple(TableProgress(table) for table in event.tables)
         unread = before.unread if before is not None and same_log else ()
         left = tuple(table for table in unread if table not in event.tables)
-        state = Snapshotting(event.log_id, _next_marks(before, event), tables, low, low, left)
+        layouts = before.layouts if low is not None and before is not None else event.layouts
+        state = Snapshotting(event.log_id, _next_marks(before, event), tables, low, low, left, layouts)
         self._state = state
         return [Advance(state)]
 
     def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
-        self._rows_known.add(event.layout.oid)
         return [Deliver(layout_window(event.layout, state), state.marks, state)]
 
     def _rows_read(self, before: Snapshotting, event: RowsRead) -> list[Output]:
@@ -255,7 +255,8 @@ class ConsumerMachine:
         match state:
             case Snapshotting(low=Point() as low, high=Point() as high) if all(table.done for table in state.tables):
                 self._received = low
-                self._state = _caught_up(CatchingUp(state.log_id, state.marks, low, high.last_done, state.unread))
+                behind = CatchingUp(state.log_id, state.marks, low, high.last_done, state.unread, state.layouts)
+                self._state = _caught_up(behind)
         return self._state
 
     # Log
@@ -303,9 +304,10 @@ class ConsumerMachine:
     def _aside(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
         self._receive_up_to(event.header)
         whole = self._open is None
-        if event.new_table is not None and not self.knows_rows_of(event.new_table.oid):
-            self._rows_known.add(event.new_table.oid)
-            self._state = state = replace(state, unread=(*state.unread, event.new_table.table))
+        if event.new_table is not None and event.new_table.id > state.layouts:
+            state = replace(state, unread=(*state.unread, event.new_table.table))
+        told = max((change.raw.schema_id for change in event.changes), default=0)
+        self._state = state = replace(state, layouts=max(state.layouts, told))
         return [self._deliver(state, log_window(event, event.changes, begins=whole, ends=whole))]
 
     def _progress(self, state: Following | CatchingUp, header: RecordHeader) -> list[Output]:
@@ -350,7 +352,7 @@ def _with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
 
 def _caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
     if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
-        return Following(state.log_id, state.marks, state.point, state.unread)
+        return Following(state.log_id, state.marks, state.point, state.unread, state.layouts)
     return state
 
 

@@ -224,7 +224,7 @@ class Session:
     def _new_table(self, changes: Sequence[Change]) -> TableSchema | None:
         """The layout that a SCHEMA event tells, if the consumer wants all rows and was never told the table before."""
         layout, wanted = changes[0].schema, self.subscribed.tables
-        if self.subscribed.start != "snapshot" or layout is None or self._machine.knows_rows_of(layout.oid):
+        if self.subscribed.start != "snapshot" or layout is None or layout.id <= self._machine.layouts:
             return None
         same = (known for known in self.relay.schemas() if known.oid == layout.oid and known.id < layout.id)
         earlier = matching((known.table for known in same), wanted)
@@ -281,7 +281,8 @@ class Session:
         listed = bootstrap.tables()
         patterns = self.subscribed.tables if only is None else only
         wanted, without = matching(listed.tables, patterns), matching(listed.refused, patterns)
-        self._receive(TablesListed(listed.log_id, wanted, int(self.clock.wall() * 1000)))
+        layouts = max(listed.tables.values(), default=0)
+        self._receive(TablesListed(listed.log_id, wanted, int(self.clock.wall() * 1000), layouts))
         if not isinstance(self._machine.state, Listing):
             unknown = [name for name in patterns if "*" not in name and name not in (*wanted, *without)]
             if unknown:

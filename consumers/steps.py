@@ -44,11 +44,13 @@ class TablesListed:
         log_id: of the log that it follows.
         tables: those that the consumer wants.
         stamp: Unix milliseconds, passed in: marks must rise even where the last checkpoint was lost.
+        layouts: the largest number of a layout that any of its tables has.
     """
 
     log_id: str
     tables: tuple[str, ...]
     stamp: int
+    layouts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

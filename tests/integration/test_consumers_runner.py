@@ -147,6 +147,23 @@ def test_rows_that_a_table_had_before_it_was_published_come_from_the_bootstrap(
     assert [parameters["table"] for parameters in relay.asked("/v1/snapshot")] == [ITEMS, late]
 
 
+def test_a_layout_that_is_told_again_is_no_new_table(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    """A writer whose segment with the SCHEMA record was trimmed tells it again when it starts."""
+    source.commit([insert(ITEMS, n) for n in range(4)])
+    source.add_layout(items_layout())  # the first of two equal ones
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+    source.tell_again(1)
+    source.commit([insert(ITEMS, 9)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        source.commit([insert(ITEMS, 10)])
+        equal(under_test, relay)
+    assert len(relay.asked("/v1/snapshot")) == 1
+
+
 def test_a_layout_change_under_way_is_followed(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:

@@ -74,11 +74,11 @@ class FiveLines:
         except BaseException as error:
             self._error = error
 
-    def _print(self, op: Op, key: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
+    def _print(self, op: str, key: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
         if key is None:
             return  # an event of a layout
         self.printed += 1
-        if op is Op.DELETE:
+        if op == Op.DELETE.name:
             self.orders.pop(key["id"], None)
         else:
             assert after is not None

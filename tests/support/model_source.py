@@ -128,12 +128,16 @@ class ModelSource:
         self.current[layout.table] = layout
         self.state.setdefault(layout.table, {})
         if self.records:
-            body = pack_change(Op.SCHEMA, table=layout.oid, schema_id=layout.id, seq_delta=0, ordinal_delta=0)
-            last = self.end
-            self._append(
-                Kind.SCHEMA, Flag(0), last.commit_lsn, last.ordinal, last.ordinal, self.last_seq, self.last_seq, 1, body
-            )
+            self.tell_again(layout.id)
         return layout
+
+    def tell_again(self, schema_id: int) -> None:
+        """A SCHEMA record behind the last change."""
+        layout, last = self.layouts[schema_id], self.end
+        body = pack_change(Op.SCHEMA, table=layout.oid, schema_id=schema_id, seq_delta=0, ordinal_delta=0)
+        self._append(
+            Kind.SCHEMA, Flag(0), last.commit_lsn, last.ordinal, last.ordinal, self.last_seq, self.last_seq, 1, body
+        )
 
     def commit(self, edits: Sequence[Edit], pieces: int = 1) -> Position:
         """One transaction, in so many records; gives its last position."""

@@ -38,8 +38,8 @@ marks = st.builds(Marks, st.integers(0, 2**53), st.integers(0, 2**53))
 progress = st.builds(TableProgress, st.text(min_size=1), st.none() | st.binary(), st.booleans())
 unread = st.lists(st.text(), max_size=2).map(tuple)
 checkpoints = st.one_of(
-    st.builds(Following, st.text(), marks, points, unread),
-    st.builds(CatchingUp, st.text(), marks, points, positions, unread),
+    st.builds(Following, st.text(), marks, points, unread, st.integers(0, 99)),
+    st.builds(CatchingUp, st.text(), marks, points, positions, unread, st.integers(0, 99)),
     st.builds(
         Snapshotting, st.text(), marks, st.lists(progress).map(tuple), st.none() | points, st.none() | points, unread
     ),
