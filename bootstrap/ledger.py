@@ -19,9 +19,11 @@ from walbus.bootstrap.runs import TableRun, load_runs
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import (
     APPLIED,
+    LISTED,
     UNSEEN,
     Applied,
     ChunkDone,
+    Listed,
     Phase,
     Plan,
     PublishedTable,
@@ -70,9 +72,38 @@ class Ledger:
             self.unseen = UnseenCommits(unseen.xids)
             self.unseen_at = unseen.position
         self.tables = {run.state.oid: run for run in load_runs(store)}
-        #: Whether every published table is among `tables`, as far as the last look at the publication tells. A list
-        #: without one of them would leave its rows out of a consumer's snapshot for good.
-        self.listed = bool(self.tables)
+        content = store.document(LISTED)
+        self._listed: Listed | None = None if content is None else decode(content, Listed)
+
+    @property
+    def listed(self) -> bool:
+        """Whether every published table is among `tables`, as far as the log tells.
+
+        A list without one of them would leave its rows out of a consumer's snapshot for good. A table enters the log by
+        its layout: where the newest one is that of the last look at the publication, none can be missing, even if the
+        source is away since this process began.
+        """
+        return self._listed is not None and self._listed.schema_id == self.newest_schema()
+
+    def newest_schema(self) -> int | None:
+        """The number of the log's newest layout, 0 if there is none; None while the log is not open."""
+        schemas = self.schemas
+        return None if schemas is None else max((schema.id for schema in schemas.all()), default=0)
+
+    def tell_listed(self, schema_id: int | None) -> None:
+        """Notes the outcome of a look at the publication.
+
+        Args:
+            schema_id: `newest_schema` before the look; None if a published table is not among `tables` yet.
+        """
+        listed = None if schema_id is None else Listed(schema_id)
+        with self.lock:
+            if listed == self._listed:
+                return
+            stage = Stage(self.store)
+            stage.document(LISTED, None if listed is None else encode(listed))
+            stage.commit()
+            self._listed = listed
 
     def begin(self, applied: Applied, unseen: UnseenCommits) -> None:
         """A store without history starts to follow a log."""
@@ -83,9 +114,11 @@ class Ledger:
                 broken = msgspec.structs.replace(run.state, phase=Phase.BROKEN, reason="the log was left behind")
                 self.save_state(stage, run, broken)
             stage.document(APPLIED, encode(applied))
+            stage.document(LISTED, None)
             self._stage_unseen(stage, applied, unseen)
             stage.commit()
             self.applied, self.unseen, self.unseen_at = applied, unseen, applied.position
+            self._listed = None
 
     def resume(self, xids: Iterable[int]) -> None:
         """The applier is about to go on.

@@ -120,7 +120,7 @@ class Seeder:
         self._pauses = Pauses()
         self._next_poll = 0.0
         self._told_missing = False
-        self._looked = False  # whether the publication was seen since this process began
+        self._looked_at: int | None = None  # the log's newest layout at the last look; None before the first one
 
     def run(self) -> None:
         """Seeds until `stop` is set.
@@ -149,6 +149,7 @@ class Seeder:
 
     def _poll(self, connection: psycopg.Connection[Any]) -> None:
         self._check_source(connection)
+        newest = self._ledger.newest_schema()
         published = read_published(connection, self._source.publication)
         moment = read_moment(connection)
         self._ledger.observe(moment.snapshot)
@@ -161,7 +162,7 @@ class Seeder:
             if run.state.oid not in published:
                 self._wanted.pop(run.state.oid, None)
                 self._ledger.forget(run)
-        self._looked = True
+        self._looked_at = newest
 
     def _check_source(self, connection: psycopg.Connection[Any]) -> None:
         """Rows of another database than the log's must never enter the store."""
@@ -196,8 +197,9 @@ class Seeder:
             if schema is not None:
                 self._ledger.start_generation(wanted.published, schema.id, wanted.reason)
                 del self._wanted[oid]
-        if self._looked:
-            self._ledger.listed = all(oid in self._ledger.tables for oid in self._wanted)
+        if self._looked_at is not None:
+            listed = all(oid in self._ledger.tables for oid in self._wanted)
+            self._ledger.tell_listed(self._looked_at if listed else None)
 
     def _schema_for(self, wanted: Wanted) -> TableSchema | None:
         """The registered layout of the table; None while capture has not registered it."""

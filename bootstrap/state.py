@@ -160,6 +160,12 @@ class ChunkDone(msgspec.Struct, frozen=True):
     rows: int
 
 
+class Listed(msgspec.Struct, frozen=True):
+    """That every published table had its run when the log's newest layout was the one with this number."""
+
+    schema_id: int
+
+
 class Unseen(msgspec.Struct, frozen=True):
     """Logged transactions up to a position that no snapshot was known to see.
 
@@ -181,6 +187,7 @@ class Unseen(msgspec.Struct, frozen=True):
 
 APPLIED = "applied"
 UNSEEN = "unseen"
+LISTED = "listed"
 TABLES = "table/"
 
 
