@@ -106,7 +106,7 @@ class ConsumerMachine:
     """
 
     def __init__(self, checkpoint: Checkpoint | None, start: Start) -> None:
-        self._state: State = checkpoint or Starting(start)
+        self._state: State = Starting(start) if checkpoint is None else _resumed(checkpoint)
         self._log: LogSeen | None = None  # what the relay said since the last disconnect
         self._received = _point_of(checkpoint)  # the log has been handed on up to here, pieces included
         self._open: tuple[int, int] | None = None  # (epoch, commit LSN) of a transaction that has begun to arrive
@@ -333,6 +333,17 @@ class ConsumerMachine:
         takes_seq = header.kind == Kind.TRANSACTION and header.last_ordinal > 0
         if header.last_seq < self._received.seq + takes_seq:
             raise _regress(header.last_seq, header.last, self._received)
+
+
+def _resumed(checkpoint: Checkpoint) -> State:
+    """Where a checkpoint goes on.
+
+    A snapshot without its first answer begins anew. Rows of that answer may have reached the sink, and the checkpoint
+    that names their state may not: what was deleted since then is told by the sweep of a new generation alone.
+    """
+    if isinstance(checkpoint, Snapshotting) and checkpoint.low is None:
+        return Listing(checkpoint)
+    return checkpoint
 
 
 def _next_marks(before: Checkpoint | None, event: TablesListed) -> Marks:

@@ -54,6 +54,8 @@ def test_a_redis_that_stands_still_is_waited_for(
     source.commit([insert(ITEMS, n) for n in range(5)])
     with consumer(relay, under_test) as running:
         equal(under_test, relay)
+        source.commit([update(ITEMS, 3, name="behind the snapshot")])  # there once the snapshot's checkpoint is
+        equal(under_test, relay)
         assert own_redis.pid is not None
         os.kill(own_redis.pid, signal.SIGSTOP)
         source.commit([update(ITEMS, 1, name="meanwhile"), delete(ITEMS, 2)])
