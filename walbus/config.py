@@ -111,6 +111,11 @@ class SourceConfig(BaseModel):
     slot: str = Field("walbus", pattern=_NAME)
     publication: str = Field("walbus", pattern=_NAME)
     tables: SourcePatterns = ("public.*",)  #: `schema.table` or `schema.*`
+    streaming: bool = True  #: take in-progress transactions as they run, into a spool, instead of at their commit
+    two_phase: bool = False  #: decode prepared transactions at PREPARE (a new slot alone can be made so)
+    failover: bool = True  #: from PostgreSQL 17 on, a new slot is copied to standbys that synchronize slots
+    catch_up: bool = True  #: read a large backlog in steps, faster than the walsender sends it
+    catch_up_step_bytes: int = Field(128 << 20, ge=1 << 20)  #: WAL of the first step; steps grow
 
 
 class RelayConfig(BaseModel):
@@ -190,6 +195,11 @@ class Settings(BaseSettings):
     def bootstrap_dir(self) -> Path:
         """Folder of the bootstrap store."""
         return self.bootstrap.dir or self.data_dir / "bootstrap"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Folder of capture's spool: transactions that have not committed yet."""
+        return self.data_dir / "spool"
 
     @property
     def status_dir(self) -> Path:
