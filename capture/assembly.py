@@ -14,7 +14,8 @@ Rows:
 - A non-transactional message is a transaction of its own with xid 0. Its record may end exactly where the next
   commit's begins, so its place is the last byte of its record.
 
-One `Assembler` lives as long as its process; `reconnected` tells it that the stream begins anew.
+One `Assembler` lives as long as its process; `reconnected` tells it that the stream begins anew. What `feed` completes
+waits inside until `take`.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ class Assembler:
         self._repeated: bool | None = None  # whether the log has the open transaction; None before its first change
         self._told: dict[int, int] = {}  # version that the last SCHEMA record told of a table, by its OID
         self._out: list[Piece] = []
+        self.waiting_bytes = 0  #: size of what `take` would give
         self._handed = bound  # the log has been handed everything that commits before this LSN
         self._shown = 0  # LSN of the last position that the log was handed; below `_handed` behind a commit
         self.bound = bound  #: everything that commits before this LSN has been received
@@ -133,8 +135,8 @@ class Assembler:
         """Whether a transaction's Commit has still to come."""
         return self._transaction is not None
 
-    def feed(self, data: bytes, offset: int = 0) -> list[Piece]:
-        """Takes one pgoutput message; the pieces that are complete with it, for the log, in order.
+    def feed(self, data: bytes, offset: int = 0) -> None:
+        """Takes one pgoutput message.
 
         Args:
             data: holds the message from `offset` to its end.
@@ -143,17 +145,22 @@ class Assembler:
         Raises:
             ProtocolError: the message makes no sense, by itself or at this place.
             SourceReplaced: the source's history is not the log's.
+            LogFull: no room for a new layout. Nothing of the message was taken; feed it again.
         """
         if self._repeated and data[offset : offset + 1] in _CHANGE_KINDS:
-            return []
+            return
         try:
             message = decode(data, offset)
             self._handlers[type(message)](message)
         except ProtocolError as error:
             raise self._placed(error) from None
+
+    def take(self) -> list[Piece]:
+        """What is complete and was not taken yet, for the log, in order."""
         if not self._out:
-            return self._out
+            return []
         out, self._out = self._out, []
+        self.waiting_bytes = 0
         return out
 
     def keepalive(self, wal_end: int) -> None:
@@ -351,7 +358,11 @@ class Assembler:
 
     def _hand_out(self, transaction: OpenTransaction, end_lsn: int = 0) -> None:
         self.changes += transaction.waiting
-        self._out.append(transaction.take(end_lsn))
+        self._put(transaction.take(end_lsn))
+
+    def _put(self, piece: Piece) -> None:
+        self._out.append(piece)
+        self.waiting_bytes += len(piece.body)
 
     # Layouts.
 
@@ -374,7 +385,7 @@ class Assembler:
         """Writes the SCHEMA record behind the changes so far, before the one that needs it."""
         if transaction.waiting:
             self._hand_out(transaction)
-        self._out.append(transaction.schema(schema))
+        self._put(transaction.schema(schema))
         self._told[schema.oid] = schema.id
         if not transaction.done:
             self._repeats.passed(transaction.last)  # before the first change it stands by itself

@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 #: Bytes that one round reads at most.
 ROUND_BYTES = 1 << 20
+#: What is complete goes to the log when it has this many bytes, or at the end of a round.
+TAKE_BYTES = 256 << 10
 #: Seconds that a whole transaction may wait for others to be synced with it, under load.
 GROUP_SECONDS = 0.05
 #: Seconds between two PROGRESS records, and between two requests for a keepalive.
@@ -128,27 +130,35 @@ class StreamLoop:
 
     def _read_round(self) -> bool:
         """Reads one round; whether the socket is dry."""
+        try:
+            dry, last = self._read_frames()
+        finally:  # what stood before a message that makes no sense is good
+            self._append_complete()
+        if last:
+            self._heard = self._monotonic()
+            self._note_server(last)
+        return dry
+
+    def _read_frames(self) -> tuple[bool, bytes]:
+        """Feeds the assembler; whether the socket is dry, and the last frame (empty if there was none)."""
         receive, left, last = self._walsender.receive, ROUND_BYTES, b""
         while left > 0:
             frame = receive()
             if frame is None:
                 break
             self._take_frame(frame)
+            if self._assembler.waiting_bytes >= TAKE_BYTES:
+                self._append_complete()
             left -= len(frame)
             last = frame
-        if last:
-            self._heard = self._monotonic()
-            self._note_server(last)
-        return left > 0
+        return left > 0, last
 
     def _take_frame(self, frame: bytes) -> None:
         if frame[0] == WAL_DATA:
             try:
-                pieces = self._assembler.feed(frame, WAL_DATA_HEADER)
+                self._assembler.feed(frame, WAL_DATA_HEADER)
             except LogFull:  # no room for a new layout; nothing of the message was taken
-                pieces = self._patiently(lambda: self._assembler.feed(frame, WAL_DATA_HEADER))
-            for piece in pieces:
-                self._append(piece)
+                self._patiently(lambda: self._assembler.feed(frame, WAL_DATA_HEADER))
         elif frame[0] == KEEPALIVE:
             keepalive = parse_keepalive(frame)
             self._assembler.keepalive(keepalive.wal_end)
@@ -160,6 +170,10 @@ class StreamLoop:
         """Notes how far the server is, and its clock, by the last frame of a round."""
         wal_end, self._server_time = server_state(frame)
         self._received = max(self._received, wal_end)
+
+    def _append_complete(self) -> None:
+        for piece in self._assembler.take():
+            self._append(piece)
 
     def _append(self, piece: Piece) -> None:
         self._patiently(lambda: self._log.append(piece))

@@ -48,8 +48,9 @@ def reconnect(assembler, log):
 
 def feed(assembler, log, messages):
     for message in messages:
-        for piece in assembler.feed(message):
-            log.append(piece)
+        assembler.feed(message)
+    for piece in assembler.take():
+        log.append(piece)
 
 
 def captured_log():
@@ -190,7 +191,8 @@ def test_a_large_transaction_leaves_in_bounded_pieces():
     assembler = assembler_on(log)
     feed(assembler, log, [made.begin(1000, 700), LAYOUT])
     for number in range(3000):
-        for piece in assembler.feed(made.insert(T, str(number), big, None)):
+        assembler.feed(made.insert(T, str(number), big, None))
+        for piece in assembler.take():
             assert len(piece.body) <= PIECE_BYTES + 2000
             log.append(piece)
     feed(assembler, log, [made.commit(1000)])
