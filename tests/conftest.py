@@ -13,35 +13,40 @@ import pytest
 
 from support.database import Database, fresh_database
 from support.oracle import Oracle
+from support.postgres_programs import programs_of, versions_of
 from support.services import RedisServer, docker_answers, local_redis, missing, redis_answers
 from walbus.demo.postgres import THROWAWAY_SETTINGS, EmbeddedPostgres
 from walbus.demo.postgres import free_port as any_free_port
 from walbus.errors import UsageError
 
-SHIPPED = ("16", "18")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--pg", default="18", help="PostgreSQL: 16, 18, all, or a folder with bin/; several by commas")
+    parser.addoption("--pg", default="18", help="PostgreSQL: 14 to 18, all, or a folder with bin/; several by commas")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "pg_server" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--pg")
-        versions = SHIPPED if chosen == "all" else tuple(chosen.split(","))
-        metafunc.parametrize("pg_server", versions, indirect=True, ids=[f"pg{v}" for v in versions], scope="session")
+    """Each test with a server runs on every chosen version; one marked `one_version` on the last of them."""
+    if "pg_version" in metafunc.fixturenames:
+        versions = versions_of(metafunc.config.getoption("--pg"))
+        if any(metafunc.definition.iter_markers("one_version")):
+            versions = versions[-1:]
+        metafunc.parametrize("pg_version", versions, indirect=True, ids=[f"pg{v}" for v in versions], scope="session")
 
 
 def open_postgres(folder: Path, version: str, settings: dict[str, str]) -> EmbeddedPostgres:
-    """An embedded server by the words of --pg; skips (or fails, see services) where it is not to be had."""
+    """An embedded server by a word of --pg; skips (or fails, see services) where it is not to be had."""
     try:
-        if version.isdigit():
-            return EmbeddedPostgres(folder, version=int(version), settings=settings)
-        home = Path(version)
-        return EmbeddedPostgres(folder, settings=settings, bin_dir=home / "bin" if (home / "bin").exists() else home)
+        return EmbeddedPostgres(folder, settings=settings, bin_dir=programs_of(version))
     except UsageError as error:
         missing(f"PostgreSQL {version}", str(error))
         raise
+
+
+@pytest.fixture(scope="session")
+def pg_version(request: pytest.FixtureRequest) -> str:
+    """The PostgreSQL of this run of the test, by its word of --pg."""
+    version: str = request.param
+    return version
 
 
 @pytest.fixture
@@ -54,11 +59,11 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def pg_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
+def pg_server(pg_version: str) -> Iterator[EmbeddedPostgres]:
     """The session's PostgreSQL. Do not stop or kill it: tests that must take `own_pg_server`."""
     folder = Path(tempfile.mkdtemp(prefix="walbus-pg-test-"))
     folder.chmod(0o755)
-    server = open_postgres(folder / "pg", request.param, THROWAWAY_SETTINGS)
+    server = open_postgres(folder / "pg", pg_version, THROWAWAY_SETTINGS)
     try:
         server.start()
         yield server
@@ -68,14 +73,13 @@ def pg_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture
-def own_pg_server(open_folder: Path, pytestconfig: pytest.Config) -> Iterator[Callable[..., EmbeddedPostgres]]:
+def own_pg_server(open_folder: Path, pg_version: str) -> Iterator[Callable[..., EmbeddedPostgres]]:
     """Makes servers of the test's own: `own_pg_server(version="18", **settings)`, started; removed at the end."""
     servers: list[EmbeddedPostgres] = []
 
     def make(version: str | None = None, **settings: str) -> EmbeddedPostgres:
-        wanted = version or pytestconfig.getoption("--pg").replace("all", "18").split(",")[0]
         folder = open_folder / f"pg{len(servers)}"
-        servers.append(open_postgres(folder, wanted, {**THROWAWAY_SETTINGS, **settings}))
+        servers.append(open_postgres(folder, version or pg_version, {**THROWAWAY_SETTINGS, **settings}))
         servers[-1].start()
         return servers[-1]
 

@@ -127,7 +127,7 @@ def test_a_slot_that_another_session_streams_from_is_waited_for(database: Databa
 @contextmanager
 def streaming_elsewhere(database: Database, slot: str) -> Iterator[None]:
     """PostgreSQL's own client holds the slot."""
-    program = database.server.bin_dir / "pg_recvlogical"
+    program = database.server.program("pg_recvlogical")
     options = ["-o", "proto_version=1", "-o", "publication_names=walbus", "--no-loop", "-f", os.devnull]
     holder = subprocess.Popen([program, "--start", "-S", slot, "-d", database.dsn, *options])
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from support.waiting import wait_for
@@ -13,9 +11,7 @@ from walbus.errors import SourceUnavailable
 
 @pytest.fixture
 def load(database, pg_server):
-    if not (Path(pg_server.bin_dir) / "pgbench").exists():
-        pytest.skip("this PostgreSQL ships no pgbench")
-    load = PgbenchLoad(pg_server.bin_dir, database.dsn, rate=200, seed=1)
+    load = PgbenchLoad(pg_server.program("pgbench"), database.dsn, rate=200, seed=1)
     load.prepare(0)
     return load
 

@@ -3,8 +3,9 @@
 Fixtures (tests/conftest.py):
 
     pg_server       the session's `walbus.demo.postgres.EmbeddedPostgres` (wal_level=logical, 40 slots and senders);
-                    `pytest --pg=16`, `--pg=18` (default), `--pg=16,18`, `--pg=all`, `--pg=/usr/lib/postgresql/15`.
-                    Never stop or kill it.
+                    `pytest --pg=14` to `--pg=18` (default), `--pg=14,17`, `--pg=all`, `--pg=/usr/local/pgsql`
+                    (`support.postgres_programs` says where each comes from). Never stop or kill it.
+    pg_version      the word of --pg that this run of the test has; of a server: `connection.info.server_version`
     own_pg_server   makes servers that a test may stop, kill and restart:
                         server = own_pg_server(max_wal_senders="5")      # settings by keyword; version="16"
                         server.kill(); server.start(); server.restart("immediate"); server.stop("fast")

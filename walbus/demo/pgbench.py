@@ -27,14 +27,14 @@ class PgbenchLoad:
     """pgbench's tables and its standard script.
 
     Args:
-        bin_dir: folder of `pgbench`.
+        program: where pgbench is.
         dsn: of an empty database.
         rate: transactions a second, all clients together.
         seed: pgbench's random seed.
     """
 
-    def __init__(self, bin_dir: Path, dsn: str, *, rate: float, seed: int) -> None:
-        self._program = str(bin_dir / "pgbench")
+    def __init__(self, program: Path, dsn: str, *, rate: float, seed: int) -> None:
+        self._program = str(program)
         self._dsn = dsn
         self._rate = rate
         self._seed = seed

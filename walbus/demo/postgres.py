@@ -36,7 +36,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from walbus.demo.programs import copy_programs, find_binaries, reachable, run_as, unprivileged_account
+from walbus.demo.programs import NEWEST, copy_programs, find_binaries, reachable, run_as, unprivileged_account
 from walbus.errors import SourceUnavailable, UsageError
 
 #: Settings of every server; the caller's go over them.
@@ -85,7 +85,7 @@ class EmbeddedPostgres:
         self,
         folder: Path,
         *,
-        version: int = 18,
+        version: int = NEWEST,
         settings: Mapping[str, str] | None = None,
         bin_dir: Path | None = None,
     ) -> None:
@@ -113,6 +113,19 @@ class EmbeddedPostgres:
     def bin_dir(self) -> Path:
         """Programs that the server's user can run; ours too (`pgbench`, `pg_recvlogical`)."""
         return self._copied or self._installed
+
+    def program(self, name: str) -> Path:
+        """One of PostgreSQL's programs; a client that this server came without is a newer version's.
+
+        Raises:
+            UsageError: no shipped version has it either.
+        """
+        if (self.bin_dir / name).exists():
+            return self.bin_dir / name
+        newest = find_binaries(NEWEST) / name
+        if not newest.exists():
+            raise UsageError(f"there is no {name} with this PostgreSQL or with {NEWEST}", where=str(newest))
+        return newest
 
     @property
     def pid(self) -> int | None:

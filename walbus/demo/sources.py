@@ -96,5 +96,5 @@ def demo_source(folder: Path, *, workload: str, rate: float, seed: int) -> Itera
 def _load(server: EmbeddedPostgres, workload: str, rate: float, seed: int) -> Load:
     dsn = server.dsn(DATABASE)
     if workload == "pgbench":
-        return PgbenchLoad(server.bin_dir, dsn, rate=rate, seed=seed)
+        return PgbenchLoad(server.program("pgbench"), dsn, rate=rate, seed=seed)
     return ShopLoad(dsn, rate=rate, seed=seed)
