@@ -33,10 +33,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("pg_version", versions, indirect=True, ids=[f"pg{v}" for v in versions], scope="session")
 
 
-def open_postgres(folder: Path, version: str, settings: dict[str, str]) -> EmbeddedPostgres:
+def open_postgres(folder: Path, version: str, settings: dict[str, str], *, contrib: bool = False) -> EmbeddedPostgres:
     """An embedded server by a word of --pg; skips (or fails, see services) where it is not to be had."""
     try:
-        return EmbeddedPostgres(folder, settings=settings, bin_dir=programs_of(version))
+        return EmbeddedPostgres(folder, settings=settings, bin_dir=programs_of(version, contrib=contrib))
     except UsageError as error:
         missing(f"PostgreSQL {version}", str(error))
         raise
@@ -74,12 +74,17 @@ def pg_server(pg_version: str) -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def own_pg_server(open_folder: Path, pg_version: str) -> Iterator[Callable[..., EmbeddedPostgres]]:
-    """Makes servers of the test's own: `own_pg_server(version="18", **settings)`, started; removed at the end."""
+    """Makes servers of the test's own, started; removed at the end.
+
+    `own_pg_server(version="16", contrib=True, wal_level="replica")`: a version other than the run's, with the contrib
+    extensions, with settings.
+    """
     servers: list[EmbeddedPostgres] = []
 
-    def make(version: str | None = None, **settings: str) -> EmbeddedPostgres:
+    def make(version: str | None = None, *, contrib: bool = False, **settings: str) -> EmbeddedPostgres:
         folder = open_folder / f"pg{len(servers)}"
-        servers.append(open_postgres(folder, version or pg_version, {**THROWAWAY_SETTINGS, **settings}))
+        chosen = {**THROWAWAY_SETTINGS, **settings}
+        servers.append(open_postgres(folder, version or pg_version, chosen, contrib=contrib))
         servers[-1].start()
         return servers[-1]
 

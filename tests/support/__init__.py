@@ -9,6 +9,8 @@ Fixtures (tests/conftest.py):
     own_pg_server   makes servers that a test may stop, kill and restart:
                         server = own_pg_server(max_wal_senders="5")      # settings by keyword; version="16"
                         server.kill(); server.start(); server.restart("immediate"); server.stop("fast")
+                        server = own_pg_server(contrib=True)             # hstore, ltree … on 16 and 18 too
+                        server.program("pg_basebackup")                  # the server's own, or 18's
                         with fresh_database(server) as database: ...     # from support.database
     database        a fresh database: `.dsn` (URL), `.connect()` (autocommit), `.execute(sql, params)` -> rows,
                     `.value(sql)`, `.insert_lsn()`, `.confirmed_lsn(slot)`, `.name`, `.server`. At the end walsenders

