@@ -34,7 +34,7 @@ class Repeats:
         trimmed: up to here the log has forgotten; transactions at or below it cannot be compared.
     """
 
-    def __init__(self, find: Callable[[int], Held | None], *, end: Position, trimmed: Position = ORIGIN) -> None:
+    def __init__(self, find: Callable[[int, int], Held | None], *, end: Position, trimmed: Position = ORIGIN) -> None:
         self._find = find
         self._end = end
         self.trimmed = trimmed  #: moves with the log's retention
@@ -52,7 +52,7 @@ class Repeats:
         position = transaction.last._replace(ordinal=1)
         if position > self._end:
             return False
-        held = self._find(transaction.commit_lsn)
+        held = self._find(transaction.epoch, transaction.commit_lsn)
         if held is None and position > self.trimmed:
             raise _diverged(transaction, "the log has passed that place without a transaction there")
         if held is not None and not _same(held, transaction):

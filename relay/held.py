@@ -1,13 +1,13 @@
 """Knowing a transaction again that the source sends a second time.
 
 After a restart the source sends again what it was not told to be durable, in commit order; the log is asked for each
-commit LSN. The finder keeps its place, so that ascending questions cost one pass over the records in question.
+place. The finder keeps its place, so that ascending questions cost one pass over the records in question.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from walbus.errors import PositionTrimmed
@@ -23,7 +23,7 @@ _BLOCK = 256 << 10
 
 
 class TransactionFinder:
-    """Finds durable transactions by commit LSN.
+    """Finds durable transactions by epoch and commit LSN.
 
     Args:
         folder: of the log.
@@ -37,20 +37,24 @@ class TransactionFinder:
         self._indexes = IndexLoader(folder, files)
         self._walks: dict[int, _Walk] = {}
 
-    def find(self, commit_lsn: int) -> Held | None:
-        """The durable transaction with this commit LSN, whatever its epoch."""
-        view = self._view()
-        last = view.mark.tip.position
-        for epoch in range(last.epoch, view.manifest.trimmed.epoch - 1, -1):
-            if Position(epoch, commit_lsn, 0) > last:
-                continue
-            walk = self._walks.get(epoch)
-            if walk is None:
-                walk = self._walks[epoch] = _Walk(epoch, self._cursor(), self._view)
-            held = walk.find(commit_lsn)
-            if held is not None:
-                return held
-        return None
+    def find(self, epoch: int, commit_lsn: int) -> Held | None:
+        """The durable transaction at this place."""
+        if Position(epoch, commit_lsn, 0) > self._view().mark.tip.position:
+            return None
+        walk = self._walks.get(epoch)
+        if walk is None:
+            walk = self._walks[epoch] = _Walk(epoch, self._cursor(), self._view)
+        return walk.find(commit_lsn)
+
+    def records_after(self, after: Position) -> Iterator[bytes]:
+        """The durable records behind a position; see `walbus.log.LogWriter.records_after`."""
+        cursor = self._cursor()
+        try:
+            cursor.seek(after)
+            while records := cursor.read(_BLOCK):
+                yield from records
+        finally:
+            cursor.close()
 
     def _cursor(self) -> FileCursor:
         return FileCursor(self._folder, self._files, self._view, self._indexes)

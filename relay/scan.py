@@ -15,7 +15,7 @@ import google_crc32c
 from walbus.errors import DamagedRecord
 from walbus.position import Position
 from walbus.records import HEADER_SIZE, Flag, Kind, RecordHeader, body_of, check_record, iter_changes, read_header
-from walbus.relay.tip import Tip
+from walbus.relay.tip import Tip, end_behind
 
 _PREFIX = struct.Struct("<II")  # checksum and length of a record
 
@@ -59,10 +59,9 @@ def announced(record: bytes, header: RecordHeader) -> int:
 
 def advance(tip: Tip, header: RecordHeader, schema_id: int) -> Tip:
     """What is known behind one more record."""
-    bound = header.commit_lsn if header.kind == Kind.PROGRESS else 0
     return Tip(
         header.last,
-        max(tip.end_lsn, header.end_lsn, bound),
+        end_behind(tip, header.kind, header.commit_lsn, header.end_lsn),
         header.last_seq,
         header.commit_time,
         max(tip.announced_schema, schema_id),

@@ -34,7 +34,7 @@ from walbus.relay.retention import Retention, expired, lowest_hold, unheld
 from walbus.relay.schemas import SchemaWriter
 from walbus.relay.segment import HEADER_SIZE, SegmentHeader, index_path, segment_path, segments_folder
 from walbus.relay.segment_file import SegmentFile
-from walbus.relay.tip import Tip
+from walbus.relay.tip import Tip, end_behind
 from walbus.relay.view import LogView
 from walbus.relay.wake import WakeServer
 
@@ -42,6 +42,7 @@ _log = structlog.get_logger(__name__)
 
 _FLUSH_BYTES = 1 << 20  #: a buffer of this size is written without waiting for `sync`
 _BEGIN, _END, _TRANSACTION = int(Flag.BEGIN), int(Flag.END), int(Kind.TRANSACTION)
+_BETWEEN = (int(Kind.PROGRESS), int(Kind.EPOCH))  # kinds that never stand inside a transaction
 _SEQ_END = 1 << 53  #: seqs stay below, since JSON and Lua have doubles
 
 
@@ -111,9 +112,13 @@ class FileLogWriter:
         """What is durable now."""
         return self._view().bounds()
 
-    def find(self, commit_lsn: int) -> Held | None:
-        """The durable transaction with this commit LSN; quick when the LSNs of successive calls ascend."""
-        return self._finder.find(commit_lsn)
+    def find(self, epoch: int, commit_lsn: int) -> Held | None:
+        """The durable transaction at this place; quick when the LSNs of successive calls ascend."""
+        return self._finder.find(epoch, commit_lsn)
+
+    def records_after(self, after: Position) -> Iterator[bytes]:
+        """The durable records behind a position; see `walbus.log.LogWriter.records_after`."""
+        return self._finder.records_after(after)
 
     def append(self, piece: Piece) -> None:
         """Takes a piece; see `walbus.log.LogWriter.append`."""
@@ -186,7 +191,7 @@ class FileLogWriter:
             ValueError: the piece cannot stand here.
         """
         begins = piece.kind == _TRANSACTION and flags & _BEGIN
-        if self._open is not None and (begins or self._goes_back(piece)):
+        if self._open is not None and (begins or piece.kind in _BETWEEN or self._goes_back(piece)):
             self._drop_unfinished()
         if not begins and piece.kind == _TRANSACTION and self._open != (piece.xid, piece.commit_lsn):
             raise ValueError(f"a piece of transaction {piece.xid} does not follow its first piece")
@@ -234,11 +239,11 @@ class FileLogWriter:
             tables=piece.tables,
             body=piece.body,
         )
-        end_lsn = piece.commit_lsn if piece.kind == Kind.PROGRESS else piece.end_lsn
+        end_lsn = end_behind(tip, piece.kind, piece.commit_lsn, piece.end_lsn)
         announced = _announced(piece) if piece.kind == Kind.SCHEMA else 0
         return record, Tip(
             Position(piece.epoch, piece.commit_lsn, piece.last_ordinal),
-            max(tip.end_lsn, end_lsn),
+            end_lsn,
             last_seq,
             piece.commit_time,
             max(tip.announced_schema, announced),

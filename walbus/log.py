@@ -11,6 +11,7 @@ not at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,7 +71,8 @@ class Bounds:
             `after` any position >= trimmed is served.
         end: "last done" of a reader that has read everything: the position of the last durable record. ORIGIN in an
             empty log.
-        end_lsn: the slot may be confirmed up to here: the largest `end_lsn` (or PROGRESS bound) that is durable.
+        end_lsn: the slot may be confirmed up to here: the largest `end_lsn` (or PROGRESS bound) that is durable. An
+            EPOCH record sets it to the switch point, which is a step back where a failover lost commits.
         last_seq: the last seq given to a durable change; in a log without one the clock when it was made (Unix
             microseconds), so that whatever is copied beside it is newer than all of a log that it replaces.
         bytes: size of what is held.
@@ -127,7 +129,8 @@ class LogWriter(Protocol):
         """Takes a piece behind all earlier ones; may write, does not sync, never reorders.
 
         A transaction that was not finished is dropped, and its seqs are free again, when its source begins anew after
-        a broken connection: at a BEGIN piece, and at a piece that goes back behind its last one. Otherwise a piece at
+        a broken connection: at a BEGIN piece, at a piece that goes back behind its last one, and at a PROGRESS or EPOCH
+        piece, which never stand inside a transaction. Otherwise a piece at
         or below the last position that was appended is an error of the caller (ValueError).
 
         Raises:
@@ -146,8 +149,19 @@ class LogWriter(Protocol):
             Fenced: another writer took over.
         """
 
-    def find(self, commit_lsn: int) -> Held | None:
-        """The durable transaction with this commit LSN, whatever its epoch; None if the log does not hold it."""
+    def find(self, epoch: int, commit_lsn: int) -> Held | None:
+        """The durable transaction at this place; None if the log does not hold it.
+
+        Two epochs may have a transaction at the same LSN, where a failover lost the first one.
+        """
+
+    def records_after(self, after: Position) -> Iterator[bytes]:
+        """The durable records behind a "last done" position, in order.
+
+        Raises:
+            PositionTrimmed: what comes after `after` is no longer held.
+            DamagedRecord: names file and offset.
+        """
 
     def trim(self, now: float) -> Position:
         """Drops whole old segments by the retention policy; returns the new `Bounds.trimmed`.

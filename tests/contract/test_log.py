@@ -15,6 +15,7 @@ from support.relay_log import (
     SOURCE,
     FileEngine,
     commits,
+    epoch_piece,
     piece,
     progress,
     read_all,
@@ -244,13 +245,13 @@ def test_a_transaction_is_known_again(engine):
     writer = engine.open_writer()
     fill(writer, 500, size=300)
     for lsn in (16, 32, 48, 4000, 7984, 8000, 32):
-        assert writer.find(lsn) == Held(lsn, lsn + 8, lsn // 16, BASE_TIME + lsn)
-    assert writer.find(33) is None
-    assert writer.find(8001) is None
+        assert writer.find(1, lsn) == Held(lsn, lsn + 8, lsn // 16, BASE_TIME + lsn)
+    assert writer.find(1, 33) is None
+    assert writer.find(1, 8001) is None
     writer.append(transaction(8016))
-    assert writer.find(8016) is None  # not durable yet
+    assert writer.find(1, 8016) is None  # not durable yet
     writer.sync()
-    assert writer.find(8016) is not None
+    assert writer.find(1, 8016) is not None
 
 
 def test_a_transaction_of_an_earlier_epoch_is_known_again(engine):
@@ -258,7 +259,64 @@ def test_a_transaction_of_an_earlier_epoch_is_known_again(engine):
     fill(writer, 10)
     writer.append(transaction(176, epoch=2))
     writer.sync()
-    assert [writer.find(lsn) is not None for lsn in (160, 176, 16, 175)] == [True, True, True, False]
+    places = ((1, 160), (2, 176), (1, 16), (2, 175), (2, 160))
+    assert [writer.find(*place) is not None for place in places] == [True, True, True, False, False]
+
+
+def test_two_epochs_transactions_at_one_lsn_are_not_confused(engine):
+    writer = engine.open_writer()
+    fill(writer, 10)
+    writer.append(epoch_piece(96, 2))
+    writer.append(transaction(128, epoch=2, time=BASE_TIME))
+    writer.sync()
+    assert writer.find(1, 128) == Held(128, 136, 8, BASE_TIME + 128)
+    assert writer.find(2, 128) == Held(128, 136, 8, BASE_TIME)
+    assert writer.find(2, 112) is None
+
+
+def test_an_epoch_record_sets_what_may_be_confirmed_back_to_the_switch_point(engine):
+    writer = engine.open_writer()
+    fill(writer, 10)
+    before = writer.bounds()
+    assert before.end_lsn == 168
+    writer.append(epoch_piece(96, 2))
+    bounds = writer.sync()
+    assert (bounds.end, bounds.end_lsn, bounds.last_seq) == (Position(2, 96, 0), 96, before.last_seq)
+    assert engine.open_reader().bounds() == bounds
+    engine.kill(writer)
+    again = engine.open_writer()
+    assert again.bounds().end_lsn == 96
+    again.append(transaction(112, epoch=2))
+    assert again.sync().end_lsn == 120
+
+
+def test_what_may_be_confirmed_is_known_behind_an_epoch_record_that_was_never_published(engine):
+    writer = engine.open_writer()
+    fill(writer, 10)
+    writer.append(epoch_piece(96, 2))
+    writer.append(transaction(112, epoch=2))
+    writer.append(piece(128, 1, 1, Flag.BEGIN, epoch=2, size=2 << 20))  # makes the writer write before the sync
+    engine.kill(writer)
+    assert engine.open_writer().bounds().end_lsn in (120, 168)
+
+
+@pytest.mark.parametrize("between", [epoch_piece(96, 2), progress(640)], ids=["epoch", "progress"])
+def test_what_stands_between_transactions_drops_an_unfinished_one(engine, between):
+    writer = engine.open_writer()
+    fill(writer, 2)
+    writer.append(piece(48, 1, 1, Flag.BEGIN))
+    writer.append(between)
+    bounds = writer.sync()
+    assert bounds.end == Position(between.epoch, between.commit_lsn, 0)
+    assert commits(read_all(engine.open_reader())) == [16, 32]
+
+
+def test_a_writer_reads_its_own_records(engine):
+    writer = engine.open_writer()
+    fill(writer, 1000, size=300)
+    found = [check_record(record).commit_lsn for record in writer.records_after(Position(1, 8000, 2))]
+    assert found == [i * 16 for i in range(501, 1001)]
+    assert list(writer.records_after(Position(1, 16000, 2))) == []
 
 
 def test_a_closed_log_goes_on_where_it_was(engine):

@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Iterator
 
 from walbus.errors import LogFull
 from walbus.log import Bounds, Held, Piece
 from walbus.position import ORIGIN, Position
-from walbus.records import Flag, Kind, pack_record, read_header
+from walbus.records import Flag, Kind, RecordHeader, pack_record, read_header
+from walbus.relay.scan import is_done
 from walbus.schema import TableSchema
+
+
+def _held(header: RecordHeader) -> Held:
+    return Held(header.commit_lsn, header.end_lsn, header.xid, header.commit_time)
 
 
 class MemorySchemas:
@@ -63,7 +69,7 @@ class MemoryLog:
         headers = [read_header(record) for record in self.durable]
         self._last = headers[-1].last if headers else ORIGIN
         self._seq = headers[-1].last_seq if headers else 0
-        self._held = {h.commit_lsn: Held(h.commit_lsn, h.end_lsn, h.xid, h.commit_time) for h in headers if h.end_lsn}
+        self._held = {(h.epoch, h.commit_lsn): _held(h) for h in headers if h.end_lsn}
 
     @property
     def schemas(self) -> MemorySchemas:
@@ -71,7 +77,9 @@ class MemoryLog:
 
     def bounds(self) -> Bounds:
         headers = [read_header(record) for record in self.durable]
-        ends = [h.end_lsn for h in headers] + [h.commit_lsn for h in headers if h.kind == Kind.PROGRESS]
+        since = max((i for i, h in enumerate(headers) if h.kind == Kind.EPOCH), default=0)
+        between = (Kind.PROGRESS, Kind.EPOCH)
+        ends = [h.commit_lsn if h.kind in between else h.end_lsn for h in headers[since:]]
         return Bounds(
             log_id="memory",
             trimmed=ORIGIN,
@@ -85,7 +93,8 @@ class MemoryLog:
     def append(self, piece: Piece) -> None:
         if self.full:
             raise LogFull("the memory is full")
-        if self._open and (piece.flags & Flag.BEGIN or self._goes_back(piece)):
+        between = piece.kind in (Kind.PROGRESS, Kind.EPOCH)
+        if self._open and (between or piece.flags & Flag.BEGIN or self._goes_back(piece)):
             self._drop_unfinished()
         self._check_order(piece)
         first_seq = self._seq + 1 if piece.kind == Kind.TRANSACTION else self._seq
@@ -125,13 +134,16 @@ class MemoryLog:
         for record in published:
             header = read_header(record)
             if header.end_lsn:
-                self._held[header.commit_lsn] = Held(header.commit_lsn, header.end_lsn, header.xid, header.commit_time)
+                self._held[header.epoch, header.commit_lsn] = _held(header)
         self.durable += published
         self.syncs += bool(published)
         return self.bounds()
 
-    def find(self, commit_lsn: int) -> Held | None:
-        return self._held.get(commit_lsn)
+    def find(self, epoch: int, commit_lsn: int) -> Held | None:
+        return self._held.get((epoch, commit_lsn))
+
+    def records_after(self, after: Position) -> Iterator[bytes]:
+        return (record for record in list(self.durable) if not is_done(after, read_header(record)))
 
     def trim(self, now: float) -> Position:
         return ORIGIN

@@ -95,6 +95,12 @@ def schema_piece(lsn: int, ordinal: int, schema: TableSchema, epoch: int = 1) ->
     )  # fmt: skip
 
 
+def epoch_piece(lsn: int, epoch: int) -> Piece:
+    """The record of a switch of timelines at `lsn`."""
+    body = pack_change(Op.EPOCH, seq_delta=0, ordinal_delta=0, after=b"{}")
+    return dataclasses.replace(progress(lsn, epoch), kind=Kind.EPOCH, count=1, body=body)
+
+
 class UnsyncedFiles(Files):
     """Files that are not synced: for tests whose fault is in the bytes, and that open a log hundreds of times."""
 
