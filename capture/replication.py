@@ -18,7 +18,7 @@ import structlog
 from psycopg import pq
 from pydantic import SecretStr
 
-from walbus.capture.refusals import by_sqlstate, publication_gone, refusal
+from walbus.capture.refusals import meaning, refusal, reported, rows_skipped
 from walbus.capture.sessions import open_session, refused
 from walbus.capture.timelines import Timelines, parse_history
 from walbus.errors import SourceError, SourceUnavailable
@@ -27,7 +27,6 @@ from walbus.lsn import parse_lsn
 logger = structlog.get_logger(__name__)
 
 _DOING = "streaming"
-_ROWS_SKIPPED = "55000"
 _START_SECONDS = 60.0
 
 
@@ -158,15 +157,14 @@ class Walsender:
         poller.poll(timeout * 1000)
 
     def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        text = notice.message_primary or ""
-        if notice.sqlstate == _ROWS_SKIPPED:
-            self._fatal = publication_gone(f"PostgreSQL skips rows: {text}", _DOING)
+        skipped = rows_skipped(notice, _DOING)
+        if skipped is not None:
+            self._fatal = skipped
         else:
+            text = notice.message_primary or ""
             logger.warning("source.notice", severity=notice.severity, sqlstate=notice.sqlstate, text=text)
 
     def _ended(self, result: pq.abc.PGresult | None) -> SourceError:
         if result is None or result.status not in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):
             return SourceUnavailable("the server ended the stream", where=_DOING)
-        state = result.error_field(pq.DiagnosticField.SQLSTATE)
-        text = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)
-        return by_sqlstate(state.decode() if state else None, text.decode("utf-8", "replace") if text else "", _DOING)
+        return meaning(reported(result), _DOING)
