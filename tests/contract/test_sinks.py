@@ -29,6 +29,8 @@ from walbus.keys import encode_key
 from walbus.position import ORIGIN, Position
 from walbus.records import Kind
 
+pytestmark = pytest.mark.one_version
+
 MARKS = Marks(1, 1)
 
 

@@ -15,6 +15,8 @@ from walbus.position import ORIGIN, Position
 from walbus.records import Flag
 from walbus.relay.fs import Files
 
+pytestmark = pytest.mark.one_version
+
 
 class FailingFiles(Files):
     """A disk whose next operation of one kind fails, for as long as it is told to."""

@@ -26,6 +26,8 @@ from walbus.consumers.sinks import Sink
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
 from walbus.events import window_of
 
+pytestmark = pytest.mark.one_version
+
 MARKS = Marks(1, 1)
 
 

@@ -117,6 +117,7 @@ def test_what_cannot_be_seeded_is_refused_by_name_with_the_reason(database: Data
 
 
 def test_a_row_filter_holds_for_rows_and_events(database: Database, tmp_path: Path) -> None:
+    database.needs(15, "row filters of a publication")
     fill_items(database, 100)
     database.execute("CREATE PUBLICATION walbus FOR TABLE public.items WHERE (id > 50)")
     with BootstrapRig(tmp_path, database) as rig:
@@ -182,6 +183,7 @@ def start_held(database: Database, query: str) -> psycopg.Connection:
 
 
 def test_nothing_of_the_source_is_scanned_once_seeding_is_over(database: Database, tmp_path: Path) -> None:
+    database.needs(15, "counting reads at once (pg_stat_force_next_flush)")
     fill_items(database, 2000)
     with BootstrapRig(tmp_path, database) as rig:
         rig.start()

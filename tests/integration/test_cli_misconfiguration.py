@@ -13,6 +13,8 @@ from support.database import Database, fresh_database
 from support.walbus_command import Ended, walbus, write_config
 from walbus.demo.postgres import EmbeddedPostgres, free_port
 
+pytestmark = pytest.mark.one_version
+
 SECRET = "hunter22-canary"
 
 

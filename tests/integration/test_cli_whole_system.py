@@ -22,6 +22,8 @@ from support.walbus_command import PROGRAM, environment, walbus
 from support.whole_system import WholeSystem, make_marker, row_changes
 from walbus.demo.postgres import EmbeddedPostgres
 
+pytestmark = pytest.mark.one_version
+
 SECRET = "hunter22-canary"
 
 

@@ -15,6 +15,8 @@ from support.waiting import wait_for
 from walbus.consumers import Delivery, MemoryCheckpointStore, Subscription
 from walbus.errors import ConfigError, PositionUnknown, SourceMisconfigured, UsageError
 
+pytestmark = pytest.mark.one_version
+
 
 @pytest.fixture
 def source() -> ModelSource:

@@ -15,6 +15,8 @@ from support.waiting import wait_for
 from walbus.consumers.sinks import sink_names
 from walbus.errors import ConfigError, PositionUnknown, SinkRefused
 
+pytestmark = pytest.mark.one_version
+
 
 @pytest.fixture
 def source() -> ModelSource:

@@ -11,6 +11,8 @@ import pytest
 from walbus.demo.compare import compare_sinks
 from walbus.demo.sink_rows import open_sinks
 
+pytestmark = pytest.mark.one_version
+
 
 @pytest.fixture
 def pair(database, tmp_path: Path):

@@ -16,6 +16,8 @@ from walbus.demo.postgres import EmbeddedPostgres
 from walbus.demo.programs import find_binaries, reachable, unprivileged_account
 from walbus.errors import UsageError
 
+pytestmark = pytest.mark.one_version
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
 
 

@@ -8,6 +8,8 @@ from support.waiting import wait_for
 from walbus.demo.pgbench import PgbenchLoad
 from walbus.errors import SourceUnavailable
 
+pytestmark = pytest.mark.one_version
+
 
 @pytest.fixture
 def load(database, pg_server):

@@ -6,6 +6,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from pydantic import SecretStr
 
 from support.log_view import log_transactions
@@ -14,6 +15,8 @@ from walbus.capture import identify, run_capture
 from walbus.config import SourceConfig
 from walbus.demo.load import ShopLoad
 from walbus.relay import open_reader, open_writer
+
+pytestmark = pytest.mark.one_version
 
 
 @contextmanager

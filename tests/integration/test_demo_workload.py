@@ -6,11 +6,14 @@ import random
 from itertools import islice
 
 import psycopg
+import pytest
 
 from support.waiting import wait_for
 from walbus.demo.load import ShopLoad, perform
 from walbus.demo.shop_schema import TABLES
 from walbus.demo.workload import Shop
+
+pytestmark = pytest.mark.one_version
 
 
 def test_equal_seeds_give_equal_work():

@@ -28,6 +28,8 @@ from walbus.relay.delivery import Delivery
 from walbus.schema import TableSchema
 from walbus.values import row_encoder
 
+pytestmark = pytest.mark.one_version
+
 BOOTSTRAP = "http://127.0.0.1:7071"
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from support.database import Database
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
+
+pytestmark = pytest.mark.one_version
 
 #: Seconds; PostgreSQL writes WAL of its own after some 15 of them, and would help.
 SOON = 8.0

@@ -24,6 +24,8 @@ from walbus.lsn import format_lsn
 from walbus.position import parse_position
 from walbus.records import Op
 
+pytestmark = pytest.mark.one_version
+
 FIVE_LINES = re.search(
     r"## Five lines\n+```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL
 )
@@ -138,6 +140,7 @@ def a_system(folder: Path, database: Database, **consumers: dict[str, object]) -
 def test_a_consumer_added_when_the_start_is_trimmed_gets_all_rows_without_a_read_of_the_source(
     source: Database, in_folder: Path
 ) -> None:
+    source.needs(15, "counting reads at once (pg_stat_force_next_flush)")
     with a_system(in_folder, source) as system:
         start = change_and_trim(source, system)
         check_that_the_start_is_gone(system, start)

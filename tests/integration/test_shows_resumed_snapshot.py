@@ -24,6 +24,8 @@ from walbus.consumers.client import Delivery, Subscription
 from walbus.events import Change
 from walbus.records import Kind, Op
 
+pytestmark = pytest.mark.one_version
+
 #: 64 MB, more than lies in sockets and queues when the server dies; each note is stored out of line.
 ROWS, NOTE = 20_000, "repeat(md5(n::text), 100)"
 

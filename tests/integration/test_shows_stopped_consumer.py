@@ -18,6 +18,8 @@ from support.whole_system import WholeSystem, make_marker, standing_still
 from walbus.lsn import parse_lsn
 from walbus.position import parse_position
 
+pytestmark = pytest.mark.one_version
+
 SEGMENT, RETAINED = 1 << 20, 4 << 20
 #: More than sockets, the consumer's queue and the relay hold together.
 WRITTEN = 40 << 20

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from support.database import Database
 from support.oracle import Oracle, OracleChange
 from support.seed import announced_seed
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, check_tail, make_marker, row_changes
+
+pytestmark = pytest.mark.one_version
 
 SESSIONS, TRANSACTIONS, LARGE = 4, 150, 30_000
 

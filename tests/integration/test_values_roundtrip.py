@@ -287,19 +287,22 @@ def random_text(randomly: random.Random) -> str:
 def test_random_texts_alone_and_in_arrays_come_out_as_they_are(database: Database, session: psycopg.Connection) -> None:
     seed = random.randrange(1 << 32)
     randomly = random.Random(seed)
-    database.execute("CREATE TABLE r (a text, b text[], c jsonb, d name[], e char(7), f bytea[])")
+    database.execute("CREATE TABLE r (a text, b text[], c jsonb, d name[], e char(7), f bytea[], n int)")
     rows = []
-    for _ in range(400):
+    for number in range(400):
         text = random_text(randomly)
         texts = [randomly.choice([None, random_text(randomly), "NULL"]) for _ in range(randomly.randint(0, 4))]
         names = [text[:10], None]
-        rows.append((text, texts, json.dumps({text: texts}), names, text[:7], [text.encode(), b"", None]))
+        rows.append((text, texts, json.dumps({text: texts}), names, text[:7], [text.encode(), b"", None], number))
     with session.cursor().copy("COPY public.r FROM STDIN") as copy:
         for row in rows:
             copy.write_row(row)
     schema = layout(session, "public.r")
-    for row, payload in zip(rows, assert_round_trip(session, schema), strict=True):
+    payloads = assert_round_trip(session, schema)
+    assert len(payloads) == len(rows)
+    for payload in payloads:
         values = decode_row(schema, payload)
+        row = rows[values["n"]]  # COPY may put a small row behind into a page that has room
         assert (values["a"], values["b"], values["f"]) == (row[0], row[1], row[5]), f"seed {seed}"
         assert json.loads(values["c"]) == json.loads(row[2])
 

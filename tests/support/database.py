@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, LiteralString, cast
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from support.waiting import wait_for
@@ -49,6 +50,16 @@ class Database:
     def value(self, query: str, parameters: Sequence[Any] | None = None) -> Any:
         """The first column of the first row."""
         return self.execute(query, parameters)[0][0]
+
+    @property
+    def major(self) -> int:
+        """PostgreSQL's major version."""
+        return int(self.value("SHOW server_version_num")) // 10_000
+
+    def needs(self, major: int, what: str) -> None:
+        """Skips the test on an older PostgreSQL, which lacks what it is about."""
+        if self.major < major:
+            pytest.skip(f"{what} came with PostgreSQL {major}")
 
     def insert_lsn(self) -> int:
         """Where the WAL ends now: everything committed so far lies before it."""
