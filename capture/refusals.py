@@ -55,6 +55,8 @@ _OVERTAKEN_STATES = ("42P01", "3F000", "42710")
 _SLOT_STATES = ("42704", "55000")
 #: Functions of PostgreSQL that look a publication up by name.
 _PUBLICATION_LOOKUPS = ("get_publication_oid", "GetPublicationByName", "AlterPublication", "LoadPublications")
+#: The function of PostgreSQL that warns of a standby whose slot must have the WAL before ours may decode it.
+_WAITS_FOR_STANDBY = "StandbySlotsHaveCaughtup"
 
 
 class Refusal(NamedTuple):
@@ -145,9 +147,9 @@ def rows_skipped(notice: psycopg.errors.Diagnostic, doing: str) -> SourceGap | N
     """The gap that a notice tells; None if it tells none.
 
     PostgreSQL 18 decodes on while the publication is missing and leaves its rows out, with a WARNING of SQLSTATE 55000
-    before the first of them. No other warning of a decoding session has that code.
+    before the first of them. A wait for one of `synchronized_standby_slots` (17+) has the same code and loses nothing.
     """
-    if notice.sqlstate != "55000":
+    if notice.sqlstate != "55000" or notice.source_function == _WAITS_FOR_STANDBY:
         return None
     return publication_gone(f"PostgreSQL skips rows: {notice.message_primary or ''}", doing)
 
