@@ -14,6 +14,13 @@ The way of the data:
       xids           32 bits made 64
     loop           read, append, sync, confirm: one connection's life
 
+Instead of the walsender, while a backlog is large:
+
+    catchup        reads in steps through SQL, into the same assembler, then leaves the rest to the stream
+      steps        how far each goes, and when they no longer pay                    pure
+      peek         the session: look at the slot, peek, move it
+      copyrows     the rows of COPY in its binary form                             bytes in, values out
+
 Around it:
 
     service        the process: connects, verifies, streams, connects again      `run_capture`

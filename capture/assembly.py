@@ -177,15 +177,16 @@ class Assembler:
         """The log dropped everything up to `trimmed`; what is sent again from there cannot be compared."""
         self._repeats.trimmed = trimmed
 
-    def progress(self, now: int) -> Piece | None:
+    def progress(self, now: int | None) -> Piece | None:
         """A PROGRESS piece, if more is complete than the log was told.
 
         Args:
-            now: the server's clock, Unix microseconds.
+            now: the server's clock, Unix microseconds; None far behind it, where the last commit's time stands.
         """
         if self._transaction is not None or self.bound <= self._handed:
             return None
         self._handed = self._shown = self.bound
+        now = self._last_commit_time if now is None else now
         self._last_commit_time = max(self._last_commit_time, now)
         piece = progress_piece(self._timelines.epoch_of(self.bound), self.bound, now)
         return piece if self._repeats.passed(Position(piece.epoch, piece.commit_lsn, 0)) else None

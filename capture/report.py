@@ -10,7 +10,7 @@ from walbus.lsn import format_lsn
 from walbus.metrics import MetricName
 from walbus.status import write_status
 
-State = Literal["connecting", "streaming", "disk full", "waiting to reconnect", "stopped"]
+State = Literal["connecting", "catching up", "streaming", "disk full", "waiting to reconnect", "stopped"]
 
 
 class Report:
@@ -36,6 +36,9 @@ class Report:
         self.changes = 0
         self.repeats = 0
         self.reconnects = 0
+        self.catch_up: str | None = None  #: why steps are off, once they should have been taken
+        self.catch_up_steps = 0
+        self.catch_up_left = 0  #: bytes of WAL that were still to be read when the last step ended
 
     def write(self) -> None:
         """Replaces the status file."""
@@ -49,12 +52,14 @@ class Report:
             "walbus_capture_received_lsn": self.received_lsn,
             "walbus_capture_confirmed_lsn": self.confirmed_lsn,
             "walbus_capture_lag_bytes": max(0, self.received_lsn - self.confirmed_lsn),
+            "walbus_capture_catch_up_steps_total": self.catch_up_steps,
             "walbus_capture_disk_full": int(self.state == "disk full"),
         }
         fields: dict[str, object] = {
             **self._about,
             "state": self.state,
             "error": self.error,
+            "catch_up": self._catch_up(),
             "timeline": self.timeline,
             "tables": self.tables,
             "received": format_lsn(self.received_lsn),
@@ -62,3 +67,9 @@ class Report:
             "updated": self._clock(),
         }
         write_status(self._path, fields | {str(name): figure for name, figure in metrics.items()})
+
+    def _catch_up(self) -> str | None:
+        """One phrase for the status file: progress while catching up, why it is off, or nothing."""
+        if self.state == "catching up":
+            return f"{self.catch_up_steps} steps, {self.catch_up_left / (1 << 20):,.0f} MiB of WAL left"
+        return self.catch_up

@@ -21,6 +21,7 @@ import structlog
 
 from walbus.capture.assembly import Assembler
 from walbus.capture.catalog import builtin_types, primary_key, read_catalog
+from walbus.capture.catchup import CatchUp
 from walbus.capture.identity import check_source
 from walbus.capture.loop import StreamLoop
 from walbus.capture.pieces import progress_piece
@@ -30,6 +31,7 @@ from walbus.capture.replication import SystemIdentity, Walsender
 from walbus.capture.report import Report, State
 from walbus.capture.sessions import Session, cut_off, open_session, stream_name
 from walbus.capture.slot import ensure_slot, take_over
+from walbus.capture.steps import StepPolicy
 from walbus.capture.timelines import Timelines
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
@@ -97,6 +99,7 @@ class Capture:
         clock: Unix seconds.
         monotonic: seconds that never step back.
         random: numbers from 0 to 1, for the back-off.
+        step_policy: makes the policy of a catching up, from the bytes of its first step.
     """
 
     def __init__(  # noqa: PLR0913  (what it needs, and what tests replace)
@@ -109,6 +112,7 @@ class Capture:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random.random,
+        step_policy: Callable[[int], StepPolicy] = StepPolicy,
     ) -> None:
         self._source = source
         self._log = log
@@ -117,6 +121,9 @@ class Capture:
         self._monotonic = monotonic
         self._backoff = Backoff(random)
         self._report = Report(status_path, clock, {"slot": source.slot, "publication": source.publication})
+        self._catch_up = CatchUp(
+            source, log, self._report, stop=stop, clock=clock, monotonic=monotonic, policy=step_policy
+        )
         self._system: SystemIdentity | None = None
         self._assembler: Assembler | None = None
         self._last_reason: str | None = None
@@ -178,6 +185,9 @@ class Capture:
                 self._begin_log(timelines, confirmed)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
+            self._catch_up.run(assembler, timelines, name=name, publication=publication)
+            if self._stop.is_set():
+                return
             with cut_off(walsender, self._stop, SETUP_SECONDS):
                 walsender.start(self._source.slot, self._source.publication)
             watch = CatalogWatch(self._source, known)

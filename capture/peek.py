@@ -1,0 +1,272 @@
+"""A slot read through SQL: the session that looks at it, peeks and moves it, without ever blocking for long.
+
+`pg_logical_slot_peek_binary_changes` gives the very messages that the walsender would send, and leaves the slot where
+it is; `pg_replication_slot_advance` moves it once they are durable. Both decode from restart_lsn, for seconds or
+minutes, so neither is waited for in a blocking call: it is sent, then looked after with `poll` and `receive` between
+waits, and the caller can stop at any moment. `close` cancels what still runs, or the server would go on with it.
+
+How far a peek may go is looked up before it begins: it ends at the flush LSN of the moment when it began, while the
+slot would move to any LSN that is flushed by then, over commits that the peek has not given. Of a slot that is copied
+to standbys, only what all of `synchronized_standby_slots` have is read; peek and move would wait for the rest.
+
+A refusal that leaves the session alive is a `StatementRefused`: the walsender may well be allowed, or able, to do the
+same. What it would refuse as well (the publication is gone, the slot is lost) is raised as the error that it is.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, LiteralString, cast
+
+import psycopg
+import structlog
+from psycopg import pq
+from pydantic import SecretStr
+
+from walbus.capture.refusals import Refusal, meaning, refusal, reported, rows_skipped
+from walbus.capture.sessions import cut_off, open_session, refused
+from walbus.capture.steps import Backlog
+from walbus.errors import SourceError, SourceGap, SourceUnavailable
+from walbus.lsn import format_lsn, parse_lsn
+
+logger = structlog.get_logger(__name__)
+
+_DOING = "catching up"
+#: Seconds that a look at the slot may take, and the end of a statement that was cancelled.
+_LOOK_SECONDS, _CANCEL_SECONDS = 60.0, 10.0
+
+_LOOK: LiteralString = """
+    SELECT to_jsonb(s), pg_current_wal_flush_lsn()::text, pg_snapshot_xmax(pg_current_snapshot())::text::int8,
+           (SELECT p.oid::int8 FROM pg_publication p WHERE p.pubname = %s),
+           current_setting('synchronized_standby_slots', true)
+    FROM pg_replication_slots s WHERE s.slot_name = %s"""
+_STANDBYS: LiteralString = "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = ANY (%s)"
+_PEEK = """
+    COPY (SELECT lsn, data FROM pg_catalog.pg_logical_slot_peek_binary_changes('{slot}', '{upto}', NULL,
+        'proto_version', '1', 'publication_names', '"{publication}"', 'messages', 'true')) TO STDOUT (FORMAT binary)"""
+_ADVANCE = "SELECT end_lsn::text FROM pg_catalog.pg_replication_slot_advance('{slot}', '{upto}')"
+
+#: The first minor version of each whose pg_replication_slot_advance keeps the catalog rows that decoding still needs.
+_ADVANCE_IS_SAFE = {14: 140_018, 15: 150_013, 16: 160_009, 17: 170_005}
+
+#: The slot is not what it was when it was looked at: the next connection looks again.
+_SLOT_CHANGED = ("42704", "55000")
+
+
+class StatementRefused(Exception):  # noqa: N818  (an answer, never shown as an error)
+    """The server refused a statement, and the session lives.
+
+    Attributes:
+        why: in the server's words.
+        sqlstate: its code.
+    """
+
+    def __init__(self, why: str, sqlstate: str | None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.sqlstate = sqlstate
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The slot and its server at one moment.
+
+    Attributes:
+        backlog: what the slot has to give.
+        xmax: the server's next transaction id, 64 bits.
+        publication: OID of the publication; None if there is none.
+        two_phase: whether the slot decodes prepared transactions at PREPARE.
+    """
+
+    backlog: Backlog
+    xmax: int
+    publication: int | None
+    two_phase: bool
+
+
+class Peek:
+    """One session for one slot. Not thread-safe.
+
+    Args:
+        dsn: where.
+        name: `application_name` of the session, if not the usual one.
+        slot, publication: their names.
+        stop: cuts a look at the slot short.
+
+    Raises (from the constructor):
+        SourceUnavailable, SourceMisconfigured: the connection could not be had.
+    """
+
+    def __init__(self, dsn: SecretStr, name: str | None, slot: str, publication: str, stop: threading.Event) -> None:
+        self._session = open_session(dsn, name=name)
+        self._session.add_notice_handler(self._on_notice)
+        self._pgconn = self._session.pgconn
+        self._slot = slot
+        self._publication = publication
+        self._stop = stop
+        self._fatal: SourceError | None = None
+        self._running = False
+
+    @property
+    def moves_safely(self) -> bool:
+        """Whether this version's pg_replication_slot_advance loses nothing that later decoding needs."""
+        version = self._session.info.server_version
+        return version >= _ADVANCE_IS_SAFE.get(version // 10_000, 0)
+
+    def look(self) -> Look:
+        """The slot as it is now.
+
+        Raises:
+            SourceUnavailable: it is gone (the next start says what that means), or the connection broke.
+        """
+        with cut_off(self._session, self._stop, _LOOK_SECONDS), refused(_DOING):
+            row = self._session.execute(_LOOK, [self._publication, self._slot]).fetchone()
+            if row is None:
+                raise SourceUnavailable(f"slot {self._slot} is gone", where=_DOING)
+            slot, flushed, xmax, publication, standbys = cast(tuple[dict[str, Any], str, int, int | None, str], row)
+            end: int = parse_lsn(flushed)
+            if slot.get("failover") and standbys:
+                end = min(end, self._reached_by(standbys))
+        restart, confirmed = slot["restart_lsn"], slot["confirmed_flush_lsn"]
+        if restart is None or confirmed is None:
+            raise SourceUnavailable(f"slot {self._slot} keeps no WAL", where=_DOING)
+        backlog = Backlog(parse_lsn(restart), parse_lsn(confirmed), end)
+        return Look(backlog, xmax, publication, bool(slot.get("two_phase")))
+
+    def _reached_by(self, standbys: str) -> int:
+        """How far all of `synchronized_standby_slots` are; 0 if one of them is missing."""
+        names = [name.strip().strip('"') for name in standbys.split(",")]
+        rows = cast(list[tuple[str | None]], self._session.execute(_STANDBYS, [names]).fetchall())
+        reached = [parse_lsn(row[0]) if row[0] else 0 for row in rows]
+        return min(reached) if len(reached) == len(set(names)) else 0
+
+    # Statements that run for long.
+
+    def begin_peek(self, upto: int) -> None:
+        """Sends the COPY of what commits before `upto`; `poll` says when its first row can be received."""
+        self._send(_PEEK, upto)
+
+    def begin_move(self, upto: int) -> None:
+        """Sends the slot to `upto`, an LSN that a peek has reached; `poll` says when it is there."""
+        self._send(_ADVANCE, upto)
+
+    def _send(self, statement: str, upto: int) -> None:
+        text = statement.format(slot=self._slot, publication=self._publication, upto=format_lsn(upto))
+        with refused(_DOING):
+            self._pgconn.send_query(text.encode())
+            self._running = True
+
+    def poll(self) -> bool:
+        """Whether the statement has answered: the COPY sends rows from now on, the move is done.
+
+        Raises:
+            StatementRefused: the server refused it.
+            SourceError: the connection broke, or the server skips rows.
+        """
+        with refused(_DOING):
+            self._pgconn.flush()
+            self._pgconn.consume_input()
+            if self._pgconn.is_busy():
+                return False
+            result = self._pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.COPY_OUT:
+            self._raise_fatal()
+            return True
+        self._finish(result, pq.ExecStatus.TUPLES_OK)
+        return True
+
+    def receive(self) -> bytes | None:
+        """The next frame of the COPY; None when none has arrived; b"" when all have.
+
+        Raises:
+            StatementRefused, SourceError: as for `poll`.
+        """
+        try:
+            size, view = self._pgconn.get_copy_data(1)
+            if size == 0:
+                self._pgconn.consume_input()
+                size, view = self._pgconn.get_copy_data(1)
+        except psycopg.Error as error:
+            raise refusal(error, _DOING) from None
+        if self._fatal is not None:
+            raise self._fatal
+        if size > 0:
+            return bytes(view)
+        if size == 0:
+            return None
+        with refused(_DOING):
+            result = self._pgconn.get_result()
+        self._finish(result, pq.ExecStatus.COMMAND_OK)
+        return b""
+
+    def wait(self, timeout: float) -> None:
+        """Blocks until something arrived, or until `timeout` seconds have passed."""
+        poller = select.poll()
+        poller.register(self._session.fileno(), select.POLLIN)
+        poller.poll(timeout * 1000)
+
+    def cancel(self) -> None:
+        """Ends the statement that runs, if one does; the slot is free and no snapshot is held when this returns.
+
+        A connection that does not answer any more is closed instead.
+        """
+        if not self._running or self._pgconn.status != pq.ConnStatus.OK:
+            return
+        self._running = False
+        with suppress(psycopg.Error):
+            self._session.cancel_safe(timeout=_CANCEL_SECONDS)
+            with cut_off(self._session, threading.Event(), _CANCEL_SECONDS):
+                self._drain()
+            return
+        self._session.close()
+
+    def close(self) -> None:
+        """Ends the session, and what it runs."""
+        self.cancel()
+        self._session.close()
+
+    def _drain(self) -> None:
+        while (result := self._next_result()) is not None:
+            if result.status != pq.ExecStatus.COPY_OUT:
+                continue
+            while self._pgconn.get_copy_data(0)[0] > 0:
+                pass
+
+    def _next_result(self) -> pq.abc.PGresult | None:
+        """Blocks for a result; None after the last one."""
+        while self._pgconn.is_busy():
+            self.wait(1.0)
+            self._pgconn.consume_input()
+        return self._pgconn.get_result()
+
+    def _finish(self, result: pq.abc.PGresult | None, expected: pq.ExecStatus) -> None:
+        """Takes the end of a statement."""
+        with refused(_DOING):
+            while self._pgconn.get_result() is not None:
+                pass
+        self._running = False
+        self._raise_fatal()
+        if result is None or result.status != expected:
+            raise self._refusal(result)
+
+    def _refusal(self, result: pq.abc.PGresult | None) -> Exception:
+        told = reported(result) if result is not None else Refusal(None, "")
+        error = meaning(told, _DOING)
+        if self._pgconn.status != pq.ConnStatus.OK or isinstance(error, SourceGap) or told.state in _SLOT_CHANGED:
+            return error
+        return StatementRefused(told.text or "no answer", told.state)
+
+    def _raise_fatal(self) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        skipped = rows_skipped(notice, _DOING)
+        if skipped is not None:
+            self._fatal = skipped
+        else:
+            text = notice.message_primary or ""
+            logger.warning("source.notice", severity=notice.severity, sqlstate=notice.sqlstate, text=text)

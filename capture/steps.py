@@ -1,0 +1,110 @@
+"""How a capture that is far behind goes on: in steps of which size, and when to leave the rest to the walsender. Pure.
+
+A step reads what commits up to an LSN through the SQL interface, and costs what the walsender's stream does not:
+
+- It decodes again from the slot's restart_lsn, which lies before the confirmed LSN by the WAL of the oldest
+  transaction that runs, and by what the server wrote since it last logged who runs. This is repeated work.
+- Moving the slot reads the same WAL once more (without decoding rows).
+
+In return each message comes far cheaper. So steps begin small, so that the first one is soon durable, and double;
+a step is never smaller than the work that it repeats; and what cannot pay goes by the walsender:
+
+- the tail: what is left is less than a first step
+- repeated work larger than the largest step: a long transaction holds restart_lsn back. If it is large too, the step
+  that meets its commit would hold all of it in the server's temporary files, while the walsender can stream it
+- sparse WAL: messages so few that reading all of it twice costs more than sending them
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: Steps begin when so many first steps are left to read.
+FAR_BEHIND = 2
+#: The largest step, in first steps.
+LARGEST = 8
+#: A message saves about as much time as moving the slot over this many bytes of WAL takes (ADR 0077).
+BYTES_A_MESSAGE = 4096
+
+Reason = Literal["the tail is near", "a long transaction makes every step repeat its WAL", "few messages in much WAL"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a slot has to give, all LSNs.
+
+    Attributes:
+        restart: decoding begins here.
+        confirmed: what commits from here on is still to be read.
+        end: the WAL is durable (on the standbys that must have it first, too) up to here.
+    """
+
+    restart: int
+    confirmed: int
+    end: int
+
+    @property
+    def left(self) -> int:
+        """Bytes of WAL that are still to be read."""
+        return max(0, self.end - self.confirmed)
+
+    @property
+    def repeated(self) -> int:
+        """Bytes of WAL that the next step decodes again."""
+        return max(0, self.confirmed - self.restart)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Read what commits before `upto`, an LSN that is not beyond `Backlog.end`."""
+
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Leave the rest to the walsender."""
+
+    reason: Reason
+
+
+class StepPolicy:
+    """Decides from step to step.
+
+    Args:
+        first_bytes: WAL of the first step.
+    """
+
+    def __init__(self, first_bytes: int) -> None:
+        self._first = first_bytes
+        self._largest = first_bytes * LARGEST
+        self._size = first_bytes
+        self._sparse = False
+
+    def is_far_behind(self, backlog: Backlog) -> bool:
+        """Whether steps are worth beginning."""
+        return backlog.left >= FAR_BEHIND * self._first
+
+    def next(self, backlog: Backlog) -> Step | Stream:
+        """What comes next; the first step too is decided here."""
+        if backlog.left < self._first:
+            return Stream("the tail is near")
+        if backlog.repeated > self._largest:
+            return Stream("a long transaction makes every step repeat its WAL")
+        if self._sparse:
+            return Stream("few messages in much WAL")
+        size = max(self._size, backlog.repeated)
+        if backlog.left < size + self._first:  # what would be left would not be worth a step
+            size = backlog.left
+        return Step(backlog.confirmed + size)
+
+    def done(self, read: int, messages: int) -> None:
+        """A step is durable, and the slot moved.
+
+        Args:
+            read: bytes of WAL that it went forward.
+            messages: how many came out of them.
+        """
+        self._size = min(self._size * 2, self._largest)
+        self._sparse = messages * BYTES_A_MESSAGE < read
