@@ -135,6 +135,20 @@ class Assembler:
         """Whether a transaction's Commit has still to come."""
         return self._transaction is not None
 
+    @property
+    def repeating(self) -> bool:
+        """Whether the log has the open transaction, so that its changes are dropped; False before its first change."""
+        return bool(self._repeated)
+
+    def has_passed(self, commit_lsn: int, commit_time: int, xid: int) -> bool:
+        """Whether the log is past a commit: it has the transaction, or was told that it had no change.
+
+        Raises:
+            SourceReplaced: the log holds another transaction there.
+        """
+        epoch, wide = self._timelines.epoch_of(commit_lsn), widen_xid(xid, self.near_xid)
+        return self._repeats.has_passed(OpenTransaction(epoch, commit_lsn, commit_time, wide))
+
     def feed(self, data: bytes, offset: int = 0) -> None:
         """Takes one pgoutput message.
 

@@ -59,6 +59,19 @@ class Repeats:
             raise _diverged(transaction, f"the log holds another transaction there, {held.xid}")
         return True
 
+    def has_passed(self, transaction: OpenTransaction) -> bool:
+        """Whether the log is past the place of a transaction whose changes are not at hand, if it had any.
+
+        Raises:
+            SourceReplaced: the log holds another one there.
+        """
+        if transaction.last._replace(ordinal=1) > self._end:
+            return False
+        held = self._find(transaction.epoch, transaction.commit_lsn)
+        if held is not None and not _same(held, transaction):
+            raise _diverged(transaction, f"the log holds another transaction there, {held.xid}")
+        return True
+
     def passed(self, position: Position) -> bool:
         """The log is to get a whole transaction, or a record between transactions, that ends at a position.
 
