@@ -54,7 +54,7 @@ def refusal(dsn, folder):
 
 def test_a_slot_that_is_gone_is_a_gap(database, folder):
     filled(database, folder)
-    database.execute("SELECT pg_drop_replication_slot('walbus')")
+    database.drop_slot("walbus")
     error = refusal(database.dsn, folder)
     assert isinstance(error, SourceGap)
     assert "it is gone" in error.what
@@ -64,7 +64,7 @@ def test_a_slot_that_is_gone_is_a_gap(database, folder):
 
 def test_a_slot_that_was_made_again_is_a_gap(database, folder):
     filled(database, folder)
-    database.execute("SELECT pg_drop_replication_slot('walbus')")
+    database.drop_slot("walbus")
     database.execute("INSERT INTO t VALUES (2)")
     database.execute("SELECT pg_create_logical_replication_slot('walbus', 'pgoutput')")
     error = refusal(database.dsn, folder)

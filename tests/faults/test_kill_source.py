@@ -109,7 +109,7 @@ def test_a_source_that_crashes_and_stays_away_costs_nothing(
 def test_a_slot_that_another_session_streams_from_is_waited_for(database: Database, open_folder: Path) -> None:
     slot = f"s_{database.name}"
     with a_system(database, open_folder, slot) as system:
-        database.execute("CREATE PUBLICATION walbus FOR TABLES IN SCHEMA public")
+        database.execute("CREATE PUBLICATION walbus FOR ALL TABLES")
         database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
         with streaming_elsewhere(database, slot):
             system.start()

@@ -69,6 +69,12 @@ class Database:
         """How far a slot is confirmed."""
         return parse_lsn(self.value("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name=%s", [slot]))
 
+    def drop_slot(self, slot: str) -> None:
+        """Drops a slot as soon as nobody streams from it: a walsender outlives its client for a moment."""
+        inactive = "SELECT NOT active FROM pg_replication_slots WHERE slot_name = %s"
+        wait_for(lambda: self.value(inactive, [slot]), 20, what=f"nobody streams from {slot}")
+        self.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+
     def close(self) -> None:
         """Closes every connection that `connect` gave."""
         for connection in self._open:
