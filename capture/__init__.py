@@ -11,6 +11,7 @@ The way of the data:
       pieces         the open transaction and the pieces that it gives
       repeats        what the source sends again, and what is another history
       timelines      the epoch of a commit
+      epochs         what a promotion means: switches, and what they lost
       xids           32 bits made 64
     loop           read, append, sync, confirm: one connection's life
 
@@ -25,7 +26,8 @@ Around it:
 
     service        the process: connects, verifies, streams, connects again      `run_capture`
     identity       whether the source can be captured, and which it is           `identify`
-    slot           made when missing; gaps are told
+    verification   whether the source can go on where the log ends         pure
+    slot           looked at, made, freed
     publication    made from the configured tables; what is lost is told
     catalog        layouts, keys and names of types
     watch          the catalog, looked at each second from a thread

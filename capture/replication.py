@@ -10,7 +10,6 @@ in its place between the frames. It is raised by `receive` before the next frame
 from __future__ import annotations
 
 import select
-from dataclasses import dataclass
 from typing import cast
 
 import psycopg
@@ -19,8 +18,9 @@ from psycopg import pq
 from pydantic import SecretStr
 
 from walbus.capture.refusals import meaning, refusal, reported, rows_skipped
-from walbus.capture.sessions import open_session, refused
+from walbus.capture.sessions import Session, open_session, refused
 from walbus.capture.timelines import Timelines, parse_history
+from walbus.capture.verification import SystemIdentity
 from walbus.errors import SourceError, SourceUnavailable
 from walbus.lsn import parse_lsn
 
@@ -28,16 +28,6 @@ logger = structlog.get_logger(__name__)
 
 _DOING = "streaming"
 _START_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class SystemIdentity:
-    """The answer to IDENTIFY_SYSTEM; `flushed` is where the WAL ends, an LSN."""
-
-    system_identifier: str
-    timeline: int
-    flushed: int
-    database: str
 
 
 class Walsender:
@@ -58,6 +48,11 @@ class Walsender:
         self._socket = self._session.fileno()
         self._fatal: SourceError | None = None
         self._unsent = False
+
+    @property
+    def session(self) -> Session:
+        """For SQL before `start`."""
+        return self._session
 
     def fileno(self) -> int:
         """The connection's socket."""
@@ -88,6 +83,16 @@ class Walsender:
             query = "SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'wal_sender_timeout'"
             row = self._session.execute(query).fetchone()
         return cast(float, row[0]) if row else 0.0
+
+    def set_failover(self, slot: str, failover: bool) -> None:
+        """Says whether the slot is copied to standbys (from PostgreSQL 17 on); the slot must be free.
+
+        Raises:
+            SlotInUse: another session streams from it.
+            SourceError: the server refused.
+        """
+        with refused(f"changing slot {slot}"):
+            self._session.execute(f'ALTER_REPLICATION_SLOT "{slot}" (FAILOVER {str(failover).lower()})'.encode())
 
     def start(self, slot: str, publication: str) -> None:
         """Begins to stream from where the slot is confirmed.

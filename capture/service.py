@@ -3,9 +3,11 @@
 What passes (`Directive.RETRY`: the server is away, the slot is in use) is tried again with a growing, jittered
 back-off and one log line for each new reason. What does not pass is raised, and ends the process.
 
-The order of a start matters. The publication is made before the slot, since the slot's first changes are decoded with
-the publication as it was then. An empty log first gets a durable PROGRESS record at the slot's confirmed LSN, which
-is what later starts compare the slot with.
+The order of a start matters. What the server is comes first, so that nothing is made or changed on a wrong one
+(`walbus.capture.verification`). The publication is made before the slot, since the slot's first changes are decoded
+with the publication as it was then. An empty log first gets a durable PROGRESS record at the slot's confirmed LSN,
+which is what later starts compare the slot with. Where a failover lost commits that the log holds, the first record is
+an EPOCH record (`walbus.capture.epochs`).
 """
 
 from __future__ import annotations
@@ -22,23 +24,36 @@ import structlog
 from walbus.capture.assembly import Assembler
 from walbus.capture.catalog import builtin_types, primary_key, read_catalog
 from walbus.capture.catchup import CatchUp
+from walbus.capture.epochs import Lost, Switch, epoch_piece, lost_transactions
 from walbus.capture.identity import check_source
 from walbus.capture.loop import StreamLoop
 from walbus.capture.pieces import progress_piece
 from walbus.capture.publication import ensure_publication
-from walbus.capture.repeats import NEW_LOG, Repeats
-from walbus.capture.replication import SystemIdentity, Walsender
+from walbus.capture.repeats import Repeats
+from walbus.capture.replication import Walsender
 from walbus.capture.report import Report, State
-from walbus.capture.sessions import Session, cut_off, open_session, stream_name
-from walbus.capture.slot import ensure_slot, take_over
+from walbus.capture.sessions import Session, check_same_server, cut_off, open_session, stream_name
+from walbus.capture.slot import create_slot, read_slot, take_over
 from walbus.capture.steps import StepPolicy
 from walbus.capture.timelines import Timelines
+from walbus.capture.verification import (
+    Continued,
+    SlotState,
+    SystemIdentity,
+    check_kind,
+    check_reach,
+    check_slot,
+    check_system,
+    lossy_switch,
+)
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
-from walbus.errors import Directive, LogFull, SourceReplaced, directive_of
+from walbus.errors import Directive, LogFull, PositionTrimmed, directive_of
 from walbus.log import Bounds, LogWriter
 from walbus.lsn import format_lsn
+from walbus.native import new_core
 from walbus.position import ORIGIN
+from walbus.schema import TableSchema
 
 logger = structlog.get_logger(__name__)
 
@@ -166,23 +181,28 @@ class Capture:
         with ExitStack() as closing:
             session = open_session(self._source.dsn)
             closing.callback(session.close)
+            name = stream_name(self._source.dsn, bounds.log_id)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 check_source(session, self._source)
-                empty = bounds.end == ORIGIN
-                publication = ensure_publication(session, self._source, log_is_empty=empty, known=known)
-            with cut_off(session, self._stop, None):  # making a slot waits for the transactions that run
-                confirmed = ensure_slot(session, self._source.slot, bounds)
-            name = stream_name(self._source.dsn, bounds.log_id)
-            if name is not None:
-                with cut_off(session, self._stop, SETUP_SECONDS):
+                if name is not None:
                     take_over(session, self._source.slot, name)
             walsender = Walsender(self._source.dsn, name)
             closing.callback(walsender.close)
             with cut_off(walsender, self._stop, SETUP_SECONDS):
-                timelines = self._verified_timelines(walsender, bounds)
+                timelines, switch = self._verified_history(session, walsender, bounds)
                 timeout = walsender.timeout_seconds()
-            if empty:
-                self._begin_log(timelines, confirmed)
+            with cut_off(session, self._stop, SETUP_SECONDS):
+                empty = bounds.end == ORIGIN
+                publication = ensure_publication(session, self._source, log_is_empty=empty, known=known)
+                continued = Continued(bounds, timelines, switch)
+                state = self._verified_slot(session, continued)
+            if state is None:
+                with cut_off(session, self._stop, None):  # it waits for the transactions that run
+                    self._begin_log(timelines, create_slot(session, self._source))
+            elif empty:
+                self._begin_log(timelines, state.confirmed_lsn)
+            elif switch is not None:
+                self._record_switch(switch, bounds)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
             self._catch_up.run(assembler, timelines, name=name, publication=publication)
@@ -207,22 +227,50 @@ class Capture:
                 monotonic=self._monotonic,
             ).run()
 
-    def _verified_timelines(self, walsender: Walsender, bounds: Bounds) -> Timelines:
+    def _verified_history(
+        self, session: Session, walsender: Walsender, bounds: Bounds
+    ) -> tuple[Timelines, Switch | None]:
+        """The server's timelines, and the switch behind which the log holds what they lost."""
+        check_same_server(session, walsender.session)
         system = walsender.identify()
-        known = self._system or system
-        if (system.system_identifier, system.database) != (known.system_identifier, known.database):
-            what = f"another database answers: system identifier {system.system_identifier}"
-            raise SourceReplaced(what, where=f"it was {known.system_identifier}", mend=NEW_LOG)
+        check_system(system, self._system or system)
         self._system = system
         timelines = walsender.timelines(system.timeline)
-        left_at = timelines.left_at(bounds.end.epoch)
-        if bounds.end.epoch > timelines.current or (left_at is not None and bounds.end_lsn > left_at):
-            what = f"timeline {timelines.current} does not continue the log: a failover lost commits that the log holds"
-            raise SourceReplaced(what, where=f"log end {bounds.end}", mend=NEW_LOG)
-        if system.flushed < bounds.end_lsn:
-            what = f"the server's WAL ends at {format_lsn(system.flushed)}, before what the log holds: it was set back"
-            raise SourceReplaced(what, where=f"log end {format_lsn(bounds.end_lsn)}", mend=NEW_LOG)
-        return timelines
+        switch = lossy_switch(bounds, timelines)
+        check_reach(system, bounds.end_lsn if switch is None else switch.lsn)
+        return timelines, switch
+
+    def _verified_slot(self, session: Session, continued: Continued) -> SlotState | None:
+        """The slot, which can give what follows the log's end; None if it is to be made."""
+        state = read_slot(session, self._source.slot)
+        if state is not None:
+            check_kind(self._source.slot, state, session.info.dbname)
+        check_slot(self._source.slot, state, continued)
+        return state
+
+    def _record_switch(self, switch: Switch, bounds: Bounds) -> None:
+        """Tells the log what a failover lost, and goes back to where the source's history leaves the log's."""
+        lost, reseed = self._lost(switch)
+        now = max(int(self._clock() * 1_000_000), bounds.commit_time)
+        self._log.append(epoch_piece(switch, lost, reseed, now))
+        self._log.sync()
+        logger.error(
+            "source.failover_lost_commits",
+            epoch=switch.epoch,
+            switch=format_lsn(switch.lsn),
+            transactions=lost.transactions if lost else 0,
+            tables=[table.table for table in reseed],
+            note="the log holds what the source lost; these tables are seeded again",
+        )
+
+    def _lost(self, switch: Switch) -> tuple[Lost | None, list[TableSchema]]:
+        """What the log holds behind a switch, and the layouts of the tables that must be seeded again."""
+        newest = {schema.oid: schema for schema in self._log.schemas.all()}
+        try:
+            lost = lost_transactions(self._log.records_after(switch.before), switch)
+        except PositionTrimmed:  # nobody can say any more what it was
+            return None, list(newest.values())
+        return lost, [newest[oid] for oid in sorted(lost.tables if lost else ()) if oid in newest]
 
     def _begin_log(self, timelines: Timelines, confirmed: int) -> None:
         """The first record: later starts compare the slot with it."""
@@ -237,6 +285,7 @@ class Capture:
             self._assembler.reconnected(timelines, near_xid, end=bounds.end, bound=bounds.end_lsn)
             return self._assembler
         self._assembler = Assembler(
+            core=new_core(),
             schemas=self._log.schemas,
             repeats=Repeats(self._log.find, end=bounds.end, trimmed=bounds.trimmed),
             builtin_types=builtin_types(session),

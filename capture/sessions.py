@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import SecretStr
 
 from walbus.capture.refusals import connect_refusal, refusal
-from walbus.errors import ConfigError
+from walbus.errors import ConfigError, SourceUnavailable
 from walbus.session import settings_sql
 
 _DEFAULTS: dict[str, str | int] = {
@@ -108,6 +108,18 @@ def open_session(dsn: SecretStr, *, replication: bool = False, name: str | None 
         session.close()
         raise
     return session
+
+
+def check_same_server(one: Session, other: Session) -> None:
+    """Whether two sessions reached the same server: an address may lead elsewhere in the middle of a failover.
+
+    Raises:
+        SourceUnavailable: they did not; connecting again may do better.
+    """
+    with refused("comparing the servers of two sessions"):
+        started = [session.execute("SELECT pg_postmaster_start_time()").fetchone() for session in (one, other)]
+    if started[0] != started[1]:
+        raise SourceUnavailable("two connections to the same address reached different servers")
 
 
 class Connected(Protocol):
