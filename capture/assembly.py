@@ -1,7 +1,10 @@
 """pgoutput messages in, pieces of the log out. Pure.
 
-A transaction's changes are packed as they arrive (`walbus.capture.pieces`). One without any change gives no piece: it
-only moves `bound`, and so does a keepalive. One that the log has already (`walbus.capture.repeats`) gives none either.
+The open transaction lies in a core (`walbus.native`), which packs its changes as they arrive. The native core takes
+nearly all messages by itself; what it leaves comes to the handlers here, which know every kind, and say what is right.
+
+A transaction without any change gives no piece: it only moves `bound`, and so does a keepalive. One that the log has
+already (`walbus.capture.repeats`) gives none either.
 
 Rows:
 
@@ -37,26 +40,29 @@ from walbus.capture.messages import (
     Update,
     decode,
 )
-from walbus.capture.pieces import OpenTransaction, progress_piece, table_bit
+from walbus.capture.pieces import progress_piece, schema_piece, table_bit
 from walbus.capture.repeats import Repeats
 from walbus.capture.rows import Table, bitmap, check_width, completed, whole_row
 from walbus.capture.timelines import Timelines
 from walbus.capture.xids import widen_xid
 from walbus.errors import ProtocolError
-from walbus.log import Piece, SchemaRegistry
+from walbus.log import Piece, Run, SchemaRegistry
 from walbus.lsn import format_lsn
+from walbus.native.interface import Core, Transaction
 from walbus.position import Position
 from walbus.records import ChangeFlag, Op, pack_change
 from walbus.schema import TableSchema
 from walbus.values import row_encoder
 
 _CHANGE_KINDS = frozenset((b"I", b"U", b"D", b"T", b"M"))
+_LONGEST_ORIGIN = 0xFFFF
 
 
 class Assembler:
     """Builds pieces out of one source's stream.
 
     Args:
+        core: empty; packs what is assembled.
         schemas: the log's registry; registering is durable when it returns.
         repeats: tells transactions that the log has from new ones.
         builtin_types: names of the types that are not announced, by OID.
@@ -70,6 +76,7 @@ class Assembler:
     def __init__(  # noqa: PLR0913  (what it knows of the source and of the log)
         self,
         *,
+        core: Core,
         schemas: SchemaRegistry,
         repeats: Repeats,
         builtin_types: Mapping[int, str],
@@ -79,13 +86,12 @@ class Assembler:
         bound: int = 0,
         last_commit_time: int = 0,
     ) -> None:
+        self._core = core
         self._schemas = schemas
         self._repeats = repeats
         self._builtin_types = builtin_types
         self._primary_key = primary_key
-        self._last_commit_time = last_commit_time
-        self.transactions = 0  #: transactions handed out whole
-        self.changes = 0  #: changes handed out
+        self._core.last_commit_time = last_commit_time
         self.repeated = 0  #: transactions dropped because the log has them
         self._handlers: dict[type, Callable[..., None]] = {
             Insert: self._insert,
@@ -117,28 +123,57 @@ class Assembler:
 
     def _begin_connection(self, timelines: Timelines, near_xid: int, bound: int) -> None:
         self._timelines = timelines
-        self.near_xid = near_xid  #: to be refreshed at least once in a billion transactions
+        self._core.near_xid = near_xid
+        self._core.restart(timelines.current, timelines.since, end=self._repeats.end, bound=bound)
         self._types = dict(self._builtin_types)
         self._relations: dict[int, Relation] = {}
         self._tables: dict[int, Table] = {}
-        self._transaction: OpenTransaction | None = None
-        self._repeated: bool | None = None  # whether the log has the open transaction; None before its first change
+        self._repeated = False  # whether the log has the open transaction; known since its first change
         self._told: dict[int, int] = {}  # version that the last SCHEMA record told of a table, by its OID
-        self._out: list[Piece] = []
-        self.waiting_bytes = 0  #: size of what `take` would give
-        self._handed = bound  # the log has been handed everything that commits before this LSN
-        self._shown = 0  # LSN of the last position that the log was handed; below `_handed` behind a commit
-        self.bound = bound  #: everything that commits before this LSN has been received
+
+    @property
+    def core(self) -> Core:
+        """For whoever can hand it frames with less ado than `feed`: what it leaves must be fed here."""
+        return self._core
+
+    @property
+    def near_xid(self) -> int:
+        """A recent 64-bit transaction id of the server, to be refreshed at least once in a billion transactions."""
+        return self._core.near_xid
+
+    @near_xid.setter
+    def near_xid(self, xid: int) -> None:
+        self._core.near_xid = xid
+
+    @property
+    def bound(self) -> int:
+        """Everything that commits before this LSN has been received."""
+        return self._core.bound
+
+    @property
+    def transactions(self) -> int:
+        """Transactions handed out whole."""
+        return self._core.transactions
+
+    @property
+    def changes(self) -> int:
+        """Changes handed out."""
+        return self._core.changes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of what `take` would give."""
+        return self._core.waiting_bytes
 
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction's Commit has still to come."""
-        return self._transaction is not None
+        return self._core.transaction is not None
 
     @property
     def repeating(self) -> bool:
         """Whether the log has the open transaction, so that its changes are dropped; False before its first change."""
-        return bool(self._repeated)
+        return self._repeated
 
     def has_passed(self, commit_lsn: int, commit_time: int, xid: int) -> bool:
         """Whether the log is past a commit: it has the transaction, or was told that it had no change.
@@ -146,8 +181,8 @@ class Assembler:
         Raises:
             SourceReplaced: the log holds another transaction there.
         """
-        epoch, wide = self._timelines.epoch_of(commit_lsn), widen_xid(xid, self.near_xid)
-        return self._repeats.has_passed(OpenTransaction(epoch, commit_lsn, commit_time, wide))
+        self._repeats.passed(self._core.end)
+        return self._repeats.has_passed(self._transaction_at(commit_lsn, commit_time, widen_xid(xid, self.near_xid)))
 
     def feed(self, data: bytes, offset: int = 0) -> None:
         """Takes one pgoutput message.
@@ -161,21 +196,18 @@ class Assembler:
             SourceReplaced: the source's history is not the log's.
             LogFull: no room for a new layout. Nothing of the message was taken; feed it again.
         """
-        if self._repeated and data[offset : offset + 1] in _CHANGE_KINDS:
+        if self._core.feed(data, offset) or (self._repeated and data[offset : offset + 1] in _CHANGE_KINDS):
             return
+        self._repeats.passed(self._core.end)
         try:
             message = decode(data, offset)
             self._handlers[type(message)](message)
         except ProtocolError as error:
             raise self._placed(error) from None
 
-    def take(self) -> list[Piece]:
+    def take(self) -> list[Piece | Run]:
         """What is complete and was not taken yet, for the log, in order."""
-        if not self._out:
-            return []
-        out, self._out = self._out, []
-        self.waiting_bytes = 0
-        return out
+        return self._core.take()
 
     def keepalive(self, wal_end: int) -> None:
         """The walsender says that everything before `wal_end` has been sent (heeded between transactions only).
@@ -183,9 +215,10 @@ class Assembler:
         Progress is due then even if the last commit ended there: a commit's position lies before its end, and whoever
         waits for a position at the end of an idle source's WAL would wait for somebody to write more.
         """
-        if self._transaction is None and wal_end >= self.bound:
-            self.bound = wal_end
-            self._handed = min(self._handed, self._shown)
+        core = self._core
+        if core.transaction is None and wal_end >= core.bound:
+            core.bound = wal_end
+            core.handed = min(core.handed, core.shown)
 
     def forget(self, trimmed: Position) -> None:
         """The log dropped everything up to `trimmed`; what is sent again from there cannot be compared."""
@@ -197,42 +230,45 @@ class Assembler:
         Args:
             now: the server's clock, Unix microseconds; None far behind it, where the last commit's time stands.
         """
-        if self._transaction is not None or self.bound <= self._handed:
+        core = self._core
+        if core.transaction is not None or core.bound <= core.handed:
             return None
-        self._handed = self._shown = self.bound
-        now = self._last_commit_time if now is None else now
-        self._last_commit_time = max(self._last_commit_time, now)
-        piece = progress_piece(self._timelines.epoch_of(self.bound), self.bound, now)
-        return piece if self._repeats.passed(Position(piece.epoch, piece.commit_lsn, 0)) else None
+        core.handed = core.shown = core.bound
+        now = core.last_commit_time if now is None else now
+        core.last_commit_time = max(core.last_commit_time, now)
+        piece = progress_piece(self._timelines.epoch_of(core.bound), core.bound, now)
+        return piece if self._passes(Position(piece.epoch, piece.commit_lsn, 0)) else None
 
     # What frames changes.
 
     def _begin(self, begin: Begin) -> None:
-        if self._transaction is not None:
+        if self._core.transaction is not None:
             raise ProtocolError("a transaction begins inside another one")
         self._open(begin.commit_lsn, begin.commit_time, widen_xid(begin.xid, self.near_xid))
 
     def _commit(self, commit: Commit) -> None:
-        transaction = self._inside()
-        if commit.commit_lsn != transaction.commit_lsn:
+        if commit.commit_lsn != self._inside().commit_lsn:
             raise ProtocolError(f"the commit at {format_lsn(commit.commit_lsn)} ends another transaction")
-        if transaction.waiting:
-            self._hand_out(transaction, commit.end_lsn)
-            self._handed, self._shown = commit.end_lsn, commit.commit_lsn
-            self.transactions += 1
-            self._repeats.passed(transaction.last)
-        elif self._repeated:
-            self.repeated += 1
-        self._transaction = self._repeated = None
-        self._last_commit_time = max(self._last_commit_time, transaction.commit_time)
-        self.bound = max(self.bound, commit.end_lsn)
+        self.repeated += self._repeated
+        self._repeated = False
+        self._core.commit(commit.end_lsn)
+        self._repeats.passed(self._core.end)
 
     def _origin(self, origin: Origin) -> None:
-        self._inside().origin = origin.name.encode()
+        self._inside()
+        name = origin.name.encode()
+        if len(name) > _LONGEST_ORIGIN:
+            raise ProtocolError(f"an origin's name of {len(name)} bytes")
+        self._core.origin = name
 
     def _relation(self, relation: Relation) -> None:
         self._relations[relation.oid] = relation
-        self._tables.pop(relation.oid, None)
+        self.forget_table(relation.oid)
+
+    def forget_table(self, oid: int) -> None:
+        """The table's next row derives its layout anew, from the last Relation message."""
+        self._tables.pop(oid, None)
+        self._core.forget(oid)
 
     def _type(self, announced: Type) -> None:
         self._types[announced.oid] = type_name(announced.namespace, announced.name)
@@ -240,17 +276,13 @@ class Assembler:
     # Changes.
 
     def _insert(self, insert: Insert) -> None:
-        transaction = self._for_change()
-        if transaction is None:
-            return
-        table = self._table(transaction, insert.oid)
-        self._add_row(transaction, table, Op.INSERT, insert.new)
+        if self._takes_change():
+            self._add_row(self._table(insert.oid), Op.INSERT, insert.new)
 
     def _update(self, update: Update) -> None:
-        transaction = self._for_change()
-        if transaction is None:
+        if not self._takes_change():
             return
-        table = self._table(transaction, update.oid)
+        table = self._table(update.oid)
         new, old, before, old_key = update.new, update.old_key or update.old, None, None
         if old is not None:
             check_width(table, old)
@@ -259,19 +291,18 @@ class Assembler:
                 before = whole_row(table, update.old)
             if new.unchanged:
                 new = completed(new, old, range(table.width) if update.old else table.schema.key_indexes)
-        self._add_row(transaction, table, Op.UPDATE, new, before=before, old_key=old_key)
+        self._add_row(table, Op.UPDATE, new, before=before, old_key=old_key)
 
     def _delete(self, delete: Delete) -> None:
-        transaction = self._for_change()
-        if transaction is None:
+        if not self._takes_change():
             return
-        table = self._table(transaction, delete.oid)
+        table = self._table(delete.oid)
         old = delete.old_key or delete.old
         if old is None:
             raise ProtocolError("a delete without its old row")
         check_width(table, old)
         before = whole_row(table, delete.old) if delete.old is not None else None
-        delta = transaction.next_delta
+        delta = self._core.next_delta()
         change = pack_change(
             Op.DELETE,
             table=table.schema.oid,
@@ -281,11 +312,10 @@ class Assembler:
             key=table.encoder.key(old.texts),
             before=before,
         )
-        transaction.add(change, table.bit)
+        self._core.add(change, table.bit)
 
-    def _add_row(  # noqa: PLR0913  (the parts of a change)
+    def _add_row(
         self,
-        transaction: OpenTransaction,
         table: Table,
         op: Op,
         row: Row,
@@ -295,7 +325,7 @@ class Assembler:
     ) -> None:
         after = table.encoder.encode(row.texts)
         key = table.encoder.key(row.texts)
-        delta = transaction.next_delta
+        delta = self._core.next_delta()
         change = pack_change(
             op,
             table=table.schema.oid,
@@ -308,16 +338,14 @@ class Assembler:
             after=after,
             before=before,
         )
-        transaction.add(change, table.bit)
+        self._core.add(change, table.bit)
 
     def _truncate(self, truncate: Truncate) -> None:
         flags = truncate.cascade * ChangeFlag.CASCADE | truncate.restart_identity * ChangeFlag.RESTART_IDENTITY
-        first = self._for_change()
-        if first is None:
+        if not self._takes_change():
             return
-        for table in [self._table(first, oid) for oid in truncate.oids]:
-            transaction = self._for_change() or first
-            delta = transaction.next_delta
+        for table in [self._table(oid) for oid in truncate.oids]:
+            delta = self._core.next_delta()
             change = pack_change(
                 Op.TRUNCATE,
                 table=table.schema.oid,
@@ -326,87 +354,87 @@ class Assembler:
                 ordinal_delta=delta,
                 flags=flags,
             )
-            transaction.add(change, table.bit)
+            self._core.add(change, table.bit)
 
     def _message(self, message: LogicalMessage) -> None:
         if message.transactional:
             self._add_message(message, ChangeFlag.TRANSACTIONAL)
             return
-        if self._transaction is not None:
+        if self._core.transaction is not None:
             raise ProtocolError("a message outside transactions came inside one")
-        self._open(message.lsn - 1, self._last_commit_time, 0)
+        self._open(message.lsn - 1, self._core.last_commit_time, 0)
         self._add_message(message, 0)
-        self._commit(Commit(message.lsn - 1, message.lsn, self._last_commit_time))
+        self._commit(Commit(message.lsn - 1, message.lsn, self._core.last_commit_time))
 
     def _add_message(self, message: LogicalMessage, flags: int) -> None:
-        transaction = self._for_change()
-        if transaction is None:
+        if not self._takes_change():
             return
-        delta = transaction.next_delta
+        delta = self._core.next_delta()
         change = pack_change(
             Op.MESSAGE, seq_delta=delta, ordinal_delta=delta, flags=flags, key=message.prefix, after=message.content
         )
-        transaction.add(change)
+        self._core.add(change)
 
     # The open transaction.
 
     def _open(self, commit_lsn: int, commit_time: int, xid: int) -> None:
-        epoch = self._timelines.epoch_of(commit_lsn)
-        self._transaction = OpenTransaction(epoch, commit_lsn, commit_time, xid)
-        self._repeated = None
+        self._core.begin(self._transaction_at(commit_lsn, commit_time, xid))
+        self._repeated = False
 
-    def _inside(self) -> OpenTransaction:
-        if self._transaction is None:
+    def _transaction_at(self, commit_lsn: int, commit_time: int, xid: int) -> Transaction:
+        return Transaction(self._timelines.epoch_of(commit_lsn), commit_lsn, commit_time, xid)
+
+    def _inside(self) -> Transaction:
+        transaction = self._core.transaction
+        if transaction is None:
             raise ProtocolError("it came outside of any transaction")
-        return self._transaction
-
-    def _for_change(self) -> OpenTransaction | None:
-        """The open transaction, ready for one more change; None if the log has this change already."""
-        transaction = self._inside()
-        if self._repeated is None:
-            self._repeated = self._repeats.is_repeat(transaction)
-        if self._repeated:
-            return None
-        if transaction.full:
-            self._hand_out(transaction)
         return transaction
 
-    def _hand_out(self, transaction: OpenTransaction, end_lsn: int = 0) -> None:
-        self.changes += transaction.waiting
-        self._put(transaction.take(end_lsn))
+    def _takes_change(self) -> bool:
+        """Whether the open transaction is new; False if the log has this change already."""
+        transaction = self._inside()
+        if not self._core.accepted and not self._repeated:
+            self._repeated = self._repeats.is_repeat(transaction)
+            if not self._repeated:
+                self._core.accept()
+        return not self._repeated
 
-    def _put(self, piece: Piece) -> None:
-        self._out.append(piece)
-        self.waiting_bytes += len(piece.body)
+    def _passes(self, position: Position) -> bool:
+        """Whether a record between transactions lies behind all that was handed out; it counts as handed out then."""
+        passes = self._repeats.passed(position)
+        self._core.end = self._repeats.end
+        return passes
 
     # Layouts.
 
-    def _table(self, transaction: OpenTransaction, oid: int) -> Table:
-        return self._tables.get(oid) or self._new_table(transaction, oid)
+    def _table(self, oid: int) -> Table:
+        return self._tables.get(oid) or self._new_table(oid)
 
-    def _new_table(self, transaction: OpenTransaction, oid: int) -> Table:
+    def _new_table(self, oid: int) -> Table:
         relation = self._relations.get(oid)
         if relation is None:
             raise ProtocolError(f"a change of table {oid} came before its layout")
         primary_key = self._primary_key(oid) if relation.identity == "f" else ()
         schema, _ = self._schemas.register(layout_of(relation, self._types, primary_key))
         if self._told.get(oid) != schema.id:
-            self._tell(transaction, schema)
+            self._tell(schema)
         table = Table(schema, row_encoder(schema), len(schema.columns), table_bit(oid))
         self._tables[oid] = table
+        self._core.know(schema)
         return table
 
-    def _tell(self, transaction: OpenTransaction, schema: TableSchema) -> None:
+    def _tell(self, schema: TableSchema) -> None:
         """Writes the SCHEMA record behind the changes so far, before the one that needs it."""
-        if transaction.waiting:
-            self._hand_out(transaction)
-        self._put(transaction.schema(schema))
+        transaction, core = self._inside(), self._core
+        core.hand_out()
+        core.put(schema_piece(transaction, core.done, core.origin, schema))
         self._told[schema.oid] = schema.id
-        if not transaction.done:
-            self._repeats.passed(transaction.last)  # before the first change it stands by itself
+        if not core.done:
+            self._passes(Position(transaction.epoch, transaction.commit_lsn, 0))  # it stands by itself
 
     def _placed(self, error: ProtocolError) -> ProtocolError:
-        if self._transaction is None:
+        transaction = self._core.transaction
+        if transaction is None:
             return error
-        place = f"transaction {self._transaction.xid}, commit {format_lsn(self._transaction.commit_lsn)}"
+        place = f"transaction {transaction.xid}, commit {format_lsn(transaction.commit_lsn)}"
         return ProtocolError(error.what, where=f"{error.where}, {place}" if error.where else place, mend=error.mend)

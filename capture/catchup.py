@@ -37,7 +37,7 @@ from walbus.capture.steps import Step, StepPolicy
 from walbus.capture.timelines import Timelines
 from walbus.config import SourceConfig
 from walbus.errors import LogFull, ProtocolError
-from walbus.log import LogWriter
+from walbus.log import LogWriter, append_to
 from walbus.lsn import format_lsn
 
 logger = structlog.get_logger(__name__)
@@ -206,8 +206,8 @@ class CatchUp:
             peek.wait(LOOK_SECONDS)
 
     def _append_complete(self, assembler: Assembler) -> None:
-        for piece in assembler.take():
-            self._log.append(piece)
+        for complete in assembler.take():
+            append_to(self._log, complete)
 
     def _make_durable(self, assembler: Assembler, upto: int) -> None:
         """Lets the log's end cover the step."""

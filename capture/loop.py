@@ -29,7 +29,7 @@ from walbus.capture.replication import Walsender
 from walbus.capture.report import Report
 from walbus.capture.watch import CatalogWatch
 from walbus.errors import LogFull, ProtocolError, SourceUnavailable
-from walbus.log import LogWriter, Piece
+from walbus.log import LogWriter, Piece, Run, append_to
 from walbus.records import Flag, Kind
 from walbus.schema import TableSchema
 
@@ -172,12 +172,13 @@ class StreamLoop:
         self._received = max(self._received, wal_end)
 
     def _append_complete(self) -> None:
-        for piece in self._assembler.take():
-            self._append(piece)
+        for complete in self._assembler.take():
+            self._append(complete)
 
-    def _append(self, piece: Piece) -> None:
-        self._patiently(lambda: self._log.append(piece))
-        if self._dirty_since is None and (piece.flags & Flag.END or piece.kind == Kind.PROGRESS):
+    def _append(self, given: Piece | Run) -> None:
+        self._patiently(lambda: append_to(self._log, given))
+        whole = isinstance(given, Run) or given.flags & Flag.END or given.kind == Kind.PROGRESS
+        if whole and self._dirty_since is None:
             self._dirty_since = self._monotonic()
 
     def _tell_progress(self, now: float) -> None:

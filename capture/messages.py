@@ -24,6 +24,8 @@ from walbus.errors import ProtocolError
 #: Unix microseconds of 2000-01-01T00:00Z, where PostgreSQL's timestamps begin.
 POSTGRES_EPOCH = 946_684_800_000_000
 
+_LATEST = (1 << 63) - 1 - POSTGRES_EPOCH
+
 _BEGIN = Struct(">QqI")
 _COMMIT = Struct(">BQQq")
 _MESSAGE = Struct(">BQ")
@@ -187,6 +189,8 @@ def _bad(what: str, data: bytes, offset: int, at: int) -> ProtocolError:
 
 def _begin(data: bytes, at: int) -> tuple[Message, int]:
     commit_lsn, commit_time, xid = _BEGIN.unpack_from(data, at)
+    if commit_time > _LATEST:
+        raise _MalformedError("a commit time that no clock shows", at + 8)
     return Begin(commit_lsn, commit_time + POSTGRES_EPOCH, xid), at + _BEGIN.size
 
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from walbus.capture.pieces import OpenTransaction
 from walbus.errors import SourceReplaced
 from walbus.log import Held
 from walbus.lsn import format_lsn
+from walbus.native.interface import Transaction
 from walbus.position import ORIGIN, Position
 
 #: What an operator can do where a log cannot be continued.
@@ -36,21 +36,21 @@ class Repeats:
 
     def __init__(self, find: Callable[[int, int], Held | None], *, end: Position, trimmed: Position = ORIGIN) -> None:
         self._find = find
-        self._end = end
+        self.end = end  #: position of the last record that the log was given
         self.trimmed = trimmed  #: moves with the log's retention
 
     def restart(self, end: Position) -> None:
         """A new connection: the log was given records up to `end` and no others."""
-        self._end = end
+        self.end = end
 
-    def is_repeat(self, transaction: OpenTransaction) -> bool:
+    def is_repeat(self, transaction: Transaction) -> bool:
         """Whether the log has a transaction that is about to have its first change.
 
         Raises:
             SourceReplaced: it stands where the log holds another one, or none.
         """
-        position = transaction.last._replace(ordinal=1)
-        if position > self._end:
+        position = _first(transaction)
+        if position > self.end:
             return False
         held = self._find(transaction.epoch, transaction.commit_lsn)
         if held is None and position > self.trimmed:
@@ -59,13 +59,13 @@ class Repeats:
             raise _diverged(transaction, f"the log holds another transaction there, {held.xid}")
         return True
 
-    def has_passed(self, transaction: OpenTransaction) -> bool:
+    def has_passed(self, transaction: Transaction) -> bool:
         """Whether the log is past the place of a transaction whose changes are not at hand, if it had any.
 
         Raises:
             SourceReplaced: the log holds another one there.
         """
-        if transaction.last._replace(ordinal=1) > self._end:
+        if _first(transaction) > self.end:
             return False
         held = self._find(transaction.epoch, transaction.commit_lsn)
         if held is not None and not _same(held, transaction):
@@ -77,17 +77,21 @@ class Repeats:
 
         False if the log has passed that place already.
         """
-        if position <= self._end:
+        if position <= self.end:
             return False
-        self._end = position
+        self.end = position
         return True
 
 
-def _same(held: Held, transaction: OpenTransaction) -> bool:
+def _first(transaction: Transaction) -> Position:
+    return Position(transaction.epoch, transaction.commit_lsn, 1)
+
+
+def _same(held: Held, transaction: Transaction) -> bool:
     """A lone message (xid 0) has no commit time of its own."""
     return held.xid == transaction.xid and (held.xid == 0 or held.commit_time == transaction.commit_time)
 
 
-def _diverged(transaction: OpenTransaction, why: str) -> SourceReplaced:
+def _diverged(transaction: Transaction, why: str) -> SourceReplaced:
     where = f"transaction {transaction.xid}, commit {format_lsn(transaction.commit_lsn)}"
     return SourceReplaced(f"the source's history is not the log's: {why}", where=where, mend=NEW_LOG)

@@ -32,6 +32,11 @@ class Timelines:
                 return timeline
         return self.current
 
+    @property
+    def since(self) -> int:
+        """The LSN from which on all is of the current timeline."""
+        return max((switch for _, switch in self.switches), default=0)
+
     def left_at(self, timeline: int) -> int | None:
         """Where the history left a timeline; None for the current one and those it never had."""
         return dict(self.switches).get(timeline)

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import structlog
 
 from walbus.errors import Fenced, LogError, LogFull
-from walbus.log import Bounds, Held, Piece
+from walbus.log import Bounds, Held, Piece, Run
+from walbus.native import seal
 from walbus.position import Position
 from walbus.records import Flag, Kind, iter_changes, pack_record
 from walbus.relay.control import Mark
@@ -128,16 +129,38 @@ class FileLogWriter:
         if self._open is None and self._file.size >= self._settings.segment_bytes:
             self._roll()
         record, tip = self._pack(piece, flags)
-        if self._file.buffered + len(record) > _FLUSH_BYTES:
+        self._put(record, tip, piece.commit_time)
+        self._note_bounds(piece, flags)
+
+    def append_run(self, run: Run) -> None:
+        """Takes whole small transactions; see `walbus.log.LogWriter.append_run`.
+
+        The index gets at most one entry a run, which is why a run is not longer than about an entry's distance.
+        """
+        self._check_usable()
+        if self._open is not None:
+            self._drop_unfinished()
+        if run.first <= self._here.tip.position:
+            raise ValueError(f"a run at {run.first} cannot stand behind {self._here.tip.position}")
+        if self._file.size >= self._settings.segment_bytes:
+            self._roll()
+        base, before = self._next_seq, self._here.tip
+        last_seq = _checked_seq(base + run.changes - 1)
+        tip = Tip(run.last, max(before.end_lsn, run.end_lsn), last_seq, run.commit_time, before.announced_schema)
+        self._put(seal(run.records, base), tip, run.latest)
+        self._whole = self._here
+
+    def _put(self, records: bytes, tip: Tip, latest: int) -> None:
+        """Puts packed records behind all others; `latest` is their largest commit time."""
+        if self._file.buffered + len(records) > _FLUSH_BYTES:
             self._flush()
         if self._index.index.wants(self._file.size):
             before = self._here
             self._index.index.add(self._file.size, before.tip.position, before.tip.last_seq, before.max_time)
-        self._file.append(record)
-        self._here = _Place(self._file.size, tip, max(self._here.max_time, piece.commit_time))
+        self._file.append(records)
+        self._here = _Place(self._file.size, tip, max(self._here.max_time, latest))
         if tip.last_seq >= self._next_seq:
             self._next_seq = tip.last_seq + 1
-        self._note_bounds(piece, flags)
 
     def sync(self) -> Bounds:
         """The group commit; see `walbus.log.LogWriter.sync`."""
@@ -217,9 +240,7 @@ class FileLogWriter:
         tip = self._here.tip
         if piece.kind == _TRANSACTION and piece.count:
             first_seq = self._next_seq
-            last_seq = first_seq + piece.last_ordinal - piece.first_ordinal
-            if last_seq >= _SEQ_END:
-                raise LogError("the seqs of this log are used up", mend="begin a new log in an empty folder")
+            last_seq = _checked_seq(first_seq + piece.last_ordinal - piece.first_ordinal)
         else:
             first_seq = last_seq = tip.last_seq
         record = pack_record(
@@ -406,3 +427,9 @@ class FileLogWriter:
 
 def _announced(piece: Piece) -> int:
     return max((change.schema_id for change in iter_changes(piece.body)), default=0)
+
+
+def _checked_seq(seq: int) -> int:
+    if seq >= _SEQ_END:
+        raise LogError("the seqs of this log are used up", mend="begin a new log in an empty folder")
+    return seq

@@ -47,6 +47,30 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """Small transactions, each whole in one record, in one buffer: what capture hands to the log at once under load.
+
+    All are of one epoch, and their commit LSNs rise.
+
+    Attributes:
+        records: the records as they will lie in the log, but for two things that the log gives (`walbus.native.seal`):
+            their seqs count from 0 at the first change, and their checksums are 0.
+        first, last: positions of the first and of the last change.
+        changes: how many; each takes one seq.
+        end_lsn, commit_time: of the last transaction.
+        latest: the largest commit time.
+    """
+
+    records: bytes
+    first: Position
+    last: Position
+    changes: int
+    end_lsn: int
+    commit_time: int
+    latest: int
+
+
+@dataclass(frozen=True, slots=True)
 class SourceIdentity:
     """Which database a log belongs to; a log refuses any other (fault 14).
 
@@ -138,6 +162,13 @@ class LogWriter(Protocol):
             Fenced: another writer took over.
         """
 
+    def append_run(self, run: Run) -> None:
+        """Takes a run behind all that was appended: as if each of its transactions had been appended as one piece.
+
+        Raises:
+            As `append`. Where there is no room nothing of the run is kept.
+        """
+
     def sync(self) -> Bounds:
         """Makes every whole transaction that was appended durable, publishes the new end and wakes readers.
 
@@ -172,6 +203,14 @@ class LogWriter(Protocol):
 
     def close(self) -> None:
         """Syncs what is whole, marks the log as cleanly stopped, frees it. Never raises for a second call."""
+
+
+def append_to(log: LogWriter, given: Piece | Run) -> None:
+    """`LogWriter.append` or `append_run`, whichever it takes."""
+    if isinstance(given, Run):
+        log.append_run(given)
+    else:
+        log.append(given)
 
 
 class LogCursor(Protocol):

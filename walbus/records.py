@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 
 _HEADER = struct.Struct("<IIBBHIQQIIQQQqIHHQQ")
 HEADER_SIZE = _HEADER.size
+_LENGTH = struct.Struct("<4xI")
+_SEQS, _SEQS_AT = struct.Struct("<QQ"), 40
 _CHANGE = struct.Struct("<IBBHIIQIIIIII")
 CHANGE_HEADER_SIZE = _CHANGE.size
 assert (HEADER_SIZE, CHANGE_HEADER_SIZE) == (96, 48)
@@ -263,6 +265,38 @@ def pack_record(
     )  # fmt: skip
     rest = b"".join((header[4:], origin, body))
     return int(google_crc32c.value(rest)).to_bytes(4, "little") + rest
+
+
+def pack_unsealed(  # one whole transaction in a run
+    *, epoch: int, commit_lsn: int, end_lsn: int, xid: int, commit_time: int, count: int, first_seq: int, origin: bytes,
+    tables: int, body: bytes,
+) -> bytes:  # fmt: skip
+    """The record of a whole transaction with a checksum of 0, for `seal`; `first_seq` counts from its run's first."""
+    header = _HEADER.pack(
+        0, HEADER_SIZE + len(origin) + len(body), FORMAT_VERSION, Kind.TRANSACTION, Flag.BEGIN | Flag.END, epoch,
+        commit_lsn, end_lsn, 1, count, first_seq, first_seq + count - 1, xid, commit_time, count, len(origin), 0,
+        tables, 0,
+    )  # fmt: skip
+    return b"".join((header, origin, body))
+
+
+def seal(records: bytes, base: int) -> bytes:
+    """Records out of `pack_unsealed`, as they lie in a log: with their seqs, counted from `base`, and checksums.
+
+    Raises:
+        ValueError: they are not whole records.
+    """
+    out, offset = bytearray(records), 0
+    while offset < len(out):
+        length = _LENGTH.unpack_from(out, offset)[0] if len(out) - offset >= HEADER_SIZE else 0
+        if not HEADER_SIZE <= length <= len(out) - offset:
+            raise ValueError("these bytes are not whole records")
+        first, last = _SEQS.unpack_from(out, offset + _SEQS_AT)
+        _SEQS.pack_into(out, offset + _SEQS_AT, first + base, last + base)
+        checksum = google_crc32c.value(bytes(memoryview(out)[offset + 4 : offset + length]))
+        out[offset : offset + 4] = int(checksum).to_bytes(4, "little")
+        offset += length
+    return bytes(out)
 
 
 def read_header(buffer: bytes, offset: int = 0) -> RecordHeader:

@@ -14,7 +14,8 @@ import threading
 from collections.abc import Iterator
 
 from walbus.errors import LogFull
-from walbus.log import Bounds, Held, Piece
+from walbus.log import Bounds, Held, Piece, Run, append_to
+from walbus.native import seal
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, RecordHeader, pack_record, read_header
 from walbus.relay.scan import is_done
@@ -46,6 +47,16 @@ class MemorySchemas:
 
     def all(self) -> list[TableSchema]:
         return list(self._schemas)
+
+
+def split_records(data: bytes) -> list[bytes]:
+    """Records that stand behind each other."""
+    records, offset = [], 0
+    while offset < len(data):
+        length = read_header(data, offset).length
+        records.append(data[offset : offset + length])
+        offset += length
+    return records
 
 
 class MemoryLog:
@@ -108,6 +119,24 @@ class MemoryLog:
         if not self._open:
             self._whole = len(self._waiting)
         self.appended.set()
+
+    def append_run(self, run: Run) -> None:
+        if self.full:
+            raise LogFull("the memory is full")
+        if self._open:
+            self._drop_unfinished()
+        if run.first <= self._last:
+            raise ValueError(f"a run at {run.first} behind {self._last}")
+        self._waiting += split_records(seal(run.records, self._seq + 1))
+        self._seq += run.changes
+        self._last = run.last
+        self._whole = len(self._waiting)
+        self.appended.set()
+
+    def write(self, given: list[Piece | Run]) -> None:
+        """Appends what an assembler gave."""
+        for one in given:
+            append_to(self, one)
 
     def _goes_back(self, piece: Piece) -> bool:
         first = Position(piece.epoch, piece.commit_lsn, piece.first_ordinal)

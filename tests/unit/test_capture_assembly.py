@@ -12,11 +12,12 @@ from support import pgoutput_bytes as made
 from support.captured_pgoutput import BUILTIN_TYPES, ITEM, STREAM, WHOLE
 from support.memory_log import MemoryLog
 from walbus.capture.assembly import Assembler
-from walbus.capture.pieces import PIECE_BYTES, PIECE_CHANGES
 from walbus.capture.repeats import Repeats
 from walbus.capture.timelines import Timelines
 from walbus.errors import LogFull, ProtocolError, SourceReplaced
 from walbus.keys import key_texts
+from walbus.native import new_core
+from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES
 from walbus.position import Position
 from walbus.records import ChangeFlag, Flag, Kind, Op, body_of, iter_changes, origin_of, read_header
 from walbus.values import row_texts
@@ -30,6 +31,7 @@ LAYOUT = made.relation(T, "public.t", [("id", 23, 1), ("a", 25, 0), ("b", 25, 0)
 def assembler_on(log, *, primary_key=frozenset({"id"}), timelines=FIRST_TIMELINE, near_xid=700):
     bounds = log.bounds()
     return Assembler(
+        core=new_core(),
         schemas=log.schemas,
         repeats=Repeats(log.find, end=bounds.end, trimmed=bounds.trimmed),
         builtin_types=BUILTIN_TYPES,
@@ -49,8 +51,7 @@ def reconnect(assembler, log):
 def feed(assembler, log, messages):
     for message in messages:
         assembler.feed(message)
-    for piece in assembler.take():
-        log.append(piece)
+    log.write(assembler.take())
 
 
 def captured_log():

@@ -46,16 +46,19 @@ class RowEncoder:
             return self._encode_slowly(texts)
 
     def _encode_slowly(self, texts: Sequence[bytes | None]) -> bytes:
-        out = []
-        for native, otherwise, text in zip(self._native, self._otherwise, texts, strict=True):
-            if text is None:
-                out.append(NULL)
-                continue
-            try:
-                out.append(native(text))
-            except OUTSIDE:
-                out.append(otherwise(text))
-        return b"".join(out)
+        return b"".join([NULL if text is None else self.value(index, text) for index, text in enumerate(texts)])
+
+    def value(self, index: int, text: bytes) -> bytes:
+        """One value as `encode` has it among the others of its row.
+
+        Args:
+            index: of its column.
+            text: canonical text.
+        """
+        try:
+            return self._native[index](text)
+        except OUTSIDE:
+            return self._otherwise[index](text)
 
     def key(self, texts: Sequence[bytes | None]) -> bytes | None:
         """The memcomparable key of a row (`walbus.keys`); None when the table has no key.

@@ -1,0 +1,79 @@
+"""The loops that decide the speed, in C where it was built, and in Python always.
+
+    interface   what a core does; read it first
+    pure        the core in Python
+    _core       the core in C, one small optional extension:
+      buffer.pxi  bytes in memory, CRC32C
+      values.pxi  text to Avro
+      rows.pxi    tuples to changes
+
+`WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
+a working tree `pip install -e .` builds the extension.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from walbus import records
+from walbus.native import pure
+from walbus.native.interface import INTERFACE, Core
+
+#: The variable that forces Python.
+FORCE_PURE = "WALBUS_PURE"
+
+
+class Implementation(NamedTuple):
+    """One of the two: a factory of cores, and `seal` (see `walbus.records.seal`); `name` says which and why."""
+
+    name: str
+    new_core: Callable[[], Core]
+    seal: Callable[[bytes, int], bytes]
+
+
+def pure_implementation(why: str) -> Implementation:
+    """The one in Python."""
+    return Implementation(f"pure ({why})", pure.Core, records.seal)
+
+
+def native_implementation() -> Implementation:
+    """The one in C.
+
+    Raises:
+        ImportError: it was not built, or cannot be loaded.
+    """
+    import walbus.native._core as core  # noqa: PLC0415  (it may be missing)
+
+    if core.INTERFACE != INTERFACE:
+        raise ImportError("it was built from other sources; build it again")
+    return Implementation("native", core.Core, core.seal)
+
+
+def _chosen() -> Implementation:
+    if os.environ.get(FORCE_PURE, "0") not in {"", "0"}:
+        return pure_implementation(f"{FORCE_PURE}={os.environ[FORCE_PURE]}")
+    try:
+        return native_implementation()
+    except ModuleNotFoundError:
+        return pure_implementation("extension not built")
+    except ImportError as error:
+        return pure_implementation(f"extension cannot be loaded: {error}")
+
+
+_IN_USE = _chosen()
+
+#: Makes the core of one stream.
+new_core = _IN_USE.new_core
+
+#: Gives a run's records their seqs and checksums; see `walbus.records.seal`.
+seal = _IN_USE.seal
+
+
+def core_in_use() -> str:
+    """Which core is in use, and why: `native`, `pure (WALBUS_PURE=1)`, `pure (extension not built)`, or another."""
+    return _IN_USE.name
+
+
+__all__ = ["Core", "core_in_use", "new_core", "seal"]

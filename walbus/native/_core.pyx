@@ -1,0 +1,466 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The native core: pgoutput's bytes to records of the log, in C.
+
+A sans-IO state machine for the five kinds of messages that come by the million. `interface.py` says what it promises;
+what it does not know it leaves to the Python code of its owner, which defines what is right:
+
+    message ── B, C ──────────► the open transaction
+            ── I, U, D ───────► values.pxi  text to Avro        a rare value is encoded by Python
+                                rows.pxi    tuples to changes   ► body: the changes that wait
+            ── anything else ─► refused: "left untouched"
+    body    ── at Commit ─────► run: small whole transactions, one record each
+            ── when full ─────► out: pieces of a large one
+
+Refusing is how every difficulty ends: an unknown table, a message that is cut short, a key that is null, a transaction
+that the log may have. A message is taken whole or not at all: `body` is cut back to where it was. So there is one place
+where errors are worded, and no half-taken change.
+
+Safety: `at` and `end` bound every read, and a length is compared with what is left before it is used. Nothing is
+allocated by a length that the message merely claims: buffers grow by bytes that are there. A table's columns are
+counted by its layout, and a tuple of another width is refused before its first value.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_GET_BUFFER
+from cpython.tuple cimport PyTuple_CheckExact
+from libc.math cimport isfinite, isinf
+from libc.stdint cimport INT32_MAX, INT32_MIN, INT64_MAX, UINT32_MAX, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from walbus.log import Piece, Run
+from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Transaction
+from walbus.position import ORIGIN, Position
+from walbus.values import row_encoder
+
+import sys
+
+from cpython.ref cimport PyObject
+
+cdef extern from "Python.h":
+    double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
+
+INTERFACE = 1  # as in interface.py when this was built
+
+cdef bint BIG_ENDIAN = sys.byteorder == "big"
+
+include "buffer.pxi"
+include "values.pxi"
+include "rows.pxi"
+
+cdef enum:
+    RECORD_HEADER = 96
+    FORMAT_VERSION = 1
+    KIND_TRANSACTION = 1
+    FLAG_BEGIN = 1
+    FLAG_END = 2
+    WAL_DATA_HEADER = 25
+    BEGIN_SIZE = 21
+    COMMIT_SIZE = 26
+
+cdef int64_t POSTGRES_EPOCH = 946684800000000  # of 2000-01-01 in Unix microseconds
+cdef size_t FULL_BYTES = PIECE_BYTES
+cdef uint32_t FULL_CHANGES = PIECE_CHANGES
+cdef size_t FULL_RUN = RUN_BYTES
+
+
+cdef class Core:
+    """See `walbus.native.interface.Core`."""
+
+    # How far the stream has come.
+    cdef public uint64_t near_xid, bound, handed, shown, server_lsn
+    cdef public int64_t last_commit_time, server_time
+    cdef public uint64_t transactions, changes
+    cdef uint32_t current_epoch  # of commits at `since` and behind it
+    cdef uint64_t since
+    cdef uint32_t end_epoch, end_ordinal
+    cdef uint64_t end_lsn
+
+    # The open transaction.
+    cdef bint is_open
+    cdef readonly bint accepted
+    cdef uint32_t epoch
+    cdef uint64_t commit_lsn, xid
+    cdef int64_t commit_time
+    cdef bytes _origin
+    cdef readonly uint32_t done
+    cdef readonly uint32_t waiting
+    cdef uint64_t tables
+    cdef Buffer body
+
+    # What is complete.
+    cdef list out
+    cdef size_t out_bytes
+    cdef Buffer run
+    cdef uint32_t run_epoch, run_last_ordinal
+    cdef uint64_t run_first_lsn, run_last_lsn, run_changes, run_end_lsn
+    cdef int64_t run_time, run_latest
+
+    cdef dict known
+    cdef Table last_table  # of the last row: the next one is mostly of the same
+
+    def __init__(self):
+        self.restart(0, 0, end=ORIGIN, bound=0)
+
+    def __dealloc__(self):
+        free(self.body.data)
+        free(self.run.data)
+
+    # The stream.
+
+    def restart(self, epoch, since, *, end, bound):
+        self.current_epoch, self.since = epoch, since
+        self.end = end
+        self.bound = self.handed = bound
+        self.shown = 0
+        self.known, self.last_table = {}, None
+        self.is_open = self.accepted = False
+        self._origin = b""
+        self.waiting = self.done = 0
+        self.body.size = self.run.size = 0
+        self.run_changes = 0
+        self.out, self.out_bytes = [], 0
+
+    @property
+    def end(self):
+        return Position(self.end_epoch, self.end_lsn, self.end_ordinal)
+
+    @end.setter
+    def end(self, position):
+        self.end_epoch, self.end_lsn, self.end_ordinal = position
+
+    def know(self, schema):
+        self.known[schema.oid] = Table(schema, row_encoder(schema))
+        self.last_table = None
+
+    def forget(self, oid):
+        self.known.pop(oid, None)
+        self.last_table = None
+
+    def feed(self, bytes data not None, Py_ssize_t offset):
+        cdef Py_ssize_t length = len(data)
+        if not 0 <= offset < length:
+            return False
+        return self.takes(<Bytes>PyBytes_AS_STRING(data) + offset, length - offset)
+
+    def drain(self, next_frame, list alarm not None, Py_ssize_t limit):
+        cdef Py_buffer *frame
+        cdef Py_ssize_t size
+        while limit > 0:
+            answer = next_frame(1)
+            size, view = answer
+            if size <= 0:
+                return size, b""
+            if not PyMemoryView_Check(view) or PyMemoryView_GET_BUFFER(view).len != size:
+                raise TypeError("a frame that is not a memoryview of its size")
+            frame = PyMemoryView_GET_BUFFER(view)
+            if alarm or not self.takes_frame(<Bytes>frame.buf, size):
+                return size, bytes(view)
+            limit -= size
+        return 1, b""
+
+    cdef bint takes_frame(self, Bytes frame, Py_ssize_t size) except -1:
+        if frame[0] != c"w" or size <= WAL_DATA_HEADER:
+            return False
+        if not self.takes(frame + WAL_DATA_HEADER, size - WAL_DATA_HEADER):
+            return False
+        self.server_lsn = read_64(frame + 9)
+        self.server_time = <int64_t>read_64(frame + 17) + POSTGRES_EPOCH
+        return True
+
+    cdef bint takes(self, Bytes message, size_t length) except -1:
+        """One message, taken or left."""
+        cdef unsigned char kind = message[0]
+        if kind == c"I" or kind == c"U" or kind == c"D":
+            return self.is_open and self.accepted and self.takes_row(kind, message + 1, message + length)
+        if kind == c"B":
+            return length == BEGIN_SIZE and self.takes_begin(message + 1)
+        if kind == c"C":
+            return length == COMMIT_SIZE and self.takes_commit(message + 1)
+        return False
+
+    cdef bint takes_begin(self, Bytes at) except -1:
+        cdef uint64_t commit_lsn = read_64(at)
+        cdef int64_t commit_time = <int64_t>read_64(at + 8)
+        if self.is_open or commit_lsn < self.since or commit_time > INT64_MAX - POSTGRES_EPOCH:
+            return False
+        if not self.is_new(commit_lsn):
+            return False
+        self.open(self.current_epoch, commit_lsn, commit_time + POSTGRES_EPOCH, self.widened(read_32(at + 16)))
+        self.accepted = True
+        return True
+
+    cdef bint is_new(self, uint64_t commit_lsn) noexcept:
+        """Whether a commit of the current epoch lies behind all that was handed out."""
+        if self.end_epoch != self.current_epoch:
+            return self.end_epoch < self.current_epoch
+        return commit_lsn > self.end_lsn or (commit_lsn == self.end_lsn and self.end_ordinal == 0)
+
+    cdef uint64_t widened(self, uint32_t xid) noexcept:
+        """As `walbus.capture.xids.widen_xid`."""
+        cdef int64_t turn = <int64_t>1 << 32
+        cdef int64_t near = <int64_t>self.near_xid
+        cdef int64_t candidate = near - near % turn + xid
+        if candidate - near > turn // 2 and candidate >= turn:
+            return candidate - turn
+        return candidate + turn if near - candidate > turn // 2 else candidate
+
+    cdef bint takes_commit(self, Bytes at) except -1:
+        if not (self.is_open and self.accepted) or at[0] != 0 or read_64(at + 1) != self.commit_lsn:
+            return False
+        self.close(read_64(at + 9))
+        return True
+
+    cdef bint takes_row(self, unsigned char kind, Bytes at, Bytes end) except -1:
+        """A row of the open transaction; the body is as before if it is left."""
+        cdef size_t begin
+        cdef bint taken
+        cdef Table table
+        if end - at < 5:
+            return False
+        table = self.table_of(read_32(at))
+        if table is None or not self.read_tuples(kind, table, at + 4, end):
+            return False
+        self.make_room()
+        begin = self.body.size
+        try:
+            taken = self.pack_row(kind, table, at[4])
+        except BaseException:
+            self.body.size = begin
+            raise
+        if not taken:
+            self.body.size = begin
+            return False
+        self.count(table.bit)
+        return True
+
+    cdef bint read_tuples(self, unsigned char kind, Table table, Bytes at, Bytes end) noexcept:
+        """Reads a row message's tuples into the table's; False if it is not exactly what its kind calls for."""
+        if kind != c"I" and (at[0] == c"K" or at[0] == c"O"):
+            at = read_row(at + 1, end, table.old_row, table.width)
+            if at == NULL or kind == c"D":
+                return at == end
+        elif kind == c"D":
+            return False
+        if at == end or at[0] != c"N":
+            return False
+        return read_row(at + 1, end, table.new_row, table.width) == end
+
+    cdef int pack_row(self, unsigned char kind, Table table, unsigned char marker) except -1:
+        cdef bint whole = marker == c"O"
+        cdef Value *old = table.old_row if whole or marker == c"K" else NULL
+        if kind == c"I":
+            return write_change(&self.body, table, OP_INSERT, self.waiting, table.new_row, NULL, False)
+        if kind == c"U":
+            return write_change(&self.body, table, OP_UPDATE, self.waiting, table.new_row, old, whole)
+        return write_change(&self.body, table, OP_DELETE, self.waiting, NULL, old, whole)
+
+    cdef Table table_of(self, uint32_t oid):
+        if self.last_table is None or self.last_table.oid != oid:
+            self.last_table = self.known.get(oid)
+        return self.last_table
+
+    # The open transaction.
+
+    @property
+    def transaction(self):
+        if not self.is_open:
+            return None
+        return Transaction(self.epoch, self.commit_lsn, self.commit_time, self.xid)
+
+    @property
+    def origin(self):
+        return self._origin
+
+    @origin.setter
+    def origin(self, bytes name not None):
+        self._origin = name
+
+    def begin(self, transaction):
+        self.open(transaction.epoch, transaction.commit_lsn, transaction.commit_time, transaction.xid)
+
+    cdef void open(self, uint32_t epoch, uint64_t commit_lsn, int64_t commit_time, uint64_t xid) noexcept:
+        self.is_open, self.accepted = True, False
+        self.epoch, self.commit_lsn, self.commit_time, self.xid = epoch, commit_lsn, commit_time, xid
+        self._origin = b""
+        self.done = self.waiting = 0
+        self.tables = 0
+        self.body.size = 0
+
+    def accept(self):
+        self.accepted = True
+
+    def next_delta(self):
+        self.make_room()
+        return self.waiting
+
+    cdef int make_room(self) except -1:
+        if self.body.size >= FULL_BYTES or self.waiting >= FULL_CHANGES:
+            self.put_piece(0, 0)
+        return 0
+
+    def add(self, bytes change not None, uint64_t bit=0):
+        append(&self.body, <Bytes>PyBytes_AS_STRING(change), len(change))
+        self.count(bit)
+
+    cdef inline void count(self, uint64_t bit) noexcept:
+        self.waiting += 1
+        self.tables |= bit
+
+    def hand_out(self):
+        if self.waiting:
+            self.put_piece(0, 0)
+
+    def commit(self, uint64_t end_lsn):
+        self.close(end_lsn)
+
+    cdef int close(self, uint64_t end_lsn) except -1:
+        cdef uint32_t last = self.done + self.waiting
+        if self.waiting:
+            if self.done:
+                self.put_piece(FLAG_END, end_lsn)
+            else:
+                self.put_record(end_lsn)
+            self.transactions += 1
+            self.handed, self.shown = end_lsn, self.commit_lsn
+            self.pass_to(self.epoch, self.commit_lsn, last)
+        self.is_open = self.accepted = False
+        self.last_commit_time = max(self.last_commit_time, self.commit_time)
+        self.bound = max(self.bound, end_lsn)
+        return 0
+
+    cdef void pass_to(self, uint32_t epoch, uint64_t lsn, uint32_t ordinal) noexcept:
+        """Moves `end`, never back."""
+        if epoch < self.end_epoch or (epoch == self.end_epoch and lsn < self.end_lsn):
+            return
+        if epoch == self.end_epoch and lsn == self.end_lsn and ordinal <= self.end_ordinal:
+            return
+        self.end_epoch, self.end_lsn, self.end_ordinal = epoch, lsn, ordinal
+
+    # What is complete.
+
+    def put(self, piece):
+        self.close_run()
+        self.out.append(piece)
+        self.out_bytes += len(piece.body)
+
+    cdef int put_piece(self, int flags, uint64_t end_lsn) except -1:
+        """Makes a piece of the waiting changes."""
+        cdef uint32_t first = self.done + 1
+        cdef uint32_t count = self.waiting
+        cdef bytes body = emptied(&self.body)
+        self.done += count
+        self.changes += count
+        self.put(
+            Piece(
+                kind=KIND_TRANSACTION,
+                flags=flags | (FLAG_BEGIN if first == 1 else 0),
+                epoch=self.epoch,
+                commit_lsn=self.commit_lsn,
+                end_lsn=end_lsn,
+                first_ordinal=first,
+                last_ordinal=self.done,
+                count=count,
+                xid=self.xid,
+                commit_time=self.commit_time,
+                origin=self._origin,
+                tables=self.tables,
+                body=body,
+            )
+        )
+        self.waiting, self.tables = 0, 0
+        return 0
+
+    cdef int put_record(self, uint64_t end_lsn) except -1:
+        """Makes a record of the whole transaction, at the end of the run."""
+        cdef size_t origin_length = len(self._origin)
+        cdef size_t length = RECORD_HEADER + origin_length + self.body.size
+        if self.run.size and self.run_epoch != self.epoch:
+            self.close_run()
+        self.write_header(reserve(&self.run, length), <uint32_t>length, end_lsn)
+        self.run.size += RECORD_HEADER
+        append(&self.run, <Bytes>PyBytes_AS_STRING(self._origin), origin_length)
+        append(&self.run, self.body.data, self.body.size)
+        self.note_in_run(end_lsn)
+        self.changes += self.waiting
+        self.waiting, self.tables = 0, 0
+        self.body.size = 0
+        if self.run.size >= FULL_RUN:
+            self.close_run()
+        return 0
+
+    cdef void write_header(self, unsigned char *at, uint32_t length, uint64_t end_lsn) noexcept:
+        """The header that `walbus.records` defines; the checksum is zero and seqs count from the run's first one."""
+        cdef uint64_t first = self.run_changes
+        memset(at, 0, RECORD_HEADER)
+        write_32(at + 4, length)
+        at[8], at[9] = FORMAT_VERSION, KIND_TRANSACTION
+        write_16(at + 10, FLAG_BEGIN | FLAG_END)
+        write_32(at + 12, self.epoch)
+        write_64(at + 16, self.commit_lsn)
+        write_64(at + 24, end_lsn)
+        write_32(at + 32, 1)
+        write_32(at + 36, self.waiting)
+        write_64(at + 40, first)
+        write_64(at + 48, first + self.waiting - 1)
+        write_64(at + 56, self.xid)
+        write_64(at + 64, <uint64_t>self.commit_time)
+        write_32(at + 72, self.waiting)
+        write_16(at + 76, <uint32_t>len(self._origin))
+        write_64(at + 80, self.tables)
+
+    cdef void note_in_run(self, uint64_t end_lsn) noexcept:
+        if self.run_changes == 0:
+            self.run_epoch, self.run_first_lsn = self.epoch, self.commit_lsn
+            self.run_latest = self.commit_time
+        self.run_changes += self.waiting
+        self.run_last_lsn, self.run_last_ordinal = self.commit_lsn, self.waiting
+        self.run_end_lsn, self.run_time = end_lsn, self.commit_time
+        self.run_latest = max(self.run_latest, self.commit_time)
+
+    cdef int close_run(self) except -1:
+        """Puts the run's records behind all that was handed out before them."""
+        if self.run.size == 0:
+            return 0
+        cdef size_t size = self.run.size
+        self.out.append(
+            Run(
+                records=emptied(&self.run),
+                first=Position(self.run_epoch, self.run_first_lsn, 1),
+                last=Position(self.run_epoch, self.run_last_lsn, self.run_last_ordinal),
+                changes=self.run_changes,
+                end_lsn=self.run_end_lsn,
+                commit_time=self.run_time,
+                latest=self.run_latest,
+            )
+        )
+        self.out_bytes += size
+        self.run_changes = 0
+        return 0
+
+    @property
+    def waiting_bytes(self):
+        return self.out_bytes + self.run.size
+
+    def take(self):
+        self.close_run()
+        out, self.out, self.out_bytes = self.out, [], 0
+        return out
+
+
+def seal(bytes records not None, uint64_t base):
+    """See `walbus.records.seal`."""
+    cdef Py_ssize_t left = len(records)
+    cdef bytes sealed = PyBytes_FromStringAndSize(PyBytes_AS_STRING(records), left)
+    cdef unsigned char *at = <unsigned char *>PyBytes_AS_STRING(sealed)
+    cdef uint32_t length
+    while left > 0:
+        length = read_little_32(at + 4) if left >= RECORD_HEADER else 0
+        if not RECORD_HEADER <= length <= left:
+            raise ValueError("these bytes are not whole records")
+        write_64(at + 40, read_little_64(at + 40) + base)
+        write_64(at + 48, read_little_64(at + 48) + base)
+        write_32(at, crc32c(at + 4, length - 4))
+        at += length
+        left -= length
+    return sealed

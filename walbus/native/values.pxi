@@ -1,0 +1,354 @@
+# Canonical text to Avro: `walbus.values.from_text` for the values that come by the million.
+#
+# Each function appends branch 1 of the column's union and says 1, or appends nothing and says 0 where the text is not
+# one that it knows: outside the native range, spelt in a way that PostgreSQL does not use, or rare (NaN, arrays with
+# quotes). Then the encoder in Python decides, so what a value is has one definition.
+
+cdef enum Codec:
+    TEXT
+    BOOL
+    INT
+    LONG
+    FLOAT4
+    FLOAT8
+    BYTEA
+    UUID
+    DATE
+    TIME
+    TIMESTAMP
+    TIMESTAMPTZ
+    ARRAY = 0x80  # a flag over the item's codec
+
+CODECS = {
+    16: BOOL, 17: BYTEA, 20: LONG, 21: INT, 23: INT, 26: LONG, 700: FLOAT4, 701: FLOAT8, 1082: DATE, 1083: TIME,
+    1114: TIMESTAMP, 1184: TIMESTAMPTZ, 2950: UUID,
+}
+CODECS.update({
+    1000: ARRAY | BOOL, 1001: ARRAY | BYTEA, 1003: ARRAY | TEXT, 1016: ARRAY | LONG, 1005: ARRAY | INT, 1007: ARRAY | INT,
+    1009: ARRAY | TEXT, 1028: ARRAY | LONG, 1021: ARRAY | FLOAT4, 1022: ARRAY | FLOAT8, 1014: ARRAY | TEXT,
+    1015: ARRAY | TEXT, 1182: ARRAY | DATE, 1183: ARRAY | TIME, 1115: ARRAY | TIMESTAMP, 1185: ARRAY | TIMESTAMPTZ,
+    2951: ARRAY | UUID,
+})  # types that are not here are carried as their text
+
+cdef enum:
+    NATIVE = 2          # the byte that stands for branch 1
+    LONGEST_VARINT = 10
+    LONGEST_NUMBER = 64  # no float that PostgreSQL prints is as long
+
+cdef int64_t SECOND = 1000000
+cdef int64_t DAY = 86400 * SECOND
+
+
+cdef int write_value(Buffer *out, int codec, Bytes text, size_t length) except -1:
+    if codec == TEXT:
+        return write_text(out, text, length)
+    elif codec == INT or codec == LONG:
+        return write_integer(out, codec, text, length)
+    elif codec == TIMESTAMP or codec == TIMESTAMPTZ:
+        return write_timestamp(out, codec, text, length)
+    elif codec == BOOL:
+        return write_bool(out, text, length)
+    elif codec == FLOAT4 or codec == FLOAT8:
+        return write_float(out, codec, text, length)
+    elif codec == UUID:
+        return write_text(out, text, length) if is_uuid(text, length) else 0
+    elif codec == DATE:
+        return write_date(out, text, length)
+    elif codec == TIME:
+        return write_time(out, text, length)
+    elif codec == BYTEA:
+        return write_bytea(out, text, length)
+    return write_array(out, codec & ~ARRAY, text, length)
+
+
+cdef inline size_t put_varint(unsigned char *at, uint64_t value) noexcept:
+    cdef size_t length = 0
+    while value > 0x7F:
+        at[length] = (value & 0x7F) | 0x80
+        value >>= 7
+        length += 1
+    at[length] = <unsigned char>value
+    return length + 1
+
+
+cdef inline uint64_t zigzag(int64_t value) noexcept:
+    return (<uint64_t>value << 1) ^ <uint64_t>(value >> 63)
+
+
+cdef inline int write_long(Buffer *out, int64_t value) except -1:
+    cdef unsigned char *at = reserve(out, 1 + LONGEST_VARINT)
+    at[0] = NATIVE
+    out.size += 1 + put_varint(at + 1, zigzag(value))
+    return 1
+
+
+cdef inline int write_text(Buffer *out, Bytes text, size_t length) except -1:
+    cdef unsigned char *at = reserve(out, 1 + LONGEST_VARINT + length)
+    cdef size_t head
+    at[0] = NATIVE
+    head = 1 + put_varint(at + 1, <uint64_t>length << 1)
+    memcpy(at + head, text, length)
+    out.size += head + length
+    return 1
+
+
+cdef inline int write_bool(Buffer *out, Bytes text, size_t length) except -1:
+    cdef unsigned char *at
+    if length != 1 or (text[0] != c"t" and text[0] != c"f"):
+        return 0
+    at = reserve(out, 2)
+    at[0], at[1] = NATIVE, text[0] == c"t"
+    out.size += 2
+    return 1
+
+
+cdef bint parse_integer(Bytes text, size_t length, int64_t *value) noexcept:
+    """Whether the text is an integer of 64 bits as PostgreSQL prints it: no plus, no leading zero, no minus zero."""
+    cdef uint64_t size = 0
+    cdef bint negative = length > 0 and text[0] == c"-"
+    cdef size_t i
+    if length < 1 + <size_t>negative or length > 19 + <size_t>negative:
+        return False
+    if text[negative] == c"0":
+        value[0] = 0
+        return length == 1
+    for i in range(<size_t>negative, length):
+        if not c"0" <= text[i] <= c"9":
+            return False
+        size = size * 10 + (text[i] - c"0")
+    if size > (<uint64_t>1 << 63) - (not negative):
+        return False
+    value[0] = <int64_t>(0 - size) if negative else <int64_t>size
+    return True
+
+
+cdef inline int write_integer(Buffer *out, int codec, Bytes text, size_t length) except -1:
+    cdef int64_t value
+    if not parse_integer(text, length, &value):
+        return 0
+    if codec == INT and not INT32_MIN <= value <= INT32_MAX:
+        return 0
+    return write_long(out, value)
+
+
+# Times.
+
+cdef inline int digits_2(Bytes text) noexcept:
+    """Two digits, or a number below zero."""
+    if not (c"0" <= text[0] <= c"9" and c"0" <= text[1] <= c"9"):
+        return -10000
+    return (text[0] - c"0") * 10 + (text[1] - c"0")
+
+
+cdef int days_in(int year, int month) noexcept:
+    if month == 2:
+        return 29 if year % 4 == 0 and (year % 100 != 0 or year % 400 == 0) else 28
+    return 30 if month == 4 or month == 6 or month == 9 or month == 11 else 31
+
+
+cdef bint parse_date(Bytes text, int64_t *days) noexcept:
+    """Unix days of ten characters `YYYY-MM-DD`, of the years 1 to 9999."""
+    cdef int year = digits_2(text) * 100 + digits_2(text + 2)
+    cdef int month = digits_2(text + 5)
+    cdef int day = digits_2(text + 8)
+    cdef int64_t march_year, march_month
+    if text[4] != c"-" or text[7] != c"-" or year < 1 or not 1 <= month <= 12 or not 1 <= day <= days_in(year, month):
+        return False
+    # Years that begin in March end with the leap day, so the days before a month are the same in each.
+    march_year = year - (month <= 2)
+    march_month = (month + 9) % 12
+    days[0] = (
+        march_year * 365 + march_year // 4 - march_year // 100 + march_year // 400
+        + (153 * march_month + 2) // 5 + day - 719469
+    )
+    return True
+
+
+cdef bint parse_time(Bytes text, size_t length, int64_t *micros) noexcept:
+    """Microseconds of `HH:MM:SS[.ffffff]` below 24:00; the fraction has one to six digits and no zero at its end."""
+    cdef int hour, minute, second
+    cdef int64_t fraction = 0, unit = SECOND
+    cdef size_t i
+    if length < 8 or length == 9 or length > 15 or text[2] != c":" or text[5] != c":":
+        return False
+    hour, minute, second = digits_2(text), digits_2(text + 3), digits_2(text + 6)
+    if not (0 <= hour < 24 and 0 <= minute < 60 and 0 <= second < 60):
+        return False
+    if length > 8 and (text[8] != c"." or text[length - 1] == c"0"):
+        return False
+    for i in range(9, length):
+        if not c"0" <= text[i] <= c"9":
+            return False
+        unit //= 10
+        fraction += (text[i] - c"0") * unit
+    micros[0] = (<int64_t>hour * 3600 + minute * 60 + second) * SECOND + fraction
+    return True
+
+
+cdef inline int write_date(Buffer *out, Bytes text, size_t length) except -1:
+    cdef int64_t days
+    return write_long(out, days) if length == 10 and parse_date(text, &days) else 0
+
+
+cdef inline int write_time(Buffer *out, Bytes text, size_t length) except -1:
+    cdef int64_t micros
+    return write_long(out, micros) if parse_time(text, length, &micros) else 0
+
+
+cdef inline int write_timestamp(Buffer *out, int codec, Bytes text, size_t length) except -1:
+    cdef int64_t days, micros
+    if codec == TIMESTAMPTZ:
+        if length < 3 or memcmp(text + length - 3, b"+00", 3) != 0:
+            return 0
+        length -= 3
+    if length < 19 or text[10] != c" " or not parse_date(text, &days) or not parse_time(text + 11, length - 11, &micros):
+        return 0
+    return write_long(out, days * DAY + micros)
+
+
+# Floats.
+
+cdef int write_float(Buffer *out, int codec, Bytes text, size_t length) except -1:
+    cdef double value
+    cdef float single
+    cdef uint64_t bits
+    if not parse_double(text, length, &value):
+        return 0
+    if codec == FLOAT8:
+        return write_raw(out, &value, sizeof(double))
+    single = <float>value
+    memcpy(&bits, &value, sizeof(double))
+    # A double midway between two floats may come from a text that is not midway: rounding it again could go wrong.
+    if isinf(single) or (single != value and bits & 0x0FFFFFFF == 0):
+        return 0
+    return write_raw(out, &single, sizeof(float))
+
+
+cdef bint parse_double(Bytes text, size_t length, double *value):
+    """Whether the text is a finite number in the digits that PostgreSQL uses."""
+    cdef char copy[LONGEST_NUMBER]
+    cdef char *end
+    cdef size_t i
+    if length == 0 or length >= LONGEST_NUMBER:
+        return False
+    for i in range(length):
+        if not (c"0" <= text[i] <= c"9" or text[i] in (c"-", c".", c"e", c"+")):
+            return False
+        copy[i] = text[i]
+    copy[length] = 0
+    try:
+        value[0] = PyOS_string_to_double(copy, &end, NULL)
+    except ValueError:
+        return False
+    return end == copy + length and isfinite(value[0])
+
+
+cdef inline int write_raw(Buffer *out, const void *number, size_t size) except -1:
+    """Branch 1 and the bytes of a number, which Avro has in little-endian order."""
+    cdef unsigned char *at = reserve(out, 1 + size)
+    cdef size_t i
+    at[0] = NATIVE
+    for i in range(size):
+        at[1 + i] = (<Bytes>number)[size - 1 - i if BIG_ENDIAN else i]
+    out.size += 1 + size
+    return 1
+
+
+# Bytes and UUIDs.
+
+cdef inline int hex_digit(unsigned char digit) noexcept:
+    if c"0" <= digit <= c"9":
+        return digit - c"0"
+    return digit - c"a" + 10 if c"a" <= digit <= c"f" else -1
+
+
+cdef int write_bytea(Buffer *out, Bytes text, size_t length) except -1:
+    cdef size_t size, head, i
+    cdef int high, low
+    cdef unsigned char *at
+    if length < 2 or length % 2 or text[0] != c"\\" or text[1] != c"x":
+        return 0
+    size = length // 2 - 1
+    at = reserve(out, 1 + LONGEST_VARINT + size)
+    at[0] = NATIVE
+    head = 1 + put_varint(at + 1, <uint64_t>size << 1)
+    for i in range(size):
+        high, low = hex_digit(text[2 + 2 * i]), hex_digit(text[3 + 2 * i])
+        if high < 0 or low < 0:
+            return 0
+        at[head + i] = <unsigned char>(high << 4 | low)
+    out.size += head + size
+    return 1
+
+
+cdef bint is_uuid(Bytes text, size_t length) noexcept:
+    cdef size_t i
+    if length != 36:
+        return False
+    for i in range(36):
+        if i == 8 or i == 13 or i == 18 or i == 23:
+            if text[i] != c"-":
+                return False
+        elif hex_digit(text[i]) < 0:
+            return False
+    return True
+
+
+# Arrays of one dimension whose items need no quotes.
+
+cdef int write_array(Buffer *out, int codec, Bytes text, size_t length) except -1:
+    cdef size_t begin = out.size
+    cdef int64_t count
+    if length < 2 or text[0] != c"{" or text[length - 1] != c"}":
+        return 0
+    count = count_items(text + 1, length - 2)
+    if count < 0:
+        return 0
+    write_long(out, count)
+    if count and not write_items(out, codec, text + 1, length - 2):
+        out.size = begin
+        return 0
+    if count:
+        reserve(out, 1)[0] = 0
+        out.size += 1
+    return 1
+
+
+cdef int64_t count_items(Bytes text, size_t length) noexcept:
+    """How many items stand between the braces; -1 if any is quoted, nested, empty or misspelt."""
+    cdef int64_t count = 1
+    cdef size_t i, begin = 0
+    if length == 0:
+        return 0
+    for i in range(length):
+        if text[i] == c",":
+            if i == begin:
+                return -1
+            begin = i + 1
+            count += 1
+        elif text[i] in (c"{", c"}", c'"', c"\\", c" ") or 9 <= text[i] <= 13:
+            return -1
+    return count if begin < length else -1
+
+
+cdef int write_items(Buffer *out, int codec, Bytes text, size_t length) except -1:
+    cdef size_t i, begin = 0
+    for i in range(length + 1):
+        if i < length and text[i] != c",":
+            continue
+        if is_null_word(text + begin, i - begin):
+            if memcmp(text + begin, b"NULL", 4) != 0:
+                return 0
+            reserve(out, 1)[0] = 0
+            out.size += 1
+        elif not write_value(out, codec, text + begin, i - begin):
+            return 0
+        begin = i + 1
+    return 1
+
+
+cdef inline bint is_null_word(Bytes text, size_t length) noexcept:
+    """Whether it spells NULL in any case."""
+    if length != 4:
+        return False
+    return (text[0] | 32) == c"n" and (text[1] | 32) == c"u" and (text[2] | 32) == c"l" and (text[3] | 32) == c"l"
