@@ -131,45 +131,45 @@ class StreamLoop:
     def _read_round(self) -> bool:
         """Reads one round; whether the socket is dry."""
         try:
-            dry, last = self._read_frames()
+            return self._read_frames()
         finally:  # what stood before a message that makes no sense is good
             self._append_complete()
-        if last:
-            self._heard = self._monotonic()
-            self._note_server(last)
-        return dry
 
-    def _read_frames(self) -> tuple[bool, bytes]:
-        """Feeds the assembler; whether the socket is dry, and the last frame (empty if there was none)."""
-        receive, left, last = self._walsender.receive, ROUND_BYTES, b""
+    def _read_frames(self) -> bool:
+        """Most frames go straight into the core; those that it leaves are looked at here. Whether the socket is dry."""
+        core, left = self._assembler.core, ROUND_BYTES
         while left > 0:
-            frame = receive()
-            if frame is None:
-                break
-            self._take_frame(frame)
+            drained = self._walsender.pump(core, TAKE_BYTES)
+            if drained.taken:
+                self._note_server(core.server_lsn, core.server_time)
+            if drained.left:
+                self._take_frame(drained.left)
+            if drained.size == 0:
+                return True
             if self._assembler.waiting_bytes >= TAKE_BYTES:
                 self._append_complete()
-            left -= len(frame)
-            last = frame
-        return left > 0, last
+            left -= drained.taken + len(drained.left)
+        return False
 
     def _take_frame(self, frame: bytes) -> None:
         if frame[0] == WAL_DATA:
+            self._note_server(*server_state(frame))
             try:
                 self._assembler.feed(frame, WAL_DATA_HEADER)
             except LogFull:  # no room for a new layout; nothing of the message was taken
                 self._patiently(lambda: self._assembler.feed(frame, WAL_DATA_HEADER))
         elif frame[0] == KEEPALIVE:
             keepalive = parse_keepalive(frame)
+            self._note_server(keepalive.wal_end, keepalive.sent_at)
             self._assembler.keepalive(keepalive.wal_end)
             self._answer_now = self._answer_now or keepalive.reply_requested
         else:
             raise ProtocolError(f"a frame of unknown kind {frame[:1]!r}", where="frame, offset 0")
 
-    def _note_server(self, frame: bytes) -> None:
-        """Notes how far the server is, and its clock, by the last frame of a round."""
-        wal_end, self._server_time = server_state(frame)
-        self._received = max(self._received, wal_end)
+    def _note_server(self, lsn: int, time: int) -> None:
+        """Notes how far the server is, and its clock, by a frame that has just arrived."""
+        self._heard, self._server_time = self._monotonic(), time
+        self._received = max(self._received, lsn)
 
     def _append_complete(self) -> None:
         for complete in self._assembler.take():

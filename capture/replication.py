@@ -23,6 +23,7 @@ from walbus.capture.timelines import Timelines, parse_history
 from walbus.capture.verification import SystemIdentity
 from walbus.errors import SourceError, SourceUnavailable
 from walbus.lsn import parse_lsn
+from walbus.native.interface import Core, Drained, Envelope
 
 logger = structlog.get_logger(__name__)
 
@@ -46,7 +47,7 @@ class Walsender:
         self._session.add_notice_handler(self._on_notice)
         self._pgconn = self._session.pgconn
         self._socket = self._session.fileno()
-        self._fatal: SourceError | None = None
+        self._fatal: list[SourceError] = []  # at most one: what made the stream useless
         self._unsent = False
 
     @property
@@ -131,13 +132,40 @@ class Walsender:
                 size, view = self._pgconn.get_copy_data(1)
         except psycopg.Error as error:
             raise refusal(error, _DOING) from None
-        if self._fatal is not None:
-            raise self._fatal
-        if size > 0:
-            return bytes(view)
-        if size == 0:
-            return None
-        raise self._ended(self._pgconn.get_result())
+        self._check_end(size)
+        return bytes(view) if size > 0 else None
+
+    def pump(self, core: Core, limit: int) -> Drained:
+        """Hands what has arrived to a core, until it leaves a frame or about `limit` bytes were taken.
+
+        Returns:
+            As `Core.drain`; a size of 0 means that nothing more has arrived.
+
+        Raises:
+            SourceError: as `receive`; what the core took before is good.
+        """
+        total, consumed = 0, False
+        try:
+            while True:
+                size, left, taken = core.drain(
+                    self._pgconn.get_copy_data, self._fatal, limit - total, Envelope.WAL_DATA
+                )
+                total += taken
+                if size != 0 or (consumed and taken == 0):
+                    break
+                self._pgconn.consume_input()
+                consumed = True
+        except psycopg.Error as error:
+            raise refusal(error, _DOING) from None
+        self._check_end(size)
+        return Drained(size, left, total)
+
+    def _check_end(self, size: int) -> None:
+        """Raises what ended the stream, if anything did."""
+        if self._fatal:
+            raise self._fatal[0]
+        if size < 0:
+            raise self._ended(self._pgconn.get_result())
 
     def send(self, frame: bytes) -> None:
         """Queues a frame, and sends as much as the socket takes now."""
@@ -164,7 +192,7 @@ class Walsender:
     def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         skipped = rows_skipped(notice, _DOING)
         if skipped is not None:
-            self._fatal = skipped
+            self._fatal.append(skipped)
         else:
             text = notice.message_primary or ""
             logger.warning("source.notice", severity=notice.severity, sqlstate=notice.sqlstate, text=text)

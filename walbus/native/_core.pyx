@@ -22,14 +22,13 @@ counted by its layout, and a tuple of another width is refused before its first 
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_GET_BUFFER
-from cpython.tuple cimport PyTuple_CheckExact
 from libc.math cimport isfinite, isinf
 from libc.stdint cimport INT32_MAX, INT32_MIN, INT64_MAX, UINT32_MAX, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from walbus.log import Piece, Run
-from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Transaction
+from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Drained, Transaction
 from walbus.position import ORIGIN, Position
 from walbus.values import row_encoder
 
@@ -40,7 +39,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 1  # as in interface.py when this was built
+INTERFACE = 2  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -55,9 +54,11 @@ cdef enum:
     FLAG_BEGIN = 1
     FLAG_END = 2
     WAL_DATA_HEADER = 25
+    COPY_ROW_HEADER = 18
     BEGIN_SIZE = 21
     COMMIT_SIZE = 26
 
+cdef const char *COPY_ROW_BEGIN = b"\x00\x02\x00\x00\x00\x08"  # two fields, the first one of eight bytes
 cdef int64_t POSTGRES_EPOCH = 946684800000000  # of 2000-01-01 in Unix microseconds
 cdef size_t FULL_BYTES = PIECE_BYTES
 cdef uint32_t FULL_CHANGES = PIECE_CHANGES
@@ -143,24 +144,28 @@ cdef class Core:
             return False
         return self.takes(<Bytes>PyBytes_AS_STRING(data) + offset, length - offset)
 
-    def drain(self, next_frame, list alarm not None, Py_ssize_t limit):
-        cdef Py_buffer *frame
-        cdef Py_ssize_t size
-        while limit > 0:
-            answer = next_frame(1)
-            size, view = answer
+    def drain(self, next_frame, list alarm not None, Py_ssize_t limit, int envelope):
+        cdef Py_ssize_t size = 0, taken = 0
+        cdef Bytes frame
+        while taken < limit:
+            size, view = next_frame(1)
             if size <= 0:
-                return size, b""
+                break
             if not PyMemoryView_Check(view) or PyMemoryView_GET_BUFFER(view).len != size:
                 raise TypeError("a frame that is not a memoryview of its size")
-            frame = PyMemoryView_GET_BUFFER(view)
-            if alarm or not self.takes_frame(<Bytes>frame.buf, size):
-                return size, bytes(view)
-            limit -= size
-        return 1, b""
+            frame = <Bytes>PyMemoryView_GET_BUFFER(view).buf
+            if alarm or not (self.takes_row_of_copy(frame, size) if envelope else self.takes_wal_data(frame, size)):
+                return Drained(size, bytes(view), taken)
+            taken += size
+        return Drained(size, b"", taken)
 
-    cdef bint takes_frame(self, Bytes frame, Py_ssize_t size) except -1:
-        if frame[0] != c"w" or size <= WAL_DATA_HEADER:
+    cdef bint takes_row_of_copy(self, Bytes frame, Py_ssize_t size) except -1:
+        if size <= COPY_ROW_HEADER or memcmp(frame, COPY_ROW_BEGIN, 6) != 0 or read_32(frame + 14) != size - COPY_ROW_HEADER:
+            return False
+        return self.takes(frame + COPY_ROW_HEADER, size - COPY_ROW_HEADER)
+
+    cdef bint takes_wal_data(self, Bytes frame, Py_ssize_t size) except -1:
+        if size <= WAL_DATA_HEADER or frame[0] != c"w":
             return False
         if not self.takes(frame + WAL_DATA_HEADER, size - WAL_DATA_HEADER):
             return False

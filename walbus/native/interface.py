@@ -20,6 +20,7 @@ How it packs:
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -28,7 +29,7 @@ from walbus.position import Position
 from walbus.schema import TableSchema
 
 #: Rises when the native core must be built again to fit the Python code around it.
-INTERFACE = 1
+INTERFACE = 2
 
 #: A piece leaves when it holds this many bytes of changes, or this many changes.
 PIECE_BYTES = 256 << 10
@@ -38,6 +39,27 @@ RUN_BYTES = 64 << 10
 
 #: libpq's answer to a request for the next frame: its size (0: none is there; below: the stream ended) and its bytes.
 CopyData = Callable[[int], tuple[int, memoryview]]
+
+
+class Envelope(enum.IntEnum):
+    """What stands around a message in a frame."""
+
+    WAL_DATA = 0  #: streaming replication's `w`
+    COPY_ROW = 1  #: a row (pg_lsn, bytea) of COPY … (FORMAT binary), without the file's header
+
+
+class Drained(NamedTuple):
+    """What became of frames.
+
+    Attributes:
+        size: the size that was told last: above 0 there may be more, at 0 none is there, below 0 the stream ended.
+        left: the frame that was left to the owner; empty if none was.
+        taken: bytes of the frames that were taken.
+    """
+
+    size: int
+    left: bytes
+    taken: int
 
 
 class Transaction(NamedTuple):
@@ -61,8 +83,8 @@ class Core(Protocol):
         last_commit_time: the latest commit time so far, Unix microseconds.
         transactions, changes: how many were handed out.
         origin: of the open transaction, UTF-8; at most 65,535 bytes.
-        server_lsn, server_time: how far the server was, and its clock (Unix microseconds), by the last frame that
-            `drain` took.
+        server_lsn, server_time: how far the server was, and its clock (Unix microseconds), by the last frame of WAL
+            data that `drain` took.
     """
 
     near_xid: int
@@ -98,16 +120,14 @@ class Core(Protocol):
     def feed(self, data: bytes, offset: int) -> bool:
         """Takes the pgoutput message that fills `data` from `offset`; False if it was left untouched."""
 
-    def drain(self, next_frame: CopyData, alarm: Sequence[object], limit: int) -> tuple[int, bytes]:
-        """Takes the messages of WAL data frames until one of them must be left, or `limit` bytes were taken.
+    def drain(self, next_frame: CopyData, alarm: Sequence[object], limit: int, envelope: Envelope) -> Drained:
+        """Takes the messages of frames until one must be left, none is there, or `limit` bytes were taken.
 
         Args:
             next_frame: asked for one frame after the other, with 1.
-            alarm: once it is not empty, the frame at hand is the first one that is not taken.
-            limit: bytes of frames.
-
-        Returns:
-            the size that `next_frame` told last, and the frame that was left (empty if none was).
+            alarm: a list; once it is not empty, the frame at hand is the first one that is not taken.
+            limit: bytes of frames, above 0.
+            envelope: of the frames; one that does not look like it is left.
         """
 
     # The open transaction.

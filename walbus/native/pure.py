@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from walbus.log import Piece, Run
-from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, CopyData, Transaction
+from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, CopyData, Drained, Envelope, Transaction
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, pack_unsealed
 from walbus.schema import TableSchema
@@ -90,10 +90,10 @@ class Core:
         """See the interface; all messages are left."""
         return False
 
-    def drain(self, next_frame: CopyData, alarm: Sequence[object], limit: int) -> tuple[int, bytes]:
+    def drain(self, next_frame: CopyData, alarm: Sequence[object], limit: int, envelope: Envelope) -> Drained:
         """See the interface; the first frame is left."""
         size, frame = next_frame(1)
-        return size, bytes(frame) if size > 0 else b""
+        return Drained(size, bytes(frame) if size > 0 else b"", 0)
 
     # The open transaction.
 
