@@ -26,6 +26,8 @@ Modules:
     support.waiting     wait_for(condition, deadline, what=…): instead of sleeping
     support.compare     a source table against SQLite, tantivy, Redis or JSON lines, value by value
     support.capturing   capture in a thread, or as a process to kill, into a log of the file engine or of `memory_log`
+    support.hard_workload   what a change feed must survive, from many sessions, the same again for the same seed
+    support.folding     the log folded row by row equals the source's tables
     support.memory_log  a LogWriter in memory: what is durable, what a crash leaves, a full disk
     support.tcp_proxy   a proxy that resets, goes half-open, or passes one byte at a time
     support.pgoutput_bytes, support.captured_pgoutput   pgoutput messages, made and captured

@@ -5,7 +5,9 @@ Works on any `LogReader`; `window_changes` gives the changes that a consumer rec
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import zstandard
 
@@ -14,7 +16,7 @@ from walbus.events import Change
 from walbus.keys import key_texts
 from walbus.log import LogReader, SchemaRegistry
 from walbus.position import ORIGIN, Position
-from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, check_record, iter_changes
+from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, check_record, iter_changes, origin_of
 
 _COUNTED = {Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE, Op.MESSAGE}
 
@@ -41,7 +43,7 @@ def log_transactions(reader: LogReader, after: Position = ORIGIN, *, messages: b
         if header.flags & Flag.BEGIN:
             assert not changes, f"a transaction begins inside another at {header.first}"
             last_ordinal = 0
-        for raw in _changes(header, record):
+        for raw in raw_changes(header, record):
             ordinal, seq = header.first_ordinal + raw.ordinal_delta, header.first_seq + raw.seq_delta
             assert (ordinal, seq > last_seq) == (last_ordinal + 1, True), f"order broken at {header.first}"
             last_ordinal, last_seq = ordinal, seq
@@ -80,7 +82,8 @@ def _oracle_change(change: Change) -> OracleChange:
     )
 
 
-def _changes(header: RecordHeader, record: bytes) -> Iterator[RawChange]:
+def raw_changes(header: RecordHeader, record: bytes) -> Iterator[RawChange]:
+    """The changes of a record, decompressed where that is needed."""
     body = body_of(record, header)
     if header.flags & Flag.ZSTD:
         body = zstandard.ZstdDecompressor().decompress(body)
@@ -89,3 +92,41 @@ def _changes(header: RecordHeader, record: bytes) -> Iterator[RawChange]:
 
 def _transaction(header: RecordHeader, changes: tuple[OracleChange, ...]) -> OracleTransaction:
     return OracleTransaction(header.commit_lsn, header.end_lsn, header.xid & 0xFFFF_FFFF, header.commit_time, changes)
+
+
+def same_in_any_run(records: Iterable[bytes], schemas: SchemaRegistry) -> list[tuple[Any, ...]]:
+    """The TRANSACTION records but for what two logs of one source may differ in: the first seq, numbers of layouts.
+
+    Fails where seqs do not run on. A message outside transactions has no commit time of its own.
+    """
+    found: list[tuple[Any, ...]] = []
+    last_seq = 0
+    for record in records:
+        header = check_record(record)
+        if header.kind != Kind.TRANSACTION:
+            continue
+        assert header.first_seq > last_seq, f"seqs do not run on at {header.first}"
+        last_seq = header.last_seq
+        time = header.commit_time if header.xid else None
+        about = header._replace(length=0, first_seq=0, last_seq=last_seq - header.first_seq, commit_time=0)
+        found.append((about, time, origin_of(record, header), *_by_layout(header, record, schemas)))
+    return found
+
+
+def same_in_any_life(records: Iterable[bytes], schemas: SchemaRegistry) -> list[tuple[Any, ...]]:
+    """As `same_in_any_run`, by transactions: a new connection tells layouts again, which cuts pieces elsewhere."""
+    found: list[tuple[Any, ...]] = []
+    changes: list[object] = []
+    for about, time, origin, *some in same_in_any_run(records, schemas):
+        assert about.first_ordinal == len(changes) + 1, f"ordinals do not run on at {about.first}"
+        changes += [(change._replace(seq_delta=0, ordinal_delta=0), layout) for change, layout in some]
+        if about.flags & Flag.END:
+            found.append((about.epoch, about.commit_lsn, about.end_lsn, about.xid, time, origin, *changes))
+            changes = []
+    return found
+
+
+def _by_layout(header: RecordHeader, record: bytes, schemas: SchemaRegistry) -> Iterator[tuple[RawChange, object]]:
+    for change in _changes(header, record):
+        layout = dataclasses.replace(schemas.get(change.schema_id), id=0) if change.schema_id else None
+        yield change._replace(schema_id=0), layout

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 
@@ -65,17 +65,20 @@ class Oracle:
         publication: must exist by the time that `transactions` is called (before the first change, on PostgreSQL).
         slot: its name.
         messages: whether logical messages count.
+        failover: whether the slot is copied to standbys (PostgreSQL 17).
     """
 
-    def __init__(self, dsn: str, publication: str, *, slot: str = "oracle", messages: bool = False) -> None:
+    def __init__(
+        self, dsn: str, publication: str, *, slot: str = "oracle", messages: bool = False, failover: bool = False
+    ) -> None:
         self._dsn = dsn
         self._publication = publication
         self._slot = slot
         self._messages = messages
         with self._session() as connection:
-            row = connection.execute(
-                "SELECT lsn FROM pg_create_logical_replication_slot(%s, 'pgoutput')", [slot]
-            ).fetchone()
+            options = ", failover => true" if failover else ""
+            query = f"SELECT lsn FROM pg_create_logical_replication_slot(%s, 'pgoutput'{options})"
+            row = connection.execute(query, [slot]).fetchone()  # type: ignore[arg-type]
         assert row is not None
         self.start_lsn: int = parse_lsn(row[0])  #: commits behind this LSN are seen
 
@@ -201,15 +204,18 @@ def _row_change(kind: str, message: _Bytes, relations: dict[int, _Relation]) -> 
     relation = relations[message.take("I")]
     marker = message.char()
     old = message.row() if marker in "KO" else None
+    sent = range(len(relation.columns)) if marker == "O" else relation.key  # what an old row tells
     if old is not None and kind == "U":
         marker = message.char()
     new = message.row() if marker == "N" else None
     old_key = _key(relation, old)
     if new is None:
         return OracleChange("delete", relation.oid, key=old_key)
+    if old is not None:  # a value that was not sent stands in the old row, if anywhere
+        new = [old[i] if k == "u" and i in sent else (k, text) for i, (k, text) in enumerate(new)]
     after = {name: text for name, (k, text) in zip(relation.columns, new, strict=True) if k != "u"}
     unchanged = frozenset(name for name, (k, _) in zip(relation.columns, new, strict=True) if k == "u")
-    key = _key(relation, [o if n[0] == "u" and o else n for n, o in zip(new, old or [None] * len(new), strict=True)])
+    key = _key(relation, new)
     op = "insert" if kind == "I" else "update"
     return OracleChange(op, relation.oid, after, unchanged, key, old_key if old_key != key else None)
 
@@ -229,3 +235,21 @@ def _primary_keys(connection: psycopg.Connection) -> dict[int, list[str]]:
     for oid, name in rows:
         keys.setdefault(oid, []).append(name)
     return keys
+
+
+def assert_same_transactions(found: list[OracleTransaction], expected: list[OracleTransaction]) -> None:
+    """The log's transactions are the oracle's; tells the first change that differs, values cut short."""
+    for number, (ours, theirs) in enumerate(zip(found, expected, strict=False)):
+        if ours == theirs:
+            continue
+        same = replace(ours, changes=()) == replace(theirs, changes=())
+        assert same, f"transaction {number}: {replace(ours, changes=())}, the oracle has {replace(theirs, changes=())}"
+        for ordinal, (a, b) in enumerate(zip(ours.changes, theirs.changes, strict=False), 1):
+            assert a == b, f"transaction {number}, change {ordinal}: {_short(a)}, the oracle has {_short(b)}"
+        assert len(ours.changes) == len(theirs.changes), f"transaction {number}: so many changes"
+    assert len(found) == len(expected), "so many transactions"
+
+
+def _short(change: OracleChange) -> OracleChange:
+    after = change.after and {name: text and text[:30] for name, text in change.after.items()}
+    return replace(change, after=after)
