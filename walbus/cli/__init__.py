@@ -8,6 +8,8 @@
     capture, relay, bootstrap, consume     one room in this process
     run             all rooms as processes: `supervisor` decides (pure), `children` does
     tail            changes, one a line: `tail_stream` reads, `tail_lines` writes
+    doctor          source and machine: `doctor_examination`; `doctor_machine` and `doctor_mounts` look at the latter,
+                    `doctor_rules` judges it, `doctor_report` prints
     status          what every room is doing: `status_report` gathers, `status_table` draws
     demo            everything on an embedded PostgreSQL
 

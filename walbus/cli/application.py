@@ -14,6 +14,7 @@ from walbus.cli.bootstrap import command as bootstrap
 from walbus.cli.capture import command as capture
 from walbus.cli.consume import command as consume
 from walbus.cli.demo import command as demo
+from walbus.cli.doctor import command as doctor
 from walbus.cli.failures import Reporter, reporter_of, run_reported
 from walbus.cli.relay import command as relay
 from walbus.cli.run import command as run
@@ -36,6 +37,7 @@ app.command("capture")(capture)
 app.command("relay")(relay)
 app.command("bootstrap")(bootstrap)
 app.command("consume")(consume)
+app.command("doctor")(doctor)
 app.command("tail")(tail)
 app.command("status")(status)
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from walbus.amounts import human_bytes
 from walbus.errors import InvalidText
 from walbus.lsn import parse_lsn
 from walbus.position import parse_position
 
 _STYLES = {"up": "green", "down": "bold red", "off": "dim"}
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class _Cells(NamedTuple):
@@ -129,12 +129,3 @@ def _lsn_of(text: object) -> int | None:
         except InvalidText:
             continue
     return None
-
-
-def human_bytes(size: float) -> str:
-    """A size for people: `1.5 MiB`."""
-    for unit in _UNITS[:-1]:
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} {_UNITS[-1]}"

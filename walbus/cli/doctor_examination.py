@@ -1,0 +1,120 @@
+"""An examination by `walbus doctor`: the source, this machine and the log that is there, and what --fix does.
+
+The source's part is `walbus.capture.doctor`'s. What concerns this machine is said even if the source cannot be
+reached.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from walbus.capture.doctor import Attempt, Finding, LogFacts, Wanted, apply_safe, diagnose, read_facts
+from walbus.capture.doctor.findings import advice, error
+from walbus.capture.sessions import Session, open_session, place_of
+from walbus.cli.doctor_machine import read_machine
+from walbus.cli.doctor_report import Report
+from walbus.cli.doctor_rules import log_findings, machine_findings
+from walbus.config import Settings
+from walbus.errors import ConfigError, LogMissing, SourceError, WalbusError
+from walbus.relay import open_reader
+
+#: Connections of capture beside the walsender, and of bootstrap beside its workers.
+_CAPTURE_SESSIONS, _BOOTSTRAP_SESSIONS = 3, 2
+
+
+def examined(settings: Settings, file: Path | None, *, fix: bool, admin: SecretStr | None) -> Report:
+    """The whole examination.
+
+    Args:
+        settings: the configuration.
+        file: that it was read from.
+        fix: whether the safe steps are run.
+        admin: DSN of who runs them, if it is not source.dsn's role.
+
+    Raises:
+        ConfigError: a DSN cannot be parsed, or the administrator's names another database.
+    """
+    place = place_of(settings.source.dsn)
+    log, log_problem = _log_of(settings.relay_dir)
+    here = [*machine_findings(read_machine(settings, file)), *log_findings(log_problem)]
+    attempts: tuple[Attempt, ...] = ()
+    try:
+        with closing(open_session(settings.source.dsn)) as session:
+            there = _diagnosed(session, settings, log)
+            if fix:
+                attempts = _mended(session, admin, there)
+                there = _diagnosed(session, settings, log)
+    except SourceError as refused:
+        mends = [advice(refused.mend)] if refused.mend else []
+        there = [error("connection", f"{refused.what} (at {refused.where or place})", *mends)]
+        return Report(place, False, (*there, *here), attempts)
+    return Report(place, True, (*there, *here), attempts)
+
+
+def _diagnosed(session: Session, settings: Settings, log: LogFacts | None) -> list[Finding]:
+    return diagnose(read_facts(session, settings.source, wanted_by(settings), log, time.time))
+
+
+def _mended(session: Session, admin: SecretStr | None, findings: list[Finding]) -> tuple[Attempt, ...]:
+    """Runs the safe steps, as the administrator if one is given.
+
+    Raises:
+        ConfigError: the administrator's DSN names another database.
+    """
+    if admin is None:
+        return tuple(apply_safe(session, findings))
+    with closing(open_session(admin)) as theirs:
+        if _identity(theirs) != _identity(session):
+            mend = "name the database of source.dsn, on the same server"
+            raise ConfigError("--admin leads to another database than source.dsn", where="option --admin", mend=mend)
+        return tuple(apply_safe(theirs, findings))
+
+
+def _identity(session: Session) -> object:
+    """Which database of which running server this is."""
+    return session.execute("SELECT current_database(), pg_postmaster_start_time()").fetchone()
+
+
+def wanted_by(settings: Settings) -> Wanted:
+    """What the configuration asks of the source."""
+    source, bootstrap = settings.source, settings.bootstrap
+    seeding = bootstrap.workers + _BOOTSTRAP_SESSIONS if bootstrap.enabled else 0
+    return Wanted(
+        slot=source.slot,
+        publication=source.publication,
+        tables=source.tables,
+        two_phase=source.two_phase,
+        failover=source.failover,
+        streaming=source.streaming,
+        catch_up=source.catch_up,
+        bootstrap=bootstrap.enabled,
+        sessions=_CAPTURE_SESSIONS + seeding,
+    )
+
+
+def _log_of(folder: Path) -> tuple[LogFacts | None, WalbusError | None]:
+    """The log that is there, or why it cannot be read; neither where there is none."""
+    try:
+        with closing(open_reader(folder)) as reader:
+            bounds, source = reader.bounds(), reader.source
+            known = frozenset(schema.oid for schema in reader.schemas.all())
+    except LogMissing:
+        return None, None
+    except WalbusError as problem:
+        return None, problem
+    return (
+        LogFacts(
+            system_identifier=source.system_identifier,
+            database=source.database,
+            slot=source.slot,
+            empty=bounds.end_lsn == 0,
+            epoch=bounds.end.epoch,
+            end_lsn=bounds.end_lsn,
+            known=known,
+        ),
+        None,
+    )

@@ -1,0 +1,158 @@
+"""What `walbus doctor` looks at on this machine: folders, their disks, ports, the installation. I/O.
+
+Nothing is made and nothing stays: a folder that does not exist yet is judged by the nearest one above it that does,
+and the speed of its disk is measured on a temporary file without a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import httpx
+
+from walbus.cli.doctor_mounts import Mount, mount_of
+from walbus.cli.doctor_rules import ConfigFileFacts, FolderFacts, ListenFacts, MachineFacts
+from walbus.config import BootstrapConfig, RelayConfig, Settings
+from walbus.diagnostics import passwords_in
+from walbus.errors import ConfigError
+from walbus.native import core_in_use
+
+_PACKAGES = ("psycopg", "psycopg-binary", "fastavro", "zstandard", "google-crc32c", "rocksdict", "aiohttp", "httpx")
+_SYNCS, _BLOCK = 20, b"\0" * 4096
+#: Seconds that the measuring of one disk may take.
+_PATIENCE = 2.0
+_MOUNTS = Path("/proc/self/mountinfo")
+_TIMEOUT = 2.0
+
+
+def read_machine(settings: Settings, file: Path | None) -> MachineFacts:
+    """All of it.
+
+    Args:
+        settings: the configuration.
+        file: where it was read from.
+    """
+    return MachineFacts(
+        folders=_folders({"log": settings.relay_dir, "spool": settings.spool_dir}),
+        segment_bytes=settings.relay.segment_bytes,
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
+        core=core_in_use(),
+        packages={name: found for name in ("walbus", *_PACKAGES) if (found := _version(name))},
+        config_file=_config_file(settings, file),
+        listeners=tuple(_listeners(settings)),
+        sinks=tuple(_sink_problems(settings)),
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _folders(folders: dict[str, Path]) -> tuple[FolderFacts, ...]:
+    """Each folder; a disk that two share is measured once."""
+    text = _MOUNTS.read_text() if _MOUNTS.exists() else ""
+    measured: dict[int, tuple[float, ...]] = {}
+    return tuple(_folder(role, path.absolute(), text, measured) for role, path in folders.items())
+
+
+def _folder(role: str, path: Path, mounts: str, measured: dict[int, tuple[float, ...]]) -> FolderFacts:
+    place = next(folder for folder in (path, *path.parents) if folder.exists())
+    problem = _problem(place)
+    usage = shutil.disk_usage(place)
+    device = place.stat().st_dev
+    if problem is None and device not in measured:
+        measured[device] = sync_times(place, time.perf_counter)
+    return FolderFacts(
+        role=role,
+        path=str(path),
+        exists=place == path,
+        problem=problem,
+        mount=mount_of(place.resolve().as_posix(), mounts) or Mount("unknown", "/", ""),
+        free=usage.free,
+        total=usage.total,
+        syncs=measured.get(device, ()),
+    )
+
+
+def _problem(place: Path) -> str | None:
+    if not place.is_dir():
+        return f"{place} is not a folder"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"this user may not write to {place}"
+
+
+def sync_times(folder: Path, clock: Callable[[], float]) -> tuple[float, ...]:
+    """Seconds of each of some writes with fdatasync, as the log does them; empty where they fail."""
+    times: list[float] = []
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            begun = clock()
+            while len(times) < _SYNCS and clock() - begun < _PATIENCE:
+                start = clock()
+                file.write(_BLOCK)
+                os.fdatasync(file.fileno())
+                times.append(clock() - start)
+    except OSError:
+        return ()
+    return tuple(times)
+
+
+def _config_file(settings: Settings, file: Path | None) -> ConfigFileFacts | None:
+    if file is None:
+        return None
+    status = file.stat()
+    in_file = any(password in file.read_text() for password in passwords_in(settings.source.dsn.get_secret_value()))
+    return ConfigFileFacts(str(file), stat.S_IMODE(status.st_mode), in_file)
+
+
+def _listeners(settings: Settings) -> Iterable[ListenFacts]:
+    yield _listener("relay", settings.relay, f"{settings.relay_url}/v1/info")
+    if settings.bootstrap.enabled:
+        yield _listener("bootstrap", settings.bootstrap, f"{settings.bootstrap_url}/v1/tables")
+
+
+def _listener(room: str, server: RelayConfig | BootstrapConfig, url: str) -> ListenFacts:
+    from walbus.relay.http import listen_address  # noqa: PLC0415 - a command loads its own room alone
+
+    key = f"{room}.listen"
+    try:
+        address = listen_address(server.listen, insecure=server.insecure, key=key)
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        socket.create_server((address.host, address.port), family=family).close()
+    except ConfigError as error:
+        return ListenFacts(key, server.listen, error.what, error.mend or "", ours=False)
+    except OSError as error:
+        ours = error.errno == errno.EADDRINUSE and _answers(url)
+        mend = "stop what listens there, or name another port"
+        return ListenFacts(key, server.listen, error.strerror or str(error), mend, ours=ours)
+    return ListenFacts(key, server.listen, None, "", ours=False)
+
+
+def _answers(url: str) -> bool:
+    """Whether a room of Walbus answers there."""
+    try:
+        return isinstance(httpx.get(url, timeout=_TIMEOUT, trust_env=False).json(), dict)
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def _sink_problems(settings: Settings) -> Sequence[ConfigError]:
+    from walbus.cli.run import check_sinks  # noqa: PLC0415
+
+    try:
+        check_sinks(settings)
+    except ConfigError as error:
+        return [error]
+    return []
