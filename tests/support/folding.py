@@ -1,8 +1,8 @@
 """The log folded row by row equals the source's tables: what the oracle's slot cannot see, this does.
 
 The oracle's slot and the log could agree on a change that neither was sent. Here every change is applied to what the
-changes before it left, as a follower would do it: an update must find its row, a delete too, and values out of line that
-were not sent come from the row as it was.
+changes before it left, as a follower would do it: an update must find its row, a delete too, and values out of line
+that were not sent come from the row as it was.
 """
 
 from __future__ import annotations

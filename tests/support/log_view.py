@@ -127,6 +127,6 @@ def same_in_any_life(records: Iterable[bytes], schemas: SchemaRegistry) -> list[
 
 
 def _by_layout(header: RecordHeader, record: bytes, schemas: SchemaRegistry) -> Iterator[tuple[RawChange, object]]:
-    for change in _changes(header, record):
+    for change in raw_changes(header, record):
         layout = dataclasses.replace(schemas.get(change.schema_id), id=0) if change.schema_id else None
         yield change._replace(schema_id=0), layout
