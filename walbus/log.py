@@ -69,6 +69,11 @@ class Run:
     commit_time: int
     latest: int
 
+    @property
+    def epoch(self) -> int:
+        """Of all its transactions."""
+        return self.first.epoch
+
 
 @dataclass(frozen=True, slots=True)
 class SourceIdentity:

@@ -108,12 +108,12 @@ cdef int write_rare(Buffer *out, Table table, int column, Value *value) except -
 
 
 cdef int write_key(Buffer *out, Table table, Value *values) except -1:
-    """The memcomparable key; 0 if a key column is null or was not sent (some of it may have been written then)."""
+    """The memcomparable key; 0 if a key column is null, not sent or not UTF-8 (some may have been written then)."""
     cdef Value *value
     cdef int i
     for i in range(table.key_width):
         value = values + table.key_columns[i]
-        if value.kind != c"t":
+        if value.kind != c"t" or not is_utf8(value.text, value.length):
             return 0
         write_key_part(out, table.key_integers[i], value.text, value.length)
     return 1

@@ -2,7 +2,7 @@
 #
 # Each function appends branch 1 of the column's union and says 1, or appends nothing and says 0 where the text is not
 # one that it knows: outside the native range, spelt in a way that PostgreSQL does not use, or rare (NaN, arrays with
-# quotes). Then the encoder in Python decides, so what a value is has one definition.
+# quotes, text that is not UTF-8). Then the encoder in Python decides, so what a value is has one definition.
 
 cdef enum Codec:
     TEXT
@@ -35,13 +35,14 @@ cdef enum:
     LONGEST_VARINT = 10
     LONGEST_NUMBER = 64  # no float that PostgreSQL prints is as long
 
+cdef uint64_t ASCII = 0x8080808080808080  # the bits that are clear in eight bytes of ASCII
 cdef int64_t SECOND = 1000000
 cdef int64_t DAY = 86400 * SECOND
 
 
 cdef int write_value(Buffer *out, int codec, Bytes text, size_t length) except -1:
     if codec == TEXT:
-        return write_text(out, text, length)
+        return write_string(out, text, length)
     elif codec == INT or codec == LONG:
         return write_integer(out, codec, text, length)
     elif codec == TIMESTAMP or codec == TIMESTAMPTZ:
@@ -90,6 +91,51 @@ cdef inline int write_text(Buffer *out, Bytes text, size_t length) except -1:
     memcpy(at + head, text, length)
     out.size += head + length
     return 1
+
+
+cdef inline int write_string(Buffer *out, Bytes text, size_t length) except -1:
+    return write_text(out, text, length) if is_utf8(text, length) else 0
+
+
+cdef bint is_utf8(Bytes at, size_t length) noexcept:
+    cdef Bytes end = at + length
+    cdef int more
+    while at < end:
+        if end - at >= 8 and read_little_64(at) & ASCII == 0:
+            at += 8
+            continue
+        more = continuations(at, end)
+        if more < 0:
+            return False
+        at += 1 + more
+    return True
+
+
+cdef inline int continuations(Bytes at, Bytes end) noexcept:
+    """How many bytes follow the first one of a character; -1 if it is none: too long, a surrogate, beyond Unicode."""
+    cdef unsigned char lead = at[0], low = 0x80, high = 0xBF
+    cdef int count, i
+    if lead < 0x80:
+        return 0
+    if lead < 0xC2 or lead > 0xF4:
+        return -1
+    count = 1 if lead < 0xE0 else 2 if lead < 0xF0 else 3
+    if end - at <= count:
+        return -1
+    if lead == 0xE0:
+        low = 0xA0
+    elif lead == 0xF0:
+        low = 0x90
+    elif lead == 0xED:
+        high = 0x9F
+    elif lead == 0xF4:
+        high = 0x8F
+    if not low <= at[1] <= high:
+        return -1
+    for i in range(2, count + 1):
+        if not 0x80 <= at[i] <= 0xBF:
+            return -1
+    return count
 
 
 cdef inline int write_bool(Buffer *out, Bytes text, size_t length) except -1:
