@@ -1,4 +1,4 @@
-"""Writes pgoutput messages of protocol 1, for tests of the decoder and of the assembler."""
+"""Writes pgoutput messages of protocols 1 to 4, for tests of the decoders, the intake and the assembler."""
 
 from __future__ import annotations
 
@@ -59,6 +59,49 @@ def truncate(*oids: int, cascade: bool = False, restart: bool = False) -> bytes:
 
 def message(lsn: int, prefix: str, content: bytes, *, transactional: bool) -> bytes:
     return b"M" + struct.pack(">BQ", transactional, lsn) + _text(prefix) + struct.pack(">I", len(content)) + content
+
+
+def in_block(xid: int, plain: bytes) -> bytes:
+    """A message of protocol 1 as it stands in a block of a streamed transaction."""
+    return plain[:1] + struct.pack(">I", xid) + plain[1:]
+
+
+def stream_start(xid: int, *, first: bool) -> bytes:
+    return b"S" + struct.pack(">IB", xid, first)
+
+
+def stream_stop() -> bytes:
+    return b"E"
+
+
+def stream_commit(xid: int, commit_lsn: int, end_lsn: int | None = None, commit_time: int = POSTGRES_EPOCH) -> bytes:
+    return b"c" + struct.pack(">I", xid) + commit(commit_lsn, end_lsn, commit_time)[1:]
+
+
+def stream_abort(xid: int, subxid: int, info: tuple[int, int] | None = None) -> bytes:
+    """With `info`, (LSN, Unix microseconds), as under parallel streaming."""
+    more = struct.pack(">Qq", info[0], info[1] - POSTGRES_EPOCH) if info else b""
+    return b"A" + struct.pack(">II", xid, subxid) + more
+
+
+def begin_prepare(xid: int, gid: str, lsn: int, time: int = POSTGRES_EPOCH) -> bytes:
+    return b"b" + struct.pack(">QQqI", lsn, lsn + 48, time - POSTGRES_EPOCH, xid) + _text(gid)
+
+
+def prepare(xid: int, gid: str, lsn: int, time: int = POSTGRES_EPOCH, *, kind: bytes = b"P") -> bytes:
+    return kind + struct.pack(">BQQqI", 0, lsn, lsn + 48, time - POSTGRES_EPOCH, xid) + _text(gid)
+
+
+def stream_prepare(xid: int, gid: str, lsn: int, time: int = POSTGRES_EPOCH) -> bytes:
+    return prepare(xid, gid, lsn, time, kind=b"p")
+
+
+def commit_prepared(xid: int, gid: str, lsn: int, time: int = POSTGRES_EPOCH) -> bytes:
+    return prepare(xid, gid, lsn, time, kind=b"K")
+
+
+def rollback_prepared(xid: int, gid: str, lsn: int, prepare_end: int = 1) -> bytes:
+    return b"r" + struct.pack(">BQQqqI", 0, prepare_end, lsn, 0, 0, xid) + _text(gid)
 
 
 def _value(value: Value) -> bytes:

@@ -1,0 +1,171 @@
+"""Prepared transactions, kept durably from their PREPARE to the commit or rollback that ends them.
+
+Once the source may forget a PREPARE (it was confirmed), it sends nothing but COMMIT PREPARED, however much later and
+to whichever connection. So what was prepared is synced here before anything behind it can be confirmed, and found again
+by its xid and gid after a crash of this process, of the source, or of the machine.
+
+    file    = entries (as in `walbus.capture.spool`) | footer | trailer
+    footer  = JSON: what it is, whose log it belongs to, size and CRC32C of the entries
+    trailer = length of the footer (u32) | CRC32C of the footer (u32) | "WALBUS2P"
+
+A file gets its name only when all of it is durable. It goes when the log is durable past the end of its transaction,
+and before the source is told so: what ends a transaction is then either sent again, or needs the file no more. A file
+that is left over all the same belongs to a transaction that the source knows as ended, and goes at a start
+(`PreparedStore.expect_end`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from struct import Struct
+
+import google_crc32c
+import structlog
+
+from walbus.capture.spool import OpenSpool, Spooled
+from walbus.capture.spool_files import SpoolFiles
+from walbus.errors import DamagedRecord
+
+logger = structlog.get_logger(__name__)
+
+#: Ending of the files of prepared transactions.
+PREPARED_SUFFIX = ".prepared"
+
+_TRAILER = Struct("<II8s")
+_MAGIC = b"WALBUS2P"
+
+#: xid (32 bits) and gid.
+Key = tuple[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prepared transaction.
+
+    Attributes:
+        log_id: of the log that it is for.
+        xid: of the top-level transaction, 32 bits.
+        gid: its name at the source, hexadecimal.
+        prepare_lsn: of its PREPARE.
+        origin: pgoutput's Origin message, hexadecimal; empty for the source's own.
+        aborted: xids of the subtransactions that were rolled back; entries of theirs do not count.
+        size: bytes of its entries.
+        crc: CRC32C of them.
+    """
+
+    log_id: str
+    xid: int
+    gid: str
+    prepare_lsn: int
+    origin: str
+    aborted: tuple[int, ...]
+    size: int
+    crc: int
+
+    @property
+    def key(self) -> Key:
+        """How COMMIT PREPARED names it."""
+        return self.xid, bytes.fromhex(self.gid)
+
+    @property
+    def file_name(self) -> str:
+        """Of its file."""
+        return f"{self.xid}-{self.prepare_lsn:016X}{PREPARED_SUFFIX}"
+
+
+class PreparedStore:
+    """The prepared transactions of one log.
+
+    Args:
+        files: of the folder that holds them.
+        log_id: of the log; files that belong to another one are removed.
+
+    Raises:
+        DamagedRecord: a file is not as it was written.
+    """
+
+    def __init__(self, files: SpoolFiles, log_id: str) -> None:
+        self._files = files
+        self._log_id = log_id
+        self._held: dict[Key, Prepared] = {}
+        self._ended: dict[Key, int] = {}  # where what ended it ends, an LSN
+        for name in files.names(PREPARED_SUFFIX):
+            prepared = _read(files, name)
+            if prepared.log_id == log_id:
+                self._held[prepared.key] = prepared
+            else:
+                logger.warning("prepared.removed", file=name, reason="it belongs to another log")
+                files.remove(name)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return sum(prepared.size for prepared in self._held.values())
+
+    @property
+    def unfinished(self) -> list[Key]:
+        """Those whose end was not seen yet."""
+        return [key for key in self._held if key not in self._ended]
+
+    def keep(  # noqa: PLR0913  (what a prepared transaction is)
+        self, spool: OpenSpool, *, xid: int, gid: bytes, prepare_lsn: int, origin: bytes, aborted: frozenset[int]
+    ) -> None:
+        """Takes a transaction over from the spool; durable when it returns.
+
+        Raises:
+            LogFull: no room; to be tried again.
+            OSError: the disk failed; the process must end.
+        """
+        spool.flush()
+        prepared = Prepared(
+            self._log_id, xid, gid.hex(), prepare_lsn, origin.hex(), tuple(sorted(aborted)), spool.size, spool.crc
+        )
+        spool.seal(_footer(prepared), prepared.file_name)
+        before = self._held.get(prepared.key)
+        if before is not None and before.file_name != prepared.file_name:
+            self._files.remove(before.file_name, durably=True)
+        self._held[prepared.key] = prepared
+        self._ended.pop(prepared.key, None)
+
+    def find(self, xid: int, gid: bytes) -> Prepared | None:
+        """The transaction; None if it is not here."""
+        return self._held.get((xid, gid))
+
+    def spooled(self, prepared: Prepared) -> Spooled:
+        """Its messages. Read to the end, their `crc` must be that of `prepared`."""
+        return Spooled(self._files, prepared.file_name, prepared.size)
+
+    def expect_end(self, key: Key, end_lsn: int) -> None:
+        """The transaction ends, or ended, before an LSN; once the log is durable up to there, it is not needed."""
+        if key in self._held:
+            self._ended[key] = min(end_lsn, self._ended.get(key, end_lsn))
+
+    def passed(self, end_lsn: int) -> None:
+        """The log is durable up to an LSN, which the source does not know yet: what ended before it goes."""
+        gone = [key for key, ended in self._ended.items() if ended <= end_lsn]
+        if not gone:
+            return
+        self._files.remove(*(self._held[key].file_name for key in gone), durably=True)
+        for key in gone:
+            del self._held[key], self._ended[key]
+
+
+def _footer(prepared: Prepared) -> bytes:
+    text = json.dumps(asdict(prepared)).encode()
+    return text + _TRAILER.pack(len(text), google_crc32c.value(text), _MAGIC)
+
+
+def _read(files: SpoolFiles, name: str) -> Prepared:
+    total = files.size(name)
+    where = f"{files.folder / name}, offset {max(0, total - _TRAILER.size)}"
+    if total < _TRAILER.size:
+        raise DamagedRecord("a prepared transaction without its trailer", where=where)
+    length, crc, magic = _TRAILER.unpack(files.read(name, total - _TRAILER.size, _TRAILER.size))
+    if magic != _MAGIC or length > total - _TRAILER.size:
+        raise DamagedRecord("a prepared transaction without its trailer", where=where)
+    text = files.read(name, total - _TRAILER.size - length, length)
+    if google_crc32c.value(text) != crc:
+        raise DamagedRecord("the footer of a prepared transaction is damaged", where=where)
+    fields = json.loads(text)
+    return Prepared(**{**fields, "aborted": tuple(fields["aborted"])})

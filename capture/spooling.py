@@ -1,0 +1,70 @@
+"""The intake of one process, its folder, and what it may be sent: what each connection needs of the spool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from walbus.capture.assembly import Assembler
+from walbus.capture.intake import Intake
+from walbus.capture.pgoutput_options import PgoutputOptions, options_for
+from walbus.capture.prepared import PreparedStore
+from walbus.capture.sessions import Session
+from walbus.capture.spool import Spool
+from walbus.capture.spool_files import SpoolFiles
+from walbus.capture.xact_status import ended_transactions
+from walbus.config import SourceConfig
+
+
+class Spooling:
+    """Lives as long as its process.
+
+    Args:
+        source: the configuration.
+        folder: of the spool; made when missing.
+    """
+
+    def __init__(self, source: SourceConfig, folder: Path) -> None:
+        self._source = source
+        self._folder = folder
+        self._prepared: PreparedStore | None = None
+        self._intake: Intake | None = None
+
+    def intake(self, session: Session, assembler: Assembler, log_id: str) -> Intake:
+        """The intake, ready for a new connection.
+
+        Args:
+            session: on the source.
+            assembler: ready for that connection; the same one each time.
+            log_id: of the log.
+
+        Raises:
+            DamagedRecord: what was prepared cannot be read.
+        """
+        if self._intake is None or self._prepared is None:
+            files = SpoolFiles(self._folder)
+            spool = Spool(files, durable=self._source.two_phase)
+            self._prepared = PreparedStore(files, log_id)
+            self._intake = Intake(assembler, spool, self._prepared)
+        self._intake.reconnected()
+        _expect_ends(session, self._prepared, assembler.near_xid)
+        return self._intake
+
+    def options(self, server_version: int, end_lsn: int) -> PgoutputOptions:
+        """What the walsender is to be asked for, by a log that is durable up to `end_lsn`."""
+        streaming = self._source.streaming and (self._intake is None or end_lsn >= self._intake.whole_until)
+        return options_for(server_version, streaming=streaming, two_phase=self._source.two_phase)
+
+    def close(self) -> None:
+        """What is open comes again; it need not wait on the disk."""
+        if self._intake is not None:
+            self._intake.reconnected()
+
+
+def _expect_ends(session: Session, prepared: PreparedStore, near_xid: int) -> None:
+    """Lets go what the source knows as ended, once the log is past that: its end was sent, or is sent before."""
+    keys = prepared.unfinished
+    if keys:
+        ended, lsn = ended_transactions(session, {xid for xid, _ in keys}, near_xid)
+        for key in keys:
+            if key[0] in ended:
+                prepared.expect_end(key, lsn)
