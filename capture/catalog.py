@@ -1,4 +1,11 @@
-"""What the catalog says: layouts of the published tables, primary keys, names of types.
+"""What the catalog says, read at a price that allows to ask every second.
+
+`fingerprint` is one number for everything that `read_state` would give: it changes whenever a catalog row of a table,
+column, type, partition, key or of the publication is another one (xmin), so that the whole state is read only then.
+Temporary tables do not count: some applications make them all the time.
+
+`read_state` reads in one snapshot. Statements that saw different moments could show a new file with old columns, which
+looks like VACUUM FULL, and the columns a second later, which look like nothing.
 
 Layouts come from Relation messages too; `walbus.capture.layouts` says why both must be equal. All statements are
 read-only, and names go in as parameters.
@@ -6,13 +13,17 @@ read-only, and names go in as parameters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import LiteralString, cast
 
-from walbus.capture.layouts import FIRST_ANNOUNCED_TYPE, type_name
+import msgspec
+
+from walbus.capture.definition import CatalogState, ColumnState, FileState, PublicationState, TableState, TypeState
+from walbus.capture.layouts import FIRST_ANNOUNCED_TYPE
 from walbus.capture.sessions import Session, refused
-from walbus.schema import Column, ReplicaIdentity, TableSchema
+from walbus.schema import TableSchema
 
 _BUILTIN_TYPES: LiteralString = "SELECT oid::int8, typname::text FROM pg_type WHERE oid < %s"
 
@@ -20,31 +31,139 @@ _PRIMARY_KEY: LiteralString = """
     SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
     WHERE i.indrelid = %s::int8::oid AND i.indisprimary AND i.indimmediate"""
 
-# pgoutput names the base type of a domain, however many domains lie between.
-_LAYOUTS: LiteralString = """
-    SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relreplident::text,
-           a.attname::text, a.atttypid::int8, tn.nspname::text, t.typname::text, a.atttypmod,
-           coalesce(a.attnum = ANY (identity.indkey), false)
-    FROM pg_publication_tables p
-    JOIN pg_namespace n ON n.nspname = p.schemaname
-    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
-    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND {sent}
-    JOIN pg_type declared ON declared.oid = a.atttypid
-    LEFT JOIN LATERAL (
-        WITH RECURSIVE up (oid, typtype, typbasetype) AS (
-            SELECT declared.oid, declared.typtype, declared.typbasetype
-            UNION ALL
-            SELECT b.oid, b.typtype, b.typbasetype FROM up JOIN pg_type b ON b.oid = up.typbasetype
-            WHERE up.typtype = 'd')
-        SELECT up.oid FROM up WHERE up.typtype <> 'd') base ON declared.typtype = 'd'
-    JOIN pg_type t ON t.oid = coalesce(base.oid, declared.oid)
-    JOIN pg_namespace tn ON tn.oid = t.typnamespace
+# An insert position behind the header of a page that is still empty is where the page before it ends: an idle server
+# can stand there for a long time, and no position that it flushes or sends would ever pass it.
+_MOMENT: LiteralString = """
+    SELECT lsn - CASE WHEN lsn %% size IN (24, 40) THEN lsn %% size ELSE 0 END, snapshot::text,
+           pg_snapshot_xmax(snapshot)::text::int8, pg_snapshot_xmin(snapshot) = pg_snapshot_xmax(snapshot),
+           (SELECT oid::int8 FROM pg_publication WHERE pubname = %(publication)s)
+    FROM (SELECT (pg_current_wal_insert_lsn() - '0/0')::int8 AS lsn, current_setting('wal_block_size')::int8 AS size,
+                 pg_current_snapshot() AS snapshot) now"""
+
+_TABLES_OF_USERS: LiteralString = "relkind IN ('r', 'p', 'c') AND relpersistence <> 't' AND oid >= 16384"
+
+_FINGERPRINT: LiteralString = """
+    SELECT concat_ws(' ',
+        (SELECT concat_ws(' ', oid, xmin) FROM pg_publication WHERE pubname = %(publication)s),
+        (SELECT concat_ws(' ', count(*), bit_xor(hash_record_extended((r.oid, r.prrelid), 0)))
+         FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %(publication)s),
+        {schemas},
+        (SELECT concat_ws(' ', count(*), bit_xor(hash_record_extended((oid, xmin, relfilenode), 0)))
+         FROM pg_class WHERE {of_users}),
+        (SELECT concat_ws(' ', count(*), bit_xor(hash_record_extended((attrelid, attnum, xmin), 0)))
+         FROM pg_attribute WHERE attnum > 0 AND attrelid IN (SELECT oid FROM pg_class WHERE {of_users})),
+        (SELECT bit_xor(hash_record_extended((inhrelid, inhparent, xmin), 0)) FROM pg_inherits),
+        (SELECT bit_xor(hash_record_extended((indexrelid, xmin), 0)) FROM pg_index
+         WHERE indrelid >= 16384 AND (indisprimary OR indisreplident)),
+        (SELECT bit_xor(hash_record_extended((oid, xmin), 0)) FROM pg_type
+         WHERE oid >= 16384 AND typtype <> 'c' AND typelem = 0),
+        (SELECT bit_xor(hash_record_extended((oid, xmin), 0)) FROM pg_enum),
+        (SELECT bit_xor(hash_record_extended((oid, xmin), 0)) FROM pg_namespace WHERE nspname !~ '^pg_'))"""
+_SCHEMAS: LiteralString = """
+    (SELECT concat_ws(' ', count(*), bit_xor(hashoidextended(s.oid, 0)))
+     FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = %(publication)s)"""
+
+_PUBLICATION: LiteralString = """
+    SELECT oid::int8, xmin::text::int8, pubowner::int8, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate,
+           pubviaroot, {generated}
+    FROM pg_publication WHERE pubname = %(publication)s"""
+
+# A table's columns of the system are never touched again: their xmin and cmin are those of its making.
+_MADE_HERE: LiteralString = """
+    coalesce(i.xmin = made.xmin AND EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = made.attrelid AND a.attnum > 0 AND a.xmin = made.xmin AND a.cmin = made.cmin), false)"""
+
+_TRACES: LiteralString = """
+    (SELECT json_agg(json_build_array(a.attnum, a.xmin::text::int8, a.atthasmissing))
+     FROM pg_attribute a WHERE a.attrelid = made.attrelid AND a.attnum > 0 AND NOT a.attisdropped)::text"""
+
+_TABLES: LiteralString = """
+    SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, c.relreplident::text,
+           coalesce(r.oid, 0)::int8, {by_schema}, {row_filter},
+           t.xmin = made.xmin AND c.relfilenode IN (0, c.oid),
+           (SELECT json_agg(json_build_array(
+                a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
+                coalesce(a.attnum = ANY (identity.indkey), false), coalesce(a.attnum = ANY (primary_key.indkey), false),
+                {sent}, a.atthasmissing, a.xmin::text::int8) ORDER BY a.attnum)
+            FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text,
+           c.relfilenode::int8, c.reltoastrelid::int8, coalesce(i.xmin::text::int8, 0), {made_here}
+    FROM pg_get_publication_tables(%(publication)s) g
+    JOIN pg_class c ON c.oid = g.relid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_publication p ON p.pubname = %(publication)s
+    JOIN pg_attribute made ON made.attrelid = c.oid AND made.attname = 'ctid'
+    JOIN pg_type t ON t.oid = c.reltype
+    LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
+    LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND c.relispartition
+    LEFT JOIN pg_index primary_key ON primary_key.indrelid = c.oid
+         AND primary_key.indisprimary AND primary_key.indimmediate
     LEFT JOIN pg_index identity ON identity.indrelid = c.oid AND CASE c.relreplident
-        WHEN 'i' THEN identity.indisreplident
-        WHEN 'n' THEN false
-        ELSE identity.indisprimary AND identity.indimmediate END
-    WHERE p.pubname = %s
-    ORDER BY c.oid, a.attnum"""
+         WHEN 'i' THEN identity.indisreplident
+         WHEN 'n' THEN false
+         ELSE identity.indisprimary AND identity.indimmediate END
+    {schemas}
+    ORDER BY c.oid"""
+_BY_SCHEMA: LiteralString = "LEFT JOIN pg_publication_namespace s ON s.pnpubid = p.oid AND s.pnnspid = c.relnamespace"
+
+_PARTITIONS: LiteralString = """
+    SELECT g.relid::int8, m.oid::int8, m.relfilenode::int8, m.reltoastrelid::int8, i.xmin::text::int8, {made_here},
+           {traces}
+    FROM pg_get_publication_tables(%(publication)s) g
+    JOIN pg_class c ON c.oid = g.relid AND c.relkind = 'p'
+    CROSS JOIN LATERAL pg_partition_tree(c.oid) tree
+    JOIN pg_class m ON m.oid = tree.relid AND m.oid <> c.oid
+    JOIN pg_inherits i ON i.inhrelid = m.oid
+    JOIN pg_attribute made ON made.attrelid = m.oid AND made.attname = 'ctid'
+    ORDER BY 1, 2"""
+
+_TYPES: LiteralString = """
+    WITH RECURSIVE used (oid) AS (
+        SELECT DISTINCT a.atttypid
+        FROM pg_get_publication_tables(%(publication)s) g
+        JOIN pg_attribute a ON a.attrelid = g.relid AND a.attnum > 0 AND a.atttypid >= %(first)s
+        UNION
+        SELECT part.oid FROM used CROSS JOIN LATERAL (
+            SELECT unnest(ARRAY[t.typbasetype, t.typelem]) FROM pg_type t WHERE t.oid = used.oid
+            UNION ALL SELECT rngsubtype FROM pg_range WHERE rngtypid = used.oid {or_multirange}
+            UNION ALL SELECT a.atttypid FROM pg_type t JOIN pg_attribute a ON a.attrelid = t.typrelid
+                      WHERE t.oid = used.oid AND a.attnum > 0 AND NOT a.attisdropped) part (oid)
+        WHERE part.oid >= %(first)s)
+    SELECT t.oid::int8, n.nspname::text, t.typname::text, t.typbasetype::int8, t.typtype = 'e',
+           array_remove(ARRAY[t.typelem::int8, (SELECT rngsubtype::int8 FROM pg_range
+                                                WHERE rngtypid = t.oid {or_multirange_of_type})], NULL)
+           || ARRAY(SELECT a.atttypid::int8 FROM pg_attribute a
+                    WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped),
+           coalesce((SELECT json_object_agg(e.oid::int8, e.enumlabel) FROM pg_enum e WHERE e.enumtypid = t.oid),
+                    (SELECT json_object_agg(a.attnum, a.atttypid::int8::text) FROM pg_attribute a
+                     WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped), '{{}}')::text
+    FROM used JOIN pg_type t ON t.oid = used.oid JOIN pg_namespace n ON n.oid = t.typnamespace"""
+
+_OTHERS: LiteralString = """
+    SELECT oid::int8 FROM pg_class WHERE relkind IN ('r', 'p') AND relpersistence <> 't' AND oid >= 16384
+    EXCEPT SELECT relid::int8 FROM pg_get_publication_tables(%(publication)s)"""
+
+_Parameters = dict[str, str | int]
+_OPERATIONS = ("insert", "update", "delete", "truncate")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where the source stands.
+
+    Attributes:
+        lsn: every commit that this session has seen lies before it.
+        snapshot: text of `pg_current_snapshot()`.
+        xmax: the next transaction id, 64 bits.
+        quiet: no transaction that has an id runs.
+        publication: OID of the publication; None if there is none.
+    """
+
+    lsn: int
+    snapshot: str
+    xmax: int
+    quiet: bool
+    publication: int | None
 
 
 @dataclass(frozen=True)
@@ -62,13 +181,47 @@ class CatalogView:
     xmax: int
 
 
-def read_catalog(session: Session, publication: str) -> CatalogView:
-    """The catalog as it is now."""
+def read_moment(session: Session, publication: str) -> Moment:
+    """Where the source stands now; one cheap statement."""
     with refused("reading the catalog"):
-        row = session.execute("SELECT oid::int8 FROM pg_publication WHERE pubname = %s", [publication]).fetchone()
-        oid = None if row is None else cast(int, row[0])
-        layouts = () if oid is None else _layouts(session, publication)
-        return CatalogView(oid, layouts, _xmax(session))
+        row = session.execute(_MOMENT, {"publication": publication}).fetchone()
+    if row is None:
+        raise AssertionError("a SELECT without rows to choose from gives one")
+    return Moment(*cast(tuple[int, str, int, bool, int | None], row))
+
+
+def fingerprint(session: Session, publication: str) -> str:
+    """One short text that is another one as soon as `read_state` could give anything else."""
+    query = _FINGERPRINT.format(
+        of_users=_TABLES_OF_USERS, schemas=_SCHEMAS if session.info.server_version >= 150_000 else "NULL"
+    )
+    with refused("reading the catalog"):
+        row = session.execute(query.encode(), {"publication": publication}).fetchone()
+    return str(row[0]) if row else ""
+
+
+def read_state(session: Session, publication: str) -> CatalogState | None:
+    """The published tables, in one snapshot; None if there is no publication."""
+    with refused("reading the catalog"), _one_snapshot(session):
+        found = _read_publication(session, publication)
+        if found is None:
+            return None
+        parameters: _Parameters = {"publication": publication, "first": FIRST_ANNOUNCED_TYPE}
+        others = session.execute(_OTHERS, parameters).fetchall()
+        tables = _read_tables(session, parameters)
+        types = _read_types(session, parameters)
+    return CatalogState(found, tables, types, frozenset(cast(int, row[0]) for row in others))
+
+
+def read_catalog(session: Session, publication: str) -> CatalogView:
+    """Layouts of the published tables, as they are now."""
+    state = read_state(session, publication)
+    moment = read_moment(session, publication)
+    if state is None:
+        return CatalogView(None, (), moment.xmax)
+    builtin = builtin_types(session)
+    layouts = tuple(state.layout(table, builtin) for table in state.tables.values())
+    return CatalogView(state.publication.oid, layouts, moment.xmax)
 
 
 def builtin_types(session: Session) -> dict[int, str]:
@@ -85,34 +238,102 @@ def primary_key(session: Session, oid: int) -> frozenset[str]:
     return frozenset(str(row[0]) for row in rows)
 
 
-def _xmax(session: Session) -> int:
-    row = session.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8").fetchone()
-    return cast(int, row[0]) if row else 0
+@contextmanager
+def _one_snapshot(session: Session) -> Iterator[None]:
+    session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        yield
+    finally:
+        if not session.closed:
+            session.execute("ROLLBACK")
 
 
-def _layouts(session: Session, publication: str) -> tuple[TableSchema, ...]:
-    query = _LAYOUTS.format(sent=_sent_columns(session.info.server_version))
-    rows = cast(list[_LayoutRow], session.execute(query.encode(), [publication]).fetchall())
-    return tuple(_layout(list(columns)) for _, columns in groupby(rows, key=lambda row: row[0]))
+def _read_publication(session: Session, publication: str) -> PublicationState | None:
+    generated = "pubgencols::text" if session.info.server_version >= 180_000 else "''"
+    query = _PUBLICATION.format(generated=generated)
+    row = session.execute(query.encode(), {"publication": publication}).fetchone()
+    if row is None:
+        return None
+    oid, xmin, owner, all_tables, *published, via_root, gencols = cast(tuple[int, int, int, bool, bool, bool, str], row)
+    operations = tuple(name for name, on in zip(_OPERATIONS, published, strict=True) if on)
+    return PublicationState(oid, xmin, owner, all_tables, operations, via_root, str(gencols))
 
 
-def _sent_columns(server_version: int) -> str:
+def _read_tables(session: Session, parameters: _Parameters) -> dict[int, TableState]:
+    version = session.info.server_version
+    query = _TABLES.format(
+        by_schema="coalesce(s.oid, 0)::int8" if version >= 150_000 else "0::int8",
+        schemas=_BY_SCHEMA if version >= 150_000 else "",
+        row_filter="pg_get_expr(g.qual, g.relid)" if version >= 150_000 else "NULL::text",
+        sent=_sent(version),
+        made_here=_MADE_HERE,
+    )
+    rows = cast(list[_TableRow], session.execute(query.encode(), parameters).fetchall())
+    partitions: dict[int, list[FileState]] = {}
+    if any(row[3] == "p" for row in rows):
+        partitions = _read_partitions(session, parameters)
+    return {row[0]: _table(row, partitions.get(row[0], [])) for row in rows}
+
+
+def _sent(server_version: int) -> str:
     """Which columns pgoutput sends. 15 brought column lists; until 18 it sends no generated column, listed or not."""
     conditions = []
     if server_version >= 150_000:
-        conditions.append("a.attname = ANY (p.attnames)")
+        conditions.append("coalesce(a.attnum = ANY (g.attrs), true)")
     if server_version < 180_000:
         conditions.append("a.attgenerated = ''")
     return " AND ".join(conditions)
 
 
-_LayoutRow = tuple[int, str, str, str, str, int, str, str, int, bool]
+_TableRow = tuple[int, str, str, str, str, int, int, str | None, bool, str | None, int, int, int, bool]
+_columns = msgspec.json.Decoder(tuple[ColumnState, ...]).decode
+_traces = msgspec.json.Decoder(tuple[tuple[int, int, bool], ...]).decode
+_members = msgspec.json.Decoder(dict[str, str]).decode
 
 
-def _layout(rows: list[_LayoutRow]) -> TableSchema:
-    oid, namespace, name, identity = rows[0][:4]
-    columns = tuple(
-        Column(column, type_oid, type_name(type_namespace, type_), typmod, in_key)
-        for *_, column, type_oid, type_namespace, type_, typmod, in_key in rows
+def _table(row: _TableRow, partitions: list[FileState]) -> TableState:
+    oid, namespace, name, kind, identity, listed, by_schema, row_filter, fresh, columns_json = row[:10]
+    filenode, toast, inherited, made_here = row[10:]
+    columns = _columns(columns_json or "[]")
+    files = tuple(partitions)
+    if kind != "p":
+        traces = tuple((column.number, column.xmin, column.missing) for column in columns)
+        files = (FileState(oid, filenode, toast, inherited, made_here, traces),)
+    return TableState(
+        oid=oid,
+        namespace=namespace,
+        name=name,
+        kind=kind,
+        identity=identity,
+        listed=listed,
+        by_schema=by_schema,
+        row_filter=row_filter,
+        fresh=fresh,
+        columns=columns,
+        files=files,
     )
-    return TableSchema(0, oid, namespace, name, ReplicaIdentity(identity), columns)
+
+
+def _read_partitions(session: Session, parameters: _Parameters) -> dict[int, list[FileState]]:
+    query = _PARTITIONS.format(made_here=_MADE_HERE, traces=_TRACES)
+    found: dict[int, list[FileState]] = {}
+    rows = session.execute(query.encode(), parameters).fetchall()
+    for root, oid, filenode, toast, inherited, made_here, traces in cast(list[_PartitionRow], rows):
+        file = FileState(oid, filenode, toast, inherited, made_here, _traces(traces or "[]"))
+        found.setdefault(root, []).append(file)
+    return found
+
+
+_PartitionRow = tuple[int, int, int, int, int, bool, str | None]
+
+
+def _read_types(session: Session, parameters: _Parameters) -> dict[int, TypeState]:
+    query = _TYPES.format(or_multirange="OR rngmultitypid = used.oid", or_multirange_of_type="OR rngmultitypid = t.oid")
+    rows = session.execute(query.encode(), parameters).fetchall()
+    return {
+        oid: TypeState(namespace, name, base, tuple(parts), _members(members), labels)
+        for oid, namespace, name, base, labels, parts, members in cast(list[_TypeRow], rows)
+    }
+
+
+_TypeRow = tuple[int, str, str, int, bool, list[int], str]

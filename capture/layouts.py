@@ -6,11 +6,14 @@ tables without changes). Both must give equal layouts, or every poll would make 
 - a type's name is that of pgoutput's Type message, the base type's for a domain; types of pg_catalog go by bare name;
 - the key is the replica identity's columns, and under REPLICA IDENTITY FULL (where pgoutput flags every column) the
   primary key, which only the catalog knows. A primary key that is DEFERRABLE is none, as PostgreSQL has it too.
+
+The catalog knows today's primary key, and the row may be of yesterday. `key_under_full` therefore keeps to the key that
+was told last: it changes at one place of the log, the event that says so (`walbus.capture.silent`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from walbus.capture.messages import Relation
 from walbus.errors import ProtocolError
@@ -50,3 +53,23 @@ def layout_of(relation: Relation, types: Mapping[int, str], primary_key: Collect
         columns.append(Column(column.name, column.type_oid, name, column.typmod, in_key))
     namespace = relation.namespace or "pg_catalog"
     return TableSchema(0, relation.oid, namespace, relation.name, identity, tuple(columns))
+
+
+def key_under_full(
+    columns: Collection[str], told: Collection[str] | None, today: Callable[[], Collection[str]]
+) -> Collection[str]:
+    """The key's columns of a table under REPLICA IDENTITY FULL.
+
+    Args:
+        columns: those of the Relation message.
+        told: the primary key as the log was told last; None if it knows nothing of the table.
+        today: asks the catalog.
+
+    Returns:
+        What was told, if the row has those columns (one may have been dropped or renamed); else today's primary key,
+        if it has those; else none.
+    """
+    if told is not None and set(told) <= set(columns):
+        return told
+    found = today()
+    return found if set(found) <= set(columns) else ()

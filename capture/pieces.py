@@ -1,8 +1,10 @@
-"""The pieces of the log that are not made of rows: layouts and progress. Pure."""
+"""The pieces of the log that are not made of rows: layouts, what must be seeded again, progress. Pure."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 
 from walbus.log import Piece
 from walbus.native.interface import Transaction
@@ -40,6 +42,23 @@ def schema_piece(transaction: Transaction, ordinal: int, origin: bytes, schema: 
         origin=origin,
         tables=table_bit(schema.oid),
         body=body,
+    )
+
+
+def reseed_piece(epoch: int, bound: int, now: int, schema: TableSchema, reseed: Mapping[str, str]) -> Piece:
+    """The SCHEMA piece between transactions that says: the table's rows changed, and no event said how.
+
+    Args:
+        epoch: the timeline that holds `bound`.
+        bound: everything that commits before this LSN is in the log.
+        now: the server's clock, Unix microseconds.
+        schema: the table's last layout.
+        reseed: why, as `docs/log-format.md` describes it.
+    """
+    document = json.dumps({**schema.to_dict(), "reseed": dict(reseed)}).encode()
+    body = pack_change(Op.SCHEMA, table=schema.oid, schema_id=schema.id, seq_delta=0, ordinal_delta=0, after=document)
+    return replace(
+        progress_piece(epoch, bound, now), kind=Kind.SCHEMA, count=1, tables=table_bit(schema.oid), body=body
     )
 
 

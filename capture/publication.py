@@ -5,12 +5,15 @@ What is not in the publication is not captured, and PostgreSQL says nothing abou
 - A table that matches `source.tables` and that the log never knew is added, at the start and while running. Its
   earlier rows are not in the log; bootstrap seeds them.
 - A table that the log knows and that was taken out has lost changes: that stops capture until an operator puts it
-  back (and seeds it again) or takes it out of the configuration.
+  back (and seeds it again) or takes it out of the configuration. One that was in by other ways than its own entry (a
+  partition that was detached, a table that left a published schema) is added, and must be seeded again
+  (`walbus.capture.silent`): nobody took it out on purpose.
 - A publication that is gone while the log depends on it stops capture: PostgreSQL decodes with the publication as it
   was when a change was written, so making it again does not bring those changes back.
 - An operator's publication that leaves out operations is taken as it is, with a warning.
-- A table without replica identity would make the application's own UPDATE and DELETE fail once it is published. One
-  that a wildcard matches is left out with a warning; one that is named is an error.
+- A table without replica identity would make the application's own UPDATE and DELETE fail once it is published, and
+  one of another owner cannot be added. One that a wildcard matches is left out with a warning, once; one that is
+  named is an error. Both say the SQL that mends it.
 
 Partitions are published through their topmost matching parent, so that partitions made later are in.
 """
@@ -24,6 +27,7 @@ from typing import LiteralString, cast
 import structlog
 from psycopg import sql
 
+from walbus.capture.definition import CatalogState
 from walbus.capture.refusals import publication_gone
 from walbus.capture.sessions import Session, refused
 from walbus.config import SourceConfig
@@ -33,7 +37,8 @@ logger = structlog.get_logger(__name__)
 
 _MATCHED: LiteralString = """
     WITH wanted AS (
-        SELECT c.oid, n.nspname, c.relname, c.relreplident, n.nspname || '.' || c.relname = ANY (%(named)s) AS named
+        SELECT c.oid, n.nspname, c.relname, c.relreplident, c.relowner,
+               n.nspname || '.' || c.relname = ANY (%(named)s) AS named
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND n.nspname !~ '^pg_'
           AND n.nspname <> 'information_schema'
@@ -46,7 +51,11 @@ _MATCHED: LiteralString = """
                    WHERE r.prrelid = w.oid AND p.pubname = %(publication)s)
            OR EXISTS (SELECT FROM pg_publication_tables t
                       WHERE t.pubname = %(publication)s AND (t.schemaname, t.tablename) = (w.nspname, w.relname))
-           OR EXISTS (SELECT FROM pg_publication p WHERE p.pubname = %(publication)s AND p.puballtables)
+           OR EXISTS (SELECT FROM pg_publication p WHERE p.pubname = %(publication)s AND p.puballtables),
+           pg_has_role(w.relowner, 'USAGE')
+           AND coalesce((SELECT pg_has_role(p.pubowner, 'USAGE') FROM pg_publication p
+                         WHERE p.pubname = %(publication)s), true),
+           pg_get_userbyid(w.relowner)::text
     FROM wanted w
     WHERE NOT EXISTS (SELECT FROM pg_partition_ancestors(w.oid) up JOIN wanted ON wanted.oid = up WHERE up <> w.oid)
     ORDER BY 2, 3"""
@@ -67,6 +76,8 @@ class MatchedTable:
         named: by its own name, not only by a wildcard.
         identified: its UPDATE and DELETE can be published.
         published: in the publication already.
+        addable: our role may add it: it has the privileges of the owners of the table and of the publication.
+        owner: of the table.
     """
 
     oid: int
@@ -75,6 +86,8 @@ class MatchedTable:
     named: bool
     identified: bool
     published: bool
+    addable: bool
+    owner: str
 
     @property
     def table(self) -> str:
@@ -88,8 +101,11 @@ def matched_tables(session: Session, source: SourceConfig) -> list[MatchedTable]
     named = [pattern for pattern in source.tables if not pattern.endswith(".*")]
     with refused("reading the tables"):
         parameters = {"named": named, "schemas": schemas, "publication": source.publication}
-        rows = cast(list[tuple[int, str, str, bool, bool, bool]], session.execute(_MATCHED, parameters).fetchall())
+        rows = cast(list[_MatchedRow], session.execute(_MATCHED, parameters).fetchall())
     return [MatchedTable(*row) for row in rows]
+
+
+_MatchedRow = tuple[int, str, str, bool, bool, bool, bool, str]
 
 
 def check_tables(session: Session, source: SourceConfig) -> None:
@@ -110,57 +126,133 @@ def check_tables(session: Session, source: SourceConfig) -> None:
             raise SourceMisconfigured(what, mend="add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL")
 
 
-def ensure_publication(session: Session, source: SourceConfig, *, log_is_empty: bool, known: Collection[int]) -> int:
+def ensure_publication(
+    session: Session,
+    completion: Completion,
+    *,
+    log_is_empty: bool,
+    known: Collection[int],
+    remembered: CatalogState | None = None,
+) -> int:
     """Makes the publication or completes it; its OID.
 
     Args:
         session: on the source.
-        source: names the publication and its tables.
+        completion: of the process.
         log_is_empty: whether nothing depends on the publication yet.
         known: OIDs of the tables that the log knows.
+        remembered: the catalog as it was told last; None if nothing is known.
 
     Raises:
         SourceMisconfigured: a privilege or a table is missing, or a known table was taken out.
-        SourceGap: the publication is gone while the log depends on it.
+        SourceGap: the publication is gone, or another one by now, while the log depends on it.
     """
+    source = completion.source
     oid = _find(session, source.publication)
-    if oid is None and not log_is_empty:
-        raise publication_gone(f"publication {source.publication} is gone, and changes with it", "start of capture")
+    if not log_is_empty:
+        _check_identity(source.publication, oid, remembered)
     tables = matched_tables(session, source)
     if oid is None:
-        _create(session, source.publication, [table for table in tables if table.identified])
+        completion.create(session, tables)
         oid = _find(session, source.publication)
     else:
         _warn_of_unpublished_operations(session, source.publication)
-        complete_publication(session, source, tables, known)
-    _warn_of_unidentified(tables)
+        completion.complete(session, tables, known, remembered)
     if oid is None:
         raise publication_gone(f"publication {source.publication} vanished while it was made", "start of capture")
     return oid
 
 
-def complete_publication(
-    session: Session, source: SourceConfig, tables: Collection[MatchedTable], known: Collection[int]
-) -> None:
-    """Adds tables that are new to the log.
+def _check_identity(publication: str, oid: int | None, remembered: CatalogState | None) -> None:
+    if oid is None:
+        raise publication_gone(f"publication {publication} is gone, and changes with it", "start of capture")
+    if remembered is not None and remembered.publication.oid != oid:
+        what = f"publication {publication} was dropped and made again, and changes in between are lost"
+        raise publication_gone(what, "start of capture")
 
-    Raises:
-        SourceMisconfigured: one that the log knows is no longer published, or a privilege is missing.
+
+class Completion:
+    """Adds tables to the publication, and warns once of each that it must leave out. Lives as long as the process.
+
+    Args:
+        source: names the publication and its tables.
     """
-    missing = [table for table in tables if table.identified and not table.published]
-    for table in missing:
-        if table.oid in known:
-            what = f"table {table.table} was taken out of publication {source.publication}: changes of it are lost"
-            mend = "put it back with ALTER PUBLICATION … ADD TABLE and seed it again, or take it out of source.tables"
-            raise SourceMisconfigured(what, mend=mend)
-    if not missing:
-        return
-    statement = sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(
-        sql.Identifier(source.publication), _listed(missing)
-    )
-    with refused(f"adding tables to publication {source.publication} (its owner must own the tables)"):
-        session.execute(statement)
-    logger.info("publication.tables_added", publication=source.publication, tables=[t.table for t in missing])
+
+    def __init__(self, source: SourceConfig) -> None:
+        self.source = source
+        self._warned: set[tuple[int, str]] = set()
+
+    def create(self, session: Session, tables: Collection[MatchedTable]) -> None:
+        """Makes the publication with all tables that can be in it.
+
+        Raises:
+            SourceMisconfigured: a privilege is missing, or a named table cannot be in it.
+        """
+        _create(session, self.source.publication, self._possible(tables))
+
+    def complete(
+        self,
+        session: Session,
+        tables: Collection[MatchedTable],
+        known: Collection[int],
+        remembered: CatalogState | None = None,
+    ) -> None:
+        """Adds tables that are not in the publication.
+
+        Args:
+            session: on the source.
+            tables: that match.
+            known: OIDs of the tables that the log knows.
+            remembered: as they were told last.
+
+        Raises:
+            SourceMisconfigured: one that the log knows was taken out, or a named one cannot be added.
+        """
+        publication = self.source.publication
+        missing = [table for table in tables if not table.published]
+        for table in missing:
+            if table.identified and table.oid in known and not _left_by_itself(table, remembered):
+                what = f"table {table.table} was taken out of publication {publication}: changes of it are lost"
+                mend = (
+                    "put it back with ALTER PUBLICATION … ADD TABLE and seed it again, or take it out of source.tables"
+                )
+                raise SourceMisconfigured(what, mend=mend)
+        wanted = self._possible(missing)
+        if not wanted:
+            return
+        statement = _adding(publication, wanted)
+        with refused(f"adding tables to publication {publication} (its owner must own the tables)"):
+            session.execute(statement)
+        logger.info("publication.tables_added", publication=publication, tables=[t.table for t in wanted])
+
+    def _possible(self, tables: Collection[MatchedTable]) -> list[MatchedTable]:
+        """Those that can be in the publication; the others are told."""
+        possible = []
+        for table in tables:
+            if not table.identified:
+                reason = "it has no replica identity, so its own UPDATE and DELETE would fail once published"
+                self._leave_out(table, reason, "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL")
+            elif not table.addable:
+                reason = f"it belongs to role {table.owner}, and only the owner of publication and table may add it"
+                adding = _adding(self.source.publication, [table]).as_string()
+                mend = f'as a superuser run {adding}; or GRANT "{table.owner}" TO the role of source.dsn'
+                if table.named:
+                    raise SourceMisconfigured(f"table {table.table} cannot be published: {reason}", mend=mend)
+                self._leave_out(table, reason, mend)
+            else:
+                possible.append(table)
+        return possible
+
+    def _leave_out(self, table: MatchedTable, reason: str, mend: str) -> None:
+        if (table.oid, reason) not in self._warned:
+            self._warned.add((table.oid, reason))
+            logger.warning("publication.table_left_out", table=table.table, reason=reason, mend=mend)
+
+
+def _left_by_itself(table: MatchedTable, remembered: CatalogState | None) -> bool:
+    """Whether the table was in the publication without an entry of its own, so that nobody can have removed that."""
+    was = None if remembered is None else remembered.tables.get(table.oid)
+    return was is not None and not was.listed
 
 
 def _create(session: Session, publication: str, tables: list[MatchedTable]) -> None:
@@ -170,6 +262,10 @@ def _create(session: Session, publication: str, tables: list[MatchedTable]) -> N
     with refused(f"creating publication {publication} (it takes CREATE on the database and ownership of the tables)"):
         session.execute(statement)
     logger.info("publication.created", publication=publication, tables=[table.table for table in tables])
+
+
+def _adding(publication: str, tables: Collection[MatchedTable]) -> sql.Composed:
+    return sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(publication), _listed(tables))
 
 
 def _listed(tables: Collection[MatchedTable]) -> sql.Composed:
@@ -195,14 +291,3 @@ def _warn_of_unpublished_operations(session: Session, publication: str) -> None:
             operations=missing,
             mend=f"ALTER PUBLICATION {publication} SET (publish = '{', '.join(_OPERATIONS)}')",
         )
-
-
-def _warn_of_unidentified(tables: Collection[MatchedTable]) -> None:
-    for table in tables:
-        if not table.identified and not table.published:
-            logger.warning(
-                "publication.table_left_out",
-                table=table.table,
-                reason="it has no replica identity, so its own UPDATE and DELETE would fail once published",
-                mend="add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL",
-            )

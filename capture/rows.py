@@ -28,6 +28,14 @@ def check_width(table: Table, row: Row) -> None:
         raise ProtocolError(what, where=f"table {table.schema.table}")
 
 
+def lacks_key(table: Table, row: Row) -> bool:
+    """Whether a column of the table's key is NULL in a row (and not merely unchanged)."""
+    texts, unchanged = row.texts, row.unchanged
+    return len(texts) == table.width and any(
+        texts[index] is None and index not in unchanged for index in table.schema.key_indexes
+    )
+
+
 def completed(new: Row, old: Row, sent: Collection[int]) -> Row:
     """The new row with the unchanged columns that the old row was `sent` with (indexes)."""
     texts = list(new.texts)

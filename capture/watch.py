@@ -1,30 +1,78 @@
 """The catalog, looked at about every second from a thread of its own.
 
-The stream says nothing of tables without changes, of a publication that loses tables, and of new tables that match
-the configuration. A thread, since a statement may wait for a lock or for a server that hangs, and the stream must not.
+The stream says nothing of tables without changes, of a publication that loses tables, of new tables that match the
+configuration, and of statements that change rows without writing them (`walbus.capture.silent`). A thread, since a
+statement may wait for a lock or for a server that hangs, and the stream must not.
 
-The thread only looks, and adds new tables to the publication; what it found is taken by the loop with `take`.
+A look is cheap as long as nothing was altered: where stands the source, and one fingerprint of the catalog; neither is
+asked for more while no transaction has run since the last look. Only another fingerprint makes it read the whole.
+
+The thread only looks, and adds new tables to the publication; what it found is taken by the loop with `take`. Tables
+that must be seeded again are a `Due`: the loop writes its events once the log has passed `Due.lsn`, says so with
+`told`, and only then the state is remembered.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import structlog
 
-from walbus.capture.catalog import CatalogView, read_catalog
-from walbus.capture.publication import complete_publication, matched_tables
+from walbus.capture.catalog import Moment, fingerprint, read_moment, read_state
+from walbus.capture.definition import CatalogState
+from walbus.capture.publication import Completion, matched_tables
+from walbus.capture.remembered import Remembered
 from walbus.capture.sessions import Session, open_session
+from walbus.capture.silent import Reseed, differences
 from walbus.config import SourceConfig
 from walbus.errors import Directive, directive_of
+from walbus.schema import TableSchema
 
 logger = structlog.get_logger(__name__)
 
 #: Seconds between two looks; more when a look takes long, so that it costs at most a twentieth of the time.
 PERIOD = 1.0
 _SHARE = 20.0
+#: Seconds after which everything is read although the fingerprint is the same: privileges are not in it.
+WHOLE_PERIOD = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Tables that must be seeded again, and when that may be said.
+
+    Attributes:
+        lsn: whatever was written under the older definitions commits before it, or is listed in `snapshot`.
+        snapshot: text of `pg_current_snapshot()` behind the look: a transaction that runs in it may have written under
+            the older definition of the publication, so a reader of the table needs a snapshot that sees it.
+        reseeds: the tables.
+    """
+
+    lsn: int
+    snapshot: str
+    reseeds: tuple[Reseed, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the looks since the last `take` found.
+
+    Attributes:
+        publication: OID of the publication; None if there is none.
+        xmax: the next transaction id, 64 bits.
+        tables: number of published tables.
+        layouts: unnumbered layouts that are new or others.
+        due: tables that must be seeded again, until `told`.
+    """
+
+    publication: int | None
+    xmax: int
+    tables: int
+    layouts: tuple[TableSchema, ...] = ()
+    due: Due | None = None
 
 
 class CatalogWatch:
@@ -33,21 +81,43 @@ class CatalogWatch:
     Args:
         source: where, and which publication and tables.
         known: OIDs of the tables that the log knows.
+        remembered: what was told before.
+        builtin_types: names of the types that every database has, by OID.
+        completion: adds tables to the publication.
     """
 
-    def __init__(self, source: SourceConfig, known: Iterable[int]) -> None:
+    def __init__(
+        self,
+        source: SourceConfig,
+        known: Iterable[int],
+        remembered: Remembered,
+        builtin_types: Mapping[int, str],
+        completion: Completion,
+    ) -> None:
         self._source = source
         self._known = set(known)
+        self._remembered = remembered
+        self._builtin_types = dict(builtin_types)
+        self._completion = completion
         self._closed = threading.Event()
-        self._found: CatalogView | Exception | None = None
         self._lock = threading.Lock()
+        self._found: Found | Exception | None = None
         self._thread = threading.Thread(target=self._run, name="catalog-watch", daemon=True)
+        # Of the thread alone:
+        self._state: CatalogState | None = None  # as last read
+        self._pending: tuple[Due, CatalogState] | None = None
+        self._told: Due | None = None  # set by `told`
+        self._fingerprint = ""
+        self._read_at = 0.0
+        self._last: Moment | None = None
+        self._layouts: dict[int, TableSchema] = {}
+        self._new_layouts: list[TableSchema] = []
 
     def start(self) -> None:
         """Begins to look."""
         self._thread.start()
 
-    def take(self) -> CatalogView | None:
+    def take(self) -> Found | None:
         """What was found since the last call, if anything.
 
         Raises:
@@ -58,6 +128,11 @@ class CatalogWatch:
         if isinstance(found, Exception):
             raise found
         return found
+
+    def told(self, due: Due) -> None:
+        """The events of `due` are durable in the log."""
+        with self._lock:
+            self._told = due
 
     def close(self) -> None:
         """Ends the thread; one that hangs in a statement is left to the end of the process."""
@@ -71,25 +146,88 @@ class CatalogWatch:
             begun = time.monotonic()
             try:
                 session = session or open_session(self._source.dsn)
-                self._put(self._look(session))
+                self._look(session, begun)
             except Exception as error:  # a thread that ended in silence would let a lost table pass
                 if directive_of(error) is not Directive.RETRY:
-                    self._put(error)
+                    with self._lock:
+                        self._found = error
                     break
                 logger.debug("catalog.unavailable", error=str(error))
                 _close(session)
-                session = None
+                session, self._last, self._fingerprint = None, None, ""
             self._closed.wait(max(PERIOD, _SHARE * (time.monotonic() - begun)))
         _close(session)
 
-    def _look(self, session: Session) -> CatalogView:
-        complete_publication(session, self._source, matched_tables(session, self._source), self._known)
-        view = read_catalog(session, self._source.publication)
-        self._known.update(layout.oid for layout in view.layouts)
-        return view
+    def _look(self, session: Session, now: float) -> None:
+        self._remember_told()
+        moment = read_moment(session, self._source.publication)
+        if self._may_differ(session, moment, now):
+            moment = self._read(session, moment, now)
+        self._last = moment
+        self._compare(moment)
+        due = None if self._pending is None else self._pending[0]
+        tables = 0 if self._state is None else len(self._state.tables)
+        layouts, self._new_layouts = tuple(self._new_layouts), []
+        self._put(Found(moment.publication, moment.xmax, tables, layouts, due))
 
-    def _put(self, found: CatalogView | Exception) -> None:
+    def _may_differ(self, session: Session, moment: Moment, now: float) -> bool:
+        """Whether anything may have been altered since the whole was read; notes the fingerprint."""
+        if moment.publication is None:
+            return False
+        whole = now - self._read_at >= WHOLE_PERIOD
+        last = self._last
+        if not whole and last is not None and last.quiet and moment.quiet and last.xmax == moment.xmax:
+            return False
+        before, self._fingerprint = self._fingerprint, fingerprint(session, self._source.publication)
+        return whole or self._fingerprint != before
+
+    def _read(self, session: Session, moment: Moment, now: float) -> Moment:
+        """Completes the publication and reads the whole; the moment behind it."""
+        self._completion.complete(session, matched_tables(session, self._source), self._known, self._remembered.state)
+        state = read_state(session, self._source.publication)
+        behind = read_moment(session, self._source.publication)
+        if state is not None:
+            self._state = state
+            self._known.update(state.tables)
+            self._note_layouts(state)
+        self._read_at = now
+        return behind
+
+    def _compare(self, moment: Moment) -> None:
+        """Finds what must be told; what need not be is remembered at once."""
+        state, before = self._state, self._remembered.state
+        if state is None or self._pending is not None:
+            return
+        if before is None or before.publication.oid != state.publication.oid:
+            self._remembered.keep(state)
+            return
+        if state is before:
+            return
+        reseeds = differences(before, state)
+        if reseeds:
+            self._pending = Due(moment.lsn, moment.snapshot, reseeds), state
+        else:
+            self._remembered.keep(state)
+
+    def _remember_told(self) -> None:
         with self._lock:
+            told = self._told
+        if self._pending is not None and told is self._pending[0]:
+            self._remembered.keep(self._pending[1])
+            self._pending = None
+
+    def _note_layouts(self, state: CatalogState) -> None:
+        for table in state.tables.values():
+            layout = state.layout(table, self._builtin_types)
+            if self._layouts.get(table.oid) != layout:
+                self._layouts[table.oid] = layout
+                self._new_layouts.append(layout)
+
+    def _put(self, found: Found) -> None:
+        with self._lock:
+            if isinstance(self._found, Found):  # what was not taken yet goes along
+                layouts = (*self._found.layouts, *found.layouts)
+                found = Found(found.publication, found.xmax, found.tables, layouts, found.due)
             self._found = found
 
 

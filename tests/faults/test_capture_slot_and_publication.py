@@ -14,7 +14,7 @@ from support.memory_log import MemoryLog
 from support.waiting import wait_for
 from walbus.capture import identify
 from walbus.capture.pieces import progress_piece
-from walbus.capture.publication import complete_publication, ensure_publication, matched_tables
+from walbus.capture.publication import Completion, ensure_publication, matched_tables
 from walbus.capture.replication import Walsender
 from walbus.capture.sessions import open_session, parameters_of, stream_name
 from walbus.errors import (
@@ -208,13 +208,14 @@ def test_a_table_dropped_while_it_is_added_to_the_publication_does_not_stop_capt
     source = source_of(database.dsn)
     with closing(open_session(source.dsn)) as session:
         database.execute("CREATE TABLE kept (id int PRIMARY KEY)")
-        ensure_publication(session, source, log_is_empty=True, known=())
+        completion = Completion(source)
+        ensure_publication(session, completion, log_is_empty=True, known=())
         database.execute("CREATE TABLE t (id int PRIMARY KEY)")
         matched = matched_tables(session, source)
         database.execute("DROP TABLE t")
         with pytest.raises(SourceUnavailable):
-            complete_publication(session, source, matched, known=())
-        complete_publication(session, source, matched_tables(session, source), known=())
+            completion.complete(session, matched, known=())
+        completion.complete(session, matched_tables(session, source), known=())
 
 
 def test_a_table_taken_out_of_the_publication_stops_capture_until_it_is_put_back(database, folder):
@@ -238,7 +239,7 @@ def test_a_look_at_the_catalog_that_fails_unforeseen_stops_capture_too(database,
     def fail(*_):
         raise ValueError("a catalog that nobody foresaw")
 
-    monkeypatch.setattr("walbus.capture.watch.read_catalog", fail)
+    monkeypatch.setattr("walbus.capture.watch.read_state", fail)
     capture = CaptureThread(source_of(database.dsn), MemoryLog())
     assert isinstance(capture.ended(), ValueError)
 

@@ -35,7 +35,7 @@ def assembler_on(log, *, primary_key=frozenset({"id"}), timelines=FIRST_TIMELINE
         schemas=log.schemas,
         repeats=Repeats(log.find, end=bounds.end, trimmed=bounds.trimmed),
         builtin_types=BUILTIN_TYPES,
-        primary_key=lambda oid: primary_key,
+        primary_key=lambda oid, columns: primary_key,
         timelines=timelines,
         near_xid=near_xid,
         bound=bounds.end_lsn,

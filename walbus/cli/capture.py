@@ -28,7 +28,7 @@ def capture(settings: Settings, stop: threading.Event) -> None:
         SourceError: the source is misconfigured, or lost what the log needs.
         LogError: the log is damaged, of another source, or in use.
     """
-    from walbus.capture import run_capture  # noqa: PLC0415 - a command loads its own room alone
+    from walbus.capture import CATALOG_FILE, run_capture  # noqa: PLC0415 - a command loads its own room alone
     from walbus.relay import open_writer  # noqa: PLC0415
 
     relay = settings.relay
@@ -40,7 +40,14 @@ def capture(settings: Settings, stop: threading.Event) -> None:
         retention_bytes=relay.retention_bytes,
     )
     with closing(writer):
-        run_capture(settings.source, writer, stop=stop, status_path=settings.status_dir / "capture.json")
+        run_capture(
+            settings.source,
+            writer,
+            spool_dir=settings.spool_dir,
+            stop=stop,
+            status_path=settings.status_dir / "capture.json",
+            catalog_path=settings.relay_dir / CATALOG_FILE,
+        )
 
 
 def _identity(settings: Settings) -> SourceIdentity:

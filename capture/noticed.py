@@ -1,0 +1,103 @@
+"""From what the watch found to what the log is told: layouts, and events that tables must be seeded again.
+
+**Where such an event may stand.** A reader that has dealt with it reads the table anew and folds what follows in the
+log over it, so nothing may follow that was written under the older definition. The watch samples the end of the WAL
+behind its look (`Due.lsn`): the statement that it saw had committed by then, and so had whatever was written before it.
+The event is written once everything that commits before that LSN is in the log, between two transactions, at ordinal 0
+of the LSN up to which the log is complete. One kind of change lets transactions run across it, a change of the
+publication: its event names them by the snapshot behind the look, and the reader's own snapshot must see them.
+
+The event is durable before the watch remembers the state that it tells of; a crash in between tells it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from walbus.capture.assembly import Assembler
+from walbus.capture.refusals import publication_gone
+from walbus.capture.report import Report
+from walbus.capture.silent import Reseed
+from walbus.capture.watch import CatalogWatch, Due
+from walbus.log import SchemaRegistry
+from walbus.lsn import format_lsn
+from walbus.schema import TableSchema
+
+logger = structlog.get_logger(__name__)
+
+#: Runs an action, as often as a full disk makes it fail.
+Patiently = Callable[[Callable[[], object]], object]
+
+
+class Noticed:
+    """What one connection learns of the catalog, besides the stream.
+
+    Args:
+        watch: looks.
+        schemas: the log's layouts.
+        assembler: takes the events.
+        report: gets the number of tables.
+        publication: OID that the publication must keep.
+    """
+
+    def __init__(
+        self, watch: CatalogWatch, schemas: SchemaRegistry, assembler: Assembler, report: Report, publication: int
+    ) -> None:
+        self._watch = watch
+        self._schemas = schemas
+        self._assembler = assembler
+        self._report = report
+        self._publication = publication
+        self._due: Due | None = None
+
+    def take(self, patiently: Patiently) -> None:
+        """Takes what the watch found since the last call.
+
+        Raises:
+            SourceGap: the publication is gone.
+            Exception: as `CatalogWatch.take`.
+        """
+        found = self._watch.take()
+        if found is None:
+            return
+        if found.publication != self._publication:
+            raise publication_gone("the publication was dropped, and changes with it", "streaming")
+        self._assembler.near_xid = found.xmax
+        self._report.tables = found.tables
+        for layout in found.layouts:
+            patiently(partial(self._schemas.register, layout))
+        self._due = found.due
+
+    def announce(self, now: int) -> Due | None:
+        """Puts the events that are due into the assembler; what they were, for `told`, once they are durable.
+
+        Args:
+            now: the server's clock, Unix microseconds.
+        """
+        due, assembler = self._due, self._assembler
+        if due is None or assembler.in_transaction or assembler.bound < due.lsn:
+            return None
+        newest = {schema.oid: schema for schema in self._schemas.all()}
+        for reseed in due.reseeds:
+            schema = newest.get(reseed.oid)
+            if schema is not None:  # a table that the log never heard of has no rows to be wrong
+                self._announce(schema, reseed, due, now)
+        self._due = None
+        return due
+
+    def _announce(self, schema: TableSchema, reseed: Reseed, due: Due, now: int) -> None:
+        logger.warning("table.changed_without_events", table=schema.table, reason=reseed.reason.value, what=reseed.what)
+        document = {
+            "reason": reseed.reason.value,
+            "what": reseed.what,
+            "lsn": format_lsn(due.lsn),
+            "snapshot": due.snapshot,
+        }
+        self._assembler.announce(schema, document, now)
+
+    def told(self, due: Due) -> None:
+        """The events are durable."""
+        self._watch.told(due)

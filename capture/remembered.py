@@ -1,0 +1,108 @@
+"""What was last told of the catalog, kept over restarts in one small file beside the log.
+
+`walbus.capture.silent` finds changes without events by comparing. What it compares with must outlive the process, or
+whatever is altered while capture is down would pass unnoticed. The file is replaced whole (temporary file, fsync,
+rename, fsync of the folder), and only after the events of the differences are durable in the log: a crash in between
+tells them a second time, which costs a reader work and no row.
+
+The file belongs to one log, by its `log_id`: a new log begins with nothing remembered. A file that is missing, damaged
+or of another form is not mended in silence: what was altered before is not known then, and the log says so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from walbus.capture.definition import CatalogState
+
+logger = structlog.get_logger(__name__)
+
+#: Name of the file, in the folder of the log that it belongs to.
+CATALOG_FILE = "catalog.json"
+#: Of the file; another one is not read.
+FORMAT = 1
+
+
+class _Document(msgspec.Struct, frozen=True):
+    format: int
+    log_id: str
+    state: CatalogState
+
+
+class Remembered:
+    """The catalog as everything up to now has been told. Written by one thread; `state` may be read by any.
+
+    Args:
+        path: of the file; None to remember nothing beyond the process.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._log_id = ""
+        self._state: CatalogState | None = None
+
+    @property
+    def state(self) -> CatalogState | None:
+        """What was told; None if nothing is known."""
+        return self._state
+
+    def open(self, log_id: str, *, log_is_empty: bool) -> None:
+        """Reads the file, once.
+
+        Args:
+            log_id: of the log that the events go to.
+            log_is_empty: whether there is nothing yet that could be missed.
+        """
+        if self._log_id == log_id:
+            return
+        self._log_id, self._state = log_id, self._read(log_id)
+        if self._state is None and self._path is not None and not log_is_empty:
+            logger.warning(
+                "catalog.nothing_remembered",
+                file=str(self._path),
+                note="tables that were altered while capture was down are not noticed this time",
+            )
+
+    def keep(self, state: CatalogState) -> None:
+        """Remembers a state whose differences from the last one are told; durable when it returns.
+
+        Raises:
+            OSError: it could not be written; the old state stands.
+        """
+        if self._path is not None and state != self._state:
+            _replace(self._path, msgspec.json.encode(_Document(FORMAT, self._log_id, state)))
+        self._state = state
+
+    def primary_key(self, oid: int) -> frozenset[str] | None:
+        """Columns of a table's primary key as it was told; None for a table that is not known."""
+        table = self._state.tables.get(oid) if self._state is not None else None
+        return None if table is None else table.primary_key
+
+    def _read(self, log_id: str) -> CatalogState | None:
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            document = msgspec.json.decode(self._path.read_bytes(), type=_Document)
+        except msgspec.MsgspecError as error:
+            logger.warning("catalog.memory_damaged", file=str(self._path), error=str(error))
+            return None
+        return document.state if (document.format, document.log_id) == (FORMAT, log_id) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
