@@ -15,11 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from walbus.errors import DamagedRecord, ProtocolError
+from walbus.keys import decode_key
 from walbus.schema import Column, ReplicaIdentity, TableSchema
-from walbus.values import avro_schema, decode_row, from_text, row_encoder, row_texts
+from walbus.values import avro_schema, decode_row, from_text, row_encoder, row_texts, to_text
 from walbus.values.types import NATIVE
 
-BOOL, BYTEA, INT8, INT4, TEXT, OID, FLOAT4, FLOAT8 = 16, 17, 20, 23, 25, 26, 700, 701
+BOOL, BYTEA, CHAR, INT8, INT4, TEXT, OID, FLOAT4, FLOAT8 = 16, 17, 18, 20, 23, 25, 26, 700, 701
 DATE, TIME, TIMESTAMP, TIMESTAMPTZ, NUMERIC, UUID_OID, JSONB, MOOD = 1082, 1083, 1114, 1184, 1700, 2950, 3802, 16500
 INT4S, TEXTS = 1007, 1009
 FLOATS = {700, 701, 1021, 1022}
@@ -217,3 +218,41 @@ def test_the_day_cache_starts_anew_instead_of_growing_for_ever(monkeypatch: pyte
     for day in range(1, 29):
         assert through(DATE, f"1999-02-{day:02}") == f"1999-02-{day:02}"
     assert len(from_text._DAYS) <= 10
+
+
+def bytes_through(oid: int, text: bytes) -> str | None:
+    schema = table(oid)
+    return row_texts(schema, row_encoder(schema).encode([text]))[0]
+
+
+@pytest.mark.parametrize(
+    ("oid", "text", "kept"),
+    [
+        (CHAR, b"\xc3", "\\303"),  # as PostgreSQL 15 prints it
+        (CHAR, b"a", "a"),
+        (TEXT, "ä".encode() + b"\xff\x80", "ä\\377\\200"),
+        (TEXTS, b"{a,\xe2\x82}", "{a,\\342\\202}"),
+        (MOOD, b"(\xed\xa0\x80)", "(\\355\\240\\200)"),  # a surrogate is no character
+    ],
+)
+def test_a_text_that_is_not_utf8_leaves_its_row_readable(oid: int, text: bytes, kept: str) -> None:
+    assert bytes_through(oid, text) == kept
+
+
+@given(st.sampled_from([CHAR, TEXT, TEXTS, MOOD, INT4, BYTEA]), st.binary(max_size=12))
+def test_whatever_bytes_come_the_row_and_its_key_are_readable(oid: int, text: bytes) -> None:
+    schema = table(oid)
+    encoder = row_encoder(schema)
+    read = row_texts(schema, encoder.encode([text]))[0]
+    assert read is not None
+    assert decode_key(schema, encoder.key([text]) or b"") == (decode_row(schema, encoder.encode([text]))["c0"],)
+    if text.isascii():
+        assert read == text.decode()
+
+
+@given(st.floats(width=32, allow_nan=False))
+def test_a_key_of_single_precision_is_the_number_that_the_row_has(number: float) -> None:
+    schema = table(FLOAT4)
+    text = to_text.float4_text(number).encode()
+    encoder = row_encoder(schema)
+    assert decode_key(schema, encoder.key([text]) or b"") == (decode_row(schema, encoder.encode([text]))["c0"],)

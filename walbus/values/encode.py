@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from walbus.errors import ProtocolError
 from walbus.schema import Column, TableSchema
 from walbus.values.avro_bytes import NULL, native_string, text_string
-from walbus.values.from_text import OUTSIDE
+from walbus.values.from_text import OUTSIDE, from_string
 from walbus.values.key_codec import part_encoder
 from walbus.values.layouts import PerLayout
 from walbus.values.types import NATIVE
+from walbus.values.utf8 import legible
 
 _Encode = Callable[[bytes], bytes]
 
@@ -79,12 +80,13 @@ class RowEncoder:
 
 def _native(column: Column) -> _Encode:
     native = NATIVE.get(column.type_oid)
-    return native_string if native is None else native.encode
+    return from_string if native is None else native.encode
 
 
 def _otherwise(column: Column) -> _Encode:
     native = NATIVE.get(column.type_oid)
-    return native_string if native is None or native.text_like else text_string
+    branch = native_string if native is None or native.text_like else text_string
+    return lambda text: branch(legible(text))
 
 
 #: The encoder of a layout; the same one for every call with an equal layout.

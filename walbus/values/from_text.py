@@ -20,6 +20,7 @@ from datetime import date
 from fractions import Fraction
 
 from walbus.values.avro_bytes import native_long, native_string, native_varint
+from walbus.values.utf8 import checked
 
 #: What these functions raise for a value outside the native range.
 OUTSIDE = (ValueError, KeyError, OverflowError)
@@ -34,6 +35,7 @@ _BOOLS = {b"t": b"\x02\x01", b"f": b"\x02\x00"}
 _FRACTION_UNIT = [0, 0, 100_000, 10_000, 1_000, 100, 10, 1]  # by the length of ".123"
 _LARGEST = sys.float_info.max
 _NOT_FINITE = frozenset({b"NaN", b"Infinity", b"-Infinity"})
+_CLOCK = re.compile(rb"([01]\d|2[0-3]):([0-5]\d):([0-5]\d)")
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _pack_float = struct.Struct("<f").pack
 _unpack_float = struct.Struct("<f").unpack
@@ -42,7 +44,11 @@ _native_double = struct.Struct("<cd").pack
 _double_bits = struct.Struct("<d").pack
 
 from_bool = _BOOLS.__getitem__
-from_string = native_string
+
+
+def from_string(text: bytes) -> bytes:
+    """Text, in UTF-8, of any type."""
+    return native_string(checked(text))
 
 
 def from_int(text: bytes) -> bytes:
@@ -135,10 +141,20 @@ class _Days(dict[bytes, int]):
         return days
 
 
+class _Seconds(dict[bytes, int]):
+    """Microseconds by `HH:MM:SS`; fills itself with those of the 86,400 that are met."""
+
+    def __missing__(self, text: bytes) -> int:
+        match = _CLOCK.fullmatch(text)
+        if match is None:
+            raise ValueError("not a time of day")
+        hours, minutes, seconds = map(int, match.groups())
+        self[text] = micros = ((hours * 60 + minutes) * 60 + seconds) * SECOND
+        return micros
+
+
 _DAYS = _Days()
-_SECONDS = {
-    b"%02d:%02d:%02d" % (second // 3600, second // 60 % 60, second % 60): second * SECOND for second in range(86_400)
-}
+_SECONDS = _Seconds()
 
 
 def from_date(text: bytes) -> bytes:

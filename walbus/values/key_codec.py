@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from walbus.errors import DamagedRecord
+from walbus.values.utf8 import legible
 
 INTEGER_TAG = b"\x01"
 TEXT_TAG = b"\x02"
@@ -34,6 +35,8 @@ def integer_part(text: bytes) -> bytes:
 
 def text_part(text: bytes) -> bytes:
     """One value of any other type."""
+    if not text.isascii():
+        text = legible(text)
     return TEXT_TAG + (text.replace(b"\x00", b"\x00\xff") if b"\x00" in text else text) + _END
 
 

@@ -8,6 +8,7 @@ JSON again, and what Python value stands for it. Types that are not in the table
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -20,6 +21,8 @@ from walbus.values.arrays import join_array, split_array
 from walbus.values.avro_bytes import NULL, native_array
 
 T = TypeVar("T")
+
+_unpack_float = struct.Struct("<f").unpack
 
 NUMERIC = 1700
 JSON = 114
@@ -92,6 +95,12 @@ def _parse_bytea(text: str) -> bytes:
     return bytes.fromhex(text[2:])
 
 
+def _parse_float4(text: str) -> float:
+    """The single-precision number, as reading a row gives it; the text's digits are fewer than its own."""
+    value: float = _unpack_float(from_text.from_float4(text.encode())[1:])[0]
+    return value
+
+
 def _parse_timestamptz(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
@@ -120,7 +129,7 @@ SCALARS: dict[int, NativeType] = {
     23: NativeType("int4", "int", from_text.from_int, str, int),
     25: _string("text"),
     26: NativeType("oid", "long", from_text.from_long, str, int),
-    700: NativeType("float4", "float", from_text.from_float4, to_text.float4_text, float, _finite_single),
+    700: NativeType("float4", "float", from_text.from_float4, to_text.float4_text, _parse_float4, _finite_single),
     701: NativeType("float8", "double", from_text.from_float8, to_text.float8_text, float, _finite),
     1042: _string("bpchar"),
     1043: _string("varchar"),

@@ -1,0 +1,221 @@
+"""The type zoo through the slot into the log: every value of every type, against what PostgreSQL prints of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fastavro
+import psycopg
+import pytest
+
+from support.capturing import capturing
+from support.database import Database, fresh_database
+from support.log_view import log_records
+from support.zoo import VALUELESS, Zoo, build_zoo, rows_of
+from support.zoo_values import Expected, Verbatim, identical
+from walbus.demo.postgres import EmbeddedPostgres
+from walbus.events import Change, window_of
+from walbus.jsonlines import LineRenderer
+from walbus.keys import decode_key
+from walbus.records import Op
+from walbus.relay import open_reader
+from walbus.values import avro_schema, row_texts
+
+#: Types that a cast to text prints in another way than their output function; see docs/values.md.
+OTHER_CASTS = {"boolean", "character", "inet", "xml", "zoo.code", "zoo.flag"}
+
+INTEGERS = {"smallint", "integer", "bigint", "oid"}
+ROW_LINES = (b'{"op":"insert"', b'{"op":"update"', b'{"op":"delete"')
+
+Row = dict[str, tuple[str | None, str | None]]
+Rows = dict[int, Row]
+
+
+@dataclass
+class Seen:
+    """What the log has of one table, in order, and the JSON line of each change."""
+
+    changes: list[Change] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
+
+    def of(self, op: Op) -> list[tuple[Change, bytes]]:
+        """The changes of one kind."""
+        return [(c, line) for c, line in zip(self.changes, self.lines, strict=True) if c.op is op]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A zoo's whole life, by PostgreSQL's texts and by the log."""
+
+    zoo: Zoo
+    inserted: dict[str, Rows]
+    updated: dict[str, Rows]
+    log: dict[str, Seen]
+    expected: Expected
+    types: dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def cage(pg_server: EmbeddedPostgres) -> Iterator[Database]:
+    with fresh_database(pg_server) as database:
+        yield database
+
+
+@pytest.fixture(scope="module")
+def zoo(cage: Database) -> Zoo:
+    return build_zoo(cage.connect())
+
+
+@pytest.fixture
+def deep_documents() -> Iterator[None]:
+    """Lets Python's JSON parser read what PostgreSQL's does."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.fixture(scope="module")
+def captured(zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPathFactory) -> Captured:
+    folder = tmp_path_factory.mktemp("zoo") / "relay"
+    tables = [*(s.table for s in zoo.specimens), *zoo.key_tables]
+    with capturing(cage.dsn, folder, tables=("cage.*",)) as capture:
+        zoo.insert()
+        inserted = {table: rows_of(zoo.connection, table) for table in tables}
+        zoo.update()
+        updated = {table: rows_of(zoo.connection, table) for table in tables}
+        zoo.delete()
+        capture.caught_up(60)
+    log: dict[str, Seen] = {table: Seen() for table in tables}
+    for change, line in changes_in(folder):
+        seen = log[change.table.removeprefix("cage.")]
+        seen.changes.append(change)
+        seen.lines.append(line)
+    return Captured(zoo, inserted, updated, log, Expected(zoo.connection), types_of(zoo))
+
+
+def types_of(zoo: Zoo) -> dict[str, dict[str, str]]:
+    """The type of each column by table."""
+    query = (
+        "SELECT relname::text, jsonb_object_agg(attname, format_type(atttypid, NULL)) FROM pg_attribute"
+        " JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'cage'::regnamespace AND attnum > 0 GROUP BY 1"
+    )
+    return dict(zoo.connection.execute(query).fetchall())
+
+
+def changes_in(folder: Path) -> Iterator[tuple[Change, bytes]]:
+    """Every row change of a log with its JSON line."""
+    with closing(open_reader(folder)) as reader:
+        renderer = LineRenderer(reader.schemas.get)
+        for header, record in log_records(reader):
+            window = window_of(header, record, reader.schemas.get)
+            lines = [line for line in renderer.render(header, record).split(b"\n") if line.startswith(ROW_LINES)]
+            rows = [change for change in window if change.op in (Op.INSERT, Op.UPDATE, Op.DELETE)]
+            yield from zip(rows, lines, strict=True)
+
+
+def problems(captured: Captured, table: str, place: str, change: Change, line: bytes, row: Row) -> Iterator[str]:
+    """What of one row in the log is not what PostgreSQL printed: as text, in Python, in Avro, in JSON.
+
+    Args:
+        place: `after` or `before`.
+        row: the source's output text and its cast to text, by column.
+    """
+    payload = change.raw.after if place == "after" else change.raw.before
+    assert change.schema is not None and payload is not None
+    types, expected = captured.types[table], captured.expected
+    texts = dict(zip([c.name for c in change.schema.columns], row_texts(change.schema, payload), strict=True))
+    avro = fastavro.schemaless_reader(io.BytesIO(payload), avro_schema(change.schema), None)
+    python, document = getattr(change, place), json.loads(line, parse_constant=pytest.fail)[place]
+    for name, (text, cast) in row.items():
+        kind = types[name]
+        if place == "after" and name in change.unchanged:
+            correct = {"left out": name not in python and name not in document}
+        else:
+            wanted = expected.json(kind, text)
+            verbatim = isinstance(wanted, Verbatim)
+            correct = {
+                "text": texts[name] == text,
+                "cast": text == cast or kind in OTHER_CASTS,
+                "Python": identical(python[name], expected.python(kind, text)),
+                "Avro": identical(avro[name], expected.avro(kind, text)),
+                "JSON": f'"{name}":{wanted}'.encode() in line if verbatim else identical(document[name], wanted),
+            }
+        yield from (
+            f"{kind}, {place} {change.op.name}, {form}: {text!r:.200}" for form, same in correct.items() if not same
+        )
+
+
+@pytest.mark.usefixtures("deep_documents")
+def test_every_value_of_every_type_is_in_the_log_as_postgresql_prints_it(captured: Captured) -> None:
+    found, rows = [], 0
+    for specimen in captured.zoo.specimens:
+        table = specimen.table
+        before, after, seen = captured.inserted[table], captured.updated[table], captured.log[table]
+        assert len(before) >= (1 if specimen.valueless else 2), specimen
+        assert [c.key for c, _ in seen.of(Op.INSERT)] == [{"id": number} for number in before]
+        assert {c.key["id"] for c, _ in seen.of(Op.DELETE)} == {number for number in after if number % 2}
+        places = {
+            Op.INSERT: {"after": before},
+            Op.UPDATE: {"after": after, "before": before},
+            Op.DELETE: {"before": after},
+        }
+        for change, line in zip(seen.changes, seen.lines, strict=True):
+            for place, source in places[change.op].items():
+                found += problems(captured, table, place, change, line, source[change.key["id"]])
+        rows += len(before)
+    assert not found, "\n".join([f"{len(found)} problems", *found[:40]])
+    assert rows > 3000
+
+
+@pytest.mark.usefixtures("deep_documents")
+def test_a_key_of_any_type_names_its_row_and_sorts_as_its_values_do(captured: Captured) -> None:
+    found = []
+    for table, specimen in captured.zoo.key_tables.items():
+        seen, rows, kind = captured.log[table], list(captured.inserted[table].values()), specimen.type_name
+        inserts, keys = seen.of(Op.INSERT), {}
+        for (change, line), row in zip(inserts, rows, strict=True):
+            found += problems(captured, table, "after", change, line, row)
+            text, key = row["v"][0], change.raw.key
+            assert key is not None and change.schema is not None
+            keys[key] = text.encode() if kind not in INTEGERS else int(text)
+            wanted = captured.expected.json(kind, text)
+            verbatim = isinstance(wanted, Verbatim)
+            key_line = json.loads(line)["key"]
+            if not identical(list(decode_key(change.schema, key)), [captured.expected.python(kind, text)]):
+                found.append(f"key of {kind} in Python: {text!r:.200}")
+            if not (f'"key":{{"v":{wanted}}}'.encode() in line if verbatim else identical(key_line, {"v": wanted})):
+                found.append(f"key of {kind} in JSON: {text!r:.200}")
+        assert len(keys) == len(rows), f"two keys of {kind} are one"
+        assert sorted(keys) == sorted(keys, key=keys.__getitem__), f"keys of {kind} are out of order"
+        check_moves(seen, [change.raw.key for change, _ in inserts])
+    assert not found, "\n".join([f"{len(found)} problems", *found[:40]])
+
+
+def check_moves(seen: Seen, keys: list[bytes | None]) -> None:
+    """Updates that leave keys alone; the last row is deleted and the one before takes its key; all are deleted."""
+    updates = [(change.raw.old_key, change.raw.key) for change, _ in seen.of(Op.UPDATE)]
+    deletes = [change.raw.key for change, _ in seen.of(Op.DELETE)]
+    assert updates[: len(keys)] == [(None, key) for key in keys]
+    moved = [(keys[-2], keys[-1])] if len(keys) > 1 else []
+    assert updates[len(keys) :] == moved
+    assert deletes[0] == keys[-1]
+    assert sorted(filter(None, deletes[1:])) == sorted(filter(None, [*keys[:-2], *keys[-1:]][: len(keys) - 1]))
+    assert all(change.raw.before is None for change, _ in seen.of(Op.DELETE))
+
+
+def test_types_that_take_no_text_are_those_that_are_known(zoo: Zoo) -> None:
+    """Else a new version's type would count as one without values."""
+    for specimen in zoo.specimens:
+        if specimen.valueless and specimen.type_name != "xml":
+            with pytest.raises((psycopg.errors.FeatureNotSupported, psycopg.errors.InternalError_)):
+                zoo.connection.execute(f"SELECT ''::{specimen.type_name}")
+    assert {name.removeprefix("ext.") for s in zoo.specimens if s.valueless for name in [s.type_name]} <= VALUELESS | {
+        "xml"
+    }
