@@ -41,6 +41,7 @@ Confirmation follows durability: the slot is told only what `LogWriter.sync` has
 from __future__ import annotations
 
 from walbus.capture.identity import identify
+from walbus.capture.remembered import CATALOG_FILE
 from walbus.capture.service import run_capture
 
-__all__ = ["identify", "run_capture"]
+__all__ = ["CATALOG_FILE", "identify", "run_capture"]

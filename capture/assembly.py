@@ -24,7 +24,9 @@ waits inside until `take`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
+from walbus.capture.epochs import epoch_piece, switches_between
 from walbus.capture.layouts import layout_of, type_name
 from walbus.capture.messages import (
     Begin,
@@ -40,9 +42,9 @@ from walbus.capture.messages import (
     Update,
     decode,
 )
-from walbus.capture.pieces import progress_piece, schema_piece, table_bit
+from walbus.capture.pieces import progress_piece, reseed_piece, schema_piece, table_bit
 from walbus.capture.repeats import Repeats
-from walbus.capture.rows import Table, bitmap, check_width, completed, whole_row
+from walbus.capture.rows import Table, bitmap, check_width, completed, lacks_key, whole_row
 from walbus.capture.timelines import Timelines
 from walbus.capture.xids import widen_xid
 from walbus.errors import ProtocolError
@@ -51,7 +53,7 @@ from walbus.lsn import format_lsn
 from walbus.native.interface import Core, Transaction
 from walbus.position import Position
 from walbus.records import ChangeFlag, Op, pack_change
-from walbus.schema import TableSchema
+from walbus.schema import ReplicaIdentity, TableSchema
 from walbus.values import row_encoder
 
 _CHANGE_KINDS = frozenset((b"I", b"U", b"D", b"T", b"M"))
@@ -66,7 +68,8 @@ class Assembler:
         schemas: the log's registry; registering is durable when it returns.
         repeats: tells transactions that the log has from new ones.
         builtin_types: names of the types that are not announced, by OID.
-        primary_key: the primary key's columns of a table, by OID; asked under REPLICA IDENTITY FULL alone.
+        primary_key: the primary key's columns of a table, by its OID and the columns of a layout; asked under
+            REPLICA IDENTITY FULL alone (`walbus.capture.layouts.key_under_full`).
         timelines: of the server.
         near_xid: a recent 64-bit transaction id of the server (`pg_snapshot_xmax`).
         bound: the log has everything that commits before this LSN.
@@ -80,7 +83,7 @@ class Assembler:
         schemas: SchemaRegistry,
         repeats: Repeats,
         builtin_types: Mapping[int, str],
-        primary_key: Callable[[int], Collection[str]],
+        primary_key: Callable[[int, Collection[str]], Collection[str]],
         timelines: Timelines,
         near_xid: int,
         bound: int = 0,
@@ -89,7 +92,7 @@ class Assembler:
         self._core = core
         self._schemas = schemas
         self._repeats = repeats
-        self._builtin_types = builtin_types
+        self.builtin_types = builtin_types
         self._primary_key = primary_key
         self._core.last_commit_time = last_commit_time
         self.repeated = 0  #: transactions dropped because the log has them
@@ -125,10 +128,11 @@ class Assembler:
         self._timelines = timelines
         self._core.near_xid = near_xid
         self._core.restart(timelines.current, timelines.since, end=self._repeats.end, bound=bound)
-        self._types = dict(self._builtin_types)
+        self._types = dict(self.builtin_types)
         self._relations: dict[int, Relation] = {}
         self._tables: dict[int, Table] = {}
         self._repeated = False  # whether the log has the open transaction; known since its first change
+        self._epoch = self._repeats.end.epoch  # of the last record that the log was given; 0 before the first one
         self._told: dict[int, int] = {}  # version that the last SCHEMA record told of a table, by its OID
 
     @property
@@ -203,11 +207,14 @@ class Assembler:
             message = decode(data, offset)
             self._handlers[type(message)](message)
         except ProtocolError as error:
-            raise self._placed(error) from None
+            raise self._placed(error, data[offset : offset + 1]) from None
 
     def take(self) -> list[Piece | Run]:
         """What is complete and was not taken yet, for the log, in order."""
-        return self._core.take()
+        given = self._core.take()
+        if not given or given[-1].epoch == self._epoch:
+            return given
+        return self._with_switches(given)
 
     def keepalive(self, wal_end: int) -> None:
         """The walsender says that everything before `wal_end` has been sent (heeded between transactions only).
@@ -225,7 +232,9 @@ class Assembler:
         self._repeats.trimmed = trimmed
 
     def progress(self, now: int | None) -> Piece | None:
-        """A PROGRESS piece, if more is complete than the log was told.
+        """A PROGRESS piece, if more is complete than the log was told; call it until it gives None.
+
+        Behind a promotion the EPOCH piece comes first.
 
         Args:
             now: the server's clock, Unix microseconds; None far behind it, where the last commit's time stands.
@@ -233,11 +242,54 @@ class Assembler:
         core = self._core
         if core.transaction is not None or core.bound <= core.handed:
             return None
+        switch = next(iter(self._switches_to(self._timelines.epoch_of(core.bound))), None)
+        if switch is not None:
+            self._passes(Position(switch.epoch, switch.commit_lsn, 0))
+            self._epoch = switch.epoch
+            return switch
         core.handed = core.shown = core.bound
         now = core.last_commit_time if now is None else now
         core.last_commit_time = max(core.last_commit_time, now)
         piece = progress_piece(self._timelines.epoch_of(core.bound), core.bound, now)
         return piece if self._passes(Position(piece.epoch, piece.commit_lsn, 0)) else None
+
+    def announce(self, schema: TableSchema, reseed: Mapping[str, str], now: int) -> None:
+        """Puts a SCHEMA event behind everything that was received: the table must be seeded again.
+
+        Called between transactions only. The table's next row derives its layout anew.
+
+        Args:
+            schema: the table's last layout, registered.
+            reseed: why.
+            now: the server's clock, Unix microseconds.
+        """
+        core = self._core
+        if core.transaction is not None:
+            raise AssertionError("an event between transactions was put into one")
+        while (progress := self.progress(now)) is not None:
+            core.put(progress)
+        epoch = self._timelines.epoch_of(core.bound)
+        core.put(reseed_piece(epoch, core.bound, core.last_commit_time, schema, reseed))
+        self._passes(Position(epoch, core.bound, 0))
+        self.forget_table(schema.oid)
+
+    # Epochs.
+
+    def _with_switches(self, given: list[Piece | Run]) -> list[Piece | Run]:
+        """What is given, with an EPOCH piece before the first of each new epoch."""
+        marked: list[Piece | Run] = []
+        for piece in given:
+            marked += self._switches_to(piece.epoch)
+            self._epoch = max(self._epoch, piece.epoch)
+            marked.append(piece)
+        return marked
+
+    def _switches_to(self, epoch: int) -> list[Piece]:
+        """The EPOCH pieces between the log's last record and one of this epoch; none at the beginning of a log."""
+        if not 0 < self._epoch < epoch:
+            return []
+        switches = switches_between(self._timelines, self._epoch, epoch)
+        return [epoch_piece(switch, None, (), self._core.last_commit_time) for switch in switches]
 
     # What frames changes.
 
@@ -277,13 +329,13 @@ class Assembler:
 
     def _insert(self, insert: Insert) -> None:
         if self._takes_change():
-            self._add_row(self._table(insert.oid), Op.INSERT, insert.new)
+            self._add_row(self._table_of(insert.oid, insert.new), Op.INSERT, insert.new)
 
     def _update(self, update: Update) -> None:
         if not self._takes_change():
             return
-        table = self._table(update.oid)
         new, old, before, old_key = update.new, update.old_key or update.old, None, None
+        table = self._table_of(update.oid, new) if old is None else self._table_of(update.oid, new, old)
         if old is not None:
             check_width(table, old)
             old_key = table.encoder.key(old.texts)
@@ -296,10 +348,10 @@ class Assembler:
     def _delete(self, delete: Delete) -> None:
         if not self._takes_change():
             return
-        table = self._table(delete.oid)
         old = delete.old_key or delete.old
         if old is None:
             raise ProtocolError("a delete without its old row")
+        table = self._table_of(delete.oid, old)
         check_width(table, old)
         before = whole_row(table, delete.old) if delete.old is not None else None
         delta = self._core.next_delta()
@@ -414,13 +466,30 @@ class Assembler:
         relation = self._relations.get(oid)
         if relation is None:
             raise ProtocolError(f"a change of table {oid} came before its layout")
-        primary_key = self._primary_key(oid) if relation.identity == "f" else ()
-        schema, _ = self._schemas.register(layout_of(relation, self._types, primary_key))
-        if self._told.get(oid) != schema.id:
+        names = [column.name for column in relation.columns]
+        primary_key = self._primary_key(oid, names) if relation.identity == "f" else ()
+        return self._know(layout_of(relation, self._types, primary_key))
+
+    def _know(self, layout: TableSchema) -> Table:
+        """The table in a layout that its next rows use."""
+        schema, _ = self._schemas.register(layout)
+        if self._told.get(schema.oid) != schema.id:
             self._tell(schema)
-        table = Table(schema, row_encoder(schema), len(schema.columns), table_bit(oid))
-        self._tables[oid] = table
+        table = Table(schema, row_encoder(schema), len(schema.columns), table_bit(schema.oid))
+        self._tables[schema.oid] = table
         self._core.know(schema)
+        return table
+
+    def _table_of(self, oid: int, *rows: Row) -> Table:
+        """The table in a layout that fits the rows.
+
+        Under REPLICA IDENTITY FULL the key is the catalog's, which may be younger or older than the rows. A row that
+        has NULL in it shows that it is not the key here; the table has none until its next Relation message.
+        """
+        table = self._table(oid)
+        schema = table.schema
+        if schema.identity is ReplicaIdentity.FULL and any(lacks_key(table, row) for row in rows):
+            return self._know(replace(schema, columns=tuple(replace(c, in_key=False) for c in schema.columns)))
         return table
 
     def _tell(self, schema: TableSchema) -> None:
@@ -432,9 +501,11 @@ class Assembler:
         if not core.done:
             self._passes(Position(transaction.epoch, transaction.commit_lsn, 0))  # it stands by itself
 
-    def _placed(self, error: ProtocolError) -> ProtocolError:
+    def _placed(self, error: ProtocolError, kind: bytes) -> ProtocolError:
         transaction = self._core.transaction
         if transaction is None:
-            return error
-        place = f"transaction {transaction.xid}, commit {format_lsn(transaction.commit_lsn)}"
-        return ProtocolError(error.what, where=f"{error.where}, {place}" if error.where else place, mend=error.mend)
+            place = f"behind {format_lsn(self._core.bound)}"
+        else:
+            place = f"transaction {transaction.xid}, commit {format_lsn(transaction.commit_lsn)}"
+        where = error.where or f"message {kind.decode(errors='replace')!r}, offset 0"
+        return ProtocolError(error.what, where=f"{where}, {place}", mend=error.mend)

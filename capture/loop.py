@@ -8,6 +8,9 @@ An idle stream still moves: the walsender is asked for keepalives, whose LSN say
 it. Once nothing is on the way, that LSN goes into the log as a PROGRESS record, and is confirmed like a commit; so
 the slot of a quiet database does not hold the WAL of its busy neighbours.
 
+A streamed transaction goes through the intake into its spool, and is replayed at its commit in parts of a round's size;
+nothing is read meanwhile, but status updates and chores go on.
+
 A full disk stops reading (TCP then holds the walsender back) and confirming; the same piece is tried again until there
 is room, while status updates keep the connection alive.
 """
@@ -22,16 +25,14 @@ from typing import TypeVar
 import structlog
 
 from walbus.capture.assembly import Assembler
-from walbus.capture.catalog import CatalogView
 from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, server_state, status_update
-from walbus.capture.refusals import publication_gone
+from walbus.capture.intake import Intake
+from walbus.capture.noticed import Noticed
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report
-from walbus.capture.watch import CatalogWatch
 from walbus.errors import LogFull, ProtocolError, SourceUnavailable
 from walbus.log import LogWriter, Piece, Run, append_to
 from walbus.records import Flag, Kind
-from walbus.schema import TableSchema
 
 logger = structlog.get_logger(__name__)
 
@@ -61,9 +62,9 @@ class StreamLoop:
     Args:
         walsender: streaming.
         log_writer: takes the pieces.
-        assembler: makes the pieces.
-        watch: of the catalog.
-        publication: OID of the publication.
+        intake: takes the messages.
+        assembler: makes the pieces of what the intake gives it.
+        noticed: what the catalog's watch finds.
         report: gets the figures.
         stop: ends the loop.
         timeout: the server's wal_sender_timeout in seconds; 0 if it is off.
@@ -71,15 +72,15 @@ class StreamLoop:
         monotonic: seconds that never step back.
     """
 
-    def __init__(  # noqa: PLR0913  (both ends, and what tests replace)
+    def __init__(  # noqa: PLR0913, PLR0917  (both ends, and what tests replace)
         self,
         walsender: Walsender,
         log_writer: LogWriter,
+        intake: Intake,
         assembler: Assembler,
-        watch: CatalogWatch,
+        noticed: Noticed,
         report: Report,
         *,
-        publication: int,
         stop: threading.Event,
         timeout: float,
         clock: Callable[[], float],
@@ -87,16 +88,15 @@ class StreamLoop:
     ) -> None:
         self._walsender = walsender
         self._log = log_writer
+        self._intake = intake
         self._assembler = assembler
-        self._watch = watch
+        self._noticed = noticed
         self._report = report
-        self._publication = publication
         self._stop = stop
         self._clock = clock
         self._monotonic = monotonic
         self._silence = max(timeout, MIN_SILENCE) if timeout else DEFAULT_SILENCE
         self._status_every = self._silence / 3
-        self._layouts: dict[int, TableSchema] = {}
         self._confirmed = log_writer.bounds().end_lsn
         self._received = self._confirmed
         self._server_time = 0  # the server's clock by its last frame, Unix microseconds
@@ -129,42 +129,72 @@ class StreamLoop:
     # From the source into the log.
 
     def _read_round(self) -> bool:
-        """Reads one round; whether the socket is dry."""
+        """Reads one round, or goes on with a replay; whether the socket is dry."""
         try:
+            if self._intake.replaying:
+                self._patiently(lambda: self._intake.replay(ROUND_BYTES))
+                self._heard = self._monotonic()  # whoever does not listen hears nothing
+                return False
             return self._read_frames()
         finally:  # what stood before a message that makes no sense is good
             self._append_complete()
 
     def _read_frames(self) -> bool:
-        """Most frames go straight into the core; those that it leaves are looked at here. Whether the socket is dry."""
-        core, left = self._assembler.core, ROUND_BYTES
-        while left > 0:
-            drained = self._walsender.pump(core, TAKE_BYTES)
-            if drained.taken:
-                self._note_server(core.server_lsn, core.server_time)
-            if drained.left:
-                self._take_frame(drained.left)
-            if drained.size == 0:
-                return True
+        """Reads until a bound, or until a replay is due; whether the socket is dry."""
+        left, dry = ROUND_BYTES, False
+        while left > 0 and not dry and not self._intake.replaying:
+            taken, dry = self._read_plain() if self._intake.plain else self._read_block(left)
             if self._assembler.waiting_bytes >= TAKE_BYTES:
                 self._append_complete()
-            left -= drained.taken + len(drained.left)
-        return False
+            left -= taken
+        return dry
+
+    def _read_plain(self) -> tuple[int, bool]:
+        """Most frames go straight into the core; what it leaves is looked at here. Bytes read; whether it is dry."""
+        core = self._assembler.core
+        drained = self._walsender.pump(core, TAKE_BYTES)
+        if drained.taken:
+            self._note_server(core.server_lsn, core.server_time)
+        if drained.left:
+            self._take_frame(drained.left)
+        return drained.taken + len(drained.left), drained.size == 0
+
+    def _read_block(self, left: int) -> tuple[int, bool]:
+        """A block of a streamed transaction, frame by frame, about `left` bytes. Bytes read; whether it is dry."""
+        receive, feed, intake, taken, last = self._walsender.receive, self._feed, self._intake, 0, b""
+        while taken < left and not intake.plain:
+            frame = receive()
+            if frame is None:
+                break
+            taken += len(frame)
+            if frame[0] == WAL_DATA:
+                last = frame
+                feed(frame)
+            else:
+                self._take_frame(frame)
+        else:
+            frame = last
+        if last:
+            self._note_server(*server_state(last))
+        return taken, frame is None
 
     def _take_frame(self, frame: bytes) -> None:
         if frame[0] == WAL_DATA:
             self._note_server(*server_state(frame))
-            try:
-                self._assembler.feed(frame, WAL_DATA_HEADER)
-            except LogFull:  # no room for a new layout; nothing of the message was taken
-                self._patiently(lambda: self._assembler.feed(frame, WAL_DATA_HEADER))
+            self._feed(frame)
         elif frame[0] == KEEPALIVE:
             keepalive = parse_keepalive(frame)
             self._note_server(keepalive.wal_end, keepalive.sent_at)
-            self._assembler.keepalive(keepalive.wal_end)
+            self._intake.keepalive(keepalive.wal_end)
             self._answer_now = self._answer_now or keepalive.reply_requested
         else:
             raise ProtocolError(f"a frame of unknown kind {frame[:1]!r}", where="frame, offset 0")
+
+    def _feed(self, frame: bytes) -> None:
+        try:
+            self._intake.feed(frame, WAL_DATA_HEADER)
+        except LogFull:  # no room for a new layout, or in the spool; nothing of the message was taken
+            self._patiently(lambda: self._intake.feed(frame, WAL_DATA_HEADER))
 
     def _note_server(self, lsn: int, time: int) -> None:
         """Notes how far the server is, and its clock, by a frame that has just arrived."""
@@ -185,15 +215,23 @@ class StreamLoop:
         if now - self._progressed < PROGRESS_SECONDS:
             return
         self._progressed = now
-        piece = self._assembler.progress(self._server_time)
-        if piece is not None:
+        while (piece := self._assembler.progress(self._server_time)) is not None:
             self._append(piece)
             self._sync()
+        self._tell_noticed()
+
+    def _tell_noticed(self) -> None:
+        due = self._noticed.announce(self._server_time)
+        if due is not None:
+            self._append_complete()
+            self._sync()
+            self._noticed.told(due)
 
     # Confirming.
 
     def _sync(self) -> None:
         self._confirmed = self._patiently(self._log.sync).end_lsn
+        self._intake.durable(self._confirmed)
         self._dirty_since = None
         self._send_status(self._monotonic())
 
@@ -251,30 +289,16 @@ class StreamLoop:
         if now - self._chored < CHORE_SECONDS:
             return
         self._chored = now
-        view = self._watch.take()
-        if view is not None:
-            self._take_view(view)
+        self._noticed.take(self._patiently)
         if now - self._trimmed >= TRIM_SECONDS:
             self._trimmed = now
             self._assembler.forget(self._log.trim(self._clock()))
         self._write_report()
-
-    def _take_view(self, view: CatalogView) -> None:
-        if view.publication != self._publication:
-            raise publication_gone("the publication was dropped, and changes with it", "streaming")
-        self._assembler.near_xid = view.xmax
-        self._report.tables = len(view.layouts)
-        for layout in view.layouts:
-            if self._layouts.get(layout.oid) != layout:
-                self._register(layout)
-                self._layouts[layout.oid] = layout
-
-    def _register(self, layout: TableSchema) -> None:
-        self._patiently(lambda: self._log.schemas.register(layout))
 
     def _write_report(self) -> None:
         report, assembler = self._report, self._assembler
         report.received_lsn, report.confirmed_lsn = self._received, self._confirmed
         report.transactions, report.changes = assembler.transactions, assembler.changes
         report.repeats = assembler.repeated
+        report.spooled_bytes = self._intake.spooled_bytes
         report.write()

@@ -17,6 +17,7 @@ import structlog
 from psycopg import pq
 from pydantic import SecretStr
 
+from walbus.capture.pgoutput_options import PgoutputOptions
 from walbus.capture.refusals import meaning, refusal, reported, rows_skipped
 from walbus.capture.sessions import Session, open_session, refused
 from walbus.capture.timelines import Timelines, parse_history
@@ -95,7 +96,12 @@ class Walsender:
         with refused(f"changing slot {slot}"):
             self._session.execute(f'ALTER_REPLICATION_SLOT "{slot}" (FAILOVER {str(failover).lower()})'.encode())
 
-    def start(self, slot: str, publication: str) -> None:
+    @property
+    def server_version(self) -> int:
+        """As libpq numbers it, 180004."""
+        return self._session.info.server_version
+
+    def start(self, slot: str, publication: str, options: PgoutputOptions) -> None:
         """Begins to stream from where the slot is confirmed.
 
         The log's end is not given as the place to begin: what it has is sent again and compared, which is how a
@@ -105,10 +111,7 @@ class Walsender:
             SlotInUse: another session streams from it.
             SourceError: the server refused.
         """
-        command = (
-            f'START_REPLICATION SLOT "{slot}" LOGICAL 0/0'
-            f" (proto_version '1', publication_names '\"{publication}\"', messages 'true')"
-        )
+        command = f'START_REPLICATION SLOT "{slot}" LOGICAL 0/0 {options.sql(publication)}'
         with refused(_DOING):
             self._pgconn.send_query(command.encode())
             while self._pgconn.flush() or self._pgconn.is_busy():

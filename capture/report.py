@@ -35,6 +35,8 @@ class Report:
         self.transactions = 0
         self.changes = 0
         self.repeats = 0
+        self.spooled_bytes = 0  #: of transactions that are open, or prepared, at the source
+        self.protocol = 0  #: of pgoutput
         self.reconnects = 0
         self.catch_up: str | None = None  #: why steps are off, once they should have been taken
         self.catch_up_steps = 0
@@ -53,6 +55,7 @@ class Report:
             "walbus_capture_confirmed_lsn": self.confirmed_lsn,
             "walbus_capture_lag_bytes": max(0, self.received_lsn - self.confirmed_lsn),
             "walbus_capture_catch_up_steps_total": self.catch_up_steps,
+            "walbus_capture_spooled_bytes": self.spooled_bytes,
             "walbus_capture_disk_full": int(self.state == "disk full"),
         }
         fields: dict[str, object] = {
@@ -61,6 +64,7 @@ class Report:
             "error": self.error,
             "catch_up": self._catch_up(),
             "timeline": self.timeline,
+            "protocol": self.protocol,
             "tables": self.tables,
             "received": format_lsn(self.received_lsn),
             "confirmed": format_lsn(self.confirmed_lsn),

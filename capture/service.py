@@ -15,25 +15,30 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import structlog
 
 from walbus.capture.assembly import Assembler
-from walbus.capture.catalog import builtin_types, primary_key, read_catalog
+from walbus.capture.catalog import builtin_types, primary_key, read_moment
 from walbus.capture.catchup import CatchUp
 from walbus.capture.epochs import Lost, Switch, epoch_piece, lost_transactions
 from walbus.capture.identity import check_source
+from walbus.capture.layouts import key_under_full
 from walbus.capture.loop import StreamLoop
+from walbus.capture.noticed import Noticed
+from walbus.capture.pgoutput_options import check_two_phase
 from walbus.capture.pieces import progress_piece
-from walbus.capture.publication import ensure_publication
+from walbus.capture.publication import Completion, ensure_publication
+from walbus.capture.remembered import Remembered
 from walbus.capture.repeats import Repeats
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report, State
 from walbus.capture.sessions import Session, check_same_server, cut_off, open_session, stream_name
 from walbus.capture.slot import create_slot, read_slot, take_over
+from walbus.capture.spooling import Spooling
 from walbus.capture.steps import StepPolicy
 from walbus.capture.timelines import Timelines
 from walbus.capture.verification import (
@@ -66,22 +71,31 @@ GOOD_SECONDS = 5.0
 
 
 def run_capture(
-    source: SourceConfig, log: LogWriter, *, stop: threading.Event, status_path: Path | None = None
+    source: SourceConfig,
+    log: LogWriter,
+    *,
+    spool_dir: Path,
+    stop: threading.Event,
+    status_path: Path | None = None,
+    catalog_path: Path | None = None,
 ) -> None:
     """Captures into the log until `stop` is set.
 
     Args:
         source: the database, slot, publication and tables.
         log: the log's writer; it stays open.
+        spool_dir: folder for transactions that are open or prepared at the source; made when missing.
         stop: ends it; everything whole that was received is then durable and confirmed.
         status_path: of the status file.
+        catalog_path: of the file that remembers the source's catalog, so that what is altered while capture is down is
+            noticed; None to remember nothing.
 
     Raises:
         SourceMisconfigured, SourceGap, SourceReplaced: only an operator can mend it.
         ProtocolError: the source sent what cannot be decoded.
         LogError, OSError: the log failed.
     """
-    Capture(source, log, stop=stop, status_path=status_path).run()
+    Capture(source, log, spool_dir=spool_dir, stop=stop, status_path=status_path, catalog_path=catalog_path).run()
 
 
 class Backoff:
@@ -110,7 +124,7 @@ class Capture:
     """One capture process; `run_capture` says the rest.
 
     Args:
-        source, log, stop, status_path: as there.
+        source, log, spool_dir, stop, status_path, catalog_path: as there.
         clock: Unix seconds.
         monotonic: seconds that never step back.
         random: numbers from 0 to 1, for the back-off.
@@ -122,8 +136,10 @@ class Capture:
         source: SourceConfig,
         log: LogWriter,
         *,
+        spool_dir: Path,
         stop: threading.Event,
         status_path: Path | None,
+        catalog_path: Path | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random.random,
@@ -139,8 +155,11 @@ class Capture:
         self._catch_up = CatchUp(
             source, log, self._report, stop=stop, clock=clock, monotonic=monotonic, policy=step_policy
         )
+        self._completion = Completion(source)
+        self._remembered = Remembered(catalog_path)
         self._system: SystemIdentity | None = None
         self._assembler: Assembler | None = None
+        self._spooling = Spooling(source, spool_dir)
         self._last_reason: str | None = None
 
     def run(self) -> None:
@@ -155,6 +174,7 @@ class Capture:
                     raise
                 if not self._stop.is_set():
                     self._pause(error, lasted=self._monotonic() - begun)
+        self._spooling.close()
         self._tell("stopped", None)
 
     def _pause(self, error: Exception, lasted: float) -> None:
@@ -193,7 +213,10 @@ class Capture:
                 timeout = walsender.timeout_seconds()
             with cut_off(session, self._stop, SETUP_SECONDS):
                 empty = bounds.end == ORIGIN
-                publication = ensure_publication(session, self._source, log_is_empty=empty, known=known)
+                self._remembered.open(bounds.log_id, log_is_empty=empty)
+                publication = ensure_publication(
+                    session, self._completion, log_is_empty=empty, known=known, remembered=self._remembered.state
+                )
                 continued = Continued(bounds, timelines, switch)
                 state = self._verified_slot(session, continued)
             if state is None:
@@ -205,22 +228,23 @@ class Capture:
                 self._record_switch(switch, bounds)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
+                intake = self._spooling.intake(session, assembler, bounds.log_id)
             self._catch_up.run(assembler, timelines, name=name, publication=publication)
             if self._stop.is_set():
                 return
             with cut_off(walsender, self._stop, SETUP_SECONDS):
-                walsender.start(self._source.slot, self._source.publication)
-            watch = CatalogWatch(self._source, known)
+                self._start(walsender)
+            watch = CatalogWatch(self._source, known, self._remembered, assembler.builtin_types, self._completion)
             closing.callback(watch.close)
             watch.start()
             self._streams(timelines)
             StreamLoop(
                 walsender,
                 self._log,
+                intake,
                 assembler,
-                watch,
+                Noticed(watch, self._log.schemas, assembler, self._report, publication),
                 self._report,
-                publication=publication,
                 stop=self._stop,
                 timeout=timeout,
                 clock=self._clock,
@@ -246,6 +270,8 @@ class Capture:
         if state is not None:
             check_kind(self._source.slot, state, session.info.dbname)
         check_slot(self._source.slot, state, continued)
+        slot_two_phase = None if state is None else state.two_phase
+        check_two_phase(self._source, session.info.server_version, slot_two_phase=slot_two_phase)
         return state
 
     def _record_switch(self, switch: Switch, bounds: Bounds) -> None:
@@ -279,7 +305,7 @@ class Capture:
         logger.info("log.begun", at=format_lsn(confirmed))
 
     def _assembler_for(self, session: Session, timelines: Timelines) -> Assembler:
-        near_xid = read_catalog(session, self._source.publication).xmax
+        near_xid = read_moment(session, self._source.publication).xmax
         bounds = self._log.bounds()
         if self._assembler is not None:
             self._assembler.reconnected(timelines, near_xid, end=bounds.end, bound=bounds.end_lsn)
@@ -297,7 +323,18 @@ class Capture:
         )
         return self._assembler
 
-    def _primary_key(self, oid: int) -> frozenset[str]:
+    def _start(self, walsender: Walsender) -> None:
+        options = self._spooling.options(walsender.server_version, self._log.bounds().end_lsn)
+        walsender.start(self._source.slot, self._source.publication, options)
+        self._report.protocol = options.protocol
+        logger.info(
+            "capture.started", protocol=options.protocol, streaming=options.streaming, two_phase=options.two_phase
+        )
+
+    def _primary_key(self, oid: int, columns: Collection[str]) -> Collection[str]:
+        return key_under_full(columns, self._remembered.primary_key(oid), lambda: self._primary_key_today(oid))
+
+    def _primary_key_today(self, oid: int) -> frozenset[str]:
         session = open_session(self._source.dsn)
         try:
             with cut_off(session, self._stop, SETUP_SECONDS):

@@ -28,7 +28,7 @@ def capturing(source: SourceConfig, folder: Path):
         with_identity = identify(source)
         log = open_writer(folder, with_identity, segment_bytes=1 << 20, retention_hours=1, retention_bytes=None)
         try:
-            run_capture(source, log, stop=stop, status_path=None)
+            run_capture(source, log, spool_dir=folder.parent / "spool", stop=stop, status_path=None)
         finally:
             log.close()
 

@@ -9,10 +9,12 @@ transactions = captured(folder)                     # in the oracle's form
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -39,6 +41,11 @@ def source_of(dsn: str, **options: Any) -> SourceConfig:
     return SourceConfig(dsn=dsn, **{"tables": ("public.*",), **options})
 
 
+def spool_of(folder: Path) -> Path:
+    """Where the spool of a log in `folder` lies."""
+    return folder.parent / f"{folder.name}.spool"
+
+
 def file_log(folder: Path, source: SourceConfig) -> LogWriter:
     """The log of the file engine in `folder`, opened for writing."""
     return open_writer(folder, identify(source), segment_bytes=1 << 20, retention_hours=24, retention_bytes=None)
@@ -52,18 +59,30 @@ class CaptureThread:
         status_path: of its status file.
     """
 
-    def __init__(self, source: SourceConfig, log: LogWriter, status_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: SourceConfig,
+        log: LogWriter,
+        status_path: Path | None = None,
+        *,
+        spool_dir: Path | None = None,  # by default one that goes with the thread
+    ) -> None:
         self.source = source
         self.log = log
         self.status_path = status_path
+        self._spool_dir = spool_dir
         self.error: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="walbus-spool-") as own:
+            self._capture(self._spool_dir or Path(own))
+
+    def _capture(self, spool_dir: Path) -> None:
         try:
-            run_capture(self.source, self.log, stop=self._stop, status_path=self.status_path)
+            run_capture(self.source, self.log, spool_dir=spool_dir, stop=self._stop, status_path=self.status_path)
         except BaseException as error:  # the test looks at it
             self.error = error
 
@@ -123,7 +142,7 @@ def capturing(dsn: str, folder: Path, **options: Any) -> Iterator[CaptureThread]
     """Capture of a database into a log of the file engine, streaming; an error of it fails the test."""
     source = source_of(dsn, **options)
     with closing(file_log(folder, source)) as log:
-        capture = CaptureThread(source, log)
+        capture = CaptureThread(source, log, spool_dir=spool_of(folder))
         try:
             capture.streaming()
             yield capture
@@ -144,10 +163,12 @@ class CaptureProcess:
         dsn: of the database.
         folder: of the log.
         prefix: a command to run it under, such as strace.
+        options: of `[source]`, over those of `source_of`.
     """
 
-    def __init__(self, dsn: str, folder: Path, *, prefix: tuple[str, ...] = ()) -> None:
-        command = [*prefix, sys.executable, "-P", "-m", "support.capturing", dsn, str(folder)]
+    def __init__(self, dsn: str, folder: Path, *, prefix: tuple[str, ...] = (), **options: Any) -> None:
+        arguments = [dsn, str(folder), json.dumps(options)]
+        command = [*prefix, sys.executable, "-P", "-m", "support.capturing", *arguments]
         path = os.pathsep.join([str(_TESTS), str(_TESTS.parent)])
         self._output = folder.parent / f"{folder.name}.out"
         with self._output.open("ab") as output:
@@ -188,12 +209,13 @@ class CaptureProcess:
 
 def main() -> int:
     """The process that `CaptureProcess` starts."""
-    source, folder = source_of(sys.argv[1]), Path(sys.argv[2])
+    source, folder = source_of(sys.argv[1], **json.loads(sys.argv[3])), Path(sys.argv[2])
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         with closing(file_log(folder, source)) as log:
-            run_capture(source, log, stop=stop, status_path=folder.parent / "capture.json")
+            status = folder.parent / "capture.json"
+            run_capture(source, log, spool_dir=spool_of(folder), stop=stop, status_path=status)
     except WalbusError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
