@@ -214,8 +214,7 @@ class CatchUp:
         if assembler.in_transaction:
             raise ProtocolError("a step ends inside a transaction", where=f"upto {format_lsn(upto)}")
         assembler.keepalive(upto)
-        piece = assembler.progress(None)
-        if piece is not None:
+        while (piece := assembler.progress(None)) is not None:
             self._log.append(piece)
         end = self._log.sync().end_lsn
         if end < upto:

@@ -25,13 +25,14 @@ class TcpProxy:
 
     Attributes:
         port: where it listens.
+        target: where connections made from now on lead.
         swallow: what arrives is read and dropped.
         piece: bytes forwarded in one write at most.
         connections: how many were ever accepted.
     """
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.swallow = False
@@ -66,9 +67,13 @@ class TcpProxy:
         while True:
             try:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                client.close()  # as if nobody listened
+                continue
             self.connections += 1
             with self._lock:
                 self._pairs.append((client, server))

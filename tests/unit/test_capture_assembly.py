@@ -248,6 +248,42 @@ def test_a_keepalive_at_the_end_of_the_last_commit_is_progress_once():
     assert assembler.progress(3) is None
 
 
+def test_an_epoch_record_stands_before_the_first_record_of_a_new_epoch():
+    history = Timelines(3, ((1, 1500), (2, 2500)))
+    log = MemoryLog()
+    row = made.insert(T, "1", "a", "b")
+    feed(assembler_on(log), log, [LAYOUT, *transaction(1000, row), *transaction(1200, row)])
+    log.sync()
+    assembler = assembler_on(log, timelines=history)
+    feed(assembler, log, [LAYOUT, *transaction(1000, row), *transaction(1200, row), *transaction(1400, row)])
+    feed(assembler, log, [*transaction(1600, row), *transaction(2600, row)])
+    log.sync()
+    stream = [(h.kind, h.epoch, h.commit_lsn) for h, _ in records(log, Kind.TRANSACTION, Kind.EPOCH)]
+    assert stream == [
+        (Kind.TRANSACTION, 1, 1000), (Kind.TRANSACTION, 1, 1200), (Kind.TRANSACTION, 1, 1400), (Kind.EPOCH, 2, 1500),
+        (Kind.TRANSACTION, 2, 1600), (Kind.EPOCH, 3, 2500), (Kind.TRANSACTION, 3, 2600),
+    ]  # fmt: skip
+    assert log.bounds().end_lsn == 2648
+
+
+def test_progress_passes_every_switch_with_an_epoch_record():
+    log = MemoryLog()
+    feed(assembler_on(log), log, [LAYOUT, *transaction(1000, made.insert(T, "1", "a", "b"))])
+    log.sync()
+    assembler = assembler_on(log, timelines=Timelines(3, ((1, 1500), (2, 2500))))
+    assembler.keepalive(2600)
+    given = iter(lambda: assembler.progress(5), None)
+    assert [(p.kind, p.epoch, p.commit_lsn) for p in given] == [
+        (Kind.EPOCH, 2, 1500), (Kind.EPOCH, 3, 2500), (Kind.PROGRESS, 3, 2600)
+    ]  # fmt: skip
+    assert assembler.progress(6) is None
+
+
+def test_the_first_record_of_a_log_needs_no_epoch_record():
+    log = written([LAYOUT, *transaction(3000, made.insert(T, "1", "a", "b"))], timelines=Timelines(3, ((1, 1500),)))
+    assert not records(log, Kind.EPOCH)
+
+
 def test_commits_below_a_switch_point_keep_their_epoch():
     history = Timelines(3, ((1, 1500), (2, 2500)))
     row = made.insert(T, "1", None, None)
@@ -387,3 +423,8 @@ def test_a_full_disk_at_a_new_layout_takes_nothing_of_the_message():
     feed(assembler, log, [message, made.commit(1000)])
     log.sync()
     assert [c.op for c in changes(log)] == [Op.TRUNCATE]
+
+
+def test_an_error_tells_offset_and_lsn_outside_of_transactions_too():
+    with pytest.raises(ProtocolError, match=r"message 'I', offset 0, behind 0/0"):
+        assembler_on(MemoryLog()).feed(made.insert(1, "x"))

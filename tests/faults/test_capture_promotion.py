@@ -1,0 +1,209 @@
+"""Faults 12, 13 and 14: a standby is promoted, with and without lost commits; a volume is restored.
+
+Capture reaches the source through a proxy that is pointed at the new primary, as a virtual address is.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing, contextmanager
+
+import psycopg
+import pytest
+
+from support.capturing import CaptureThread, captured, file_log, source_of
+from support.log_view import log_records
+from support.oracle import Oracle
+from support.standby import carry_slots, promoted, settle_slots, standby_of
+from support.tcp_proxy import TcpProxy
+from support.waiting import wait_for
+from walbus.errors import SourceGap, SourceReplaced
+from walbus.position import Position
+from walbus.records import Kind, body_of, iter_changes
+from walbus.relay import open_reader
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class Pair:
+    """A primary with its standby, and capture's way to whichever is the primary."""
+
+    def __init__(self, primary, standby, proxy, folder):
+        self.primary = primary
+        self.standby = standby
+        self.folder = folder
+        self._proxy = proxy
+        self.dsn = primary.dsn().replace(f":{primary.port}/", f":{proxy.port}/")
+        self.source = source_of(self.dsn)
+
+    def execute(self, query, *parameters):
+        with psycopg.connect(self.dsn, autocommit=True) as session:
+            cursor = session.execute(query, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def fill(self, first, last):
+        """One transaction a row."""
+        with psycopg.connect(self.dsn, autocommit=True) as session:
+            for number in range(first, last):
+                session.execute("INSERT INTO t VALUES (%s, repeat('x', 50))", [number])
+
+    @contextmanager
+    def capture(self):
+        with closing(file_log(self.folder, self.source)) as log:
+            capture = CaptureThread(self.source, log)
+            try:
+                capture.streaming()
+                yield capture
+            finally:
+                capture.stop()
+
+    def oracle(self):
+        failover = self.execute("SHOW server_version_num")[0][0] >= "170000"
+        made = Oracle(self.dsn, "walbus", failover=failover)
+        settle_slots(self.primary, self.standby, "walbus", "oracle", unread="oracle")
+        return made
+
+    def carry_slots(self):
+        carry_slots(self.primary, self.standby, "walbus", "oracle")
+
+    def go_over(self):
+        """Promotes the standby, and leads whoever connects from now on there."""
+        promoted(self.standby)
+        self._proxy.target = self.standby.port
+        self._proxy.reset()
+
+
+@pytest.fixture
+def pair(own_pg_server, open_folder):
+    primary = own_pg_server()
+    with standby_of(primary, open_folder / "standby") as standby, TcpProxy(primary.port) as proxy:
+        made = Pair(primary, standby, proxy, open_folder / "relay")
+        made.execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
+        made.execute("CREATE TABLE other (id int PRIMARY KEY)")
+        yield made
+
+
+def epochs_in(folder):
+    """(position, document) of the log's EPOCH records."""
+    with closing(open_reader(folder)) as reader:
+        return [
+            (header.last, json.loads(next(iter_changes(body_of(record, header))).after))
+            for header, record in log_records(reader)
+            if header.kind == Kind.EPOCH
+        ]
+
+
+def switch_point(server):
+    """Where the server's timeline 2 began."""
+    (history,) = (server.data / "pg_wal").glob("00000002.history")
+    high, low = history.read_text().split()[1].split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def ended_on(pair):
+    """What capture ends with on the log as it is."""
+    with closing(file_log(pair.folder, pair.source)) as log:
+        return CaptureThread(pair.source, log).ended(30)
+
+
+def test_a_promotion_without_lost_commits_is_gone_through_and_every_commit_is_kept_once(pair):
+    with pair.capture() as capture:
+        truth = pair.oracle()
+        pair.fill(0, 20)
+        capture.caught_up()
+    pair.carry_slots()
+    with pair.capture() as capture:
+        pair.fill(20, 40)  # in the log, and not yet in the standby's slot
+        capture.caught_up()
+    pair.fill(40, 60)  # in neither
+    pair.primary.stop("fast")
+    pair.go_over()
+    with pair.capture() as capture:
+        pair.fill(60, 80)
+        capture.caught_up()
+        assert capture.log.bounds().end.epoch == 2
+    assert captured(pair.folder) == truth.transactions()
+    switch = switch_point(pair.standby)
+    ((at, told),) = epochs_in(pair.folder)
+    assert at == Position(2, switch, 0)
+    assert (told["epoch"], told["previous"], told["lost"], told["reseed"]) == (2, 1, None, [])
+    with closing(open_reader(pair.folder)) as reader:
+        for header, _ in log_records(reader):
+            assert header.epoch == (1 if header.commit_lsn < switch else 2)
+
+
+def test_a_promotion_that_lost_commits_is_told_by_an_epoch_record_and_capture_goes_on(pair):
+    with pair.capture() as capture:
+        truth = pair.oracle()
+        pair.fill(0, 20)
+        capture.caught_up()
+    pair.carry_slots()
+    pair.standby.stop()
+    with pair.capture() as capture:
+        pair.fill(20, 60)
+        capture.caught_up()
+        first = truth.transactions()
+        lost_from = first[20].commit_lsn
+        pair.primary.kill()
+        pair.standby.start()
+        pair.go_over()
+        capture.streaming(30)
+        switch = switch_point(pair.standby)
+        assert switch <= lost_from
+        pair.fill(100, 120)
+        capture.caught_up()
+        bounds = capture.log.bounds()
+        wait_for(lambda: _confirmed(pair) >= switch, 10, what="the new slot is confirmed")
+        assert _confirmed(pair) <= bounds.end_lsn
+    second = [t for t in truth.transactions() if t.commit_lsn >= switch]
+    assert [t.changes[0].key for t in second] == [(str(n),) for n in range(100, 120)]
+    assert captured(pair.folder) == first + second
+    ((at, told),) = epochs_in(pair.folder)
+    assert at == Position(2, switch, 0)
+    assert told["lost"]["transactions"] == 41  # a message too
+    assert told["lost"]["first"] == str(Position(1, lost_from, 1))
+    assert [table["table"] for table in told["reseed"]] == ["public.t"]
+    with pair.capture() as capture:  # and what is sent again behind the switch is known again
+        pair.fill(120, 130)
+        capture.caught_up()
+    assert len(captured(pair.folder)) == 60 + 30
+    assert len(epochs_in(pair.folder)) == 1
+
+
+def _confirmed(pair):
+    rows = pair.execute(
+        "SELECT confirmed_flush_lsn - '0/0'::pg_lsn FROM pg_replication_slots WHERE slot_name = 'walbus'"
+    )
+    return int(rows[0][0])
+
+
+def test_a_slot_that_did_not_come_along_is_a_gap(pair):
+    with pair.capture() as capture:
+        pair.fill(0, 5)
+        capture.caught_up()
+    pair.primary.stop("fast")
+    pair.go_over()
+    error = ended_on(pair)
+    assert isinstance(error, SourceGap)
+    assert "it is gone" in error.what
+    assert "sync_replication_slots" in (error.mend or "")
+    assert pair.execute("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walbus'")[0][0] == 0
+
+
+def test_the_old_primary_is_refused_once_the_log_follows_the_new_one(pair):
+    with pair.capture() as capture:
+        pair.oracle()
+        pair.fill(0, 5)
+        capture.caught_up()
+    pair.carry_slots()
+    pair.standby.stop()
+    pair.standby.start()
+    pair.go_over()
+    with pair.capture() as capture:
+        pair.fill(5, 10)
+        capture.caught_up()
+    pair._proxy.target = pair.primary.port
+    pair._proxy.reset()
+    error = ended_on(pair)
+    assert isinstance(error, SourceReplaced)
+    assert "a primary that was replaced" in error.what
