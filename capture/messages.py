@@ -270,13 +270,10 @@ def _truncate(data: bytes, at: int) -> tuple[Message, int]:
 
 def _logical_message(data: bytes, at: int) -> tuple[Message, int]:
     flags, lsn = _MESSAGE.unpack_from(data, at)
-    prefix_at = at + _MESSAGE.size
-    prefix_end = data.index(0, prefix_at)
-    (length,) = _U32.unpack_from(data, prefix_end + 1)
-    content_at = prefix_end + 5
-    end = content_at + length
-    message = LogicalMessage(bool(flags & 1), lsn, data[prefix_at:prefix_end], data[content_at:end])
-    return message, end
+    prefix, at = _name(data, at + _MESSAGE.size)
+    (length,) = _U32.unpack_from(data, at)
+    end = at + 4 + length
+    return LogicalMessage(bool(flags & 1), lsn, prefix.encode(), data[at + 4 : end]), end
 
 
 def _expect(data: bytes, at: int, marker: int) -> int:
@@ -302,7 +299,7 @@ def _row(data: bytes, at: int) -> tuple[Row, int]:
     at += 2
     length_at = _U32.unpack_from
     texts: list[bytes | None] = []
-    unchanged: tuple[int, ...] = ()
+    unchanged: list[int] = []
     for index in range(count):
         kind = data[at]
         if kind == _TEXT:
@@ -314,11 +311,11 @@ def _row(data: bytes, at: int) -> tuple[Row, int]:
             at += 1
         elif kind == _UNCHANGED:
             texts.append(None)
-            unchanged += (index,)
+            unchanged.append(index)
             at += 1
         else:
             raise _MalformedError(f"a value of kind {chr(kind)!r} was not asked for", at)
-    return Row(texts, unchanged), at
+    return Row(texts, tuple(unchanged)), at
 
 
 def _name(data: bytes, at: int) -> tuple[str, int]:

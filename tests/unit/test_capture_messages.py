@@ -163,3 +163,8 @@ def test_what_was_written_is_what_is_read(oid, new, old):
     assert update.new.unchanged == tuple(i for i, v in enumerate(new) if v is made.UNCHANGED)
     assert update.old is not None
     assert len(update.old.texts) == len(old)
+
+
+def test_the_prefix_of_a_logical_message_is_text():
+    with pytest.raises(ProtocolError, match="UTF-8"):
+        decode(made.message(1, "prefix", b"", transactional=True).replace(b"prefix", b"pre\xffix"))
