@@ -11,12 +11,23 @@ from typing import Any
 
 import zstandard
 
-from support.oracle import OracleChange, OracleTransaction
+from support.oracle import OracleChange, OracleTransaction, message_detail, truncate_detail
 from walbus.events import Change
 from walbus.keys import key_texts
 from walbus.log import LogReader, SchemaRegistry
 from walbus.position import ORIGIN, Position
-from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, check_record, iter_changes, origin_of
+from walbus.records import (
+    ChangeFlag,
+    Flag,
+    Kind,
+    Op,
+    RawChange,
+    RecordHeader,
+    body_of,
+    check_record,
+    iter_changes,
+    origin_of,
+)
 
 _COUNTED = {Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE, Op.MESSAGE}
 
@@ -79,7 +90,16 @@ def _oracle_change(change: Change) -> OracleChange:
         change.unchanged if raw.op == Op.UPDATE else frozenset(),
         key_texts(raw.key) if row and raw.key is not None else None,
         key_texts(raw.old_key) if raw.old_key is not None else None,
+        _detail(raw),
     )
+
+
+def _detail(raw: RawChange) -> str:
+    if raw.op == Op.TRUNCATE:
+        return truncate_detail(raw.flags & ChangeFlag.RESTART_IDENTITY, raw.flags & ChangeFlag.CASCADE)
+    if raw.op == Op.MESSAGE:
+        return message_detail((raw.key or b"").decode(), raw.after or b"")
+    return ""
 
 
 def raw_changes(header: RecordHeader, record: bytes) -> Iterator[RawChange]:
@@ -91,7 +111,8 @@ def raw_changes(header: RecordHeader, record: bytes) -> Iterator[RawChange]:
 
 
 def _transaction(header: RecordHeader, changes: tuple[OracleChange, ...]) -> OracleTransaction:
-    return OracleTransaction(header.commit_lsn, header.end_lsn, header.xid & 0xFFFF_FFFF, header.commit_time, changes)
+    time = header.commit_time if header.xid else 0
+    return OracleTransaction(header.commit_lsn, header.end_lsn, header.xid & 0xFFFF_FFFF, time, changes)
 
 
 def same_in_any_run(records: Iterable[bytes], schemas: SchemaRegistry) -> list[tuple[Any, ...]]:

@@ -36,6 +36,7 @@ class OracleChange:
         unchanged: columns whose TOASTed value was not sent.
         key: texts of the key's columns in column order; None without a key.
         old_key: the same before an update that changed the key; None otherwise.
+        detail: of a truncate its options, of a message what it says.
     """
 
     op: str
@@ -44,11 +45,15 @@ class OracleChange:
     unchanged: frozenset[str] = frozenset()
     key: tuple[str | None, ...] | None = None
     old_key: tuple[str | None, ...] | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True)
 class OracleTransaction:
-    """One committed transaction; `xid` has 32 bits, `commit_time` is in Unix microseconds."""
+    """One committed transaction; `xid` has 32 bits, `commit_time` is in Unix microseconds.
+
+    A message outside transactions is one with xid 0 and time 0, at the last byte of its record.
+    """
 
     commit_lsn: int
     end_lsn: int
@@ -176,12 +181,27 @@ def _decode(messages: Iterator[bytes], primary_keys: dict[int, list[str]]) -> It
             changes.append(_row_change(kind, message, relations))
         elif kind == "T":
             count = message.take("I")
-            message.take("B")
-            changes += [OracleChange("truncate", message.take("I")) for _ in range(count)]
+            detail = truncate_detail(*divmod(message.take("B"), 2))
+            changes += [OracleChange("truncate", message.take("I"), detail=detail) for _ in range(count)]
         elif kind == "M":
-            changes.append(OracleChange("message", 0))
+            transactional, lsn = message.take("B"), message.take("Q")
+            said = OracleChange("message", 0, detail=message_detail(message.text(), message.data[message.at + 4 :]))
+            if transactional:
+                changes.append(said)
+            else:
+                yield OracleTransaction(lsn - 1, lsn, 0, 0, (said,))
         elif kind not in "OY":
             raise AssertionError(f"pgoutput message {kind!r} is unknown to the oracle")
+
+
+def truncate_detail(restart: int, cascade: int) -> str:
+    """The options of a TRUNCATE, in words."""
+    return " ".join(word for word, given in (("cascade", cascade), ("restart", restart)) if given)
+
+
+def message_detail(prefix: str, content: bytes) -> str:
+    """What a logical message says."""
+    return f"{prefix}: {content.hex()}"
 
 
 def _relation(message: _Bytes, primary_keys: dict[int, list[str]]) -> _Relation:
