@@ -52,6 +52,7 @@ class Noticed:
         self._report = report
         self._publication = publication
         self._due: Due | None = None
+        self._told: Due | None = None
 
     def take(self, patiently: Patiently) -> None:
         """Takes what the watch found since the last call.
@@ -69,10 +70,10 @@ class Noticed:
         self._report.tables = found.tables
         for layout in found.layouts:
             patiently(partial(self._schemas.register, layout))
-        self._due = found.due
+        self._due = None if found.due is self._told else found.due  # a look may have begun before it was told
 
     def announce(self, now: int) -> Due | None:
-        """Puts the events that are due into the assembler; what they were, for `told`, once they are durable.
+        """Puts the events that are due into the assembler; what they were, for `told` once they are durable.
 
         Args:
             now: the server's clock, Unix microseconds.
@@ -85,7 +86,6 @@ class Noticed:
             schema = newest.get(reseed.oid)
             if schema is not None:  # a table that the log never heard of has no rows to be wrong
                 self._announce(schema, reseed, due, now)
-        self._due = None
         return due
 
     def _announce(self, schema: TableSchema, reseed: Reseed, due: Due, now: int) -> None:
@@ -100,4 +100,6 @@ class Noticed:
 
     def told(self, due: Due) -> None:
         """The events are durable."""
+        self._due = None
+        self._told = due
         self._watch.told(due)

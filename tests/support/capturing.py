@@ -26,7 +26,7 @@ import psycopg
 from support.log_view import log_transactions
 from support.oracle import OracleTransaction
 from support.waiting import wait_for
-from walbus.capture import identify, run_capture
+from walbus.capture import CATALOG_FILE, identify, run_capture
 from walbus.config import SourceConfig
 from walbus.errors import WalbusError
 from walbus.log import LogWriter
@@ -66,11 +66,13 @@ class CaptureThread:
         status_path: Path | None = None,
         *,
         spool_dir: Path | None = None,  # by default one that goes with the thread
+        catalog_path: Path | None = None,  # by default what is altered while nobody looks goes unnoticed
     ) -> None:
         self.source = source
         self.log = log
         self.status_path = status_path
         self._spool_dir = spool_dir
+        self._catalog_path = catalog_path
         self.error: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -82,7 +84,14 @@ class CaptureThread:
 
     def _capture(self, spool_dir: Path) -> None:
         try:
-            run_capture(self.source, self.log, spool_dir=spool_dir, stop=self._stop, status_path=self.status_path)
+            run_capture(
+                self.source,
+                self.log,
+                spool_dir=spool_dir,
+                stop=self._stop,
+                status_path=self.status_path,
+                catalog_path=self._catalog_path,
+            )
         except BaseException as error:  # the test looks at it
             self.error = error
 
@@ -142,7 +151,7 @@ def capturing(dsn: str, folder: Path, **options: Any) -> Iterator[CaptureThread]
     """Capture of a database into a log of the file engine, streaming; an error of it fails the test."""
     source = source_of(dsn, **options)
     with closing(file_log(folder, source)) as log:
-        capture = CaptureThread(source, log, spool_dir=spool_of(folder))
+        capture = CaptureThread(source, log, spool_dir=spool_of(folder), catalog_path=folder / CATALOG_FILE)
         try:
             capture.streaming()
             yield capture
@@ -215,7 +224,8 @@ def main() -> int:
     try:
         with closing(file_log(folder, source)) as log:
             status = folder.parent / "capture.json"
-            run_capture(source, log, spool_dir=spool_of(folder), stop=stop, status_path=status)
+            catalog = folder / CATALOG_FILE
+            run_capture(source, log, spool_dir=spool_of(folder), stop=stop, status_path=status, catalog_path=catalog)
     except WalbusError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,0 +1,183 @@
+"""Statements that change rows without events, on real servers: each is noticed, named, and told at the right place."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from support.capturing import captured, capturing
+from support.log_view import log_records, raw_changes
+from support.waiting import wait_for
+from walbus.capture import CATALOG_FILE
+from walbus.lsn import parse_lsn
+from walbus.records import Kind
+from walbus.relay import open_reader
+
+
+@pytest.fixture
+def folder(open_folder):
+    return open_folder / "relay"
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch):
+    """The same looks, five times a second."""
+    monkeypatch.setattr("walbus.capture.watch.PERIOD", 0.1)
+    monkeypatch.setattr("walbus.capture.watch._SHARE", 1.0)
+    monkeypatch.setattr("walbus.capture.loop.CHORE_SECONDS", 0.1)
+    monkeypatch.setattr("walbus.capture.loop.PROGRESS_SECONDS", 0.05)
+
+
+def reseeds(folder: Path) -> list[tuple[str, str]]:
+    """(table, reason) of each event, in the log's order; each stands where the log has passed its LSN."""
+    found = []
+    with closing(open_reader(folder)) as reader:
+        for header, record in log_records(reader):
+            if header.kind != Kind.SCHEMA:
+                continue
+            for change in raw_changes(header, record):
+                detail = json.loads(change.after or b"{}")
+                if "reseed" in detail:
+                    assert header.commit_lsn >= parse_lsn(detail["reseed"]["lsn"])
+                    assert header.last_ordinal == 0
+                    assert detail["reseed"]["what"]
+                    assert detail["reseed"]["snapshot"].count(":") == 2
+                    found.append((f"{detail['namespace']}.{detail['name']}", detail["reseed"]["reason"]))
+    return found
+
+
+def remembered(folder: Path) -> str:
+    path = folder / CATALOG_FILE
+    return path.read_text() if path.exists() else ""
+
+
+def told(folder: Path, count: int) -> list[tuple[str, str]]:
+    """Waits for that many events, and for the memory to hold what they told; those events."""
+    wait_for(lambda: len(reseeds(folder)) >= count, 15, what=f"{count} events are in the log")
+    return reseeds(folder)[-count:]
+
+
+def wait_remembered(folder: Path, text: str) -> None:
+    wait_for(lambda: text in remembered(folder), 15, what=f"{text} is remembered")
+
+
+def sentinel(database, folder, number: int, before: int = 0) -> list[tuple[str, str]]:
+    """Alters a table of its own, and waits until that is told: whatever was altered before has been looked at."""
+    database.execute(f"ALTER TABLE sentinel ADD s{number} int DEFAULT 1")
+    wait_for(lambda: ("public.sentinel", "column_added") in reseeds(folder)[before:], 15, what="the sentinel is told")
+    return [event for event in reseeds(folder)[before:] if event[0] != "public.sentinel"]
+
+
+def make_tables(database):
+    database.execute("CREATE TABLE sentinel (id int PRIMARY KEY)")
+    database.execute("CREATE TABLE t (id int PRIMARY KEY, a text, n int, at timestamp)")
+    database.execute("CREATE TABLE thin (id int PRIMARY KEY, n int)")
+    database.execute("CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, b mood)")
+    database.execute("CREATE DOMAIN pairs AS pair[]")
+    database.execute("CREATE TABLE typed (id int PRIMARY KEY, m mood[], p pairs, i int, v varchar(10), c cidr)")
+    database.execute("INSERT INTO t SELECT g, 'a', g, now() FROM generate_series(1, 5) g")
+    database.execute("INSERT INTO thin SELECT g, g FROM generate_series(1, 5) g")
+    database.execute("INSERT INTO typed VALUES (1, '{sad}', '{\"(1,sad)\"}', -1, 'v', '10.1.2.3/32')")
+
+
+ALTERING = [
+    ("ALTER TABLE t ADD b int DEFAULT 7", "public.t", "column_added"),
+    ("ALTER TABLE t ADD c timestamptz DEFAULT now(); ALTER TABLE t ALTER c DROP DEFAULT", "public.t", "column_added"),
+    ("ALTER TABLE t ADD d float8 DEFAULT random()", "public.t", "rewritten"),
+    ("ALTER TABLE t ADD e int GENERATED ALWAYS AS IDENTITY", "public.t", "rewritten"),
+    ("ALTER TABLE t ALTER n TYPE int USING n + 1", "public.t", "rewritten"),
+    ("ALTER TABLE thin ALTER n TYPE int USING n + 1", "public.thin", "rewritten"),
+    ("ALTER TABLE t ALTER n TYPE bigint", "public.t", "rewritten"),
+    ("SET TimeZone = 'UTC'; ALTER TABLE t ALTER at TYPE timestamptz", "public.t", "retyped"),
+    ("ALTER TABLE typed ALTER c TYPE inet", "public.typed", "retyped"),
+    ("ALTER TABLE typed ALTER i TYPE oid", "public.typed", "retyped"),
+    ("ALTER TYPE mood RENAME VALUE 'sad' TO 'bad'", "public.typed", "type_changed"),
+    ("ALTER TYPE pair ADD ATTRIBUTE c int", "public.typed", "type_changed"),
+    ("ALTER TYPE pair DROP ATTRIBUTE c", "public.typed", "type_changed"),
+    ("ALTER TABLE thin DROP CONSTRAINT thin_pkey, ADD PRIMARY KEY (n)", "public.thin", "key_changed"),
+    ("ALTER TABLE t REPLICA IDENTITY NOTHING", "public.t", "key_changed"),
+    ("ALTER PUBLICATION walbus DROP TABLE thin; ALTER PUBLICATION walbus ADD TABLE thin", "public.thin", "republished"),
+    ("DROP TABLE thin", "public.thin", "dropped"),
+]  # fmt: skip
+
+
+def test_every_statement_that_changes_rows_of_a_table_without_events_is_told(database, oracle, folder):
+    make_tables(database)
+    with capturing(database.dsn, folder) as capture:
+        truth = oracle()
+        wait_remembered(folder, "typed")
+        for number, (statement, table, reason) in enumerate(ALTERING, 1):
+            database.execute(statement)
+            assert told(folder, 1) if number == 1 else True
+            wait_for(lambda number=number: len(reseeds(folder)) >= number, 15, what=statement)
+            assert reseeds(folder)[number - 1 :] == [(table, reason)], statement
+        capture.caught_up()
+    assert truth.transactions() == []  # PostgreSQL said nothing of any
+    assert captured(folder) == []
+
+
+ORDINARY = [
+    "ANALYZE",
+    "VACUUM",
+    "VACUUM FREEZE",
+    "VACUUM FULL t",
+    "VACUUM FULL thin",
+    "CLUSTER t USING t_pkey",
+    "INSERT INTO t (id) VALUES (99)",
+    "TRUNCATE thin",
+    "CREATE INDEX ON t (n)",
+    "DROP INDEX t_n_idx",
+    "GRANT SELECT ON t TO PUBLIC",
+    "ALTER TABLE t ALTER a SET STATISTICS 200",
+    "ALTER TABLE t ALTER a SET STORAGE EXTERNAL",
+    "ALTER TABLE t ADD b int",
+    "ALTER TABLE t DROP b",
+    "ALTER TABLE t RENAME n TO m",
+    "ALTER TABLE thin RENAME TO thinner",
+    "CREATE SCHEMA other; ALTER TABLE thinner SET SCHEMA other",
+    "ALTER TABLE typed ALTER v TYPE varchar(20)",
+    "ALTER TABLE typed ALTER v TYPE text",
+    "ALTER TYPE mood ADD VALUE 'glad'",
+    "ALTER TYPE pair RENAME ATTRIBUTE a TO x",
+    "ALTER TABLE t REPLICA IDENTITY FULL",
+    "ALTER TABLE t REPLICA IDENTITY DEFAULT",
+    "ALTER TABLE t SET (fillfactor = 50)",
+    "CREATE TEMP TABLE scratch (id int)",
+    "CREATE VIEW v AS SELECT 1",
+    "COMMENT ON TABLE t IS 'x'",
+]
+
+
+def test_ordinary_work_tells_nothing(database, folder):
+    make_tables(database)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+        for statement in ORDINARY:
+            database.execute(statement)
+        assert sentinel(database, folder, 1) == []
+        for statement in ("VACUUM FULL t", "VACUUM FULL typed"):
+            database.execute(statement)
+        count = len(reseeds(folder))
+        assert sentinel(database, folder, 2, count) == []
+
+
+def test_what_is_altered_while_capture_is_down_is_told_at_its_start(database, folder):
+    make_tables(database)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+    database.execute("INSERT INTO t (id) VALUES (50)")
+    database.execute("ALTER TABLE t ALTER n TYPE int USING n + 1")
+    database.execute("VACUUM FULL thin; ")
+    database.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'bad'")
+    database.execute("INSERT INTO t (id) VALUES (51)")
+    with capturing(database.dsn, folder) as capture:
+        assert told(folder, 2) == [("public.t", "rewritten"), ("public.typed", "type_changed")]
+        capture.caught_up()
+        wait_remembered(folder, "bad")
+    events = reseeds(folder)
+    with capturing(database.dsn, folder) as capture:
+        assert sentinel(database, folder, 1, len(events)) == []
+    assert len(captured(folder)) == 2
