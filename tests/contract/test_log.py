@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import time
@@ -20,6 +21,7 @@ from support.relay_log import (
     progress,
     read_all,
     read_records,
+    run_of,
     schema_piece,
     table_schema,
     transaction,
@@ -29,6 +31,7 @@ from walbus.errors import LogBusy, LogMissing, PositionTrimmed, PositionUnknown,
 from walbus.log import Held, SourceIdentity
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, check_record
+from walbus.relay.lease import Clock
 
 ENGINES = {"file": FileEngine}
 
@@ -89,6 +92,69 @@ def test_a_transaction_is_seen_whole_or_not_at_all(engine):
     writer.append(piece(16, 5, 2, Flag.END))
     assert writer.sync().end == Position(1, 16, 6)
     assert commits(read_all(reader)) == [16]
+
+
+def test_a_run_is_as_if_its_transactions_had_been_appended_one_by_one(engine, tmp_path):
+    given = [transaction(i * 16, changes=i % 3 + 1, time=BASE_TIME - i) for i in range(1, 40)]
+    single, together = FileEngine(tmp_path / "single"), engine
+    single.clock = together.clock = Clock(now=lambda: BASE_TIME / 1e6)  # one clock, or seqs would differ
+    writers = [single.open_writer(), together.open_writer()]
+    for writer in writers:
+        writer.append(progress(8))
+    for one in given:
+        writers[0].append(one)
+    writers[1].append_run(run_of(given[:20]))
+    writers[1].append(given[20])
+    writers[1].append_run(run_of(given[21:]))
+    assert dataclasses.replace(writers[0].sync(), log_id="") == dataclasses.replace(writers[1].sync(), log_id="")
+    assert read_records(single.open_reader()) == read_records(together.open_reader())
+    single.close()
+
+
+def test_a_run_is_seen_when_it_is_synced_and_its_transactions_are_known_again(engine):
+    writer = engine.open_writer()
+    reader = engine.open_reader()
+    writer.append_run(run_of([transaction(16), transaction(32)]))
+    assert read_all(reader) == []
+    bounds = writer.sync()
+    assert (bounds.end, bounds.end_lsn) == (Position(1, 32, 1), 40)
+    assert commits(read_all(reader)) == [16, 32]
+    assert commits(read_all(reader, Position(1, 16, 1))) == [32]
+    assert writer.find(1, 32) == Held(32, 40, 2, BASE_TIME + 32)
+
+
+def test_a_run_that_goes_back_is_refused(engine):
+    writer = engine.open_writer()
+    writer.append(transaction(32))
+    for lsn in (16, 32):
+        with pytest.raises(ValueError, match="behind"):
+            writer.append_run(run_of([transaction(lsn)]))
+    writer.append_run(run_of([transaction(48)]))
+    writer.sync()
+    assert commits(read_all(engine.open_reader())) == [32, 48]
+
+
+def test_a_run_replaces_an_unfinished_transaction(engine):
+    writer = engine.open_writer()
+    writer.append(transaction(16))
+    writer.append(piece(32, 1, 5, Flag.BEGIN))
+    writer.append_run(run_of([transaction(32, 2), transaction(48)]))
+    bounds = writer.sync()
+    headers = read_all(engine.open_reader())
+    assert commits(headers) == [16, 32, 48]
+    assert bounds.last_seq == headers[0].last_seq + 3
+
+
+def test_runs_fill_segments_and_their_index(engine):
+    writer = engine.open_writer()
+    for first in range(1, 4001, 200):
+        writer.append_run(run_of([transaction(i * 16, size=100) for i in range(first, first + 200)]))
+    writer.sync()
+    reader = engine.open_reader()
+    assert len(engine.segments()) > 5
+    assert commits(read_all(reader)) == [i * 16 for i in range(1, 4001)]
+    assert commits(read_all(reader, Position(1, 2000 * 16, 1))) == [i * 16 for i in range(2001, 4001)]
+    assert reader.position_at((BASE_TIME + 3000 * 16) / 1e6) == Position(1, 2999 * 16, 1)
 
 
 def test_bounds_agree_in_writer_and_reader(engine):

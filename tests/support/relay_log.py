@@ -13,9 +13,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from walbus.log import LogReader, Piece, SourceIdentity
+from walbus.log import LogReader, Piece, Run, SourceIdentity
 from walbus.position import ORIGIN, Position
-from walbus.records import Flag, Kind, Op, RecordHeader, pack_change, read_header
+from walbus.records import Flag, Kind, Op, RecordHeader, pack_change, pack_unsealed, read_header
 from walbus.relay.cursor import FileCursor
 from walbus.relay.engine import open_reader, open_writer
 from walbus.relay.fs import Files
@@ -78,6 +78,28 @@ def piece(
 def transaction(lsn: int, changes: int = 1, **more: int) -> Piece:
     """A whole transaction in one piece."""
     return piece(lsn, 1, changes, WHOLE, **more)
+
+
+def run_of(pieces: list[Piece]) -> Run:
+    """Whole transactions as a run."""
+    records, changes = b"", 0
+    for one in pieces:
+        assert one.flags == WHOLE
+        records += pack_unsealed(
+            epoch=one.epoch, commit_lsn=one.commit_lsn, end_lsn=one.end_lsn, xid=one.xid, commit_time=one.commit_time,
+            count=one.count, first_seq=changes, origin=one.origin, tables=one.tables, body=one.body,
+        )  # fmt: skip
+        changes += one.count
+    first, last = pieces[0], pieces[-1]
+    return Run(
+        records,
+        Position(first.epoch, first.commit_lsn, 1),
+        Position(last.epoch, last.commit_lsn, last.last_ordinal),
+        changes,
+        last.end_lsn,
+        last.commit_time,
+        max(one.commit_time for one in pieces),
+    )
 
 
 def progress(lsn: int, epoch: int = 1) -> Piece:

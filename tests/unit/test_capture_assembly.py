@@ -1,4 +1,4 @@
-"""The assembler: messages to pieces, written into a log in memory."""
+"""The assembler on both cores: messages to pieces, written into a log in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support import cores
 from support import pgoutput_bytes as made
 from support.captured_pgoutput import BUILTIN_TYPES, ITEM, STREAM, WHOLE
 from support.memory_log import MemoryLog
@@ -16,7 +17,6 @@ from walbus.capture.repeats import Repeats
 from walbus.capture.timelines import Timelines
 from walbus.errors import LogFull, ProtocolError, SourceReplaced
 from walbus.keys import key_texts
-from walbus.native import new_core
 from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES
 from walbus.position import Position
 from walbus.records import ChangeFlag, Flag, Kind, Op, body_of, iter_changes, origin_of, read_header
@@ -28,10 +28,18 @@ FIRST_TIMELINE = Timelines(1)
 LAYOUT = made.relation(T, "public.t", [("id", 23, 1), ("a", 25, 0), ("b", 25, 0)])
 
 
+chosen = [cores.implementation("pure")]
+
+
+@pytest.fixture(params=cores.NAMES, scope="module", autouse=True)
+def implementation(request):
+    chosen[0] = cores.implementation(request.param)
+
+
 def assembler_on(log, *, primary_key=frozenset({"id"}), timelines=FIRST_TIMELINE, near_xid=700):
     bounds = log.bounds()
     return Assembler(
-        core=new_core(),
+        core=chosen[0].new_core(),
         schemas=log.schemas,
         repeats=Repeats(log.find, end=bounds.end, trimmed=bounds.trimmed),
         builtin_types=BUILTIN_TYPES,
