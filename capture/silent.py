@@ -110,12 +110,12 @@ def _findings(
     before: CatalogState, old: TableState, after: CatalogState, new: TableState, types: Collection[int]
 ) -> Iterator[_Finding]:
     """What is told of a table that was and is published."""
-    yield from _membership(before, old, after, new)
     if old.row_filter != new.row_filter:
         yield Reason.ROW_FILTER, "its row filter changed"
     yield from _partitions(old, new)
     yield from _files(old, new)
     yield from _columns(before, old, after, new, types)
+    yield from _membership(before, old, after, new)
     if _key(old) != _key(new):
         yield Reason.KEY_CHANGED, f"its key is ({_names(new)}) and was ({_names(old)})"
 
@@ -198,7 +198,8 @@ def _replaced(before: FileState, after: FileState, table: TableState) -> _Findin
     if after.toast and before.toast == after.toast:  # not by ALTER TABLE, which makes another TOAST table
         return _PERHAPS_TRUNCATED if table.kind == "p" else None
     if touched:
-        return _PERHAPS_WRITTEN if _only_cleared(before, after, touched) else _WRITTEN
+        told_apart = before.toast != after.toast or not _only_cleared(before, after, touched)
+        return _WRITTEN if told_apart else _PERHAPS_WRITTEN
     if table.listed and table.kind == "r":
         return None  # TRUNCATE, which is an event, or VACUUM FULL, CLUSTER or SET ACCESS METHOD
     if before.toast != after.toast:

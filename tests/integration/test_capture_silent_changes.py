@@ -67,7 +67,7 @@ def wait_remembered(folder: Path, text: str) -> None:
 def sentinel(database, folder, number: int, before: int = 0) -> list[tuple[str, str]]:
     """Alters a table of its own, and waits until that is told: whatever was altered before has been looked at."""
     database.execute(f"ALTER TABLE sentinel ADD s{number} int DEFAULT 1")
-    wait_for(lambda: ("public.sentinel", "column_added") in reseeds(folder)[before:], 15, what="the sentinel is told")
+    wait_remembered(folder, f'"s{number}"')
     return [event for event in reseeds(folder)[before:] if event[0] != "public.sentinel"]
 
 
@@ -181,3 +181,153 @@ def test_what_is_altered_while_capture_is_down_is_told_at_its_start(database, fo
     with capturing(database.dsn, folder) as capture:
         assert sentinel(database, folder, 1, len(events)) == []
     assert len(captured(folder)) == 2
+
+
+def make_parts(database):
+    database.execute("CREATE TABLE sentinel (id int PRIMARY KEY)")
+    database.execute("CREATE TABLE parts (id int PRIMARY KEY, a text) PARTITION BY RANGE (id)")
+    database.execute("CREATE TABLE p1 PARTITION OF parts FOR VALUES FROM (0) TO (10)")
+    database.execute("CREATE TABLE p2 PARTITION OF parts FOR VALUES FROM (10) TO (20)")
+    database.execute("INSERT INTO parts VALUES (1, 'one'), (11, 'eleven')")
+
+
+ATTACH = "ALTER TABLE parts ATTACH PARTITION lone FOR VALUES FROM (20) TO (30)"
+
+#: With publish_via_partition_root: what must be told of `parts`; None for nothing.
+ROOT = [
+    ("CREATE TABLE p4 PARTITION OF parts FOR VALUES FROM (40) TO (50)", None),
+    ("INSERT INTO parts VALUES (41, 'x')", None),
+    (f"CREATE TABLE lone (id int PRIMARY KEY, a text); INSERT INTO lone VALUES (21, 'x'); {ATTACH}", "partitions"),
+    ("ALTER TABLE parts DETACH PARTITION lone", "partitions"),
+    (f"BEGIN; CREATE TABLE q (LIKE parts INCLUDING ALL); INSERT INTO q VALUES (61); "
+     "ALTER TABLE parts ATTACH PARTITION q FOR VALUES FROM (60) TO (70); COMMIT", "partitions"),
+    ("ALTER TABLE parts DETACH PARTITION q; UPDATE q SET a = 'y'; "
+     "ALTER TABLE parts ATTACH PARTITION q FOR VALUES FROM (60) TO (70)", "partitions"),
+    ("ALTER TABLE q SET UNLOGGED; INSERT INTO q VALUES (62); ALTER TABLE q SET LOGGED", "rewritten"),
+    ("TRUNCATE p1", "file_replaced"),
+    ("ALTER TABLE parts ADD d int DEFAULT 5", "column_added"),
+    ("ALTER TABLE parts ALTER d TYPE int USING d + 1", "rewritten"),
+    ("DROP TABLE p2", "partitions"),
+]  # fmt: skip
+
+
+def test_what_happens_to_partitions_is_told_of_the_root_that_they_are_published_as(database, oracle, folder):
+    make_parts(database)
+    database.execute("CREATE PUBLICATION walbus FOR TABLE parts, sentinel WITH (publish_via_partition_root)")
+    with capturing(database.dsn, folder, tables=("public.parts", "public.sentinel")) as capture:
+        truth = oracle()
+        wait_remembered(folder, '"parts"')
+        for number, (statement, reason) in enumerate(ROOT):
+            before = len(reseeds(folder))
+            database.execute(statement)
+            found = sentinel(database, folder, number, before)
+            assert found == ([("public.parts", reason)] if reason else []), statement
+        capture.caught_up()
+    assert captured(folder) == truth.transactions()
+
+
+def test_partitions_that_are_published_as_themselves_come_and_go_by_name(database, oracle, folder):
+    make_parts(database)
+    with capturing(database.dsn, folder) as capture:
+        truth = oracle()
+        wait_remembered(folder, '"p2"')
+        for number, (statement, expected) in enumerate([
+            ("CREATE TABLE p3 PARTITION OF parts FOR VALUES FROM (30) TO (40); INSERT INTO parts VALUES (31)", []),
+            ("CREATE TABLE lone (id int PRIMARY KEY, a text)", [("public.lone", "published")]),
+            ("INSERT INTO lone VALUES (21, 'x')", []),
+            (ATTACH, []),
+            ("UPDATE parts SET a = 'y' WHERE id = 21", []),
+            ("ALTER TABLE parts DETACH PARTITION lone", []),
+            ("ALTER TABLE parts DETACH PARTITION p3", [("public.p3", "republished")]),
+            ("DROP TABLE p2", [("public.p2", "dropped")]),
+            ("VACUUM FULL p1", []),
+            ("TRUNCATE p1", []),
+        ]):  # fmt: skip
+            before = len(reseeds(folder))
+            database.execute(statement)
+            assert sentinel(database, folder, number, before) == expected, statement
+        capture.caught_up()
+    assert captured(folder) == truth.transactions()
+
+
+def test_changes_of_the_publication_are_told_of_the_tables_that_they_concern(database, folder):
+    make_tables(database)
+    lists = int(database.value("SHOW server_version_num")) >= 150_000
+    generated = int(database.value("SHOW server_version_num")) >= 180_000
+    database.execute("ALTER TABLE thin ADD double int GENERATED ALWAYS AS (n * 2) STORED")
+    every = [("public.t", "publication"), ("public.thin", "publication"), ("public.typed", "publication")]
+    statements = [
+        ("ALTER PUBLICATION walbus SET (publish = 'insert')", every),
+        ("ALTER PUBLICATION walbus SET (publish = 'insert, update, delete, truncate')", every),
+        ("ALTER PUBLICATION walbus SET (publish_via_partition_root = true)", every),
+        (f"ALTER PUBLICATION walbus OWNER TO {owner(database)}", []),
+    ]
+    if lists:
+        statements += [
+            (
+                "ALTER PUBLICATION walbus SET TABLE sentinel, typed, thin, t WHERE (id < 3)",
+                [("public.t", "row_filter")],
+            ),
+            ("ALTER PUBLICATION walbus SET TABLE sentinel, typed, thin, t", [("public.t", "row_filter")]),
+            ("ALTER PUBLICATION walbus SET TABLE sentinel, typed, thin, t (id, n)", [("public.t", "republished")]),
+            ("ALTER PUBLICATION walbus SET TABLE sentinel, typed, thin, t", [("public.t", "columns_published")]),
+        ]
+    if generated:
+        statements += [
+            (
+                "ALTER PUBLICATION walbus SET (publish_generated_columns = stored)",
+                [("public.thin", "columns_published")],
+            ),
+        ]
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+        for number, (statement, expected) in enumerate(statements):
+            before = len(reseeds(folder))
+            database.execute(statement)
+            assert sentinel(database, folder, number, before) == expected, statement
+
+
+def owner(database) -> str:
+    name = f"owner_{database.name}"
+    database.execute(f"CREATE ROLE {name} SUPERUSER")
+    return name
+
+
+def test_under_for_all_tables_a_table_is_captured_from_birth_and_unlogged_ones_are_told(database, oracle, folder):
+    make_tables(database)
+    database.execute("CREATE PUBLICATION walbus FOR ALL TABLES")
+    with capturing(database.dsn, folder) as capture:
+        truth = oracle()
+        wait_remembered(folder, "typed")
+        for number, (statement, expected) in enumerate([
+            ("CREATE TABLE born (id int PRIMARY KEY, a text); INSERT INTO born VALUES (1)", []),
+            ("ALTER TABLE born SET UNLOGGED", [("public.born", "unpublished")]),
+            ("INSERT INTO born VALUES (2)", []),
+            ("ALTER TABLE born SET LOGGED", [("public.born", "published")]),
+            ("ALTER TABLE born SET UNLOGGED; INSERT INTO born VALUES (3); ALTER TABLE born SET LOGGED",
+             [("public.born", "rewritten")]),
+            ("VACUUM FULL born", []),
+            ("CREATE UNLOGGED TABLE late (id int PRIMARY KEY)", []),
+            ("ALTER TABLE late SET LOGGED", [("public.late", "published")]),
+        ]):  # fmt: skip
+            before = len(reseeds(folder))
+            database.execute(statement)
+            assert sentinel(database, folder, number, before) == expected, statement
+        capture.caught_up()
+    assert captured(folder) == truth.transactions()
+
+
+def test_tables_of_a_published_schema_come_and_go_with_it(database, folder):
+    if int(database.value("SHOW server_version_num")) < 150_000:
+        pytest.skip("publications of schemas came with 15")
+    make_tables(database)
+    database.execute("CREATE SCHEMA other; CREATE PUBLICATION walbus FOR TABLES IN SCHEMA public")
+    with capturing(database.dsn, folder, tables=("public.*", "other.*")):
+        wait_remembered(folder, "typed")
+        for number, (statement, expected) in enumerate([
+            ("CREATE TABLE born (id int PRIMARY KEY); INSERT INTO born VALUES (1)", []),
+            ("ALTER TABLE born SET SCHEMA other", [("other.born", "republished")]),
+        ]):  # fmt: skip
+            before = len(reseeds(folder))
+            database.execute(statement)
+            assert sentinel(database, folder, number, before) == expected, statement
