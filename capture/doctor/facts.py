@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from walbus.capture.timelines import Timelines
+from walbus.capture.verification import SlotState, SystemIdentity
 from walbus.errors import WalbusError
+from walbus.log import Bounds, SourceIdentity
+from walbus.position import ORIGIN
 
 _BYTES = {"B": 1, "kB": 1 << 10, "8kB": 8 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -246,25 +250,20 @@ class SlotFacts:
     """The replication slot; what a version does not have is None.
 
     Attributes:
+        state: as capture itself looks at it.
         reader: pid and application name of the session that streams from it.
-        lost: why it cannot be used any more.
         retained: WAL that it holds back.
         safe: WAL that may be written before it is lost.
+        synced: it is a standby's copy of the primary's.
         spilled: bytes that decoding wrote to the server's disk, since the statistics were reset.
     """
 
-    plugin: str | None
-    database: str | None
-    temporary: bool
-    reader: tuple[int, str] | None
-    confirmed_lsn: int
-    wal_status: str | None
-    lost: str | None
-    retained: int | None
-    safe: int | None
-    two_phase: bool | None
-    failover: bool | None
-    synced: bool | None
+    state: SlotState
+    temporary: bool = False
+    reader: tuple[int, str] | None = None
+    retained: int | None = None
+    safe: int | None = None
+    synced: bool | None = None
     spilled: int | None = None
 
 
@@ -296,12 +295,10 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class HistoryFacts:
-    """Which cluster answers: IDENTIFY_SYSTEM; `left_at`: LSN at which a timeline of its history was left."""
+    """Which cluster answers, and which timelines it went through."""
 
-    system_identifier: str
-    timeline: int
-    flushed: int
-    left_at: Mapping[int, int]
+    system: SystemIdentity
+    timelines: Timelines
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,18 +306,19 @@ class LogFacts:
     """The log that exists already; None as a whole where there is none.
 
     Attributes:
-        empty: it holds no record.
-        epoch, end_lsn: of its end.
+        source: what it was made from.
+        bounds: what it holds.
         known: OIDs of the tables that it has layouts of.
     """
 
-    system_identifier: str
-    database: str
-    slot: str
-    empty: bool
-    epoch: int
-    end_lsn: int
+    source: SourceIdentity
+    bounds: Bounds
     known: frozenset[int]
+
+    @property
+    def empty(self) -> bool:
+        """It holds nothing that anything could depend on."""
+        return self.bounds.end == ORIGIN
 
 
 @dataclass(frozen=True, slots=True)

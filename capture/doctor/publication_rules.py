@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from walbus.capture.doctor.facts import Facts, PublicationFacts, TableFacts
 from walbus.capture.doctor.findings import Finding, Mend, advice, error, info, ok, safe_statement, statement, warning
 from walbus.capture.doctor.quoting import identifier, qualified
+from walbus.capture.repeats import NEW_LOG
 
 OPERATIONS = ("insert", "update", "delete", "truncate")
-
-_SNAPSHOT = advice("make it again, and compare with the source: docs/doctor.md, changes that were missed")
 
 
 def publication_findings(facts: Facts) -> Iterator[Finding]:
@@ -42,7 +41,7 @@ def _missing(facts: Facts) -> Iterator[Finding]:
     name = facts.wanted.publication
     if facts.log is not None and not facts.log.empty:
         found = f"publication {name} is gone, while the log depends on it: changes since then are lost to capture"
-        yield error("publication", found, _SNAPSHOT, of=[name])
+        yield error("publication", found, advice(NEW_LOG), of=[name])
         return
     mend = _creation(name, publishable(facts.tables))
     lacks = _lacks(facts)
@@ -82,7 +81,7 @@ def _members(facts: Facts, publication: PublicationFacts) -> Iterator[Finding]:
     if lost:
         found = f"tables that the log knows were taken out of publication {name}: changes of them are lost"
         mend = statement(_addition(name, lost))
-        again = advice("seed them again: see docs/doctor.md, changes that were missed")
+        again = advice("then seed them again; or take them out of source.tables")
         yield error("table-taken-out", found, mend, again, of=_names(lost))
     may = role.superuser or (publication.owned and all(table.owned for table in new))
     if new and may:

@@ -35,9 +35,9 @@ from walbus.capture.doctor.reading_tables import read_never_sent, read_tables
 from walbus.capture.refusals import refusal
 from walbus.capture.replication import Walsender
 from walbus.capture.sessions import Session, parameters_of, refused
+from walbus.capture.slot import slot_state
 from walbus.config import SourceConfig
 from walbus.errors import SourceError
-from walbus.lsn import parse_lsn
 
 T = TypeVar("T")
 
@@ -255,30 +255,16 @@ def _slots(reader: _Reader, name: str) -> tuple[SlotFacts | None, tuple[IdleSlot
 
 def _slot(row: _Row) -> SlotFacts:
     columns: _Row = row["columns"]
-    pid, confirmed = columns["active_pid"], columns["confirmed_flush_lsn"]
+    pid = columns["active_pid"]
     return SlotFacts(
-        plugin=columns["plugin"],
-        database=columns["database"],
+        state=slot_state(columns),
         temporary=columns["temporary"],
         reader=None if pid is None else (pid, row["application"]),
-        confirmed_lsn=0 if confirmed is None else parse_lsn(confirmed),
-        wal_status=columns["wal_status"],
-        lost=_why_lost(columns),
         retained=row["retained"],
         safe=columns["safe_wal_size"],
-        two_phase=columns.get("two_phase"),
-        failover=columns.get("failover"),
         synced=columns.get("synced"),
         spilled=row["spilled"],
     )
-
-
-def _why_lost(columns: _Row) -> str | None:
-    if columns.get("invalidation_reason"):
-        return str(columns["invalidation_reason"])
-    if columns["wal_status"] == "lost":
-        return "wal_status = lost"
-    return "conflict with recovery" if columns.get("conflicting") else None
 
 
 def _transactions(reader: _Reader) -> tuple[Transaction, ...]:
@@ -295,10 +281,9 @@ def _history(source: SourceConfig, role: RoleFacts) -> tuple[HistoryFacts | None
         return None, error
     try:
         system = walsender.identify()
-        timelines = walsender.timelines(system.timeline)
+        return HistoryFacts(system, walsender.timelines(system.timeline)), None
     finally:
         walsender.close()
-    return HistoryFacts(system.system_identifier, system.timeline, system.flushed, dict(timelines.switches)), None
 
 
 def _connection(session: Session, source: SourceConfig) -> ConnectionFacts:

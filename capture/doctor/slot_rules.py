@@ -1,7 +1,7 @@
 """Rules about the slot, and about whether it continues the log that is there. Pure.
 
-What cannot be continued is never mended here: a slot that is made again has nothing of what happened between, so the
-mend is always to compare with the source.
+Whether capture could go on is `walbus.capture.verification`'s to say, and is said in its words. What cannot be
+continued is never mended here: a slot that is made again has nothing of what happened between.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from walbus.amounts import human_bytes, human_seconds
 from walbus.capture.doctor.facts import Facts, HistoryFacts, LogFacts, SlotFacts, Transaction
 from walbus.capture.doctor.findings import Finding, Mend, advice, error, info, ok, statement, warning
-from walbus.capture.doctor.quoting import identifier, literal
+from walbus.capture.doctor.quoting import literal
+from walbus.capture.timelines import Timelines
+from walbus.capture.verification import Continued, check_kind, check_reach, check_slot, lossy_switch
+from walbus.errors import WalbusError
 from walbus.lsn import format_lsn
 
 _GIB = 1 << 30
@@ -23,8 +26,6 @@ _SAFE = 2 * _GIB
 _OLD, _OLD_PREPARED = 600.0, 60.0
 _OURS = "walbus-capture"
 
-_COMPARE = advice("let Walbus compare with the source: see docs/doctor.md, changes that were missed")
-
 
 def slot_findings(facts: Facts) -> Iterator[Finding]:
     """All of this module's."""
@@ -34,66 +35,86 @@ def slot_findings(facts: Facts) -> Iterator[Finding]:
     yield from _transactions(facts)
 
 
+def _refused(code: str, refusal: WalbusError) -> Finding:
+    """What capture itself would say at its start."""
+    where = f" (at {refusal.where})" if refusal.where else ""
+    mends = [advice(refusal.mend)] if refusal.mend else []
+    return error(code, f"{refusal.what}{where}", *mends)
+
+
 def _same_source(facts: Facts) -> Iterator[Finding]:
     log, history = facts.log, facts.history
     if log is None:
         return
-    if log.database != facts.server.database:
-        found = f"the log holds database {log.database}, and source.dsn names {facts.server.database}"
+    if log.source.database != facts.server.database:
+        found = f"the log holds database {log.source.database}, and source.dsn names {facts.server.database}"
         yield error("same-source", found, advice("correct source.dsn, or give this database a data_dir of its own"))
-    elif log.slot != facts.wanted.slot:
-        found = f"the log was made from slot {log.slot}, and source.slot is {facts.wanted.slot}"
-        yield error("same-source", found, Mend("config", f'[source]\nslot = "{log.slot}"'))
+    elif log.source.slot != facts.wanted.slot:
+        found = f"the log was made from slot {log.source.slot}, and source.slot is {facts.wanted.slot}"
+        yield error("same-source", found, Mend("config", f'[source]\nslot = "{log.source.slot}"'))
     elif history is not None:
-        yield from _same_history(log, history)
+        yield _same_history(log, history)
 
 
-def _same_history(log: LogFacts, history: HistoryFacts) -> Iterator[Finding]:
-    if log.system_identifier != history.system_identifier:
-        found = f"another cluster answers: {history.system_identifier}, and the log is of {log.system_identifier}"
-        yield error("same-source", found, advice("correct source.dsn, or give this database a data_dir of its own"))
-        return
-    left_at = history.left_at.get(log.epoch)
-    gone = log.epoch > history.timeline or (log.epoch < history.timeline and left_at is None)
-    if not log.empty and (gone or (left_at is not None and log.end_lsn > left_at)):
-        found = f"timeline {history.timeline} does not continue the log's end {format_lsn(log.end_lsn)}"
-        yield error("same-source", f"{found}: a failover lost commits that the log holds", _COMPARE)
-    elif not log.empty and history.flushed < log.end_lsn:
-        found = f"the server's WAL ends at {format_lsn(history.flushed)}, before the log's end: it was set back"
-        yield error("same-source", found, _COMPARE)
-    else:
-        yield ok("same-source", f"the log is of this cluster, timeline {history.timeline}")
+def _same_history(log: LogFacts, history: HistoryFacts) -> Finding:
+    system = history.system
+    if log.source.system_identifier != system.system_identifier:
+        found = f"another cluster answers ({system.system_identifier}); the log is of {log.source.system_identifier}"
+        return error("same-source", found, advice("correct source.dsn, or give this database a data_dir of its own"))
+    try:
+        switch = lossy_switch(log.bounds, history.timelines)
+        check_reach(system, switch.lsn if switch is not None else log.bounds.end_lsn)
+    except WalbusError as refusal:
+        return _refused("same-source", refusal)
+    if switch is not None:
+        found = f"a failover at {format_lsn(switch.lsn)} lost commits that the log holds"
+        return warning(
+            "same-source", found, advice("start capture: it records an epoch, and names what is seeded again")
+        )
+    return ok("same-source", f"the log is of this cluster, timeline {history.timelines.current}")
 
 
 def _slot(facts: Facts) -> Iterator[Finding]:
-    name, slot, log = facts.wanted.slot, facts.slot, facts.log
+    name, slot = facts.wanted.slot, facts.slot
+    try:
+        if slot is not None:
+            check_kind(name, slot.state, facts.server.database)
+        if facts.log is not None:
+            check_slot(name, slot.state if slot is not None else None, _continued(facts.log, facts.history))
+    except WalbusError as refusal:
+        yield _refused("slot", refusal)
+        return
     if slot is None:
-        if log is not None and not log.empty:
-            found = f"slot {name} is gone, and with it the changes behind {format_lsn(log.end_lsn)}"
-            yield error("slot", found, _COMPARE, of=[name])
-        else:
-            yield info("slot", f"there is no slot {name} yet; capture makes it at its start", of=[name])
+        yield info("slot", f"there is no slot {name} yet; capture makes it at its start", of=[name])
         return
-    if slot.plugin != "pgoutput" or slot.database != facts.server.database or slot.temporary:
-        kind = f"of plugin {slot.plugin}, database {slot.database}" if slot.plugin else "a physical one"
-        mend = Mend("config", f'[source]\nslot = "{_other_name(name)}"')
-        yield error("slot", f"slot {name} is {'temporary' if slot.temporary else kind}", mend, of=[name])
-        return
-    if slot.lost is not None:
-        yield error("slot", f"slot {name} is lost ({slot.lost}): changes can no longer be had from it", _COMPARE)
-        return
-    if log is not None and not log.empty and slot.confirmed_lsn > log.end_lsn:
-        found = f"slot {name} is confirmed up to {format_lsn(slot.confirmed_lsn)}, past the log's end"
-        yield error("slot", f"{found} {format_lsn(log.end_lsn)}: it was made again, or read by another", _COMPARE)
-        return
-    yield ok("slot", f"slot {name} is confirmed up to {format_lsn(slot.confirmed_lsn)}")
+    yield from _state(name, slot)
     yield from _reader(name, slot)
     yield from _retention(name, slot)
     yield from _options(facts, slot)
 
 
-def _other_name(name: str) -> str:
-    return f"{name[:60]}_2"
+def _continued(log: LogFacts, history: HistoryFacts | None) -> Continued:
+    """What the slot must continue; without a look at the server's history, it is taken to be the log's."""
+    if history is None:
+        return Continued(log.bounds, Timelines(log.bounds.end.epoch), None)
+    try:
+        switch = lossy_switch(log.bounds, history.timelines)
+    except WalbusError:  # said by `_same_history`
+        switch = None
+    return Continued(log.bounds, history.timelines, switch)
+
+
+def _state(name: str, slot: SlotFacts) -> Iterator[Finding]:
+    """Without a log, what capture would say of a lost slot at its first start."""
+    if slot.temporary:
+        yield error(
+            "slot", f"slot {name} is temporary: it ends with its session", advice("name another in source.slot")
+        )
+    elif slot.state.invalidation is not None:
+        drop = statement(f"SELECT pg_drop_replication_slot({literal(name)})")
+        yield error("slot", f"slot {name} is lost ({slot.state.invalidation})", drop, of=[name])
+    else:
+        yield ok("slot", f"slot {name} is confirmed up to {format_lsn(slot.state.confirmed_lsn)}")
 
 
 def _reader(name: str, slot: SlotFacts) -> Iterator[Finding]:
@@ -111,7 +132,7 @@ def _reader(name: str, slot: SlotFacts) -> Iterator[Finding]:
 def _retention(name: str, slot: SlotFacts) -> Iterator[Finding]:
     held = "" if slot.retained is None else f"slot {name} holds {human_bytes(slot.retained)} of WAL"
     start = advice("start capture, and watch walbus_capture_lag_bytes; or raise max_slot_wal_keep_size")
-    if slot.wal_status == "unreserved":
+    if slot.state.wal_status == "unreserved":
         yield error("slot-retention", f"{held}; the next checkpoint may remove what it needs", start, of=[name])
     elif slot.safe is not None and slot.safe < _SAFE:
         found = f"{held}; after {human_bytes(max(slot.safe, 0))} more it is lost (max_slot_wal_keep_size)"
@@ -124,14 +145,13 @@ def _retention(name: str, slot: SlotFacts) -> Iterator[Finding]:
 
 def _options(facts: Facts, slot: SlotFacts) -> Iterator[Finding]:
     wanted, name = facts.wanted, facts.wanted.slot
-    if slot.two_phase is not None and slot.two_phase != wanted.two_phase:
-        has, asked = _word(slot.two_phase), _word(wanted.two_phase)
+    if slot.state.two_phase != wanted.two_phase:
+        has, asked = _word(slot.state.two_phase), _word(wanted.two_phase)
         found = f"slot {name} has two_phase = {has}, and source.two_phase is {asked}"
         yield warning("slot-two-phase", found, Mend("config", f"[source]\ntwo_phase = {has}"))
-    if slot.failover is False and wanted.failover and facts.server.standbys:
-        found = f"slot {name} is not copied to standbys (failover is false), so a failover loses it"
-        command = Mend("replication", f"ALTER_REPLICATION_SLOT {identifier(name)} (FAILOVER true)")
-        yield warning("slot-failover", found, advice("while capture is stopped:"), command, of=[name])
+    if slot.state.failover is False and wanted.failover and facts.server.standbys:
+        found = f"slot {name} is not copied to standbys yet (failover is false); a failover would lose it"
+        yield info("slot-failover", found, advice("start capture: it turns failover on"), of=[name])
     if slot.synced:
         found = f"slot {name} is a standby's copy: it can be read once this server is promoted"
         yield error("slot-failover", found, advice("name the primary in source.dsn"), of=[name])

@@ -63,7 +63,7 @@ def test_extras_in_documents_exist(document: Path) -> None:
 
 
 #: Commands that documents may name as planned, and that do not exist yet.
-PLANNED = {"consumers", "dead-letters", "doctor", "log", "rebuild", "snapshot", "verify"}
+PLANNED = {"consumers", "dead-letters", "log", "rebuild", "snapshot", "verify"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))

@@ -100,21 +100,9 @@ def _log_of(folder: Path) -> tuple[LogFacts | None, WalbusError | None]:
     """The log that is there, or why it cannot be read; neither where there is none."""
     try:
         with closing(open_reader(folder)) as reader:
-            bounds, source = reader.bounds(), reader.source
             known = frozenset(schema.oid for schema in reader.schemas.all())
+            return LogFacts(reader.source, reader.bounds(), known), None
     except LogMissing:
         return None, None
     except WalbusError as problem:
         return None, problem
-    return (
-        LogFacts(
-            system_identifier=source.system_identifier,
-            database=source.database,
-            slot=source.slot,
-            empty=bounds.end_lsn == 0,
-            epoch=bounds.end.epoch,
-            end_lsn=bounds.end_lsn,
-            known=known,
-        ),
-        None,
-    )
