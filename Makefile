@@ -51,16 +51,19 @@ wheel: .venv/.dev
 	@$(BIN)/python .ci/wheel.py $(ARGS)
 
 clean:
-	@rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .services
+	@rm -rf .venv build dist *.egg-info walbus/native/*.c walbus/native/*.so .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .services
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Two stamps in one environment: the demo does without the test tools. Both follow pyproject.toml.
-.venv/.demo: pyproject.toml | .venv/bin/python
+# Two stamps in one environment: the demo does without the test tools. Both follow pyproject.toml, and the sources of the
+# native core, which an editable install compiles.
+NATIVE := $(wildcard walbus/native/*.pyx walbus/native/*.pxi)
+
+.venv/.demo: pyproject.toml $(NATIVE) | .venv/bin/python
 	@echo "make: installing walbus[demo] into .venv (once)"
 	@$(PIP) --editable '.[demo]'
 	@touch $@
 
-.venv/.dev: pyproject.toml | .venv/bin/python
+.venv/.dev: pyproject.toml $(NATIVE) | .venv/bin/python
 	@echo "make: installing walbus[dev] into .venv (once)"
 	@$(PIP) --editable '.[dev]'
 	@touch .venv/.demo $@

@@ -35,6 +35,19 @@ def test_each_room_is_linked_into_the_package_by_a_relative_link() -> None:
     assert links == {room: Path("..") / room for room in ROOMS}
 
 
+def test_the_native_core_is_built_from_all_of_its_sources_and_may_be_missing() -> None:
+    (extension,) = SETUPTOOLS["ext-modules"]
+    folder = ROOT / "walbus/native"
+    sources = {str(file.relative_to(ROOT)) for file in (*folder.glob("*.pyx"), *folder.glob("*.pxi"))}
+    assert {*extension["sources"], *extension["depends"]} == sources
+    assert extension["optional"] is True
+
+
+def test_the_sources_of_the_native_core_are_shipped() -> None:
+    shipped = SETUPTOOLS["package-data"]["walbus.native"]
+    assert set(shipped) == {"*.pyi", "*.pyx", "*.pxi"}
+
+
 def test_ruff_sees_each_file_once() -> None:
     command = [sys.executable, "-m", "ruff", "check", "--show-files"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
