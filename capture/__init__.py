@@ -34,6 +34,7 @@ Around it:
     sessions       how sessions are opened: settings, keepalives
     refusals       PostgreSQL's errors as Walbus's, with mends
     report         the status file
+    retention      what the slot holds back, and how near it is to being given up
 
 Confirmation follows durability: the slot is told only what `LogWriter.sync` has returned.
 """

@@ -100,7 +100,8 @@ class StreamLoop:
         self._confirmed = log_writer.bounds().end_lsn
         self._received = self._confirmed
         self._server_time = 0  # the server's clock by its last frame, Unix microseconds
-        self._dirty_since: float | None = None  # when a whole transaction was appended that is not durable yet
+        self._dirty_since: float | None = None  # since when a whole transaction is here that is not durable yet
+        self._oldest = 0  # its commit time, Unix microseconds
         now = monotonic()
         self._heard = self._said = self._asked = self._progressed = self._chored = now
         self._trimmed = now
@@ -206,10 +207,10 @@ class StreamLoop:
             self._append(complete)
 
     def _append(self, given: Piece | Run) -> None:
-        self._patiently(lambda: append_to(self._log, given))
         whole = isinstance(given, Run) or given.flags & Flag.END or given.kind == Kind.PROGRESS
         if whole and self._dirty_since is None:
-            self._dirty_since = self._monotonic()
+            self._dirty_since, self._oldest = self._monotonic(), given.commit_time
+        self._patiently(lambda: append_to(self._log, given))
 
     def _tell_progress(self, now: float) -> None:
         if now - self._progressed < PROGRESS_SECONDS:
@@ -232,8 +233,16 @@ class StreamLoop:
     def _sync(self) -> None:
         self._confirmed = self._patiently(self._log.sync).end_lsn
         self._intake.durable(self._confirmed)
+        self._note_lag(self._monotonic())
         self._dirty_since = None
         self._send_status(self._monotonic())
+
+    def _note_lag(self, now: float) -> None:
+        """How old the oldest commit is that is, or was until now, not durable; by the server's clock."""
+        if self._dirty_since is None:
+            self._report.note_lag(0.0)
+        else:
+            self._report.note_lag((self._server_time - self._oldest) / 1e6 + now - self._dirty_since)
 
     def _say_status(self, now: float, *, idle: bool) -> None:
         if idle and now - self._asked >= PROGRESS_SECONDS:
@@ -274,6 +283,8 @@ class StreamLoop:
 
     def _wait_for_room(self, full: LogFull) -> None:
         self._report.state = "disk full"
+        if self._dirty_since is None:  # what waits is not known to be a commit, but something does
+            self._dirty_since, self._oldest = self._monotonic(), self._server_time
         self._write_report()
         with suppress(LogFull):  # dropping segments takes a new manifest, which may find no room either
             self._log.trim(self._clock())
@@ -296,6 +307,7 @@ class StreamLoop:
         self._write_report()
 
     def _write_report(self) -> None:
+        self._note_lag(self._monotonic())
         report, assembler = self._report, self._assembler
         report.received_lsn, report.confirmed_lsn = self._received, self._confirmed
         report.transactions, report.changes = assembler.transactions, assembler.changes

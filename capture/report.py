@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from walbus.capture.retention import RetentionWatch
 from walbus.lsn import format_lsn
 from walbus.metrics import MetricName
 from walbus.status import write_status
@@ -20,12 +21,17 @@ class Report:
         path: of the status file; None for none.
         clock: Unix seconds.
         about: fields that never change (slot, publication).
+        retention: what the slot holds back, as the catalog's watch sees it.
     """
 
-    def __init__(self, path: Path | None, clock: Callable[[], float], about: dict[str, str]) -> None:
+    def __init__(
+        self, path: Path | None, clock: Callable[[], float], about: dict[str, str], retention: RetentionWatch
+    ) -> None:
         self._path = path
         self._clock = clock
         self._about = about
+        self.retention = retention
+        self._lag: float | None = None
         self.state: State = "connecting"
         self.error: str | None = None  #: why it is not streaming
         self.timeline = 0
@@ -42,11 +48,35 @@ class Report:
         self.catch_up_steps = 0
         self.catch_up_left = 0  #: bytes of WAL that were still to be read when the last step ended
 
+    def note_lag(self, seconds: float) -> None:
+        """A commit is durable, or still waits to be, so long after it was made; the longest since the last `write`."""
+        self._lag = max(seconds, self._lag or 0.0, 0.0)
+
     def write(self) -> None:
-        """Replaces the status file."""
+        """Replaces the status file; figures that nobody knows now are left out."""
+        lag, self._lag = self._lag, None
         if self._path is None:
             return
-        metrics: dict[MetricName, object] = {
+        metrics = {**self._figures(), **self._retained()}
+        if lag is not None:
+            metrics["walbus_capture_lag_seconds"] = round(lag, 3)
+        fields: dict[str, object] = {
+            **self._about,
+            "state": self.state,
+            "error": self.error,
+            "catch_up": self._catch_up(),
+            "timeline": self.timeline,
+            "protocol": self.protocol,
+            "tables": self.tables,
+            "received": format_lsn(self.received_lsn),
+            "confirmed": format_lsn(self.confirmed_lsn),
+            "wal_status": self.retention.last and self.retention.last.wal_status,
+            "updated": self._clock(),
+        }
+        write_status(self._path, fields | {str(name): figure for name, figure in metrics.items()})
+
+    def _figures(self) -> dict[MetricName, object]:
+        return {
             "walbus_capture_transactions_total": self.transactions,
             "walbus_capture_changes_total": self.changes,
             "walbus_capture_repeats_total": self.repeats,
@@ -58,19 +88,15 @@ class Report:
             "walbus_capture_spooled_bytes": self.spooled_bytes,
             "walbus_capture_disk_full": int(self.state == "disk full"),
         }
-        fields: dict[str, object] = {
-            **self._about,
-            "state": self.state,
-            "error": self.error,
-            "catch_up": self._catch_up(),
-            "timeline": self.timeline,
-            "protocol": self.protocol,
-            "tables": self.tables,
-            "received": format_lsn(self.received_lsn),
-            "confirmed": format_lsn(self.confirmed_lsn),
-            "updated": self._clock(),
-        }
-        write_status(self._path, fields | {str(name): figure for name, figure in metrics.items()})
+
+    def _retained(self) -> dict[MetricName, object]:
+        last = self.retention.last
+        if last is None:
+            return {}
+        figures: dict[MetricName, object] = {"walbus_capture_retained_wal_bytes": last.retained_bytes}
+        if last.safe_bytes is not None:
+            figures["walbus_capture_slot_safe_bytes"] = last.safe_bytes
+        return figures
 
     def _catch_up(self) -> str | None:
         """One phrase for the status file: progress while catching up, why it is off, or nothing."""

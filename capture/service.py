@@ -36,6 +36,7 @@ from walbus.capture.remembered import Remembered
 from walbus.capture.repeats import Repeats
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report, State
+from walbus.capture.retention import RetentionWatch
 from walbus.capture.sessions import Session, check_same_server, cut_off, open_session, stream_name
 from walbus.capture.slot import create_slot, read_slot, take_over
 from walbus.capture.spooling import Spooling
@@ -151,7 +152,8 @@ class Capture:
         self._clock = clock
         self._monotonic = monotonic
         self._backoff = Backoff(random)
-        self._report = Report(status_path, clock, {"slot": source.slot, "publication": source.publication})
+        about = {"slot": source.slot, "publication": source.publication}
+        self._report = Report(status_path, clock, about, RetentionWatch(source.slot))
         self._catch_up = CatchUp(
             source, log, self._report, stop=stop, clock=clock, monotonic=monotonic, policy=step_policy
         )
@@ -234,7 +236,14 @@ class Capture:
                 return
             with cut_off(walsender, self._stop, SETUP_SECONDS):
                 self._start(walsender)
-            watch = CatalogWatch(self._source, known, self._remembered, assembler.builtin_types, self._completion)
+            watch = CatalogWatch(
+                self._source,
+                known,
+                self._remembered,
+                assembler.builtin_types,
+                self._completion,
+                self._report.retention,
+            )
             closing.callback(watch.close)
             watch.start()
             self._streams(timelines)

@@ -25,6 +25,7 @@ from walbus.capture.catalog import Moment, fingerprint, read_moment, read_state
 from walbus.capture.definition import CatalogState
 from walbus.capture.publication import Completion, matched_tables
 from walbus.capture.remembered import Remembered
+from walbus.capture.retention import RetentionWatch
 from walbus.capture.sessions import Session, open_session
 from walbus.capture.silent import Reseed, differences
 from walbus.config import SourceConfig
@@ -84,21 +85,24 @@ class CatalogWatch:
         remembered: what was told before.
         builtin_types: names of the types that every database has, by OID.
         completion: adds tables to the publication.
+        retention: looks at the slot on the same session.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  (what it looks at, and what it knows already)
         self,
         source: SourceConfig,
         known: Iterable[int],
         remembered: Remembered,
         builtin_types: Mapping[int, str],
         completion: Completion,
+        retention: RetentionWatch,
     ) -> None:
         self._source = source
         self._known = set(known)
         self._remembered = remembered
         self._builtin_types = dict(builtin_types)
         self._completion = completion
+        self._retention = retention
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._found: Found | Exception | None = None
@@ -160,6 +164,7 @@ class CatalogWatch:
 
     def _look(self, session: Session, now: float) -> None:
         self._remember_told()
+        self._retention.look(session)
         moment = read_moment(session, self._source.publication)
         if self._may_differ(session, moment, now):
             moment = self._read(session, moment, now)

@@ -17,7 +17,7 @@ MetricName = Literal[
     "walbus_capture_received_lsn",  # newest WAL position that the walsender reported
     "walbus_capture_confirmed_lsn",  # position that the slot was confirmed to
     "walbus_capture_lag_bytes",  # received minus confirmed
-    "walbus_capture_lag_seconds",  # age of the oldest commit that was received and is not durable yet; 0 without one
+    "walbus_capture_lag_seconds",  # from a commit to its durability here, or until now; the last second's longest
     "walbus_capture_retained_wal_bytes",  # WAL that the slot holds back on the source's disk
     "walbus_capture_slot_safe_bytes",  # WAL that may still be written before the slot is lost (max_slot_wal_keep_size)
     "walbus_capture_spooled_bytes",  # bytes of in-progress and prepared transactions in the spool

@@ -27,7 +27,8 @@ _SLOT = """
     SELECT slot_name, plugin, active, wal_status, confirmed_flush_lsn::text AS confirmed_lsn,
            restart_lsn::text AS restart_lsn, pg_catalog.pg_current_wal_lsn()::text AS current_lsn,
            pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::int8 AS retained_bytes,
-           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), confirmed_flush_lsn)::int8 AS lag_bytes
+           pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), confirmed_flush_lsn)::int8 AS lag_bytes,
+           safe_wal_size::int8 AS safe_bytes
     FROM pg_catalog.pg_replication_slots WHERE slot_name = %s
 """
 

@@ -60,6 +60,8 @@ def _source(part: Mapping[str, Any]) -> _Cells:
     details = f"slot {slot.get('slot_name')} {'active' if slot.get('active') else 'not active'}"
     if slot.get("retained_bytes") is not None:
         details += f", holds {human_bytes(slot['retained_bytes'])} of WAL"
+    if slot.get("safe_bytes") is not None:
+        details += f", lost after {human_bytes(max(slot['safe_bytes'], 0))} more"
     if slot.get("wal_status") not in {None, "reserved"}:
         details += f", WAL {slot['wal_status']}"
     lag = slot.get("lag_bytes")
@@ -68,9 +70,17 @@ def _source(part: Mapping[str, Any]) -> _Cells:
 
 def _capture(part: Mapping[str, Any]) -> _Cells:
     said = part.get("status", {})
-    lag = said.get("walbus_capture_lag_bytes")
-    details = _joined(said.get("state"), _count(said.get("walbus_capture_changes_total")), said.get("error"))
-    return _Cells(str(said.get("confirmed", "")), "" if lag is None else human_bytes(lag), details)
+    lag, seconds = said.get("walbus_capture_lag_bytes"), said.get("walbus_capture_lag_seconds")
+    behind = _joined("" if lag is None else human_bytes(lag), "" if seconds is None else f"{seconds:.1f} s")
+    spooled = said.get("walbus_capture_spooled_bytes")
+    details = _joined(
+        said.get("state"),
+        _count(said.get("walbus_capture_changes_total")),
+        f"{human_bytes(spooled)} spooled" if spooled else "",
+        said.get("catch_up"),
+        said.get("error"),
+    )
+    return _Cells(str(said.get("confirmed", "")), behind, details)
 
 
 def _relay(part: Mapping[str, Any]) -> _Cells:
