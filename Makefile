@@ -2,7 +2,7 @@
 # Arguments go through ARGS: make demo ARGS="--seconds 20", make test ARGS="-k position -x".
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint format bench bench-capture bench-latency bench-memory wheel clean
+.PHONY: help demo test test-faults fuzz lint format bench bench-capture bench-latency bench-memory wheel clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -14,6 +14,7 @@ help:
 	@echo "make demo         everything on an embedded PostgreSQL with a live workload, compared at the end"
 	@echo "make test         unit, contract and integration tests on real servers"
 	@echo "make test-faults  kills, torn files and cut connections; prints its seed"
+	@echo "make fuzz         crafted pgoutput messages for minutes (ARGS=\"--minutes 5\")"
 	@echo "make lint         ruff, mypy, import rules"
 	@echo "make format       ruff's formatter and safe fixes"
 	@echo "make bench        capture, latency and memory, each as a ratio to its reference"
@@ -25,11 +26,14 @@ demo: .venv/.demo
 
 test: .venv/.dev
 	@.ci/provide redis-server
-	@$(BIN)/python -m pytest -q tests/unit tests/contract tests/house tests/integration $(ARGS)
+	@$(BIN)/python -m pytest -q tests/unit tests/contract tests/house tests/integration tests/fuzz $(ARGS)
 
 test-faults: .venv/.dev
 	@.ci/provide redis-server strace
 	@$(BIN)/python -m pytest -q tests/faults $(ARGS)
+
+fuzz: .venv/.fuzz
+	@$(BIN)/python tests/fuzz/pgoutput.py $(ARGS)
 
 lint: .venv/.dev
 	@$(BIN)/ruff check --quiet
@@ -67,6 +71,11 @@ NATIVE := $(wildcard walbus/native/*.pyx walbus/native/*.pxi)
 	@echo "make: installing walbus[dev] into .venv (once)"
 	@$(PIP) --editable '.[dev]'
 	@touch .venv/.demo $@
+
+.venv/.fuzz: .venv/.dev
+	@echo "make: installing walbus[fuzz] into .venv (once)"
+	@$(PIP) --editable '.[fuzz]'
+	@touch $@
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later on this machine; name one with PYTHON=/path/to/python"; exit 1; }

@@ -30,6 +30,11 @@ from walbus.native import Implementation
 from walbus.position import ORIGIN, Position
 from walbus.records import Kind, body_of, check_record, iter_changes
 
+_TYPES = BUILTIN_TYPES | {
+    16: "bool", 17: "bytea", 20: "int8", 701: "float8", 1007: "_int4", 1082: "date", 1184: "timestamptz",
+    2950: "uuid", 3802: "jsonb",
+}  # fmt: skip
+
 #: What a message may be refused with.
 REFUSALS = (ProtocolError, SourceReplaced, SourceGap, SourceUnavailable)
 
@@ -65,7 +70,7 @@ def _outcome(implementation: Implementation, messages: Iterable[bytes], files: S
         core=implementation.new_core(),
         schemas=log.schemas,
         repeats=Repeats(log.find, end=ORIGIN),
-        builtin_types=BUILTIN_TYPES,
+        builtin_types=_TYPES,
         primary_key=lambda _, columns: frozenset(["id"]).intersection(columns),
         timelines=Timelines(1),
         near_xid=700,
