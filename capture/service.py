@@ -171,7 +171,7 @@ class Capture:
             try:
                 self._stream_once()
             except Exception as error:
-                if directive_of(error) is not Directive.RETRY:
+                if directive_of(error) is not Directive.RETRY and not self._spooling.may_do_unstreamed(error):
                     self._tell("stopped", str(error))
                     raise
                 if not self._stop.is_set():

@@ -1,4 +1,9 @@
-"""The intake of one process, its folder, and what it may be sent: what each connection needs of the spool."""
+"""The intake of one process, its folder, and what it may be sent: what each connection needs of the spool.
+
+PostgreSQL 14 to 18 fail to decode some transactions while they run ("could not map filenumber … to relation OID", where
+savepoints that replaced a table's file were rolled back in others that did too), which they decode well once those have
+ended. So an error that a streamed connection ends with is no reason to stop before an unstreamed one has met it too.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from walbus.capture.spool import Spool
 from walbus.capture.spool_files import SpoolFiles
 from walbus.capture.xact_status import ended_transactions
 from walbus.config import SourceConfig
+from walbus.errors import SourceError
 
 
 class Spooling:
@@ -28,6 +34,8 @@ class Spooling:
         self._folder = folder
         self._prepared: PreparedStore | None = None
         self._intake: Intake | None = None
+        self._streaming = False  # what the last connection was asked for
+        self._whole_next = False  # whether the next one is not to stream
 
     def intake(self, session: Session, assembler: Assembler, log_id: str) -> Intake:
         """The intake, ready for a new connection.
@@ -51,8 +59,16 @@ class Spooling:
 
     def options(self, server_version: int, end_lsn: int) -> PgoutputOptions:
         """What the walsender is to be asked for, by a log that is durable up to `end_lsn`."""
-        streaming = self._source.streaming and (self._intake is None or end_lsn >= self._intake.whole_until)
+        streaming = self._source.streaming and not self._whole_next
+        if self._intake is not None and end_lsn < self._intake.whole_until:
+            streaming = False
+        self._streaming, self._whole_next = streaming, False
         return options_for(server_version, streaming=streaming, two_phase=self._source.two_phase)
+
+    def may_do_unstreamed(self, error: Exception) -> bool:
+        """Whether an error that nothing mends may not come again; the next connection then does not stream."""
+        self._whole_next = self._streaming and type(error) is SourceError  # and none of those that say what is wrong
+        return self._whole_next
 
     def close(self) -> None:
         """What is open comes again; it need not wait on the disk."""
