@@ -8,6 +8,9 @@ For a consistent table an event is written blindly: what it says is the state, w
 left a TOASTed value out reads first. While a table is seeded, every event reads the key's entry and follows
 `walbus.bootstrap.fold`.
 
+An EPOCH record that names tables says that a failover lost transactions which are folded into them: their rows go, and
+they are seeded again. Lost transactions are not waited for any more either: nobody will ever see them.
+
 A batch ends between two transactions if it can; one that is larger than `MAX_BATCH_BYTES` is cut, and readers are
 shown the state before that transaction until it is complete (`Store`).
 """
@@ -43,7 +46,8 @@ from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, ite
 
 log = structlog.get_logger(__name__)
 
-_TRANSACTION, _END = int(Kind.TRANSACTION), int(Flag.END)  # enums are slow where each record asks
+# As numbers, since enums are slow where each record asks.
+_TRANSACTION, _EPOCH, _END = int(Kind.TRANSACTION), int(Kind.EPOCH), int(Flag.END)
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = int(Op.INSERT), int(Op.UPDATE), int(Op.DELETE), int(Op.TRUNCATE)
 
 READ_BYTES = 1 << 20
@@ -72,6 +76,7 @@ class EventFolder:
                 raise AssertionError("the store does not follow a log yet")
             stage = Stage(ledger.store)
             whole: bool | None = None
+            unseen_before = ledger.unseen
             touched: dict[int, TableRun] = {}
             done = applied.position
             last = None
@@ -87,14 +92,20 @@ class EventFolder:
             stage.document(APPLIED, encode(applied))
             for run in touched.values():
                 ledger.save_state(stage, run, run.state)
+            if ledger.unseen is not unseen_before:
+                ledger.stage_unseen(stage, applied, ledger.unseen)
             stage.commit(whole)
             ledger.applied = applied
+            if ledger.unseen is not unseen_before:
+                ledger.unseen_at = applied.position
 
     def _record(
         self, stage: Stage, record: bytes, header: RecordHeader, done: Position, touched: dict[int, TableRun]
     ) -> None:
         if header.epoch != done.epoch and done.epoch:
             self._epoch_changed()
+        if header.kind == _EPOCH:
+            self._switched(stage, record, header)
         if header.kind != _TRANSACTION:
             return
         self._ledger.unseen.add(header.xid)
@@ -112,6 +123,17 @@ class EventFolder:
         for run in self._ledger.tables.values():
             if run.seeding and not run.again:
                 run.again = "the timeline changed"
+
+    def _switched(self, stage: Stage, record: bytes, header: RecordHeader) -> None:
+        """Breaks the tables that hold what a failover lost; one that began behind the switch does not."""
+        lost = [table for change in iter_changes(body_of(record, header)) for table in _lost_tables(change)]
+        if not lost:
+            return
+        self._ledger.unseen = UnseenCommits(complete=self._ledger.unseen.complete)
+        for oid in lost:
+            run = self._ledger.tables.get(oid)
+            if run is not None and run.folding and run.state.epoch < header.epoch:
+                self._ledger.break_table(stage, run, "a failover lost transactions that it held")
 
     def _change(self, stage: Stage, run: TableRun, change: RawChange, seq: int, origin: FromEvent) -> None:
         op = change.op
@@ -307,6 +329,11 @@ def _behind(record: bytes, header: RecordHeader, done: Position) -> Iterator[Raw
         for change in changes
         if Position(header.epoch, header.commit_lsn, header.first_ordinal + change.ordinal_delta) > done
     )
+
+
+def _lost_tables(change: RawChange) -> list[int]:
+    """The OIDs of the tables that an EPOCH change names."""
+    return [table["oid"] for table in msgspec.json.decode(change.after or b"{}").get("reseed", ())]
 
 
 def _key(change: RawChange, run: TableRun) -> bytes:

@@ -110,12 +110,10 @@ class Ledger:
         with self.lock:
             stage = Stage(self.store)
             for run in self.tables.values():
-                self._drop_rows(stage, run)
-                broken = msgspec.structs.replace(run.state, phase=Phase.BROKEN, reason="the log was left behind")
-                self.save_state(stage, run, broken)
+                self.break_table(stage, run, "the log was left behind")
             stage.document(APPLIED, encode(applied))
             stage.document(LISTED, None)
-            self._stage_unseen(stage, applied, unseen)
+            self.stage_unseen(stage, applied, unseen)
             stage.commit()
             self.applied, self.unseen, self.unseen_at = applied, unseen, applied.position
             self._listed = None
@@ -132,6 +130,8 @@ class Ledger:
             for run in self.tables.values():
                 if run.state.plan is None:
                     run.waiting_for = self.unseen.xids()
+                if run.seeding and self.applied is not None and 0 < run.state.epoch < self.applied.epoch:
+                    run.again = "the timeline changed"
             self.following = True
 
     def observe(self, snapshot: Snapshot) -> None:
@@ -141,7 +141,7 @@ class Ledger:
                 return
             self.unseen.observe(snapshot)
             stage = Stage(self.store)
-            self._stage_unseen(stage, self.applied, self.unseen)
+            self.stage_unseen(stage, self.applied, self.unseen)
             stage.commit()
             self.unseen_at = self.applied.position
             for run in self.tables.values():
@@ -348,7 +348,15 @@ class Ledger:
             raise AssertionError("the applier has not begun")
         return self.applied
 
-    def _stage_unseen(self, stage: Stage, applied: Applied, unseen: UnseenCommits) -> None:
+    def break_table(self, stage: Stage, run: TableRun, reason: str) -> None:
+        """Stages that the table's rows are wrong and go; it is seeded again. The caller holds the lock and commits."""
+        self._drop_rows(stage, run)
+        run.rows = 0
+        self.save_state(stage, run, msgspec.structs.replace(run.state, phase=Phase.BROKEN, reason=reason))
+        log.error("table_broken", table=run.state.table, reason=reason, mend="nothing to do: it is seeded again")
+
+    def stage_unseen(self, stage: Stage, applied: Applied, unseen: UnseenCommits) -> None:
+        """Stages the set of unseen transactions, which is complete up to the applied position."""
         xids = tuple(sorted(unseen.xids()))
         stage.document(UNSEEN, encode(Unseen(applied.epoch, applied.commit_lsn, applied.ordinal, xids)))
 

@@ -17,8 +17,10 @@ from walbus.bootstrap.serving import ServedView
 from walbus.bootstrap.state import Applied, ChunkDone, Phase, Plan, PublishedTable
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
+from walbus.capture.epochs import Switch, epoch_piece
 from walbus.position import ORIGIN, Position
-from walbus.records import Flag, check_record
+from walbus.records import Flag, check_record, pack_record
+from walbus.schema import ReplicaIdentity, TableSchema
 
 PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True), ("big", 25, -1, False)), None, 0)
 
@@ -113,3 +115,50 @@ def test_a_seeding_waits_for_what_was_logged_but_not_visible(ledger: Ledger) -> 
     table.end(writer)
     ledger.observe(table.snapshot())
     assert ledger.plan(run, Plan(1, 1, 1), 0)
+
+
+def switch(*lost: int) -> bytes:
+    """The record of a failover that lost transactions of these tables."""
+    made = epoch_piece(
+        Switch(1, 2, 700), None, [TableSchema(1, oid, "public", "t", ReplicaIdentity.DEFAULT, ()) for oid in lost], 9
+    )
+    fields = {name: getattr(made, name) for name in made.__slots__}
+    return pack_record(fields.pop("kind"), first_seq=FIRST_SEQ, last_seq=FIRST_SEQ, **fields)
+
+
+def test_a_failover_breaks_the_tables_that_hold_what_it_lost_and_no_others(ledger: Ledger) -> None:
+    run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    EventFolder(ledger).fold([switch(OID + 1)])
+    assert run.state.phase is Phase.CONSISTENT
+    EventFolder(ledger).fold([switch(OID)])
+    assert run.state.phase is Phase.BROKEN
+    assert list(ledger.store.entries(run.space)) == []
+    again = Ledger(ledger.store, fill)
+    assert again.tables[OID].state.phase is Phase.BROKEN
+    assert again.applied is not None and again.applied.position == Position(2, 700, 0)
+
+
+def test_a_table_that_was_seeded_behind_a_failover_is_not_broken_by_its_record_again(ledger: Ledger) -> None:
+    EventFolder(ledger).fold([switch(OID)])
+    run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    EventFolder(ledger).fold([switch(OID)])
+    assert run.state.phase is Phase.CONSISTENT
+
+
+def test_transactions_that_a_failover_lost_are_not_waited_for(ledger: Ledger) -> None:
+    ledger.unseen.add(77)
+    ledger.observe(Snapshot(70, 70, frozenset()))
+    EventFolder(ledger).fold([switch(OID)])
+    run = ledger.start_generation(PUBLISHED, 1, "test")
+    assert ledger.plan(run, Plan(1, 1, 1), 0)
+    again = Ledger(ledger.store, fill)
+    assert (again.unseen.xids(), again.unseen_at) == (frozenset(), Position(2, 700, 0))
+
+
+def test_a_seeding_that_was_killed_at_a_switch_begins_again(ledger: Ledger) -> None:
+    ledger.begin(Applied("log", 1, 600, 0, FIRST_SEQ - 1, 0), UnseenCommits())
+    ledger.start_generation(PUBLISHED, 1, "test")
+    EventFolder(ledger).fold([switch(OID + 1)])
+    again = Ledger(ledger.store, fill)
+    again.resume([])
+    assert again.tables[OID].again == "the timeline changed"
