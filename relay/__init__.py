@@ -7,7 +7,8 @@ The way of the data, and the module that each step is in:
        └────► control, manifest: where it ends ───┘          table_filter, record_filter: what passes
 
 Writing     engine opens; lease says who may write, recovery what a dead writer left, retention what may go;
-            schemas keeps the table layouts, held knows a transaction again that is sent twice.
+            sequence says what comes next and packs it; schemas keeps the table layouts, held knows a transaction again
+            that is sent twice.
 Files       segment, control, manifest, index: one form each; scan frames records (sans-IO); fs is what faults enter by.
 Reading     reader puts the parts together; index_loader says where to begin; wake tells that there is more.
 Serving     server has the routes, stream_query reads what is asked for, tail wakes streams, gauges feeds /metrics,

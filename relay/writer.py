@@ -15,15 +15,12 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 
 from walbus.errors import Fenced, LogError, LogFull
 from walbus.log import Bounds, Held, Piece, Run
-from walbus.native import seal
 from walbus.position import Position
-from walbus.records import Flag, Kind, iter_changes, pack_record
 from walbus.relay.control import Mark
 from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
 from walbus.relay.held import TransactionFinder
@@ -35,24 +32,13 @@ from walbus.relay.retention import Retention, expired, lowest_hold, unheld
 from walbus.relay.schemas import SchemaWriter
 from walbus.relay.segment import HEADER_SIZE, SegmentHeader, index_path, segment_path, segments_folder
 from walbus.relay.segment_file import SegmentFile
-from walbus.relay.tip import Tip, end_behind
+from walbus.relay.sequence import Packed, Place, Sequence
 from walbus.relay.view import LogView
 from walbus.relay.wake import WakeServer
 
 _log = structlog.get_logger(__name__)
 
 _FLUSH_BYTES = 1 << 20  #: a buffer of this size is written without waiting for `sync`
-_BEGIN, _END, _TRANSACTION = int(Flag.BEGIN), int(Flag.END), int(Kind.TRANSACTION)
-_BETWEEN = (int(Kind.PROGRESS), int(Kind.EPOCH))  # kinds that never stand inside a transaction
-_SEQ_END = 1 << 53  #: seqs stay below, since JSON and Lua have doubles
-
-
-class _Place(NamedTuple):
-    """A place behind an appended record, durable or not."""
-
-    offset: int
-    tip: Tip
-    max_time: int
 
 
 @dataclass(frozen=True)
@@ -95,11 +81,8 @@ class FileLogWriter:
         self._index = IndexFile(files, index_path(folder, number), number, lease.writer_epoch, opened.index)
         self._schemas = SchemaWriter(folder, files, opened.mark.tip.announced_schema)
         self._wake = WakeServer(folder, lease.writer_epoch)
-        self._first_seq = self._next_seq = max(opened.mark.tip.last_seq + 1, int(settings.clock.now() * 1e6))
-        self._whole = _Place(opened.mark.offset, opened.mark.tip, opened.mark.max_time)  # behind a whole transaction
-        self._here = self._whole  # behind the last record
-        self._open: tuple[int, int] | None = None  # xid and commit LSN of an unfinished transaction
-        self._open_schemas: list[int] = []  # announced in it
+        start = Place(opened.mark.offset, opened.mark.tip, opened.mark.max_time)
+        self._sequence = Sequence(start, max(start.tip.last_seq + 1, int(settings.clock.now() * 1e6)))
         self._broken: str | None = None  # why nothing may be written any more
         self._closed = False
         self._finder = TransactionFinder(folder, files, self._view)
@@ -124,13 +107,13 @@ class FileLogWriter:
     def append(self, piece: Piece) -> None:
         """Takes a piece; see `walbus.log.LogWriter.append`."""
         self._check_usable()
-        flags = int(piece.flags)  # arithmetic on enum members costs as much as all the rest
-        self._make_way(piece, flags)
-        if self._open is None and self._file.size >= self._settings.segment_bytes:
-            self._roll()
-        record, tip = self._pack(piece, flags)
-        self._put(record, tip, piece.commit_time)
-        self._note_bounds(piece, flags)
+        sequence = self._sequence
+        if sequence.abandons(piece):
+            self._drop_unfinished()
+        sequence.check(piece)
+        self._roll_if_full()
+        self._put(sequence.pack(piece))
+        sequence.note(piece)
 
     def append_run(self, run: Run) -> None:
         """Takes whole small transactions; see `walbus.log.LogWriter.append_run`.
@@ -138,34 +121,34 @@ class FileLogWriter:
         The index gets at most one entry a run, which is why a run is not longer than about an entry's distance.
         """
         self._check_usable()
-        if self._open is not None:
+        sequence = self._sequence
+        if sequence.open:
             self._drop_unfinished()
-        if run.first <= self._here.tip.position:
-            raise ValueError(f"a run at {run.first} cannot stand behind {self._here.tip.position}")
-        if self._file.size >= self._settings.segment_bytes:
-            self._roll()
-        base, before = self._next_seq, self._here.tip
-        last_seq = _checked_seq(base + run.changes - 1)
-        tip = Tip(run.last, max(before.end_lsn, run.end_lsn), last_seq, run.commit_time, before.announced_schema)
-        self._put(seal(run.records, base), tip, run.latest)
-        self._whole = self._here
+        sequence.check_run(run)
+        self._roll_if_full()
+        self._put(sequence.pack_run(run))
+        sequence.note_whole()
 
-    def _put(self, records: bytes, tip: Tip, latest: int) -> None:
-        """Puts packed records behind all others; `latest` is their largest commit time."""
-        if self._file.buffered + len(records) > _FLUSH_BYTES:
+    def _put(self, packed: Packed) -> None:
+        """Puts packed records behind all others."""
+        if self._file.buffered + len(packed.records) > _FLUSH_BYTES:
             self._flush()
         if self._index.index.wants(self._file.size):
-            before = self._here
+            before = self._sequence.here
             self._index.index.add(self._file.size, before.tip.position, before.tip.last_seq, before.max_time)
-        self._file.append(records)
-        self._here = _Place(self._file.size, tip, max(self._here.max_time, latest))
-        if tip.last_seq >= self._next_seq:
-            self._next_seq = tip.last_seq + 1
+        self._file.append(packed.records)
+        self._sequence.appended(packed, self._file.size)
+
+    def _drop_unfinished(self) -> None:
+        """Cuts the pieces of a transaction that never ended; nobody has seen them."""
+        self._file.cut(self._sequence.whole.offset)
+        self._index.cut(self._sequence.whole.offset)
+        self._schemas.forget_announcements(self._sequence.drop_open())
 
     def sync(self) -> Bounds:
         """The group commit; see `walbus.log.LogWriter.sync`."""
         self._check_usable()
-        if self._whole.offset != self._mark.offset:
+        if self._sequence.whole.offset != self._mark.offset:
             self._sync()
         else:
             self._lease_check()  # a writer that was stopped must not act on the source with its old lease
@@ -174,9 +157,8 @@ class FileLogWriter:
     def _sync(self) -> None:
         self._flush()
         self._fdatasync()
-        self._publish(
-            replace(self._mark, offset=self._whole.offset, tip=self._whole.tip, max_time=self._whole.max_time)
-        )
+        whole = self._sequence.whole
+        self._publish(replace(self._mark, offset=whole.offset, tip=whole.tip, max_time=whole.max_time))
         self._index.flush()
         self._wake.notify()
 
@@ -204,80 +186,6 @@ class FileLogWriter:
             self._index.close()
             self._file.close()
             self._lease.release()
-
-    # --- append -----------------------------------------------------------------------------------------------
-
-    def _make_way(self, piece: Piece, flags: int) -> None:
-        """Checks the piece's place; drops an unfinished transaction that the source begins again.
-
-        Raises:
-            ValueError: the piece cannot stand here.
-        """
-        begins = piece.kind == _TRANSACTION and flags & _BEGIN
-        if self._open is not None and (begins or piece.kind in _BETWEEN or self._goes_back(piece)):
-            self._drop_unfinished()
-        if not begins and piece.kind == _TRANSACTION and self._open != (piece.xid, piece.commit_lsn):
-            raise ValueError(f"a piece of transaction {piece.xid} does not follow its first piece")
-        if self._goes_back(piece):
-            at = Position(piece.epoch, piece.commit_lsn, piece.first_ordinal)
-            raise ValueError(f"a piece at {at} cannot stand behind {self._here.tip.position}")
-
-    def _goes_back(self, piece: Piece) -> bool:
-        here = self._here.tip.position
-        if piece.kind == _TRANSACTION and piece.count:
-            return (piece.epoch, piece.commit_lsn, piece.first_ordinal) <= here
-        return (piece.epoch, piece.commit_lsn, piece.last_ordinal) < here
-
-    def _drop_unfinished(self) -> None:
-        """Cuts the pieces of a transaction that never ended; nobody has seen them, and their seqs are free again."""
-        self._file.cut(self._whole.offset)
-        self._index.cut(self._whole.offset)
-        self._schemas.forget_announcements(self._open_schemas)
-        self._next_seq = max(self._whole.tip.last_seq + 1, self._first_seq)
-        self._here, self._open, self._open_schemas = self._whole, None, []
-
-    def _pack(self, piece: Piece, flags: int) -> tuple[bytes, Tip]:
-        tip = self._here.tip
-        if piece.kind == _TRANSACTION and piece.count:
-            first_seq = self._next_seq
-            last_seq = _checked_seq(first_seq + piece.last_ordinal - piece.first_ordinal)
-        else:
-            first_seq = last_seq = tip.last_seq
-        record = pack_record(
-            piece.kind,
-            flags=flags,
-            epoch=piece.epoch,
-            commit_lsn=piece.commit_lsn,
-            end_lsn=piece.end_lsn,
-            first_ordinal=piece.first_ordinal,
-            last_ordinal=piece.last_ordinal,
-            first_seq=first_seq,
-            last_seq=last_seq,
-            xid=piece.xid,
-            commit_time=piece.commit_time,
-            count=piece.count,
-            origin=piece.origin,
-            tables=piece.tables,
-            body=piece.body,
-        )
-        end_lsn = end_behind(tip, piece.kind, piece.commit_lsn, piece.end_lsn)
-        announced = _announced(piece) if piece.kind == Kind.SCHEMA else 0
-        return record, Tip(
-            Position(piece.epoch, piece.commit_lsn, piece.last_ordinal),
-            end_lsn,
-            last_seq,
-            piece.commit_time,
-            max(tip.announced_schema, announced),
-        )
-
-    def _note_bounds(self, piece: Piece, flags: int) -> None:
-        """Knows whether a transaction is under way, and where the last whole one ended."""
-        if piece.kind == _TRANSACTION:
-            self._open = None if flags & _END else (piece.xid, piece.commit_lsn)
-        elif piece.kind == Kind.SCHEMA and self._open is not None:
-            self._open_schemas.append(_announced(piece))
-        if self._open is None:
-            self._whole, self._open_schemas = self._here, []
 
     # --- durability -------------------------------------------------------------------------------------------
 
@@ -321,7 +229,7 @@ class FileLogWriter:
 
     def _stop_cleanly(self) -> None:
         """The last sync; without room the log is left as after a kill, which loses nothing that was confirmed."""
-        if self._open is not None:
+        if self._sequence.open:
             self._drop_unfinished()
         try:
             self._sync()
@@ -355,12 +263,16 @@ class FileLogWriter:
         self._index.seal()
         self._file.close()
         self._file, self._index = file, index
-        self._whole = self._here = _Place(HEADER_SIZE, tip, 0)
+        self._sequence.moved(HEADER_SIZE)
         self._publish(Mark(number, HEADER_SIZE, tip, 0, self._manifest.generation))
+
+    def _roll_if_full(self) -> None:
+        if not self._sequence.open and self._file.size >= self._settings.segment_bytes:
+            self._roll()
 
     def _roll_if_old(self, now: float) -> None:
         """A quiet segment never grows full, and would hold its changes for ever."""
-        idle = self._open is None and self._whole.offset > HEADER_SIZE
+        idle = not self._sequence.open and self._sequence.whole.offset > HEADER_SIZE
         if idle and self._file.created() < now - self._settings.retention.hours * 3600:
             self._roll()
 
@@ -423,13 +335,3 @@ class FileLogWriter:
 
     def _view(self) -> LogView:
         return LogView(self._manifest, self._mark)
-
-
-def _announced(piece: Piece) -> int:
-    return max((change.schema_id for change in iter_changes(piece.body)), default=0)
-
-
-def _checked_seq(seq: int) -> int:
-    if seq >= _SEQ_END:
-        raise LogError("the seqs of this log are used up", mend="begin a new log in an empty folder")
-    return seq
