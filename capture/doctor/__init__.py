@@ -16,7 +16,7 @@ from __future__ import annotations
 from walbus.capture.doctor.diagnosis import diagnose
 from walbus.capture.doctor.facts import LogFacts, Wanted
 from walbus.capture.doctor.findings import Finding, Mend, Severity, in_order
-from walbus.capture.doctor.mending import Attempt, apply_safe
+from walbus.capture.doctor.mending import Attempt, apply_safe, wait_for_reload
 from walbus.capture.doctor.reading import read_facts
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "diagnose",
     "in_order",
     "read_facts",
+    "wait_for_reload",
 ]

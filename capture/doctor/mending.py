@@ -19,6 +19,8 @@ from walbus.capture.sessions import Session
 
 #: Seconds that a step waits for a lock before it gives up: an application's statements must not queue behind it.
 _LOCK_SECONDS = 5
+#: Looks, a tenth of a second apart, for what a reload changed.
+_LOOKS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,17 @@ def apply_safe(session: Session, findings: Iterable[Finding]) -> list[Attempt]:
     if any(attempt.mend.restart and attempt.failed is None for attempt in attempts):
         session.execute("SELECT pg_reload_conf()")  # makes pending_restart show what was set
     return attempts
+
+
+def wait_for_reload(session: Session) -> None:
+    """Waits until this session sees that a setting waits for a restart: each session hears of a reload by itself.
+
+    Gives up after a few seconds, for a server that is very busy; it is then told as it was before.
+    """
+    for _ in range(_LOOKS):
+        if session.execute("SELECT FROM pg_settings WHERE pending_restart").fetchone() is not None:
+            return
+        session.execute("SELECT pg_sleep(0.1)")
 
 
 def _attempt(session: Session, code: str, mend: Mend) -> Attempt:

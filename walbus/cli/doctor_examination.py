@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from walbus.capture.doctor import Attempt, Finding, LogFacts, Wanted, apply_safe, diagnose, read_facts
+from walbus.capture.doctor import Attempt, Finding, LogFacts, Wanted, apply_safe, diagnose, read_facts, wait_for_reload
 from walbus.capture.doctor.findings import advice, error
 from walbus.capture.sessions import Session, open_session, place_of
 from walbus.cli.doctor_machine import read_machine
@@ -47,6 +47,8 @@ def examined(settings: Settings, file: Path | None, *, fix: bool, admin: SecretS
             there = _diagnosed(session, settings, log)
             if fix:
                 attempts = _mended(session, admin, there)
+                if any(attempt.mend.restart and attempt.failed is None for attempt in attempts):
+                    wait_for_reload(session)
                 there = _diagnosed(session, settings, log)
     except SourceError as refused:
         mends = [advice(refused.mend)] if refused.mend else []
