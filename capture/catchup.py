@@ -134,13 +134,15 @@ class CatchUp:
             self._give_up(unsuitable)
             return
         logger.info("catch_up.begins", slot=self._source.slot, bytes=look.backlog.left)
-        self._report.state = "catching up"
+        self._report.state, self._report.error = "catching up", None
+        self._report.write()
         while isinstance(step := policy.next(look.backlog), Step):
             messages = self._step(peek, assembler, step.upto)
             if self._stop.is_set():
                 return
             policy.done(step.upto - look.backlog.confirmed, messages)
             look = self._look(peek, assembler, publication)
+            self._count(assembler)
         logger.info("catch_up.done", why=step.reason, steps=self._report.catch_up_steps, bytes=look.backlog.left)
 
     def _look(self, peek: Peek, assembler: Assembler, publication: int) -> Look:
@@ -226,6 +228,9 @@ class CatchUp:
         if now - self._trimmed >= TRIM_SECONDS:
             self._trimmed = now
             assembler.forget(self._log.trim(self._clock()))
+        self._count(assembler)
+
+    def _count(self, assembler: Assembler) -> None:
         report = self._report
         report.transactions, report.changes = assembler.transactions, assembler.changes
         report.repeats = assembler.repeated

@@ -1,0 +1,426 @@
+"""Catch-up mode on real servers: the same log as the stream, whatever switches and ends it; and when it keeps away."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import closing, contextmanager, suppress
+from itertools import groupby
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from support.capturing import CaptureThread, flushed_lsn, source_of
+from support.database import fresh_database
+from support.log_view import change_of, same_in_any_life, same_in_any_run
+from support.memory_log import MemoryLog
+from support.seed import announced_seed
+from support.waiting import wait_for
+from support.writers import Writers
+from walbus.capture.service import Capture
+from walbus.capture.steps import Backlog, Step, StepPolicy, Stream
+from walbus.errors import SourceGap
+from walbus.lsn import parse_lsn
+from walbus.records import Flag, Kind, body_of, iter_changes, read_header
+from walbus.status import read_status
+
+MIB = 1 << 20
+ACTIVE = "SELECT active FROM pg_replication_slots WHERE slot_name = 'walbus'"
+PEEKING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%peek_binary%' AND pid <> pg_backend_pid()"
+
+
+class Killed(BaseException):
+    """The process is gone: nothing that it would still have done happens."""
+
+
+class MortalLog(MemoryLog):
+    """A log whose process dies at one of its calls: before it, or right after it."""
+
+    fuse = 1 << 60
+
+    def append(self, piece):
+        self._burn()
+        super().append(piece)
+        self._burn()
+
+    def sync(self):
+        self._burn()
+        bounds = super().sync()
+        self._burn()
+        return bounds
+
+    def _burn(self):
+        self.fuse -= 1
+        if self.fuse <= 0:
+            raise Killed
+
+    def close(self):
+        """Nobody is left to sync it."""
+
+    def reborn(self, fuse):
+        log = MortalLog(list(self.durable), self.schemas)
+        log.fuse = fuse
+        return log
+
+
+class RandomSteps(StepPolicy):
+    """Steps to arbitrary bytes, and turns to the stream at any time."""
+
+    def __init__(self, dice):
+        super().__init__(1)
+        self._dice = dice
+        self.steps = 0
+
+    def is_far_behind(self, backlog):
+        return self._dice.random() < 0.9
+
+    def next(self, backlog: Backlog) -> Step | Stream:
+        if backlog.left == 0 or self._dice.random() < 0.03:
+            return Stream("the tail is near")
+        self.steps += 1
+        longest = self._dice.choice((3, 300, 30_000, 300_000))
+        return Step(min(backlog.end, backlog.confirmed + self._dice.randrange(1, longest)))
+
+
+class OneStep(StepPolicy):
+    """One step over everything."""
+
+    def is_far_behind(self, backlog):
+        return True
+
+    def next(self, backlog):
+        return Step(backlog.end) if backlog.left else Stream("the tail is near")
+
+
+class Stepping(CaptureThread):
+    """`Capture` in a thread, with a step policy of the test's."""
+
+    def __init__(self, source, log, policy, status_path=None):
+        self._policy = policy
+        super().__init__(source, log, status_path)
+
+    def _capture(self, spool_dir):
+        try:
+            Capture(
+                self.source,
+                self.log,
+                spool_dir=spool_dir,
+                stop=self._stop,
+                status_path=self.status_path,
+                catalog_path=None,
+                step_policy=lambda _: self._policy,
+            ).run()
+        except BaseException as error:  # the test looks at it
+            self.error = error
+
+    @property
+    def alive(self):
+        return self._thread.is_alive()
+
+
+def begin(database, log, **options):
+    """Publication, slot and the log's first record; the slot then stands still."""
+    capture = CaptureThread(source_of(database.dsn, **options), log)
+    capture.streaming()
+    capture.stop()
+    wait_for(lambda: not database.value(ACTIVE), what="the slot is free")
+
+
+def live(database, log, policy, *, done):
+    """One process of capture, until its fuse has burnt down or there is no more to do."""
+    capture = Stepping(source_of(database.dsn), log, policy)
+    wait_for(lambda: not capture.alive or done(), 60)
+    with suppress(Killed):
+        capture.stop()
+
+
+def wait_for_log(capture, lsn):
+    """Until the log holds everything that commits before an LSN; then capture is stopped."""
+    capture.durable_to(lsn, 60)
+    capture.stop()
+
+
+def told(status):
+    """The status file; empty before the first."""
+    return read_status(status) or {"state": None}
+
+
+def make_table(database):
+    database.execute("CREATE TABLE t (id bigint PRIMARY KEY, note text)")
+
+
+def backlog(database, mib, *, rows=50):
+    """About so many MiB of WAL, in transactions of so many rows."""
+    target = database.insert_lsn() + mib * MIB
+    first = database.value("SELECT coalesce(max(id), 0) + 1 FROM t")
+    while database.insert_lsn() < target:
+        database.execute(
+            "INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(%s::bigint, %s) i",
+            [first, first + rows - 1],
+        )
+        first += rows
+
+
+@contextmanager
+def role(database, name):
+    """A role that may stream what is set up, and no more; its DSN."""
+    database.execute(f"CREATE ROLE {name} LOGIN REPLICATION PASSWORD 'narrow'")
+    database.execute(f"GRANT ALL ON DATABASE {database.name} TO {name}")
+    database.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
+    database.execute(f"ALTER PUBLICATION walbus OWNER TO {name}")
+    try:
+        yield make_conninfo(database.dsn, user=name, password="narrow")
+    finally:
+        database.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER")
+        database.execute(f"DROP OWNED BY {name}")
+        database.execute(f"DROP ROLE {name}")
+
+
+def changes_of(truth):
+    """(commit LSN, changes) of the oracle's transactions."""
+    return [(transaction.commit_lsn, transaction.changes) for transaction in truth.transactions()]
+
+
+def as_oracle_sees(log):
+    """(commit LSN, changes) of the log's transactions."""
+    found, changes = [], []
+    for record in log.durable:
+        header = read_header(record)
+        if header.kind == Kind.TRANSACTION:
+            changes += [change_of(raw, log.schemas) for raw in iter_changes(body_of(record, header))]
+            if header.flags & Flag.END:
+                found.append((header.commit_lsn, tuple(changes)))
+                changes = []
+    return found
+
+
+def layouts_told(log):
+    """The layouts of SCHEMA records, by table; one that is told again (as each connection does) counts once."""
+    told = {}
+    for record in log.durable:
+        header = read_header(record)
+        if header.kind == Kind.SCHEMA:
+            (change,) = iter_changes(body_of(record, header))
+            told.setdefault(change.table, []).append(change.schema_id)
+    return {
+        table: [log.schemas.get(number).columns for number, _ in groupby(numbers)] for table, numbers in told.items()
+    }
+
+
+@pytest.mark.timeout(120)
+def test_any_switching_points_and_kills_give_the_log_of_the_stream(database, oracle):
+    seed = announced_seed("writers, steps and kills")
+    dice = random.Random(seed)
+    log, streamed = MortalLog(), MemoryLog()
+    writers = Writers(database, seed)
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    database.execute("SELECT pg_copy_logical_replication_slot('walbus', 'reference')")
+    policy = RandomSteps(dice)
+    with writers:
+        while writers.running:
+            log = log.reborn(fuse=int(2 ** dice.uniform(1, 9)))
+            live(database, log, policy, done=lambda: not writers.running)
+    end = flushed_lsn(source_of(database.dsn))
+    while log.bounds().end_lsn < end:
+        log = log.reborn(fuse=int(2 ** dice.uniform(1, 9)))
+        live(database, log, policy, done=lambda held=log: held.bounds().end_lsn >= end)
+    wait_for_log(CaptureThread(source_of(database.dsn, slot="reference", catch_up=False), streamed), end)
+
+    expected = [(lsn, changes) for lsn, changes in changes_of(truth) if lsn < end]
+    same = same_in_any_life(streamed.durable, streamed.schemas)
+    assert policy.steps > 5
+    assert as_oracle_sees(log) == expected
+    assert same_in_any_life(log.durable, log.schemas) == [t for t in same if t[1] < end]
+    assert layouts_told(log) == layouts_told(streamed)
+
+
+@pytest.mark.timeout(120)
+def test_steps_to_arbitrary_bytes_give_the_very_records_of_the_stream(database):
+    seed = announced_seed("writers and steps")
+    log, streamed = MemoryLog(), MemoryLog()
+    writers = Writers(database, seed, transactions=40)
+    begin(database, log)
+    database.execute("SELECT pg_copy_logical_replication_slot('walbus', 'reference')")
+    with writers:
+        pass
+    end = flushed_lsn(source_of(database.dsn))
+    policy = RandomSteps(random.Random(seed))
+    wait_for_log(Stepping(source_of(database.dsn), log, policy), end)
+    wait_for_log(CaptureThread(source_of(database.dsn, slot="reference", catch_up=False), streamed), end)
+    assert same_in_any_run(log.durable, log.schemas) == same_in_any_run(streamed.durable, streamed.schemas)
+    assert layouts_told(log) == layouts_told(streamed)
+
+
+def test_a_backlog_is_read_in_growing_steps_then_streamed_and_nothing_is_left_behind(database, oracle, tmp_path):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    backlog(database, 12)
+    capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=MIB), log, status)
+    states = set()
+    wait_for(lambda: states.add(told(status)["state"]) or "streaming" in states, 30, every=0.001)
+    database.execute("INSERT INTO t VALUES (-1, 'after the switch')")
+    capture.caught_up()
+    capture.stop()
+    assert "catching up" in states
+    assert 2 <= told(status)["walbus_capture_catch_up_steps_total"] <= 5
+    assert told(status)["catch_up"] is None
+    assert as_oracle_sees(log) == changes_of(truth)
+    assert database.value(PEEKING) == 0
+
+
+def test_a_backlog_of_less_than_two_steps_goes_by_the_walsender(database, tmp_path):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    backlog(database, 2)
+    source = source_of(database.dsn, catch_up_step_bytes=2 * MIB)
+    wait_for_log(CaptureThread(source, log, status), database.insert_lsn())
+    assert told(status)["walbus_capture_catch_up_steps_total"] == 0
+
+
+def test_the_setting_switches_it_off(database, tmp_path):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    backlog(database, 4)
+    source = source_of(database.dsn, catch_up=False, catch_up_step_bytes=MIB)
+    wait_for_log(CaptureThread(source, log, status), database.insert_lsn())
+    assert told(status)["walbus_capture_catch_up_steps_total"] == 0
+
+
+def test_a_temp_file_limit_leaves_the_backlog_to_the_walsender_and_says_so_once(database, oracle, tmp_path, capsys):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    backlog(database, 8)
+    database.execute(f"ALTER DATABASE {database.name} SET work_mem = '64kB'")
+    database.execute(f"ALTER DATABASE {database.name} SET temp_file_limit = '512kB'")
+    capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=MIB), log, status)
+    capture.caught_up()
+    for _ in range(2):  # on later connections it is not even tried
+        database.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'walbus'")
+        backlog(database, 3)
+        capture.caught_up()
+    capture.stop()
+    assert told(status)["walbus_capture_catch_up_steps_total"] == 0
+    assert "temp_file_limit" in told(status)["catch_up"]
+    assert capsys.readouterr().out.count("catch_up.off") == 1
+    database.execute(f"ALTER DATABASE {database.name} RESET ALL")
+    assert as_oracle_sees(log) == changes_of(truth)
+
+
+@pytest.mark.parametrize("function", ["pg_logical_slot_peek_binary_changes", "pg_replication_slot_advance"])
+def test_a_missing_privilege_leaves_the_backlog_to_the_walsender(database, oracle, tmp_path, function):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    backlog(database, 4)
+    with role(database, "narrow") as dsn:
+        database.execute(f"REVOKE EXECUTE ON FUNCTION {function} FROM public")
+        wait_for_log(CaptureThread(source_of(dsn, catch_up_step_bytes=MIB), log, status), database.insert_lsn())
+    assert told(status)["walbus_capture_catch_up_steps_total"] == 0
+    assert "permission denied" in told(status)["catch_up"]
+    assert as_oracle_sees(log) == changes_of(truth)
+
+
+def test_a_slot_that_another_session_holds_is_waited_for_and_then_read_in_steps(database, tmp_path):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    backlog(database, 4)
+    with closing(psycopg.connect(database.dsn, autocommit=True, replication="database")) as other:
+        other.pgconn.send_query(
+            b"START_REPLICATION SLOT walbus LOGICAL 0/0 (proto_version '1', publication_names 'walbus')"
+        )
+        wait_for(lambda: database.value(ACTIVE), what="the slot is held")
+        capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=MIB), log, status)
+        wait_for(lambda: told(status)["state"] == "waiting to reconnect", what="capture waits")
+    wait_for_log(capture, database.insert_lsn())
+    assert told(status)["walbus_capture_catch_up_steps_total"] > 0
+
+
+def test_stopping_in_the_middle_of_a_step_is_quick_and_leaves_no_session(database):
+    make_table(database)
+    log = MemoryLog()
+    begin(database, log)
+    backlog(database, 32, rows=500)
+    capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=16 * MIB), log)
+    wait_for(lambda: database.value(PEEKING), what="a step runs", every=0.001)
+    begun = time.monotonic()
+    capture.stop()
+    assert time.monotonic() - begun < 3
+    wait_for(lambda: not database.value(PEEKING) and not database.value(ACTIVE), 3, what="the server is left alone")
+
+
+def test_rows_that_were_written_without_the_publication_stop_the_steps_before_the_slot_moves(database):
+    make_table(database)
+    log = MemoryLog()
+    begin(database, log)
+    database.execute("DROP PUBLICATION walbus")
+    backlog(database, 4)
+    database.execute("CREATE PUBLICATION walbus FOR TABLE t")
+    before = database.confirmed_lsn()
+    capture = Stepping(source_of(database.dsn), log, OneStep(1))
+    assert isinstance(capture.ended(), SourceGap)
+    assert database.confirmed_lsn() == before
+
+
+def test_a_slot_of_prepared_transactions_is_never_peeked(database, tmp_path):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    if int(database.value("SHOW server_version_num")) < 150_000:
+        pytest.skip("a stream of prepared transactions takes PostgreSQL 15")
+    begin(database, log, two_phase=True)
+    backlog(database, 4)
+    source = source_of(database.dsn, two_phase=True, catch_up_step_bytes=MIB)
+    wait_for_log(CaptureThread(source, log, status), database.insert_lsn())
+    assert told(status)["walbus_capture_catch_up_steps_total"] == 0
+    assert "prepared" in told(status)["catch_up"]
+
+
+def test_a_full_disk_ends_the_steps_and_the_stream_waits_for_room(database, oracle, tmp_path):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    backlog(database, 8)
+    log.appended.clear()
+    capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=2 * MIB), log, status)
+    log.appended.wait(10)
+    log.full = True
+    wait_for(lambda: told(status)["state"] == "disk full", 20, what="capture waits for room")
+    wait_for(lambda: database.value(PEEKING) == 0, what="nothing is held on the source")
+    log.full = False
+    wait_for_log(capture, database.insert_lsn())
+    assert as_oracle_sees(log) == changes_of(truth)
+
+
+def test_steps_go_no_further_than_the_standbys_that_must_have_the_changes_first(own_pg_server, tmp_path):
+    server = own_pg_server()
+    with fresh_database(server) as database:
+        if int(database.value("SHOW server_version_num")) < 170_000:
+            pytest.skip("synchronized_standby_slots came with PostgreSQL 17")
+        make_table(database)
+        log, status = MemoryLog(), tmp_path / "capture.json"
+        begin(database, log)
+        database.execute("SELECT pg_create_physical_replication_slot('standby', true)")
+        database.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
+        database.execute("SELECT pg_reload_conf()")
+        backlog(database, 6)
+        reached = database.value("SELECT end_lsn FROM pg_replication_slot_advance('standby', pg_current_wal_lsn())")
+        backlog(database, 6)
+        capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=MIB), log, status)
+        wait_for(lambda: told(status)["state"] == "streaming", 20, what="the steps end")
+        steps, end = told(status)["walbus_capture_catch_up_steps_total"], log.bounds().end_lsn
+        database.execute("ALTER SYSTEM RESET synchronized_standby_slots")
+        database.execute("SELECT pg_reload_conf()")
+        wait_for_log(capture, database.insert_lsn())
+        database.execute("SELECT pg_drop_replication_slot('standby')")
+    assert steps > 0
+    assert end <= parse_lsn(reached)

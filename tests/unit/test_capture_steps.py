@@ -1,0 +1,71 @@
+"""The step policy: how large, when to begin, and when the rest is for the walsender."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from walbus.capture.steps import BYTES_A_MESSAGE, FAR_BEHIND, LARGEST, Backlog, Step, StepPolicy, Stream
+
+FIRST = 1000
+
+
+def sizes(backlog, policy=None, messages=1 << 40):
+    """The steps through a backlog that nobody adds to, and the reason of the end."""
+    policy = policy or StepPolicy(FIRST)
+    taken = []
+    while isinstance(step := policy.next(backlog), Step):
+        taken.append(step.upto - backlog.confirmed)
+        policy.done(taken[-1], messages)
+        backlog = Backlog(min(backlog.restart + taken[-1], step.upto), step.upto, backlog.end)
+    return taken, step.reason
+
+
+def test_steps_begin_when_more_than_two_first_ones_are_left():
+    policy = StepPolicy(FIRST)
+    assert policy.is_far_behind(Backlog(0, 0, FAR_BEHIND * FIRST))
+    assert not policy.is_far_behind(Backlog(0, 0, FAR_BEHIND * FIRST - 1))
+
+
+def test_steps_double_up_to_the_largest_and_the_last_takes_what_would_not_pay_for_one_of_its_own():
+    taken, reason = sizes(Backlog(0, 0, 31_900))
+    assert taken == [1000, 2000, 4000, 8000, 8000, 8900]
+    assert reason == "the tail is near"
+
+
+def test_a_step_is_never_smaller_than_the_work_that_it_repeats():
+    step = StepPolicy(FIRST).next(Backlog(restart=0, confirmed=5000, end=50_000))
+    assert step == Step(10_000)
+
+
+def test_work_repeated_beyond_the_largest_step_turns_to_the_stream():
+    repeated = LARGEST * FIRST
+    assert isinstance(StepPolicy(FIRST).next(Backlog(0, repeated, 90_000)), Step)
+    assert StepPolicy(FIRST).next(Backlog(0, repeated + 1, 90_000)) == Stream(
+        "a long transaction makes every step repeat its WAL"
+    )
+
+
+def test_few_messages_in_much_wal_turn_to_the_stream():
+    for messages, goes_on in ((FIRST // BYTES_A_MESSAGE, False), (FIRST // BYTES_A_MESSAGE + 1, True)):
+        policy = StepPolicy(FIRST)
+        policy.done(FIRST, messages)
+        assert isinstance(policy.next(Backlog(0, 0, 90_000)), Step) is goes_on
+
+
+@given(
+    st.integers(0, 1 << 40),
+    st.integers(0, 1 << 20),
+    st.integers(0, 1 << 30),
+    st.integers(1, 1 << 28),
+    st.integers(0, 5),
+)
+def test_a_step_goes_forward_and_never_beyond_the_durable_end(restart, repeated, left, first, done):
+    policy = StepPolicy(first)
+    for _ in range(done):
+        policy.done(1, 1)
+    backlog = Backlog(restart, restart + repeated, restart + repeated + left)
+    step = policy.next(backlog)
+    if isinstance(step, Step):
+        assert backlog.confirmed < step.upto <= backlog.end
+        assert repeated <= LARGEST * first
