@@ -48,7 +48,7 @@ from walbus.capture.rows import Table, bitmap, check_width, completed, lacks_key
 from walbus.capture.timelines import Timelines
 from walbus.capture.xids import widen_xid
 from walbus.errors import ProtocolError
-from walbus.log import Piece, Run, SchemaRegistry
+from walbus.log import Held, Piece, Run, SchemaRegistry
 from walbus.lsn import format_lsn
 from walbus.native.interface import Core, Transaction
 from walbus.position import Position
@@ -123,6 +123,10 @@ class Assembler:
         """
         self._repeats.restart(end)
         self._begin_connection(timelines, near_xid, bound)
+
+    def owe(self, transaction: Held | None) -> None:
+        """The log's last transaction, if it must be sent again before anything new (`walbus.capture.repeats`)."""
+        self._repeats.owe(transaction)
 
     def _begin_connection(self, timelines: Timelines, near_xid: int, bound: int) -> None:
         self._timelines = timelines
@@ -212,7 +216,10 @@ class Assembler:
     def take(self) -> list[Piece | Run]:
         """What is complete and was not taken yet, for the log, in order."""
         given = self._core.take()
-        if not given or given[-1].epoch == self._epoch:
+        if not given:
+            return given
+        self._repeats.check_owed()
+        if given[-1].epoch == self._epoch:
             return given
         return self._with_switches(given)
 
@@ -242,6 +249,7 @@ class Assembler:
         core = self._core
         if core.transaction is not None or core.bound <= core.handed:
             return None
+        self._repeats.check_owed()
         switch = next(iter(self._switches_to(self._timelines.epoch_of(core.bound))), None)
         if switch is not None:
             self._passes(Position(switch.epoch, switch.commit_lsn, 0))

@@ -6,6 +6,10 @@ it, the log must hold a transaction at that commit LSN with the same xid and com
 anything else means that the source's history is not the log's (a restored volume shows the same system identifier,
 timeline, LSN and even xid), and nothing that it sends may enter the log.
 
+That alone would not see a history that has nothing at the places of the log's last commits: a volume that was restored
+to before them, and whose next commit lies behind the log's end. So the log's last transaction is *owed* wherever the
+slot begins before it: until it was sent again, nothing that is new may enter the log.
+
 A connection that breaks inside a transaction leaves its first pieces in the log, which drops them when the transaction
 begins again (`LogWriter.append`).
 """
@@ -36,12 +40,28 @@ class Repeats:
 
     def __init__(self, find: Callable[[int, int], Held | None], *, end: Position, trimmed: Position = ORIGIN) -> None:
         self._find = find
+        self._owed: Held | None = None
         self.end = end  #: position of the last record that the log was given
         self.trimmed = trimmed  #: moves with the log's retention
 
     def restart(self, end: Position) -> None:
         """A new connection: the log was given records up to `end` and no others."""
         self.end = end
+
+    def owe(self, transaction: Held | None) -> None:
+        """The source must send this one again before anything new; None: the slot begins behind the log's last one."""
+        self._owed = transaction
+
+    def check_owed(self) -> None:
+        """Something new is about to enter the log.
+
+        Raises:
+            SourceReplaced: the log's last transaction was not sent before it.
+        """
+        if self._owed is not None:
+            what = "the source's history is not the log's: it goes on without the log's last transaction"
+            where = f"transaction {self._owed.xid}, commit {format_lsn(self._owed.commit_lsn)}"
+            raise SourceReplaced(what, where=where, mend=NEW_LOG)
 
     def is_repeat(self, transaction: Transaction) -> bool:
         """Whether the log has a transaction that is about to have its first change.
@@ -55,8 +75,7 @@ class Repeats:
         held = self._find(transaction.epoch, transaction.commit_lsn)
         if held is None and position > self.trimmed:
             raise _diverged(transaction, "the log has passed that place without a transaction there")
-        if held is not None and not _same(held, transaction):
-            raise _diverged(transaction, f"the log holds another transaction there, {held.xid}")
+        self._compare(held, transaction)
         return True
 
     def has_passed(self, transaction: Transaction) -> bool:
@@ -68,9 +87,16 @@ class Repeats:
         if _first(transaction) > self.end:
             return False
         held = self._find(transaction.epoch, transaction.commit_lsn)
-        if held is not None and not _same(held, transaction):
-            raise _diverged(transaction, f"the log holds another transaction there, {held.xid}")
+        self._compare(held, transaction)
         return True
+
+    def _compare(self, held: Held | None, transaction: Transaction) -> None:
+        if held is None:
+            return
+        if not _same(held, transaction):
+            raise _diverged(transaction, f"the log holds another transaction there, {held.xid}")
+        if held == self._owed:
+            self._owed = None
 
     def passed(self, position: Position) -> bool:
         """The log is to get a whole transaction, or a record between transactions, that ends at a position.

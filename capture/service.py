@@ -24,7 +24,7 @@ import structlog
 from walbus.capture.assembly import Assembler
 from walbus.capture.catalog import builtin_types, primary_key, read_moment
 from walbus.capture.catchup import CatchUp
-from walbus.capture.epochs import Lost, Switch, epoch_piece, lost_transactions
+from walbus.capture.epochs import Lost, Switch, epoch_piece, last_transaction, lost_transactions
 from walbus.capture.identity import check_source
 from walbus.capture.layouts import key_under_full
 from walbus.capture.loop import StreamLoop
@@ -55,10 +55,10 @@ from walbus.capture.verification import (
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
 from walbus.errors import Directive, LogFull, PositionTrimmed, directive_of
-from walbus.log import Bounds, LogWriter
+from walbus.log import Bounds, Held, LogWriter
 from walbus.lsn import format_lsn
 from walbus.native import new_core
-from walbus.position import ORIGIN
+from walbus.position import ORIGIN, Position
 from walbus.schema import TableSchema
 
 logger = structlog.get_logger(__name__)
@@ -230,6 +230,7 @@ class Capture:
                 self._record_switch(switch, bounds)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
+                assembler.owe(self._owed(state, timelines))
                 intake = self._spooling.intake(session, assembler, bounds.log_id)
             self._catch_up.run(assembler, timelines, name=name, publication=publication)
             if self._stop.is_set():
@@ -306,6 +307,18 @@ class Capture:
         except PositionTrimmed:  # nobody can say any more what it was
             return None, list(newest.values())
         return lost, [newest[oid] for oid in sorted(lost.tables if lost else ()) if oid in newest]
+
+    def _owed(self, slot: SlotState | None, timelines: Timelines) -> Held | None:
+        """The log's last transaction, if the slot begins before it."""
+        bounds = self._log.bounds()
+        if slot is None:
+            return None
+        begins = max(Position(timelines.epoch_of(slot.confirmed_lsn), slot.confirmed_lsn, 0), bounds.trimmed)
+        if begins >= bounds.end:
+            return None
+        last = Position(*bounds.end[:2], 0)  # where the last record is a transaction, nothing else need be read
+        found = last_transaction(self._log.records_after(max(begins, last)), timelines) if last > begins else None
+        return found or last_transaction(self._log.records_after(begins), timelines)
 
     def _begin_log(self, timelines: Timelines, confirmed: int) -> None:
         """The first record: later starts compare the slot with it."""

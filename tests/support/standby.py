@@ -18,6 +18,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -28,6 +29,8 @@ from walbus.demo.programs import run_as
 from walbus.lsn import parse_lsn
 
 _PHYSICAL = "standby"
+#: Seconds between two synchronizations: a slot that is confirmed past what the standby has received is passed over.
+_QUIET_SECONDS = 0.4
 
 
 @contextmanager
@@ -79,12 +82,14 @@ def settle_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: s
             return
 
     def settled() -> bool:
+        if _synchronized(primary, standby, slots):
+            return True
         with primary.connect() as session:
             session.execute("SELECT pg_log_standby_snapshot()")
             session.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_flush_lsn())", [unread])
-        return _synchronized(primary, standby, slots)
+        return False
 
-    wait_for(settled, 30, what="the slots are synchronized", every=0.1)
+    wait_for(settled, 40, what="the slots are synchronized", every=_QUIET_SECONDS)
 
 
 def carry_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: str) -> None:
@@ -94,7 +99,8 @@ def carry_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: st
         end = _lsn(session, "pg_current_wal_flush_lsn()")
     has_replayed(standby, end)
     if version >= 170_000:
-        wait_for(lambda: _synchronized(primary, standby, slots), 30, what="the slots are synchronized", every=0.1)
+        synchronized = partial(_synchronized, primary, standby, slots)
+        wait_for(synchronized, 30, what="the slots are synchronized", every=_QUIET_SECONDS)
         return
     with primary.connect() as session:
         session.execute("CHECKPOINT")  # writes the slots' state
@@ -121,7 +127,6 @@ def _synchronized(primary: EmbeddedPostgres, standby: EmbeddedPostgres, slots: t
     """One synchronization; whether the standby's slots are lasting ones and as far as the primary's were before it."""
     query = "SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = ANY (%s)"
     with primary.connect() as session:
-        session.execute("SELECT pg_log_standby_snapshot()")
         wanted = dict(session.execute(query, [list(slots)]).fetchall())
     with standby.connect() as session:
         session.execute("SELECT pg_sync_replication_slots()")

@@ -256,6 +256,41 @@ def test_a_keepalive_at_the_end_of_the_last_commit_is_progress_once():
     assert assembler.progress(3) is None
 
 
+def owing(log):
+    """An assembler that is owed the log's last transaction."""
+    assembler = assembler_on(log)
+    assembler.owe(log.find(1, 2000))
+    return assembler
+
+
+def two_transactions():
+    row = made.insert(T, "1", "a", "b")
+    return written([LAYOUT, *transaction(1000, row), *transaction(2000, row)])
+
+
+def test_a_source_that_goes_on_without_the_logs_last_transaction_is_another_history():
+    row = made.insert(T, "1", "a", "b")
+    assembler = owing(two_transactions())
+    for message in (LAYOUT, *transaction(1000, row), *transaction(3000, row)):
+        assembler.feed(message)
+    with pytest.raises(SourceReplaced, match="without the log's last transaction"):
+        assembler.take()
+    assembler = owing(two_transactions())
+    assembler.keepalive(5000)
+    with pytest.raises(SourceReplaced, match="without the log's last transaction"):
+        assembler.progress(1)
+
+
+def test_a_source_that_sends_the_logs_last_transaction_again_owes_nothing():
+    log = two_transactions()
+    assembler = owing(log)
+    row = made.insert(T, "1", "a", "b")
+    feed(assembler, log, [LAYOUT, *transaction(1000, row), *transaction(2000, row), *transaction(3000, row)])
+    assert [h.commit_lsn for h, _ in records(log, Kind.TRANSACTION)] == [1000, 2000]
+    log.sync()
+    assert [h.commit_lsn for h, _ in records(log, Kind.TRANSACTION)] == [1000, 2000, 3000]
+
+
 def test_an_epoch_record_stands_before_the_first_record_of_a_new_epoch():
     history = Timelines(3, ((1, 1500), (2, 2500)))
     log = MemoryLog()
