@@ -2,7 +2,7 @@
 
     PostgreSQL                        SQLite
     int2, int4, int8, oid, bool       INTEGER (bool: 0, 1)
-    float4, float8                    REAL; NaN and the infinities as text
+    float4, float8                    REAL; NaN and the infinities as text; -0 becomes SQLite's 0
     bytea                             BLOB
     every other type                  TEXT, PostgreSQL's canonical text
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from walbus.demo.source_rows import Key, SourceTable
+from walbus.values.to_text import float4_text, float8_text
 
 if TYPE_CHECKING:
     import tantivy
@@ -140,12 +142,25 @@ class RedisRows:
 
 
 def key_of(table: SourceTable, values: Mapping[str, object]) -> Key:
-    """The key of a sink's row as texts."""
-    return tuple(_key_text(values[column.name]) for column in table.key_columns)
+    """The key of a sink's row as the source's texts."""
+    return tuple(_key_text(column.type_name, values[column.name]) for column in table.key_columns)
 
 
-def _key_text(value: object) -> str:
-    return "\\x" + value.hex() if isinstance(value, bytes) else str(value)
+def _key_text(type_name: str, value: object) -> str:
+    if isinstance(value, bytes):
+        return "\\x" + value.hex()
+    if type_name == "boolean" and isinstance(value, int):
+        return "t" if value else "f"
+    if type_name in ("real", "double precision") and isinstance(value, (int, float)):
+        return _float_text(type_name, value)
+    return str(value)
+
+
+def _float_text(type_name: str, value: float) -> str:
+    """As PostgreSQL prints it: a sink has a `real` as the double with the same digits."""
+    if type_name == "real":
+        return float4_text(struct.unpack("<f", struct.pack("<f", value))[0])
+    return float8_text(value)
 
 
 def _quoted(name: str) -> str:
