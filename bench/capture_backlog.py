@@ -69,7 +69,7 @@ def run(rows: int, transactions: int, rounds: int) -> Report:
 
 def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report: Report) -> None:
     folder.mkdir()
-    pristine = _prepare(source, folder)
+    pristine = prepare(source, folder)
     target = backlog.make(source)
     taken: dict[str, list[Usage]] = {"walbus": [], "pg_recvlogical": []}
     for number in range(rounds):
@@ -97,13 +97,13 @@ def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report
     report.ratio(f"capture/pg_recvlogical {backlog.name} cpu", cpu["walbus"] / cpu["pg_recvlogical"])
 
 
-def _prepare(source: Source, folder: Path) -> Path:
+def prepare(source: Source, folder: Path) -> Path:
     """Lets capture make publication, slot and an empty log; the slot is then kept as it is for every round."""
     pristine = folder / "pristine"
-    capture = _start_walbus(source, pristine)
+    capture = start_capture(source, pristine)
     capture.until(lambda: source.streams("walbus"), _DEADLINE)
     capture.stop()
-    _until_free(source)
+    until_free(source)
     source.copy_slot("walbus", _KEPT)
     return pristine
 
@@ -111,13 +111,13 @@ def _prepare(source: Source, folder: Path) -> Path:
 def _walbus(source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path) -> Usage:
     shutil.copytree(pristine, place)
     source.copy_slot(_KEPT, "walbus")
-    capture = _start_walbus(source, place)
+    capture = start_capture(source, place)
     capture.until(lambda: source.streams("walbus"), _DEADLINE)
     capture.mark()
-    seconds = capture.until(lambda: _durable(place) >= target, _DEADLINE)
+    seconds = capture.until(lambda: durable_end(place) >= target, _DEADLINE)
     usage = capture.stop(seconds)
-    _until_free(source)
-    if (held := _rows_in_log(place)) != backlog.rows:
+    until_free(source)
+    if (held := rows_in_log(place)) != backlog.rows:
         raise RuntimeError(f"the log holds {held} of {backlog.rows} rows")
     return usage
 
@@ -136,7 +136,8 @@ def _pg_recvlogical(source: Source, backlog: Backlog, target: Lsn, pristine: Pat
     return usage
 
 
-def _start_walbus(source: Source, place: Path) -> Measured:
+def start_capture(source: Source, place: Path) -> Measured:
+    """Capture with its data in a folder, as a process."""
     place.mkdir(exist_ok=True)
     environment = {"WALBUS_SOURCE__DSN": source.dsn, "WALBUS_DATA_DIR": str(place), "WALBUS_LOG__LEVEL": "warning"}
     config = place / "walbus.toml"
@@ -144,7 +145,8 @@ def _start_walbus(source: Source, place: Path) -> Measured:
     return Measured([sys.executable, "-P", "-m", "walbus", "capture", "-c", str(config)], environment, place / "log")
 
 
-def _durable(place: Path) -> int:
+def durable_end(place: Path) -> int:
+    """How far the log in a folder is durable, an LSN."""
     try:
         with closing(open_reader(place / "relay")) as reader:
             return reader.bounds().end_lsn
@@ -152,14 +154,15 @@ def _durable(place: Path) -> int:
         return 0
 
 
-def _until_free(source: Source) -> None:
+def until_free(source: Source, slot: str = "walbus") -> None:
     """The walsender of a process that has ended holds its slot a little longer."""
     end = time.monotonic() + 30
-    while source.streams("walbus") and time.monotonic() < end:
+    while source.streams(slot) and time.monotonic() < end:
         time.sleep(0.02)
 
 
-def _rows_in_log(place: Path) -> int:
+def rows_in_log(place: Path) -> int:
+    """Changes in the log in a folder."""
     rows = 0
     with closing(open_reader(place / "relay")) as reader, closing(reader.cursor(ORIGIN)) as cursor:
         while records := cursor.read(1 << 20):

@@ -3,7 +3,8 @@
     python bench/run.py capture [--rows N] [--transactions N] [--rounds N]
     python bench/run.py latency [--rate N] [--seconds N]
     python bench/run.py memory  [--small N]
-    python bench/run.py all     [--quick] [--write]
+    python bench/run.py debezium [--changes N] [--rounds N]
+    python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars
 
 Each option can be given by environment too: WALBUS_BENCH_ROWS=100000 make bench-capture. `--quick` takes a tenth of
 every size that was not given, to try the benchmarks themselves. `--write` puts the results into docs/benchmarks.md,
@@ -18,6 +19,7 @@ import sys
 
 import capture_backlog
 import commit_latency
+import debezium
 import peak_memory
 import report
 
@@ -27,13 +29,14 @@ _NUMBERS = {
     "rounds": (3, "rounds over each backlog; medians are reported"),
     "rate": (500, "transactions a second while latency is measured"),
     "seconds": (30, "for which latency is measured"),
+    "changes": (400_000, "rows of each of the two backlogs that Debezium reads"),
     "small": (100_000, "rows of the small backlog; the large one has ten times as many"),
 }
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("all", "capture", "latency", "memory"))
+    parser.add_argument("what", choices=("all", "capture", "debezium", "latency", "memory"))
     parser.add_argument("--quick", action="store_true", help="a tenth of each size that is not given")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     for name, (default, meaning) in _NUMBERS.items():
@@ -54,8 +57,9 @@ def main() -> None:
         "capture": lambda: capture_backlog.run(given.rows, given.transactions, given.rounds),
         "latency": lambda: commit_latency.run(given.rate, given.seconds),
         "memory": lambda: peak_memory.run(given.small),
+        "debezium": lambda: debezium.run(given.changes, given.rounds),
     }
-    chosen = list(runs) if given.what == "all" else [given.what]
+    chosen = [name for name in runs if name != "debezium"] if given.what == "all" else [given.what]
     reports = [runs[name]() for name in chosen]
     for done in reports:
         print(f"\n{done.table()}")

