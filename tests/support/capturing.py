@@ -46,9 +46,9 @@ def spool_of(folder: Path) -> Path:
     return folder.parent / f"{folder.name}.spool"
 
 
-def file_log(folder: Path, source: SourceConfig) -> LogWriter:
+def file_log(folder: Path, source: SourceConfig, *, segment_bytes: int = 1 << 20) -> LogWriter:
     """The log of the file engine in `folder`, opened for writing."""
-    return open_writer(folder, identify(source), segment_bytes=1 << 20, retention_hours=24, retention_bytes=None)
+    return open_writer(folder, identify(source), segment_bytes=segment_bytes, retention_hours=24, retention_bytes=None)
 
 
 class CaptureThread:
@@ -172,11 +172,14 @@ class CaptureProcess:
         dsn: of the database.
         folder: of the log.
         prefix: a command to run it under, such as strace.
+        segment_bytes: size from which a segment is rolled.
         options: of `[source]`, over those of `source_of`.
     """
 
-    def __init__(self, dsn: str, folder: Path, *, prefix: tuple[str, ...] = (), **options: Any) -> None:
-        arguments = [dsn, str(folder), json.dumps(options)]
+    def __init__(
+        self, dsn: str, folder: Path, *, prefix: tuple[str, ...] = (), segment_bytes: int = 1 << 20, **options: Any
+    ) -> None:
+        arguments = [dsn, str(folder), json.dumps(options), str(segment_bytes)]
         command = [*prefix, sys.executable, "-P", "-m", "support.capturing", *arguments]
         path = os.pathsep.join([str(_TESTS), str(_TESTS.parent)])
         self._output = folder.parent / f"{folder.name}.out"
@@ -222,7 +225,7 @@ def main() -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        with closing(file_log(folder, source)) as log:
+        with closing(file_log(folder, source, segment_bytes=int(sys.argv[4]))) as log:
             status = folder.parent / "capture.json"
             catalog = folder / CATALOG_FILE
             run_capture(source, log, spool_dir=spool_of(folder), stop=stop, status_path=status, catalog_path=catalog)
