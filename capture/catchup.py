@@ -43,7 +43,7 @@ from walbus.lsn import format_lsn
 logger = structlog.get_logger(__name__)
 
 #: Bytes that are read at most before what they completed is appended.
-ROUND_BYTES = 1 << 20
+ROUND_BYTES = 512 << 10
 #: Seconds between two looks at `stop` while the server works.
 LOOK_SECONDS = 0.1
 #: Seconds between two status files, each with a sync of what is whole, and between two applications of the retention.
@@ -52,6 +52,7 @@ CHORE_SECONDS, TRIM_SECONDS = 1.0, 5.0
 SILENT_SECONDS = 600.0
 #: SQLSTATE of a slot that another session holds, which passes by itself; what else is refused will be refused again.
 _SLOT_IN_USE = "55006"
+_STREAM_ABORT = ord("A")
 
 
 class CatchUp:
@@ -137,10 +138,10 @@ class CatchUp:
         self._report.state, self._report.error = "catching up", None
         self._report.write()
         while isinstance(step := policy.next(look.backlog), Step):
-            messages = self._step(peek, assembler, step.upto)
+            read = self._step(peek, assembler, step.upto)
             if self._stop.is_set():
                 return
-            policy.done(step.upto - look.backlog.confirmed, messages)
+            policy.done(step.upto - look.backlog.confirmed, read)
             look = self._look(peek, assembler, publication)
             self._count(assembler)
         logger.info("catch_up.done", why=step.reason, steps=self._report.catch_up_steps, bytes=look.backlog.left)
@@ -158,33 +159,31 @@ class CatchUp:
     # One step.
 
     def _step(self, peek: Peek, assembler: Assembler, upto: int) -> int:
-        """Reads and makes durable what commits before an LSN, and moves the slot there; how many messages it was.
+        """Reads and makes durable what commits before an LSN, and moves the slot there; how many bytes were read.
 
         The step is given up where `stop` was set.
         """
         peek.begin_peek(upto)
-        messages = self._copy(peek, assembler) if self._answered(peek, assembler) else 0
+        read = self._copy(peek, assembler) if self._answered(peek, assembler) else 0
         if self._stop.is_set():
-            return messages
+            return read
         self._make_durable(assembler, upto)
         peek.begin_move(upto)
         if self._answered(peek, assembler):
             self._report.catch_up_steps += 1
-        return messages
+        return read
 
     def _copy(self, peek: Peek, assembler: Assembler) -> int:
-        """Feeds the assembler with the rows of a COPY; how many there were."""
-        rows, messages = CopyRows(), 0
-        while not self._stop.is_set():
+        """Feeds the assembler with the rows of a COPY; how many bytes there were."""
+        rows, total, over = CopyRows(), 0, False
+        while not over and not self._stop.is_set():
             try:
                 read, over = _read_round(peek, rows, assembler)
             finally:  # what stood before a message that makes no sense is good
                 self._append_complete(assembler)
-            messages += read
-            if over:
-                break
-            self._rest(peek, assembler, idle=not read)
-        return messages
+            total += read
+            self._rest(peek, assembler, idle=not read and not over)
+        return total
 
     def _answered(self, peek: Peek, assembler: Assembler) -> bool:
         """Waits until a statement has answered; False if `stop` was set before."""
@@ -238,21 +237,25 @@ class CatchUp:
 
 
 def _read_round(peek: Peek, rows: CopyRows, assembler: Assembler) -> tuple[int, bool]:
-    """Feeds what has arrived, up to a bound; how many messages, and whether the COPY is over."""
-    receive, data_at, feed = peek.receive, rows.data_at, assembler.feed
-    messages, left = 0, ROUND_BYTES
-    while left > 0:
-        frame = receive()
-        if frame is None:
-            return messages, False
-        if not frame:
-            return messages, _proved_whole(rows)
-        left -= len(frame)
-        at = data_at(frame)
-        if at:
-            feed(frame, at)
-            messages += 1
-    return messages, False
+    """Feeds what has arrived, up to a bound; how many bytes, and whether the COPY is over."""
+    read = 0
+    while read < ROUND_BYTES:
+        size, frame, taken = peek.pump(assembler.core, ROUND_BYTES)
+        read += taken + len(frame)
+        if frame:
+            _feed(assembler, frame, rows.data_at(frame))
+        if size <= 0:
+            return read, size < 0 and _proved_whole(rows)
+    return read, False
+
+
+def _feed(assembler: Assembler, frame: bytes, at: int) -> None:
+    """Feeds a row that the core has left, if the frame has one.
+
+    PostgreSQL 18 tells by a Stream Abort of a transaction that was spilled and rolled back, of which nothing was sent.
+    """
+    if at and frame[at] != _STREAM_ABORT:
+        assembler.feed(frame, at)
 
 
 def _proved_whole(rows: CopyRows) -> bool:

@@ -7,7 +7,8 @@ bytes long, ends the rows:
     row      number of fields i16 = 2   length i32 = 8   lsn u64   length i32   data
     trailer  -1 i16
 
-Nothing is copied: a message is told by its offset in the frame that holds it.
+Nothing is copied: a message is told by its offset in the frame that holds it. Most rows never come here, since the
+native core takes them from libpq (`Envelope.COPY_ROW`).
 """
 
 from __future__ import annotations
@@ -30,12 +31,10 @@ class CopyRows:
 
     Attributes:
         ended: the trailer has come.
-        lsn: of the last row.
     """
 
     def __init__(self) -> None:
         self.ended = False
-        self.lsn = 0
         self._begun = False
 
     def data_at(self, frame: bytes) -> int:
@@ -46,7 +45,7 @@ class CopyRows:
         """
         at = 0 if self._begun else self._header(frame)
         if len(frame) - at >= ROW_HEADER and not self.ended:
-            fields, lsn_size, self.lsn, size = _ROW.unpack_from(frame, at)
+            fields, lsn_size, _, size = _ROW.unpack_from(frame, at)
             if fields == 2 and lsn_size == 8 and size == len(frame) - at - ROW_HEADER:
                 return at + ROW_HEADER
         elif frame[at:] == _TRAILER and not self.ended:

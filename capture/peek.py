@@ -2,7 +2,7 @@
 
 `pg_logical_slot_peek_binary_changes` gives the very messages that the walsender would send, and leaves the slot where
 it is; `pg_replication_slot_advance` moves it once they are durable. Both decode from restart_lsn, for seconds or
-minutes, so neither is waited for in a blocking call: it is sent, then looked after with `poll` and `receive` between
+minutes, so neither is waited for in a blocking call: it is sent, then looked after with `poll` and `pump` between
 waits, and the caller can stop at any moment. `close` cancels what still runs, or the server would go on with it.
 
 How far a peek may go is looked up before it begins: it ends at the flush LSN of the moment when it began, while the
@@ -31,6 +31,7 @@ from walbus.capture.sessions import cut_off, open_session, refused
 from walbus.capture.steps import Backlog
 from walbus.errors import SourceError, SourceGap, SourceUnavailable
 from walbus.lsn import format_lsn, parse_lsn
+from walbus.native.interface import Core, Drained, Envelope
 
 logger = structlog.get_logger(__name__)
 
@@ -107,7 +108,7 @@ class Peek:
         self._slot = slot
         self._publication = publication
         self._stop = stop
-        self._fatal: SourceError | None = None
+        self._fatal: list[SourceError] = []  # what a notice told
         self._running = False
 
     @property
@@ -146,7 +147,7 @@ class Peek:
     # Statements that run for long.
 
     def begin_peek(self, upto: int) -> None:
-        """Sends the COPY of what commits before `upto`; `poll` says when its first row can be received."""
+        """Sends the COPY of what commits before `upto`; `poll` says when its first row can be had."""
         self._send(_PEEK, upto)
 
     def begin_move(self, upto: int) -> None:
@@ -178,29 +179,33 @@ class Peek:
         self._finish(result, pq.ExecStatus.TUPLES_OK)
         return True
 
-    def receive(self) -> bytes | None:
-        """The next frame of the COPY; None when none has arrived; b"" when all have.
+    def pump(self, core: Core, limit: int) -> Drained:
+        """Hands rows of the COPY that have arrived to a core, until it leaves one or about `limit` bytes were taken.
+
+        Returns:
+            As `Core.drain`; a size of 0 means that nothing more has arrived, one below that the COPY is over.
 
         Raises:
-            StatementRefused, SourceError: as for `poll`.
+            StatementRefused, SourceError: as for `poll`; what the core took before is good.
         """
+        total, consumed = 0, False
         try:
-            size, view = self._pgconn.get_copy_data(1)
-            if size == 0:
+            while True:
+                frames = self._pgconn.get_copy_data
+                size, left, taken = core.drain(frames, self._fatal, limit - total, Envelope.COPY_ROW)
+                total += taken
+                if size != 0 or (consumed and taken == 0):
+                    break
                 self._pgconn.consume_input()
-                size, view = self._pgconn.get_copy_data(1)
+                consumed = True
         except psycopg.Error as error:
             raise refusal(error, _DOING) from None
-        if self._fatal is not None:
-            raise self._fatal
-        if size > 0:
-            return bytes(view)
-        if size == 0:
-            return None
-        with refused(_DOING):
-            result = self._pgconn.get_result()
-        self._finish(result, pq.ExecStatus.COMMAND_OK)
-        return b""
+        self._raise_fatal()
+        if size < 0:
+            with refused(_DOING):
+                result = self._pgconn.get_result()
+            self._finish(result, pq.ExecStatus.COMMAND_OK)
+        return Drained(size, left, total)
 
     def wait(self, timeout: float) -> None:
         """Blocks until something arrived, or until `timeout` seconds have passed."""
@@ -260,13 +265,13 @@ class Peek:
         return StatementRefused(told.text or "no answer", told.state)
 
     def _raise_fatal(self) -> None:
-        if self._fatal is not None:
-            raise self._fatal
+        if self._fatal:
+            raise self._fatal[0]
 
     def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         skipped = rows_skipped(notice, _DOING)
         if skipped is not None:
-            self._fatal = skipped
+            self._fatal.append(skipped)
         else:
             text = notice.message_primary or ""
             logger.warning("source.notice", severity=notice.severity, sqlstate=notice.sqlstate, text=text)

@@ -12,7 +12,7 @@ a step is never smaller than the work that it repeats; and what cannot pay goes 
 - the tail: what is left is less than a first step
 - repeated work larger than the largest step: a long transaction holds restart_lsn back. If it is large too, the step
   that meets its commit would hold all of it in the server's temporary files, while the walsender can stream it
-- sparse WAL: messages so few that reading all of it twice costs more than sending them
+- sparse WAL: so little comes out of it that reading all of it twice costs more than sending that
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from typing import Literal
 FAR_BEHIND = 2
 #: The largest step, in first steps.
 LARGEST = 8
-#: A message saves about as much time as moving the slot over this many bytes of WAL takes (ADR 0077).
-BYTES_A_MESSAGE = 4096
+#: WAL is sparse where less than one byte in so many comes out of it.
+SPARSE = 64
 
-Reason = Literal["the tail is near", "a long transaction makes every step repeat its WAL", "few messages in much WAL"]
+Reason = Literal[
+    "the tail is near", "a long transaction makes every step repeat its WAL", "little comes out of much WAL"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +95,18 @@ class StepPolicy:
         if backlog.repeated > self._largest:
             return Stream("a long transaction makes every step repeat its WAL")
         if self._sparse:
-            return Stream("few messages in much WAL")
+            return Stream("little comes out of much WAL")
         size = max(self._size, backlog.repeated)
         if backlog.left < size + self._first:  # what would be left would not be worth a step
             size = backlog.left
         return Step(backlog.confirmed + size)
 
-    def done(self, read: int, messages: int) -> None:
+    def done(self, wal: int, read: int) -> None:
         """A step is durable, and the slot moved.
 
         Args:
-            read: bytes of WAL that it went forward.
-            messages: how many came out of them.
+            wal: bytes of WAL that it went forward.
+            read: bytes of messages that came out of them.
         """
         self._size = min(self._size * 2, self._largest)
-        self._sparse = messages * BYTES_A_MESSAGE < read
+        self._sparse = read * SPARSE < wal

@@ -5,18 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walbus.capture.steps import BYTES_A_MESSAGE, FAR_BEHIND, LARGEST, Backlog, Step, StepPolicy, Stream
+from walbus.capture.steps import FAR_BEHIND, LARGEST, SPARSE, Backlog, Step, StepPolicy, Stream
 
 FIRST = 1000
 
 
-def sizes(backlog, policy=None, messages=1 << 40):
+def sizes(backlog, policy=None, read=1 << 40):
     """The steps through a backlog that nobody adds to, and the reason of the end."""
     policy = policy or StepPolicy(FIRST)
     taken = []
     while isinstance(step := policy.next(backlog), Step):
         taken.append(step.upto - backlog.confirmed)
-        policy.done(taken[-1], messages)
+        policy.done(taken[-1], read)
         backlog = Backlog(min(backlog.restart + taken[-1], step.upto), step.upto, backlog.end)
     return taken, step.reason
 
@@ -46,10 +46,10 @@ def test_work_repeated_beyond_the_largest_step_turns_to_the_stream():
     )
 
 
-def test_few_messages_in_much_wal_turn_to_the_stream():
-    for messages, goes_on in ((FIRST // BYTES_A_MESSAGE, False), (FIRST // BYTES_A_MESSAGE + 1, True)):
+def test_wal_that_gives_little_turns_to_the_stream():
+    for read, goes_on in ((9, False), (10, True)):
         policy = StepPolicy(FIRST)
-        policy.done(FIRST, messages)
+        policy.done(10 * SPARSE, read)
         assert isinstance(policy.next(Backlog(0, 0, 90_000)), Step) is goes_on
 
 
