@@ -122,6 +122,7 @@ class Intake:
     def _forget(self) -> None:
         self._open: dict[int, Pending] = {}
         self._divert: Callable[[bytes, int], None] | None = None  # takes messages inside a block and during a replay
+        self._block: Pending | None = None  # whose block is open
         self._replay: Replay | None = None
         self._replayed: Callable[[], None] = lambda: None
 
@@ -140,6 +141,14 @@ class Intake:
     def plain(self) -> bool:
         """Whether Begin, rows and Commit may be fed to the assembler directly: no block and no replay is under way."""
         return self._divert is None
+
+    def sink(self) -> bytearray | None:
+        """Where rows of the open block may be put directly (`walbus.native.spool_rows`); None outside of blocks.
+
+        Raises:
+            LogFull: no room.
+        """
+        return None if self._block is None else self._block.spool.sink()
 
     @property
     def replaying(self) -> bool:
@@ -207,7 +216,7 @@ class Intake:
             raise ProtocolError(what, where=f"message 'S', transaction {start.xid}")
         if pending is None:
             pending = self._open[start.xid] = Pending(start.xid, self._spool.open(start.xid))
-        self._divert = partial(self._feed_block, pending)
+        self._block, self._divert = pending, partial(self._feed_block, pending)
 
     def _feed_block(self, block: Pending, data: bytes, offset: int) -> None:
         kind = data[offset] if len(data) > offset else 0
@@ -222,7 +231,7 @@ class Intake:
         elif kind == _STOP:
             decode_streamed(data, offset)
             self._spool.settle(block.spool)
-            self._divert = None
+            self._block = self._divert = None
         else:
             raise ProtocolError("it has no place in a block", where=f"{_kind(data, offset)}, offset 0")
 

@@ -144,7 +144,7 @@ class StreamLoop:
         """Reads until a bound, or until a replay is due; whether the socket is dry."""
         left, dry = ROUND_BYTES, False
         while left > 0 and not dry and not self._intake.replaying:
-            taken, dry = self._read_plain() if self._intake.plain else self._read_block(left)
+            taken, dry = self._read_plain() if self._intake.plain else self._read_diverted()
             if self._assembler.waiting_bytes >= TAKE_BYTES:
                 self._append_complete()
             left -= taken
@@ -160,24 +160,19 @@ class StreamLoop:
             self._take_frame(drained.left)
         return drained.taken + len(drained.left), drained.size == 0
 
-    def _read_block(self, left: int) -> tuple[int, bool]:
-        """A block of a streamed transaction, frame by frame, about `left` bytes. Bytes read; whether it is dry."""
-        receive, feed, intake, taken, last = self._walsender.receive, self._feed, self._intake, 0, b""
-        while taken < left and not intake.plain:
-            frame = receive()
-            if frame is None:
-                break
-            taken += len(frame)
-            if frame[0] == WAL_DATA:
-                last = frame
-                feed(frame)
-            else:
+    def _read_diverted(self) -> tuple[int, bool]:
+        """Rows of a streamed block go straight into its spool; all else frame by frame. As `_read_plain`."""
+        sink = self._patiently(self._intake.sink)
+        if sink is None:
+            frame = self._walsender.receive()
+            if frame is not None:
                 self._take_frame(frame)
-        else:
-            frame = last
-        if last:
-            self._note_server(*server_state(last))
-        return taken, frame is None
+            return len(frame or b""), frame is None
+        drained = self._walsender.pump_rows(sink, TAKE_BYTES)
+        self._heard = self._monotonic() if drained.taken else self._heard
+        if drained.left:
+            self._take_frame(drained.left)
+        return drained.taken + len(drained.left), drained.size == 0
 
     def _take_frame(self, frame: bytes) -> None:
         if frame[0] == WAL_DATA:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from walbus.capture.streamed import begin_bytes, commit_bytes
+from walbus.capture.streamed import ENTRY, begin_bytes, commit_bytes
 from walbus.capture.told import TELLING_KINDS, Subject, ToldLayouts, subject_of
+from walbus.native import replay_rows
 
 if TYPE_CHECKING:
     from walbus.capture.assembly import Assembler
@@ -63,8 +64,8 @@ class Replay:
         self._aborted = aborted
         self._layouts = set(layouts)
         self._check = check
-        self._messages: list[tuple[bytes, bytes]] = []
-        self._next = 0
+        self._chunk = b""  # entries, the last one perhaps cut off
+        self._at = 0  # of the next one in it
         assembler.feed(begin_bytes(ending.commit_lsn, ending.commit_time, ending.xid))
         if origin:
             assembler.feed(origin)
@@ -77,36 +78,44 @@ class Replay:
             LogFull: no room for a new layout; call again.
             DamagedRecord: the spool is not as it was written.
         """
+        core, aborted = self._assembler.core, self._aborted
         while budget > 0:
-            if self._next == len(self._messages):
-                if self._assembler.repeating:
-                    return self._finish()
-                self._messages, self._next = self._spooled.read(), 0
-                if not self._messages:
-                    self._check()
-                    return self._finish()
-            budget -= self._feed_some(budget)
+            begin = self._at
+            self._at = replay_rows(core, self._chunk, begin, aborted)
+            missing = self._feed_next()
+            budget -= self._at - begin
+            if missing and (self._assembler.repeating or not self._read_on(missing)):
+                return self._finish()
         return False
 
-    def _feed_some(self, budget: int) -> int:
-        """Feeds what was read, about `budget` bytes of it; how many."""
-        feed, aborted, fed, at = self._assembler.feed, self._aborted, 0, self._next
-        try:
-            for at in range(self._next, len(self._messages)):
-                xid, message = self._messages[at]
-                if message[0] in TELLING_KINDS:
-                    self._layouts.add(subject_of(message))
-                    self._told.feed(message)
-                elif xid not in aborted:
-                    feed(message)
-                fed += len(message)
-                if fed >= budget:
-                    break
-        except BaseException:
-            self._next = at
-            raise
-        self._next = at + 1
-        return fed
+    def _feed_next(self) -> int:
+        """Feeds the entry that the core left; how many bytes of it are missing, if it is not whole."""
+        chunk, at = self._chunk, self._at + ENTRY.size
+        if len(chunk) < at:
+            return at - len(chunk)
+        length, xid = ENTRY.unpack_from(chunk, self._at)
+        end = at + length
+        if len(chunk) < end:
+            return int(end - len(chunk))
+        self._feed(xid, chunk[at:end])
+        self._at = end
+        return 0
+
+    def _feed(self, xid: bytes, message: bytes) -> None:
+        if message and message[0] in TELLING_KINDS:
+            self._layouts.add(subject_of(message))
+            self._told.feed(message)
+        elif xid not in self._aborted:
+            self._assembler.feed(message)
+
+    def _read_on(self, missing: int) -> bool:
+        """Reads what follows, at least the entry that is cut off; whether there was anything."""
+        rest = self._chunk[self._at :]
+        if not rest and not self._spooled.left:
+            self._check()
+            return False
+        self._chunk, self._at = rest + self._spooled.read(missing), 0
+        return True
 
     def _finish(self) -> bool:
         ending = self._ending

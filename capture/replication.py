@@ -10,6 +10,7 @@ in its place between the frames. It is raised by `receive` before the next frame
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from typing import cast
 
 import psycopg
@@ -24,6 +25,7 @@ from walbus.capture.timelines import Timelines, parse_history
 from walbus.capture.verification import SystemIdentity
 from walbus.errors import SourceError, SourceUnavailable
 from walbus.lsn import parse_lsn
+from walbus.native import spool_rows
 from walbus.native.interface import Core, Drained, Envelope
 
 logger = structlog.get_logger(__name__)
@@ -147,12 +149,19 @@ class Walsender:
         Raises:
             SourceError: as `receive`; what the core took before is good.
         """
+        frames, alarm = self._pgconn.get_copy_data, self._fatal
+        return self._pumped(lambda left: core.drain(frames, alarm, left, Envelope.WAL_DATA), limit)
+
+    def pump_rows(self, sink: bytearray, limit: int) -> Drained:
+        """As `pump`, but rows of a streamed transaction's block, as entries of its spool."""
+        frames, alarm = self._pgconn.get_copy_data, self._fatal
+        return self._pumped(lambda left: spool_rows(frames, alarm, left, sink), limit)
+
+    def _pumped(self, drain: Callable[[int], Drained], limit: int) -> Drained:
         total, consumed = 0, False
         try:
             while True:
-                size, left, taken = core.drain(
-                    self._pgconn.get_copy_data, self._fatal, limit - total, Envelope.WAL_DATA
-                )
+                size, left, taken = drain(limit - total)
                 total += taken
                 if size != 0 or (consumed and taken == 0):
                     break

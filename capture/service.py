@@ -71,7 +71,7 @@ SETUP_SECONDS = 60.0
 GOOD_SECONDS = 5.0
 
 
-def run_capture(
+def run_capture(  # noqa: PLR0913  (what a process is given)
     source: SourceConfig,
     log: LogWriter,
     *,

@@ -16,11 +16,10 @@ The files are not synced, and go at a commit, an abort, a reconnect, and a start
 
 from __future__ import annotations
 
-from struct import Struct
-
 import google_crc32c
 
 from walbus.capture.spool_files import SpoolFiles
+from walbus.capture.streamed import ENTRY
 from walbus.errors import DamagedRecord, ProtocolError
 
 #: A transaction's buffer goes to its file when it is so long.
@@ -34,8 +33,8 @@ SYNC_BYTES = 16 << 20
 #: Ending of the files of open transactions.
 OPEN_SUFFIX = ".open"
 
-ENTRY = Struct("<I4s")
-_READ_BYTES = 256 << 10
+#: Bytes that are read at a time.
+READ_BYTES = 256 << 10
 
 
 class Spooled:
@@ -61,54 +60,33 @@ class Spooled:
         """Bytes that were not read yet."""
         return self._written + len(self._rest) - self._at
 
-    def read(self) -> list[tuple[bytes, bytes]]:
-        """The next messages, each behind its xid as it was sent: some hundred KB, at least one; none at the end.
+    def read(self, at_least: int = 0) -> bytes:
+        """The next bytes of the entries, `READ_BYTES` or `at_least`; fewer only at the end, where there are none.
 
         Raises:
-            DamagedRecord: the file ends too early, or its lengths make no sense.
+            DamagedRecord: there are not so many, or the file ends too early.
         """
-        size = _READ_BYTES
-        while self.left:
-            chunk = self._chunk(size)
-            entries, end = _whole_entries(chunk)
-            if entries:
-                self.crc = google_crc32c.extend(self.crc, chunk[:end])
-                self._at += end
-                return entries
-            size = _size_of_first(chunk)
-            if not len(chunk) < size <= self.left:
-                raise self.damaged("an entry is longer than what is left")
-        return []
+        size = max(READ_BYTES, at_least)
+        if at_least > self.left:
+            raise self.damaged("an entry is longer than what is left")
+        chunk = b""
+        while self.left and len(chunk) < size:
+            part = self._part(size - len(chunk))
+            if not part:
+                raise self.damaged("the file ends too early")
+            chunk = chunk + part if chunk else part
+            self._at += len(part)
+        self.crc = google_crc32c.extend(self.crc, chunk)
+        return chunk
 
     def damaged(self, what: str) -> DamagedRecord:
         """The error of a spool that is not as it was written."""
         return DamagedRecord(what, where=f"{self._files.folder / (self._name or 'memory')}, offset {self._at}")
 
-    def _chunk(self, size: int) -> bytes:
+    def _part(self, size: int) -> bytes:
         if self._at >= self._written or self._name is None:
             return self._rest[self._at - self._written :][:size]
         return self._files.read(self._name, self._at, min(size, self._written - self._at))
-
-
-def _whole_entries(chunk: bytes) -> tuple[list[tuple[bytes, bytes]], int]:
-    """The entries that the chunk holds whole, and where the last one ends."""
-    entries, at, last, unpack = [], 0, len(chunk) - ENTRY.size, ENTRY.unpack_from
-    while at <= last:
-        length, xid = unpack(chunk, at)
-        start = at + ENTRY.size
-        end = start + length
-        if end > len(chunk):
-            break
-        entries.append((xid, chunk[start:end]))
-        at = end
-    return entries, at
-
-
-def _size_of_first(chunk: bytes) -> int:
-    if len(chunk) < ENTRY.size:
-        return ENTRY.size
-    length, _ = ENTRY.unpack_from(chunk, 0)
-    return ENTRY.size + int(length)
 
 
 class OpenSpool:
@@ -155,6 +133,16 @@ class OpenSpool:
         buffer += ENTRY.pack(length, data[offset + 1 : offset + 5])
         buffer += data[offset : offset + 1]
         buffer += data[offset + 5 :]
+
+    def sink(self) -> bytearray:
+        """For whoever can add entries with less ado than `add_prefixed`: some hundred KB, then it is asked for again.
+
+        Raises:
+            LogFull: no room.
+        """
+        if len(self._buffer) >= BUFFER_BYTES:
+            self.flush()
+        return self._buffer
 
     def add(self, xid: int, message: bytes) -> None:
         """Takes a message of protocol 1 that belongs to a (sub)transaction.

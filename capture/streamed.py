@@ -22,6 +22,9 @@ from typing import NamedTuple
 from walbus.capture.messages import POSTGRES_EPOCH
 from walbus.errors import ProtocolError
 
+#: How a message of a transaction waits in the spool: its length, the xid of its (sub)transaction as it was sent; then
+#: the message, as protocol 1 has it.
+ENTRY = Struct("<I4s")
 #: Bytes of the transaction id behind the kind byte of a message in a block.
 XID_SIZE = 4
 

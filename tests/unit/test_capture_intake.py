@@ -276,7 +276,7 @@ def test_nothing_is_fed_and_no_keepalive_heeded_during_a_replay_or_a_block(rig):
 
 
 def test_a_transaction_that_the_log_has_is_dropped_without_reading_its_spool_to_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(spool_module, "_READ_BYTES", 1000)
+    monkeypatch.setattr(spool_module, "READ_BYTES", 1000)
     rig = Rig(tmp_path)
     feed = [*block(700, (700, LAYOUT), *[(700, row(n)) for n in range(2000)]), made.stream_commit(700, 1000)]
     before = list(rig.records(*feed))

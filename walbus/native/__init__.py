@@ -19,23 +19,25 @@ from typing import NamedTuple
 
 from walbus import records
 from walbus.native import pure
-from walbus.native.interface import INTERFACE, Core
+from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
 
 #: The variable that forces Python.
 FORCE_PURE = "WALBUS_PURE"
 
 
 class Implementation(NamedTuple):
-    """One of the two: a factory of cores, and `seal` (see `walbus.records.seal`); `name` says which and why."""
+    """One of the two: a factory of cores, and its functions; `name` says which and why."""
 
     name: str
     new_core: Callable[[], Core]
     seal: Callable[[bytes, int], bytes]
+    spool_rows: SpoolRows
+    replay_rows: ReplayRows
 
 
 def pure_implementation(why: str) -> Implementation:
     """The one in Python."""
-    return Implementation(f"pure ({why})", pure.Core, records.seal)
+    return Implementation(f"pure ({why})", pure.Core, records.seal, pure.spool_rows, pure.replay_rows)
 
 
 def native_implementation() -> Implementation:
@@ -48,7 +50,7 @@ def native_implementation() -> Implementation:
 
     if core.INTERFACE != INTERFACE:
         raise ImportError("it was built from other sources; build it again")
-    return Implementation("native", core.Core, core.seal)
+    return Implementation("native", core.Core, core.seal, core.spool_rows, core.replay_rows)
 
 
 def _chosen() -> Implementation:
@@ -70,10 +72,13 @@ new_core = _IN_USE.new_core
 #: Gives a run's records their seqs and checksums; see `walbus.records.seal`.
 seal = _IN_USE.seal
 
+#: Rows of streamed transactions into their spool, and out of it.
+spool_rows, replay_rows = _IN_USE.spool_rows, _IN_USE.replay_rows
+
 
 def core_in_use() -> str:
     """Which core is in use, and why: `native`, `pure (WALBUS_PURE=1)`, `pure (extension not built)`, or another."""
     return _IN_USE.name
 
 
-__all__ = ["Core", "core_in_use", "new_core", "seal"]
+__all__ = ["Core", "core_in_use", "new_core", "replay_rows", "seal", "spool_rows"]

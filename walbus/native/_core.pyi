@@ -7,4 +7,7 @@ from walbus.native import interface
 INTERFACE: int
 Core: Callable[[], interface.Core]
 
+spool_rows: interface.SpoolRows
+replay_rows: interface.ReplayRows
+
 def seal(records: bytes, base: int) -> bytes: ...

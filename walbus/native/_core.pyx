@@ -39,7 +39,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 3  # as in interface.py when this was built
+INTERFACE = 4  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -469,3 +469,6 @@ def seal(bytes records not None, uint64_t base):
         at += length
         left -= length
     return sealed
+
+
+include "blocks.pxi"

@@ -29,7 +29,7 @@ from walbus.position import Position
 from walbus.schema import TableSchema
 
 #: Rises when the native core must be built again to fit the Python code around it.
-INTERFACE = 3
+INTERFACE = 4
 
 #: A piece leaves when it holds this many bytes of changes, or this many changes.
 PIECE_BYTES = 256 << 10
@@ -39,6 +39,34 @@ RUN_BYTES = 64 << 10
 
 #: libpq's answer to a request for the next frame: its size (0: none is there; below: the stream ended) and its bytes.
 CopyData = Callable[[int], tuple[int, memoryview]]
+
+
+class SpoolRows(Protocol):
+    """Rows of a streamed transaction's block, on their way into the spool (`walbus.capture.spool` has their form)."""
+
+    def __call__(self, next_frame: CopyData, alarm: Sequence[object], limit: int, sink: bytearray) -> Drained:
+        """Appends the rows of frames to `sink` until one must be left, none is there, or `limit` bytes were taken.
+
+        Args:
+            next_frame: as of `Core.drain`.
+            alarm: as there.
+            limit: as there.
+            sink: gets the entries. What raises leaves it as it was; the frames are then lost.
+        """
+
+
+class ReplayRows(Protocol):
+    """Rows of a streamed transaction, on their way out of the spool."""
+
+    def __call__(self, core: Core, entries: bytes, at: int, aborted: frozenset[bytes]) -> int:
+        """Feeds entries from `at` on to a core; where the first one begins that was left untouched.
+
+        Args:
+            core: of the same implementation.
+            entries: the last one may be cut off; it is left.
+            at: where an entry begins.
+            aborted: xids, as they are sent, whose rows are passed over.
+        """
 
 
 class Envelope(enum.IntEnum):

@@ -220,3 +220,14 @@ class Core:
             self._out.append(self._run.closed())
             self._out_bytes += self._run.size
             self._run = _OpenRun()
+
+
+def spool_rows(next_frame: CopyData, alarm: Sequence[object], limit: int, sink: bytearray) -> Drained:
+    """See `walbus.native.interface.SpoolRows`; the first frame is left."""
+    size, frame = next_frame(1)
+    return Drained(size, bytes(frame) if size > 0 else b"", 0)
+
+
+def replay_rows(core: object, entries: bytes, at: int, aborted: frozenset[bytes]) -> int:
+    """See `walbus.native.interface.ReplayRows`; the first entry is left."""
+    return at
