@@ -9,7 +9,8 @@ left a TOASTed value out reads first. While a table is seeded, every event reads
 `walbus.bootstrap.fold`.
 
 An EPOCH record that names tables says that a failover lost transactions which are folded into them: their rows go, and
-they are seeded again. Lost transactions are not waited for any more either: nobody will ever see them.
+they are seeded again. Lost transactions are not waited for any more either: nobody will ever see them. A SCHEMA record
+may say the same of one table, of which a statement changed rows without an event (`walbus.bootstrap.reseed`).
 
 A batch ends between two transactions if it can; one that is larger than `MAX_BATCH_BYTES` is cut, and readers are
 shown the state before that transaction until it is complete (`Store`).
@@ -27,6 +28,7 @@ import structlog
 from walbus.bootstrap.entry import Entry, FromEvent
 from walbus.bootstrap.fold import Removal, Upsert, fold_key_change, fold_removal, fold_upsert, survives_truncate
 from walbus.bootstrap.ledger import Ledger
+from walbus.bootstrap.reseed import reseed_of
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import APPLIED, Applied, encode
@@ -41,13 +43,13 @@ from walbus.errors import (
     directive_of,
 )
 from walbus.log import LogCursor, LogReader
-from walbus.position import ORIGIN, Position
+from walbus.position import ORIGIN, Position, parse_position
 from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, read_header
 
 log = structlog.get_logger(__name__)
 
 # As numbers, since enums are slow where each record asks.
-_TRANSACTION, _EPOCH, _END = int(Kind.TRANSACTION), int(Kind.EPOCH), int(Flag.END)
+_TRANSACTION, _SCHEMA, _EPOCH, _END = int(Kind.TRANSACTION), int(Kind.SCHEMA), int(Kind.EPOCH), int(Flag.END)
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = int(Op.INSERT), int(Op.UPDATE), int(Op.DELETE), int(Op.TRUNCATE)
 
 READ_BYTES = 1 << 20
@@ -107,6 +109,8 @@ class EventFolder:
         if header.kind == _EPOCH:
             self._switched(stage, record, header)
         if header.kind != _TRANSACTION:
+            if header.kind == _SCHEMA:
+                self._altered(stage, record, header)
             return
         self._ledger.unseen.add(header.xid)
         runs = {oid: run for oid, run in self._ledger.tables.items() if run.folding and header.tables >> oid % 64 & 1}
@@ -118,6 +122,15 @@ class EventFolder:
             if run is not None:
                 touched[change.table] = run
                 self._change(stage, run, change, header.first_seq + change.seq_delta, origin)
+
+    def _altered(self, stage: Stage, record: bytes, header: RecordHeader) -> None:
+        """Breaks the table that an event says must be seeded again; one that began behind the statement does not."""
+        reseed = reseed_of(record, header)
+        run = None if reseed is None else self._ledger.tables.get(reseed.oid)
+        if reseed is None or run is None or not run.folding:
+            return
+        if not reseed.is_behind(parse_position(run.state.p0), header.last):
+            self._ledger.break_table(stage, run, reseed.reason)
 
     def _epoch_changed(self) -> None:
         for run in self._ledger.tables.values():

@@ -129,7 +129,7 @@ class Ledger:
                 self.unseen.add(xid)
             for run in self.tables.values():
                 if run.state.plan is None:
-                    run.waiting_for = self.unseen.xids()
+                    run.waiting_for = self.unseen.xids().union(run.state.running)
                 if run.seeding and self.applied is not None and 0 < run.state.epoch < self.applied.epoch:
                     run.again = "the timeline changed"
             self.following = True
@@ -155,8 +155,17 @@ class Ledger:
                 return None
             return min(self.applied.position, self.unseen_at or self.applied.position)
 
-    def start_generation(self, published: PublishedTable, schema_id: int, reason: str) -> TableRun:
-        """The table folds from here: P0 is the applied position, earlier generations go."""
+    def start_generation(
+        self, published: PublishedTable, schema_id: int, reason: str, running: Iterable[int] = ()
+    ) -> TableRun:
+        """The table folds from here: P0 is the applied position, earlier generations go.
+
+        Args:
+            published: as the catalog describes it.
+            schema_id: the registered layout.
+            reason: why.
+            running: xids of the transactions that ran behind the look at the catalog.
+        """
         with self.lock:
             applied = self._require_applied()
             old = self.tables.get(published.oid)
@@ -174,8 +183,9 @@ class Ledger:
                 p0=str(applied.position),
                 seq_p0=applied.last_seq,
                 epoch=applied.epoch,
+                running=tuple(sorted(running)),
             )
-            run = TableRun(state, waiting_for=self.unseen.xids())
+            run = TableRun(state, waiting_for=self.unseen.xids().union(state.running))
             self.save_state(stage, run, state)
             stage.commit()
             self.tables[published.oid] = run

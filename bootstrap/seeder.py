@@ -58,6 +58,7 @@ class Wanted:
     Attributes:
         published: as found.
         w: the applied position must pass it first.
+        running: xids of the transactions that ran when it was found.
         reason: for the log and `/v1/tables`.
         since: when it was found.
         complained: whether its missing layout was already told.
@@ -65,6 +66,7 @@ class Wanted:
 
     published: PublishedTable
     w: int
+    running: frozenset[int]
     reason: str
     since: float
     complained: bool = False
@@ -186,7 +188,8 @@ class Seeder:
             return
         wanted = self._wanted.get(table.oid)
         if wanted is None or wanted.published != table:
-            self._wanted[table.oid] = Wanted(table, moment.w, _reason(run), self._clock())
+            running = frozenset(moment.snapshot.running)
+            self._wanted[table.oid] = Wanted(table, moment.w, running, _reason(run), self._clock())
 
     def _start_wanted(self) -> None:
         applied = self._ledger.applied
@@ -195,7 +198,7 @@ class Seeder:
                 continue
             schema = self._schema_for(wanted)
             if schema is not None:
-                self._ledger.start_generation(wanted.published, schema.id, wanted.reason)
+                self._ledger.start_generation(wanted.published, schema.id, wanted.reason, wanted.running)
                 del self._wanted[oid]
         if self._looked_at is not None:
             listed = all(oid in self._ledger.tables for oid in self._wanted)

@@ -126,7 +126,9 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         p0: the position that the generation folds from, as text.
         seq_p0: the log's last seq at P0.
         epoch: of P0.
-        plan: None until everything up to P0 is visible at the source.
+        running: xids of the transactions that ran behind the look that the generation is built on. What they wrote
+            before the table was published so is decoded as it was then, and may be in no log: chunks must see it.
+        plan: None until everything up to P0, and what ran, is visible at the source.
         high_water: the largest W of its chunks: WAL position that must be applied before the table is consistent.
         last_snapshot: number of its latest snapshot. Numbers are never used twice: entries keep them.
         truncated_by: xid of the last TRUNCATE since P0; None without one.
@@ -144,6 +146,7 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     p0: str = ""
     seq_p0: int = 0
     epoch: int = 0
+    running: tuple[int, ...] = ()
     plan: Plan | None = None
     high_water: int = 0
     last_snapshot: int = 0

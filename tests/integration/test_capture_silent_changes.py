@@ -199,7 +199,7 @@ ROOT = [
     ("INSERT INTO parts VALUES (41, 'x')", None),
     (f"CREATE TABLE lone (id int PRIMARY KEY, a text); INSERT INTO lone VALUES (21, 'x'); {ATTACH}", "partitions"),
     ("ALTER TABLE parts DETACH PARTITION lone", "partitions"),
-    (f"BEGIN; CREATE TABLE q (LIKE parts INCLUDING ALL); INSERT INTO q VALUES (61); "
+    ("BEGIN; CREATE TABLE q (LIKE parts INCLUDING ALL); INSERT INTO q VALUES (61); "
      "ALTER TABLE parts ATTACH PARTITION q FOR VALUES FROM (60) TO (70); COMMIT", "partitions"),
     ("ALTER TABLE parts DETACH PARTITION q; UPDATE q SET a = 'y'; "
      "ALTER TABLE parts ATTACH PARTITION q FOR VALUES FROM (60) TO (70)", "partitions"),

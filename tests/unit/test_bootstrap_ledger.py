@@ -18,6 +18,8 @@ from walbus.bootstrap.state import Applied, ChunkDone, Phase, Plan, PublishedTab
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
 from walbus.capture.epochs import Switch, epoch_piece
+from walbus.capture.pieces import reseed_piece
+from walbus.lsn import format_lsn
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, check_record, pack_record
 from walbus.schema import ReplicaIdentity, TableSchema
@@ -162,3 +164,50 @@ def test_a_seeding_that_was_killed_at_a_switch_begins_again(ledger: Ledger) -> N
     again = Ledger(ledger.store, fill)
     again.resume([])
     assert again.tables[OID].again == "the timeline changed"
+
+
+def altered(lsn: int, *, reason: str = "rewritten", at: int) -> bytes:
+    """The record of a statement that changed rows of the table silently, seen at an LSN."""
+    schema = TableSchema(1, OID, "public", "t", ReplicaIdentity.DEFAULT, ())
+    told = {"reason": reason, "what": "it changed", "lsn": format_lsn(lsn), "snapshot": "5:5:"}
+    made = reseed_piece(1, at, 9, schema, told)
+    fields = {name: getattr(made, name) for name in made.__slots__}
+    return pack_record(fields.pop("kind"), first_seq=FIRST_SEQ, last_seq=FIRST_SEQ, **fields)
+
+
+def test_rows_that_a_statement_changed_silently_break_their_table(ledger: Ledger) -> None:
+    run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    EventFolder(ledger).fold([altered(600, at=650)])
+    assert (run.state.phase, run.state.reason) == (Phase.BROKEN, "it changed")
+    assert list(ledger.store.entries(run.space)) == []
+    assert Ledger(ledger.store, fill).tables[OID].state.phase is Phase.BROKEN
+
+
+@pytest.mark.parametrize(("reason", "breaks"), [("rewritten", False), ("key_changed", True)])
+def test_a_generation_that_began_behind_the_statement_is_right_unless_the_key_changed(
+    ledger: Ledger, reason: str, breaks: bool
+) -> None:
+    ledger.begin(Applied("log", 1, 600, 0, FIRST_SEQ - 1, 0), UnseenCommits())
+    run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    EventFolder(ledger).fold([altered(600, reason=reason, at=650)])
+    assert (run.state.phase is Phase.BROKEN) is breaks
+
+
+def test_an_event_that_is_read_twice_breaks_a_table_once(ledger: Ledger) -> None:
+    event = altered(600, reason="key_changed", at=650)
+    EventFolder(ledger).fold([event])
+    run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    EventFolder(ledger).fold([event])
+    assert run.state.phase is Phase.CONSISTENT
+
+
+def test_a_seeding_waits_for_what_ran_when_its_table_was_published(ledger: Ledger) -> None:
+    """PostgreSQL decodes a change with the publication as it was when it was written: what ran may be in no log."""
+    ledger.start_generation(PUBLISHED, 1, "test", running={7})
+    again = Ledger(ledger.store, fill)  # killed before the plan
+    again.resume([])
+    run = again.tables[OID]
+    again.observe(Snapshot(7, 9, frozenset({7})))
+    assert not again.plan(run, Plan(1, 1, 1), 0)
+    again.observe(Snapshot(9, 9, frozenset()))
+    assert again.plan(run, Plan(1, 1, 1), 0)
