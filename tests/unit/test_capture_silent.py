@@ -1,0 +1,233 @@
+"""Two states of the catalog, and what their difference tells; the statements themselves are in the integration test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from walbus.capture.definition import (
+    CatalogState,
+    ColumnState,
+    FileState,
+    PublicationState,
+    TableState,
+    TypeState,
+)
+from walbus.capture.silent import Reason, Reseed, differences
+
+OID = 16400
+PUBLICATION = PublicationState(
+    oid=1,
+    xmin=5,
+    owner=10,
+    all_tables=False,
+    operations=("insert", "update", "delete", "truncate"),
+    via_root=False,
+    generated="",
+)
+
+
+def column(number: int, **options: object) -> ColumnState:
+    values = {"type": 23, "typmod": -1, "in_key": number == 1, "in_primary": number == 1, "sent": True}
+    return ColumnState(**{"number": number, "name": f"c{number}", "missing": False, "xmin": 5, **values, **options})  # type: ignore[arg-type]
+
+
+def file(oid: int = OID, filenode: int = 1, toast: int = 0, **options: object) -> FileState:
+    values: dict[str, object] = {"inherited": 0, "made_here": False, "columns": ((1, 5, False), (2, 5, False))}
+    return FileState(oid, filenode, toast, **{**values, **options})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class World:
+    """A catalog with one table, and what is different about it."""
+
+    table: dict[str, object] = field(default_factory=dict)
+    publication: dict[str, object] = field(default_factory=dict)
+    types: dict[int, TypeState] = field(default_factory=dict)
+    others: frozenset[int] = frozenset()
+
+    def state(self) -> CatalogState:
+        values: dict[str, object] = {
+            "oid": OID, "namespace": "public", "name": "t", "kind": "r", "identity": "d", "listed": 7, "by_schema": 0,
+            "row_filter": None, "fresh": True, "columns": (column(1), column(2)), "files": (file(),),
+        }  # fmt: skip
+        table = TableState(**{**values, **self.table})  # type: ignore[arg-type]
+        publication = msgspec.structs.replace(PUBLICATION, **self.publication)
+        return CatalogState(publication, {table.oid: table}, self.types, self.others)
+
+
+def reasons(before: World, after: World) -> list[Reason]:
+    return [reseed.reason for reseed in differences(before.state(), after.state())]
+
+
+def test_nothing_that_changed_tells_nothing():
+    assert differences(World().state(), World().state()) == ()
+
+
+def test_one_table_is_told_once_with_everything_that_was_found():
+    after = World({"row_filter": "(id > 1)", "listed": 8})
+    (told,) = differences(World().state(), after.state())
+    assert isinstance(told, Reseed)
+    assert (told.oid, told.reason) == (OID, Reason.ROW_FILTER)
+    assert "row filter" in told.what
+    assert "taken out" in told.what
+
+
+TOUCHED = ((1, 5, False), (2, 9, False))
+FILES = [
+    ("VACUUM FULL", {}, {"filenode": 2}, []),
+    ("VACUUM FULL with TOAST", {"toast": 3}, {"filenode": 2, "toast": 3}, []),
+    ("ALTER TYPE USING", {}, {"filenode": 2, "columns": TOUCHED}, [Reason.REWRITTEN]),
+    ("the same with TOAST", {"toast": 3}, {"filenode": 2, "toast": 4, "columns": TOUCHED}, [Reason.REWRITTEN]),
+    ("SET STATISTICS", {}, {"columns": TOUCHED}, []),
+    ("SET STATISTICS and VACUUM FULL", {"toast": 3}, {"filenode": 2, "toast": 3, "columns": TOUCHED}, []),
+    (
+        "VACUUM FULL behind a fast default",
+        {"columns": ((1, 5, False), (2, 5, True))},
+        {"filenode": 2, "columns": TOUCHED},
+        [Reason.FILE_REPLACED],
+    ),
+    (
+        "the same with TOAST",
+        {"toast": 3, "columns": ((1, 5, False), (2, 5, True))},
+        {"filenode": 2, "toast": 3, "columns": TOUCHED},
+        [],
+    ),
+    ("SET ACCESS METHOD", {"toast": 3}, {"filenode": 2, "toast": 4}, []),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "told"), [f[1:] for f in FILES], ids=[f[0] for f in FILES])
+def test_another_file_is_told_where_alter_table_made_it(before, after, told):
+    assert reasons(World({"files": (file(**before),)}), World({"files": (file(**after),)})) == told
+
+
+@pytest.mark.parametrize(
+    ("toast", "told"), [((3, 3), []), ((3, 4), [Reason.REWRITTEN]), ((0, 0), [Reason.FILE_REPLACED])]
+)
+def test_a_table_that_could_be_unlogged_for_a_while_is_told_unless_its_toast_table_says_no(toast, told):
+    before = World({"listed": 0, "files": (file(toast=toast[0]),)}, {"all_tables": True})
+    after = World({"listed": 0, "files": (file(filenode=2, toast=toast[1]),)}, {"all_tables": True})
+    assert reasons(before, after) == told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ({}, {"name": "renamed"}, []),
+        ({}, {"xmin": 9}, []),
+        ({}, {"typmod": 8}, []),
+        ({"type": 25}, {"type": 1043}, []),
+        ({"type": 23}, {"type": 26}, [Reason.RETYPED]),
+        ({"sent": False}, {}, [Reason.COLUMNS_PUBLISHED]),
+        ({}, {"sent": False}, []),
+        ({}, {"in_key": True}, [Reason.KEY_CHANGED]),
+        ({}, {"in_primary": True}, []),
+    ],
+)
+def test_a_column_is_told_where_its_values_are_others(old, new, told):
+    before, after = World({"columns": (column(1), column(2, **old))}), World({"columns": (column(1), column(2, **new))})
+    assert reasons(before, after) == told
+
+
+@pytest.mark.parametrize(("options", "told"), [({}, []), ({"missing": True}, [Reason.COLUMN_ADDED])])
+def test_a_new_column_is_told_if_rows_have_its_default(options, told):
+    assert reasons(World(), World({"columns": (column(1), column(2), column(3, **options))})) == told
+
+
+def enum_type(*labels: str) -> TypeState:
+    return TypeState("public", "mood", 0, (0,), {str(number): label for number, label in enumerate(labels)}, True)
+
+
+def test_a_label_is_told_where_it_was_renamed_and_not_where_it_is_new():
+    table = {"columns": (column(1), column(2, type=20001))}
+    types = {20001: TypeState("public", "_mood", 0, (20000,), {}, False)}
+    worlds = [World(table, types={**types, 20000: enum_type(*labels)}) for labels in (("a",), ("a", "b"), ("x", "b"))]
+    assert reasons(worlds[0], worlds[1]) == []
+    assert reasons(worlds[1], worlds[2]) == [Reason.TYPE_CHANGED]
+    assert reasons(World(types=worlds[1].types), World(types=worlds[2].types)) == []  # nobody uses it
+
+
+def test_types_that_are_made_of_each_other_end():
+    ring = {20000: TypeState("public", "a", 0, (20001,), {"1": "20001"}, False),
+            20001: TypeState("public", "b", 0, (20000,), {"1": "20000"}, False)}  # fmt: skip
+    assert World(types=ring).state().types_within(20000) == {20000, 20001}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({}, {"operations": ("insert",)}, [Reason.PUBLICATION]),
+        ({}, {"via_root": True}, [Reason.PUBLICATION]),
+        ({}, {"xmin": 9}, [Reason.PUBLICATION]),
+        ({}, {"xmin": 9, "owner": 11}, []),
+        ({}, {"xmin": 9, "generated": "s"}, []),
+    ],
+)
+def test_an_option_of_the_publication_concerns_every_table(before, after, told):
+    assert reasons(World(publication=before), World(publication=after)) == told
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({"listed": 7}, {"listed": 8}, [Reason.REPUBLISHED]),
+        ({"listed": 0, "by_schema": 3}, {"listed": 7, "by_schema": 3}, []),
+        ({"listed": 0, "by_schema": 3}, {"listed": 0, "by_schema": 4}, [Reason.REPUBLISHED]),
+        ({"listed": 7}, {"listed": 0, "by_schema": 3}, [Reason.REPUBLISHED]),
+        (
+            {"listed": 0, "files": (file(inherited=5),)},
+            {"listed": 0, "files": (file(inherited=6),)},
+            [Reason.REPUBLISHED],
+        ),
+        ({"listed": 7, "files": (file(inherited=5),)}, {"listed": 7, "files": (file(inherited=6),)}, []),
+    ],
+)
+def test_an_entry_of_the_publication_that_is_another_one_is_told(before, after, told):
+    assert reasons(World(before), World(after)) == told
+
+
+def root(*files: FileState) -> World:
+    return World({"kind": "p", "files": files})
+
+
+def test_a_partition_that_came_with_rows_is_told_and_one_that_was_made_empty_is_not():
+    one, made, attached = file(2, inherited=5), file(3, inherited=6, made_here=True), file(3, inherited=6)
+    assert reasons(root(one), root(one, made)) == []
+    assert reasons(root(one), root(one, attached)) == [Reason.PARTITIONS]
+    assert reasons(root(one, made), root(one)) == [Reason.PARTITIONS]
+    assert reasons(root(attached), root(file(3, inherited=8))) == [Reason.PARTITIONS]
+
+
+def test_a_partitions_file_may_have_been_truncated_without_an_event():
+    assert reasons(root(file(2, toast=3)), root(file(2, 9, toast=3))) == [Reason.FILE_REPLACED]
+
+
+def gone(others: frozenset[int] = frozenset()) -> CatalogState:
+    return CatalogState(PUBLICATION, {}, {}, others)
+
+
+def test_a_table_that_is_gone_was_dropped_or_is_published_no_more():
+    assert [r.reason for r in differences(World().state(), gone())] == [Reason.DROPPED]
+    assert [r.reason for r in differences(World().state(), gone(frozenset({OID})))] == [Reason.UNPUBLISHED]
+
+
+@pytest.mark.parametrize(
+    ("table", "publication", "others", "told"),
+    [
+        ({}, {}, (), [Reason.PUBLISHED]),
+        ({"listed": 0}, {"all_tables": True}, (), []),
+        ({"listed": 0, "fresh": False}, {"all_tables": True}, (), [Reason.PUBLISHED]),
+        ({"listed": 0}, {"all_tables": True}, (OID,), [Reason.PUBLISHED]),
+        ({"listed": 0, "by_schema": 3}, {}, (), []),
+        ({"listed": 0, "files": (file(inherited=5, made_here=True),)}, {}, (), []),
+        ({"listed": 0, "files": (file(inherited=5),)}, {}, (), [Reason.PUBLISHED]),
+    ],
+)
+def test_a_new_table_is_told_unless_it_was_published_from_its_first_row(table, publication, others, told):
+    before = msgspec.structs.replace(
+        gone(frozenset(others)), publication=World(publication=publication).state().publication
+    )
+    assert [r.reason for r in differences(before, World(table, publication).state())] == told
