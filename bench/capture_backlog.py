@@ -111,7 +111,7 @@ def prepare(source: Source, folder: Path) -> Path:
 def _walbus(source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path) -> Usage:
     shutil.copytree(pristine, place)
     source.copy_slot(_KEPT, "walbus")
-    capture = start_capture(source, place)
+    capture = start_capture(source, place, CATCH_UP="false")  # the stream is what is measured
     capture.until(lambda: source.streams("walbus"), _DEADLINE)
     capture.mark()
     seconds = capture.until(lambda: durable_end(place) >= target, _DEADLINE)
@@ -136,10 +136,11 @@ def _pg_recvlogical(source: Source, backlog: Backlog, target: Lsn, pristine: Pat
     return usage
 
 
-def start_capture(source: Source, place: Path) -> Measured:
-    """Capture with its data in a folder, as a process."""
+def start_capture(source: Source, place: Path, **options: str) -> Measured:
+    """Capture with its data in a folder, as a process; options are those of `[source]`, in capitals."""
     place.mkdir(exist_ok=True)
     environment = {"WALBUS_SOURCE__DSN": source.dsn, "WALBUS_DATA_DIR": str(place), "WALBUS_LOG__LEVEL": "warning"}
+    environment |= {f"WALBUS_SOURCE__{name}": value for name, value in options.items()}
     config = place / "walbus.toml"
     config.touch()
     return Measured([sys.executable, "-P", "-m", "walbus", "capture", "-c", str(config)], environment, place / "log")

@@ -87,6 +87,15 @@ class Source:
             self._rows = last
             return _insert_lsn(connection)
 
+    def many_transactions(self, rows: int, per_transaction: int) -> Lsn:
+        """Inserts rows in transactions of some; the LSN behind the last commit."""
+        return self.fill("events", _ROW, rows, per_transaction)
+
+    def insert_lsn(self) -> Lsn:
+        """Where the WAL ends now."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            return _insert_lsn(connection)
+
     def fill(self, table: str, row: str, rows: int, per_transaction: int) -> Lsn:
         """Inserts rows in transactions of some; `row` is an expression over `i`. The LSN behind the last commit."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
