@@ -37,14 +37,12 @@ from source import Source, open_server
 from walbus.lsn import Lsn
 
 VERSION = "3.6.3.0"
-#: The heap of connect-distributed.sh, where KAFKA_HEAP_OPTS is not set.
-HEAP = ("-Xms256M", "-Xmx2G")
 _DEADLINE = 900.0
 _PER_TRANSACTION = 100
 _KEPT = "kept"  # the slot that nobody reads
 _PROGRAM = Path(__file__).with_name("DebeziumCount.java")
 
-#: Debezium's settings; the defaults but for what is said in the comments.
+#: Debezium's settings; batches, queue and all else are its defaults.
 _PROPERTIES = {
     "name": "bench",
     "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
@@ -56,9 +54,6 @@ _PROPERTIES = {
     "publication.name": "walbus",
     "publication.autocreate.mode": "disabled",
     "snapshot.mode": "no_data",  # streams from where the slot stands
-    "max.batch.size": "20480",  # 2048
-    "max.queue.size": "81920",  # 8192
-    "poll.interval.ms": "10",  # 500: a consumer that found the queue empty looks again sooner
 }
 
 _LOGGING = """\
@@ -100,8 +95,7 @@ def run(rows: int, rounds: int) -> Report:
         ("backlog", "reader", "seconds", "changes/s", "processor seconds", "peak MiB"),
         notes=[
             "Medians over the rounds; seconds count from the start of streaming, processor time from the start."
-            f" Debezium {VERSION.rpartition('.')[0]}, {_java_version()}, heap {' '.join(HEAP)}, settings in"
-            " [the script](../bench/debezium.py)."
+            f" Debezium {VERSION.rpartition('.')[0]} on {_java_version()}, its settings as they come."
         ],
     )
     with open_server() as (server, folder), _engine(folder) as classes:
@@ -174,7 +168,7 @@ def _told(load: Load, rows: int, taken: Mapping[str, list[Usage]], report: Repor
 def _walbus(source: Source, rows: int, target: Lsn, pristine: Path, place: Path) -> Usage:
     shutil.copytree(pristine, place)
     source.copy_slot(_KEPT, "walbus")
-    capture = start_capture(source, place)
+    capture = start_capture(source, place, CATCH_UP="false")  # it streams, as Debezium does
     capture.until(lambda: source.streams("walbus"), _DEADLINE)
     capture.mark()
     seconds = capture.until(lambda: durable_end(place) >= target, _DEADLINE)
@@ -191,7 +185,7 @@ def _debezium(source: Source, rows: int, classes: str, place: Path) -> Usage:
     properties, logging, done = place / "properties", place / "log4j2.properties", place / "done"
     properties.write_text("".join(f"{name}={value}\n" for name, value in {**_PROPERTIES, **_database(source)}.items()))
     logging.write_text(_LOGGING)
-    command = ["java", *HEAP, f"-Dlog4j2.configurationFile={logging}", "-cp", classes, "DebeziumCount"]
+    command = ["java", f"-Dlog4j2.configurationFile={logging}", "-cp", classes, "DebeziumCount"]
     engine = Measured([*command, str(properties), str(rows), str(done)], {}, place / "log")
     engine.until(lambda: source.streams("debezium"), _DEADLINE)
     engine.mark()
