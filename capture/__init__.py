@@ -6,14 +6,15 @@ The way of the data:
     frames         the envelopes: WAL data, keepalive, status update             bytes in, values out
     messages       pgoutput protocol 1                                           bytes in, values out
     layouts        a table's layout, from a Relation message or the catalog      pure
-    assembly       transactions put together, rows packed                        pure
+    assembly       transactions put together, by a core (`walbus.native`) that takes nearly all messages     pure
       rows           tuples of one table, checked and completed
-      pieces         the open transaction and the pieces that it gives
+      pieces         layouts, progress and events as pieces
       repeats        what the source sends again, and what is another history
       timelines      the epoch of a commit
       epochs         what a promotion means: switches, and what they lost
       xids           32 bits made 64
     loop           read, append, sync, confirm: one connection's life
+      grouping       how long whole transactions wait for others to be synced with them       pure
 
 Instead of the walsender, while a backlog is large:
 
@@ -26,7 +27,8 @@ Around it:
 
     service        the process: connects, verifies, streams, connects again      `run_capture`
     identity       whether the source can be captured, and which it is           `identify`
-    verification   whether the source can go on where the log ends         pure
+    resumption     taking up where the log ends
+      verification   whether the source can give what follows it            pure
     slot           looked at, made, freed
     publication    made from the configured tables; what is lost is told
     catalog        layouts, keys and names of types

@@ -1,8 +1,8 @@
 """One connection's life: frames in, pieces into the log, confirmations back. The thin I/O loop around the assembler.
 
 Each round reads until the socket is dry or a bound of bytes is reached, and appends what is complete. One `sync`
-makes everything whole that was appended durable (group commit): when the socket is dry, or after `GROUP_SECONDS`
-under load. Only then is the slot confirmed, to the log's `end_lsn`, and never to what was merely received.
+makes everything whole that was appended durable, when its group is due (`walbus.capture.grouping`). Only then is the
+slot confirmed, to the log's `end_lsn`, and never to what was merely received.
 
 An idle stream still moves: the walsender is asked for keepalives, whose LSN says that nothing was committed before
 it. Once nothing is on the way, that LSN goes into the log as a PROGRESS record, and is confirmed like a commit; so
@@ -26,6 +26,7 @@ import structlog
 
 from walbus.capture.assembly import Assembler
 from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, server_state, status_update
+from walbus.capture.grouping import Grouping
 from walbus.capture.intake import Intake
 from walbus.capture.noticed import Noticed
 from walbus.capture.replication import Walsender
@@ -42,8 +43,8 @@ T = TypeVar("T")
 ROUND_BYTES = 1 << 20
 #: What is complete goes to the log when it has this many bytes, or at the end of a round.
 TAKE_BYTES = 256 << 10
-#: Seconds that a whole transaction may wait for others to be synced with it, under load.
-GROUP_SECONDS = 0.05
+#: Seconds without a look at the socket while more is certainly on its way.
+REST_SECONDS = 0.001
 #: Seconds between two PROGRESS records, and between two requests for a keepalive.
 PROGRESS_SECONDS = 0.25
 #: Seconds between two looks at the watch and two status files.
@@ -100,7 +101,7 @@ class StreamLoop:
         self._confirmed = log_writer.bounds().end_lsn
         self._received = self._confirmed
         self._server_time = 0  # the server's clock by its last frame, Unix microseconds
-        self._dirty_since: float | None = None  # since when a whole transaction is here that is not durable yet
+        self._group = Grouping()  # of whole transactions that are here and not durable yet
         self._oldest = 0  # its commit time, Unix microseconds
         now = monotonic()
         self._heard = self._said = self._asked = self._progressed = self._chored = now
@@ -117,15 +118,28 @@ class StreamLoop:
         while not self._stop.is_set():
             dry = self._read_round()
             now = self._monotonic()
-            if self._dirty_since is not None and (dry or now - self._dirty_since >= GROUP_SECONDS):
+            due = self._group.due_in(now)
+            if due is not None and due <= 0:
                 self._sync()
             self._tell_progress(now)
             self._say_status(now, idle=dry)
             self._do_chores(now)
             if dry:
                 self._check_silence(now)
-                self._walsender.wait(PROGRESS_SECONDS)
+                self._rest(now)
         self._sync()
+
+    def _rest(self, now: float) -> None:
+        """Waits for more; where more is certainly on its way, for a moment without looking.
+
+        The walsender sends message by message, so whoever reads as soon as there is anything reads a few bytes a call.
+        """
+        due, assembler = self._group.due_in(now), self._assembler
+        in_the_midst = not self._intake.plain or (assembler.in_transaction and assembler.core.done > 0)
+        if due is None and not in_the_midst:
+            self._walsender.wait(PROGRESS_SECONDS)
+        else:
+            self._stop.wait(REST_SECONDS if due is None else max(0.0, min(due, REST_SECONDS)))
 
     # From the source into the log.
 
@@ -203,8 +217,9 @@ class StreamLoop:
 
     def _append(self, given: Piece | Run) -> None:
         whole = isinstance(given, Run) or given.flags & Flag.END or given.kind == Kind.PROGRESS
-        if whole and self._dirty_since is None:
-            self._dirty_since, self._oldest = self._monotonic(), given.commit_time
+        if whole and self._group.since is None:
+            self._oldest = given.commit_time
+            self._group.gather(self._monotonic())
         self._patiently(lambda: append_to(self._log, given))
 
     def _tell_progress(self, now: float) -> None:
@@ -229,15 +244,15 @@ class StreamLoop:
         self._confirmed = self._patiently(self._log.sync).end_lsn
         self._intake.durable(self._confirmed)
         self._note_lag(self._monotonic())
-        self._dirty_since = None
+        self._group.made_durable(self._assembler.transactions)
         self._send_status(self._monotonic())
 
     def _note_lag(self, now: float) -> None:
         """How old the oldest commit is that is, or was until now, not durable; by the server's clock."""
-        if self._dirty_since is None:
+        if self._group.since is None:
             self._report.note_lag(0.0)
         else:
-            self._report.note_lag((self._server_time - self._oldest) / 1e6 + now - self._dirty_since)
+            self._report.note_lag((self._server_time - self._oldest) / 1e6 + now - self._group.since)
 
     def _say_status(self, now: float, *, idle: bool) -> None:
         if idle and now - self._asked >= PROGRESS_SECONDS:
@@ -278,8 +293,9 @@ class StreamLoop:
 
     def _wait_for_room(self, full: LogFull) -> None:
         self._report.state = "disk full"
-        if self._dirty_since is None:  # what waits is not known to be a commit, but something does
-            self._dirty_since, self._oldest = self._monotonic(), self._server_time
+        if self._group.since is None:  # what waits is not known to be a commit, but something does
+            self._oldest = self._server_time
+            self._group.gather(self._monotonic())
         self._write_report()
         with suppress(LogFull):  # dropping segments takes a new manifest, which may find no room either
             self._log.trim(self._clock())
