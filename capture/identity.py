@@ -16,8 +16,12 @@ OLDEST_VERSION = 140_000
 _FACTS: LiteralString = """
     SELECT current_setting('wal_level'), pg_is_in_recovery(), r.rolreplication OR r.rolsuper, r.rolname::text,
            current_database()::text, has_database_privilege(current_database(), 'CREATE'),
-           EXISTS (SELECT FROM pg_publication WHERE pubname = %s)
+           EXISTS (SELECT FROM pg_publication WHERE pubname = %s), current_setting('server_encoding')
     FROM pg_roles r WHERE r.rolname = current_user"""
+
+
+class StandbyAnswers(SourceMisconfigured):
+    """A standby answers where the primary should; it may be promoted yet."""
 
 
 def identify(source: SourceConfig) -> SourceIdentity:
@@ -57,9 +61,14 @@ def check_source(session: Session, source: SourceConfig) -> None:
         row = session.execute(_FACTS, [source.publication]).fetchone()
     if row is None:
         raise SourceMisconfigured("the session's role is not in pg_roles", where=where)
-    wal_level, in_recovery, may_replicate, role, database, may_create, has_publication = cast(_Facts, row)
+    wal_level, in_recovery, may_replicate, role, database, may_create, has_publication, encoding = cast(_Facts, row)
     if in_recovery:
-        raise SourceMisconfigured("the server is a standby", where=where, mend="name the primary in source.dsn")
+        raise StandbyAnswers("the server is a standby", where=where, mend="name the primary in source.dsn")
+    if encoding == "SQL_ASCII":  # it converts nothing: texts would be in the log as whatever bytes somebody wrote
+        mend = "move the data to a database with an encoding, such as UTF8"
+        raise SourceMisconfigured(
+            "the database is in SQL_ASCII: nobody knows what its texts mean", where=where, mend=mend
+        )
     if wal_level != "logical":
         mend = "run ALTER SYSTEM SET wal_level = logical and restart the server"
         raise SourceMisconfigured(f"wal_level is {wal_level}", where=where, mend=mend)
@@ -72,4 +81,4 @@ def check_source(session: Session, source: SourceConfig) -> None:
     check_tables(session, source)
 
 
-_Facts = tuple[str, bool, bool, str, str, bool, bool]
+_Facts = tuple[str, bool, bool, str, str, bool, bool, str]

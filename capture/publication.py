@@ -15,7 +15,8 @@ What is not in the publication is not captured, and PostgreSQL says nothing abou
   one of another owner cannot be added. One that a wildcard matches is left out with a warning, once; one that is
   named is an error. Both say the SQL that mends it.
 
-Partitions are published through their topmost matching parent, so that partitions made later are in.
+Partitions are published through their topmost matching parent, so that partitions made later are in. Each has a
+replica identity of its own, and all of them must have one.
 """
 
 from __future__ import annotations
@@ -37,21 +38,26 @@ logger = structlog.get_logger(__name__)
 
 _MATCHED: LiteralString = """
     WITH wanted AS (
-        SELECT c.oid, n.nspname, c.relname, c.relreplident, c.relowner,
+        SELECT c.oid, n.oid AS nspoid, n.nspname, c.relname, c.relkind, c.relowner,
                n.nspname || '.' || c.relname = ANY (%(named)s) AS named
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND n.nspname !~ '^pg_'
           AND n.nspname <> 'information_schema'
           AND (n.nspname = ANY (%(schemas)s) OR n.nspname || '.' || c.relname = ANY (%(named)s)))
     SELECT w.oid::int8, w.nspname::text, w.relname::text, w.named,
-           w.relreplident = 'f' OR EXISTS (
-               SELECT FROM pg_index i WHERE i.indrelid = w.oid AND i.indimmediate AND CASE w.relreplident
-                   WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END),
-           EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-                   WHERE r.prrelid = w.oid AND p.pubname = %(publication)s)
+           NOT EXISTS (
+               SELECT FROM pg_class t
+               WHERE t.oid IN (SELECT w.oid UNION ALL SELECT part.relid FROM pg_partition_tree(w.oid) part
+                               WHERE w.relkind = 'p')
+                 AND t.relreplident <> 'f' AND NOT EXISTS (
+                   SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indimmediate AND CASE t.relreplident
+                       WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)),
+           EXISTS (SELECT FROM pg_publication p WHERE p.pubname = %(publication)s AND p.puballtables)
+           OR EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                      WHERE r.prrelid = w.oid AND p.pubname = %(publication)s)
+           {or_schema}
            OR EXISTS (SELECT FROM pg_publication_tables t
-                      WHERE t.pubname = %(publication)s AND (t.schemaname, t.tablename) = (w.nspname, w.relname))
-           OR EXISTS (SELECT FROM pg_publication p WHERE p.pubname = %(publication)s AND p.puballtables),
+                      WHERE t.pubname = %(publication)s AND (t.schemaname, t.tablename) = (w.nspname, w.relname)),
            pg_has_role(w.relowner, 'USAGE')
            AND coalesce((SELECT pg_has_role(p.pubowner, 'USAGE') FROM pg_publication p
                          WHERE p.pubname = %(publication)s), true),
@@ -60,11 +66,16 @@ _MATCHED: LiteralString = """
     WHERE NOT EXISTS (SELECT FROM pg_partition_ancestors(w.oid) up JOIN wanted ON wanted.oid = up WHERE up <> w.oid)
     ORDER BY 2, 3"""
 
+_OR_SCHEMA: LiteralString = """
+           OR EXISTS (SELECT FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid
+                      WHERE s.pnnspid = w.nspoid AND p.pubname = %(publication)s)"""
+
 _UNKNOWN: LiteralString = """
     SELECT wanted FROM unnest(%s::text[]) wanted WHERE NOT EXISTS (
         SELECT FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
         WHERE n.nspname || '.*' = wanted OR n.nspname || '.' || c.relname = wanted)"""
 
+_MEND_IDENTITY = "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL"
 _OPERATIONS = ("insert", "update", "delete", "truncate")
 
 
@@ -74,7 +85,7 @@ class MatchedTable:
 
     Attributes:
         named: by its own name, not only by a wildcard.
-        identified: its UPDATE and DELETE can be published.
+        identified: its UPDATE and DELETE can be published, and those of each of its partitions.
         published: in the publication already.
         addable: our role may add it: it has the privileges of the owners of the table and of the publication.
         owner: of the table.
@@ -101,7 +112,8 @@ def matched_tables(session: Session, source: SourceConfig) -> list[MatchedTable]
     named = [pattern for pattern in source.tables if not pattern.endswith(".*")]
     with refused("reading the tables"):
         parameters = {"named": named, "schemas": schemas, "publication": source.publication}
-        rows = cast(list[_MatchedRow], session.execute(_MATCHED, parameters).fetchall())
+        query = _MATCHED.format(or_schema=_OR_SCHEMA if session.info.server_version >= 150_000 else "")
+        rows = cast(list[_MatchedRow], session.execute(query.encode(), parameters).fetchall())
     return [MatchedTable(*row) for row in rows]
 
 
@@ -121,9 +133,9 @@ def check_tables(session: Session, source: SourceConfig) -> None:
         thing = f"schema {thing.removesuffix('.*')}" if thing.endswith(".*") else f"table {thing}"
         raise SourceMisconfigured(f"{thing} does not exist", mend="create it, or correct source.tables")
     for table in matched_tables(session, source):
-        if table.named and not table.identified:
+        if table.named and not table.identified and not table.published:
             what = f"table {table.table} has no replica identity: published, its UPDATE and DELETE would fail"
-            raise SourceMisconfigured(what, mend="add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL")
+            raise SourceMisconfigured(what, mend=_MEND_IDENTITY)
 
 
 def ensure_publication(
@@ -217,6 +229,10 @@ class Completion:
                     "put it back with ALTER PUBLICATION … ADD TABLE and seed it again, or take it out of source.tables"
                 )
                 raise SourceMisconfigured(what, mend=mend)
+        for table in tables:
+            if table.published and not table.identified:
+                reason = "it or a partition of it has no replica identity: its own UPDATE and DELETE fail"
+                self._warn("publication.identity_missing", table, reason, _MEND_IDENTITY)
         wanted = self._possible(missing)
         if not wanted:
             return
@@ -231,22 +247,22 @@ class Completion:
         for table in tables:
             if not table.identified:
                 reason = "it has no replica identity, so its own UPDATE and DELETE would fail once published"
-                self._leave_out(table, reason, "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL")
+                self._warn("publication.table_left_out", table, reason, _MEND_IDENTITY)
             elif not table.addable:
                 reason = f"it belongs to role {table.owner}, and only the owner of publication and table may add it"
                 adding = _adding(self.source.publication, [table]).as_string()
                 mend = f'as a superuser run {adding}; or GRANT "{table.owner}" TO the role of source.dsn'
                 if table.named:
                     raise SourceMisconfigured(f"table {table.table} cannot be published: {reason}", mend=mend)
-                self._leave_out(table, reason, mend)
+                self._warn("publication.table_left_out", table, reason, mend)
             else:
                 possible.append(table)
         return possible
 
-    def _leave_out(self, table: MatchedTable, reason: str, mend: str) -> None:
+    def _warn(self, event: str, table: MatchedTable, reason: str, mend: str) -> None:
         if (table.oid, reason) not in self._warned:
             self._warned.add((table.oid, reason))
-            logger.warning("publication.table_left_out", table=table.table, reason=reason, mend=mend)
+            logger.warning(event, table=table.table, reason=reason, mend=mend)
 
 
 def _left_by_itself(table: MatchedTable, remembered: CatalogState | None) -> bool:

@@ -13,6 +13,7 @@ from support.database import fresh_database
 from support.memory_log import MemoryLog
 from support.waiting import wait_for
 from walbus.capture import identify
+from walbus.capture.pgoutput_options import PgoutputOptions
 from walbus.capture.pieces import progress_piece
 from walbus.capture.publication import Completion, ensure_publication, matched_tables
 from walbus.capture.replication import Walsender
@@ -125,7 +126,7 @@ def test_a_slot_that_another_session_holds_is_waited_for(database, folder):
     filled(database, folder)
     source, status = source_of(database.dsn), folder.parent / "c.json"
     other = Walsender(source.dsn)
-    other.start("walbus", "walbus")
+    other.start("walbus", "walbus", PgoutputOptions())
     with closing(file_log(folder, source)) as log:
         capture = CaptureThread(source, log, status)
         wait_for(lambda: status.exists() and "is active for PID" in status.read_text(), what="capture tells why")
@@ -141,7 +142,7 @@ def test_what_an_earlier_writer_of_the_log_left_streaming_is_ended_at_once(datab
     with capturing(database.dsn, folder) as first:
         log_id = first.log.bounds().log_id
     stale = Walsender(first.source.dsn, stream_name(first.source.dsn, log_id))
-    stale.start("walbus", "walbus")  # and nobody is left to read it
+    stale.start("walbus", "walbus", PgoutputOptions())  # and nobody is left to read it
     try:
         with capturing(database.dsn, folder) as second:
             database.execute("INSERT INTO t VALUES (1)")
@@ -341,9 +342,10 @@ def test_a_role_that_does_not_own_the_tables_is_told(database, poor_dsn):
     dsn = poor_dsn("REPLICATION")
     database.execute("CREATE TABLE t (id int PRIMARY KEY)")
     database.execute(f"GRANT CREATE ON DATABASE {database.name} TO poor_{database.name}")
-    error = CaptureThread(source_of(dsn), MemoryLog()).ended()
+    error = CaptureThread(source_of(dsn, tables=("public.t",)), MemoryLog()).ended()
     assert isinstance(error, SourceMisconfigured)
-    assert "must be owner of table t" in error.what
+    assert "belongs to role postgres" in error.what
+    assert 'ALTER PUBLICATION "walbus" ADD TABLE "public"."t"' in (error.mend or "")
 
 
 def test_a_poor_role_captures_with_a_publication_that_others_made(database, poor_dsn, folder):
