@@ -10,6 +10,7 @@ from support.compare import assert_sinks_equal
 from support.database import Database
 from support.hostile import make_hostile
 from support.log_view import log_transactions
+from support.odd_names import SCHEMAS, fill_odd_tables, make_odd_tables
 from support.oracle import Oracle
 from support.whole_system import WholeSystem, make_marker
 from support.zoo import Zoo, build_zoo
@@ -23,10 +24,12 @@ def test_a_schema_with_every_type_of_the_zoo_replays_with_zero_differences(
     make_marker(database)
     zoo = build_zoo(database.connect())
     zoo.insert()
+    odd = make_odd_tables(zoo.connection)
+    fill_odd_tables(zoo.connection, odd, 1)
     leave_out(zoo)
     herd = build_herd(zoo)
     make_hostile(database)
-    tables = {"tables": ["herd.*", "public.marker"]}
+    tables = {"tables": ["herd.*", "public.marker", *(f"{schema}.*" for schema in SCHEMAS)]}
     with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}, source=tables) as system:
         system.start()
         system.wait_until_streaming()
@@ -34,6 +37,7 @@ def test_a_schema_with_every_type_of_the_zoo_replays_with_zero_differences(
         system.wait_until_at_rest(database)  # the rows from before came by the bootstrap
         cache = system.data_dir / "consumers" / "cache" / "cache.sqlite"
         assert_sinks_equal(database.dsn, cache=cache)
+        fill_odd_tables(zoo.connection, odd, 2)
         herd.update()
         herd.repeat()
         herd.delete()

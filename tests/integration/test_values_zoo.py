@@ -6,9 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import fastavro
 import psycopg
@@ -16,22 +14,19 @@ import pytest
 
 from support.capturing import capturing
 from support.database import Database, fresh_database
-from support.log_view import log_records
 from support.zoo import VALUELESS, Zoo, build_zoo, rows_of
+from support.zoo_log import row_changes_in
 from support.zoo_values import Expected, Verbatim, identical
 from walbus.demo.postgres import EmbeddedPostgres
-from walbus.events import Change, window_of
-from walbus.jsonlines import LineRenderer
+from walbus.events import Change
 from walbus.keys import decode_key
 from walbus.records import Op
-from walbus.relay import open_reader
 from walbus.values import avro_schema, row_texts
 
 #: Types that a cast to text prints in another way than their output function; see docs/values.md.
 OTHER_CASTS = {"boolean", "character", "inet", "xml", "zoo.code", "zoo.flag"}
 
 INTEGERS = {"smallint", "integer", "bigint", "oid"}
-ROW_LINES = (b'{"op":"insert"', b'{"op":"update"', b'{"op":"delete"')
 
 Row = dict[str, tuple[str | None, str | None]]
 Rows = dict[int, Row]
@@ -93,7 +88,7 @@ def captured(zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPathFactory)
         zoo.delete()
         capture.caught_up(60)
     log: dict[str, Seen] = {table: Seen() for table in tables}
-    for change, line in changes_in(folder):
+    for change, line in row_changes_in(folder):
         seen = log[change.table.removeprefix("cage.")]
         seen.changes.append(change)
         seen.lines.append(line)
@@ -107,17 +102,6 @@ def types_of(zoo: Zoo) -> dict[str, dict[str, str]]:
         " JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'cage'::regnamespace AND attnum > 0 GROUP BY 1"
     )
     return dict(zoo.connection.execute(query).fetchall())
-
-
-def changes_in(folder: Path) -> Iterator[tuple[Change, bytes]]:
-    """Every row change of a log with its JSON line."""
-    with closing(open_reader(folder)) as reader:
-        renderer = LineRenderer(reader.schemas.get)
-        for header, record in log_records(reader):
-            window = window_of(header, record, reader.schemas.get)
-            lines = [line for line in renderer.render(header, record).split(b"\n") if line.startswith(ROW_LINES)]
-            rows = [change for change in window if change.op in (Op.INSERT, Op.UPDATE, Op.DELETE)]
-            yield from zip(rows, lines, strict=True)
 
 
 def problems(captured: Captured, table: str, place: str, change: Change, line: bytes, row: Row) -> Iterator[str]:

@@ -72,7 +72,8 @@ class SourceTable:
 
 def table_names(dsn: str) -> set[str]:
     """`namespace.name` of every table, whatever it has for a key."""
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(settings_sql().encode())
         return {name for (name,) in connection.execute(_NAMES)}
 
 
