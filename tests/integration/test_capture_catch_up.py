@@ -371,6 +371,24 @@ def test_rows_that_were_written_without_the_publication_stop_the_steps_before_th
     assert database.confirmed_lsn() == before
 
 
+def test_transactions_that_were_spilled_and_rolled_back_leave_no_trace(database, oracle):
+    make_table(database)
+    log = MemoryLog()
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    database.execute(f"ALTER DATABASE {database.name} SET logical_decoding_work_mem = '64kB'")
+    for number in range(3):
+        with database.connect().transaction(force_rollback=True) as whole:
+            whole.connection.execute("SAVEPOINT a")
+            whole.connection.execute("INSERT INTO t SELECT -i, repeat('x', 1000) FROM generate_series(1, 3000) i")
+            whole.connection.execute("SAVEPOINT b")
+            whole.connection.execute("INSERT INTO t SELECT -i, 'y' FROM generate_series(4000, 4010) i")
+        database.execute("INSERT INTO t VALUES (%s, 'stays')", [number])
+    wait_for_log(Stepping(source_of(database.dsn), log, OneStep(1)), database.insert_lsn())
+    assert as_oracle_sees(log) == changes_of(truth)
+    assert len(changes_of(truth)) == 3
+
+
 def test_a_slot_of_prepared_transactions_is_never_peeked(database, tmp_path):
     make_table(database)
     log, status = MemoryLog(), tmp_path / "capture.json"
