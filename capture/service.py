@@ -24,42 +24,28 @@ import structlog
 from walbus.capture.assembly import Assembler
 from walbus.capture.catalog import builtin_types, primary_key, read_moment
 from walbus.capture.catchup import CatchUp
-from walbus.capture.epochs import Lost, Switch, epoch_piece, last_transaction, lost_transactions
-from walbus.capture.identity import check_source
+from walbus.capture.identity import StandbyAnswers, check_source
 from walbus.capture.layouts import key_under_full
 from walbus.capture.loop import StreamLoop
 from walbus.capture.noticed import Noticed
-from walbus.capture.pgoutput_options import check_two_phase
-from walbus.capture.pieces import progress_piece
 from walbus.capture.publication import Completion, ensure_publication
 from walbus.capture.remembered import Remembered
 from walbus.capture.repeats import Repeats
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report, State
+from walbus.capture.resumption import Resumption
 from walbus.capture.retention import RetentionWatch
-from walbus.capture.sessions import Session, check_same_server, cut_off, open_session, stream_name
-from walbus.capture.slot import create_slot, read_slot, take_over
+from walbus.capture.sessions import Session, cut_off, open_session, stream_name
+from walbus.capture.slot import create_slot, take_over
 from walbus.capture.spooling import Spooling
 from walbus.capture.steps import StepPolicy
 from walbus.capture.timelines import Timelines
-from walbus.capture.verification import (
-    Continued,
-    SlotState,
-    SystemIdentity,
-    check_kind,
-    check_reach,
-    check_slot,
-    check_system,
-    lossy_switch,
-)
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
-from walbus.errors import Directive, LogFull, PositionTrimmed, directive_of
-from walbus.log import Bounds, Held, LogWriter
-from walbus.lsn import format_lsn
+from walbus.errors import Directive, LogFull, SourceError, SourceUnavailable, directive_of
+from walbus.log import LogWriter
 from walbus.native import new_core
-from walbus.position import ORIGIN, Position
-from walbus.schema import TableSchema
+from walbus.position import ORIGIN
 
 logger = structlog.get_logger(__name__)
 
@@ -159,7 +145,7 @@ class Capture:
         )
         self._completion = Completion(source)
         self._remembered = Remembered(catalog_path)
-        self._system: SystemIdentity | None = None
+        self._resumption = Resumption(source, log, clock)
         self._assembler: Assembler | None = None
         self._spooling = Spooling(source, spool_dir)
         self._last_reason: str | None = None
@@ -173,11 +159,22 @@ class Capture:
             except Exception as error:
                 if directive_of(error) is not Directive.RETRY and not self._spooling.may_do_unstreamed(error):
                     self._tell("stopped", str(error))
+                    self._check_fenced(error)
                     raise
                 if not self._stop.is_set():
                     self._pause(error, lasted=self._monotonic() - begun)
         self._spooling.close()
         self._tell("stopped", None)
+
+    def _check_fenced(self, error: Exception) -> None:
+        """A writer that was stopped and comes back finds the source as its successor left it: that is no gap.
+
+        Raises:
+            Fenced: another writer took over.
+        """
+        if isinstance(error, SourceError):
+            with suppress(LogFull, OSError):
+                self._log.sync()
 
     def _pause(self, error: Exception, lasted: float) -> None:
         if lasted >= GOOD_SECONDS:
@@ -205,38 +202,35 @@ class Capture:
             closing.callback(session.close)
             name = stream_name(self._source.dsn, bounds.log_id)
             with cut_off(session, self._stop, SETUP_SECONDS):
-                check_source(session, self._source)
+                self._check_source(session)
                 if name is not None:
                     take_over(session, self._source.slot, name)
             walsender = Walsender(self._source.dsn, name)
             closing.callback(walsender.close)
             with cut_off(walsender, self._stop, SETUP_SECONDS):
-                timelines, switch = self._verified_history(session, walsender, bounds)
-                timeout = walsender.timeout_seconds()
+                continued = self._resumption.meet(session, walsender, bounds)
+                timelines, timeout = continued.timelines, walsender.timeout_seconds()
             with cut_off(session, self._stop, SETUP_SECONDS):
                 empty = bounds.end == ORIGIN
                 self._remembered.open(bounds.log_id, log_is_empty=empty)
                 publication = ensure_publication(
                     session, self._completion, log_is_empty=empty, known=known, remembered=self._remembered.state
                 )
-                continued = Continued(bounds, timelines, switch)
-                state = self._verified_slot(session, continued)
-            if state is None:
-                with cut_off(session, self._stop, None):  # it waits for the transactions that run
-                    self._begin_log(timelines, create_slot(session, self._source))
-            elif empty:
-                self._begin_log(timelines, state.confirmed_lsn)
-            elif switch is not None:
-                self._record_switch(switch, bounds)
+                state = self._resumption.slot(session, walsender, continued)
+            with cut_off(session, self._stop, None):  # a new slot waits for the transactions that run
+                confirmed = create_slot(session, self._source) if state is None else state.confirmed_lsn
+            self._resumption.begin(continued, confirmed)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
-                assembler.owe(self._owed(state, timelines))
+                assembler.owe(self._resumption.owed(state, timelines))
                 intake = self._spooling.intake(session, assembler, bounds.log_id)
             self._catch_up.run(assembler, timelines, name=name, publication=publication)
             if self._stop.is_set():
                 return
             with cut_off(walsender, self._stop, SETUP_SECONDS):
                 self._start(walsender)
+            with cut_off(session, self._stop, SETUP_SECONDS):
+                self._resumption.hold(session, timelines)
             watch = CatalogWatch(
                 self._source,
                 known,
@@ -261,70 +255,14 @@ class Capture:
                 monotonic=self._monotonic,
             ).run()
 
-    def _verified_history(
-        self, session: Session, walsender: Walsender, bounds: Bounds
-    ) -> tuple[Timelines, Switch | None]:
-        """The server's timelines, and the switch behind which the log holds what they lost."""
-        check_same_server(session, walsender.session)
-        system = walsender.identify()
-        check_system(system, self._system or system)
-        self._system = system
-        timelines = walsender.timelines(system.timeline)
-        switch = lossy_switch(bounds, timelines)
-        check_reach(system, bounds.end_lsn if switch is None else switch.lsn)
-        return timelines, switch
-
-    def _verified_slot(self, session: Session, continued: Continued) -> SlotState | None:
-        """The slot, which can give what follows the log's end; None if it is to be made."""
-        state = read_slot(session, self._source.slot)
-        if state is not None:
-            check_kind(self._source.slot, state, session.info.dbname)
-        check_slot(self._source.slot, state, continued)
-        slot_two_phase = None if state is None else state.two_phase
-        check_two_phase(self._source, session.info.server_version, slot_two_phase=slot_two_phase)
-        return state
-
-    def _record_switch(self, switch: Switch, bounds: Bounds) -> None:
-        """Tells the log what a failover lost, and goes back to where the source's history leaves the log's."""
-        lost, reseed = self._lost(switch)
-        now = max(int(self._clock() * 1_000_000), bounds.commit_time)
-        self._log.append(epoch_piece(switch, lost, reseed, now))
-        self._log.sync()
-        logger.error(
-            "source.failover_lost_commits",
-            epoch=switch.epoch,
-            switch=format_lsn(switch.lsn),
-            transactions=lost.transactions if lost else 0,
-            tables=[table.table for table in reseed],
-            note="the log holds what the source lost; these tables are seeded again",
-        )
-
-    def _lost(self, switch: Switch) -> tuple[Lost | None, list[TableSchema]]:
-        """What the log holds behind a switch, and the layouts of the tables that must be seeded again."""
-        newest = {schema.oid: schema for schema in self._log.schemas.all()}
+    def _check_source(self, session: Session) -> None:
+        """A standby is waited for once the source was met: in a failover its promotion may still be under way."""
         try:
-            lost = lost_transactions(self._log.records_after(switch.before), switch)
-        except PositionTrimmed:  # nobody can say any more what it was
-            return None, list(newest.values())
-        return lost, [newest[oid] for oid in sorted(lost.tables if lost else ()) if oid in newest]
-
-    def _owed(self, slot: SlotState | None, timelines: Timelines) -> Held | None:
-        """The log's last transaction, if the slot begins before it."""
-        bounds = self._log.bounds()
-        if slot is None:
-            return None
-        begins = max(Position(timelines.epoch_of(slot.confirmed_lsn), slot.confirmed_lsn, 0), bounds.trimmed)
-        if begins >= bounds.end:
-            return None
-        last = Position(*bounds.end[:2], 0)  # where the last record is a transaction, nothing else need be read
-        found = last_transaction(self._log.records_after(max(begins, last)), timelines) if last > begins else None
-        return found or last_transaction(self._log.records_after(begins), timelines)
-
-    def _begin_log(self, timelines: Timelines, confirmed: int) -> None:
-        """The first record: later starts compare the slot with it."""
-        self._log.append(progress_piece(timelines.epoch_of(confirmed), confirmed, int(self._clock() * 1_000_000)))
-        self._log.sync()
-        logger.info("log.begun", at=format_lsn(confirmed))
+            check_source(session, self._source)
+        except StandbyAnswers as error:
+            if not self._resumption.met:
+                raise
+            raise SourceUnavailable(error.what, where=error.where, mend=f"promote it, or {error.mend}") from None
 
     def _assembler_for(self, session: Session, timelines: Timelines) -> Assembler:
         near_xid = read_moment(session, self._source.publication).xmax

@@ -213,6 +213,10 @@ class CaptureProcess:
         """SIGSTOP."""
         self._process.send_signal(signal.SIGSTOP)
 
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
+
     def terminate(self) -> int:
         """SIGTERM; its exit code."""
         self._process.terminate()
