@@ -1,46 +1,124 @@
-"""Faults 15, 21, 23, 28, 29, 30: hard workloads, judged twice: by the oracle's slot, and by the source's tables.
+"""Faults 1, 15, 20, 21, 22, 23, 28, 29, 30: hard workloads, judged by the oracle's slot and by the source's tables.
 
 The workload is `support.hard_workload`: several sessions with nested savepoints and partial rollbacks, every replica
-identity, values out of line, key changes, truncates, DDL, messages, transactions of one row and of thousands.
+identity, values out of line, key changes, truncates, DDL, messages, transactions of one row and of thousands. It goes
+on while capture is killed, or the server crashes, in each way that capture reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.capturing import captured, capturing
-from support.database import Database
+from support.capturing import CaptureProcess, captured, capturing
+from support.database import Database, fresh_database
 from support.folding import assert_folds_to_source
 from support.hard_workload import HardWorkload
 from support.oracle import Oracle, assert_same_transactions
 from support.seed import announced_seed
+from support.waiting import wait_for
+from walbus.demo.postgres import EmbeddedPostgres
+from walbus.relay import open_reader
+
+#: How capture reads -> its options of [source].
+WAYS: dict[str, dict[str, Any]] = {
+    "whole": {"streaming": False, "catch_up": False},
+    "streamed": {"catch_up": False},
+    "prepared": {"two_phase": True},
+    "catch-up": {"streaming": False, "catch_up_step_bytes": 1 << 20},
+}
+SERVER = {"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "20"}
+LONG = [pytest.mark.long, pytest.mark.timeout(1200)]
+
+pytestmark = pytest.mark.timeout(240)
+
+
+class Judged:
+    """A hard workload on a server of its own, and the log that must hold it.
+
+    Attributes:
+        database, folder, workload: of the test; `folder` is the log's.
+        options: of [source].
+    """
+
+    def __init__(self, database: Database, folder: Path, way: str, seed: int) -> None:
+        self.database = database
+        self.folder = folder / "relay"
+        self.options = WAYS[way]
+        self.dice = random.Random(seed)
+        self.workload = HardWorkload(database.dsn, seed, two_phase=way == "prepared")
+
+    def prepare(self) -> None:
+        """Tables, slots and log."""
+        self.workload.prepare()
+        with capturing(self.database.dsn, self.folder, **self.options):
+            self._truth = Oracle(self.database.dsn, "walbus")
+
+    def durable_end(self) -> int:
+        """How far the log reaches."""
+        with closing(open_reader(self.folder)) as reader:
+            return reader.bounds().end_lsn
+
+    def judge(self) -> None:
+        """The log equals what the oracle's slot saw, and folds to the tables."""
+        self.workload.finish()
+        with capturing(self.database.dsn, self.folder, **self.options) as capture:
+            capture.caught_up(90)
+        assert_same_transactions(captured(self.folder), self._truth.transactions())
+        assert_folds_to_source(self.folder, self.database.dsn)
 
 
 @pytest.fixture
-def folder(open_folder: Path) -> Path:
-    return open_folder / "relay"
+def judged(own_pg_server: Callable[..., EmbeddedPostgres], open_folder: Path) -> Callable[..., Any]:
+    @contextmanager
+    def make(way: str) -> Iterator[Judged]:
+        with fresh_database(own_pg_server(**SERVER)) as database:
+            if way == "prepared":
+                database.needs(15, "decoding at PREPARE by pgoutput")
+            case = Judged(database, open_folder, way, announced_seed("the workload"))
+            case.prepare()
+            yield case
+            case.judge()
+
+    return make
 
 
-@contextmanager
-def judged(database: Database, folder: Path, workload: HardWorkload, **source: object) -> Iterator[None]:
-    """Prepares tables, slots and log; at the end the log equals the oracle's slot and folds to the source."""
-    workload.prepare()
-    with capturing(database.dsn, folder, **source):
-        truth = Oracle(database.dsn, "walbus")
-    yield
-    workload.finish()
-    with capturing(database.dsn, folder, **source) as capture:
-        capture.caught_up(60)
-    assert_same_transactions(captured(folder), truth.transactions())
-    assert_folds_to_source(folder, database.dsn)
+@pytest.mark.parametrize("steps", [800, pytest.param(20_000, marks=LONG)])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_hard_workload_is_in_the_log_as_it_was_committed(judged, way: str, steps: int) -> None:
+    with judged(way) as case:
+        if way == "catch-up":
+            case.workload.work(steps)
+        with capturing(case.database.dsn, case.folder, **case.options):
+            case.workload.work(steps)
 
 
-@pytest.mark.parametrize("steps", [1500, pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
-def test_a_hard_workload_is_in_the_log_as_it_was_committed(database: Database, folder: Path, steps: int) -> None:
-    workload = HardWorkload(database.dsn, announced_seed("the workload"))
-    with judged(database, folder, workload), capturing(database.dsn, folder):
-        workload.work(steps)
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("way", WAYS)
+def test_capture_killed_under_a_hard_workload_loses_and_repeats_nothing(judged, way: str, kills: int) -> None:
+    with judged(way) as case, case.workload.running():
+        for _ in range(kills):
+            target = case.durable_end() + case.dice.randrange(1_500_000)  # bytes of WAL
+            process = CaptureProcess(case.database.dsn, case.folder, **case.options)
+            wait_for(lambda p=process, t=target: case.durable_end() > t or not p.running, 60, what=process.output)
+            assert process.running, process.output
+            process.kill()
+
+
+@pytest.mark.parametrize("crashes", [2, pytest.param(20, marks=LONG)])
+@pytest.mark.parametrize("way", ["streamed", "prepared"])
+def test_a_server_that_crashes_under_a_hard_workload_costs_nothing(judged, way: str, crashes: int) -> None:
+    with judged(way) as case, capturing(case.database.dsn, case.folder, **case.options):
+        server = case.database.server
+        with case.workload.running():
+            for _ in range(crashes):
+                target = case.durable_end() + case.dice.randrange(1_500_000)
+                wait_for(lambda t=target: case.durable_end() > t, 60, what="the log grows")
+                server.kill() if case.dice.random() < 0.5 else server.stop("immediate")
+                server.start()
+        case.database.close()  # its session died with the server

@@ -23,7 +23,7 @@ from support.folding import assert_folds_to_source
 from support.hard_workload import HardWorkload
 from support.oracle import Oracle, assert_same_transactions
 from support.seed import announced_seed
-from support.strace import CALLS, Reach, failing, killing, reaches, syncs_behind_failure, traced
+from support.strace import CALLS, Reach, failing, killing, reaches, syncs_tried_again, traced
 from support.waiting import wait_for
 from walbus.demo.postgres import EmbeddedPostgres
 from walbus.relay import open_reader
@@ -158,10 +158,10 @@ def test_a_sync_that_fails_ends_capture_and_is_not_tried_again(sweep, call: str,
         every = range(before + 1, total + 1)
         for nth in every if count is None else swept.dice.sample(every, count):
             swept.trace.unlink()
-            if not swept.run(failing(call, "EIO", nth, nth, swept.trace)):
-                assert not syncs_behind_failure(swept.trace), f"{call} {nth}"
-            else:
-                assert "(INJECTED)" not in swept.trace.read_text(), f"capture lived on behind {call} {nth}"
+            lived = swept.run(failing(call, "EIO", nth, nth, swept.trace))
+            failed = "(INJECTED)" in swept.trace.read_text()
+            assert lived != failed, f"{call} {nth}: {swept.output}"
+            assert not syncs_tried_again(swept.trace), f"{call} {nth}: {swept.output}"
 
 
 @pytest.mark.parametrize("count", [1, FULL_SWEEP])

@@ -170,10 +170,11 @@ class HardWorkload:
         finally:
             stop.set()
             thread.join(60)
+            if not thread.is_alive():
+                self.finish()
         assert not thread.is_alive(), "the workload hangs"
         if failures:
             raise failures[0]
-        self.finish()
 
     def finish(self) -> None:
         """Commits or rolls back whatever is open, and closes the sessions."""

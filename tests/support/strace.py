@@ -17,6 +17,7 @@ from typing import NamedTuple
 CALLS = ("fdatasync", "fsync", "pwrite64", "write", "sendto", "rename", "link", "unlink", "openat", "mkdir")
 
 _LINE = re.compile(r"(\d+) +(\w+)\(")
+_SYNC = re.compile(r"\d+ +f(?:data)?sync\(\d+<(.*?)>(.*)")
 
 
 class Reach(NamedTuple):
@@ -39,7 +40,7 @@ def killing(call: str, nth: int) -> tuple[str, ...]:
 def failing(call: str, error: str, first: int, last: int, output: Path) -> tuple[str, ...]:
     """A command that lets calls of each thread fail, from one to another; it notes the kinds that sync too."""
     inject = _inject(call, f"error={error}:when={first}..{last}")
-    return ("strace", "--seccomp-bpf", "-f", "-o", str(output), "-e", f"trace={call},fdatasync,fsync", *inject)
+    return ("strace", "--seccomp-bpf", "-f", "-y", "-o", str(output), "-e", f"trace={call},fdatasync,fsync", *inject)
 
 
 def reaches(output: Path, folder: Path) -> dict[str, Reach]:
@@ -58,11 +59,11 @@ def reaches(output: Path, folder: Path) -> dict[str, Reach]:
     return {call: Reach(before[call], total[call]) for call in CALLS}
 
 
-def syncs_behind_failure(output: Path) -> list[str]:
-    """The lines of calls that sync which follow the first one that failed by injection."""
-    lines = [line for line in output.read_text().splitlines() if _LINE.match(line)]
-    failed = next((i for i, line in enumerate(lines) if "(INJECTED)" in line), len(lines))
-    return [line for line in lines[failed + 1 :] if "sync(" in line]
+def syncs_tried_again(output: Path) -> list[str]:
+    """The calls that sync what the first failed call could not: none may be, for they would succeed."""
+    syncs = [match for line in output.read_text().splitlines() if (match := _SYNC.match(line))]
+    failed = next((i for i, match in enumerate(syncs) if "(INJECTED)" in match[2]), len(syncs))
+    return [match[0] for match in syncs[failed + 1 :] if match[1] == syncs[failed][1]]
 
 
 def _inject(call: str, what: str) -> tuple[str, ...]:
