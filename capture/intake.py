@@ -29,12 +29,10 @@ transaction is asked for again unstreamed (`TransactionSentAgain`): then the ser
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from struct import Struct
-from struct import error as struct_error
 from typing import TYPE_CHECKING
 
+from walbus.capture.pending import Pending, tables_of
 from walbus.capture.repeats import NEW_LOG
 from walbus.capture.replay import Ending, Replay
 from walbus.capture.streamed import (
@@ -50,45 +48,20 @@ from walbus.capture.streamed import (
     decode_streamed,
     split_xid,
 )
-from walbus.capture.told import TELLING_KINDS, Subject, ToldLayouts, subject_of
+from walbus.capture.told import TELLING_KINDS, ToldLayouts, layout_of_table, subject_of
 from walbus.errors import ProtocolError, SourceGap, SourceUnavailable
 from walbus.lsn import format_lsn
 
 if TYPE_CHECKING:
     from walbus.capture.assembly import Assembler
     from walbus.capture.prepared import PreparedStore
-    from walbus.capture.spool import OpenSpool, Spool
+    from walbus.capture.spool import Spool
+    from walbus.native.interface import ReplayRows
 
 _ROWS = frozenset(b"IUD")
 _TRUNCATE, _ORIGIN, _MESSAGE, _STOP, _PREPARE = b"TOMEP"
 #: Kinds that are handed on as they are outside of any block.
 _PLAIN = frozenset(b"BCIUDTMO")
-
-_TABLE = Struct(">I")
-_TRUNCATED = Struct(">I")
-
-
-@dataclass(slots=True)
-class Pending:
-    """A transaction in the spool.
-
-    Attributes:
-        xid: of the top-level transaction, 32 bits.
-        spool: its messages.
-        aborted: xids of its subtransactions that were rolled back, as they are sent.
-        origin: its Origin message; empty if it has none.
-        layouts: what the connection told inside it.
-        messages: whether a transactional message was streamed.
-        unclear: whether a subtransaction was rolled back behind such a message.
-    """
-
-    xid: int
-    spool: OpenSpool
-    aborted: set[bytes] = field(default_factory=set)
-    origin: bytes = b""
-    layouts: set[Subject] = field(default_factory=set)
-    messages: bool = False
-    unclear: bool = False
 
 
 class Intake:
@@ -98,12 +71,14 @@ class Intake:
         assembler: takes what committed.
         spool: for what did not yet.
         prepared: for what was prepared.
+        replay_rows: of the assembler's core.
     """
 
-    def __init__(self, assembler: Assembler, spool: Spool, prepared: PreparedStore) -> None:
+    def __init__(self, assembler: Assembler, spool: Spool, prepared: PreparedStore, *, replay_rows: ReplayRows) -> None:
         self._assembler = assembler
         self._spool = spool
         self._prepared = prepared
+        self._replay_rows = replay_rows
         self._told = ToldLayouts(assembler.feed)
         self.whole_until = 0  #: up to this LSN transactions are to be had unstreamed: one could not be used otherwise
         self._handlers: dict[type, Callable[..., None]] = {
@@ -272,6 +247,7 @@ class Intake:
         replay = Replay(
             self._assembler,
             self._told,
+            self._replay_rows,
             pending.spool.spooled(),
             ending,
             origin=pending.origin,
@@ -315,7 +291,7 @@ class Intake:
             pending.layouts.add(subject_of(message))
             self._tell(message)
         elif kind in _ROWS or kind == _TRUNCATE:
-            self._add_layouts(pending, _tables_of(data, offset))
+            self._add_layouts(pending, tables_of(data, offset))
             pending.spool.add(pending.xid, data[offset:])
         elif kind == _MESSAGE:
             pending.spool.add(pending.xid, data[offset:])
@@ -328,7 +304,7 @@ class Intake:
     def _add_layouts(self, pending: Pending, tables: list[int]) -> None:
         """Puts the layouts before the first rows that need them."""
         for table in tables:
-            subject = b"R" + _TABLE.pack(table)
+            subject = layout_of_table(table)
             if subject not in pending.layouts:
                 for message in self._told.needed_by(table):
                     pending.spool.add(pending.xid, message)
@@ -369,6 +345,7 @@ class Intake:
         replay = Replay(
             self._assembler,
             self._told,
+            self._replay_rows,
             spooled,
             Ending(commit.commit_lsn, commit.end_lsn, commit.commit_time, commit.xid),
             origin=bytes.fromhex(prepared.origin),
@@ -385,21 +362,6 @@ class Intake:
 
     def _rollback_prepared(self, rollback: RollbackPrepared) -> None:
         self._prepared.expect_end((rollback.xid, rollback.gid), rollback.end_lsn)
-
-
-def _tables_of(data: bytes, offset: int) -> list[int]:
-    """The tables of a row change or of a TRUNCATE.
-
-    Raises:
-        ProtocolError: the message is cut short.
-    """
-    try:
-        if data[offset] != _TRUNCATE:
-            return [_TABLE.unpack_from(data, offset + 1)[0]]
-        (count,) = _TRUNCATED.unpack_from(data, offset + 1)
-        return [oid for (oid,) in _TABLE.iter_unpack(data[offset + 6 : offset + 6 + 4 * count])]
-    except struct_error:
-        raise ProtocolError("the message is cut short", where=f"{_kind(data, offset)}, offset 1") from None
 
 
 def _kind(data: bytes, offset: int) -> str:

@@ -9,9 +9,12 @@ protocol 1    every version, when nothing is streamed or prepared
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from walbus.config import SourceConfig
 from walbus.errors import SourceMisconfigured
+
+if TYPE_CHECKING:
+    from walbus.config import SourceConfig
 
 _WITH_STREAMING, _WITH_TWO_PHASE, _WITH_ORIGIN = 140_000, 150_000, 160_000
 _WHERE = "source.two_phase"

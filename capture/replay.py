@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from walbus.capture.streamed import ENTRY, begin_bytes, commit_bytes
 from walbus.capture.told import TELLING_KINDS, Subject, ToldLayouts, subject_of
-from walbus.native import replay_rows
 
 if TYPE_CHECKING:
     from walbus.capture.assembly import Assembler
     from walbus.capture.spool import Spooled
+    from walbus.native.interface import ReplayRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Replay:
     Args:
         assembler: takes the messages.
         told: the layouts of the connection.
+        replay_rows: of the assembler's core.
         spooled: the transaction's messages.
         ending: its commit.
         origin: its Origin message; empty if it has none.
@@ -49,6 +50,7 @@ class Replay:
         self,
         assembler: Assembler,
         told: ToldLayouts,
+        replay_rows: ReplayRows,
         spooled: Spooled,
         ending: Ending,
         *,
@@ -59,6 +61,7 @@ class Replay:
     ) -> None:
         self._assembler = assembler
         self._told = told
+        self._replay_rows = replay_rows
         self._spooled = spooled
         self._ending = ending
         self._aborted = aborted
@@ -81,7 +84,7 @@ class Replay:
         core, aborted = self._assembler.core, self._aborted
         while budget > 0:
             begin = self._at
-            self._at = replay_rows(core, self._chunk, begin, aborted)
+            self._at = self._replay_rows(core, self._chunk, begin, aborted)
             missing = self._feed_next()
             budget -= self._at - begin
             if missing and (self._assembler.repeating or not self._read_on(missing)):

@@ -19,6 +19,7 @@ from walbus.capture.spool_files import SpoolFiles
 from walbus.capture.xact_status import ended_transactions
 from walbus.config import SourceConfig
 from walbus.errors import SourceError
+from walbus.native import replay_rows
 
 
 class Spooling:
@@ -52,7 +53,7 @@ class Spooling:
             files = SpoolFiles(self._folder)
             spool = Spool(files, durable=self._source.two_phase)
             self._prepared = PreparedStore(files, log_id)
-            self._intake = Intake(assembler, spool, self._prepared)
+            self._intake = Intake(assembler, spool, self._prepared, replay_rows=replay_rows)
         self._intake.reconnected()
         _expect_ends(session, self._prepared, assembler.near_xid)
         return self._intake

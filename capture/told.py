@@ -28,6 +28,11 @@ def subject_of(message: bytes) -> Subject:
     return message[:5]
 
 
+def layout_of_table(table: int) -> Subject:
+    """The layout of a table, by its OID."""
+    return b"R" + _OID.pack(table)
+
+
 class ToldLayouts:
     """What one connection told.
 
@@ -67,7 +72,7 @@ class ToldLayouts:
         Raises:
             ProtocolError: the connection has not told it.
         """
-        layout = self._newest.get(b"R" + _OID.pack(table))
+        layout = self._newest.get(layout_of_table(table))
         relation = decode(layout) if layout is not None else None
         if layout is None or not isinstance(relation, Relation):
             raise ProtocolError("a change came before the layout of its table", where=f"table {table}")

@@ -75,7 +75,8 @@ def _outcome(implementation: Implementation, messages: Iterable[bytes], files: S
         timelines=Timelines(1),
         near_xid=700,
     )
-    intake = Intake(assembler, Spool(files, memory_bytes=1 << 12), PreparedStore(files, "log"))
+    spool, prepared = Spool(files, memory_bytes=1 << 12), PreparedStore(files, "log")
+    intake = Intake(assembler, spool, prepared, replay_rows=implementation.replay_rows)
     error, taken = None, 0
     try:
         for message in messages:

@@ -22,7 +22,7 @@ from walbus.capture.spool_files import SpoolFiles
 from walbus.capture.timelines import Timelines
 from walbus.errors import DamagedRecord, LogFull, ProtocolError, SourceGap, SourceReplaced, SourceUnavailable
 from walbus.log import append_to
-from walbus.native import new_core
+from walbus.native import new_core, replay_rows
 from walbus.records import Kind, Op, body_of, iter_changes, origin_of, read_header
 from walbus.values import row_texts
 
@@ -63,7 +63,7 @@ class Rig:
             bound=bounds.end_lsn,
         )
         spool = Spool(self.files, durable=True, memory_bytes=memory_bytes)
-        self.intake = Intake(self.assembler, spool, PreparedStore(self.files, "log"))
+        self.intake = Intake(self.assembler, spool, PreparedStore(self.files, "log"), replay_rows=replay_rows)
 
     def feed(self, *messages, budget=1 << 30):
         for message in messages:
