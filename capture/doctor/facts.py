@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from walbus.capture.definition import CatalogState
 from walbus.capture.timelines import Timelines
 from walbus.capture.verification import SlotState, SystemIdentity
 from walbus.errors import WalbusError
@@ -161,6 +162,7 @@ class PublicationFacts:
         others: tables that it publishes and that the configuration does not mean.
     """
 
+    oid: int
     owner: str
     owned: bool
     all_tables: bool
@@ -184,6 +186,7 @@ class TableFacts:
         primary_key: has one; `deferrable`: and it cannot serve as an identity.
         published: in the publication, itself or through a parent.
         named: by its own name in the configuration, not only by a wildcard.
+        addable: our role may add it to the publication.
         known: the log knows it.
         listed_columns: of the publication's column list; None without one.
         filtered: the publication filters its rows; `filter_columns`: by these.
@@ -204,7 +207,7 @@ class TableFacts:
     published: bool
     named: bool
     owner: str
-    owned: bool
+    addable: bool
     readable: bool
     usable_schema: bool
     row_security: bool
@@ -309,16 +312,23 @@ class LogFacts:
         source: what it was made from.
         bounds: what it holds.
         known: OIDs of the tables that it has layouts of.
+        remembered: the catalog as capture told it last; None if nothing is known.
     """
 
     source: SourceIdentity
     bounds: Bounds
     known: frozenset[int]
+    remembered: CatalogState | None = None
 
     @property
     def empty(self) -> bool:
         """It holds nothing that anything could depend on."""
         return self.bounds.end == ORIGIN
+
+    def left_by_itself(self, oid: int) -> bool:
+        """Whether a table was in the publication without an entry of its own, so that nobody can have removed that."""
+        was = None if self.remembered is None else self.remembered.tables.get(oid)
+        return was is not None and not was.listed
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,11 +43,18 @@ def _missing(facts: Facts) -> Iterator[Finding]:
         found = f"publication {name} is gone, while the log depends on it: changes since then are lost to capture"
         yield error("publication", found, advice(NEW_LOG), of=[name])
         return
-    mend = _creation(name, publishable(facts.tables))
-    lacks = _lacks(facts)
-    if lacks:
-        found = f"there is no publication {name}, and role {facts.role.name} may not make it: it {lacks}"
-        yield error("publication", found, mend, of=[name])
+    tables = publishable(facts.tables)
+    mend = _creation(name, tables)
+    left_out = [] if facts.role.superuser else [table for table in tables if not table.addable]
+    if not (facts.role.creates or facts.role.superuser):
+        found = (
+            f"there is no publication {name}, and role {facts.role.name} may not make it: it lacks CREATE on database"
+        )
+        yield error("publication", f"{found} {facts.server.database}", mend, of=[name])
+    elif left_out:
+        found = f"there is no publication {name} yet, and role {facts.role.name} may not publish tables of other owners"
+        grade = error if any(table.named for table in left_out) else warning
+        yield grade("publication", found, mend, of=_names(left_out))
     else:
         yield info("publication", f"there is no publication {name} yet; capture makes it at its start", mend, of=[name])
 
@@ -59,40 +66,41 @@ def publishable(tables: Iterable[TableFacts]) -> list[TableFacts]:
     return [table for table in tables if table.is_root and table.identified and table.table not in broken]
 
 
-def _lacks(facts: Facts) -> str:
-    """What the role would need to make the publication."""
-    role = facts.role
-    others = [table.table for table in publishable(facts.tables) if not table.owned]
-    lacks = [] if role.creates else [f"lacks CREATE on database {facts.server.database}"]
-    lacks += [f"does not own {others[0]}" + (f" and {len(others) - 1} more" if others[1:] else "")] if others else []
-    return "" if role.superuser else " and ".join(lacks)
-
-
 def _creation(name: str, tables: list[TableFacts]) -> Mend:
     for_tables = f" FOR TABLE {_listed(tables)}" if tables else ""
     return safe_statement(f"CREATE PUBLICATION {identifier(name)}{for_tables}")
 
 
 def _members(facts: Facts, publication: PublicationFacts) -> Iterator[Finding]:
-    name, role = facts.wanted.publication, facts.role
+    name, log = facts.wanted.publication, facts.log
+    if log is not None and log.remembered is not None and log.remembered.publication.oid != publication.oid:
+        found = f"publication {name} was dropped and made again, and changes in between are lost"
+        yield error("publication", found, advice(NEW_LOG), of=[name])
     roots = publishable(facts.tables)
     lacking = [table for table in roots if not table.published]
-    lost, new = [t for t in lacking if t.known], [t for t in lacking if not t.known]
+    lost = [table for table in lacking if table.known and not (log is not None and log.left_by_itself(table.oid))]
     if lost:
         found = f"tables that the log knows were taken out of publication {name}: changes of them are lost"
-        mend = statement(_addition(name, lost))
         again = advice("then seed them again; or take them out of source.tables")
-        yield error("table-taken-out", found, mend, again, of=_names(lost))
-    may = role.superuser or (publication.owned and all(table.owned for table in new))
-    if new and may:
-        found = f"publication {name} lacks configured tables; capture adds them at its start"
-        yield info("table-not-published", found, safe_statement(_addition(name, new)), of=_names(new))
-    elif new:
-        found = f"publication {name} lacks configured tables, and role {role.name} may not add them"
-        yield error("table-not-published", found, safe_statement(_addition(name, new)), of=_names(new))
+        yield error("table-taken-out", found, statement(_addition(name, lost)), again, of=_names(lost))
+    yield from _new_members(facts, [table for table in lacking if table not in lost])
     if not lacking:
         yield ok("publication", f"publication {name} has all {len(roots)} configured tables")
     yield from _later_tables(facts, publication)
+
+
+def _new_members(facts: Facts, tables: list[TableFacts]) -> Iterator[Finding]:
+    """Tables that are to be added; by whom depends on the owners."""
+    name, role = facts.wanted.publication, facts.role
+    ours = [table for table in tables if table.addable or role.superuser]
+    others = [table for table in tables if table not in ours]
+    if ours:
+        found = f"publication {name} lacks configured tables; capture adds them at its start"
+        yield info("table-not-published", found, safe_statement(_addition(name, ours)), of=_names(ours))
+    if others:
+        found = f"publication {name} lacks configured tables that role {role.name} may not add, so they are left out"
+        grade = error if any(table.named for table in others) else warning
+        yield grade("table-not-published", found, safe_statement(_addition(name, others)), of=_names(others))
 
 
 def _later_tables(facts: Facts, publication: PublicationFacts) -> Iterator[Finding]:
@@ -100,9 +108,9 @@ def _later_tables(facts: Facts, publication: PublicationFacts) -> Iterator[Findi
     role, name = facts.role, facts.wanted.publication
     schemas = [pattern.removesuffix(".*") for pattern in facts.wanted.tables if pattern.endswith(".*")]
     covered = publication.all_tables or set(schemas) <= set(publication.schemas)
-    if role.superuser or covered or not schemas or (publication.owned and all(t.owned for t in facts.tables)):
+    if role.superuser or covered or not schemas or (publication.owned and all(t.addable for t in facts.tables)):
         return
-    found = f"role {role.name} may not add tables to publication {name}: one that is made later stops capture"
+    found = f"role {role.name} may not add tables to publication {name}: one that is made later is left out"
     mends = [advice("add new tables as their owner when they are made")]
     if facts.server.version >= 150_000:
         listed = ", ".join(identifier(schema) for schema in schemas)

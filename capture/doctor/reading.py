@@ -95,7 +95,7 @@ _ROLE: LiteralString = """
     FROM pg_roles r WHERE r.rolname = current_user"""
 
 _PUBLICATION: LiteralString = """
-    SELECT to_jsonb(p) AS columns, pg_get_userbyid(p.pubowner)::text AS owner,
+    SELECT p.oid::int8, to_jsonb(p) AS columns, pg_get_userbyid(p.pubowner)::text AS owner,
            pg_has_role(p.pubowner, 'USAGE') AS owned,
            to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL AS may_have_schemas
     FROM pg_publication p WHERE p.pubname = %s"""
@@ -228,6 +228,7 @@ def _publication(reader: _Reader, wanted: Wanted) -> PublicationFacts | None:
     schemas = reader.rows(_PUBLISHED_SCHEMAS, [wanted.publication]) if rows[0]["may_have_schemas"] else []
     published = reader.rows(_PUBLISHED, [wanted.publication])
     return PublicationFacts(
+        oid=rows[0]["oid"],
         owner=rows[0]["owner"],
         owned=rows[0]["owned"],
         all_tables=columns["puballtables"],

@@ -25,12 +25,14 @@ _SAFE = 2 * _GIB
 #: Seconds after which a transaction is old.
 _OLD, _OLD_PREPARED = 600.0, 60.0
 _OURS = "walbus-capture"
+_TWO_PHASE_SINCE = 150_000
 
 
 def slot_findings(facts: Facts) -> Iterator[Finding]:
     """All of this module's."""
     yield from _same_source(facts)
     yield from _slot(facts)
+    yield from _two_phase(facts)
     yield from _idle(facts)
     yield from _transactions(facts)
 
@@ -93,6 +95,12 @@ def _slot(facts: Facts) -> Iterator[Finding]:
     yield from _options(facts, slot)
 
 
+def _two_phase(facts: Facts) -> Iterator[Finding]:
+    if facts.wanted.two_phase and facts.server.version < _TWO_PHASE_SINCE:
+        found = "source.two_phase is true, and PostgreSQL 14 does not send prepared transactions at their PREPARE"
+        yield error("slot-two-phase", found, Mend("config", "[source]\ntwo_phase = false"))
+
+
 def _continued(log: LogFacts, history: HistoryFacts | None) -> Continued:
     """What the slot must continue; without a look at the server's history, it is taken to be the log's."""
     if history is None:
@@ -145,20 +153,18 @@ def _retention(name: str, slot: SlotFacts) -> Iterator[Finding]:
 
 def _options(facts: Facts, slot: SlotFacts) -> Iterator[Finding]:
     wanted, name = facts.wanted, facts.wanted.slot
-    if slot.state.two_phase != wanted.two_phase:
-        has, asked = _word(slot.state.two_phase), _word(wanted.two_phase)
-        found = f"slot {name} has two_phase = {has}, and source.two_phase is {asked}"
-        yield warning("slot-two-phase", found, Mend("config", f"[source]\ntwo_phase = {has}"))
+    if slot.state.two_phase and not wanted.two_phase:
+        found = f"slot {name} decodes prepared transactions at their PREPARE for good, and source.two_phase is false"
+        yield error("slot-two-phase", found, Mend("config", "[source]\ntwo_phase = true"), of=[name])
+    elif wanted.two_phase and not slot.state.two_phase:
+        found = f"slot {name} does not decode at PREPARE yet: it turns to it at the next start, for good"
+        yield info("slot-two-phase", found, of=[name])
     if slot.state.failover is False and wanted.failover and facts.server.standbys:
         found = f"slot {name} is not copied to standbys yet (failover is false); a failover would lose it"
         yield info("slot-failover", found, advice("start capture: it turns failover on"), of=[name])
     if slot.synced:
         found = f"slot {name} is a standby's copy: it can be read once this server is promoted"
         yield error("slot-failover", found, advice("name the primary in source.dsn"), of=[name])
-
-
-def _word(value: bool) -> str:
-    return "true" if value else "false"
 
 
 def _idle(facts: Facts) -> Iterator[Finding]:

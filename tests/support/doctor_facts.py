@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from walbus.capture.definition import CatalogState, PublicationState, TableState
 from walbus.capture.doctor.facts import (
     ConnectionFacts,
     Facts,
@@ -43,7 +44,7 @@ def table(name: str = "orders", **changes: object) -> TableFacts:
         published=True,
         named=False,
         owner="app",
-        owned=True,
+        addable=True,
         readable=True,
         usable_schema=True,
         row_security=False,
@@ -82,12 +83,33 @@ SERVER = ServerFacts(
     settings=settings(),
 )
 ROLE = RoleFacts("app", False, True, False, True, True, None, {})
-PUBLICATION = PublicationFacts("app", True, False, (), ALL, False, "none")
+PUBLICATION = PublicationFacts(70, "app", True, False, (), ALL, False, "none")
 STATE = SlotState("pgoutput", "shop", 1000, 900, "reserved", None, False, True)
 SLOT = SlotFacts(STATE, retained=GIB)
 WANTED = Wanted("walbus", "walbus", ("public.*",), False, True, True, True, True, 7)
 END = Bounds("log", ORIGIN, Position(1, 1900, 1), 2000, 1, 0, 0)
 LOG = LogFacts(SourceIdentity("7300", "shop", "walbus"), END, frozenset({16_400}))
+#: Table 16500 was in the publication as a partition of another.
+REMEMBERED = CatalogState(
+    PublicationState(70, 700, 10, False, ("insert", "update", "delete", "truncate"), False, ""),
+    {
+        16_500: TableState(
+            oid=16_500,
+            namespace="public",
+            name="orders",
+            kind="r",
+            identity="d",
+            listed=0,
+            by_schema=0,
+            row_filter=None,
+            fresh=True,
+            columns=(),
+            files=(),
+        )
+    },
+    {},
+    frozenset(),
+)
 SYSTEM = SystemIdentity("7300", 1, 3000, "shop")
 HEALTHY = Facts(
     wanted=WANTED,

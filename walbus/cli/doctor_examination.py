@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from walbus.capture.doctor import Attempt, Finding, LogFacts, Wanted, apply_safe, diagnose, read_facts, wait_for_reload
 from walbus.capture.doctor.findings import advice, error
+from walbus.capture.remembered import CATALOG_FILE, Remembered
 from walbus.capture.sessions import Session, open_session, place_of
 from walbus.cli.doctor_machine import read_machine
 from walbus.cli.doctor_report import Report
@@ -103,7 +104,9 @@ def _log_of(folder: Path) -> tuple[LogFacts | None, WalbusError | None]:
     try:
         with closing(open_reader(folder)) as reader:
             known = frozenset(schema.oid for schema in reader.schemas.all())
-            return LogFacts(reader.source, reader.bounds(), known), None
+            remembered = Remembered(folder / CATALOG_FILE)
+            remembered.open(reader.bounds().log_id, log_is_empty=True)
+            return LogFacts(reader.source, reader.bounds(), known, remembered.state), None
     except LogMissing:
         return None, None
     except WalbusError as problem:
