@@ -81,6 +81,7 @@ class Noticed:
         due, assembler = self._due, self._assembler
         if due is None or assembler.in_transaction or assembler.bound < due.lsn:
             return None
+        self._watch.remembered.telling(due.state)
         newest = {schema.oid: schema for schema in self._schemas.all()}
         for reseed in due.reseeds:
             schema = newest.get(reseed.oid)

@@ -34,7 +34,9 @@ class _Document(msgspec.Struct, frozen=True):
 
 
 class Remembered:
-    """The catalog as everything up to now has been told. Written by one thread; `state` may be read by any.
+    """The catalog as everything up to now has been told.
+
+    `keep` belongs to one thread, the rest to the one that writes the log; `state` may be read by both.
 
     Args:
         path: of the file; None to remember nothing beyond the process.
@@ -44,6 +46,7 @@ class Remembered:
         self._path = path
         self._log_id = ""
         self._state: CatalogState | None = None
+        self._telling: CatalogState | None = None
 
     @property
     def state(self) -> CatalogState | None:
@@ -51,12 +54,13 @@ class Remembered:
         return self._state
 
     def open(self, log_id: str, *, log_is_empty: bool) -> None:
-        """Reads the file, once.
+        """A connection begins: reads the file if it was not read, and what was being told counts as untold.
 
         Args:
             log_id: of the log that the events go to.
             log_is_empty: whether there is nothing yet that could be missed.
         """
+        self._telling = None
         if self._log_id == log_id:
             return
         self._log_id, self._state = log_id, self._read(log_id)
@@ -77,9 +81,14 @@ class Remembered:
             _replace(self._path, msgspec.json.encode(_Document(FORMAT, self._log_id, state)))
         self._state = state
 
+    def telling(self, state: CatalogState) -> None:
+        """The log is being told of this state: rows behind that have its keys, before it is kept."""
+        self._telling = state
+
     def primary_key(self, oid: int) -> frozenset[str] | None:
         """Columns of a table's primary key as it was told; None for a table that is not known."""
-        table = self._state.tables.get(oid) if self._state is not None else None
+        state = self._telling or self._state
+        table = state.tables.get(oid) if state is not None else None
         return None if table is None else table.primary_key
 
     def _read(self, log_id: str) -> CatalogState | None:

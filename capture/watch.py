@@ -41,7 +41,7 @@ _SHARE = 20.0
 WHOLE_PERIOD = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Due:
     """Tables that must be seeded again, and when that may be said.
 
@@ -50,11 +50,13 @@ class Due:
         snapshot: text of `pg_current_snapshot()` behind the look: a transaction that runs in it may have written under
             the older definition of the publication, so a reader of the table needs a snapshot that sees it.
         reseeds: the tables.
+        state: the catalog as it is once they are told.
     """
 
     lsn: int
     snapshot: str
     reseeds: tuple[Reseed, ...]
+    state: CatalogState
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class CatalogWatch:
     ) -> None:
         self._source = source
         self._known = set(known)
-        self._remembered = remembered
+        self.remembered = remembered  #: what was told
         self._builtin_types = dict(builtin_types)
         self._completion = completion
         self._retention = retention
@@ -109,7 +111,7 @@ class CatalogWatch:
         self._thread = threading.Thread(target=self._run, name="catalog-watch", daemon=True)
         # Of the thread alone:
         self._state: CatalogState | None = None  # as last read
-        self._pending: tuple[Due, CatalogState] | None = None
+        self._pending: Due | None = None
         self._told: Due | None = None  # set by `told`
         self._fingerprint = ""
         self._read_at = 0.0
@@ -170,10 +172,9 @@ class CatalogWatch:
             moment = self._read(session, moment, now)
         self._last = moment
         self._compare(moment)
-        due = None if self._pending is None else self._pending[0]
         tables = 0 if self._state is None else len(self._state.tables)
         layouts, self._new_layouts = tuple(self._new_layouts), []
-        self._put(Found(moment.publication, moment.xmax, tables, layouts, due))
+        self._put(Found(moment.publication, moment.xmax, tables, layouts, self._pending))
 
     def _may_differ(self, session: Session, moment: Moment, now: float) -> bool:
         """Whether anything may have been altered since the whole was read; notes the fingerprint."""
@@ -188,7 +189,7 @@ class CatalogWatch:
 
     def _read(self, session: Session, moment: Moment, now: float) -> Moment:
         """Completes the publication and reads the whole; the moment behind it."""
-        self._completion.complete(session, matched_tables(session, self._source), self._known, self._remembered.state)
+        self._completion.complete(session, matched_tables(session, self._source), self._known, self.remembered.state)
         state = read_state(session, self._source.publication)
         behind = read_moment(session, self._source.publication)
         if state is not None:
@@ -200,25 +201,25 @@ class CatalogWatch:
 
     def _compare(self, moment: Moment) -> None:
         """Finds what must be told; what need not be is remembered at once."""
-        state, before = self._state, self._remembered.state
+        state, before = self._state, self.remembered.state
         if state is None or self._pending is not None:
             return
         if before is None or before.publication.oid != state.publication.oid:
-            self._remembered.keep(state)
+            self.remembered.keep(state)
             return
         if state is before:
             return
         reseeds = differences(before, state)
         if reseeds:
-            self._pending = Due(moment.lsn, moment.snapshot, reseeds), state
+            self._pending = Due(moment.lsn, moment.snapshot, reseeds, state)
         else:
-            self._remembered.keep(state)
+            self.remembered.keep(state)
 
     def _remember_told(self) -> None:
         with self._lock:
             told = self._told
-        if self._pending is not None and told is self._pending[0]:
-            self._remembered.keep(self._pending[1])
+        if self._pending is not None and told is self._pending:
+            self.remembered.keep(told.state)
             self._pending = None
 
     def _note_layouts(self, state: CatalogState) -> None:
