@@ -2,7 +2,7 @@
 
     python bench/run.py capture [--rows N] [--transactions N] [--backlog N] [--rounds N]
     python bench/run.py latency [--rate N] [--seconds N]
-    python bench/run.py memory  [--small N]
+    python bench/run.py memory  [--small N] [--large N] [--tables N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars
 
@@ -18,6 +18,7 @@ import os
 import sys
 
 import capture_backlog
+import capture_memory
 import catch_up_backlog
 import commit_latency
 import debezium
@@ -32,7 +33,9 @@ _NUMBERS = {
     "rate": (500, "transactions a second while latency is measured"),
     "seconds": (30, "for which latency is measured"),
     "changes": (400_000, "rows of each of the two backlogs that Debezium reads"),
-    "small": (100_000, "rows of the small backlog; the large one has ten times as many"),
+    "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
+    "large": (10_000_000, "rows of the transaction during which capture's memory is measured"),
+    "tables": (2_000, "tables, for capture's memory"),
 }
 
 
@@ -61,7 +64,7 @@ def main() -> None:
             catch_up_backlog.run(given.backlog, given.rounds),
         ],
         "latency": lambda: [commit_latency.run(given.rate, given.seconds)],
-        "memory": lambda: [peak_memory.run(given.small)],
+        "memory": lambda: [capture_memory.run(given.large, given.tables), peak_memory.run(given.small)],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
     }
     chosen = [name for name in runs if name != "debezium"] if given.what == "all" else [given.what]

@@ -70,6 +70,7 @@ _ACTIONS = {
 _KEYS_EACH = 1_000_000  # keys of one session
 _FEW = 60  # of them are used again and again
 _NOTES = (None, "", "x", "naïve 東京 🦊", "NULL", 'a,b "c" {d}\\', "long " * 60)
+_PREPARED_AT_MOST = 8
 _WIDER = {"integer": "bigint", "bigint": "numeric", "numeric": "text", "text": "text"}
 
 
@@ -413,7 +414,7 @@ class HardWorkload:
 
     def _prepare(self, session: _Session) -> None:
         """The session goes on with other keys: a prepared transaction keeps its rows locked."""
-        if session.opened:
+        if session.opened and len(self._prepared) < _PREPARED_AT_MOST:
             gid = f"hard {self._number()}"
             session.connection.execute(f"PREPARE TRANSACTION '{gid}'".encode())
             self._prepared.append(_Prepared(gid, frozenset(session.touched), frozenset(session.owned)))
