@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import fastavro
 import psycopg
 import pytest
 
 from support.capturing import capturing
 from support.database import Database, fresh_database
 from support.zoo import VALUELESS, Zoo, build_zoo, rows_of
+from support.zoo_check import Rows, problems, types_of
 from support.zoo_log import row_changes_in
 from support.zoo_values import Expected, Verbatim, identical
 from walbus.demo.postgres import EmbeddedPostgres
 from walbus.events import Change
 from walbus.keys import decode_key
 from walbus.records import Op
-from walbus.values import avro_schema, row_texts
-
-#: Types that a cast to text prints in another way than their output function; see docs/values.md.
-OTHER_CASTS = {"boolean", "character", "inet", "xml", "zoo.code", "zoo.flag"}
 
 INTEGERS = {"smallint", "integer", "bigint", "oid"}
-
-Row = dict[str, tuple[str | None, str | None]]
-Rows = dict[int, Row]
 
 
 @dataclass
@@ -92,48 +84,7 @@ def captured(zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPathFactory)
         seen = log[change.table.removeprefix("cage.")]
         seen.changes.append(change)
         seen.lines.append(line)
-    return Captured(zoo, inserted, updated, log, Expected(zoo.connection), types_of(zoo))
-
-
-def types_of(zoo: Zoo) -> dict[str, dict[str, str]]:
-    """The type of each column by table."""
-    query = (
-        "SELECT relname::text, jsonb_object_agg(attname, format_type(atttypid, NULL)) FROM pg_attribute"
-        " JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'cage'::regnamespace AND attnum > 0 GROUP BY 1"
-    )
-    return dict(zoo.connection.execute(query).fetchall())
-
-
-def problems(captured: Captured, table: str, place: str, change: Change, line: bytes, row: Row) -> Iterator[str]:
-    """What of one row in the log is not what PostgreSQL printed: as text, in Python, in Avro, in JSON.
-
-    Args:
-        place: `after` or `before`.
-        row: the source's output text and its cast to text, by column.
-    """
-    payload = change.raw.after if place == "after" else change.raw.before
-    assert change.schema is not None and payload is not None
-    types, expected = captured.types[table], captured.expected
-    texts = dict(zip([c.name for c in change.schema.columns], row_texts(change.schema, payload), strict=True))
-    avro = fastavro.schemaless_reader(io.BytesIO(payload), avro_schema(change.schema), None)
-    python, document = getattr(change, place), json.loads(line, parse_constant=pytest.fail)[place]
-    for name, (text, cast) in row.items():
-        kind = types[name]
-        if place == "after" and name in change.unchanged:
-            correct = {"left out": name not in python and name not in document}
-        else:
-            wanted = expected.json(kind, text)
-            verbatim = isinstance(wanted, Verbatim)
-            correct = {
-                "text": texts[name] == text,
-                "cast": text == cast or kind in OTHER_CASTS,
-                "Python": identical(python[name], expected.python(kind, text)),
-                "Avro": identical(avro[name], expected.avro(kind, text)),
-                "JSON": f'"{name}":{wanted}'.encode() in line if verbatim else identical(document[name], wanted),
-            }
-        yield from (
-            f"{kind}, {place} {change.op.name}, {form}: {text!r:.200}" for form, same in correct.items() if not same
-        )
+    return Captured(zoo, inserted, updated, log, Expected(zoo.connection), types_of(zoo.connection))
 
 
 @pytest.mark.usefixtures("deep_documents")
@@ -152,7 +103,9 @@ def test_every_value_of_every_type_is_in_the_log_as_postgresql_prints_it(capture
         }
         for change, line in zip(seen.changes, seen.lines, strict=True):
             for place, source in places[change.op].items():
-                found += problems(captured, table, place, change, line, source[change.key["id"]])
+                found += problems(
+                    captured.expected, captured.types[table], place, change, line, source[change.key["id"]]
+                )
         rows += len(before)
     assert not found, "\n".join([f"{len(found)} problems", *found[:40]])
     assert rows > 3000
@@ -165,7 +118,7 @@ def test_a_key_of_any_type_names_its_row_and_sorts_as_its_values_do(captured: Ca
         seen, rows, kind = captured.log[table], list(captured.inserted[table].values()), specimen.type_name
         inserts, keys = seen.of(Op.INSERT), {}
         for (change, line), row in zip(inserts, rows, strict=True):
-            found += problems(captured, table, "after", change, line, row)
+            found += problems(captured.expected, captured.types[table], "after", change, line, row)
             text, key = row["v"][0], change.raw.key
             assert key is not None and change.schema is not None
             keys[key] = text.encode() if kind not in INTEGERS else int(text)
