@@ -2,7 +2,7 @@
 
 The transaction is larger than anything that may be in memory: streamed, it lies in capture's spool until its commit;
 with streaming off, the server spools it and capture passes it on in pieces. The tables each have rows in one
-transaction, and again in transactions of their own, so that every layout is known. The log is read back: no row may lack.
+transaction, and again in transactions of their own, so that every layout is known. Each log is read back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ END $$
 _FILL_TABLES = """
 DO $$ BEGIN
     FOR i IN 1..{tables} LOOP
-        EXECUTE format('INSERT INTO t%s SELECT {base} + k, ''x'', now(), k, ''y'' FROM generate_series(1, {rows}) k', i);
+        EXECUTE format('INSERT INTO t%s SELECT {base} + k, ''x'', now(), k, NULL FROM generate_series(1, {rows}) k', i);
         {commit}
     END LOOP;
 END $$
