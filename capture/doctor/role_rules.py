@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from walbus.amounts import counted
 from walbus.capture.doctor.facts import Facts, TableFacts
@@ -18,6 +18,8 @@ from walbus.capture.doctor.findings import (
 )
 from walbus.capture.doctor.quoting import identifier, qualified
 
+#: Tables of one GRANT.
+_GRANTED_TOGETHER = 20
 _VERIFIED = ("verify-ca", "verify-full")
 #: What Walbus sets in each of its sessions, whatever the role has.
 _OVERRIDDEN = (
@@ -87,7 +89,7 @@ def _reading(facts: Facts) -> Iterator[Finding]:
         yield grade("schema-privilege", found, *grants, of=closed)
     if unread:
         found = f"role {facts.role.name} may not read tables that bootstrap seeds"
-        grants = [safe_statement(f"GRANT SELECT ON {_named(table)} TO {role}") for table in unread]
+        grants = [safe_statement(f"GRANT SELECT ON {some} TO {role}") for some in _batches(unread)]
         yield grade("select-privilege", found, *grants, of=[table.table for table in unread])
     if facts.tables and not (closed or unread):
         yield ok("select-privilege", f"role {facts.role.name} may read every captured table")
@@ -122,5 +124,8 @@ def _sight(facts: Facts) -> Iterator[Finding]:
         yield info("unread", f"{unread.what} could not be checked: {unread.why}")
 
 
-def _named(table: TableFacts) -> str:
-    return qualified(table.namespace, table.name)
+def _batches(tables: Sequence[TableFacts]) -> Iterator[str]:
+    """Their names with commas between, some at a time: a statement that fails keeps only its own from being granted."""
+    for some in range(0, len(tables), _GRANTED_TOGETHER):
+        batch = tables[some : some + _GRANTED_TOGETHER]
+        yield ", ".join(qualified(table.namespace, table.name) for table in batch)

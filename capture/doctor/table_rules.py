@@ -29,7 +29,7 @@ def table_findings(facts: Facts) -> Iterator[Finding]:
 def _identities(facts: Facts) -> Iterator[Finding]:
     without = [table for table in facts.tables if not table.identified and not table.partitioned]
     fail = [table for table in without if _refuses(facts, table)]
-    will_fail = [table for table in without if table not in fail and (table.named or not table.is_root)]
+    will_fail = [table for table in without if table not in fail and table.named]
     left_out = [table for table in without if table not in fail and table not in will_fail]
     if fail:
         found = f"published without replica identity: UPDATE and DELETE fail now, as in {_failing(fail[0])}"
@@ -58,7 +58,8 @@ def _failing(table: TableFacts) -> str:
         "n": "its replica identity is NOTHING",
         "i": "the index of its replica identity is gone",
     }.get(table.identity, "its primary key is DEFERRABLE" if table.deferrable else "it has no primary key")
-    return f"UPDATE of {table.table} ({reason})"
+    where = "" if table.is_root else f", a partition of {table.root}"
+    return f"UPDATE of {table.table}{where} ({reason})"
 
 
 def _identity_mends(tables: Iterable[TableFacts]) -> list[Mend]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from walbus.capture.doctor import Attempt, Finding, Mend, Severity, in_order
 from walbus.capture.doctor.findings import advice, error, info, ok, safe_statement, warning
@@ -174,7 +176,7 @@ def test_the_document_has_the_members_that_the_page_describes() -> None:
 
 
 def shown(report: Report) -> str:
-    return "\n".join(line.plain for line in lines(report))
+    return "\n".join(line.text.plain for line in lines(report))
 
 
 def test_people_see_the_worst_first_and_what_is_right_last() -> None:
@@ -189,7 +191,7 @@ def test_people_see_what_fix_did_and_what_it_could_not() -> None:
     refused = Attempt("replication-privilege", safe_statement("ALTER ROLE app REPLICATION"), "permission denied")
     text = shown(replace(REPORT, attempts=(done, refused)))
     assert "done    ALTER SYSTEM" in text
-    assert "failed  ALTER ROLE app REPLICATION;\n         permission denied" in text
+    assert "failed  ALTER ROLE app REPLICATION;\n           permission denied" in text
     assert "restart PostgreSQL, and run walbus doctor again" in text
 
 
@@ -205,3 +207,18 @@ def test_a_source_that_could_not_be_looked_at_is_never_called_well() -> None:
     text = shown(Report("db", False, (error("connection", "refused"),)))
     assert text.endswith("the source could not be looked at")
     assert "nothing found" in shown(Report("db", True, (ok("encoding", "UTF8"),)))
+
+
+@pytest.mark.parametrize(("width", "terminal", "most"), [(60, True, 60), (60, False, 999)])
+def test_prose_is_wrapped_under_its_label_on_a_terminal_and_statements_never_are(
+    width: int, terminal: bool, most: int
+) -> None:
+    console = Console(width=width, force_terminal=terminal, file=io.StringIO())
+    grant = safe_statement(f"GRANT SELECT ON {', '.join(['public.orders'] * 9)} TO app")
+    report = replace(REPORT, findings=(error("select-privilege", "role app may not read " + "tables " * 30, grant),))
+    parts = [part.plain for line in lines(report) for part in line.wrapped(console)]
+    assert any(grant.text in part for part in parts)
+    prose = [part for part in parts if "tables" in part and "read tables through SQL" not in part]
+    assert max(map(len, prose)) <= most
+    assert (len(prose) > 1) is terminal
+    assert all(part.startswith(" " * 11) for part in prose[1:])

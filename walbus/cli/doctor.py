@@ -58,5 +58,6 @@ def _print(report: Report, redactor: Redactor) -> None:
 
     console = Console(highlight=False)
     for line in lines(report):
-        starred = redactor.text(line.plain)
-        console.print(line if starred == line.plain else Text(starred), soft_wrap=True)
+        for part in line.wrapped(console):
+            starred = redactor.text(part.plain)
+            console.print(part if starred == part.plain else Text(starred), soft_wrap=True)

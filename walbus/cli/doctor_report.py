@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from walbus import __version__
@@ -28,6 +29,9 @@ _MARKS = {
 }
 #: Subjects, and steps of one finding, that people are shown; --json has all.
 _SHOWN = 8
+_LABELS = {"shell": "shell", "config": "toml", "replication": "repl", "sql": "sql"}
+#: Columns before the text of a line.
+_LABEL = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,42 +89,64 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def lines(report: Report) -> Iterator[Text]:
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line for people; `prose` may be wrapped, under its label, and a statement may not."""
+
+    text: Text
+    prose: bool = True
+
+    def wrapped(self, console: Console) -> Iterator[Text]:
+        """Its lines on this terminal; elsewhere, and for a statement, the one line that it is."""
+        if not (self.prose and console.is_terminal):
+            yield self.text
+            return
+        label, rest = self.text.divide([_LABEL])[:2] if len(self.text) > _LABEL else (self.text, Text())
+        for number, part in enumerate(rest.wrap(console, max(20, console.width - _LABEL))):
+            yield Text.assemble(label if number == 0 else " " * _LABEL, part)
+
+
+_BLANK = Line(Text())
+
+
+def lines(report: Report) -> Iterator[Line]:
     """The report for people."""
-    yield Text.assemble(("walbus doctor", "bold"), f"  {report.place}")
-    yield Text()
+    yield Line(Text.assemble(("walbus doctor", "bold"), f"  {report.place}"), prose=False)
+    yield _BLANK
     for attempt in report.attempts:
         yield from _attempt(attempt)
     if report.attempts:
-        yield Text()
+        yield _BLANK
     for finding in in_order(report.findings):
         if finding.severity is not Severity.OK:
             yield from _lines_of(finding)
     yield from _right(report.findings)
-    yield Text()
-    yield _summary(report)
+    yield _BLANK
+    yield Line(_summary(report), prose=False)
 
 
-def _attempt(attempt: Attempt) -> Iterator[Text]:
+def _attempt(attempt: Attempt) -> Iterator[Line]:
     restart = "   -- counts after a restart of PostgreSQL" if attempt.mend.restart else ""
     if attempt.failed is None:
-        yield Text.assemble((" done    ", "bold green"), f"{attempt.mend.text};", (restart, "dim"))
+        yield Line(Text.assemble((" ✓ done    ", "bold green"), f"{attempt.mend.text};", (restart, "dim")), prose=False)
     else:
-        yield Text.assemble((" failed  ", "bold red"), f"{attempt.mend.text};")
-        yield Text.assemble("         ", attempt.failed)
+        yield Line(Text.assemble((" ✗ failed  ", "bold red"), f"{attempt.mend.text};"), prose=False)
+        yield _labelled("", attempt.failed)
 
 
-def _lines_of(finding: Finding) -> Iterator[Text]:
+def _lines_of(finding: Finding) -> Iterator[Line]:
     mark, style = _MARKS[finding.severity]
-    yield Text.assemble((f" {mark} {finding.severity.value:<8}", style), (finding.code, "bold"), f"  {finding.found}")
+    yield Line(
+        Text.assemble((f" {mark} {finding.severity.value:<8}", style), (finding.code, "bold"), f"  {finding.found}")
+    )
     if len(finding.subjects) > 1:
-        yield _indented("of", _shortened(finding.subjects))
-    yield _indented("why", finding.why)
+        yield _labelled("of", _shortened(finding.subjects))
+    yield _labelled("why", finding.why)
     for mend in finding.mends[:_SHOWN]:
         yield from _mend(mend)
     if len(finding.mends) > _SHOWN:
-        yield _indented("", f"… and {counted(len(finding.mends) - _SHOWN, 'step')} more, which --json lists")
-    yield Text()
+        yield _labelled("", f"… and {counted(len(finding.mends) - _SHOWN, 'step')} more, which --json lists")
+    yield _BLANK
 
 
 def _shortened(subjects: Sequence[str]) -> str:
@@ -128,28 +154,32 @@ def _shortened(subjects: Sequence[str]) -> str:
     return ", ".join(subjects[:_SHOWN]) + more
 
 
-def _indented(label: str, text: str) -> Text:
-    return Text.assemble((f"     {label:<6}", "dim"), text)
+def _labelled(label: str, text: str) -> Line:
+    return Line(Text.assemble((f"     {label:<6}", "dim"), text))
 
 
-def _mend(mend: Mend) -> Iterator[Text]:
+def _mend(mend: Mend) -> Iterator[Line]:
+    if mend.kind == "advice":
+        yield _labelled("do", mend.text)
+        return
     notes = [*(["done by --fix"] if mend.safe else []), *(["then restart PostgreSQL"] if mend.restart else [])]
     note = f"   -- {', '.join(notes)}" if notes else ""
-    label = {"advice": "do", "shell": "shell", "config": "toml", "replication": "repl", "sql": "sql"}[mend.kind]
     first, *rest = mend.text.split("\n")
     end = ";" if mend.kind in {"sql", "replication"} else ""
-    style = "" if mend.kind == "advice" else "green"
-    yield Text.assemble((f"     {label:<6}", "dim"), (f"{first}{end}", style), (note, "dim"))
+    label = f"     {_LABELS[mend.kind]:<6}"
+    yield Line(Text.assemble((label, "dim"), (f"{first}{end}", "green"), (note, "dim")), prose=False)
     for line in rest:
-        yield Text.assemble("           ", (line, style))
+        yield Line(Text.assemble(" " * _LABEL, (line, "green")), prose=False)
 
 
-def _right(findings: Sequence[Finding]) -> Iterator[Text]:
+def _right(findings: Sequence[Finding]) -> Iterator[Line]:
     """What is right, one line each."""
     mark, style = _MARKS[Severity.OK]
     for finding in findings:
         if finding.severity is Severity.OK:
-            yield Text.assemble((f" {mark} ok      ", style), (finding.code, "bold"), (f"  {finding.found}", "dim"))
+            yield Line(
+                Text.assemble((f" {mark} ok      ", style), (finding.code, "bold"), (f"  {finding.found}", "dim"))
+            )
 
 
 def _summary(report: Report) -> Text:
