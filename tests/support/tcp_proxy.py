@@ -5,6 +5,8 @@ with TcpProxy(port) as proxy:
     proxy.swallow = True       # half-open: both ends stay connected, and nothing passes
     proxy.reset()              # every connection is reset
     proxy.piece = 1            # one byte a write
+    proxy.stream_bytes = 100   # the next stream is reset behind its 100th byte
+    proxy.flowing.clear()      # everything stands still, and is passed on after proxy.flowing.set()
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
+_STARTS = b"START_REPLICATION"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -28,6 +31,10 @@ class TcpProxy:
         target: where connections made from now on lead.
         swallow: what arrives is read and dropped.
         piece: bytes forwarded in one write at most.
+        stream_bytes: behind how many bytes from the server the next connection is reset that asks for replication;
+            None for never. Counted from the answer to START_REPLICATION on, and used once.
+        cuts: how many connections that ended.
+        flowing: cleared while nothing is passed on.
         connections: how many were ever accepted.
     """
 
@@ -37,6 +44,10 @@ class TcpProxy:
         self.port: int = self._listener.getsockname()[1]
         self.swallow = False
         self.piece = 1 << 16
+        self.stream_bytes: int | None = None
+        self.cuts = 0
+        self.flowing = threading.Event()
+        self.flowing.set()
         self.connections = 0
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
@@ -51,6 +62,7 @@ class TcpProxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.flowing.set()
         self.reset()
 
     def reset(self) -> None:
@@ -58,10 +70,7 @@ class TcpProxy:
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
-            for end in pair:
-                with contextlib.suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-                    end.shutdown(socket.SHUT_RDWR)
+            _reset(pair)
 
     def _accept(self) -> None:
         while True:
@@ -80,7 +89,7 @@ class TcpProxy:
             threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        other = {client: server, server: client}
+        other, left = {client: server, server: client}, None
         with client, server, selectors.DefaultSelector() as selector, contextlib.suppress(OSError):
             for end in other:
                 selector.register(end, selectors.EVENT_READ)
@@ -88,11 +97,27 @@ class TcpProxy:
                 for key, _ in selector.select():
                     source = next(end for end in other if end is key.fileobj)
                     data = source.recv(1 << 16)
+                    self.flowing.wait()
                     if not data:
                         return
+                    if source is client and _STARTS in data:
+                        left, self.stream_bytes = self.stream_bytes, None
+                    elif source is server and left is not None:
+                        data, left = data[:left], left - len(data)
                     if not self.swallow:
                         self._write(other[source], data)
+                    if source is server and left is not None and left <= 0:
+                        self.cuts += 1
+                        _reset((client, server))
+                        return
 
     def _write(self, end: socket.socket, data: bytes) -> None:
         for at in range(0, len(data), self.piece):
             end.sendall(data[at : at + self.piece])
+
+
+def _reset(pair: tuple[socket.socket, socket.socket]) -> None:
+    for end in pair:
+        with contextlib.suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            end.shutdown(socket.SHUT_RDWR)
