@@ -41,7 +41,7 @@ END $$
 def run(rows: int, tables: int) -> Report:
     """Measures a transaction of `rows` rows, and `tables` tables."""
     report = Report(
-        "memory",
+        "capture-memory",
         "Memory of capture",
         ("backlog", "changes", "seconds", "changes/s", "peak MiB"),
         notes=["Peak resident memory of the capture process; the bound of the ratios is 150 MiB."],
