@@ -20,6 +20,7 @@ Instead of the walsender, while a backlog is large:
 
     catchup        reads in steps through SQL, into the same assembler, then leaves the rest to the stream
       steps        how far each goes, and when they no longer pay                    pure
+      stepping     one step after the other: look, peek, durable, move
       peek         the session: look at the slot, peek, move it
       copyrows     the rows of COPY in its binary form                             bytes in, values out
 
@@ -31,8 +32,12 @@ Around it:
       verification   whether the source can give what follows it            pure
     slot           looked at, made, freed
     publication    made from the configured tables; what is lost is told
-    catalog        layouts, keys and names of types
     watch          the catalog, looked at each second from a thread
+      catalog        reads it: one cheap fingerprint, and the whole where that changed
+      definition     what it says of the published tables                          pure
+      silent         two of those compared: rows that changed without events       pure
+      remembered     the one that was told last, over restarts
+      noticed        what the log is told of it, and when
     sessions       how sessions are opened: settings, keepalives
     refusals       PostgreSQL's errors as Walbus's, with mends
     report         the status file
