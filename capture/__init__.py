@@ -42,6 +42,7 @@ Around it:
     refusals       PostgreSQL's errors as Walbus's, with mends
     report         the status file
     retention      what the slot holds back, and how near it is to being given up
+    doctor/        what `walbus doctor` says of the source: facts, rules, mends
 
 Confirmation follows durability: the slot is told only what `LogWriter.sync` has returned.
 """

@@ -16,6 +16,7 @@ from __future__ import annotations
 from walbus.capture.doctor.diagnosis import diagnose
 from walbus.capture.doctor.facts import LogFacts, Wanted
 from walbus.capture.doctor.findings import Finding, Mend, Severity, in_order
+from walbus.capture.doctor.known_bugs import too_old
 from walbus.capture.doctor.mending import Attempt, apply_safe, wait_for_reload
 from walbus.capture.doctor.reading import read_facts
 
@@ -30,5 +31,6 @@ __all__ = [
     "diagnose",
     "in_order",
     "read_facts",
+    "too_old",
     "wait_for_reload",
 ]

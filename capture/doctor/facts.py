@@ -120,12 +120,14 @@ class ConnectionFacts:
         remote: the connection leaves this machine.
         encrypted: by TLS.
         sslmode: as libpq has it.
+        application: what Walbus's sessions are called.
     """
 
     host: str
     remote: bool
     encrypted: bool
     sslmode: str
+    application: str = "walbus-capture"
 
 
 @dataclass(frozen=True, slots=True)

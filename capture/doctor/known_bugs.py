@@ -90,15 +90,19 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
 )
 
 
+def too_old(version: int) -> Finding | None:
+    """What is said of a server whose catalogs the other facts could not even be read from."""
+    if version >= OLDEST * 10_000:
+        return None
+    found = f"PostgreSQL {version // 10_000} is too old: {OLDEST} is the oldest that capture can read"
+    return Finding("server-version", Severity.ERROR, found, mends=(advice(f"upgrade to {NEWEST}"),))
+
+
 def version_findings(facts: Facts) -> Iterator[Finding]:
     """What is known of the server's version."""
     version = facts.server.version
     major, minor = divmod(version, 10_000)
     name = f"PostgreSQL {major}.{minor}"
-    if major < OLDEST:
-        found = f"{name} is too old: {OLDEST} is the oldest that capture can read"
-        yield Finding("server-version", Severity.ERROR, found, mends=(advice(f"upgrade to {NEWEST}"),))
-        return
     hit = [bug for bug in KNOWN_BUGS if bug.hits(major, minor, facts.wanted)]
     if major > NEWEST:
         yield info("server-version", f"{name} is newer than what Walbus was tested with ({OLDEST} to {NEWEST})")

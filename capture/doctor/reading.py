@@ -290,8 +290,9 @@ def _history(source: SourceConfig, role: RoleFacts) -> tuple[HistoryFacts | None
 def _connection(session: Session, source: SourceConfig) -> ConnectionFacts:
     host = session.info.host
     remote = not (host.startswith(("/", "@")) or _is_loopback(session.info.hostaddr or host))
-    sslmode = session.info.get_parameters().get("sslmode") or parameters_of(source.dsn).get("sslmode") or "prefer"
-    return ConnectionFacts(host, remote, session.pgconn.ssl_in_use, str(sslmode))
+    given = parameters_of(source.dsn)
+    sslmode = session.info.get_parameters().get("sslmode") or given.get("sslmode") or "prefer"
+    return ConnectionFacts(host, remote, session.pgconn.ssl_in_use, str(sslmode), str(given["application_name"]))
 
 
 def _is_loopback(host: str) -> bool:

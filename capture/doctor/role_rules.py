@@ -18,6 +18,8 @@ from walbus.capture.doctor.findings import (
 )
 from walbus.capture.doctor.quoting import identifier, qualified
 
+#: What a connection pooler says of a replication connection.
+_POOLER = "unsupported startup parameter"
 #: Tables of one GRANT.
 _GRANTED_TOGETHER = 20
 _VERIFIED = ("verify-ca", "verify-full")
@@ -73,6 +75,8 @@ def _stream(facts: Facts) -> Iterator[Finding]:
     if facts.stream_refused is not None:
         reason = facts.stream_refused
         mend = advice(reason.mend or "let the server admit this role's replication connections")
+        if _POOLER in reason.what:
+            mend = advice("name PostgreSQL itself in source.dsn: a connection pooler does not replicate")
         yield error("replication-connection", f"a replication connection is refused: {reason.what}", mend)
     elif facts.history is not None:
         yield ok("replication-connection", "a replication connection is admitted")

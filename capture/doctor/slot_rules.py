@@ -24,7 +24,6 @@ _RETAINED, _IDLE = 10 * _GIB, _GIB
 _SAFE = 2 * _GIB
 #: Seconds after which a transaction is old.
 _OLD, _OLD_PREPARED = 600.0, 60.0
-_OURS = "walbus-capture"
 _TWO_PHASE_SINCE = 150_000
 
 
@@ -90,7 +89,7 @@ def _slot(facts: Facts) -> Iterator[Finding]:
         yield info("slot", f"there is no slot {name} yet; capture makes it at its start", of=[name])
         return
     yield from _state(name, slot)
-    yield from _reader(name, slot)
+    yield from _reader(name, slot, facts.connection.application)
     yield from _retention(name, slot)
     yield from _options(facts, slot)
 
@@ -125,11 +124,11 @@ def _state(name: str, slot: SlotFacts) -> Iterator[Finding]:
         yield ok("slot", f"slot {name} is confirmed up to {format_lsn(slot.state.confirmed_lsn)}")
 
 
-def _reader(name: str, slot: SlotFacts) -> Iterator[Finding]:
+def _reader(name: str, slot: SlotFacts, ours: str) -> Iterator[Finding]:
     if slot.reader is None:
         return
     pid, application = slot.reader
-    if application.startswith(_OURS):
+    if application.startswith(ours):
         yield ok("slot-reader", f"capture streams from slot {name} (process {pid} of the server)")
         return
     who = f"{application!r}, process {pid} of the server" if application else f"process {pid} of the server"

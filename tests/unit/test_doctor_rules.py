@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from support.doctor_cases import CASES, NO_KEY
-from support.doctor_facts import HEALTHY, NEW_START, WANTED, history, server, settings, table, tables
-from walbus.capture.doctor import Finding, Severity, diagnose, in_order
+from support.doctor_facts import HEALTHY, NEW_START, WANTED, history, server, settings, slot, table, tables
+from walbus.capture.doctor import Finding, Severity, diagnose, in_order, too_old
 from walbus.capture.doctor.facts import Facts, Setting, Wanted
 from walbus.capture.doctor.findings import ORDER, MendKind
 from walbus.capture.doctor.known_bugs import KNOWN_BUGS
 from walbus.capture.doctor.quoting import identifier, literal, set_setting
 from walbus.capture.doctor.topics import TOPICS
 from walbus.capture.timelines import Timelines
+from walbus.errors import SourceUnavailable
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/doctor.md").read_text()
@@ -50,6 +51,18 @@ def test_a_finding_names_what_is_wrong_and_the_exact_statement_that_mends_it(cas
 
 def test_a_failover_behind_the_logs_end_loses_nothing() -> None:
     assert only(history(Timelines(2, ((1, 2500),))), "same-source").severity is Severity.OK
+
+
+def test_a_session_under_the_name_that_the_dsn_gives_is_capture() -> None:
+    facts = slot(reader=(77, "our-cdc"))
+    named = replace(facts, connection=replace(facts.connection, application="our-cdc"))
+    assert (only(facts, "slot-reader").severity, only(named, "slot-reader").severity) == (Severity.WARNING, Severity.OK)
+
+
+def test_a_pooler_is_known_by_what_it_says() -> None:
+    refused = SourceUnavailable("unsupported startup parameter: replication", mend="start the server")
+    finding = only(replace(HEALTHY, stream_refused=refused), "replication-connection")
+    assert "pooler" in finding.mends[0].text
 
 
 def test_a_restart_that_is_due_is_said_instead_of_the_statement_again() -> None:
@@ -131,7 +144,9 @@ def test_a_bug_of_a_feature_that_is_off_is_not_told() -> None:
 
 
 def test_versions_that_are_too_old_or_too_new_are_said() -> None:
-    assert only(server(version=130_020), "server-version").severity is Severity.ERROR
+    old = too_old(130_020)
+    assert old is not None
+    assert (old.severity, too_old(140_000)) == (Severity.ERROR, None)
     assert only(server(version=190_001), "server-version").severity is Severity.INFO
 
 

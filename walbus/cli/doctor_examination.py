@@ -6,16 +6,27 @@ reached.
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from walbus.capture.doctor import Attempt, Finding, LogFacts, Wanted, apply_safe, diagnose, read_facts, wait_for_reload
+from walbus.capture.doctor import (
+    Attempt,
+    Finding,
+    LogFacts,
+    Wanted,
+    apply_safe,
+    diagnose,
+    read_facts,
+    too_old,
+    wait_for_reload,
+)
 from walbus.capture.doctor.findings import advice, error
 from walbus.capture.remembered import CATALOG_FILE, Remembered
-from walbus.capture.sessions import Session, open_session, place_of
+from walbus.capture.sessions import Session, cut_off, open_session, place_of
 from walbus.cli.doctor_machine import read_machine
 from walbus.cli.doctor_report import Report
 from walbus.cli.doctor_rules import log_findings, machine_findings
@@ -25,6 +36,8 @@ from walbus.relay import open_reader
 
 #: Connections of capture beside the walsender, and of bootstrap beside its workers.
 _CAPTURE_SESSIONS, _BOOTSTRAP_SESSIONS = 3, 2
+#: Seconds until a source that hangs is given up.
+_PATIENCE = 60.0
 
 
 def examined(settings: Settings, file: Path | None, *, fix: bool, admin: SecretStr | None) -> Report:
@@ -59,7 +72,11 @@ def examined(settings: Settings, file: Path | None, *, fix: bool, admin: SecretS
 
 
 def _diagnosed(session: Session, settings: Settings, log: LogFacts | None) -> list[Finding]:
-    return diagnose(read_facts(session, settings.source, wanted_by(settings), log, time.time))
+    old = too_old(session.info.server_version)
+    if old is not None:
+        return [old]
+    with cut_off(session, threading.Event(), _PATIENCE):
+        return diagnose(read_facts(session, settings.source, wanted_by(settings), log, time.time))
 
 
 def _mended(session: Session, admin: SecretStr | None, findings: list[Finding]) -> tuple[Attempt, ...]:
