@@ -7,7 +7,8 @@ The way of the data:
     messages       pgoutput protocol 1                                           bytes in, values out
     layouts        a table's layout, from a Relation message or the catalog      pure
     assembly       transactions put together, by a core (`walbus.native`) that takes nearly all messages     pure
-      rows           tuples of one table, checked and completed
+      tables         what a connection told of layouts, and the one that a table's rows use
+      rows           tuples of one table, checked, completed, packed
       pieces         layouts, progress and events as pieces
       repeats        what the source sends again, and what is another history
       timelines      the epoch of a commit

@@ -1,4 +1,4 @@
-"""A slot read through SQL: the session that looks at it, peeks and moves it, without ever blocking for long.
+"""A slot read through SQL: looked at, peeked and moved, without ever blocking for long.
 
 `pg_logical_slot_peek_binary_changes` gives the very messages that the walsender would send, and leaves the slot where
 it is; `pg_replication_slot_advance` moves it once they are durable. Both decode from restart_lsn, for seconds or
@@ -8,6 +8,9 @@ waits, and the caller can stop at any moment. `close` cancels what still runs, o
 How far a peek may go is looked up before it begins: it ends at the flush LSN of the moment when it began, while the
 slot would move to any LSN that is flushed by then, over commits that the peek has not given. Of a slot that is copied
 to standbys, only what all of `synchronized_standby_slots` have is read; peek and move would wait for the rest.
+
+Between two statements the slot is anybody's. Whether a peek began where the slot was seen is known once it sends its
+rows, by another look from another session: a slot only ever moves forward.
 
 A refusal that leaves the session alive is a `StatementRefused`: the walsender may well be allowed, or able, to do the
 same. What it would refuse as well (the publication is gone, the slot is lost) is raised as the error that it is.
@@ -27,7 +30,7 @@ from psycopg import pq
 from pydantic import SecretStr
 
 from walbus.capture.refusals import Refusal, meaning, refusal, reported, rows_skipped
-from walbus.capture.sessions import cut_off, open_session, refused
+from walbus.capture.sessions import Session, cut_off, open_session, refused
 from walbus.capture.steps import Backlog
 from walbus.errors import SourceError, SourceGap, SourceUnavailable
 from walbus.lsn import format_lsn, parse_lsn
@@ -36,11 +39,12 @@ from walbus.native.interface import Core, Drained, Envelope
 logger = structlog.get_logger(__name__)
 
 _DOING = "catching up"
-#: Seconds that a look at the slot may take, and the end of a statement that was cancelled.
-_LOOK_SECONDS, _CANCEL_SECONDS = 60.0, 10.0
+#: Seconds that a cancelled statement may take to end.
+_CANCEL_SECONDS = 10.0
 
 _LOOK: LiteralString = """
-    SELECT to_jsonb(s), pg_current_wal_flush_lsn()::text, pg_snapshot_xmax(pg_current_snapshot())::text::int8,
+    SELECT to_jsonb(s), pg_current_wal_flush_lsn()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8,
+           pg_snapshot_xmax(pg_current_snapshot())::text::int8,
            (SELECT p.oid::int8 FROM pg_publication p WHERE p.pubname = %s),
            current_setting('synchronized_standby_slots', true)
     FROM pg_replication_slots s WHERE s.slot_name = %s"""
@@ -77,15 +81,51 @@ class Look:
 
     Attributes:
         backlog: what the slot has to give.
+        now: the server's clock, Unix microseconds.
         xmax: the server's next transaction id, 64 bits.
         publication: OID of the publication; None if there is none.
         two_phase: whether the slot decodes prepared transactions at PREPARE.
     """
 
     backlog: Backlog
+    now: int
     xmax: int
     publication: int | None
     two_phase: bool
+
+
+def look_at(session: Session, slot: str, publication: str) -> Look:
+    """A slot as it is now.
+
+    Args:
+        session: on the source; not the one that peeks.
+        slot: its name.
+        publication: its name.
+
+    Raises:
+        SourceUnavailable: the slot is gone (the next start says what that means), or the connection broke.
+    """
+    with refused(_DOING):
+        row = session.execute(_LOOK, [publication, slot]).fetchone()
+        if row is None:
+            raise SourceUnavailable(f"slot {slot} is gone", where=_DOING)
+        columns, flushed, now, xmax, oid, standbys = cast(tuple[dict[str, Any], str, int, int, int | None, str], row)
+        end: int = parse_lsn(flushed)
+        if columns.get("failover") and standbys:
+            end = min(end, _reached_by(session, standbys))
+    restart, confirmed = columns["restart_lsn"], columns["confirmed_flush_lsn"]
+    if restart is None or confirmed is None:
+        raise SourceUnavailable(f"slot {slot} keeps no WAL", where=_DOING)
+    backlog = Backlog(parse_lsn(restart), parse_lsn(confirmed), end)
+    return Look(backlog, now, xmax, oid, bool(columns.get("two_phase")))
+
+
+def _reached_by(session: Session, standbys: str) -> int:
+    """How far all of `synchronized_standby_slots` are, an LSN; 0 if one of them is missing."""
+    names = [name.strip().strip('"') for name in standbys.split(",")]
+    rows = cast(list[tuple[str | None]], session.execute(_STANDBYS, [names]).fetchall())
+    reached = [parse_lsn(row[0]) if row[0] else 0 for row in rows]
+    return min(reached) if len(reached) == len(set(names)) else 0
 
 
 class Peek:
@@ -95,19 +135,17 @@ class Peek:
         dsn: where.
         name: `application_name` of the session, if not the usual one.
         slot, publication: their names.
-        stop: cuts a look at the slot short.
 
     Raises (from the constructor):
         SourceUnavailable, SourceMisconfigured: the connection could not be had.
     """
 
-    def __init__(self, dsn: SecretStr, name: str | None, slot: str, publication: str, stop: threading.Event) -> None:
+    def __init__(self, dsn: SecretStr, name: str | None, slot: str, publication: str) -> None:
         self._session = open_session(dsn, name=name)
         self._session.add_notice_handler(self._on_notice)
         self._pgconn = self._session.pgconn
         self._slot = slot
         self._publication = publication
-        self._stop = stop
         self._fatal: list[SourceError] = []  # what a notice told
         self._running = False
 
@@ -116,33 +154,6 @@ class Peek:
         """Whether this version's pg_replication_slot_advance loses nothing that later decoding needs."""
         version = self._session.info.server_version
         return version >= _ADVANCE_IS_SAFE.get(version // 10_000, 0)
-
-    def look(self) -> Look:
-        """The slot as it is now.
-
-        Raises:
-            SourceUnavailable: it is gone (the next start says what that means), or the connection broke.
-        """
-        with cut_off(self._session, self._stop, _LOOK_SECONDS), refused(_DOING):
-            row = self._session.execute(_LOOK, [self._publication, self._slot]).fetchone()
-            if row is None:
-                raise SourceUnavailable(f"slot {self._slot} is gone", where=_DOING)
-            slot, flushed, xmax, publication, standbys = cast(tuple[dict[str, Any], str, int, int | None, str], row)
-            end: int = parse_lsn(flushed)
-            if slot.get("failover") and standbys:
-                end = min(end, self._reached_by(standbys))
-        restart, confirmed = slot["restart_lsn"], slot["confirmed_flush_lsn"]
-        if restart is None or confirmed is None:
-            raise SourceUnavailable(f"slot {self._slot} keeps no WAL", where=_DOING)
-        backlog = Backlog(parse_lsn(restart), parse_lsn(confirmed), end)
-        return Look(backlog, xmax, publication, bool(slot.get("two_phase")))
-
-    def _reached_by(self, standbys: str) -> int:
-        """How far all of `synchronized_standby_slots` are; 0 if one of them is missing."""
-        names = [name.strip().strip('"') for name in standbys.split(",")]
-        rows = cast(list[tuple[str | None]], self._session.execute(_STANDBYS, [names]).fetchall())
-        reached = [parse_lsn(row[0]) if row[0] else 0 for row in rows]
-        return min(reached) if len(reached) == len(set(names)) else 0
 
     # Statements that run for long.
 

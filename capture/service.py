@@ -224,13 +224,6 @@ class Capture:
                 assembler = self._assembler_for(session, timelines)
                 assembler.owe(self._resumption.owed(state, timelines))
                 intake = self._spooling.intake(session, assembler, bounds.log_id)
-            self._catch_up.run(assembler, timelines, name=name, publication=publication)
-            if self._stop.is_set():
-                return
-            with cut_off(walsender, self._stop, SETUP_SECONDS):
-                self._start(walsender)
-            with cut_off(session, self._stop, SETUP_SECONDS):
-                self._resumption.hold(session, timelines)
             watch = CatalogWatch(
                 self._source,
                 known,
@@ -241,13 +234,20 @@ class Capture:
             )
             closing.callback(watch.close)
             watch.start()
+            noticed = Noticed(watch, self._log.schemas, assembler, self._report, publication)
+            if not self._catch_up.run(session, assembler, noticed, name=name, publication=publication):
+                return
+            with cut_off(walsender, self._stop, SETUP_SECONDS):
+                self._start(walsender)
+            with cut_off(session, self._stop, SETUP_SECONDS):
+                self._resumption.hold(session, timelines)
             self._streams(timelines)
             StreamLoop(
                 walsender,
                 self._log,
                 intake,
                 assembler,
-                Noticed(watch, self._log.schemas, assembler, self._report, publication),
+                noticed,
                 self._report,
                 stop=self._stop,
                 timeout=timeout,

@@ -17,7 +17,7 @@ a step is never smaller than the work that it repeats; and what cannot pay goes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 #: Steps begin when so many first steps are left to read.
@@ -55,6 +55,10 @@ class Backlog:
     def repeated(self) -> int:
         """Bytes of WAL that the next step decodes again."""
         return max(0, self.confirmed - self.restart)
+
+    def beyond(self, reached: int) -> Backlog:
+        """What is left of it where everything before an LSN is in the log, though the slot may not be there yet."""
+        return replace(self, confirmed=max(self.confirmed, reached))
 
 
 @dataclass(frozen=True, slots=True)

@@ -389,6 +389,46 @@ def test_transactions_that_were_spilled_and_rolled_back_leave_no_trace(database,
     assert len(changes_of(truth)) == 3
 
 
+def test_steps_up_to_a_transaction_whose_layout_was_told_before_a_kill_do_not_move_the_slot_there(database, oracle):
+    make_table(database)
+    database.execute("CREATE TABLE later (id int PRIMARY KEY)")
+    whole = MemoryLog()
+    begin(database, whole)
+    truth = oracle("walbus", messages=True)
+    database.execute("SELECT pg_copy_logical_replication_slot('walbus', 'reference')")
+    for number in range(20):
+        database.execute("INSERT INTO t VALUES (%s, repeat('x', 500))", [number])
+    database.execute("INSERT INTO later SELECT generate_series(1, 2000)")
+    wait_for_log(CaptureThread(source_of(database.dsn, slot="reference"), whole), flushed_lsn(source_of(database.dsn)))
+    told_last = max(i for i, record in enumerate(whole.durable) if read_header(record).kind == Kind.SCHEMA)
+    killed = MemoryLog(whole.durable[: told_last + 1], whole.schemas)
+    policy = RandomSteps(random.Random(1))
+    policy.next = lambda left: Step(min(left.confirmed + 1000, left.end)) if left.left else Stream("the tail is near")
+    policy.is_far_behind = lambda backlog: True
+    wait_for_log(Stepping(source_of(database.dsn), killed, policy), flushed_lsn(source_of(database.dsn)))
+    assert as_oracle_sees(killed) == changes_of(truth)
+
+
+def test_a_slot_that_somebody_else_moves_between_two_steps_stops_capture(database):
+    make_table(database)
+    log = MemoryLog()
+    begin(database, log)
+    database.execute("INSERT INTO t VALUES (1, 'in a step')")
+    middle = database.value("SELECT pg_current_wal_flush_lsn()")
+    database.execute("INSERT INTO t VALUES (2, 'taken by somebody else')")
+
+    class Thief(OneStep):
+        def next(self, backlog):
+            if backlog.confirmed < parse_lsn(middle):
+                return Step(parse_lsn(middle))
+            database.execute("SELECT pg_replication_slot_advance('walbus', pg_current_wal_flush_lsn())")
+            return Step(backlog.end)
+
+    capture = Stepping(source_of(database.dsn), log, Thief(1))
+    assert isinstance(capture.ended(), SourceGap)
+    assert [changes[0].key for _, changes in as_oracle_sees(log)] == [("1",)]
+
+
 def test_a_slot_of_prepared_transactions_is_never_peeked(database, tmp_path):
     make_table(database)
     log, status = MemoryLog(), tmp_path / "capture.json"
