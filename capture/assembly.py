@@ -12,8 +12,6 @@ Rows:
   `old_key`; in such a key-only tuple `n` means "not sent". Under REPLICA IDENTITY FULL it sends the whole old row.
 - A column whose TOASTed value did not change is not sent. It is taken from the old row where that has it, else its
   bit is set in the change's `unchanged` bitmap. It is never taken for NULL.
-- A SCHEMA record is written when a connection first needs a version, even if the log's registry knows it: nobody can
-  say whether the record itself got into the log before.
 - A non-transactional message is a transaction of its own with xid 0. Its record may end exactly where the next
   commit's begins, so its place is the last byte of its record.
 
@@ -23,11 +21,9 @@ waits inside until `take`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 from walbus.capture.epochs import epoch_piece, switches_between
-from walbus.capture.layouts import layout_of, type_name
 from walbus.capture.messages import (
     Begin,
     Commit,
@@ -36,15 +32,15 @@ from walbus.capture.messages import (
     LogicalMessage,
     Origin,
     Relation,
-    Row,
     Truncate,
     Type,
     Update,
     decode,
 )
-from walbus.capture.pieces import progress_piece, reseed_piece, schema_piece, table_bit
+from walbus.capture.pieces import progress_piece, reseed_piece, schema_piece
 from walbus.capture.repeats import Repeats
-from walbus.capture.rows import Table, bitmap, check_width, completed, lacks_key, whole_row
+from walbus.capture.rows import pack_row
+from walbus.capture.tables import PrimaryKey, Tables
 from walbus.capture.timelines import Timelines
 from walbus.capture.xids import widen_xid
 from walbus.errors import ProtocolError
@@ -53,8 +49,7 @@ from walbus.lsn import format_lsn
 from walbus.native.interface import Core, Transaction
 from walbus.position import Position
 from walbus.records import ChangeFlag, Op, pack_change
-from walbus.schema import ReplicaIdentity, TableSchema
-from walbus.values import row_encoder
+from walbus.schema import TableSchema
 
 _CHANGE_KINDS = frozenset((b"I", b"U", b"D", b"T", b"M"))
 _LONGEST_ORIGIN = 0xFFFF
@@ -83,7 +78,7 @@ class Assembler:
         schemas: SchemaRegistry,
         repeats: Repeats,
         builtin_types: Mapping[int, str],
-        primary_key: Callable[[int, Collection[str]], Collection[str]],
+        primary_key: PrimaryKey,
         timelines: Timelines,
         near_xid: int,
         bound: int = 0,
@@ -132,12 +127,9 @@ class Assembler:
         self._timelines = timelines
         self._core.near_xid = near_xid
         self._core.restart(timelines.current, timelines.since, end=self._repeats.end, bound=bound)
-        self._types = dict(self.builtin_types)
-        self._relations: dict[int, Relation] = {}
-        self._tables: dict[int, Table] = {}
+        self._tables = Tables(self._schemas, self.builtin_types, self._primary_key, self._tell, self._core.know)
         self._repeated = False  # whether the log has the open transaction; known since its first change
         self._epoch = self._repeats.end.epoch  # of the last record that the log was given; 0 before the first one
-        self._told: dict[int, int] = {}  # version that the last SCHEMA record told of a table, by its OID
 
     @property
     def core(self) -> Core:
@@ -322,36 +314,32 @@ class Assembler:
         self._core.origin = name
 
     def _relation(self, relation: Relation) -> None:
-        self._relations[relation.oid] = relation
-        self.forget_table(relation.oid)
+        self._tables.relation_told(relation)
+        self._core.forget(relation.oid)
 
     def forget_table(self, oid: int) -> None:
         """The table's next row derives its layout anew, from the last Relation message."""
-        self._tables.pop(oid, None)
+        self._tables.forget(oid)
         self._core.forget(oid)
 
-    def _type(self, announced: Type) -> None:
-        self._types[announced.oid] = type_name(announced.namespace, announced.name)
+    def _type(self, told: Type) -> None:
+        self._tables.type_told(told)
 
     # Changes.
 
     def _insert(self, insert: Insert) -> None:
         if self._takes_change():
-            self._add_row(self._table_of(insert.oid, insert.new), Op.INSERT, insert.new)
+            table = self._tables.fitting(insert.oid, insert.new)
+            self._core.add(pack_row(table, Op.INSERT, self._core.next_delta(), new=insert.new), table.bit)
 
     def _update(self, update: Update) -> None:
         if not self._takes_change():
             return
-        new, old, before, old_key = update.new, update.old_key or update.old, None, None
-        table = self._table_of(update.oid, new) if old is None else self._table_of(update.oid, new, old)
-        if old is not None:
-            check_width(table, old)
-            old_key = table.encoder.key(old.texts)
-            if update.old is not None:
-                before = whole_row(table, update.old)
-            if new.unchanged:
-                new = completed(new, old, range(table.width) if update.old else table.schema.key_indexes)
-        self._add_row(table, Op.UPDATE, new, before=before, old_key=old_key)
+        old = update.old_key or update.old
+        rows = (update.new,) if old is None else (update.new, old)
+        table = self._tables.fitting(update.oid, *rows)
+        change = pack_row(table, Op.UPDATE, self._core.next_delta(), new=update.new, key=update.old_key, old=update.old)
+        self._core.add(change, table.bit)
 
     def _delete(self, delete: Delete) -> None:
         if not self._takes_change():
@@ -359,52 +347,15 @@ class Assembler:
         old = delete.old_key or delete.old
         if old is None:
             raise ProtocolError("a delete without its old row")
-        table = self._table_of(delete.oid, old)
-        check_width(table, old)
-        before = whole_row(table, delete.old) if delete.old is not None else None
-        delta = self._core.next_delta()
-        change = pack_change(
-            Op.DELETE,
-            table=table.schema.oid,
-            schema_id=table.schema.id,
-            seq_delta=delta,
-            ordinal_delta=delta,
-            key=table.encoder.key(old.texts),
-            before=before,
-        )
-        self._core.add(change, table.bit)
-
-    def _add_row(
-        self,
-        table: Table,
-        op: Op,
-        row: Row,
-        *,
-        before: bytes | None = None,
-        old_key: bytes | None = None,
-    ) -> None:
-        after = table.encoder.encode(row.texts)
-        key = table.encoder.key(row.texts)
-        delta = self._core.next_delta()
-        change = pack_change(
-            op,
-            table=table.schema.oid,
-            schema_id=table.schema.id,
-            seq_delta=delta,
-            ordinal_delta=delta,
-            key=key,
-            old_key=None if old_key == key else old_key,
-            unchanged=bitmap(table, row.unchanged) if row.unchanged else b"",
-            after=after,
-            before=before,
-        )
+        table = self._tables.fitting(delete.oid, old)
+        change = pack_row(table, Op.DELETE, self._core.next_delta(), key=delete.old_key, old=delete.old)
         self._core.add(change, table.bit)
 
     def _truncate(self, truncate: Truncate) -> None:
         flags = truncate.cascade * ChangeFlag.CASCADE | truncate.restart_identity * ChangeFlag.RESTART_IDENTITY
         if not self._takes_change():
             return
-        for table in [self._table(oid) for oid in truncate.oids]:
+        for table in [self._tables.get(oid) for oid in truncate.oids]:
             delta = self._core.next_delta()
             change = pack_change(
                 Op.TRUNCATE,
@@ -465,47 +416,11 @@ class Assembler:
         self._core.end = self._repeats.end
         return passes
 
-    # Layouts.
-
-    def _table(self, oid: int) -> Table:
-        return self._tables.get(oid) or self._new_table(oid)
-
-    def _new_table(self, oid: int) -> Table:
-        relation = self._relations.get(oid)
-        if relation is None:
-            raise ProtocolError(f"a change of table {oid} came before its layout")
-        names = [column.name for column in relation.columns]
-        primary_key = self._primary_key(oid, names) if relation.identity == "f" else ()
-        return self._know(layout_of(relation, self._types, primary_key))
-
-    def _know(self, layout: TableSchema) -> Table:
-        """The table in a layout that its next rows use."""
-        schema, _ = self._schemas.register(layout)
-        if self._told.get(schema.oid) != schema.id:
-            self._tell(schema)
-        table = Table(schema, row_encoder(schema), len(schema.columns), table_bit(schema.oid))
-        self._tables[schema.oid] = table
-        self._core.know(schema)
-        return table
-
-    def _table_of(self, oid: int, *rows: Row) -> Table:
-        """The table in a layout that fits the rows.
-
-        Under REPLICA IDENTITY FULL the key is the catalog's, which may be younger or older than the rows. A row that
-        has NULL in it shows that it is not the key here; the table has none until its next Relation message.
-        """
-        table = self._table(oid)
-        schema = table.schema
-        if schema.identity is ReplicaIdentity.FULL and any(lacks_key(table, row) for row in rows):
-            return self._know(replace(schema, columns=tuple(replace(c, in_key=False) for c in schema.columns)))
-        return table
-
     def _tell(self, schema: TableSchema) -> None:
         """Writes the SCHEMA record behind the changes so far, before the one that needs it."""
         transaction, core = self._inside(), self._core
         core.hand_out()
         core.put(schema_piece(transaction, core.done, core.origin, schema))
-        self._told[schema.oid] = schema.id
         if not core.done:
             self._passes(Position(transaction.epoch, transaction.commit_lsn, 0))  # it stands by itself
 

@@ -32,6 +32,9 @@ logger = structlog.get_logger(__name__)
 
 _DOING = "streaming"
 _START_SECONDS = 60.0
+#: What has arrived is read on while each read brings so many bytes: whoever is faster than the walsender would else
+#: follow it message by message.
+WORTH_READING = 4096
 
 
 class Walsender:
@@ -52,6 +55,8 @@ class Walsender:
         self._socket = self._session.fileno()
         self._fatal: list[SourceError] = []  # at most one: what made the stream useless
         self._unsent = False
+        # The socket does not tell of what TLS has decrypted and libpq did not fetch yet; one more try gets it.
+        self._tries = 2 if self._pgconn.ssl_in_use else 1
 
     @property
     def session(self) -> Session:
@@ -144,7 +149,7 @@ class Walsender:
         """Hands what has arrived to a core, until it leaves a frame or about `limit` bytes were taken.
 
         Returns:
-            As `Core.drain`; a size of 0 means that nothing more has arrived.
+            As `Core.drain`; a size of 0 means that hardly anything more has arrived.
 
         Raises:
             SourceError: as `receive`; what the core took before is good.
@@ -158,15 +163,15 @@ class Walsender:
         return self._pumped(lambda left: spool_rows(frames, alarm, left, sink), limit)
 
     def _pumped(self, drain: Callable[[int], Drained], limit: int) -> Drained:
-        total, consumed = 0, False
+        total = meagre = 0
         try:
             while True:
                 size, left, taken = drain(limit - total)
                 total += taken
-                if size != 0 or (consumed and taken == 0):
+                meagre = 0 if taken >= WORTH_READING else meagre + 1
+                if size != 0 or meagre > self._tries:
                     break
                 self._pgconn.consume_input()
-                consumed = True
         except psycopg.Error as error:
             raise refusal(error, _DOING) from None
         self._check_end(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -39,6 +40,7 @@ def capture(settings: Settings, stop: threading.Event) -> None:
         retention_hours=relay.retention_hours,
         retention_bytes=relay.retention_bytes,
     )
+    gc.freeze()  # what was loaded stays until the end: the collector need not look at it, nor take it apart at the exit
     with closing(writer):
         run_capture(
             settings.source,

@@ -27,8 +27,10 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-_LAST = [_varint(value) for value in range(1 << _BITS)]  # the highest bits of a number
-_MORE = [bytes((value & 0x7F | 0x80, value >> 7 | 0x80)) for value in range(1 << _BITS)]  # 14 bits below others
+_FINAL = [bytes((bits,)) for bits in range(0x80)]
+_CONTINUED = [bytes((bits | 0x80,)) for bits in range(0x80)]
+_LAST = _FINAL + [low + high for high in _FINAL[1:] for low in _CONTINUED]  # the highest bits of a number
+_MORE = [low + high for high in _CONTINUED for low in _CONTINUED]  # 14 bits below others
 _NATIVE_LAST = [BRANCH_NATIVE + encoded for encoded in _LAST]
 _NATIVE_MORE = [BRANCH_NATIVE + encoded for encoded in _MORE]
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
-
-from fastavro import parse_schema, schemaless_reader
-from fastavro.types import Schema
+from typing import TYPE_CHECKING, Any
 
 from walbus.errors import DamagedRecord
 from walbus.schema import Column, TableSchema
 from walbus.values.layouts import PerLayout
 from walbus.values.schema_form import bare_schema
 from walbus.values.types import NATIVE, NUMERIC, as_decimal
+
+if TYPE_CHECKING:
+    from fastavro.types import Schema
 
 _Convert = Callable[[Any], Any]
 
@@ -26,6 +26,9 @@ class RowReader:
     """Reads rows of one layout. Has no state of its own; safe in threads."""
 
     def __init__(self, schema: TableSchema) -> None:
+        from fastavro import parse_schema, schemaless_reader  # noqa: PLC0415  (who reads no row starts sooner)
+
+        self._read_form = schemaless_reader
         self._where = f"{schema.table}, schema {schema.id}"
         self._logical = parse_schema(bare_schema(schema, logical=True))
         self._raw = parse_schema(bare_schema(schema, logical=False))
@@ -58,7 +61,7 @@ class RowReader:
 
     def _read(self, payload: bytes, form: Schema) -> dict[str, Any]:
         try:
-            row: dict[str, Any] = schemaless_reader(BytesIO(payload), form, None)  # type: ignore[assignment]  # a record
+            row: dict[str, Any] = self._read_form(BytesIO(payload), form, None)  # type: ignore[assignment]  # a record
         except (EOFError, ValueError, IndexError, OverflowError, TypeError):
             raise DamagedRecord("a row does not decode in its schema", where=self._where) from None
         return row
