@@ -18,6 +18,7 @@ from walbus.capture.refusals import Refusal, meaning
 from walbus.capture.sessions import open_session
 from walbus.capture.slot import FAILOVER_VERSION
 from walbus.errors import Directive, SourceError, SourceGap, SourceMisconfigured, SourceUnavailable, directive_of
+from walbus.lsn import parse_lsn
 from walbus.status import read_status
 
 
@@ -258,10 +259,17 @@ def test_the_slot_of_an_idle_database_moves_beside_a_busy_one(pg_server, databas
                     wait_for(lambda t=target: database.insert_lsn() > t + 100_000, 15, what="the neighbour works")
                     target = database.insert_lsn()
                     wait_for(lambda t=target: database.confirmed_lsn() >= t, 15, what="the slot moves")
+                wait_for(lambda: _kept_from(database) >= target, 15, what="WAL is let go", every=0.2)
             finally:
                 stop.set()
                 worker.join(20)
     assert captured(folder) == []
+
+
+def _kept_from(database):
+    """From where WAL is kept for the slot: it follows the records of running transactions, as a checkpoint writes them."""
+    database.execute("CHECKPOINT")
+    return parse_lsn(database.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'walbus'"))
 
 
 # The publication at decode time.
