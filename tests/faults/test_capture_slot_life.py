@@ -267,7 +267,7 @@ def test_the_slot_of_an_idle_database_moves_beside_a_busy_one(pg_server, databas
 
 
 def _kept_from(database):
-    """From where WAL is kept for the slot: it follows the records of running transactions, as a checkpoint writes them."""
+    """From where WAL is kept for the slot; it follows what a checkpoint tells of running transactions."""
     database.execute("CHECKPOINT")
     return parse_lsn(database.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'walbus'"))
 
