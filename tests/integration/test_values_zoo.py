@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import psycopg
 import pytest
 
+from support import cores
 from support.capturing import capturing
 from support.database import Database, fresh_database
 from support.zoo import VALUELESS, Zoo, build_zoo, rows_of
@@ -48,9 +50,23 @@ class Captured:
     types: dict[str, dict[str, str]]
 
 
+@pytest.fixture(scope="module", params=["pure", "native, streamed"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How values come: by the core in Python; or by the one in C, in transactions that are streamed while they run.
+
+    By the one in C and unstreamed they come in test_values_replay and test_values_random.
+    """
+    way: str = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("walbus.capture.service.new_core", cores.implementation(way.partition(",")[0]).new_core)
+        yield way
+
+
 @pytest.fixture(scope="module")
-def cage(pg_server: EmbeddedPostgres) -> Iterator[Database]:
+def cage(way: str, pg_server: EmbeddedPostgres) -> Iterator[Database]:
     with fresh_database(pg_server) as database:
+        if "streamed" in way:
+            database.execute(f"ALTER DATABASE {database.name} SET logical_decoding_work_mem = '64kB'")
         yield database
 
 
@@ -69,16 +85,21 @@ def deep_documents() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def captured(zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPathFactory) -> Captured:
+def captured(way: str, zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPathFactory) -> Captured:
     folder = tmp_path_factory.mktemp("zoo") / "relay"
     tables = [*(s.table for s in zoo.specimens), *zoo.key_tables]
     with capturing(cage.dsn, folder, tables=("cage.*",)) as capture:
-        zoo.insert()
-        inserted = {table: rows_of(zoo.connection, table) for table in tables}
-        zoo.update()
-        updated = {table: rows_of(zoo.connection, table) for table in tables}
-        zoo.delete()
+        with zoo.connection.transaction() if "streamed" in way else nullcontext():  # one, with many savepoints
+            zoo.insert()
+            inserted = {table: rows_of(zoo.connection, table) for table in tables}
+            zoo.update()
+            updated = {table: rows_of(zoo.connection, table) for table in tables}
+            zoo.delete()
         capture.caught_up(60)
+    streams = cage.value(
+        "SELECT coalesce(sum(stream_txns), 0) FROM pg_stat_replication_slots WHERE slot_name = 'walbus'"
+    )
+    assert ("streamed" in way) == (streams > 0)
     log: dict[str, Seen] = {table: Seen() for table in tables}
     for change, line in row_changes_in(folder):
         seen = log[change.table.removeprefix("cage.")]

@@ -84,11 +84,20 @@ class Database:
 
 
 @contextmanager
-def fresh_database(server: EmbeddedPostgres) -> Iterator[Database]:
-    """A new empty database; at the end its walsenders, slots and sessions are ended and it is dropped."""
+def fresh_database(server: EmbeddedPostgres, encoding: str | None = None) -> Iterator[Database]:
+    """A new empty database; at the end its walsenders, slots and sessions are ended and it is dropped.
+
+    Args:
+        server: where.
+        encoding: of its texts; the server's own if None.
+    """
     name = f"test_{next(_numbers)}"
+    create = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+    if encoding is not None:
+        other = sql.SQL(" ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+        create += other.format(sql.Literal(encoding))
     with server.connect() as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        admin.execute(create)
     database = Database(server, name)
     try:
         yield database
