@@ -21,7 +21,8 @@ Four rules keep a consumer right:
   those handed on will not be completed.
 - A snapshot whose answers came from the states Q1…Qn is replayed from the lowest and is consistent after the
   highest. Its tables are swept at the lowest, so that no change behind it is ever taken for a ghost.
-- A table that comes to the log later may have rows that the log does not hold. It is `unread`, in every checkpoint from
+- A table that comes to the log later may have rows that the log does not hold, and one of which a failover has lost
+  transactions has rows here that the source does not. It is `unread`, in every checkpoint from
   then on, until the bootstrap has it (`RowsIncomplete`); the log is followed on meanwhile.
 - A later position whose seq is not above the last one is a log that does not continue the one read so far.
 """
@@ -306,6 +307,8 @@ class ConsumerMachine:
         whole = self._open is None
         if event.new_table is not None and event.new_table.id > state.layouts:
             state = replace(state, unread=(*state.unread, event.new_table.table))
+        lost = tuple(table for table in event.lost if table not in state.unread)
+        state = replace(state, unread=(*state.unread, *lost))
         told = max((change.raw.schema_id for change in event.changes), default=0)
         self._state = state = replace(state, layouts=max(state.layouts, told))
         return [self._deliver(state, log_window(event, event.changes, begins=whole, ends=whole))]

@@ -218,7 +218,8 @@ class Session:
             self._receive(RowsRead(header, changes))
         else:
             new_table = self._new_table(changes) if header.kind == Kind.SCHEMA else None
-            self._receive(RecordRead(header, changes, origin_of(record, header).decode(), new_table))
+            lost = self._lost(changes) if header.kind == Kind.EPOCH else ()
+            self._receive(RecordRead(header, changes, origin_of(record, header).decode(), new_table, lost))
         self._recovered()
 
     def _new_table(self, changes: Sequence[Change]) -> TableSchema | None:
@@ -229,6 +230,15 @@ class Session:
         same = (known for known in self.relay.schemas() if known.oid == layout.oid and known.id < layout.id)
         earlier = matching((known.table for known in same), wanted)
         return layout if matching([layout.table], wanted) and not earlier else None
+
+    def _lost(self, changes: Sequence[Change]) -> tuple[str, ...]:
+        """The tables of which a failover has lost transactions, if the consumer wants all rows of them."""
+        if self.subscribed.start != "snapshot":
+            return ()
+        named = [table["table"] for change in changes for table in (change.detail or {}).get("reseed", ())]
+        if named:
+            _log.warning("consumer.failover", consumer=self.subscribed.name, tables=named, note="read again")
+        return matching(named, self.subscribed.tables)
 
     def _receive(self, event: Event) -> None:
         before = self.phase

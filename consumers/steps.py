@@ -60,12 +60,14 @@ class RecordRead:
     Attributes:
         new_table: of a SCHEMA record that is the first word of a table, the layout: rows that the table had before it
             was published are not in the log.
+        lost: of an EPOCH record, the tables of which the source has lost transactions: rows of theirs must go.
     """
 
     header: RecordHeader
     changes: Sequence[Change]
     origin: str = ""
     new_table: TableSchema | None = None
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

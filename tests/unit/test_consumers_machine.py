@@ -437,6 +437,17 @@ def test_a_transaction_whose_end_was_filtered_ends_with_what_comes_later() -> No
     assert isinstance(progress, Advance)
 
 
+def test_tables_of_which_a_failover_lost_transactions_are_to_be_read_again_whatever_crashes() -> None:
+    machine = connected(following())
+    event = replace(record(0x9000, 0, 0, 60, Flag(0), Kind.EPOCH), lost=(ITEMS, OTHER))
+    (delivered,) = machine.receive(event)
+    assert isinstance(delivered, Deliver) and isinstance(delivered.checkpoint, Following)
+    assert delivered.window.kind == Kind.EPOCH
+    assert delivered.checkpoint.unread == (ITEMS, OTHER)
+    machine.receive(event)  # seen again where nothing stands behind it
+    assert isinstance(machine.state, Following) and machine.state.unread == (ITEMS, OTHER)
+
+
 def test_progress_moves_the_checkpoint_without_rows() -> None:
     outputs = connected(following()).receive(record(0x500, 0, 0, 10, Flag(0), Kind.PROGRESS))
     assert outputs == [Advance(following(Point(Position(1, 0x500, 0), 10)))]
