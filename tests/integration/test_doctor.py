@@ -97,7 +97,7 @@ def test_a_fresh_server_is_made_ready_by_fix(
     assert wrong(report) == {"wal-level", "replication-privilege", "select-privilege", "publication"}
 
     ended, report = examined(path, "--fix", WALBUS_ADMIN_DSN=fresh_server.dsn())
-    assert [step["failed"] for step in report["fixed"]] == [None] * 5
+    assert [step["failed"] for step in report["fixed"]] == [None] * 4
     assert wrong(report) == {"wal-level"}
     [level] = [finding for finding in report["findings"] if finding["code"] == "wal-level"]
     assert "waits for a restart" in level["found"]
