@@ -41,7 +41,8 @@ def test_a_database_in_another_encoding_comes_in_utf8(
     pg_server: EmbeddedPostgres, open_folder: Path, encoding: str, codec: str
 ) -> None:
     """SQL_ASCII, which is none, is refused (`walbus.capture.identity`)."""
-    letters = "".join(chr(point) for point in range(0xA1, 0x3100) if chr(point).encode(codec, "ignore"))
+    first = 0x3041 if encoding == "EUC_JP" else 0xA1  # below, Python has other signs than PostgreSQL
+    letters = "".join(chr(point) for point in range(first, 0x3100) if chr(point).encode(codec, "ignore"))
     with fresh_database(pg_server, encoding) as database:
         database.execute(f'CREATE TABLE t (id int PRIMARY KEY, "{letters[-1]}" text)')
         with capturing(database.dsn, open_folder / "relay") as capture:
@@ -52,4 +53,4 @@ def test_a_database_in_another_encoding_comes_in_utf8(
         kept = session.execute(f'SELECT "{letters[-1]}" FROM t').fetchone()
     assert kept is not None
     assert change.after == {"id": 1, letters[-1]: kept[0]}
-    assert len(kept[0]) == len(letters) > 90
+    assert len(kept[0]) == len(letters) > 80
