@@ -63,7 +63,7 @@ def pg_server(pg_version: str) -> Iterator[EmbeddedPostgres]:
     """The session's PostgreSQL. Do not stop or kill it: tests that must take `own_pg_server`."""
     folder = Path(tempfile.mkdtemp(prefix="walbus-pg-test-"))
     folder.chmod(0o755)
-    server = open_postgres(folder / "pg", pg_version, THROWAWAY_SETTINGS)
+    server = open_postgres(folder / "pg", pg_version, {**THROWAWAY_SETTINGS, "max_prepared_transactions": "30"})
     try:
         server.start()
         yield server
