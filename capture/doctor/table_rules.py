@@ -146,10 +146,13 @@ def _never_sent(facts: Facts) -> Iterator[Finding]:
         yield warning("unlogged-table", found, *mends, of=_dotted(never.unlogged))
     if never.foreign:
         mend = advice("capture them on the server where they are, and take them out of source.tables")
-        yield warning("foreign-table", "foreign tables live on another server", mend, of=_dotted(never.foreign))
+        names = _dotted(never.foreign)
+        grade = error if set(names) & set(facts.wanted.tables) else warning
+        yield grade("foreign-table", "foreign tables live on another server, and are never captured", mend, of=names)
     if never.views:
         mend = advice("capture the tables that the views are made of")
-        yield info("view", "views have no changes of their own", mend, of=_dotted(never.views))
+        found = "source.tables names views, which have no changes of their own: capture does not start"
+        yield error("view", found, mend, of=_dotted(never.views))
     if never.sequences:
         yield info("sequences", f"{counted(never.sequences, 'sequence')}: what they give is never sent")
     if never.large_objects:

@@ -388,8 +388,18 @@ CASES: dict[str, Case] = {
     "a foreign table": case(
         replace(HEALTHY, never_sent=NeverSent(foreign=(("public", "far"),))), "foreign-table", WARNING, "another server"
     ),
+    "a foreign table that is named": case(
+        replace(
+            HEALTHY,
+            never_sent=NeverSent(foreign=(("public", "far"),)),
+            wanted=replace(WANTED, tables=("public.far", "public.orders")),
+        ),
+        "foreign-table",
+        ERROR,
+        "never captured",
+    ),
     "a view": case(
-        replace(HEALTHY, never_sent=NeverSent(views=(("public", "sums"),))), "view", INFO, "no changes of their own"
+        replace(HEALTHY, never_sent=NeverSent(views=(("public", "sums"),))), "view", ERROR, "no changes of their own"
     ),
     "sequences": case(replace(HEALTHY, never_sent=NeverSent(sequences=2)), "sequences", INFO, "2 sequences"),
     "large objects": case(

@@ -66,6 +66,7 @@ def test_a_healthy_machine_has_nothing_but_ok() -> None:
         (log(problem="this user may not write to /data"), "log-folder", "error", "may not write"),
         (log(free=100 << 20), "log-disk-space", "error", "100.0 MiB of 250.0 GiB"),
         (log(free=3 * GIB), "log-disk-space", "warning", "3.0 GiB"),
+        (log(role="spool", free=100 << 20), "spool-folder", "warning", "100.0 MiB"),
         (log(mount=Mount("tmpfs", "/dev/shm", "tmpfs")), "log-file-system", "error", "gone after a restart"),
         (log(mount=Mount("nfs4", "/srv", "far:/x")), "log-file-system", "warning", "another machine"),
         (log(mount=Mount("overlay", "/", "overlay")), "log-file-system", "warning", "container"),

@@ -117,6 +117,9 @@ def _folder(folder: FolderFacts, segment_bytes: int) -> Iterator[Finding]:
         yield error(code, f"the {folder.role}'s folder cannot be used: {folder.problem}", mend, of=[folder.path])
         return
     yield ok(code, f"{folder.path}{'' if folder.exists else ', made at the start,'} can be written")
+    if folder.role == "spool" and folder.free < _GIB:
+        mend = advice("make room: a transaction in progress is as large as it likes")
+        yield warning(code, f"{human_bytes(folder.free)} are free under the spool", mend, of=[folder.path])
     if folder.role == "log":
         yield from _space(folder, segment_bytes)
         yield from _file_system(folder)
