@@ -11,12 +11,16 @@ from contextlib import closing, contextmanager
 import psycopg
 import pytest
 
+from support.bootstrap_rig import BootstrapRig
 from support.capturing import CaptureThread, captured, file_log, source_of
+from support.compare import assert_sinks_equal
+from support.database import Database
 from support.log_view import log_records
 from support.oracle import Oracle
 from support.standby import carry_slots, promoted, settle_slots, standby_of
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
+from support.whole_system import WholeSystem, make_marker
 from walbus.errors import SourceGap, SourceReplaced
 from walbus.position import Position
 from walbus.records import Kind, body_of, iter_changes
@@ -207,3 +211,68 @@ def test_the_old_primary_is_refused_once_the_log_follows_the_new_one(pair):
     error = ended_on(pair)
     assert isinstance(error, SourceReplaced)
     assert "a primary that was replaced" in error.what
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_the_bootstrap_seeds_again_what_a_failover_lost_and_equals_the_new_primary(pair, open_folder):
+    database = Database(pair.primary, "postgres")
+    database.dsn = pair.dsn
+    (open_folder / "rig").mkdir()
+    with closing(database), BootstrapRig(open_folder / "rig", database) as rig:
+        rig.start()
+        rig.wait_consistent("public.t", "public.other")
+        pair.oracle()
+        pair.execute("INSERT INTO other SELECT generate_series(1, 50)")
+        pair.fill(0, 20)
+        rig.wait_applied()
+        pair.carry_slots()
+        pair.standby.stop()
+        pair.fill(20, 60)
+        pair.execute("DELETE FROM t WHERE id < 10")
+        rig.wait_applied()
+        generation = rig.tables()["public.other"]["generation"]
+        pair.primary.kill()
+        pair.standby.start()
+        pair.go_over()
+        database.close()
+        pair.fill(100, 120)
+        wait_for(lambda: rig.tables()["public.t"]["generation"] > 1, 60, what="the table is seeded again", every=0.1)
+        rig.wait_consistent("public.t", "public.other")
+        rig.assert_equals_source("public.t", "public.other")
+        assert rig.tables()["public.other"]["generation"] == generation
+        assert "a failover lost transactions" in rig.log()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_replica_equals_the_new_primary_after_a_failover_that_lost_commits(pair, open_folder):
+    folder = open_folder / "system"
+    folder.mkdir()
+    database = Database(pair.primary, "postgres")
+    database.dsn = pair.dsn
+    make_marker(database)
+    with closing(database), WholeSystem(folder, pair.dsn, {"cache": {"sink": "sqlite"}}) as system:
+        system.start()
+        system.wait_until_streaming()
+        pair.oracle()
+        pair.fill(0, 20)
+        system.wait_until_at_rest(database)
+        pair.carry_slots()
+        pair.standby.stop()
+        pair.fill(20, 60)
+        pair.execute("DELETE FROM t WHERE id < 10")
+        system.wait_until_at_rest(database)
+        pair.primary.kill()
+        pair.standby.start()
+        pair.go_over()
+        database.close()
+        pair.fill(100, 120)
+
+        def equal():
+            assert_sinks_equal(pair.dsn, cache=system.data_dir / "consumers" / "cache" / "cache.sqlite")
+            return True
+
+        system.wait_until_at_rest(database)
+        wait_for(equal, 60, what="the replica has lost what the source has lost", every=0.5)
+        assert any(line["op"] == "epoch" for line in system.tail())
