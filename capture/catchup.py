@@ -150,7 +150,7 @@ class CatchUp:
 
     def _switch_off(self, why: str) -> None:
         self._off = True
-        self._report.catch_up = f"off: {why}"
+        self._report.catch_up = f"catch-up off: {why}"
         logger.warning("catch_up.off", why=why, note="the walsender sends everything, at its pace")
 
 

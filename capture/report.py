@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from walbus.amounts import human_bytes
 from walbus.capture.retention import RetentionWatch
 from walbus.lsn import format_lsn
 from walbus.metrics import MetricName
@@ -101,5 +102,5 @@ class Report:
     def _catch_up(self) -> str | None:
         """One phrase for the status file: progress while catching up, why it is off, or nothing."""
         if self.state == "catching up":
-            return f"{self.catch_up_steps} steps, {self.catch_up_left / (1 << 20):,.0f} MiB of WAL left"
+            return f"{self.catch_up_steps} steps, {human_bytes(self.catch_up_left)} of WAL left"
         return self.catch_up
