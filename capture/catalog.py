@@ -106,13 +106,19 @@ _TABLES: LiteralString = """
     ORDER BY c.oid"""
 _BY_SCHEMA: LiteralString = "LEFT JOIN pg_publication_namespace s ON s.pnpubid = p.oid AND s.pnnspid = c.relnamespace"
 
+# Not pg_partition_tree, which locks all of them: a look must neither wait for a partition nor hold one.
 _PARTITIONS: LiteralString = """
-    SELECT g.relid::int8, m.oid::int8, m.relfilenode::int8, m.reltoastrelid::int8, i.xmin::text::int8, {made_here},
+    WITH RECURSIVE tree (root, relid) AS (
+        SELECT c.oid, i.inhrelid
+        FROM pg_get_publication_tables(%(publication)s) g
+        JOIN pg_class c ON c.oid = g.relid AND c.relkind = 'p'
+        JOIN pg_inherits i ON i.inhparent = c.oid
+        UNION ALL
+        SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.relid)
+    SELECT tree.root::int8, m.oid::int8, m.relfilenode::int8, m.reltoastrelid::int8, i.xmin::text::int8, {made_here},
            {traces}
-    FROM pg_get_publication_tables(%(publication)s) g
-    JOIN pg_class c ON c.oid = g.relid AND c.relkind = 'p'
-    CROSS JOIN LATERAL pg_partition_tree(c.oid) tree
-    JOIN pg_class m ON m.oid = tree.relid AND m.oid <> c.oid
+    FROM tree
+    JOIN pg_class m ON m.oid = tree.relid
     JOIN pg_inherits i ON i.inhrelid = m.oid
     JOIN pg_attribute made ON made.attrelid = m.oid AND made.attname = 'ctid'
     ORDER BY 1, 2"""

@@ -12,6 +12,8 @@ The event is durable before the watch remembers the state that it tells of; a cr
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -28,8 +30,14 @@ from walbus.schema import TableSchema
 
 logger = structlog.get_logger(__name__)
 
+#: Seconds that a call spends on registering layouts; thousands of tables take several calls.
+REGISTERING_SECONDS = 0.15
 #: Runs an action, as often as a full disk makes it fail.
 Patiently = Callable[[Callable[[], object]], object]
+
+
+def _once(action: Callable[[], object]) -> object:
+    return action()
 
 
 class Noticed:
@@ -41,21 +49,32 @@ class Noticed:
         assembler: takes the events.
         report: gets the number of tables.
         publication: OID that the publication must keep.
+        monotonic: seconds that never step back.
     """
 
-    def __init__(
-        self, watch: CatalogWatch, schemas: SchemaRegistry, assembler: Assembler, report: Report, publication: int
+    def __init__(  # noqa: PLR0913  (the watch, and all that learns of what it found)
+        self,
+        watch: CatalogWatch,
+        schemas: SchemaRegistry,
+        assembler: Assembler,
+        report: Report,
+        publication: int,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watch = watch
         self._schemas = schemas
         self._assembler = assembler
         self._report = report
         self._publication = publication
+        self._monotonic = monotonic
+        self._patiently: Patiently = _once
+        self._layouts: deque[TableSchema] = deque()  # found, and not registered yet
         self._due: Due | None = None
         self._told: Due | None = None
 
     def take(self, patiently: Patiently) -> None:
-        """Takes what the watch found since the last call.
+        """Takes what the watch found since the last call; whatever is registered is registered `patiently`.
 
         Raises:
             SourceGap: the publication is gone.
@@ -68,8 +87,9 @@ class Noticed:
             raise publication_gone("the publication was dropped, and changes with it", "streaming")
         self._assembler.near_xid = found.xmax
         self._report.tables = found.tables
-        for layout in found.layouts:
-            patiently(partial(self._schemas.register, layout))
+        self._patiently = patiently
+        self._layouts.extend(found.layouts)
+        self._register()
         self._due = None if found.due is self._told else found.due  # a look may have begun before it was told
 
     def announce(self, now: int) -> Due | None:
@@ -78,8 +98,9 @@ class Noticed:
         Args:
             now: the server's clock, Unix microseconds.
         """
+        self._register()
         due, assembler = self._due, self._assembler
-        if due is None or assembler.in_transaction or assembler.bound < due.lsn:
+        if due is None or self._layouts or assembler.in_transaction or assembler.bound < due.lsn:
             return None
         self._watch.remembered.telling(due.state)
         newest = {schema.oid: schema for schema in self._schemas.all()}
@@ -88,6 +109,13 @@ class Noticed:
             if schema is not None:  # a table that the log never heard of has no rows to be wrong
                 self._announce(schema, reseed, due, now)
         return due
+
+    def _register(self) -> None:
+        """Registers layouts for a little while: each takes a sync of the disk, and the stream must not stand still."""
+        end = self._monotonic() + REGISTERING_SECONDS
+        while self._layouts and self._monotonic() < end:
+            self._patiently(partial(self._schemas.register, self._layouts[0]))
+            self._layouts.popleft()
 
     def _announce(self, schema: TableSchema, reseed: Reseed, due: Due, now: int) -> None:
         logger.warning("table.changed_without_events", table=schema.table, reason=reseed.reason.value, what=reseed.what)

@@ -47,8 +47,11 @@ _MATCHED: LiteralString = """
     SELECT w.oid::int8, w.nspname::text, w.relname::text, w.named,
            NOT EXISTS (
                SELECT FROM pg_class t
-               WHERE t.oid IN (SELECT w.oid UNION ALL SELECT part.relid FROM pg_partition_tree(w.oid) part
-                               WHERE w.relkind = 'p')
+               WHERE t.oid IN (WITH RECURSIVE part (oid) AS (
+                                   SELECT w.oid UNION ALL
+                                   SELECT i.inhrelid FROM part JOIN pg_inherits i ON i.inhparent = part.oid
+                                   WHERE w.relkind = 'p')
+                               SELECT part.oid FROM part)
                  AND t.relreplident <> 'f' AND NOT EXISTS (
                    SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indimmediate AND CASE t.relreplident
                        WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)),

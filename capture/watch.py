@@ -26,7 +26,7 @@ from walbus.capture.definition import CatalogState
 from walbus.capture.publication import Completion, matched_tables
 from walbus.capture.remembered import Remembered
 from walbus.capture.retention import RetentionWatch
-from walbus.capture.sessions import Session, open_session
+from walbus.capture.sessions import Session, open_session, refused
 from walbus.capture.silent import Reseed, differences
 from walbus.config import SourceConfig
 from walbus.errors import Directive, directive_of
@@ -37,6 +37,8 @@ logger = structlog.get_logger(__name__)
 #: Seconds between two looks; more when a look takes long, so that it costs at most a twentieth of the time.
 PERIOD = 1.0
 _SHARE = 20.0
+#: Milliseconds that a statement waits for a lock (a published table that is altered): well below deadlock_timeout.
+LOCK_MILLISECONDS = 300
 #: Seconds after which everything is read although the fingerprint is the same: privileges are not in it.
 WHOLE_PERIOD = 60.0
 
@@ -151,7 +153,7 @@ class CatalogWatch:
         while not self._closed.is_set():
             begun = time.monotonic()
             try:
-                session = session or open_session(self._source.dsn)
+                session = session or _open(self._source)
                 self._look(session, begun)
             except Exception as error:  # a thread that ended in silence would let a lost table pass
                 if directive_of(error) is not Directive.RETRY:
@@ -235,6 +237,18 @@ class CatalogWatch:
                 layouts = (*self._found.layouts, *found.layouts)
                 found = Found(found.publication, found.xmax, found.tables, layouts, found.due)
             self._found = found
+
+
+def _open(source: SourceConfig) -> Session:
+    """A session whose statements give up before PostgreSQL looks for deadlocks: it might end the application's."""
+    session = open_session(source.dsn)
+    try:
+        with refused("applying the watch's settings"):
+            session.execute(f"SET lock_timeout = '{LOCK_MILLISECONDS}ms'".encode())
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 def _close(session: Session | None) -> None:

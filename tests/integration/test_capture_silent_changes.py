@@ -331,3 +331,20 @@ def test_tables_of_a_published_schema_come_and_go_with_it(database, folder):
             before = len(reseeds(folder))
             database.execute(statement)
             assert sentinel(database, folder, number, before) == expected, statement
+
+
+def test_a_look_neither_ends_nor_holds_up_a_transaction_that_alters_tables(database, folder):
+    make_parts(database)
+    database.execute("CREATE PUBLICATION walbus FOR TABLE parts, sentinel WITH (publish_via_partition_root)")
+    with capturing(database.dsn, folder, tables=("public.parts", "public.sentinel")) as capture:
+        wait_remembered(folder, '"parts"')
+        altering = database.connect(autocommit=False)
+        altering.execute("SET deadlock_timeout = '100ms'; SET lock_timeout = '5s'")
+        for table in ("p2", "sentinel", "p1", "parts"):
+            database.execute("CREATE TABLE IF NOT EXISTS noise (id int); DROP TABLE noise")  # something to look at
+            altering.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)" if table != "parts" else "SELECT")
+            altering.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        altering.execute("ALTER TABLE parts ADD d int DEFAULT 5")
+        altering.commit()
+        assert told(folder, 1) == [("public.parts", "column_added")]
+        assert capture.error is None
