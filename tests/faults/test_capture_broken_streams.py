@@ -132,9 +132,8 @@ def crashes(own_pg_server, folder, way, rounds):
 
 
 @pytest.mark.usefixtures("quick_reconnects")
-@pytest.mark.parametrize("way", ["walsender", "server"])
-def test_crashes_lose_and_repeat_nothing(own_pg_server, folder, way):
-    crashes(own_pg_server, folder, way, 3)
+def test_walsenders_that_are_killed_lose_and_repeat_nothing(own_pg_server, folder):
+    crashes(own_pg_server, folder, "walsender", 3)
 
 
 @pytest.mark.long

@@ -21,10 +21,12 @@ from support.standby import carry_slots, promoted, settle_slots, standby_of
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
+from walbus.capture.slot import FAILOVER_VERSION
 from walbus.errors import SourceGap, SourceReplaced
 from walbus.position import Position
 from walbus.records import Kind, body_of, iter_changes
 from walbus.relay import open_reader
+from walbus.status import read_status
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -194,6 +196,7 @@ def test_a_slot_that_did_not_come_along_is_a_gap(pair):
     assert pair.execute("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walbus'")[0][0] == 0
 
 
+@pytest.mark.long
 def test_the_old_primary_is_refused_once_the_log_follows_the_new_one(pair):
     with pair.capture() as capture:
         pair.oracle()
@@ -211,6 +214,42 @@ def test_the_old_primary_is_refused_once_the_log_follows_the_new_one(pair):
     error = ended_on(pair)
     assert isinstance(error, SourceReplaced)
     assert "a primary that was replaced" in error.what
+
+
+@pytest.mark.long
+def test_a_standby_is_waited_for_until_it_is_promoted_and_its_own_worker_brings_the_slot(own_pg_server, open_folder):
+    primary = own_pg_server()
+    with primary.connect() as session:
+        if session.info.server_version < FAILOVER_VERSION:
+            pytest.skip("standbys synchronize slots from PostgreSQL 17 on")
+    standby = standby_of(primary, open_folder / "standby", sync_replication_slots="on")
+    with standby as standby, TcpProxy(primary.port) as proxy:
+        pair, status = Pair(primary, standby, proxy, open_folder / "relay"), open_folder / "capture.json"
+        pair.execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
+        with closing(file_log(pair.folder, pair.source)) as log:
+            capture = CaptureThread(pair.source, log, status)
+            capture.streaming()
+            wait_for(lambda: _is_copied(pair), 60, what="the standby's worker has the slot", every=0.5)
+            pair.fill(0, 20)
+            capture.caught_up()
+            primary.stop("fast")
+            proxy.target = standby.port
+            wait_for(lambda: "is a standby" in str((read_status(status) or {}).get("error")), 30, what="capture waits")
+            promoted(standby)
+            capture.streaming(30)
+            pair.fill(20, 30)
+            capture.caught_up()
+            capture.stop()
+    assert len(captured(pair.folder)) == 30
+
+
+def _is_copied(pair):
+    """Whether the standby's slot is a lasting one; it becomes one when the primary's has moved."""
+    with pair.primary.connect() as session:
+        session.execute("SELECT pg_log_standby_snapshot()")
+    with pair.standby.connect() as session:
+        query = "SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = 'walbus'"
+        return session.execute(query).fetchone() == (True,)
 
 
 @pytest.mark.long
