@@ -90,7 +90,7 @@ def test_a_renamed_type_is_a_new_layout_of_the_same_type(
         # The base type is what pgoutput names, so nothing of this shows in a layout.
         database.execute("ALTER DOMAIN small ADD CHECK (VALUE < 9); ALTER DOMAIN small RENAME TO tiny")
         database.execute("INSERT INTO t VALUES (4, 4, 'sad')")
-        wait_for(lambda: type_names(folder, "public.t")[-1] == "other.feeling", 20, what="the new name is known")
+        wait_for(lambda: type_names(folder, "public.t")[-1] == "other.feeling", 60, what="the new name is known")
         database.execute("INSERT INTO t VALUES (5, 5, 'sad')")
         capture.caught_up()
     names = type_names(folder, "public.t")
