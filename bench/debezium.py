@@ -151,17 +151,19 @@ def _measure(  # noqa: PLR0913, PLR0917  (what is read, how often, with what, an
 
 def _told(load: Load, rows: int, taken: Mapping[str, list[Usage]], report: Report) -> tuple[int, int]:
     seconds = {name: statistics.median(usage.seconds for usage in usages) for name, usages in taken.items()}
+    cpu = {name: statistics.median(usage.cpu for usage in usages) for name, usages in taken.items()}
     peaks = {name: max(usage.peak for usage in usages) for name, usages in taken.items()}
-    for name, usages in taken.items():
+    for name in taken:
         report.row(
             f"{rows:,} rows, {load.name}",
             name,
             f"{seconds[name]:.2f}",
             f"{rows / seconds[name]:,.0f}",
-            f"{statistics.median(usage.cpu for usage in usages):.2f}",
+            f"{cpu[name]:.2f}",
             f"{peaks[name] / (1 << 20):.0f}",
         )
     report.ratio(f"capture/debezium {load.name}", seconds["debezium"] / seconds["walbus"])
+    report.ratio(f"capture/debezium {load.name} cpu", cpu["walbus"] / cpu["debezium"])
     return peaks["walbus"], peaks["debezium"]
 
 
