@@ -28,6 +28,8 @@ Modules:
     support.capturing   capture in a thread, or as a process to kill, into a log of the file engine or of `memory_log`
     support.hard_workload   what a change feed must survive, from many sessions, the same again for the same seed
     support.folding     the log folded row by row equals the source's tables
+    support.zoo         a table for every type that a column can have, with hard values (zoo_herd: in few wide tables;
+                        odd_names: names that need quotes; hostile: settings of a role or database that are against us)
     support.memory_log  a LogWriter in memory: what is durable, what a crash leaves, a full disk
     support.tcp_proxy   a proxy that resets, goes half-open, or passes one byte at a time
     support.pgoutput_bytes, support.captured_pgoutput   pgoutput messages, made and captured
