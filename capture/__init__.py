@@ -4,6 +4,15 @@ The way of the data:
 
     replication    the walsender's connection, frame by frame (the only user of psycopg's COPY BOTH)
     frames         the envelopes: WAL data, keepalive, status update             bytes in, values out
+    intake         protocols 1 to 4 in, protocol 1 out, transactions whole       pure
+      streamed       what protocols 2 to 4 add                                   bytes in, values out
+      pending        a transaction that waits in the spool                       pure
+      told           the layouts that the connection told                        pure
+      replay         out of the spool, in parts                                  pure
+      spool          transactions that are open at the source, in memory and in files
+      prepared       prepared ones, durably, until their end
+      spool_files    their files
+      spooling       all of these, ready for a connection
     messages       pgoutput protocol 1                                           bytes in, values out
     layouts        a table's layout, from a Relation message or the catalog      pure
     assembly       transactions put together, by a core (`walbus.native`) that takes nearly all messages     pure
@@ -42,6 +51,8 @@ Around it:
     sessions       how sessions are opened: settings, keepalives
     refusals       PostgreSQL's errors as Walbus's, with mends
     report         the status file
+    pgoutput_options   what pgoutput is asked for, by version and configuration  pure
+    xact_status    which transactions have ended
     retention      what the slot holds back, and how near it is to being given up
     doctor/        what `walbus doctor` says of the source: facts, rules, mends
 

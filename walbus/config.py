@@ -112,7 +112,7 @@ class SourceConfig(BaseModel):
     publication: str = Field("walbus", pattern=_NAME)
     tables: SourcePatterns = ("public.*",)  #: `schema.table` or `schema.*`
     streaming: bool = True  #: take in-progress transactions as they run, into a spool, instead of at their commit
-    two_phase: bool = False  #: decode prepared transactions at PREPARE (a new slot alone can be made so)
+    two_phase: bool = False  #: take prepared transactions at PREPARE (15 and newer; a slot cannot be turned back)
     failover: bool = True  #: from PostgreSQL 17 on, a new slot is copied to standbys that synchronize slots
     catch_up: bool = True  #: read a large backlog in steps, faster than the walsender sends it
     catch_up_step_bytes: int = Field(128 << 20, ge=1 << 20)  #: WAL of the first step; steps grow
