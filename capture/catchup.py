@@ -140,10 +140,10 @@ class CatchUp:
         self._report.state, self._report.error = "catching up", None
         left = look.backlog
         while isinstance(step := policy.next(left), Step):
-            read = stepping.step(look, step.upto)
+            stepping.step(look, step.upto)
             if self._stop.is_set():
                 return
-            policy.done(step.upto - left.confirmed, read)
+            policy.done()
             look = stepping.look()
             left = look.backlog.beyond(step.upto)
         logger.info("catch_up.done", why=step.reason, steps=self._report.catch_up_steps, bytes=look.backlog.left)

@@ -12,7 +12,8 @@ a step is never smaller than the work that it repeats; and what cannot pay goes 
 - the tail: what is left is less than a first step
 - repeated work larger than the largest step: a long transaction holds restart_lsn back. If it is large too, the step
   that meets its commit would hold all of it in the server's temporary files, while the walsender can stream it
-- sparse WAL: so little comes out of it that reading all of it twice costs more than sending that
+
+WAL of other databases and unpublished tables, out of which little comes, goes faster in steps too.
 """
 
 from __future__ import annotations
@@ -24,12 +25,8 @@ from typing import Literal
 FAR_BEHIND = 2
 #: The largest step, in first steps.
 LARGEST = 8
-#: WAL is sparse where less than one byte in so many comes out of it.
-SPARSE = 64
 
-Reason = Literal[
-    "the tail is near", "a long transaction makes every step repeat its WAL", "little comes out of much WAL"
-]
+Reason = Literal["the tail is near", "a long transaction makes every step repeat its WAL"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,6 @@ class StepPolicy:
         self._first = first_bytes
         self._largest = first_bytes * LARGEST
         self._size = first_bytes
-        self._sparse = False
 
     def is_far_behind(self, backlog: Backlog) -> bool:
         """Whether steps are worth beginning."""
@@ -98,19 +94,11 @@ class StepPolicy:
             return Stream("the tail is near")
         if backlog.repeated > self._largest:
             return Stream("a long transaction makes every step repeat its WAL")
-        if self._sparse:
-            return Stream("little comes out of much WAL")
         size = max(self._size, backlog.repeated)
         if backlog.left < size + self._first:  # what would be left would not be worth a step
             size = backlog.left
         return Step(backlog.confirmed + size)
 
-    def done(self, wal: int, read: int) -> None:
-        """A step is durable, and the slot moved.
-
-        Args:
-            wal: bytes of WAL that it went forward.
-            read: bytes of messages that came out of them.
-        """
+    def done(self) -> None:
+        """A step is durable, and the slot moved."""
         self._size = min(self._size * 2, self._largest)
-        self._sparse = read * SPARSE < wal

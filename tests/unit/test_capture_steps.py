@@ -5,18 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walbus.capture.steps import FAR_BEHIND, LARGEST, SPARSE, Backlog, Step, StepPolicy, Stream
+from walbus.capture.steps import FAR_BEHIND, LARGEST, Backlog, Step, StepPolicy, Stream
 
 FIRST = 1000
 
 
-def sizes(backlog, policy=None, read=1 << 40):
+def sizes(backlog, policy=None):
     """The steps through a backlog that nobody adds to, and the reason of the end."""
     policy = policy or StepPolicy(FIRST)
     taken = []
     while isinstance(step := policy.next(backlog), Step):
         taken.append(step.upto - backlog.confirmed)
-        policy.done(taken[-1], read)
+        policy.done()
         backlog = Backlog(min(backlog.restart + taken[-1], step.upto), step.upto, backlog.end)
     return taken, step.reason
 
@@ -38,19 +38,18 @@ def test_a_step_is_never_smaller_than_the_work_that_it_repeats():
     assert step == Step(10_000)
 
 
+def test_what_is_in_the_log_already_counts_as_read_though_the_slot_is_not_there_yet():
+    backlog = Backlog(restart=0, confirmed=100, end=50_000)
+    assert StepPolicy(FIRST).next(backlog.beyond(300)) == Step(1300)
+    assert backlog.beyond(50) == backlog
+
+
 def test_work_repeated_beyond_the_largest_step_turns_to_the_stream():
     repeated = LARGEST * FIRST
     assert isinstance(StepPolicy(FIRST).next(Backlog(0, repeated, 90_000)), Step)
     assert StepPolicy(FIRST).next(Backlog(0, repeated + 1, 90_000)) == Stream(
         "a long transaction makes every step repeat its WAL"
     )
-
-
-def test_wal_that_gives_little_turns_to_the_stream():
-    for read, goes_on in ((9, False), (10, True)):
-        policy = StepPolicy(FIRST)
-        policy.done(10 * SPARSE, read)
-        assert isinstance(policy.next(Backlog(0, 0, 90_000)), Step) is goes_on
 
 
 @given(
@@ -63,7 +62,7 @@ def test_wal_that_gives_little_turns_to_the_stream():
 def test_a_step_goes_forward_and_never_beyond_the_durable_end(restart, repeated, left, first, done):
     policy = StepPolicy(first)
     for _ in range(done):
-        policy.done(1, 1)
+        policy.done()
     backlog = Backlog(restart, restart + repeated, restart + repeated + left)
     step = policy.next(backlog)
     if isinstance(step, Step):
