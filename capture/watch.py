@@ -169,11 +169,11 @@ class CatalogWatch:
     def _look(self, session: Session, now: float) -> None:
         self._remember_told()
         self._retention.look(session)
-        moment = read_moment(session, self._source.publication)
+        moment = behind = read_moment(session, self._source.publication)
         if self._may_differ(session, moment, now):
-            moment = self._read(session, moment, now)
-        self._last = moment
-        self._compare(moment)
+            behind = self._read(session, now)
+        self._last = moment  # and not the one behind: what was altered in between is not seen yet
+        self._compare(behind)
         tables = 0 if self._state is None else len(self._state.tables)
         layouts, self._new_layouts = tuple(self._new_layouts), []
         self._put(Found(moment.publication, moment.xmax, tables, layouts, self._pending))
@@ -189,7 +189,7 @@ class CatalogWatch:
         before, self._fingerprint = self._fingerprint, fingerprint(session, self._source.publication)
         return whole or self._fingerprint != before
 
-    def _read(self, session: Session, moment: Moment, now: float) -> Moment:
+    def _read(self, session: Session, now: float) -> Moment:
         """Completes the publication and reads the whole; the moment behind it."""
         self._completion.complete(session, matched_tables(session, self._source), self._known, self.remembered.state)
         state = read_state(session, self._source.publication)

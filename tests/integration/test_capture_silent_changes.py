@@ -12,6 +12,7 @@ from support.capturing import captured, capturing
 from support.log_view import log_records, raw_changes
 from support.waiting import wait_for
 from walbus.capture import CATALOG_FILE
+from walbus.capture.catalog import read_state
 from walbus.lsn import parse_lsn
 from walbus.records import Kind
 from walbus.relay import open_reader
@@ -348,3 +349,20 @@ def test_a_look_neither_ends_nor_holds_up_a_transaction_that_alters_tables(datab
         altering.commit()
         assert told(folder, 1) == [("public.parts", "column_added")]
         assert capture.error is None
+
+
+def test_what_is_altered_while_the_catalog_is_read_is_told_by_the_next_look(database, folder, monkeypatch):
+    make_tables(database)
+    altered = []
+
+    def read_and_alter(session, publication):
+        state = read_state(session, publication)
+        if "typed" in remembered(folder) and not altered:
+            altered.append(database.execute("ALTER TABLE t ADD late int DEFAULT 1"))
+        return state
+
+    monkeypatch.setattr("walbus.capture.watch.read_state", read_and_alter)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+        database.execute("CREATE TABLE anything (id int PRIMARY KEY)")
+        assert told(folder, 2) == [("public.anything", "published"), ("public.t", "column_added")]
