@@ -2,128 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from support import pgoutput_bytes as made
-from support.memory_log import MemoryLog
+from support.intake_rig import COLUMNS, LAYOUT, Rig, T, block, changes, keys, row, whole
 from walbus.capture import spool as spool_module
-from walbus.capture.assembly import Assembler
-from walbus.capture.intake import Intake
 from walbus.capture.prepared import PREPARED_SUFFIX, PreparedStore
-from walbus.capture.repeats import Repeats
-from walbus.capture.spool import OPEN_SUFFIX, Spool
-from walbus.capture.spool_files import SpoolFiles
-from walbus.capture.timelines import Timelines
+from walbus.capture.spool import OPEN_SUFFIX
 from walbus.errors import DamagedRecord, LogFull, ProtocolError, SourceGap, SourceReplaced, SourceUnavailable
-from walbus.log import append_to
-from walbus.native import new_core, replay_rows
-from walbus.records import Kind, Op, body_of, iter_changes, origin_of, read_header
-from walbus.values import row_texts
-
-T, U = 5000, 5001
-TYPES = {23: "int4", 25: "text"}
-COLUMNS = [("id", 23, 1), ("a", 25, 0)]
-LAYOUT = made.relation(T, "public.t", COLUMNS)
-OTHER = made.relation(U, "public.u", COLUMNS)
-
-
-class Files(SpoolFiles):
-    """Files on a disk that may be full."""
-
-    full = False
-
-    def _pwrite(self, fd, data, offset):
-        if self.full:
-            super()._pwrite(fd, data[: len(data) // 2], offset)
-            raise OSError(28, "No space left on device")
-        return super()._pwrite(fd, data, offset)
-
-
-class Rig:
-    """An intake on a log in memory and a spool in a folder."""
-
-    def __init__(self, folder, log=None, *, memory_bytes=1 << 20):
-        self.log = log or MemoryLog()
-        self.files = Files(Path(folder))
-        bounds = self.log.bounds()
-        self.assembler = Assembler(
-            core=new_core(),
-            schemas=self.log.schemas,
-            repeats=Repeats(self.log.find, end=bounds.end),
-            builtin_types=TYPES,
-            primary_key=lambda oid, columns: frozenset({"id"}),
-            timelines=Timelines(1),
-            near_xid=700,
-            bound=bounds.end_lsn,
-        )
-        spool = Spool(self.files, durable=True, memory_bytes=memory_bytes)
-        self.intake = Intake(self.assembler, spool, PreparedStore(self.files, "log"), replay_rows=replay_rows)
-
-    def feed(self, *messages, budget=1 << 30):
-        for message in messages:
-            self.intake.feed(b"frame" + message, 5)
-            while self.intake.replaying:
-                self.intake.replay(budget)
-                self.append()
-        self.append()
-
-    def append(self):
-        for complete in self.assembler.take():
-            append_to(self.log, complete)
-
-    def sync(self):
-        self.append()
-        bounds = self.log.sync()
-        self.intake.durable(bounds.end_lsn)
-        return bounds
-
-    def reconnect(self):
-        bounds = self.sync()
-        self.assembler.reconnected(Timelines(1), 700, end=bounds.end, bound=bounds.end_lsn)
-        self.intake.reconnected()
-
-    def records(self, *messages, budget=1 << 30):
-        self.feed(*messages, budget=budget)
-        self.sync()
-        return self.log.durable
-
-    def names(self, suffix):
-        return self.files.names(suffix)
+from walbus.records import Kind, Op, origin_of, read_header
 
 
 @pytest.fixture
 def rig(tmp_path):
     return Rig(tmp_path)
-
-
-def block(xid, *messages, first=True):
-    """A block; messages are of protocol 1 with their own xid, or bytes as they are."""
-    inside = [made.in_block(*m) if isinstance(m, tuple) else m for m in messages]
-    return [made.stream_start(xid, first=first), *inside, made.stream_stop()]
-
-
-def whole(lsn, *messages, xid=700):
-    return [made.begin(lsn, xid), *messages, made.commit(lsn)]
-
-
-def row(key, text="x"):
-    return made.insert(T, str(key), text)
-
-
-def changes(records):
-    pairs = [(read_header(record), record) for record in records]
-    return [c for h, r in pairs if h.kind == Kind.TRANSACTION for c in iter_changes(body_of(r, h))]
-
-
-def keys(rig):
-    found = changes(rig.log.durable)
-    return [row_texts(rig.log.schemas.get(c.schema_id), c.after)[0] for c in found if c.op == Op.INSERT]
 
 
 def test_a_streamed_transaction_becomes_the_record_of_a_whole_one(rig, tmp_path):
@@ -444,6 +336,18 @@ def test_a_prepared_commit_that_is_sent_again_is_dropped_with_and_without_its_sp
     assert rig.names(PREPARED_SUFFIX) == []
 
 
+def test_the_commit_of_the_logs_last_transaction_is_known_again_without_its_changes(rig):
+    rig.records(*PREPARED, made.commit_prepared(700, "g", 1000))
+    rig.reconnect()
+    rig.assembler.owe(rig.log.find(1, 1000))
+    with pytest.raises(SourceReplaced):
+        rig.records(*whole(2000, LAYOUT, row(9), xid=701))
+    rig.reconnect()
+    rig.assembler.owe(rig.log.find(1, 1000))
+    rig.records(made.commit_prepared(700, "g", 1000), *whole(2000, LAYOUT, row(9), xid=701))
+    assert keys(rig) == ["1", "2", "9"]
+
+
 def test_a_prepared_transaction_without_changes_may_be_sent_again_too(rig):
     rig.feed(made.begin_prepare(700, "g", 500), made.prepare(700, "g", 500), made.commit_prepared(700, "g", 1000))
     assert len(rig.names(PREPARED_SUFFIX)) == 1  # the log is not past it
@@ -490,166 +394,3 @@ def test_prepared_transactions_of_another_log_are_removed(rig, tmp_path):
     rig.feed(*PREPARED)
     assert PreparedStore(rig.files, "another")._held == {}
     assert rig.names(PREPARED_SUFFIX) == []
-
-
-# Random interleavings against a model.
-
-
-@dataclass
-class Run:
-    """One transaction of a random workload: what is still to be sent, and what should come out."""
-
-    xid: int
-    steps: list
-    end: str
-    streamed: bool
-    first: bool = True
-    told: bool = False
-    kept: list = field(default_factory=list)
-    stack: list = field(default_factory=list)
-    changes: list = field(default_factory=list)
-
-
-def subtransactions():
-    """Steps: a row by the path of savepoints that surround it, or the rollback of the innermost."""
-    step = st.sampled_from(["row", "row", "row", "truncate", "savepoint", "release", "rollback"])
-    return st.lists(step, max_size=12)
-
-
-def workload():
-    transaction = st.tuples(
-        subtransactions(), st.sampled_from(["commit", "commit", "abort", "prepare", "forget"]), st.booleans()
-    )
-    return st.tuples(st.lists(transaction, min_size=1, max_size=6), st.randoms(use_true_random=False))
-
-
-class Simulation:
-    """A server: sends transactions in blocks of random length in a random order; and the model of what commits."""
-
-    def __init__(self, transactions, dice):
-        self.dice = dice
-        self.sent, self.plain = [], []
-        self.lsn, self.next_xid, self.counter = 1000, 700, 0
-        self.told = False
-        self.plain_told = False
-        self.waiting = [Run(self._xid(), list(steps), end, streamed) for steps, end, streamed in transactions]
-        self.prepared = []
-        while self.waiting or self.prepared:
-            self._turn()
-
-    def _xid(self):
-        self.next_xid += 1
-        return self.next_xid
-
-    def _place(self):
-        self.lsn += 100
-        return self.lsn
-
-    def _turn(self):
-        if self.prepared and (not self.waiting or self.dice.random() < 0.4):
-            self._end_prepared(self.prepared.pop(self.dice.randrange(len(self.prepared))))
-            return
-        run = self.dice.choice(self.waiting)
-        if run.streamed:
-            self._stream(run)
-        else:
-            self._send_whole(run)
-
-    def _change(self, step):
-        self.counter += 1
-        return row(self.counter) if step == "row" else made.truncate(T)
-
-    # Streamed.
-
-    def _stream(self, run):
-        """One block, and the aborts behind it; or the end."""
-        if not run.steps:
-            self._end(run)
-            return
-        inside, behind = [], []
-        for _ in range(self.dice.randrange(1, 5)):
-            if not run.steps:
-                break
-            step = run.steps.pop(0)
-            if step in ("row", "truncate"):
-                xid = run.stack[-1][0] if run.stack else run.xid
-                if not run.told:
-                    inside.append((xid, LAYOUT))
-                    run.told = True
-                change = self._change(step)
-                inside.append((xid, change))
-                run.changes.append((xid, change))
-            elif step == "savepoint":
-                run.stack.append((self._xid(), []))
-            elif step == "release" and run.stack:
-                xid, children = run.stack.pop()
-                if run.stack:
-                    run.stack[-1][1].extend([xid, *children])
-            elif step == "rollback" and run.stack:
-                xid, children = run.stack.pop()
-                behind = [*children, xid]
-                gone = set(behind)
-                run.changes = [(x, c) for x, c in run.changes if x not in gone]
-                break
-        self.sent += block(run.xid, *inside, first=run.first)
-        run.first = False
-        self.sent += [made.stream_abort(run.xid, xid) for xid in behind]
-        run.told = run.told and not behind  # the server tells layouts again behind an abort
-
-    def _end(self, run):
-        self.waiting.remove(run)
-        if run.first:
-            return
-        run.kept = [change for _, change in run.changes]
-        if run.end == "abort":
-            self.sent.append(made.stream_abort(run.xid, run.xid))
-        elif run.end == "commit":
-            lsn = self._place()
-            self.sent.append(made.stream_commit(run.xid, lsn))
-            self._committed(run, lsn)
-        else:
-            self.sent.append(made.stream_prepare(run.xid, f"g{run.xid}", self._place()))
-            self.prepared.append(run)
-
-    # Whole.
-
-    def _send_whole(self, run):
-        self.waiting.remove(run)
-        run.kept = [self._change(step) for step in run.steps if step in ("row", "truncate")]
-        layout = [] if self.told or not run.kept else [LAYOUT]
-        if run.end in ("prepare", "forget"):
-            lsn = self._place()
-            gid = f"g{run.xid}"
-            self.sent += [made.begin_prepare(run.xid, gid, lsn), *layout, *run.kept, made.prepare(run.xid, gid, lsn)]
-            self.prepared.append(run)
-        elif run.end == "commit":
-            lsn = self._place()
-            self.sent += whole(lsn, *layout, *run.kept, xid=run.xid)
-            self._committed(run, lsn)
-        else:
-            return
-        self.told = self.told or bool(layout)
-
-    def _end_prepared(self, run):
-        lsn, gid = self._place(), f"g{run.xid}"
-        if run.end == "prepare":
-            self.sent.append(made.commit_prepared(run.xid, gid, lsn))
-            self._committed(run, lsn)
-        else:
-            self.sent.append(made.rollback_prepared(run.xid, gid, lsn))
-
-    def _committed(self, run, lsn):
-        layout = [] if self.plain_told or not run.kept else [LAYOUT]
-        self.plain_told = self.plain_told or bool(layout)
-        self.plain += whole(lsn, *layout, *run.kept, xid=run.xid)
-
-
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(workload(), st.sampled_from([40, 200, 1 << 20]), st.sampled_from([1, 60, 1 << 20]))
-def test_any_interleaving_gives_the_log_of_whole_transactions(drawn, memory_bytes, budget):
-    simulation = Simulation(*drawn)
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        streamed = Rig(one, memory_bytes=memory_bytes)
-        plain = Rig(two)
-        assert streamed.records(*simulation.sent, budget=budget) == plain.records(*simulation.plain)
-        assert streamed.names(OPEN_SUFFIX) == []
