@@ -140,11 +140,11 @@ class CatchUp:
         self._report.state, self._report.error = "catching up", None
         left = look.backlog
         while isinstance(step := policy.next(left), Step):
-            stepping.step(look, step.upto)
+            given = stepping.step(look, step.upto)
             if self._stop.is_set():
                 return
-            policy.done()
-            look = stepping.look()
+            before, look = look, stepping.look()
+            policy.done(given, max(0, look.spilled - before.spilled))
             left = look.backlog.beyond(step.upto)
         logger.info("catch_up.done", why=step.reason, steps=self._report.catch_up_steps, bytes=look.backlog.left)
 

@@ -46,13 +46,16 @@ _LOOK: LiteralString = """
     SELECT to_jsonb(s), pg_current_wal_flush_lsn()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8,
            pg_snapshot_xmax(pg_current_snapshot())::text::int8,
            (SELECT p.oid::int8 FROM pg_publication p WHERE p.pubname = %s),
-           current_setting('synchronized_standby_slots', true)
+           current_setting('synchronized_standby_slots', true),
+           (SELECT t.spill_bytes FROM pg_stat_replication_slots t WHERE t.slot_name = s.slot_name)
     FROM pg_replication_slots s WHERE s.slot_name = %s"""
 _STANDBYS: LiteralString = "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = ANY (%s)"
 _PEEK = """
     COPY (SELECT lsn, data FROM pg_catalog.pg_logical_slot_peek_binary_changes('{slot}', '{upto}', NULL,
         'proto_version', '1', 'publication_names', '"{publication}"', 'messages', 'true')) TO STDOUT (FORMAT binary)"""
 _ADVANCE = "SELECT end_lsn::text FROM pg_catalog.pg_replication_slot_advance('{slot}', '{upto}')"
+
+_Row = tuple[dict[str, Any], str, int, int, int | None, str, int | None]
 
 #: The first minor version of each whose pg_replication_slot_advance keeps the catalog rows that decoding still needs.
 _ADVANCE_IS_SAFE = {14: 140_018, 15: 150_013, 16: 160_009, 17: 170_005}
@@ -85,6 +88,7 @@ class Look:
         xmax: the server's next transaction id, 64 bits.
         publication: OID of the publication; None if there is none.
         two_phase: whether the slot decodes prepared transactions at PREPARE.
+        spilled: bytes that decoding for this slot has ever spilled to the server's disk.
     """
 
     backlog: Backlog
@@ -92,6 +96,7 @@ class Look:
     xmax: int
     publication: int | None
     two_phase: bool
+    spilled: int
 
 
 def look_at(session: Session, slot: str, publication: str) -> Look:
@@ -109,7 +114,7 @@ def look_at(session: Session, slot: str, publication: str) -> Look:
         row = session.execute(_LOOK, [publication, slot]).fetchone()
         if row is None:
             raise SourceUnavailable(f"slot {slot} is gone", where=_DOING)
-        columns, flushed, now, xmax, oid, standbys = cast(tuple[dict[str, Any], str, int, int, int | None, str], row)
+        columns, flushed, now, xmax, oid, standbys, spilled = cast(_Row, row)
         end: int = parse_lsn(flushed)
         if columns.get("failover") and standbys:
             end = min(end, _reached_by(session, standbys))
@@ -117,7 +122,7 @@ def look_at(session: Session, slot: str, publication: str) -> Look:
     if restart is None or confirmed is None:
         raise SourceUnavailable(f"slot {slot} keeps no WAL", where=_DOING)
     backlog = Backlog(parse_lsn(restart), parse_lsn(confirmed), end)
-    return Look(backlog, now, xmax, oid, bool(columns.get("two_phase")))
+    return Look(backlog, now, xmax, oid, bool(columns.get("two_phase")), spilled or 0)
 
 
 def _reached_by(session: Session, standbys: str) -> int:

@@ -113,8 +113,8 @@ class Stepping:
         self._write_report()
         return look
 
-    def step(self, look: Look, upto: int) -> None:
-        """Reads and makes durable what commits before an LSN, and moves the slot there.
+    def step(self, look: Look, upto: int) -> int:
+        """Reads and makes durable what commits before an LSN, and moves the slot there; how many bytes were read.
 
         The step is given up where `stop` is set.
 
@@ -129,30 +129,33 @@ class Stepping:
         """
         self._peek.begin_peek(upto)
         if not self._answered():
-            return
+            return 0
         began = self.look().backlog.confirmed  # before the first row is taken
         if began != look.backlog.confirmed:
             raise _moved(began)
-        self._copy()
+        read = self._copy()
         if self._stop.is_set():
-            return
+            return read
         to = min(upto, self._make_durable(upto))
         self._tell_noticed(look.now)
         self._peek.begin_move(to)
         if self._answered():
             self._report.catch_up_steps += 1
+        return read
 
     # From the source into the log.
 
-    def _copy(self) -> None:
-        """Feeds the assembler with the rows of a COPY."""
-        rows, over = CopyRows(), False
+    def _copy(self) -> int:
+        """Feeds the assembler with the rows of a COPY; how many bytes there were."""
+        rows, total, over = CopyRows(), 0, False
         while not over and not self._stop.is_set():
             try:
                 read, over = self._read_round(rows)
             finally:  # what stood before a message that makes no sense is good
                 self._append_complete()
+            total += read
             self._rest(idle=not read and not over)
+        return total
 
     def _read_round(self, rows: CopyRows) -> tuple[int, bool]:
         """Feeds what has arrived, up to a bound; how many bytes, and whether the COPY is over."""

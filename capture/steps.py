@@ -10,8 +10,9 @@ In return each message comes far cheaper. So steps begin small, so that the firs
 a step is never smaller than the work that it repeats; and what cannot pay goes by the walsender:
 
 - the tail: what is left is less than a first step
-- repeated work larger than the largest step: a long transaction holds restart_lsn back. If it is large too, the step
-  that meets its commit would hold all of it in the server's temporary files, while the walsender can stream it
+- repeated work larger than the largest step: a transaction that runs for long holds restart_lsn back
+- a large transaction, which the server spills to its disk anew in each step until the one that meets its commit, and
+  then holds in temporary files besides; the walsender can stream it. It is known by more having been spilled than given
 
 WAL of other databases and unpublished tables, out of which little comes, goes faster in steps too.
 """
@@ -26,7 +27,12 @@ FAR_BEHIND = 2
 #: The largest step, in first steps.
 LARGEST = 8
 
-Reason = Literal["the tail is near", "a long transaction makes every step repeat its WAL"]
+#: A change takes up so many times the bytes of its message, at most, where the server spills it.
+SPILLED_FOR_GIVEN = 4
+
+Reason = Literal[
+    "the tail is near", "a long transaction makes every step repeat its WAL", "a large transaction is on its way"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,7 @@ class StepPolicy:
         self._first = first_bytes
         self._largest = first_bytes * LARGEST
         self._size = first_bytes
+        self._met_large = False
 
     def is_far_behind(self, backlog: Backlog) -> bool:
         """Whether steps are worth beginning."""
@@ -94,11 +101,19 @@ class StepPolicy:
             return Stream("the tail is near")
         if backlog.repeated > self._largest:
             return Stream("a long transaction makes every step repeat its WAL")
+        if self._met_large:
+            return Stream("a large transaction is on its way")
         size = max(self._size, backlog.repeated)
         if backlog.left < size + self._first:  # what would be left would not be worth a step
             size = backlog.left
         return Step(backlog.confirmed + size)
 
-    def done(self) -> None:
-        """A step is durable, and the slot moved."""
+    def done(self, given: int, spilled: int) -> None:
+        """A step is durable, and the slot moved.
+
+        Args:
+            given: bytes of messages that came out of it.
+            spilled: bytes that the server wrote to its disk for transactions that were too large for its memory.
+        """
         self._size = min(self._size * 2, self._largest)
+        self._met_large = spilled > SPILLED_FOR_GIVEN * given + self._first

@@ -389,6 +389,22 @@ def test_transactions_that_were_spilled_and_rolled_back_leave_no_trace(database,
     assert len(changes_of(truth)) == 3
 
 
+def test_a_large_transaction_is_left_to_the_stream_before_a_step_meets_its_commit(database, oracle, tmp_path, capsys):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    database.execute(f"ALTER DATABASE {database.name} SET logical_decoding_work_mem = '64kB'")
+    backlog(database, 1)
+    database.execute("INSERT INTO t SELECT -i, repeat('x', 1000) FROM generate_series(1, 12000) i")
+    backlog(database, 1)
+    capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=MIB), log, status)
+    capture.caught_up()
+    capture.stop()
+    assert "a large transaction is on its way" in capsys.readouterr().out
+    assert as_oracle_sees(log) == changes_of(truth)
+
+
 def test_steps_up_to_a_transaction_whose_layout_was_told_before_a_kill_do_not_move_the_slot_there(database, oracle):
     make_table(database)
     database.execute("CREATE TABLE later (id int PRIMARY KEY)")

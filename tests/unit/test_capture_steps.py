@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walbus.capture.steps import FAR_BEHIND, LARGEST, Backlog, Step, StepPolicy, Stream
+from walbus.capture.steps import FAR_BEHIND, LARGEST, SPILLED_FOR_GIVEN, Backlog, Step, StepPolicy, Stream
 
 FIRST = 1000
 
@@ -16,7 +16,7 @@ def sizes(backlog, policy=None):
     taken = []
     while isinstance(step := policy.next(backlog), Step):
         taken.append(step.upto - backlog.confirmed)
-        policy.done()
+        policy.done(1, 0)
         backlog = Backlog(min(backlog.restart + taken[-1], step.upto), step.upto, backlog.end)
     return taken, step.reason
 
@@ -52,6 +52,13 @@ def test_work_repeated_beyond_the_largest_step_turns_to_the_stream():
     )
 
 
+def test_more_spilled_than_given_tells_of_a_large_transaction_and_turns_to_the_stream():
+    for spilled, goes_on in ((SPILLED_FOR_GIVEN * 10 + FIRST, True), (SPILLED_FOR_GIVEN * 10 + FIRST + 1, False)):
+        policy = StepPolicy(FIRST)
+        policy.done(10, spilled)
+        assert isinstance(policy.next(Backlog(0, 0, 90_000)), Step) is goes_on
+
+
 @given(
     st.integers(0, 1 << 40),
     st.integers(0, 1 << 20),
@@ -62,7 +69,7 @@ def test_work_repeated_beyond_the_largest_step_turns_to_the_stream():
 def test_a_step_goes_forward_and_never_beyond_the_durable_end(restart, repeated, left, first, done):
     policy = StepPolicy(first)
     for _ in range(done):
-        policy.done()
+        policy.done(1, 0)
     backlog = Backlog(restart, restart + repeated, restart + repeated + left)
     step = policy.next(backlog)
     if isinstance(step, Step):
