@@ -53,6 +53,8 @@ _PASSING_STATES = ("55P03", "25P03", "25P04")
 _OVERTAKEN_STATES = ("42P01", "3F000", "42710")
 #: The slot is not there (42704), or cannot be used as it is (55000): the next connection looks at it, and tells why.
 _SLOT_STATES = ("42704", "55000")
+#: Functions of PostgreSQL that open a file of WAL. Other files are missing with the same code (58P01): a library's.
+_WAL_READERS = ("WalSndSegmentOpen", "wal_segment_open")
 #: Functions of PostgreSQL that look a publication up by name.
 _PUBLICATION_LOOKUPS = ("get_publication_oid", "GetPublicationByName", "AlterPublication", "LoadPublications")
 #: The function of PostgreSQL that warns of a standby whose slot must have the WAL before ours may decode it.
@@ -116,6 +118,8 @@ def meaning(refused: Refusal, doing: str) -> SourceError:
     what = f"PostgreSQL refused: {text}"
     if state == "42704" and function in _PUBLICATION_LOOKUPS:
         return publication_gone(what, doing)
+    if state == "58P01" and function in _WAL_READERS:
+        return SourceGap(f"WAL that the slot needs is gone from the server: {text}", where=doing, mend=NEW_LOG)
     lasting = _lasting(state, what, text, doing)
     if lasting is not None:
         return lasting
@@ -133,8 +137,6 @@ def _lasting(state: str | None, what: str, text: str, doing: str) -> SourceError
         return SourceMisconfigured(what, where=doing, mend="grant the privilege to the role of source.dsn")
     if state == "53400":
         return SourceMisconfigured(what, where=doing, mend="raise max_replication_slots or max_wal_senders")
-    if state == "58P01":
-        return SourceGap(f"WAL that the slot needs is gone from the server: {text}", where=doing, mend=NEW_LOG)
     return None
 
 

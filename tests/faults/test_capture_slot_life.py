@@ -111,6 +111,18 @@ def test_what_a_lost_slot_says_to_a_stream_is_looked_into_and_not_read(own_pg_se
         assert directive_of(found) is Directive.RETRY
 
 
+def test_wal_that_was_removed_behind_the_slots_back_is_a_gap(own_pg_server, folder):
+    server = own_pg_server()
+    with fresh_database(server) as database:
+        filled(database, folder)
+        write_wal(database, 2)
+        needed = database.value("SELECT pg_walfile_name(restart_lsn) FROM pg_replication_slots")
+        (server.data / "pg_wal" / needed).unlink()
+        error = refusal(database, folder)
+        assert isinstance(error, SourceGap)
+        assert "is gone from the server" in error.what
+
+
 # Taken away by somebody.
 
 
