@@ -241,6 +241,14 @@ def test_an_administrator_of_another_database_is_refused(database: Database, con
     assert "--admin" in ended.one_line()
 
 
+def test_an_administrator_who_cannot_connect_is_named_as_such(database: Database, config: Callable[..., str]) -> None:
+    nobody = f"postgresql://nobody:{SECRET}@127.0.0.1:{database.server.port}/{database.name}"
+    ended = walbus("doctor", "-c", config(database.dsn), "--fix", WALBUS_ADMIN_DSN=nobody)
+    assert ended.code == 2
+    assert "option --admin" in ended.one_line()
+    assert SECRET not in ended.stderr
+
+
 def test_a_configuration_that_is_wrong_is_usage(config: Callable[..., str], database: Database) -> None:
     assert "did you mean slot?" in walbus("doctor", "-c", config(database.dsn, slots="a"), deadline=20).one_line()
 

@@ -83,15 +83,23 @@ def _mended(session: Session, admin: SecretStr | None, findings: list[Finding]) 
     """Runs the safe steps, as the administrator if one is given.
 
     Raises:
-        ConfigError: the administrator's DSN names another database.
+        ConfigError: the administrator cannot connect, or not to the same database.
     """
     if admin is None:
         return tuple(apply_safe(session, findings))
-    with closing(open_session(admin)) as theirs:
+    with closing(_session_of(admin)) as theirs:
         if _identity(theirs) != _identity(session):
             mend = "name the database of source.dsn, on the same server"
             raise ConfigError("--admin leads to another database than source.dsn", where="option --admin", mend=mend)
         return tuple(apply_safe(theirs, findings))
+
+
+def _session_of(admin: SecretStr) -> Session:
+    """The administrator's; what keeps it from connecting is no finding about the source."""
+    try:
+        return open_session(admin)
+    except SourceError as refused:
+        raise ConfigError(refused.what, where="option --admin", mend=refused.mend) from None
 
 
 def _identity(session: Session) -> object:
