@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from support import cores
-from support.capturing import capturing
+from support.capturing import CaptureThread, capturing, file_log, source_of
 from support.database import Database, fresh_database
+from support.hostile import make_hostile
 from support.zoo import VALUELESS, Zoo, build_zoo, rows_of
 from support.zoo_check import Rows, problems, types_of
 from support.zoo_log import row_changes_in
 from support.zoo_values import Expected, Verbatim, identical
+from walbus.config import SourceConfig
 from walbus.demo.postgres import EmbeddedPostgres
 from walbus.events import Change
 from walbus.keys import decode_key
 from walbus.records import Op
+from walbus.status import read_status
 
 INTEGERS = {"smallint", "integer", "bigint", "oid"}
 
@@ -50,11 +55,12 @@ class Captured:
     types: dict[str, dict[str, str]]
 
 
-@pytest.fixture(scope="module", params=["pure", "native, streamed"])
+@pytest.fixture(scope="module", params=["pure", "native, streamed", "native, caught up"])
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """How values come: by the core in Python; or by the one in C, in transactions that are streamed while they run.
+    """How values come: by the core in Python; or by the one in C, in transactions that are streamed while they run, or
+    in catch-up's steps under a database whose settings are all against us.
 
-    By the one in C and unstreamed they come in test_values_replay and test_values_random.
+    By the one in C, unstreamed, they come in test_values_replay and test_values_random.
     """
     way: str = request.param
     with pytest.MonkeyPatch.context() as patch:
@@ -87,25 +93,50 @@ def deep_documents() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def captured(way: str, zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPathFactory) -> Captured:
     folder = tmp_path_factory.mktemp("zoo") / "relay"
-    tables = [*(s.table for s in zoo.specimens), *zoo.key_tables]
-    with capturing(cage.dsn, folder, tables=("cage.*",)) as capture:
-        with zoo.connection.transaction() if "streamed" in way else nullcontext():  # one, with many savepoints
-            zoo.insert()
-            inserted = {table: rows_of(zoo.connection, table) for table in tables}
-            zoo.update()
-            updated = {table: rows_of(zoo.connection, table) for table in tables}
-            zoo.delete()
-        capture.caught_up(60)
+    tables: dict[str, Any] = {"tables": ("cage.*",)}
+    if "caught up" in way:
+        with capturing(cage.dsn, folder, **tables):
+            pass  # the slot is made
+        make_hostile(cage)
+        inserted, updated = live(zoo)
+        catch_up(source_of(cage.dsn, **tables, catch_up_step_bytes=1 << 20), folder)
+    else:
+        with capturing(cage.dsn, folder, **tables) as capture:
+            with zoo.connection.transaction() if "streamed" in way else nullcontext():  # one, with many savepoints
+                inserted, updated = live(zoo)
+            capture.caught_up(60)
     streams = cage.value(
         "SELECT coalesce(sum(stream_txns), 0) FROM pg_stat_replication_slots WHERE slot_name = 'walbus'"
     )
     assert ("streamed" in way) == (streams > 0)
-    log: dict[str, Seen] = {table: Seen() for table in tables}
+    log: dict[str, Seen] = {table: Seen() for table in inserted}
     for change, line in row_changes_in(folder):
         seen = log[change.table.removeprefix("cage.")]
         seen.changes.append(change)
         seen.lines.append(line)
     return Captured(zoo, inserted, updated, log, Expected(zoo.connection), types_of(zoo.connection))
+
+
+def live(zoo: Zoo) -> tuple[dict[str, Rows], dict[str, Rows]]:
+    """The zoo's whole life; its rows after the inserts, and after the updates."""
+    tables = [*(specimen.table for specimen in zoo.specimens), *zoo.key_tables]
+    zoo.insert()
+    inserted = {table: rows_of(zoo.connection, table) for table in tables}
+    zoo.update()
+    updated = {table: rows_of(zoo.connection, table) for table in tables}
+    zoo.delete()
+    return inserted, updated
+
+
+def catch_up(source: SourceConfig, folder: Path) -> None:
+    """Captures a backlog in steps."""
+    status = folder.parent / "capture.json"
+    with closing(file_log(folder, source)) as log:
+        capture = CaptureThread(source, log, status)
+        capture.streaming(60)
+        capture.caught_up(60)
+        assert (read_status(status) or {})["walbus_capture_catch_up_steps_total"] > 1
+        capture.stop()
 
 
 @pytest.mark.usefixtures("deep_documents")
