@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 _ROWS = frozenset(b"IUD")
 _TRUNCATE, _ORIGIN, _MESSAGE, _STOP, _PREPARE = b"TOMEP"
+#: So many rolled back subtransactions are remembered, of all open transactions together: some 20 MB.
+MOST_ABORTED = 200_000
 #: Kinds that are handed on as they are outside of any block.
 _PLAIN = frozenset(b"BCIUDTMO")
 
@@ -96,6 +98,7 @@ class Intake:
 
     def _forget(self) -> None:
         self._open: dict[int, Pending] = {}
+        self._aborted = 0  # subtransactions that they remember
         self._divert: Callable[[bytes, int], None] | None = None  # takes messages inside a block and during a replay
         self._block: Pending | None = None  # whose block is open
         self._replay: Replay | None = None
@@ -234,11 +237,21 @@ class Intake:
         if abort.subxid == abort.xid:
             self._close(pending)
             return
-        pending.aborted.add(abort.subxid.to_bytes(4, "big"))
-        pending.unclear = pending.unclear or pending.messages
+        if pending.messages:
+            pending.doubt = "streamed messages and rolled back savepoints"
+        elif self._aborted >= MOST_ABORTED:
+            pending.doubt = "rolled back more savepoints than are kept in memory"
+        self._aborted -= len(pending.aborted)
+        if pending.doubt:
+            pending.aborted.clear()
+        else:
+            pending.aborted.add(abort.subxid.to_bytes(4, "big"))
+        self._aborted += len(pending.aborted)
 
     def _close(self, pending: Pending) -> None:
         self._open.pop(pending.xid, None)
+        self._aborted -= len(pending.aborted)
+        pending.aborted.clear()
         self._spool.close(pending.xid)
 
     def _stream_commit(self, commit: StreamCommit) -> None:
@@ -268,9 +281,9 @@ class Intake:
         pending = self._open.get(xid)
         if pending is None:
             raise ProtocolError("a transaction that was not streamed ends", where=f"transaction {xid}")
-        if pending.unclear:
+        if pending.doubt:
             self.whole_until = max(self.whole_until, lsn)
-            what = f"transaction {xid} streamed messages and rolled back savepoints; it must be sent again unstreamed"
+            what = f"transaction {xid} {pending.doubt}; it must be sent again unstreamed"
             raise SourceUnavailable(what, where=format_lsn(lsn))
         return pending
 

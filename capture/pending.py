@@ -28,7 +28,7 @@ class Pending:
         origin: its Origin message; empty if it has none.
         layouts: what the connection told inside it.
         messages: whether a transactional message was streamed.
-        unclear: whether a subtransaction was rolled back behind such a message.
+        doubt: why it cannot be replayed, and must be had unstreamed; empty if it can.
     """
 
     xid: int
@@ -37,7 +37,7 @@ class Pending:
     origin: bytes = b""
     layouts: set[Subject] = field(default_factory=set)
     messages: bool = False
-    unclear: bool = False
+    doubt: str = ""
 
 
 def tables_of(data: bytes, offset: int) -> list[int]:

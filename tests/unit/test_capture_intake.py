@@ -6,6 +6,7 @@ import pytest
 
 from support import pgoutput_bytes as made
 from support.intake_rig import COLUMNS, LAYOUT, Rig, T, block, changes, keys, row, whole
+from walbus.capture import intake as intake_module
 from walbus.capture import spool as spool_module
 from walbus.capture.prepared import PREPARED_SUFFIX, PreparedStore
 from walbus.capture.spool import OPEN_SUFFIX
@@ -114,6 +115,19 @@ def test_a_message_that_a_rolled_back_savepoint_may_have_written_is_asked_for_ag
     rig.reconnect()
     rig.records(*whole(1000, LAYOUT, note))
     assert [c.op for c in changes(rig.log.durable)] == [Op.MESSAGE]
+
+
+def test_more_rolled_back_savepoints_than_memory_should_hold_are_left_to_the_server(rig, monkeypatch):
+    monkeypatch.setattr(intake_module, "MOST_ABORTED", 3)
+    rig.feed(*block(700, (700, LAYOUT), (700, row(1))), *[made.stream_abort(700, 701 + n) for n in range(2)])
+    rig.feed(*block(900, (900, LAYOUT), (900, row(2))), *[made.stream_abort(900, 901 + n) for n in range(9)])
+    with pytest.raises(SourceUnavailable, match="900 rolled back more savepoints than are kept"):
+        rig.feed(made.stream_commit(900, 800))
+    rig.records(made.stream_commit(700, 1000))
+    assert keys(rig) == ["1"]
+    rig.reconnect()
+    rig.records(*block(902, (902, LAYOUT), (902, row(3))), made.stream_abort(902, 903), made.stream_commit(902, 2000))
+    assert keys(rig) == ["1", "3"]
 
 
 def test_messages_behind_the_rolled_back_savepoint_are_clear(rig):
