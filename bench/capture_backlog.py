@@ -140,7 +140,7 @@ def start_capture(source: Source, place: Path, **options: str) -> Measured:
     """Capture with its data in a folder, as a process; options are those of `[source]`, in capitals."""
     place.mkdir(exist_ok=True)
     environment = {"WALBUS_SOURCE__DSN": source.dsn, "WALBUS_DATA_DIR": str(place), "WALBUS_LOG__LEVEL": "warning"}
-    environment["PYTHONDONTWRITEBYTECODE"] = ""  # an installed Walbus is compiled, so this one is too, when it first runs
+    environment["PYTHONDONTWRITEBYTECODE"] = ""  # compiled when it first runs, as an installed one is
     environment |= {f"WALBUS_SOURCE__{name}": value for name, value in options.items()}
     config = place / "walbus.toml"
     config.touch()
