@@ -38,6 +38,8 @@ NUMERIC = st.builds("{}e{}".format, st.integers(-(10**50), 10**50), st.integers(
     ["NaN", "Infinity", "-Infinity"]
 )
 
+INTERVAL = st.builds("{} months {} days {}.{:06d} seconds".format, INT4, INT4, INT4, st.integers(0, 999_999))
+
 
 def several(each: st.SearchStrategy[object]) -> st.SearchStrategy[list[object]]:
     return st.lists(st.none() | each, max_size=5)
@@ -47,6 +49,12 @@ def square(each: st.SearchStrategy[object]) -> st.SearchStrategy[list[list[objec
     return st.integers(1, 3).flatmap(
         lambda n: st.lists(st.lists(st.none() | each, min_size=n, max_size=n), min_size=1, max_size=3)
     )
+
+
+def as_interval(micros: int) -> str:
+    """PostgreSQL 14 takes no more than four bytes of each unit."""
+    seconds, fraction = divmod(micros, 1_000_000)
+    return f"{seconds // 86_400} days {seconds % 86_400}.{fraction:06d} seconds"
 
 
 def literal(rows: list[list[object]]) -> str:
@@ -72,9 +80,9 @@ COLUMNS: list[tuple[str, str, st.SearchStrategy[object]]] = [
     ("bytea", "%s", st.binary(max_size=20)),
     ("date", "date '2000-01-01' + %s::int", DAYS),
     ("time", "%s", st.times()),
-    ("timestamp", "timestamp '2000-01-01' + (%s || ' microseconds')::interval", MICROS),
-    ("timestamptz", "timestamptz '2000-01-01 00:00+00' + (%s || ' microseconds')::interval", MICROS),
-    ("interval", "%s::text::interval", st.builds("{} months {} days {} microseconds".format, INT4, INT4, INT8)),
+    ("timestamp", "timestamp '2000-01-01' + %s::text::interval", MICROS.map(as_interval)),
+    ("timestamptz", "timestamptz '2000-01-01 00:00+00' + %s::text::interval", MICROS.map(as_interval)),
+    ("interval", "%s::text::interval", INTERVAL),
     ("uuid", "%s", st.uuids()),
     ("json", "%s::text::json", JSON.map(json.dumps)),
     ("jsonb", "%s::text::jsonb", JSON.map(json.dumps)),
