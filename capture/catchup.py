@@ -100,6 +100,8 @@ class CatchUp:
         if not policy.is_far_behind(look.backlog):
             return True
         with closing(Peek(source.dsn, name, source.slot, source.publication)) as peek:
+            with cut_off(session, self._stop, LOOK_SECONDS):
+                peek.check_same_server(session)
             unsuitable = _unsuitable(peek, look)
             if unsuitable is not None:
                 self._switch_off(unsuitable)

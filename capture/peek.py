@@ -30,7 +30,7 @@ from psycopg import pq
 from pydantic import SecretStr
 
 from walbus.capture.refusals import Refusal, meaning, refusal, reported, rows_skipped
-from walbus.capture.sessions import Session, cut_off, open_session, refused
+from walbus.capture.sessions import Session, check_same_server, cut_off, open_session, refused
 from walbus.capture.steps import Backlog
 from walbus.errors import SourceError, SourceGap, SourceUnavailable
 from walbus.lsn import format_lsn, parse_lsn
@@ -153,6 +153,14 @@ class Peek:
         self._publication = publication
         self._fatal: list[SourceError] = []  # what a notice told
         self._running = False
+
+    def check_same_server(self, session: Session) -> None:
+        """Whether a session reached the same server.
+
+        Raises:
+            SourceUnavailable: it did not.
+        """
+        check_same_server(session, self._session)
 
     @property
     def moves_safely(self) -> bool:
