@@ -22,8 +22,8 @@ Four rules keep a consumer right:
 - A snapshot whose answers came from the states Q1…Qn is replayed from the lowest and is consistent after the
   highest. Its tables are swept at the lowest, so that no change behind it is ever taken for a ghost.
 - A table that comes to the log later may have rows that the log does not hold, and one of which a failover has lost
-  transactions has rows here that the source does not. It is `unread`, in every checkpoint from
-  then on, until the bootstrap has it (`RowsIncomplete`); the log is followed on meanwhile.
+  transactions, or that a statement changed without events, has rows here that the source does not. It is `unread`, in
+  every checkpoint from then on, until the bootstrap has it (`RowsIncomplete`); the log is followed on meanwhile.
 - A later position whose seq is not above the last one is a log that does not continue the one read so far.
 """
 

@@ -15,8 +15,8 @@ from typing import TypeAlias
 import structlog
 
 from walbus.consumers.backoff import Backoff
-from walbus.consumers.checkpoint import Checkpoint, Following, phase_of
-from walbus.consumers.decoding import Layouts, decode_record
+from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
+from walbus.consumers.decoding import Layouts, decode_record, stale_tables
 from walbus.consumers.machine import ConsumerMachine, Listing, Starting
 from walbus.consumers.steps import (
     AskLog,
@@ -122,6 +122,7 @@ class Session:
         self._outputs: deque[Output] = deque()
         self._retry_at = 0.0
         self._reread_at = 0.0
+        self._unread_since = last_done_of(self.checkpoint)  # a bootstrap that has not applied this may serve old rows
         self._rereads = Backoff(*_REREAD_SECONDS)
         self._unreadable: frozenset[str] = frozenset()  # to be read, and not served by the bootstrap when last seen
         self._waiting_for: str | None = None
@@ -178,8 +179,8 @@ class Session:
             listed = self._bootstrap_peer().tables()
         except RelayUnavailable:
             return ()
-        if listed.log_id != self._log_id:
-            return ()
+        if listed.log_id != self._log_id or listed.applied < self._unread_since:
+            return ()  # it may not know yet that its rows are wrong
         unreadable = frozenset(tables) - listed.consistent
         if unreadable - self._unreadable:
             _log.warning(
@@ -218,7 +219,9 @@ class Session:
             self._receive(RowsRead(header, changes))
         else:
             new_table = self._new_table(changes) if header.kind == Kind.SCHEMA else None
-            lost = self._lost(changes) if header.kind == Kind.EPOCH else ()
+            lost = self._lost(changes) if header.kind in (Kind.SCHEMA, Kind.EPOCH) else ()
+            if lost:
+                self._unread_since = header.last
             self._receive(RecordRead(header, changes, origin_of(record, header).decode(), new_table, lost))
         self._recovered()
 
@@ -232,13 +235,13 @@ class Session:
         return layout if matching([layout.table], wanted) and not earlier else None
 
     def _lost(self, changes: Sequence[Change]) -> tuple[str, ...]:
-        """The tables of which a failover has lost transactions, if the consumer wants all rows of them."""
+        """The tables whose rows an event says must be had again, if the consumer wants all rows of them."""
         if self.subscribed.start != "snapshot":
             return ()
-        named = [table["table"] for change in changes for table in (change.detail or {}).get("reseed", ())]
+        named = matching([table for change in changes for table in stale_tables(change)], self.subscribed.tables)
         if named:
-            _log.warning("consumer.failover", consumer=self.subscribed.name, tables=named, note="read again")
-        return matching(named, self.subscribed.tables)
+            _log.warning("consumer.rows_stale", consumer=self.subscribed.name, tables=named, note="read again")
+        return named
 
     def _receive(self, event: Event) -> None:
         before = self.phase

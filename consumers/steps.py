@@ -60,7 +60,8 @@ class RecordRead:
     Attributes:
         new_table: of a SCHEMA record that is the first word of a table, the layout: rows that the table had before it
             was published are not in the log.
-        lost: of an EPOCH record, the tables of which the source has lost transactions: rows of theirs must go.
+        lost: of an EPOCH record, the tables of which the source has lost transactions: rows of theirs must go. Of a
+            SCHEMA record with `reseed`, the table whose rows changed without events.
     """
 
     header: RecordHeader

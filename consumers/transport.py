@@ -78,12 +78,14 @@ class TableList:
 
     Attributes:
         log_id: of the log that it follows.
+        applied: how far it has folded the log in ("last done").
         tables: the number of each table's newest layout, by the table's name.
         consistent: those of them that it serves now.
         refused: tables that it will never serve, such as those without a key.
     """
 
     log_id: str
+    applied: Position
     tables: dict[str, int]
     consistent: frozenset[str]
     refused: tuple[str, ...]
@@ -273,7 +275,8 @@ class BootstrapPeer:
             tables[name] = _field(table, "schema_id", int)
             if table.get("state") == "consistent":
                 consistent.append(name)
-        return TableList(_field(document, "log_id", str), tables, frozenset(consistent), tuple(refused))
+        applied = parse_position(_field(document, "applied", str))
+        return TableList(_field(document, "log_id", str), applied, tables, frozenset(consistent), tuple(refused))
 
     def snapshot(self, table: str, after_key: bytes | None) -> RecordStream:
         """`GET /v1/snapshot`: the table's rows in key order, behind a key."""

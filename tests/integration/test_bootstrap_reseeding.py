@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from support.bootstrap_rig import BootstrapRig
 from support.database import Database
 from support.waiting import wait_for
@@ -32,6 +34,7 @@ def test_rows_that_a_statement_changed_without_events_are_seeded_again(database:
             rig.assert_equals_source("public.t")
 
 
+@pytest.mark.long
 def test_what_was_altered_while_nobody_looked_is_seeded_again(database: Database, tmp_path: Path) -> None:
     database.execute("CREATE TABLE public.t (id int PRIMARY KEY, n int)")
     database.execute("INSERT INTO public.t SELECT i, i FROM generate_series(1, 500) i")
@@ -52,6 +55,7 @@ def test_what_was_altered_while_nobody_looked_is_seeded_again(database: Database
         rig.assert_equals_source("public.t")
 
 
+@pytest.mark.long
 def test_a_transaction_that_began_before_its_table_was_published_is_seeded(database: Database, tmp_path: Path) -> None:
     """PostgreSQL decodes a change with the publication as it was when the change was written, and not at the commit."""
     database.execute("CREATE TABLE public.t (id int PRIMARY KEY)")

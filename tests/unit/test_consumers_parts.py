@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -24,13 +25,17 @@ from walbus.consumers.checkpoint import (
     load_checkpoint,
 )
 from walbus.consumers.checkpoint_store import FileCheckpointStore
+from walbus.consumers.decoding import stale_tables
 from walbus.consumers.latency import LatencyWindow
 from walbus.consumers.sinks.layout import layout_change, sources
 from walbus.consumers.sinks.redis_rows import KeyTemplate
 from walbus.consumers.tables import check_patterns, matching
 from walbus.errors import InvalidText
+from walbus.events import Change
 from walbus.keys import encode_key
 from walbus.position import ORIGIN, Position
+from walbus.records import Op, RawChange
+from walbus.schema import ReplicaIdentity, TableSchema
 
 positions = st.builds(Position, st.integers(0, 9), st.integers(0, 2**64 - 1), st.integers(0, 2**31))
 points = st.builds(Point, positions, st.integers(0, 2**53))
@@ -171,3 +176,18 @@ def test_a_template_names_table_and_key_once_each(template: str) -> None:
 def test_a_template_keeps_the_rows_of_tables_with_like_names_apart(template: str) -> None:
     with pytest.raises(ValueError, match="such as a colon"):
         KeyTemplate(template)
+
+
+def event(op: Op, document: dict[str, object]) -> Change:
+    layout = TableSchema(3, 16400, "public", "t", ReplicaIdentity.DEFAULT, ())
+    raw = RawChange(op, 0, 16400, 3, 0, 0, 0, None, None, b"", json.dumps(document).encode(), None)
+    return Change(raw, layout if op is Op.SCHEMA else None, ORIGIN, 0)
+
+
+def test_an_event_names_the_tables_whose_rows_must_be_had_again() -> None:
+    assert stale_tables(event(Op.SCHEMA, {"id": 3})) == []
+    assert stale_tables(event(Op.SCHEMA, {"reseed": {"reason": "rewritten"}})) == ["public.t"]
+    assert stale_tables(event(Op.SCHEMA, {"reseed": {"reason": "of a later version"}})) == ["public.t"]
+    assert stale_tables(event(Op.SCHEMA, {"reseed": {"reason": "dropped"}})) == []
+    assert stale_tables(event(Op.EPOCH, {"reseed": [{"oid": 1, "table": "a.b"}]})) == ["a.b"]
+    assert stale_tables(event(Op.EPOCH, {"lost": None})) == []

@@ -1,0 +1,42 @@
+"""A sink that is online, and rows that statements change without events: at quiescence the sink is the source."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.compare import assert_sinks_equal
+from support.waiting import wait_for
+from support.whole_system import WholeSystem, make_marker
+
+SILENT = (
+    "ALTER TABLE t ADD d int DEFAULT 7",
+    "ALTER TABLE t ALTER n TYPE int USING n + 1",
+    "ALTER TYPE mood RENAME VALUE 'sad' TO 'bad'",
+    "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (code)",
+)
+
+
+def equal(dsn, replica) -> bool:
+    assert_sinks_equal(dsn, cache=replica)
+    return True
+
+
+@pytest.mark.long
+def test_a_replica_follows_statements_that_change_rows_without_events(database, oracle, open_folder):
+    make_marker(database)
+    database.execute("CREATE TYPE mood AS ENUM ('sad', 'glad')")
+    database.execute("CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL, n int, m mood)")
+    database.execute("INSERT INTO t SELECT i, 'c' || i, i, 'sad' FROM generate_series(1, 300) i")
+    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
+        system.start()
+        system.wait_until_streaming()
+        truth = oracle()
+        replica = system.data_dir / "consumers" / "cache" / "cache.sqlite"
+        wait_for(lambda: equal(database.dsn, replica), 60, what="the replica is filled", every=0.2)
+        wait_for((system.data_dir / "relay" / "catalog.json").exists, what="the catalog is remembered")
+        for number, statement in enumerate(SILENT):
+            database.execute(statement)
+            database.execute(f"UPDATE t SET n = -1 WHERE id = {number + 1}; DELETE FROM t WHERE id = {100 + number}")
+            wait_for(lambda: equal(database.dsn, replica), 60, what=statement, every=0.2)
+        system.wait_until_at_rest(database)
+        system.check(database, truth)
