@@ -312,7 +312,9 @@ class LogFacts:
 
     Attributes:
         source: what it was made from.
-        bounds: what it holds.
+        bounds: what it held before the source was looked at: the source has at least that.
+        bounds_after: what it held after that, since a capture that runs moves log and slot meanwhile: the slot is
+            confirmed to no more than that. None: as before.
         known: OIDs of the tables that it has layouts of.
         remembered: the catalog as capture told it last; None if nothing is known.
     """
@@ -321,6 +323,7 @@ class LogFacts:
     bounds: Bounds
     known: frozenset[int]
     remembered: CatalogState | None = None
+    bounds_after: Bounds | None = None
 
     @property
     def empty(self) -> bool:

@@ -102,13 +102,14 @@ def _two_phase(facts: Facts) -> Iterator[Finding]:
 
 def _continued(log: LogFacts, history: HistoryFacts | None) -> Continued:
     """What the slot must continue; without a look at the server's history, it is taken to be the log's."""
+    bounds = log.bounds_after or log.bounds
     if history is None:
-        return Continued(log.bounds, Timelines(log.bounds.end.epoch), None)
+        return Continued(bounds, Timelines(bounds.end.epoch), None)
     try:
-        switch = lossy_switch(log.bounds, history.timelines)
+        switch = lossy_switch(bounds, history.timelines)
     except WalbusError:  # said by `_same_history`
         switch = None
-    return Continued(log.bounds, history.timelines, switch)
+    return Continued(bounds, history.timelines, switch)
 
 
 def _state(name: str, slot: SlotFacts) -> Iterator[Finding]:

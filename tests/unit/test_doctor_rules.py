@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.doctor_cases import CASES, NO_KEY
-from support.doctor_facts import HEALTHY, NEW_START, WANTED, history, server, settings, slot, table, tables
+from support.doctor_facts import HEALTHY, LOG, NEW_START, WANTED, history, server, settings, slot, state, table, tables
 from walbus.capture.doctor import Finding, Severity, diagnose, in_order, too_old
 from walbus.capture.doctor.facts import Facts, Setting, Wanted
 from walbus.capture.doctor.findings import ORDER, MendKind
@@ -51,6 +51,14 @@ def test_a_finding_names_what_is_wrong_and_the_exact_statement_that_mends_it(cas
 
 def test_a_failover_behind_the_logs_end_loses_nothing() -> None:
     assert only(history(Timelines(2, ((1, 2500),))), "same-source").severity is Severity.OK
+
+
+def test_a_slot_that_a_running_capture_moves_meanwhile_is_not_past_the_log() -> None:
+    moved = state(confirmed_lsn=5000)
+    later = replace(LOG, bounds_after=replace(LOG.bounds, end_lsn=5000))
+    assert only(moved, "slot").severity is Severity.ERROR
+    assert only(replace(moved, log=later), "slot").severity is Severity.OK
+    assert only(replace(moved, log=later), "same-source").severity is Severity.OK
 
 
 def test_a_session_under_the_name_that_the_dsn_gives_is_capture() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -76,7 +77,11 @@ def _diagnosed(session: Session, settings: Settings, log: LogFacts | None) -> li
     if old is not None:
         return [old]
     with cut_off(session, threading.Event(), _PATIENCE):
-        return diagnose(read_facts(session, settings.source, wanted_by(settings), log, time.time))
+        facts = read_facts(session, settings.source, wanted_by(settings), log, time.time)
+    after = _log_of(settings.relay_dir)[0]
+    if facts.log is not None and after is not None:
+        facts = replace(facts, log=replace(facts.log, bounds_after=after.bounds))
+    return diagnose(facts)
 
 
 def _mended(session: Session, admin: SecretStr | None, findings: list[Finding]) -> tuple[Attempt, ...]:
