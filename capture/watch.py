@@ -14,6 +14,7 @@ that must be seeded again are a `Due`: the loop writes its events once the log h
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -116,6 +117,7 @@ class CatalogWatch:
         self._pending: Due | None = None
         self._told: Due | None = None  # set by `told`
         self._fingerprint = ""
+        self._disk_full = False
         self._read_at = 0.0
         self._last: Moment | None = None
         self._layouts: dict[int, TableSchema] = {}
@@ -207,7 +209,7 @@ class CatalogWatch:
         if state is None or self._pending is not None:
             return
         if before is None or before.publication.oid != state.publication.oid:
-            self.remembered.keep(state)
+            self._keep(state)
             return
         if state is before:
             return
@@ -215,14 +217,27 @@ class CatalogWatch:
         if reseeds:
             self._pending = Due(moment.lsn, moment.snapshot, reseeds, state)
         else:
-            self.remembered.keep(state)
+            self._keep(state)
 
     def _remember_told(self) -> None:
         with self._lock:
             told = self._told
-        if self._pending is not None and told is self._pending:
-            self.remembered.keep(told.state)
+        if told is not None and told is self._pending and self._keep(told.state):
             self._pending = None
+
+    def _keep(self, state: CatalogState) -> bool:
+        """Remembers a state; False while the disk is full."""
+        try:
+            self.remembered.keep(state)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not self._disk_full:
+                logger.error("catalog.not_remembered", error=str(error), note="tried again until there is room")
+            self._disk_full = True
+            return False
+        self._disk_full = False
+        return True
 
     def _note_layouts(self, state: CatalogState) -> None:
         for table in state.tables.values():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from support.capturing import captured, capturing
+from support.capturing import CaptureThread, captured, capturing, file_log, source_of
 from support.log_view import log_records, raw_changes
 from support.waiting import wait_for
 from walbus.capture import CATALOG_FILE
 from walbus.capture.catalog import read_state
+from walbus.errors import SourceGap
 from walbus.lsn import parse_lsn
 from walbus.records import Kind
 from walbus.relay import open_reader
@@ -366,3 +368,48 @@ def test_what_is_altered_while_the_catalog_is_read_is_told_by_the_next_look(data
         wait_remembered(folder, "typed")
         database.execute("CREATE TABLE anything (id int PRIMARY KEY)")
         assert told(folder, 2) == [("public.anything", "published"), ("public.t", "column_added")]
+
+
+def test_an_event_that_was_told_and_not_remembered_is_told_again(database, folder):
+    """The process died in between."""
+    make_tables(database)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+        before = (folder / CATALOG_FILE).read_bytes()
+        database.execute("ALTER TABLE t ADD late int DEFAULT 1")
+        wait_remembered(folder, "late")
+    (folder / CATALOG_FILE).write_bytes(before)
+    with capturing(database.dsn, folder):
+        assert told(folder, 2) == [("public.t", "column_added")] * 2
+        wait_remembered(folder, "late")
+
+
+def test_a_disk_without_room_for_the_memory_is_waited_for(database, folder, monkeypatch, capsys):
+    make_tables(database)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with capturing(database.dsn, folder) as capture:
+        wait_remembered(folder, "typed")
+        with monkeypatch.context() as disk:
+            disk.setattr("walbus.capture.remembered._replace", full)
+            database.execute("ALTER TABLE t ADD late int DEFAULT 1")
+            assert told(folder, 1) == [("public.t", "column_added")]
+            database.execute("INSERT INTO t (id) VALUES (7)")
+            capture.caught_up()
+        wait_remembered(folder, "late")
+    assert reseeds(folder) == [("public.t", "column_added")]
+    assert capsys.readouterr().out.count("catalog.not_remembered") <= 1
+
+
+def test_a_publication_that_was_made_again_while_nobody_looked_is_a_gap(database, folder):
+    make_tables(database)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+    database.execute("DROP PUBLICATION walbus; CREATE PUBLICATION walbus FOR TABLE sentinel, t, thin, typed")
+    source = source_of(database.dsn)
+    with closing(file_log(folder, source)) as log:
+        error = CaptureThread(source, log, catalog_path=folder / CATALOG_FILE).ended()
+    assert isinstance(error, SourceGap)
+    assert "dropped and made again" in error.what
