@@ -74,7 +74,7 @@ cdef inline void write_32(unsigned char *at, uint32_t value) noexcept:
 
 
 cdef inline void write_64(unsigned char *at, uint64_t value) noexcept:
-    write_32(at, <uint32_t>(value & 0xFFFFFFFF))
+    write_32(at, <uint32_t>value)  # a mask of 32 bits would be a Python integer
     write_32(at + 4, <uint32_t>(value >> 32))
 
 
