@@ -83,6 +83,7 @@ class Intake:
         self._replay_rows = replay_rows
         self._told = ToldLayouts(assembler.feed)
         self.whole_until = 0  #: up to this LSN transactions are to be had unstreamed: one could not be used otherwise
+        self.whole_next = False  #: and on the next connection, wherever it begins; whoever makes it takes this back
         self._handlers: dict[type, Callable[..., None]] = {
             StreamStart: self._start,
             StreamStop: self._no_block,
@@ -255,7 +256,11 @@ class Intake:
         self._spool.close(pending.xid)
 
     def _stream_commit(self, commit: StreamCommit) -> None:
-        pending = self._usable(commit.xid, commit.commit_lsn)
+        pending = self._streamed(commit.xid)
+        if pending.doubt and self._assembler.has_passed(commit.commit_lsn, commit.commit_time, commit.xid):
+            self._close(pending)  # it is sent again, and the log has what of it counts
+            return
+        self._check_doubt(pending, commit.commit_lsn)
         ending = Ending(commit.commit_lsn, commit.end_lsn, commit.commit_time, commit.xid)
         replay = Replay(
             self._assembler,
@@ -276,16 +281,18 @@ class Intake:
     def _feed_replaying(self, _data: bytes, _offset: int) -> None:
         raise ValueError("a message was fed into a replay")
 
-    def _usable(self, xid: int, lsn: int) -> Pending:
+    def _streamed(self, xid: int) -> Pending:
         """A streamed transaction that ends."""
         pending = self._open.get(xid)
         if pending is None:
             raise ProtocolError("a transaction that was not streamed ends", where=f"transaction {xid}")
-        if pending.doubt:
-            self.whole_until = max(self.whole_until, lsn)
-            what = f"transaction {xid} {pending.doubt}; it must be sent again unstreamed"
-            raise SourceUnavailable(what, where=format_lsn(lsn))
         return pending
+
+    def _check_doubt(self, pending: Pending, lsn: int) -> None:
+        if pending.doubt:
+            self.whole_until, self.whole_next = max(self.whole_until, lsn), True
+            what = f"transaction {pending.xid} {pending.doubt}; it must be sent again unstreamed"
+            raise SourceUnavailable(what, where=format_lsn(lsn))
 
     # Prepared transactions.
 
@@ -331,7 +338,9 @@ class Intake:
         self._divert = None
 
     def _stream_prepare(self, prepare: StreamPrepare) -> None:
-        self._keep(self._usable(prepare.xid, prepare.prepare_lsn), prepare)
+        pending = self._streamed(prepare.xid)
+        self._check_doubt(pending, prepare.prepare_lsn)
+        self._keep(pending, prepare)
 
     def _keep(self, pending: Pending, prepare: Prepare | StreamPrepare) -> None:
         self._prepared.keep(

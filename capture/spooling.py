@@ -61,8 +61,9 @@ class Spooling:
     def options(self, server_version: int, end_lsn: int) -> PgoutputOptions:
         """What the walsender is to be asked for, by a log that is durable up to `end_lsn`."""
         streaming = self._source.streaming and not self._whole_next
-        if self._intake is not None and end_lsn < self._intake.whole_until:
-            streaming = False
+        if self._intake is not None:
+            streaming = streaming and not self._intake.whole_next and end_lsn >= self._intake.whole_until
+            self._intake.whole_next = False
         self._streaming, self._whole_next = streaming, False
         return options_for(server_version, streaming=streaming, two_phase=self._source.two_phase)
 
