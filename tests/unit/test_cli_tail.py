@@ -167,3 +167,13 @@ def test_a_pretty_line_shows_a_key_change_and_what_was_not_sent() -> None:
 def test_a_long_value_is_shortened_in_a_pretty_line() -> None:
     text = pretty_line(colour=False)(line("insert", "1:0/100:1", table="public.t", after={"doc": "x" * 10_000}))
     assert len(text) < 300
+
+
+def test_a_pretty_line_tells_why_a_table_must_be_read_again() -> None:
+    detail = {
+        "id": 3,
+        "columns": [{"name": "x" * 100}],
+        "reseed": {"reason": "rewritten", "what": "it was written anew"},
+    }
+    text = pretty_line(colour=False)(line("schema", "1:0/100:0", table="public.t", detail=detail)).decode()
+    assert text == "1:0/100:0 schema   public.t must be read again (rewritten): it was written anew"

@@ -39,6 +39,9 @@ def pretty_line(*, colour: bool) -> Render:
 def _columns(change: Mapping[str, Any]) -> str:
     """The row in short: the key before it, its columns, and those that were not sent."""
     row = change.get("after") or change.get("key")
+    reseed = (change.get("detail") or {}).get("reseed") if change["op"] == "schema" else None
+    if reseed:
+        return f"must be read again ({reseed['reason']}): {reseed['what']}"
     if row is None:
         return _pairs({name: value for name, value in change.items() if name not in _FRAME})
     before = f"{_pairs(change['old_key'])} -> " if change.get("old_key") else ""
