@@ -11,7 +11,10 @@ from walbus.lsn import parse_lsn
 
 
 def ended_transactions(session: Session, xids: Iterable[int], near_xid: int) -> tuple[list[int], int]:
-    """Those that have committed or rolled back, and an LSN behind what ended them.
+    """Those prepared ones that have committed or rolled back, and an LSN behind what ended them.
+
+    PostgreSQL flushes the record that ends a prepared transaction before it notes the end; so what is noted lies before
+    the flush LSN, which an idle stream reaches.
 
     Args:
         session: on the source.
@@ -27,5 +30,5 @@ def ended_transactions(session: Session, xids: Iterable[int], near_xid: int) -> 
             row = session.execute("SELECT pg_xact_status(%s::text::xid8)", [str(wide)]).fetchone()
             if row is None or row[0] != "in progress":  # NULL: so long ago that the book forgot it
                 ended.append(xid)
-        row = session.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        row = session.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
     return ended, parse_lsn(cast(str, row[0])) if row else 0
