@@ -41,6 +41,8 @@ def filled(database, folder):
     with capturing(database.dsn, folder) as capture:
         database.execute("INSERT INTO t VALUES (1)")
         capture.caught_up()
+    query = "SELECT active FROM pg_replication_slots WHERE slot_name = 'walbus'"
+    wait_for(lambda: database.value(query) is False, what="the walsender has noticed")
 
 
 def refusal(dsn, folder):
