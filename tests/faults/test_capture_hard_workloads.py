@@ -8,7 +8,7 @@ on while capture is killed, or the server crashes, in each way that capture read
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,17 @@ from support.hard_workload import HardWorkload
 from support.oracle import Oracle, assert_same_transactions
 from support.seed import announced_seed
 from support.waiting import wait_for
+from support.ways import DRAWN, SERVER, WAYS, chosen_way
 from walbus.demo.postgres import EmbeddedPostgres
 from walbus.relay import open_reader
 
-#: How capture reads -> its options of [source].
-WAYS: dict[str, dict[str, Any]] = {
-    "whole": {"streaming": False, "catch_up": False},
-    "streamed": {"catch_up": False},
-    "prepared": {"two_phase": True},
-    "catch-up": {"streaming": False, "catch_up_step_bytes": 1 << 20},
-}
-SERVER = {"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "20"}
-LONG = [pytest.mark.long, pytest.mark.timeout(1200)]
-
 pytestmark = pytest.mark.timeout(240)
+
+
+def exhaustive(ways: Iterable[str], count: int) -> list[Any]:
+    """Parameters (way, count) of a test that takes minutes."""
+    marks = [pytest.mark.long, pytest.mark.exhaustive, pytest.mark.timeout(1200)]
+    return [pytest.param(way, count, marks=marks) for way in ways]
 
 
 class Judged:
@@ -78,9 +75,8 @@ def judged(own_pg_server: Callable[..., EmbeddedPostgres], open_folder: Path) ->
     @contextmanager
     def make(way: str) -> Iterator[Judged]:
         with fresh_database(own_pg_server(**SERVER)) as database:
-            if way == "prepared":
-                database.needs(15, "decoding at PREPARE by pgoutput")
-            case = Judged(database, open_folder, way, announced_seed("the workload"))
+            seed = announced_seed("the workload")
+            case = Judged(database, open_folder, chosen_way(way, database, seed), seed)
             case.prepare()
             yield case
             case.judge()
@@ -88,18 +84,16 @@ def judged(own_pg_server: Callable[..., EmbeddedPostgres], open_folder: Path) ->
     return make
 
 
-@pytest.mark.parametrize("steps", [800, pytest.param(20_000, marks=LONG)])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "steps"), [*((way, 400) for way in WAYS), *exhaustive(WAYS, 20_000)])
 def test_a_hard_workload_is_in_the_log_as_it_was_committed(judged, way: str, steps: int) -> None:
     with judged(way) as case:
-        if way == "catch-up":
+        if case.options.get("catch_up", True):
             case.workload.work(steps)
         with capturing(case.database.dsn, case.folder, **case.options):
             case.workload.work(steps)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=LONG)])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "kills"), [(DRAWN, 3), *exhaustive(WAYS, 60)])
 def test_capture_killed_under_a_hard_workload_loses_and_repeats_nothing(judged, way: str, kills: int) -> None:
     with judged(way) as case, case.workload.running():
         for _ in range(kills):
@@ -110,8 +104,7 @@ def test_capture_killed_under_a_hard_workload_loses_and_repeats_nothing(judged, 
             process.kill()
 
 
-@pytest.mark.parametrize("crashes", [2, pytest.param(20, marks=LONG)])
-@pytest.mark.parametrize("way", ["streamed", "prepared"])
+@pytest.mark.parametrize(("way", "crashes"), [(DRAWN, 1), *exhaustive(("streamed", "prepared"), 20)])
 def test_a_server_that_crashes_under_a_hard_workload_costs_nothing(judged, way: str, crashes: int) -> None:
     with judged(way) as case, capturing(case.database.dsn, case.folder, **case.options):
         server = case.database.server

@@ -25,6 +25,7 @@ from support.oracle import Oracle, assert_same_transactions
 from support.seed import announced_seed
 from support.strace import CALLS, Reach, failing, killing, reaches, syncs_tried_again, traced
 from support.waiting import wait_for
+from support.ways import DRAWN, SERVER, WAYS, chosen_way
 from walbus.demo.postgres import EmbeddedPostgres
 from walbus.relay import open_reader
 
@@ -33,16 +34,12 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 
-#: How capture reads -> its options of [source].
-WAYS: dict[str, dict[str, Any]] = {
-    "whole": {"streaming": False, "catch_up": False},
-    "streamed": {"catch_up": False},
-    "prepared": {"two_phase": True},
-    "catch-up": {"streaming": False, "catch_up_step_bytes": 1 << 20},
-}
-SERVER = {"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "20"}
 SEGMENT = 1 << 17  # small, so that every run rolls segments
-FULL_SWEEP = pytest.param(None, marks=[pytest.mark.long, pytest.mark.timeout(7200)], id="every")
+
+
+def every(*values: Any) -> Any:
+    """Parameters of a full sweep: they, and no count."""
+    return pytest.param(*values, None, marks=[pytest.mark.long, pytest.mark.exhaustive, pytest.mark.timeout(7200)])
 
 
 class Swept:
@@ -104,11 +101,11 @@ class Swept:
 
     def points(self, count: int | None) -> list[tuple[str, int]]:
         """So many points of all, drawn by the seed; every point if no number is given."""
-        every = [(call, n) for call, (before, total) in self.reaches().items() for n in range(before + 1, total + 1)]
+        found = [(call, n) for call, (before, total) in self.reaches().items() for n in range(before + 1, total + 1)]
         if count is None:
-            return every
-        calls = self.dice.sample([call for call in CALLS if any(point[0] == call for point in every)], count)
-        return [self.dice.choice([point for point in every if point[0] == call]) for call in calls]
+            return found
+        calls = self.dice.sample([call for call in CALLS if any(point[0] == call for point in found)], count)
+        return [self.dice.choice([point for point in found if point[0] == call]) for call in calls]
 
     def check(self) -> None:
         """The log is what the oracle's slot saw."""
@@ -128,9 +125,8 @@ def sweep(own_pg_server: Callable[..., EmbeddedPostgres], open_folder: Path) -> 
     @contextmanager
     def make(way: str) -> Iterator[Swept]:
         with fresh_database(own_pg_server(**SERVER)) as database:
-            if way == "prepared":
-                database.needs(15, "decoding at PREPARE by pgoutput")
-            swept = Swept(database, open_folder, way, announced_seed("work and points"))
+            seed = announced_seed("work and points")
+            swept = Swept(database, open_folder, chosen_way(way, database, seed), seed)
             swept.prepare()
             yield swept
             swept.finish()
@@ -138,8 +134,7 @@ def sweep(own_pg_server: Callable[..., EmbeddedPostgres], open_folder: Path) -> 
     return make
 
 
-@pytest.mark.parametrize("count", [3, FULL_SWEEP])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "count"), [(DRAWN, 4), *(every(way) for way in WAYS)])
 def test_capture_killed_at_any_call_loses_and_repeats_nothing(sweep, way: str, count: int | None) -> None:
     with sweep(way) as swept:
         for number, (call, nth) in enumerate(swept.points(count), 1):
@@ -149,14 +144,19 @@ def test_capture_killed_at_any_call_loses_and_repeats_nothing(sweep, way: str, c
                 swept.check()
 
 
-@pytest.mark.parametrize("count", [1, FULL_SWEEP])
-@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
-def test_a_sync_that_fails_ends_capture_and_is_not_tried_again(sweep, call: str, count: int | None) -> None:
-    way = "prepared" if count is None else "streamed"
+@pytest.mark.parametrize(
+    ("way", "call", "count"),
+    [
+        (DRAWN, "fdatasync", 1),
+        (DRAWN, "fsync", 1),
+        *(every(way, call) for way in ("prepared", "catch-up") for call in ("fdatasync", "fsync")),
+    ],
+)
+def test_a_sync_that_fails_ends_capture_and_is_not_tried_again(sweep, way: str, call: str, count: int | None) -> None:
     with sweep(way) as swept:
         before, total = swept.reaches()[call]
-        every = range(before + 1, total + 1)
-        for nth in every if count is None else swept.dice.sample(every, count):
+        reached = range(before + 1, total + 1)
+        for nth in reached if count is None else swept.dice.sample(reached, count):
             swept.trace.unlink()
             lived = swept.run(failing(call, "EIO", nth, nth, swept.trace))
             failed = "(INJECTED)" in swept.trace.read_text()
@@ -164,14 +164,12 @@ def test_a_sync_that_fails_ends_capture_and_is_not_tried_again(sweep, call: str,
             assert not syncs_tried_again(swept.trace), f"{call} {nth}: {swept.output}"
 
 
-@pytest.mark.parametrize("count", [1, FULL_SWEEP])
-@pytest.mark.parametrize("call", ["pwrite64"])
-def test_a_disk_that_is_full_for_a_while_is_waited_for(sweep, call: str, count: int | None) -> None:
-    way = "prepared" if count is None else "streamed"
+@pytest.mark.parametrize(("way", "count"), [(DRAWN, 1), every("prepared"), every("catch-up")])
+def test_a_disk_that_is_full_for_a_while_is_waited_for(sweep, way: str, count: int | None) -> None:
     with sweep(way) as swept:
-        before, total = swept.reaches()[call]
-        every = range(before + 1, total + 1, 3)
-        for nth in every if count is None else swept.dice.sample(every, count):
-            if not swept.run(failing(call, "ENOSPC", nth, nth + 6, swept.trace)):
-                said = f"{call} {nth}: {swept.output}"
+        before, total = swept.reaches()["pwrite64"]
+        reached = range(before + 1, total + 1, 3)
+        for nth in reached if count is None else swept.dice.sample(reached, count):
+            if not swept.run(failing("pwrite64", "ENOSPC", nth, nth + 6, swept.trace)):
+                said = f"write {nth}: {swept.output}"
                 assert "LogFull" in said and "capture.streaming" not in said, said  # whoever starts it tries again

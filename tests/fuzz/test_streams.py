@@ -50,7 +50,10 @@ def test_every_protocol_gives_the_same_transactions(version):
     [
         ("pg18-protocol1-whole", 0.02),
         ("pg18-protocol4-parallel", 0.005),
-        *(pytest.param(path.name, 1, marks=[pytest.mark.long, pytest.mark.timeout(3600)]) for path in SENT),
+        *(
+            pytest.param(path.name, 1, marks=[pytest.mark.long, pytest.mark.exhaustive, pytest.mark.timeout(3600)])
+            for path in SENT
+        ),
     ],
 )
 def test_damaged_messages_are_refused_alike_and_allocate_no_more_than_they_bring(native, stream, share):

@@ -250,7 +250,8 @@ class HardWorkload:
         return True
 
     def _name(self, session: _Session) -> str:
-        row = self._run(session, "SELECT %s::oid::regclass::text", self._shifting_oid).fetchone()
+        query = "SELECT relname::text FROM pg_class WHERE oid = %s"  # a cast to regclass may know the old name only
+        row = self._run(session, query, self._shifting_oid).fetchone()
         assert row is not None
         return str(row[0])
 
