@@ -66,7 +66,8 @@ def other_values(connection: psycopg.Connection) -> Iterator[tuple[str, str]]:
     )
     for name, kind, setting, choices, least, most in connection.execute(query).fetchall():
         if kind in ("integer", "real"):
-            values = [least, str(int(float(least)) + 2), most]
+            small = 60_000 if name.endswith("timeout") else int(float(least)) + 2  # else the session might end by it
+            values = [least, str(small), most]
         else:
             values = {"bool": ["on", "off"], "enum": choices or [], "string": STRINGS.get(name, [])}[kind]
         yield from ((name, value) for value in values if value != setting and name not in LEFT_OUT)
