@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from support.compare import assert_sinks_equal
 from support.database import Database
 from support.hostile import make_hostile
@@ -16,6 +18,8 @@ from support.whole_system import WholeSystem, make_marker
 from support.zoo import Zoo, build_zoo
 from support.zoo_herd import build_herd
 from walbus.relay import open_reader
+
+pytestmark = pytest.mark.timeout(300)  # a dozen seconds, but many more on a busy machine
 
 
 def test_a_schema_with_every_type_of_the_zoo_replays_with_zero_differences(

@@ -16,6 +16,8 @@ from support.database import Database
 from support.zoo import Zoo, build_zoo
 from walbus.session import SESSION_SETTINGS, settings_sql
 
+pytestmark = pytest.mark.timeout(300)  # a dozen seconds, but many more on a busy machine
+
 #: Other values of parameters that are strings.
 STRINGS = {
     "DateStyle": ["SQL, DMY", "German", "Postgres, YMD"],

@@ -28,6 +28,8 @@ from walbus.keys import decode_key
 from walbus.records import Op
 from walbus.status import read_status
 
+pytestmark = pytest.mark.timeout(300)  # a dozen seconds, but many more on a busy machine
+
 INTEGERS = {"smallint", "integer", "bigint", "oid"}
 
 
