@@ -6,6 +6,8 @@
       buffer.pxi  bytes in memory, CRC32C
       values.pxi  text to Avro
       rows.pxi    tuples to changes
+      packing.pxi small transactions to runs
+      blocks.pxi  rows of streamed transactions into their spool, and out of it
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
 a working tree `pip install -e .` builds the extension.

@@ -8,7 +8,7 @@ what it does not know it leaves to the Python code of its owner, which defines w
             ── I, U, D ───────► values.pxi  text to Avro        a rare value is encoded by Python
                                 rows.pxi    tuples to changes   ► body: the changes that wait
             ── anything else ─► refused: "left untouched"
-    body    ── at Commit ─────► run: small whole transactions, one record each
+    body    ── at Commit ─────► packing.pxi  run: small whole transactions, one record each
             ── when full ─────► out: pieces of a large one
 
 Refusing is how every difficulty ends: an unknown table, a message that is cut short, a key that is null, a transaction
@@ -46,13 +46,9 @@ cdef bint BIG_ENDIAN = sys.byteorder == "big"
 include "buffer.pxi"
 include "values.pxi"
 include "rows.pxi"
+include "packing.pxi"
 
 cdef enum:
-    RECORD_HEADER = 96
-    FORMAT_VERSION = 1
-    KIND_TRANSACTION = 1
-    FLAG_BEGIN = 1
-    FLAG_END = 2
     WAL_DATA_HEADER = 25
     COPY_ROW_HEADER = 18
     BEGIN_SIZE = 21
@@ -80,9 +76,7 @@ cdef class Core:
     # The open transaction.
     cdef bint is_open
     cdef readonly bint accepted
-    cdef uint32_t epoch
-    cdef uint64_t commit_lsn, xid
-    cdef int64_t commit_time
+    cdef Head head
     cdef bytes _origin
     cdef readonly uint32_t done
     cdef readonly uint32_t waiting
@@ -92,20 +86,17 @@ cdef class Core:
     # What is complete.
     cdef list out
     cdef size_t out_bytes
-    cdef Buffer run
-    cdef uint32_t run_epoch, run_last_ordinal
-    cdef uint64_t run_first_lsn, run_last_lsn, run_changes, run_end_lsn
-    cdef int64_t run_time, run_latest
+    cdef OpenRun run
 
     cdef dict known
     cdef Table last_table  # of the last row: the next one is mostly of the same
 
     def __init__(self):
+        self.run = OpenRun()
         self.restart(0, 0, end=ORIGIN, bound=0)
 
     def __dealloc__(self):
         free(self.body.data)
-        free(self.run.data)
 
     # The stream.
 
@@ -118,8 +109,8 @@ cdef class Core:
         self.is_open = self.accepted = False
         self._origin = b""
         self.waiting = self.done = 0
-        self.body.size = self.run.size = 0
-        self.run_changes = 0
+        self.body.size = 0
+        self.run.forget()
         self.out, self.out_bytes = [], 0
 
     @property
@@ -160,7 +151,9 @@ cdef class Core:
         return Drained(size, b"", taken)
 
     cdef bint takes_row_of_copy(self, Bytes frame, Py_ssize_t size) except -1:
-        if size <= COPY_ROW_HEADER or memcmp(frame, COPY_ROW_BEGIN, 6) != 0 or read_32(frame + 14) != size - COPY_ROW_HEADER:
+        if size <= COPY_ROW_HEADER or memcmp(frame, COPY_ROW_BEGIN, 6) != 0:
+            return False
+        if read_32(frame + 14) != size - COPY_ROW_HEADER:
             return False
         return self.takes(frame + COPY_ROW_HEADER, size - COPY_ROW_HEADER)
 
@@ -211,7 +204,7 @@ cdef class Core:
         return candidate + turn if near - candidate > turn // 2 else candidate
 
     cdef bint takes_commit(self, Bytes at) except -1:
-        if not (self.is_open and self.accepted) or at[0] != 0 or read_64(at + 1) != self.commit_lsn:
+        if not (self.is_open and self.accepted) or at[0] != 0 or read_64(at + 1) != self.head.commit_lsn:
             return False
         self.close(read_64(at + 9))
         return True
@@ -271,7 +264,7 @@ cdef class Core:
     def transaction(self):
         if not self.is_open:
             return None
-        return Transaction(self.epoch, self.commit_lsn, self.commit_time, self.xid)
+        return Transaction(self.head.epoch, self.head.commit_lsn, self.head.commit_time, self.head.xid)
 
     @property
     def origin(self):
@@ -286,7 +279,7 @@ cdef class Core:
 
     cdef void open(self, uint32_t epoch, uint64_t commit_lsn, int64_t commit_time, uint64_t xid) noexcept:
         self.is_open, self.accepted = True, False
-        self.epoch, self.commit_lsn, self.commit_time, self.xid = epoch, commit_lsn, commit_time, xid
+        self.head = Head(epoch, commit_lsn, xid, commit_time)
         self._origin = b""
         self.done = self.waiting = 0
         self.tables = 0
@@ -327,10 +320,10 @@ cdef class Core:
             else:
                 self.put_record(end_lsn)
             self.transactions += 1
-            self.handed, self.shown = end_lsn, self.commit_lsn
-            self.pass_to(self.epoch, self.commit_lsn, last)
+            self.handed, self.shown = end_lsn, self.head.commit_lsn
+            self.pass_to(self.head.epoch, self.head.commit_lsn, last)
         self.is_open = self.accepted = False
-        self.last_commit_time = max(self.last_commit_time, self.commit_time)
+        self.last_commit_time = max(self.last_commit_time, self.head.commit_time)
         self.bound = max(self.bound, end_lsn)
         return 0
 
@@ -360,14 +353,14 @@ cdef class Core:
             Piece(
                 kind=KIND_TRANSACTION,
                 flags=flags | (FLAG_BEGIN if first == 1 else 0),
-                epoch=self.epoch,
-                commit_lsn=self.commit_lsn,
+                epoch=self.head.epoch,
+                commit_lsn=self.head.commit_lsn,
                 end_lsn=end_lsn,
                 first_ordinal=first,
                 last_ordinal=self.done,
                 count=count,
-                xid=self.xid,
-                commit_time=self.commit_time,
+                xid=self.head.xid,
+                commit_time=self.head.commit_time,
                 origin=self._origin,
                 tables=self.tables,
                 body=body,
@@ -378,97 +371,32 @@ cdef class Core:
 
     cdef int put_record(self, uint64_t end_lsn) except -1:
         """Makes a record of the whole transaction, at the end of the run."""
-        cdef size_t origin_length = len(self._origin)
-        cdef size_t length = RECORD_HEADER + origin_length + self.body.size
-        if self.run.size and self.run_epoch != self.epoch:
+        if self.run.changes and self.run.last.epoch != self.head.epoch:
             self.close_run()
-        self.write_header(reserve(&self.run, length), <uint32_t>length, end_lsn)
-        self.run.size += RECORD_HEADER
-        append(&self.run, <Bytes>PyBytes_AS_STRING(self._origin), origin_length)
-        append(&self.run, self.body.data, self.body.size)
-        self.note_in_run(end_lsn)
+        self.run.add(&self.head, self._origin, &self.body, self.waiting, self.tables, end_lsn)
         self.changes += self.waiting
         self.waiting, self.tables = 0, 0
         self.body.size = 0
-        if self.run.size >= FULL_RUN:
+        if self.run.records.size >= FULL_RUN:
             self.close_run()
         return 0
 
-    cdef void write_header(self, unsigned char *at, uint32_t length, uint64_t end_lsn) noexcept:
-        """The header that `walbus.records` defines; the checksum is zero and seqs count from the run's first one."""
-        cdef uint64_t first = self.run_changes
-        memset(at, 0, RECORD_HEADER)
-        write_32(at + 4, length)
-        at[8], at[9] = FORMAT_VERSION, KIND_TRANSACTION
-        write_16(at + 10, FLAG_BEGIN | FLAG_END)
-        write_32(at + 12, self.epoch)
-        write_64(at + 16, self.commit_lsn)
-        write_64(at + 24, end_lsn)
-        write_32(at + 32, 1)
-        write_32(at + 36, self.waiting)
-        write_64(at + 40, first)
-        write_64(at + 48, first + self.waiting - 1)
-        write_64(at + 56, self.xid)
-        write_64(at + 64, <uint64_t>self.commit_time)
-        write_32(at + 72, self.waiting)
-        write_16(at + 76, <uint32_t>len(self._origin))
-        write_64(at + 80, self.tables)
-
-    cdef void note_in_run(self, uint64_t end_lsn) noexcept:
-        if self.run_changes == 0:
-            self.run_epoch, self.run_first_lsn = self.epoch, self.commit_lsn
-            self.run_latest = self.commit_time
-        self.run_changes += self.waiting
-        self.run_last_lsn, self.run_last_ordinal = self.commit_lsn, self.waiting
-        self.run_end_lsn, self.run_time = end_lsn, self.commit_time
-        self.run_latest = max(self.run_latest, self.commit_time)
-
     cdef int close_run(self) except -1:
         """Puts the run's records behind all that was handed out before them."""
-        if self.run.size == 0:
-            return 0
-        cdef size_t size = self.run.size
-        self.out.append(
-            Run(
-                records=emptied(&self.run),
-                first=Position(self.run_epoch, self.run_first_lsn, 1),
-                last=Position(self.run_epoch, self.run_last_lsn, self.run_last_ordinal),
-                changes=self.run_changes,
-                end_lsn=self.run_end_lsn,
-                commit_time=self.run_time,
-                latest=self.run_latest,
-            )
-        )
-        self.out_bytes += size
-        self.run_changes = 0
+        cdef size_t size = self.run.records.size
+        if size:
+            self.out.append(self.run.closed())
+            self.out_bytes += size
         return 0
 
     @property
     def waiting_bytes(self):
-        return self.out_bytes + self.run.size
+        return self.out_bytes + self.run.records.size
 
     def take(self):
         self.close_run()
         out, self.out, self.out_bytes = self.out, [], 0
         return out
-
-
-def seal(bytes records not None, uint64_t base):
-    """See `walbus.records.seal`."""
-    cdef Py_ssize_t left = len(records)
-    cdef bytes sealed = PyBytes_FromStringAndSize(PyBytes_AS_STRING(records), left)
-    cdef unsigned char *at = <unsigned char *>PyBytes_AS_STRING(sealed)
-    cdef uint32_t length
-    while left > 0:
-        length = read_little_32(at + 4) if left >= RECORD_HEADER else 0
-        if not RECORD_HEADER <= length <= left:
-            raise ValueError("these bytes are not whole records")
-        write_64(at + 40, read_little_64(at + 40) + base)
-        write_64(at + 48, read_little_64(at + 48) + base)
-        write_32(at, crc32c(at + 4, length - 4))
-        at += length
-        left -= length
-    return sealed
 
 
 include "blocks.pxi"

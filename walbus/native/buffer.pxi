@@ -12,7 +12,7 @@ cdef struct Buffer:
 
 
 cdef enum:
-    SMALL_BUFFER = 1 << 20  # below it a buffer doubles, above it grows by a quarter: a huge row costs little more than itself
+    SMALL_BUFFER = 1 << 20  # below it a buffer doubles, above it grows by a quarter, so that huge rows cost little more
     KEPT_BUFFER = 4 << 20   # an emptied buffer that is larger is given back
 
 

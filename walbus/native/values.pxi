@@ -24,9 +24,9 @@ CODECS = {
     1114: TIMESTAMP, 1184: TIMESTAMPTZ, 2950: UUID,
 }
 CODECS.update({
-    1000: ARRAY | BOOL, 1001: ARRAY | BYTEA, 1003: ARRAY | TEXT, 1016: ARRAY | LONG, 1005: ARRAY | INT, 1007: ARRAY | INT,
-    1009: ARRAY | TEXT, 1028: ARRAY | LONG, 1021: ARRAY | FLOAT4, 1022: ARRAY | FLOAT8, 1014: ARRAY | TEXT,
-    1015: ARRAY | TEXT, 1182: ARRAY | DATE, 1183: ARRAY | TIME, 1115: ARRAY | TIMESTAMP, 1185: ARRAY | TIMESTAMPTZ,
+    1000: ARRAY | BOOL, 1001: ARRAY | BYTEA, 1003: ARRAY | TEXT, 1016: ARRAY | LONG, 1005: ARRAY | INT,
+    1007: ARRAY | INT, 1009: ARRAY | TEXT, 1028: ARRAY | LONG, 1021: ARRAY | FLOAT4, 1022: ARRAY | FLOAT8,
+    1014: ARRAY | TEXT, 1015: ARRAY | TEXT, 1182: ARRAY | DATE, 1183: ARRAY | TIME, 1115: ARRAY | TIMESTAMP, 1185: ARRAY | TIMESTAMPTZ,
     2951: ARRAY | UUID,
 })  # types that are not here are carried as their text
 
@@ -247,7 +247,9 @@ cdef inline int write_timestamp(Buffer *out, int codec, Bytes text, size_t lengt
         if length < 3 or memcmp(text + length - 3, b"+00", 3) != 0:
             return 0
         length -= 3
-    if length < 19 or text[10] != c" " or not parse_date(text, &days) or not parse_time(text + 11, length - 11, &micros):
+    if length < 19 or text[10] != c" " or not parse_date(text, &days):
+        return 0
+    if not parse_time(text + 11, length - 11, &micros):
         return 0
     return write_long(out, days * DAY + micros)
 
