@@ -208,11 +208,11 @@ class CatalogWatch:
         state, before = self._state, self.remembered.state
         if state is None or self._pending is not None:
             return
-        if before is None or before.publication.oid != state.publication.oid:
+        if before is None:
             self._keep(state)
             return
-        if state is before:
-            return
+        if state is before or before.publication.oid != state.publication.oid:
+            return  # under another publication changes were lost: that must stay known, or the next start would go on
         reseeds = differences(before, state)
         if reseeds:
             self._pending = Due(moment.lsn, moment.snapshot, reseeds, state)

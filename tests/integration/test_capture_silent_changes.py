@@ -413,3 +413,17 @@ def test_a_publication_that_was_made_again_while_nobody_looked_is_a_gap(database
         error = CaptureThread(source, log, catalog_path=folder / CATALOG_FILE).ended()
     assert isinstance(error, SourceGap)
     assert "dropped and made again" in error.what
+
+
+def test_a_publication_that_was_made_again_between_two_looks_is_a_gap_at_every_start_from_then_on(database, folder):
+    make_tables(database)
+    source = source_of(database.dsn)
+    with closing(file_log(folder, source)) as log:
+        capture = CaptureThread(source, log, catalog_path=folder / CATALOG_FILE)
+        capture.streaming()
+        wait_remembered(folder, "typed")
+        database.execute("DROP PUBLICATION walbus; CREATE PUBLICATION walbus FOR TABLE sentinel, t, thin, typed")
+        assert isinstance(capture.ended(), SourceGap)
+        error = CaptureThread(source, log, catalog_path=folder / CATALOG_FILE).ended()
+    assert isinstance(error, SourceGap)
+    assert "dropped and made again" in error.what
