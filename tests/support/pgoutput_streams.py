@@ -1,6 +1,6 @@
 """One stream of pgoutput messages, true or crafted, through everything between the frame and the log.
 
-`outcome_of` feeds messages to an intake, an assembler and one of the two cores, writes what they give into a log in
+`outcomes_of` feeds messages to an intake, an assembler and one of the two cores, writes what they give into a log in
 memory, and reads it back. What it says may depend on the messages alone: the fuzzers and the tests of damaged messages
 compare the two cores by it. Whatever comes, the end is an outcome or an error that is raised here for the test to fail.
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from walbus.capture.timelines import Timelines
 from walbus.errors import ProtocolError, SourceGap, SourceReplaced, SourceUnavailable
 from walbus.events import Change
 from walbus.native import Implementation
+from walbus.native.interface import Envelope
 from walbus.position import ORIGIN, Position
 from walbus.records import Kind, body_of, check_record, iter_changes
 
@@ -55,16 +57,66 @@ class Outcome(NamedTuple):
     state: tuple[Position, int, int, int, int]
 
 
-def outcome_of(implementation: Implementation, messages: Iterable[bytes]) -> Outcome:
-    """Feeds the messages until one is refused; any other error comes through."""
+_Feed = Callable[[Implementation, Assembler, Intake, Sequence[bytes]], Iterator[int]]
+
+
+def outcomes_of(implementation: Implementation, messages: Sequence[bytes]) -> list[Outcome]:
+    """What comes of the messages, one by one and as frames, until one is refused; any other error comes through."""
+    return [_in_a_folder(implementation, messages, feed) for feed in (_one_by_one, _as_frames)]
+
+
+def outcome_of(implementation: Implementation, messages: Sequence[bytes]) -> Outcome:
+    """What comes of the messages, which must be the same in both ways of feeding them."""
+    one_by_one, framed = outcomes_of(implementation, messages)
+    assert one_by_one == framed, f"{implementation.name}: {one_by_one}, and as frames {framed}"
+    return one_by_one
+
+
+def _one_by_one(_: Implementation, __: Assembler, intake: Intake, messages: Sequence[bytes]) -> Iterator[int]:
+    """Feeds the messages; gives the number of those that were taken, after each."""
+    for number, message in enumerate(messages, 1):
+        intake.feed(b"frame" + message, 5)
+        yield number
+        while intake.replaying:
+            intake.replay(1 << 16)
+
+
+def _as_frames(
+    implementation: Implementation, assembler: Assembler, intake: Intake, messages: Sequence[bytes]
+) -> Iterator[int]:
+    """Hands frames to the core and to the spool as capture's loop does, and feeds what they leave."""
+    frames = deque(b"w" + bytes(24) + message for message in messages)
+
+    def next_frame(_: int) -> tuple[int, memoryview]:
+        frame = frames.popleft() if frames else b""
+        return len(frame), memoryview(frame)
+
+    while True:
+        while intake.replaying:
+            intake.replay(1 << 16)
+        if intake.plain:
+            left = assembler.core.drain(next_frame, [], 1 << 20, Envelope.WAL_DATA).left
+        elif (sink := intake.sink()) is not None:
+            left = implementation.spool_rows(next_frame, [], 1 << 20, sink).left
+        else:
+            left = bytes(next_frame(1)[1])
+        yield len(messages) - len(frames) - bool(left)
+        if left:
+            intake.feed(left, 25)
+            yield len(messages) - len(frames)
+        elif not frames and not intake.replaying:
+            return
+
+
+def _in_a_folder(implementation: Implementation, messages: Sequence[bytes], feed: _Feed) -> Outcome:
     folder = tempfile.mkdtemp(prefix="walbus-spool-", dir="/dev/shm")
     try:
-        return _outcome(implementation, messages, SpoolFiles(Path(folder)))
+        return _outcome(implementation, messages, SpoolFiles(Path(folder)), feed)
     finally:
         shutil.rmtree(folder)
 
 
-def _outcome(implementation: Implementation, messages: Iterable[bytes], files: SpoolFiles) -> Outcome:
+def _outcome(implementation: Implementation, messages: Sequence[bytes], files: SpoolFiles, feed: _Feed) -> Outcome:
     log = MemoryLog()
     assembler = Assembler(
         core=implementation.new_core(),
@@ -79,11 +131,8 @@ def _outcome(implementation: Implementation, messages: Iterable[bytes], files: S
     intake = Intake(assembler, spool, prepared, replay_rows=implementation.replay_rows)
     error, taken = None, 0
     try:
-        for message in messages:
-            intake.feed(b"frame" + message, 5)
-            while intake.replaying:
-                intake.replay(1 << 16)
-            taken += 1
+        for taken in feed(implementation, assembler, intake, messages):  # noqa: B007  (the last one counts)
+            pass
     except REFUSALS as refusal:
         error = (type(refusal), str(refusal))
         if isinstance(refusal, ProtocolError):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from walbus.cli.status_report import from_file, supervisor_of
 from walbus.amounts import human_bytes
+from walbus.cli.status_report import from_file, supervisor_of
 from walbus.cli.status_table import table_of
 from walbus.status import write_status
 
