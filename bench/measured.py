@@ -26,11 +26,13 @@ class Usage:
     Attributes:
         seconds: from `mark` (or its start) until it was done.
         cpu: processor time of all of its life, user and system, in seconds.
+        cpu_before: what it took of that before `mark`; 0 if it was never called.
         peak: largest resident memory in bytes.
     """
 
     seconds: float
     cpu: float
+    cpu_before: float
     peak: int
 
 
@@ -41,6 +43,15 @@ def peak_memory(pid: int) -> int:
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0
+
+
+def cpu_time(pid: int) -> float:
+    """Processor time of a living process so far, user and system, in seconds; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Measured:
@@ -55,6 +66,7 @@ class Measured:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self._log = log
         self._peak = 0
+        self._cpu_before = 0.0
         self._begin = time.perf_counter()
         with log.open("ab") as out:
             self._process = subprocess.Popen(
@@ -63,6 +75,7 @@ class Measured:
 
     def mark(self) -> None:
         """Time is counted from here: the process has started up and begins its work."""
+        self._cpu_before = cpu_time(self._process.pid)
         self._begin = time.perf_counter()
 
     def until(self, done: Callable[[], bool], deadline: float) -> float:
@@ -111,7 +124,7 @@ class Measured:
     def _reaped(self, seconds: float) -> Usage:
         _, status, usage = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        return Usage(seconds, usage.ru_utime + usage.ru_stime, self._peak)
+        return Usage(seconds, usage.ru_utime + usage.ru_stime, self._cpu_before, self._peak)
 
     def _last_words(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-5:])
