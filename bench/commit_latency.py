@@ -23,15 +23,15 @@ from report import Report
 from rooms import open_rooms
 from source import Source, open_server
 
-_PROBE = "CREATE TABLE probe (id integer PRIMARY KEY, n bigint NOT NULL, mark text NOT NULL)"
-_COUNT_UP = "UPDATE probe SET n = %(n)s, mark = %(mark)s WHERE id = 1"
-_MARK = re.compile(rb"mark-(\d+);")
+PROBE = "CREATE TABLE probe (id integer PRIMARY KEY, n bigint NOT NULL, mark text NOT NULL)"
+COUNT_UP = "UPDATE probe SET n = %(n)s, mark = %(mark)s WHERE id = 1"
+MARK = re.compile(rb"mark-(\d+);")
 _LOAD = """
 INSERT INTO events
 VALUES (nextval('events_id'), 1, 'load', 1.5, now(), 'a note of the length that notes have, or nearly so')
 """
 _BETWEEN_LOOKS = 0.001
-_BETWEEN_PROBES = 0.02
+BETWEEN_PROBES = 0.02
 _DEADLINE = 60.0
 
 
@@ -63,7 +63,7 @@ class StreamWatcher:
         rest = b""
         while chunk := self._process.stdout.read(1 << 16):
             now = time.perf_counter()
-            for mark in _MARK.findall(rest + chunk):
+            for mark in MARK.findall(rest + chunk):
                 self.seen.setdefault(int(mark), now)
             rest = chunk[-32:]
 
@@ -79,12 +79,12 @@ def run(rate: int, seconds: int) -> Report:
     report = Report("latency", "Latency", ("from the commit to", "p50 ms", "p99 ms", "probes"))
     with open_server() as (server, folder):
         source = Source(server, "bench")
-        source.execute(_PROBE)
+        source.execute(PROBE)
         source.execute("INSERT INTO probe VALUES (1, 0, ''); CREATE SEQUENCE events_id")
         with open_rooms(source, folder / "rooms", start="snapshot") as rooms:
             rooms.wait(lambda: _number(rooms.cache) is not None, _DEADLINE)
             watcher = StreamWatcher(source)
-            with _load(source, rate, seconds, folder):
+            with load(source, rate, seconds, folder):
                 sqlite = _probe(source, rooms.cache, watcher, seconds)
             watcher.stop()
     report.notes.append(
@@ -103,10 +103,10 @@ def _probe(source: Source, cache: Path, watcher: StreamWatcher, seconds: int) ->
         while time.monotonic() < end:
             number += 1
             begin = time.perf_counter()
-            connection.execute(_COUNT_UP, {"n": number, "mark": f"mark-{number};"})
+            connection.execute(COUNT_UP, {"n": number, "mark": f"mark-{number};"})
             arrived = _until_there(cache, number)
             pairs.append((arrived - begin, _stream_time(watcher, number) - begin))
-            time.sleep(_BETWEEN_PROBES)
+            time.sleep(BETWEEN_PROBES)
     return pairs
 
 
@@ -138,7 +138,8 @@ def _number(cache: Path) -> int | None:
 
 
 @contextmanager
-def _load(source: Source, rate: int, seconds: int, folder: Path) -> Iterator[None]:
+def load(source: Source, rate: int, seconds: int, folder: Path) -> Iterator[None]:
+    """Load by pgbench at `rate` transactions a second, a little longer than `seconds`."""
     script = folder / "load.sql"
     script.write_text(_LOAD.strip().replace("\n", " ") + ";\n")
     program = str(source.server.bin_dir / "pgbench")
@@ -157,12 +158,13 @@ def _load(source: Source, rate: int, seconds: int, folder: Path) -> Iterator[Non
 def _summarise(report: Report, pairs: list[tuple[float, float]]) -> None:
     sqlite, stream = (sorted(column) for column in zip(*pairs, strict=True))
     for name, values in (("the row in SQLite", sqlite), ("pg_recvlogical's pipe", stream)):
-        p50, p99 = (f"{_quantile(values, share) * 1000:.1f}" for share in (0.5, 0.99))
+        p50, p99 = (f"{quantile(values, share) * 1000:.1f}" for share in (0.5, 0.99))
         report.row(name, p50, p99, str(len(values)))
     for share in (0.5, 0.99):
-        ratio = _quantile(sqlite, share) / _quantile(stream, share)
+        ratio = quantile(sqlite, share) / quantile(stream, share)
         report.ratio(f"commit-to-sqlite/pg_recvlogical p{share * 100:.0f}", ratio)
 
 
-def _quantile(ordered: list[float], share: float) -> float:
+def quantile(ordered: list[float], share: float) -> float:
+    """The value below which a share of them lies."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

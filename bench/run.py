@@ -1,7 +1,7 @@
 """Benchmarks: ratios measured in one run, each against its reference.
 
     python bench/run.py capture [--rows N] [--transactions N] [--backlog N] [--rounds N]
-    python bench/run.py latency [--rate N] [--seconds N]
+    python bench/run.py latency [--fast N] [--rate N] [--seconds N]
     python bench/run.py memory  [--small N] [--large N] [--tables N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars
@@ -22,6 +22,7 @@ import capture_memory
 import catch_up_backlog
 import commit_latency
 import debezium
+import durable_latency
 import peak_memory
 import report
 
@@ -30,7 +31,8 @@ _NUMBERS = {
     "transactions": (100_000, "transactions of one row"),
     "backlog": (2_200_000, "rows of the backlog that is caught up with"),
     "rounds": (3, "rounds over each backlog; medians are reported"),
-    "rate": (500, "transactions a second while latency is measured"),
+    "fast": (1_000, "transactions a second while capture's latency is measured"),
+    "rate": (500, "transactions a second while the latency of all rooms is measured"),
     "seconds": (30, "for which latency is measured"),
     "changes": (400_000, "rows of each of the two backlogs that Debezium reads"),
     "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
@@ -51,7 +53,9 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     for name, (default, _) in _NUMBERS.items():
         if getattr(arguments, name) is None:
-            setattr(arguments, name, max(1, default // 10) if arguments.quick and name != "rate" else default)
+            setattr(
+                arguments, name, max(1, default // 10) if arguments.quick and name not in ("fast", "rate") else default
+            )
     return arguments
 
 
@@ -63,7 +67,10 @@ def main() -> None:
             capture_backlog.run(given.rows, given.transactions, given.rounds),
             catch_up_backlog.run(given.backlog, given.rounds),
         ],
-        "latency": lambda: [commit_latency.run(given.rate, given.seconds)],
+        "latency": lambda: [
+            durable_latency.run(given.fast, given.seconds),
+            commit_latency.run(given.rate, given.seconds),
+        ],
         "memory": lambda: [capture_memory.run(given.large, given.tables), peak_memory.run(given.small)],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
     }
