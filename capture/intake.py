@@ -110,6 +110,7 @@ class Intake:
         self._forget()
         self._told.clear()
         self._spool.clear()
+        self._prepared.reconnected()
 
     @property
     def spooled_bytes(self) -> int:

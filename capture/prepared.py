@@ -136,6 +136,14 @@ class PreparedStore:
         """Its messages. Read to the end, their `crc` must be that of `prepared`."""
         return Spooled(self._files, prepared.file_name, prepared.size)
 
+    def reconnected(self) -> None:
+        """A new connection: what ends a transaction behind the log's end is told again, or was lost by a failover.
+
+        After a failover that lost a COMMIT or ROLLBACK PREPARED the transaction may still be prepared at the source,
+        whose new history passes the LSN where the old one ended it.
+        """
+        self._ended.clear()
+
     def expect_end(self, key: Key, end_lsn: int) -> None:
         """The transaction ends, or ended, before an LSN; once the log is durable up to there, it is not needed."""
         if key in self._held:

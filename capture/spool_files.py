@@ -28,7 +28,14 @@ class SpoolFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        self._make_folder(folder)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Makes the folder's own name durable too, or what is synced in it could not be found after a power loss."""
+        if not folder.is_dir():
+            self._make_folder(folder.parent)
+            folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+        self._sync_folder(folder.parent)
 
     def names(self, suffix: str) -> list[str]:
         """The files whose names end so."""
@@ -70,20 +77,20 @@ class SpoolFiles:
             (self.folder / name).replace(self.folder / final)
         except OSError as error:
             raise self._failure(error, name) from None
-        self._sync_folder()
+        self._sync_folder(self.folder)
 
     def remove(self, *names: str, durably: bool = False) -> None:
         """Deletes files, those that are there."""
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
         if durably:
-            self._sync_folder()
+            self._sync_folder(self.folder)
 
     def _pwrite(self, fd: int, data: memoryview, offset: int) -> int:
         return os.pwrite(fd, data, offset)
 
-    def _sync_folder(self) -> None:
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _sync_folder(self, folder: Path) -> None:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
         finally:

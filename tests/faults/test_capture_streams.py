@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import time
 from contextlib import closing, contextmanager
 
 import pytest
@@ -12,6 +14,7 @@ from support.capturing import CaptureProcess, CaptureThread, captured, capturing
 from support.memory_log import MemoryLog
 from support.oracle import Oracle
 from support.waiting import wait_for
+from walbus.capture import CATALOG_FILE
 from walbus.capture import loop as loop_module
 from walbus.status import read_status
 
@@ -111,15 +114,20 @@ def test_a_replay_in_small_parts_keeps_status_and_chores_going(streamed, folder,
     assert captured(folder) == truth.transactions()
 
 
-@pytest.mark.skipif(shutil.which("mount") is None, reason="no mount")
-def test_a_full_disk_under_the_spool_stands_still_and_goes_on(streamed, folder, request):
+@pytest.fixture
+def small_disk(folder, request):
+    """A folder on a disk of 3 MB of its own, and what makes that larger."""
     place = folder.parent / "small"
     place.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, check=False
-    ).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no privilege to mount")
     request.addfinalizer(lambda: subprocess.run(["umount", "-l", place], check=True))
+    return place, lambda: subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
+
+
+def test_a_full_disk_under_the_spool_stands_still_and_goes_on(streamed, folder, small_disk):
+    place, enlarge = small_disk
     log, status = MemoryLog(), folder.parent / "capture.json"
     capture = CaptureThread(source_of(streamed.dsn), log, status, spool_dir=place)
     capture.streaming()
@@ -129,8 +137,37 @@ def test_a_full_disk_under_the_spool_stands_still_and_goes_on(streamed, folder, 
         session.commit()
     lsn = streamed.insert_lsn()
     assert log.bounds().end_lsn < lsn
-    subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
+    enlarge()
     capture.durable_to(lsn)
     wait_for(lambda: list(place.iterdir()) == [], what="the spool is empty")
     capture.stop()
     assert log.bounds().last_seq == 20_000
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_disk_that_is_full_with_all_of_capture_on_it_says_so_there_and_ends_nothing(streamed, small_disk, streaming):
+    place, enlarge = small_disk
+    source, status = source_of(streamed.dsn, streaming=streaming), place / "status" / "capture.json"
+    spool, catalog = place / "spool", place / "relay" / CATALOG_FILE
+
+    def begin(log):
+        return CaptureThread(source, log, status, spool_dir=spool, catalog_path=catalog)
+
+    with closing(file_log(place / "relay", source)) as log:
+        capture = begin(log)
+        capture.streaming()
+        with closing(streamed.connect(autocommit=False)) as session:
+            insert(session, 0, 20_000)
+            session.commit()
+        wait_for(lambda: capture.error or read_status(status)["state"] == "disk full", 20, what="the disk is full")
+        (place / "filler").write_bytes(b"x" * os.statvfs(place).f_bavail * 4096)  # to its last block
+        told = read_status(status)["updated"]
+        wait_for(lambda: capture.error or read_status(status)["updated"] > told + 1, what="it is told still")
+        begun = time.monotonic()
+        capture.stop()
+        assert time.monotonic() - begun < 5
+        capture = begin(log)
+        enlarge()
+        capture.caught_up()
+        capture.stop()
+    assert len([c for t in captured(place / "relay") for c in t.changes]) == 20_000

@@ -10,6 +10,7 @@ from walbus.capture import intake as intake_module
 from walbus.capture import spool as spool_module
 from walbus.capture.prepared import PREPARED_SUFFIX, PreparedStore
 from walbus.capture.spool import OPEN_SUFFIX
+from walbus.capture.spool_files import SpoolFiles
 from walbus.errors import DamagedRecord, LogFull, ProtocolError, SourceGap, SourceReplaced, SourceUnavailable
 from walbus.records import Kind, Op, origin_of, read_header
 
@@ -374,6 +375,28 @@ def test_a_prepared_transaction_without_changes_may_be_sent_again_too(rig):
     assert rig.names(PREPARED_SUFFIX) == []
     rig.reconnect()
     rig.feed(made.commit_prepared(700, "g", 1000))
+
+
+def test_an_end_that_a_failover_lost_does_not_take_what_is_still_prepared(rig):
+    """The new history passes the LSN where the old one rolled it back, and commits it later."""
+    rig.feed(*PREPARED, made.rollback_prepared(700, "g", 1500))
+    rig.reconnect()
+    rig.records(*whole(2000, LAYOUT, row(9), xid=701))
+    rig.records(made.commit_prepared(700, "g", 3000))
+    assert keys(rig) == ["9", "1", "2"]
+    assert rig.names(PREPARED_SUFFIX) == []
+
+
+def test_the_spools_folder_is_found_again_after_a_power_loss(tmp_path):
+    synced = []
+
+    class Watched(SpoolFiles):
+        def _sync_folder(self, folder):
+            synced.append(folder)
+            super()._sync_folder(folder)
+
+    Watched(tmp_path / "data" / "spool")
+    assert {tmp_path, tmp_path / "data"} <= set(synced)
 
 
 def test_a_full_disk_at_a_prepare_takes_nothing_and_it_goes_on_later(rig):
