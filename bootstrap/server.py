@@ -175,6 +175,7 @@ def _described(state: TableState) -> dict[str, object]:
         "state": state.phase.value,
         "reason": state.reason or None,
         "generation": state.generation,
+        "folds_from": state.p0 or None,
         "rows": state.rows,
     }
 

@@ -6,6 +6,7 @@ The way of the data:
     decoding    records to changes
     steps       what goes into the state machine, and what comes out
     machine     the pure state machine: log, snapshot, and the way back to the log
+    stale       which rows an event has made stale
     session     drives the machine: opens what it wants, waits out what comes right by itself
     checkpoint  where a consumer is; checkpoint_store keeps it
     client      `walbus.connect(url).subscribe(...)`

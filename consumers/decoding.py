@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from walbus.errors import DamagedRecord
 from walbus.events import Change, located_changes
-from walbus.records import Op, RecordHeader
+from walbus.records import RecordHeader
 from walbus.schema import TableSchema
 
 
@@ -48,17 +48,3 @@ def decode_record(header: RecordHeader, record: bytes, layouts: Layouts) -> list
     if len(changes) != header.count:
         raise DamagedRecord(f"a record of {header.count} changes holds {len(changes)}", where=str(header.last))
     return changes
-
-
-#: Reasons of a SCHEMA event's `reseed` behind which there are no rows to be had.
-_WITHOUT_ROWS = frozenset(("dropped", "unpublished"))
-
-
-def stale_tables(change: Change) -> list[str]:
-    """The tables whose rows a SCHEMA or EPOCH event says must be had again."""
-    told = (change.detail or {}).get("reseed")
-    if not told:
-        return []
-    if change.op is Op.EPOCH:
-        return [table["table"] for table in told]
-    return [] if told["reason"] in _WITHOUT_ROWS else [change.table]

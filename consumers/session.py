@@ -16,8 +16,9 @@ import structlog
 
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
-from walbus.consumers.decoding import Layouts, decode_record, stale_tables
+from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.machine import ConsumerMachine, Listing, Starting
+from walbus.consumers.stale import Freshness, stale_rows
 from walbus.consumers.steps import (
     AskLog,
     Disconnected,
@@ -123,6 +124,7 @@ class Session:
         self._retry_at = 0.0
         self._reread_at = 0.0
         self._unread_since = last_done_of(self.checkpoint)  # a bootstrap that has not applied this may serve old rows
+        self._freshness = Freshness()
         self._rereads = Backoff(*_REREAD_SECONDS)
         self._unreadable: frozenset[str] = frozenset()  # to be read, and not served by the bootstrap when last seen
         self._waiting_for: str | None = None
@@ -181,7 +183,12 @@ class Session:
             return ()
         if listed.log_id != self._log_id or listed.applied < self._unread_since:
             return ()  # it may not know yet that its rows are wrong
-        unreadable = frozenset(tables) - listed.consistent
+        good = tuple(
+            table
+            for table in tables
+            if table in listed.consistent and self._freshness.serves(table, listed.folds_from.get(table))
+        )
+        unreadable = frozenset(tables).difference(good)
         if unreadable - self._unreadable:
             _log.warning(
                 "consumer.rows_missing",
@@ -191,7 +198,7 @@ class Session:
                 why="rows or values of them are not in the log, and the bootstrap does not serve them (yet)",
             )
         self._unreadable = unreadable
-        return tuple(table for table in tables if table in listed.consistent)
+        return good
 
     def close(self) -> None:
         """Ends all connections of this session."""
@@ -219,7 +226,7 @@ class Session:
             self._receive(RowsRead(header, changes))
         else:
             new_table = self._new_table(changes) if header.kind == Kind.SCHEMA else None
-            lost = self._lost(changes) if header.kind in (Kind.SCHEMA, Kind.EPOCH) else ()
+            lost = self._lost(header, changes) if header.kind in (Kind.SCHEMA, Kind.EPOCH) else ()
             if lost:
                 self._unread_since = header.last
             self._receive(RecordRead(header, changes, origin_of(record, header).decode(), new_table, lost))
@@ -234,11 +241,12 @@ class Session:
         earlier = matching((known.table for known in same), wanted)
         return layout if matching([layout.table], wanted) and not earlier else None
 
-    def _lost(self, changes: Sequence[Change]) -> tuple[str, ...]:
+    def _lost(self, header: RecordHeader, changes: Sequence[Change]) -> tuple[str, ...]:
         """The tables whose rows an event says must be had again, if the consumer wants all rows of them."""
         if self.subscribed.start != "snapshot":
             return ()
-        named = matching([table for change in changes for table in stale_tables(change)], self.subscribed.tables)
+        told = [stale for change in changes for stale in stale_rows(change, header.last)]
+        named = matching(self._freshness.heed(told), self.subscribed.tables)
         if named:
             _log.warning("consumer.rows_stale", consumer=self.subscribed.name, tables=named, note="read again")
         return named
@@ -268,6 +276,7 @@ class Session:
         info = self.relay.info()
         if info.log.log_id != self._log_id:
             self._layouts.forget()
+            self._freshness = Freshness()
             self._log_id = info.log.log_id
         self._choose_bootstrap(info.bootstrap)
         self._receive(info.log)
@@ -294,6 +303,8 @@ class Session:
         listed = bootstrap.tables()
         patterns = self.subscribed.tables if only is None else only
         wanted, without = matching(listed.tables, patterns), matching(listed.refused, patterns)
+        if listed.log_id == self._log_id:
+            self._freshness.reading(wanted, listed.folds_from)
         layouts = max(listed.tables.values(), default=0)
         self._receive(TablesListed(listed.log_id, wanted, int(self.clock.wall() * 1000), layouts))
         if not isinstance(self._machine.state, Listing):

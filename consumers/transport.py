@@ -19,7 +19,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
@@ -82,6 +82,8 @@ class TableList:
         tables: the number of each table's newest layout, by the table's name.
         consistent: those of them that it serves now.
         refused: tables that it will never serve, such as those without a key.
+        folds_from: where the rows of those that it serves now were begun to be read at the source; none from a
+            bootstrap that does not say so.
     """
 
     log_id: str
@@ -89,6 +91,7 @@ class TableList:
     tables: dict[str, int]
     consistent: frozenset[str]
     refused: tuple[str, ...]
+    folds_from: Mapping[str, Position] = field(default_factory=dict)
 
 
 class RecordStream:
@@ -267,6 +270,7 @@ class BootstrapPeer:
         tables: dict[str, int] = {}
         consistent: list[str] = []
         refused: list[str] = []
+        folds_from: dict[str, Position] = {}
         for table in _field(document, "tables", list):
             name = _field(table, "table", str)
             if table.get("state") == "refused":
@@ -275,8 +279,11 @@ class BootstrapPeer:
             tables[name] = _field(table, "schema_id", int)
             if table.get("state") == "consistent":
                 consistent.append(name)
+                if table.get("folds_from"):
+                    folds_from[name] = parse_position(_field(table, "folds_from", str))
         applied = parse_position(_field(document, "applied", str))
-        return TableList(_field(document, "log_id", str), applied, tables, frozenset(consistent), tuple(refused))
+        log_id = _field(document, "log_id", str)
+        return TableList(log_id, applied, tables, frozenset(consistent), tuple(refused), folds_from)
 
     def snapshot(self, table: str, after_key: bytes | None) -> RecordStream:
         """`GET /v1/snapshot`: the table's rows in key order, behind a key."""

@@ -40,3 +40,22 @@ def test_a_replica_follows_statements_that_change_rows_without_events(database, 
             wait_for(lambda: equal(database.dsn, replica), 60, what=statement, every=0.2)
         system.wait_until_at_rest(database)
         system.check(database, truth)
+
+
+@pytest.mark.long
+def test_rows_are_read_again_once_while_the_source_is_idle(database, open_folder):
+    """The log's last position is the event's own, and whoever goes on there is told it again."""
+    make_marker(database)
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)")
+    database.execute("INSERT INTO t VALUES (1); INSERT INTO u VALUES (1)")
+    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
+        system.start()
+        system.wait_until_streaming()
+        replica = system.data_dir / "consumers" / "cache" / "cache.sqlite"
+        wait_for(lambda: equal(database.dsn, replica), 60, what="the replica is filled", every=0.2)
+        wait_for((system.data_dir / "relay" / "catalog.json").exists, what="the catalog is remembered")
+        for table in ("t", "u"):
+            database.execute(f"ALTER TABLE {table} ADD d int DEFAULT 7")
+            wait_for(lambda: equal(database.dsn, replica), 60, what=f"{table} is read again", every=0.2)
+        lines = [line for line in system.log().splitlines() if "consumer.rows_incomplete" in line]
+    assert [table for line in lines for table in ("t", "u") if f"'public.{table}'" in line] == ["t", "u"]

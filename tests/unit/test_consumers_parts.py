@@ -25,10 +25,10 @@ from walbus.consumers.checkpoint import (
     load_checkpoint,
 )
 from walbus.consumers.checkpoint_store import FileCheckpointStore
-from walbus.consumers.decoding import stale_tables
 from walbus.consumers.latency import LatencyWindow
 from walbus.consumers.sinks.layout import layout_change, sources
 from walbus.consumers.sinks.redis_rows import KeyTemplate
+from walbus.consumers.stale import Freshness, Stale, stale_rows
 from walbus.consumers.tables import check_patterns, matching
 from walbus.errors import InvalidText
 from walbus.events import Change
@@ -184,10 +184,39 @@ def event(op: Op, document: dict[str, object]) -> Change:
     return Change(raw, layout if op is Op.SCHEMA else None, ORIGIN, 0)
 
 
+def told(op: Op, document: dict[str, object]) -> list[tuple[str, int | None]]:
+    return [(stale.table, stale.settled) for stale in stale_rows(event(op, document), ORIGIN)]
+
+
 def test_an_event_names_the_tables_whose_rows_must_be_had_again() -> None:
-    assert stale_tables(event(Op.SCHEMA, {"id": 3})) == []
-    assert stale_tables(event(Op.SCHEMA, {"reseed": {"reason": "rewritten"}})) == ["public.t"]
-    assert stale_tables(event(Op.SCHEMA, {"reseed": {"reason": "of a later version"}})) == ["public.t"]
-    assert stale_tables(event(Op.SCHEMA, {"reseed": {"reason": "dropped"}})) == []
-    assert stale_tables(event(Op.EPOCH, {"reseed": [{"oid": 1, "table": "a.b"}]})) == ["a.b"]
-    assert stale_tables(event(Op.EPOCH, {"lost": None})) == []
+    lsn = "0/300"
+    assert told(Op.SCHEMA, {"id": 3}) == []
+    assert told(Op.SCHEMA, {"reseed": {"reason": "rewritten", "lsn": lsn}}) == [("public.t", 0x300)]
+    assert told(Op.SCHEMA, {"reseed": {"reason": "key_changed", "lsn": lsn}}) == [("public.t", None)]
+    assert told(Op.SCHEMA, {"reseed": {"reason": "of a later version"}}) == [("public.t", None)]
+    assert told(Op.SCHEMA, {"reseed": {"reason": "dropped", "lsn": lsn}}) == []
+    assert told(Op.EPOCH, {"reseed": [{"oid": 1, "table": "a.b"}]}) == [("a.b", None)]
+    assert told(Op.EPOCH, {"lost": None}) == []
+
+
+def test_rows_of_a_generation_behind_an_event_are_read_once_however_often_the_event_comes() -> None:
+    rows, at = Freshness(), Position(1, 0x400, 0)
+    event, keyed = Stale("t", at, 0x300), Stale("t", at, None)
+    rows.reading(["t"], {"t": Position(1, 0x200, 4)})
+    assert rows.heed([event]) == ["t"]
+    assert not rows.serves("t", Position(1, 0x2FF, 0))  # the bootstrap is at the event's position, and has not met it
+    assert rows.serves("t", Position(1, 0x300, 0))
+    rows.reading(["t", "u"], {"t": Position(1, 0x300, 0)})
+    assert rows.heed([event]) == []
+    assert rows.heed([keyed]) == ["t"]
+    assert not rows.serves("t", Position(1, 0x3FF, 0))
+    rows.reading(["t"], {"t": at})
+    assert rows.heed([keyed, event]) == []
+    assert rows.heed([Stale("t", Position(2, 0x100, 0))]) == ["t"]  # the next epoch, below
+
+
+def test_a_bootstrap_that_does_not_say_where_it_folds_from_is_believed() -> None:
+    rows = Freshness()
+    assert rows.heed([Stale("t", ORIGIN)]) == ["t"]
+    assert rows.serves("t", None)
+    assert rows.serves("u", None)
