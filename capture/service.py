@@ -44,7 +44,7 @@ from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
 from walbus.errors import Directive, LogFull, SourceError, SourceUnavailable, directive_of
 from walbus.log import LogWriter
-from walbus.native import new_core
+from walbus.native import core_in_use, new_core
 from walbus.position import ORIGIN
 
 logger = structlog.get_logger(__name__)
@@ -138,7 +138,7 @@ class Capture:
         self._clock = clock
         self._monotonic = monotonic
         self._backoff = Backoff(random)
-        about = {"slot": source.slot, "publication": source.publication}
+        about = {"slot": source.slot, "publication": source.publication, "core": core_in_use()}
         self._report = Report(status_path, clock, about, RetentionWatch(source.slot))
         self._catch_up = CatchUp(
             source, log, self._report, stop=stop, clock=clock, monotonic=monotonic, policy=step_policy
@@ -152,6 +152,8 @@ class Capture:
 
     def run(self) -> None:
         """Captures until stopped."""
+        if (core := core_in_use()) != "native":  # the same records at a fraction of the speed: walbus doctor mends it
+            logger.warning("capture.slow_core", core=core, mend="build the extension; walbus doctor tells how")
         while not self._stop.is_set():
             begun = self._monotonic()
             try:

@@ -7,10 +7,11 @@ from contextlib import closing, contextmanager
 import psycopg
 import pytest
 
-from support.capturing import CaptureThread, source_of
+from support.capturing import CaptureProcess, CaptureThread, source_of
 from support.database import fresh_database
 from support.memory_log import MemoryLog
 from support.waiting import wait_for
+from walbus import native
 from walbus.metrics import METRIC_NAMES
 from walbus.status import read_status
 
@@ -74,3 +75,19 @@ def test_every_figure_has_a_metrics_name(database, open_folder):
         wait_for(lambda: figure("walbus_capture_retained_wal_bytes") is not None, what="the slot was looked at")
     names = {name for name in read_status(open_folder / "capture.json") or {} if name.startswith("walbus_")}
     assert names <= METRIC_NAMES
+
+
+@pytest.mark.parametrize(("pure", "core", "lines"), [("1", "pure (WALBUS_PURE=1)", 1), ("0", "native", 0)])
+def test_a_capture_without_the_native_core_says_so_once(database, open_folder, pure, core, lines):
+    if core == "native" and native.core_in_use() != "native":
+        pytest.skip(f"the native core is not in use: {native.core_in_use()}")
+    capture = CaptureProcess(database.dsn, open_folder / "relay", prefix=("env", f"WALBUS_PURE={pure}"))
+    try:
+        status = open_folder / "capture.json"
+        wait_for(lambda: (read_status(status) or {}).get("state") == "streaming", what="capture streams")
+        database.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
+        wait_for(lambda: (read_status(status) or {}).get("walbus_capture_reconnects_total"), what="it connects again")
+        assert (read_status(status) or {}).get("core") == core
+        assert capture.output.count("capture.slow_core") == lines
+    finally:
+        assert capture.terminate() == 0

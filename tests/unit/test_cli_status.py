@@ -38,6 +38,13 @@ def test_a_room_without_server_says_when_it_was_last_heard_of() -> None:
     assert lines["capture"] == "capture down 0/1 last heard of 93 s ago"
 
 
+def test_capture_names_its_core_where_it_is_the_slow_one() -> None:
+    up: dict[str, Any] = {"state": "up", "status": {"state": "streaming", "core": "pure (extension not built)"}}
+    assert drawn(capture=up)["capture"] == "capture up streaming, pure (extension not built) core"
+    up["status"] = {"state": "streaming", "core": "native"}
+    assert drawn(capture=up)["capture"] == "capture up streaming"
+
+
 def test_the_slot_tells_what_it_holds_back() -> None:
     slot = {"slot_name": "walbus", "active": False, "confirmed_lsn": "0/10", "lag_bytes": 2048}
     lines = drawn(source={"state": "up", "slot": slot | {"retained_bytes": 3 << 20, "wal_status": "extended"}})

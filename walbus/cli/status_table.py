@@ -77,6 +77,7 @@ def _capture(part: Mapping[str, Any]) -> _Cells:
         said.get("state"),
         _count(said.get("walbus_capture_changes_total")),
         f"{human_bytes(spooled)} spooled" if spooled else "",
+        f"{core} core" if (core := said.get("core", "native")) != "native" else "",
         said.get("catch_up"),
         said.get("error"),
     )
