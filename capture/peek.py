@@ -39,8 +39,9 @@ from walbus.native.interface import Core, Drained, Envelope
 logger = structlog.get_logger(__name__)
 
 _DOING = "catching up"
-#: Seconds that a cancelled statement may take to end.
-_CANCEL_SECONDS = 10.0
+#: Seconds that a cancellation, and then the statement's end, may take. Whoever stops waits for it; a statement that is
+#: left behind ends by itself as soon as it sends a row.
+_CANCEL_SECONDS = 3.0
 
 _LOOK: LiteralString = """
     SELECT to_jsonb(s), pg_current_wal_flush_lsn()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8,

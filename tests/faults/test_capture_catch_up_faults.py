@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from contextlib import closing, contextmanager
 
 import pytest
@@ -116,3 +117,15 @@ def test_connections_that_are_reset_in_the_middle_of_steps_are_replaced(database
             capture.caught_up(60)
             capture.stop()
         assert captured(folder) == truth.transactions()
+
+
+def test_stopping_is_quick_where_the_connection_of_a_step_is_half_open(database, folder):
+    with backlog(database, folder, 12), TcpProxy(database.server.port) as proxy:
+        source = source_of(database.dsn.replace(f":{database.server.port}/", f":{proxy.port}/"), **STEPS)
+        with closing(file_log(folder, source)) as log:
+            capture = CaptureThread(source, log)
+            wait_for(lambda: database.value(RUNNING, [PEEK]), 20, every=0.0005)
+            proxy.swallow = True
+            begun = time.monotonic()
+            capture.stop()
+            assert time.monotonic() - begun < 9
