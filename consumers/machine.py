@@ -307,8 +307,9 @@ class ConsumerMachine:
         whole = self._open is None
         if event.new_table is not None and event.new_table.id > state.layouts:
             state = replace(state, unread=(*state.unread, event.new_table.table))
-        lost = tuple(table for table in event.lost if table not in state.unread)
-        state = replace(state, unread=(*state.unread, *lost))
+        names = dict(event.renamed)
+        unread = (*(names.get(table, table) for table in state.unread), *event.lost)
+        state = replace(state, unread=tuple(dict.fromkeys(unread)))
         told = max((change.raw.schema_id for change in event.changes), default=0)
         self._state = state = replace(state, layouts=max(state.layouts, told))
         return [self._deliver(state, log_window(event, event.changes, begins=whole, ends=whole))]

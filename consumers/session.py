@@ -15,7 +15,7 @@ from typing import TypeAlias
 import structlog
 
 from walbus.consumers.backoff import Backoff
-from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
+from walbus.consumers.checkpoint import CatchingUp, Checkpoint, Following, last_done_of, phase_of
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.machine import ConsumerMachine, Listing, Starting
 from walbus.consumers.stale import Freshness, stale_rows
@@ -229,7 +229,8 @@ class Session:
             lost = self._lost(header, changes) if header.kind in (Kind.SCHEMA, Kind.EPOCH) else ()
             if lost:
                 self._unread_since = header.last
-            self._receive(RecordRead(header, changes, origin_of(record, header).decode(), new_table, lost))
+            renamed = self._renamed(changes) if header.kind == Kind.SCHEMA else ()
+            self._receive(RecordRead(header, changes, origin_of(record, header).decode(), new_table, lost, renamed))
         self._recovered()
 
     def _new_table(self, changes: Sequence[Change]) -> TableSchema | None:
@@ -240,6 +241,17 @@ class Session:
         same = (known for known in self.relay.schemas() if known.oid == layout.oid and known.id < layout.id)
         earlier = matching((known.table for known in same), wanted)
         return layout if matching([layout.table], wanted) and not earlier else None
+
+    def _renamed(self, changes: Sequence[Change]) -> tuple[tuple[str, str], ...]:
+        """Tables that are to be read and have another name from here on: the bootstrap knows them by that alone."""
+        layout, state = changes[0].schema, self._machine.state
+        if layout is None or not isinstance(state, Following | CatchingUp) or not state.unread:
+            return ()
+        if not matching([layout.table], self.subscribed.tables):
+            return ()
+        same = (known for known in self.relay.schemas() if known.oid == layout.oid and known.id < layout.id)
+        earlier = {known.table for known in same}.intersection(state.unread) - {layout.table}
+        return tuple((name, layout.table) for name in sorted(earlier))
 
     def _lost(self, header: RecordHeader, changes: Sequence[Change]) -> tuple[str, ...]:
         """The tables whose rows an event says must be had again, if the consumer wants all rows of them."""

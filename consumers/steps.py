@@ -62,6 +62,7 @@ class RecordRead:
             was published are not in the log.
         lost: of an EPOCH record, the tables of which the source has lost transactions: rows of theirs must go. Of a
             SCHEMA record with `reseed`, the table whose rows changed without events.
+        renamed: of a SCHEMA record, (name that is still to be read, the table's name from here on).
     """
 
     header: RecordHeader
@@ -69,6 +70,7 @@ class RecordRead:
     origin: str = ""
     new_table: TableSchema | None = None
     lost: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from support.compare import assert_sinks_equal
@@ -59,3 +62,28 @@ def test_rows_are_read_again_once_while_the_source_is_idle(database, open_folder
             wait_for(lambda: equal(database.dsn, replica), 60, what=f"{table} is read again", every=0.2)
         lines = [line for line in system.log().splitlines() if "consumer.rows_incomplete" in line]
     assert [table for line in lines for table in ("t", "u") if f"'public.{table}'" in line] == ["t", "u"]
+
+
+@pytest.mark.long
+def test_rows_are_read_again_though_their_table_got_another_name_meanwhile(database, open_folder):
+    make_marker(database)
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    database.execute("INSERT INTO t SELECT generate_series(1, 10)")
+    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
+        system.start()
+        system.wait_until_streaming()
+        replica = system.data_dir / "consumers" / "cache" / "cache.sqlite"
+        wait_for(lambda: equal(database.dsn, replica), 60, what="the replica is filled", every=0.2)
+        wait_for((system.data_dir / "relay" / "catalog.json").exists, what="the catalog is remembered")
+        bootstrap = system.pid("bootstrap")
+        assert bootstrap is not None
+        os.kill(bootstrap, signal.SIGSTOP)
+        try:
+            database.execute("ALTER TABLE t ADD d int DEFAULT 7")
+            wait_for(lambda: "consumer.rows_stale" in system.log(), 30, what="the event has come")
+            database.execute("ALTER TABLE t RENAME TO renamed")
+            database.execute("INSERT INTO renamed VALUES (11)")  # a name enters the log with a row
+            wait_for(lambda: '"renamed"' in (system.data_dir / "relay" / "catalog.json").read_text(), 30)
+        finally:
+            os.kill(bootstrap, signal.SIGCONT)
+        wait_for(lambda: equal(database.dsn, replica), 60, what="it is read under its new name", every=0.2)

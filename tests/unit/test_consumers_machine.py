@@ -448,6 +448,15 @@ def test_tables_of_which_a_failover_lost_transactions_are_to_be_read_again_whate
     assert isinstance(machine.state, Following) and machine.state.unread == (ITEMS, OTHER)
 
 
+def test_a_table_that_is_to_be_read_and_gets_another_name_is_read_under_that() -> None:
+    machine = connected(following())
+    machine.receive(replace(record(0x9000, 0, 0, 60, Flag(0), Kind.SCHEMA), lost=(ITEMS,)))
+    renaming = replace(record(0x9100, 0, 0, 60, Flag(0), Kind.SCHEMA), renamed=((ITEMS, OTHER),))
+    (delivered,) = machine.receive(renaming)
+    assert isinstance(delivered, Deliver) and isinstance(delivered.checkpoint, Following)
+    assert delivered.checkpoint.unread == (OTHER,)
+
+
 def test_progress_moves_the_checkpoint_without_rows() -> None:
     outputs = connected(following()).receive(record(0x500, 0, 0, 10, Flag(0), Kind.PROGRESS))
     assert outputs == [Advance(following(Point(Position(1, 0x500, 0), 10)))]
