@@ -79,6 +79,7 @@ def run_capture(  # noqa: PLR0913  (what a process is given)
 
     Raises:
         SourceMisconfigured, SourceGap, SourceReplaced: only an operator can mend it.
+        ConfigError: the spool's folder cannot be used.
         ProtocolError: the source sent what cannot be decoded.
         LogError, OSError: the log failed.
     """
@@ -154,6 +155,7 @@ class Capture:
         """Captures until stopped."""
         if (core := core_in_use()) != "native":  # the same records at a fraction of the speed: walbus doctor mends it
             logger.warning("capture.slow_core", core=core, mend="build the extension; walbus doctor tells how")
+        self._spooling.check_folder()
         while not self._stop.is_set():
             begun = self._monotonic()
             try:

@@ -7,6 +7,8 @@ ended. So an error that a streamed connection ends with is no reason to stop bef
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from walbus.capture.assembly import Assembler
@@ -18,7 +20,7 @@ from walbus.capture.spool import Spool
 from walbus.capture.spool_files import SpoolFiles
 from walbus.capture.xact_status import ended_transactions
 from walbus.config import SourceConfig
-from walbus.errors import SourceError
+from walbus.errors import ConfigError, SourceError
 from walbus.native import replay_rows
 
 
@@ -37,6 +39,25 @@ class Spooling:
         self._intake: Intake | None = None
         self._streaming = False  # what the last connection was asked for
         self._whole_next = False  # whether the next one is not to stream
+
+    def check_folder(self) -> None:
+        """Makes the folder, and proves that it can be written, before anything is made at the source.
+
+        Raises:
+            ConfigError: it cannot. A full disk is none of that: it is waited for.
+        """
+        try:
+            SpoolFiles(self._folder)
+            if not os.access(self._folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                return
+            raise ConfigError(
+                f"the spool's folder cannot be used: {error.strerror}",
+                where=str(self._folder),
+                mend="let data_dir name a folder that this user may write to",
+            ) from error
 
     def intake(self, session: Session, assembler: Assembler, log_id: str) -> Intake:
         """The intake, ready for a new connection.
