@@ -97,11 +97,6 @@ def refusal(error: psycopg.Error, doing: str) -> SourceError:
     return meaning(Refusal(error.sqlstate, _first_line(str(error)), error.diag.source_function), doing)
 
 
-def by_sqlstate(state: str | None, text: str, doing: str, function: str | None = None) -> SourceError:
-    """`meaning` of a refusal's parts."""
-    return meaning(Refusal(state, text, function), doing)
-
-
 def reported(result: pq.abc.PGresult) -> Refusal:
     """What a result of libpq reports."""
     field = pq.DiagnosticField

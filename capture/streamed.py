@@ -272,6 +272,3 @@ _DECODERS: dict[int, Callable[[bytes, int], tuple[StreamMessage, int]]] = {
     ord("K"): _prepared(CommitPrepared),
     ord("r"): _rollback_prepared,
 }
-
-#: Kind bytes of the messages that these protocols add.
-STREAM_KINDS = frozenset(_DECODERS)

@@ -114,11 +114,6 @@ def advice(text: str) -> Mend:
     return Mend("advice", text)
 
 
-def configuration(text: str) -> Mend:
-    """A line for walbus.toml."""
-    return Mend("config", text)
-
-
 def shell(text: str) -> Mend:
     """A command for a shell on this machine."""
     return Mend("shell", text)
