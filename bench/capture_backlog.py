@@ -8,6 +8,8 @@ that of the whole life of each, the interpreter's start included; a further line
 streamed (Python and its imports; of pg_recvlogical nothing is left out). Walbus syncs its log before it confirms;
 pg_recvlogical syncs its file every 10 seconds and at the end.
 
+Walbus reads with its native core, and again with the twin in Python (`pure`).
+
 The log is read back after each round: it must hold every row exactly once.
 """
 
@@ -17,7 +19,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +74,11 @@ def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report
     folder.mkdir()
     pristine = prepare(source, folder)
     target = backlog.make(source)
-    taken: dict[str, list[Usage]] = {"walbus": [], "pg_recvlogical": []}
+    readers = [("walbus", _walbus), ("walbus, pure", _pure_walbus), ("pg_recvlogical", _pg_recvlogical)]
+    taken: dict[str, list[Usage]] = {name: [] for name, _ in readers}
     for number in range(rounds):
-        readers = [("walbus", _walbus), ("pg_recvlogical", _pg_recvlogical)]
         for name, read in readers if number % 2 == 0 else reversed(readers):
-            place = folder / f"{name}-{number}"
+            place = folder / f"{number}-{len(taken[name])}-{name.rpartition(' ')[2]}"
             taken[name].append(read(source, backlog, target, pristine, place))
             shutil.rmtree(place)
     source.drop_slot("walbus")
@@ -96,6 +98,7 @@ def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report
         )
     report.ratio(f"capture/pg_recvlogical {backlog.name}", seconds["pg_recvlogical"] / seconds["walbus"])
     report.ratio(f"capture/pg_recvlogical {backlog.name} cpu", cpu["walbus"] / cpu["pg_recvlogical"])
+    report.ratio(f"capture/pg_recvlogical {backlog.name} pure", seconds["pg_recvlogical"] / seconds["walbus, pure"])
     streaming = statistics.median(usage.cpu - usage.cpu_before for usage in taken["walbus"])
     report.ratio(f"capture/pg_recvlogical {backlog.name} cpu, streaming alone", streaming / cpu["pg_recvlogical"])
 
@@ -112,9 +115,19 @@ def prepare(source: Source, folder: Path) -> Path:
 
 
 def _walbus(source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path) -> Usage:
+    return _capture(source, backlog, target, pristine, place, {})
+
+
+def _pure_walbus(source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path) -> Usage:
+    return _capture(source, backlog, target, pristine, place, {"WALBUS_PURE": "1"})
+
+
+def _capture(  # noqa: PLR0913, PLR0917  (as the readers, and which core)
+    source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path, variables: Mapping[str, str]
+) -> Usage:
     shutil.copytree(pristine, place)
     source.copy_slot(_KEPT, "walbus")
-    capture = start_capture(source, place, CATCH_UP="false")  # the stream is what is measured
+    capture = start_capture(source, place, variables, CATCH_UP="false")  # the stream is what is measured
     capture.until(lambda: source.streams("walbus"), _DEADLINE)
     capture.mark()
     with closing(open_reader(place / "relay")) as reader:  # opened once: looking must not cost what is measured
@@ -140,12 +153,19 @@ def _pg_recvlogical(source: Source, backlog: Backlog, target: Lsn, pristine: Pat
     return usage
 
 
-def start_capture(source: Source, place: Path, **options: str) -> Measured:
-    """Capture with its data in a folder, as a process; options are those of `[source]`, in capitals."""
+def start_capture(source: Source, place: Path, variables: Mapping[str, str] | None = None, **options: str) -> Measured:
+    """Capture with its data in a folder, as a process; options are those of `[source]`, in capitals.
+
+    Args:
+        source: the database.
+        place: the folder.
+        variables: of the environment, over those that are set here.
+        options: keys of `[source]`.
+    """
     place.mkdir(exist_ok=True)
     environment = {"WALBUS_SOURCE__DSN": source.dsn, "WALBUS_DATA_DIR": str(place), "WALBUS_LOG__LEVEL": "warning"}
     environment["PYTHONDONTWRITEBYTECODE"] = ""  # compiled when it first runs, as an installed one is
-    environment |= {f"WALBUS_SOURCE__{name}": value for name, value in options.items()}
+    environment |= {f"WALBUS_SOURCE__{name}": value for name, value in options.items()} | dict(variables or {})
     config = place / "walbus.toml"
     config.touch()
     return Measured([sys.executable, "-P", "-m", "walbus", "capture", "-c", str(config)], environment, place / "log")
