@@ -127,12 +127,17 @@ def meaning(refused: Refusal, doing: str) -> SourceError:
 def _lasting(state: str | None, what: str, text: str, doing: str) -> SourceError | None:
     """The meaning of the codes that say exactly what is wrong."""
     if state == "55006":
-        return SlotInUse(text, where=doing, mend="stop the other session, or wait until it ends")
+        return slot_in_use(text, doing)
     if state == "42501":
         return SourceMisconfigured(what, where=doing, mend="grant the privilege to the role of source.dsn")
     if state == "53400":
         return SourceMisconfigured(what, where=doing, mend="raise max_replication_slots or max_wal_senders")
     return None
+
+
+def slot_in_use(text: str, where: str) -> SlotInUse:
+    """Another session streams from the slot."""
+    return SlotInUse(text, where=where, mend="stop the other session, or wait until it ends")
 
 
 def publication_gone(what: str, where: str) -> SourceGap:

@@ -18,6 +18,7 @@ import structlog
 from walbus.capture.epochs import Lost, Switch, epoch_piece, last_transaction, lost_transactions
 from walbus.capture.pgoutput_options import check_two_phase
 from walbus.capture.pieces import progress_piece
+from walbus.capture.refusals import slot_in_use
 from walbus.capture.replication import Walsender
 from walbus.capture.sessions import Session, check_same_server
 from walbus.capture.slot import FAILOVER_VERSION, read_slot
@@ -89,6 +90,7 @@ class Resumption:
         Raises:
             SourceGap: it cannot give that.
             SourceMisconfigured: a slot of another kind has this name.
+            SlotInUse: it is to be changed, and another session streams from it.
         """
         name, version = self._source.slot, session.info.server_version
         state = read_slot(session, name)
@@ -97,9 +99,16 @@ class Resumption:
         check_slot(name, state, continued)
         check_two_phase(self._source, version, slot_two_phase=None if state is None else state.two_phase)
         if version >= FAILOVER_VERSION and state is not None and state.failover is not self._source.failover:
-            walsender.set_failover(name, self._source.failover)
-            logger.info("slot.failover_set", slot=name, failover=self._source.failover)
+            self._set_failover(walsender, state)
         return state
+
+    def _set_failover(self, walsender: Walsender, state: SlotState) -> None:
+        """Brings the slot in line with the configuration; PostgreSQL would wait in silence for one that is in use."""
+        name, failover = self._source.slot, self._source.failover
+        if state.active_pid is not None:
+            raise slot_in_use(f'replication slot "{name}" is active for PID {state.active_pid}', "changing the slot")
+        walsender.set_failover(name, failover)
+        logger.info("slot.failover_set", slot=name, failover=failover)
 
     def begin(self, continued: Continued, confirmed: int) -> None:
         """Writes what the log must say before anything else; durable on return.

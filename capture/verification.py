@@ -68,6 +68,7 @@ class SlotState:
         invalidation: why it cannot be used any more, in the words of PostgreSQL 17; None while it can.
         two_phase: whether it decodes at PREPARE.
         failover: whether it is copied to standbys; None before 17.
+        active_pid: of the server's process that streams from it; None while it is free.
     """
 
     plugin: str | None
@@ -78,6 +79,7 @@ class SlotState:
     invalidation: str | None = None
     two_phase: bool = False
     failover: bool | None = None
+    active_pid: int | None = None
 
 
 def check_system(found: SystemIdentity, known: SystemIdentity) -> None:
