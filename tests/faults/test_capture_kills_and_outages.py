@@ -103,6 +103,7 @@ def test_capture_killed_at_random_points_loses_and_repeats_nothing(database, fol
         assert captured(folder) == truth.transactions()
 
 
+@pytest.mark.long  # .ci/run has the drawn ones of test_capture_sweeps
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64,write", "sendto", "rename", "link"])
