@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ from walbus.errors import UsageError
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pg", default="18", help="PostgreSQL: 14 to 18, all, or a folder with bin/; several by commas")
+
+
+def pytest_configure() -> None:
+    """Tests interrupt the programs that they start; a shell that runs us in the background makes SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
