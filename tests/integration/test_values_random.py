@@ -180,6 +180,7 @@ def test_random_rows_of_many_types_are_in_the_log_as_postgresql_prints_them(roun
 
 
 @pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_thousands_of_random_rows_are_in_the_log_as_postgresql_prints_them(rounds: Round) -> None:
     check(rounds, 1000)
