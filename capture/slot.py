@@ -58,7 +58,7 @@ def slot_state(columns: dict[str, Any]) -> SlotState:
         invalidation=_invalidation(columns),
         two_phase=bool(columns["two_phase"]),
         failover=columns.get("failover"),
-        active_pid=columns["active_pid"],
+        active_pid=columns.get("active_pid"),
     )
 
 
