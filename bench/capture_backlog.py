@@ -34,7 +34,8 @@ from walbus.records import Kind, read_header
 from walbus.relay import open_reader
 
 _DEADLINE = 600.0
-_KEPT = "kept"  # the slot that nobody reads
+#: The slot that nobody reads.
+KEPT = "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report
             taken[name].append(read(source, backlog, target, pristine, place))
             shutil.rmtree(place)
     source.drop_slot("walbus")
-    source.drop_slot(_KEPT)
+    source.drop_slot(KEPT)
     seconds = {name: statistics.median(usage.seconds for usage in usages) for name, usages in taken.items()}
     cpu = {name: statistics.median(usage.cpu for usage in usages) for name, usages in taken.items()}
     for name, usages in taken.items():
@@ -110,7 +111,7 @@ def prepare(source: Source, folder: Path) -> Path:
     capture.until(lambda: source.streams("walbus"), _DEADLINE)
     capture.stop()
     until_free(source)
-    source.copy_slot("walbus", _KEPT)
+    source.copy_slot("walbus", KEPT)
     return pristine
 
 
@@ -126,7 +127,7 @@ def _capture(  # noqa: PLR0913, PLR0917  (as the readers, and which core)
     source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path, variables: Mapping[str, str]
 ) -> Usage:
     shutil.copytree(pristine, place)
-    source.copy_slot(_KEPT, "walbus")
+    source.copy_slot(KEPT, "walbus")
     capture = start_capture(source, place, variables, CATCH_UP="false")  # the stream is what is measured
     capture.until(lambda: source.streams("walbus"), _DEADLINE)
     capture.mark()
@@ -140,15 +141,20 @@ def _capture(  # noqa: PLR0913, PLR0917  (as the readers, and which core)
 
 
 def _pg_recvlogical(source: Source, backlog: Backlog, target: Lsn, pristine: Path, place: Path) -> Usage:
+    return run_reference(source, backlog.rows, target, place)
+
+
+def run_reference(source: Source, rows: int, target: Lsn, place: Path) -> Usage:
+    """What `pg_recvlogical -f` takes for the backlog of the kept slot, up to `target`; `place` is made for its file."""
     place.mkdir()
-    source.copy_slot(_KEPT, "reference")
+    source.copy_slot(KEPT, "reference")
     program = str(source.server.bin_dir / "pg_recvlogical")
     options = ["--slot=reference", "--start", "--no-loop", f"--endpos={format_lsn(target)}"]
     plugin = [f"--dbname={source.database}", "-o", "proto_version=1", "-o", "publication_names=walbus"]
     command = [program, *options, *plugin, f"--file={place / 'stream'}"]
     usage = Measured(command, source.libpq_environment(), place / "log").finish()
     source.drop_slot("reference")
-    if (place / "stream").stat().st_size < backlog.rows * 100:
+    if (place / "stream").stat().st_size < rows * 100:
         raise RuntimeError("pg_recvlogical ended before the end of the backlog")
     return usage
 

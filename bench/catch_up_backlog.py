@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from capture_backlog import durable_end, prepare, rows_in_log, start_capture, until_free
-from measured import Measured, Usage
+from capture_backlog import KEPT, durable_end, prepare, rows_in_log, run_reference, start_capture, until_free
+from measured import Usage
 from report import Report
 from source import Source, open_server
-from walbus.lsn import Lsn, format_lsn
+from walbus.lsn import Lsn
 
 _DEADLINE = 900.0
 _PER_TRANSACTION = 5
-_KEPT = "kept"  # the slot that nobody reads
 _STEP = 128 << 20
 #: Steps that a backlog has at least, however small it is.
 _STEPS = 4
@@ -87,7 +86,7 @@ def _tell(report: Report, backlog: str, rows: int, taken: dict[str, list[Usage]]
 def _walbus(backlog: Backlog, options: dict[str, str], place: Path) -> Usage:
     source, rows = backlog.source, backlog.rows
     shutil.copytree(backlog.pristine, place)
-    source.copy_slot(_KEPT, "walbus")
+    source.copy_slot(KEPT, "walbus")
     capture = start_capture(source, place, **options)
     capture.until(lambda: source.streams("walbus"), _DEADLINE)
     capture.mark()
@@ -103,15 +102,4 @@ def _walbus(backlog: Backlog, options: dict[str, str], place: Path) -> Usage:
 
 
 def _pg_recvlogical(backlog: Backlog, place: Path) -> Usage:
-    source = backlog.source
-    place.mkdir()
-    source.copy_slot(_KEPT, "reference")
-    program = str(source.server.bin_dir / "pg_recvlogical")
-    options = ["--slot=reference", "--start", "--no-loop", f"--endpos={format_lsn(backlog.target)}"]
-    plugin = [f"--dbname={source.database}", "-o", "proto_version=1", "-o", "publication_names=walbus"]
-    command = [program, *options, *plugin, f"--file={place / 'stream'}"]
-    usage = Measured(command, source.libpq_environment(), place / "log").finish()
-    source.drop_slot("reference")
-    if (place / "stream").stat().st_size < backlog.rows * 100:
-        raise RuntimeError("pg_recvlogical ended before the end of the backlog")
-    return usage
+    return run_reference(backlog.source, backlog.rows, backlog.target, place)

@@ -183,7 +183,6 @@ class TableFacts:
         root: name of the topmost parent that is published in its place; its own name for a table without parents.
         identity: `d` default, `n` nothing, `f` full, `i` an index.
         identified: an index (or FULL) gives its identity, so that UPDATE and DELETE can be published.
-        index_gone: the identity is an index that does not exist any more.
         identity_columns: of the identity's index; empty under FULL and without one.
         primary_key: has one; `deferrable`: and it cannot serve as an identity.
         published: in the publication, itself or through a parent.
@@ -202,7 +201,6 @@ class TableFacts:
     partitioned: bool
     identity: str
     identified: bool
-    index_gone: bool
     identity_columns: frozenset[str]
     primary_key: bool
     deferrable: bool

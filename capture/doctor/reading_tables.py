@@ -108,7 +108,6 @@ def _table(row: dict[str, Any], root: MatchedTable, known: Collection[int]) -> T
         addable=root.addable,
         known=row["oid"] in known,
         identified=identity == "f" or in_identity is not None,
-        index_gone=identity == "i" and in_identity is None,
         identity_columns=frozenset(in_identity or ()),
         listed_columns=columns,
         # The catalog does not say which of the two a column is needed for; those of the list are safe either way.

@@ -333,7 +333,7 @@ CASES: dict[str, Case] = {
         'ALTER TABLE "public"."orders" REPLICA IDENTITY DEFAULT',
     ),
     "the identity's index is gone": case(
-        tables(table(identity="i", index_gone=True, **NO_KEY)),
+        tables(table(identity="i", **NO_KEY)),
         "identity",
         ERROR,
         "index of its replica identity is gone",

@@ -37,7 +37,6 @@ def table(name: str = "orders", **changes: object) -> TableFacts:
         partitioned=False,
         identity="d",
         identified=True,
-        index_gone=False,
         identity_columns=frozenset({"id"}),
         primary_key=True,
         deferrable=False,
