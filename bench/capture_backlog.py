@@ -193,10 +193,10 @@ def until_free(source: Source, slot: str = "walbus") -> None:
         time.sleep(0.02)
 
 
-def rows_in_log(place: Path) -> int:
-    """Changes in the log in a folder."""
+def rows_in_log(place: Path, log: str = "relay") -> int:
+    """Changes in the log that lies in a folder under a name."""
     rows = 0
-    with closing(open_reader(place / "relay")) as reader, closing(reader.cursor(ORIGIN)) as cursor:
+    with closing(open_reader(place / log)) as reader, closing(reader.cursor(ORIGIN)) as cursor:
         while records := cursor.read(1 << 20):
             headers = map(read_header, records)
             rows += sum(header.count for header in headers if header.kind == Kind.TRANSACTION)

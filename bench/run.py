@@ -3,6 +3,7 @@
     python bench/run.py capture [--rows N] [--transactions N] [--backlog N] [--rounds N]
     python bench/run.py latency [--fast N] [--rate N] [--seconds N]
     python bench/run.py memory  [--small N] [--large N] [--tables N]
+    python bench/run.py relay   [--rows N] [--transactions N] [--rounds N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars
 
@@ -24,6 +25,7 @@ import commit_latency
 import debezium
 import durable_latency
 import peak_memory
+import relay_append
 import report
 
 _NUMBERS = {
@@ -43,7 +45,7 @@ _NUMBERS = {
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("all", "capture", "debezium", "latency", "memory"))
+    parser.add_argument("what", choices=("all", "capture", "debezium", "latency", "memory", "relay"))
     parser.add_argument("--quick", action="store_true", help="a tenth of each size that is not given")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     for name, (default, meaning) in _NUMBERS.items():
@@ -72,6 +74,7 @@ def main() -> None:
             commit_latency.run(given.rate, given.seconds),
         ],
         "memory": lambda: [capture_memory.run(given.large, given.tables), peak_memory.run(given.small)],
+        "relay": lambda: [relay_append.run(given.rows, given.transactions, given.rounds)],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
     }
     chosen = [name for name in runs if name != "debezium"] if given.what == "all" else [given.what]
