@@ -36,7 +36,7 @@ _NUMBERS = {
     "fast": (1_000, "transactions a second while capture's latency is measured"),
     "rate": (500, "transactions a second while the latency of all rooms is measured"),
     "seconds": (30, "for which latency is measured"),
-    "changes": (400_000, "rows of each of the two backlogs that Debezium reads"),
+    "changes": (2_000_000, "rows of each of the two backlogs that Debezium reads"),
     "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
     "large": (10_000_000, "rows of the transaction during which capture's memory is measured"),
     "tables": (2_000, "tables, for capture's memory"),
