@@ -10,6 +10,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 ARGS ?=
 
+# Tests wait more than they compute. Each worker has servers of its own; `WORKERS=0` runs in one process, as --pdb wants it.
+WORKERS ?= 3
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
 help:
 	@echo "make demo         everything on an embedded PostgreSQL with a live workload, compared at the end"
 	@echo "make test         unit, contract and integration tests on real servers"
@@ -29,15 +33,15 @@ demo: .venv/.demo
 
 test: .venv/.dev
 	@.ci/provide redis-server
-	@$(BIN)/python -m pytest -q tests/unit tests/contract tests/house tests/integration tests/fuzz $(ARGS)
+	@$(PYTEST) tests/unit tests/contract tests/house tests/integration tests/fuzz $(ARGS)
 
 # What depends on PostgreSQL's version; `make test ARGS=--pg=all` runs it too, with all else.
 test-capture: .venv/.dev
-	@$(BIN)/python -m pytest -q tests/integration/test_capture_*.py tests/integration/test_values_*.py $(ARGS)
+	@$(PYTEST) tests/integration/test_capture_*.py tests/integration/test_values_*.py $(ARGS)
 
 test-faults: .venv/.dev
 	@.ci/provide redis-server strace
-	@$(BIN)/python -m pytest -q tests/faults $(ARGS)
+	@$(PYTEST) tests/faults $(ARGS)
 
 fuzz: .venv/.fuzz
 	@$(BIN)/python tests/fuzz/pgoutput.py $(ARGS)

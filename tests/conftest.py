@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -122,6 +123,8 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """The session's Redis: WALBUS_TEST_REDIS (a URL), else redis-server, else Docker. Use `redis_url` in tests."""
     address = os.environ.get("WALBUS_TEST_REDIS")
     if address:
+        if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # a database each, on a server that they share
+            address = urlsplit(address)._replace(path=f"/{worker.removeprefix('gw')}").geturl()
         assert redis_answers(address), "the Redis of WALBUS_TEST_REDIS does not answer"
         yield RedisServer(address)
     elif shutil.which("redis-server"):
@@ -148,7 +151,7 @@ def redis_url(redis_server: RedisServer) -> str:
     import redis
 
     with redis.Redis.from_url(redis_server.url) as client:
-        client.flushall()
+        client.flushdb()
     return redis_server.url
 
 
