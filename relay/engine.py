@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from walbus.compression import Compressor
 from walbus.errors import ConfigError, SourceReplaced
 from walbus.log import SourceIdentity
 from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
@@ -32,6 +33,7 @@ def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
     segment_bytes: int,
     retention_hours: float,
     retention_bytes: int | None,
+    compression_level: int | None = None,
     lease_seconds: float = LEASE_SECONDS,
     files: Files | None = None,
     clock: Clock | None = None,
@@ -45,6 +47,8 @@ def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
         segment_bytes: size from which a segment is rolled, at the next transaction.
         retention_hours: age from which a segment may be dropped.
         retention_bytes: size of the log from which its oldest segments may be dropped; None: by age alone.
+        compression_level: of zstd, for the bodies of records that are written from now on; None: they are left as they
+            are. Readers need not know.
         lease_seconds: how long this writer may stand still before another one may take over.
         files: the file operations.
         clock: time.
@@ -63,13 +67,9 @@ def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
     lease = claim(folder, files, lease_seconds, clock)
     try:
         opened = _open(folder, files, lease, NewLog(new_log_id(), source, clock.now()))
-        return FileLogWriter(
-            folder,
-            files,
-            lease,
-            opened,
-            WriterSettings(segment_bytes, Retention(retention_hours, retention_bytes), clock),
-        )
+        compressor = None if compression_level is None else Compressor(compression_level)
+        settings = WriterSettings(segment_bytes, Retention(retention_hours, retention_bytes), clock, compressor)
+        return FileLogWriter(folder, files, lease, opened, settings)
     except BaseException:
         lease.release()
         raise

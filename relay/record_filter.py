@@ -7,6 +7,8 @@ that pass, under `Flag.FILTERED`; positions and seqs still tell the whole record
 - the first piece of which something passes carries BEGIN, whichever piece that is;
 - pieces of which nothing passes are left out, but the one with END is sent, empty, if BEGIN was.
 
+A compressed record is decompressed only if the table bits of its header do not rule it out.
+
 So a client that saw BEGIN always sees END.
 """
 
@@ -65,14 +67,10 @@ class RecordFilter:
         self.in_window = not ends
         if kept.changes == header.count and flags == header.flags:
             return record
-        return _pack(header, flags | _FILTERED, origin_of(record, header), kept)
+        return _pack(header, flags & ~_ZSTD | _FILTERED, origin_of(record, header), kept)
 
     def _keep(self, header: RecordHeader, record: bytes) -> _Kept:
         """The changes that pass, as they lie in the record."""
-        if header.flags & _ZSTD:
-            raise DamagedRecord(
-                "a compressed record is of a later format", mend="read it with the Walbus that wrote it"
-            )
         body = body_of(record, header)
         parts, bits, offset = [], 0, 0
         wants, unpack = self._tables.wants_change, _CHANGE_START.unpack_from

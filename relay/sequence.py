@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from walbus.compressed_records import compress_unsealed
+from walbus.compression import Compressor
 from walbus.errors import LogError
 from walbus.log import Piece, Run
 from walbus.native import seal
@@ -16,7 +18,8 @@ from walbus.records import Flag, Kind, iter_changes, pack_record
 from walbus.relay.tip import Tip, end_behind
 
 # Arithmetic on enum members costs as much as all the rest of an append.
-_BEGIN, _END, _TRANSACTION, _SCHEMA = int(Flag.BEGIN), int(Flag.END), int(Kind.TRANSACTION), int(Kind.SCHEMA)
+_BEGIN, _END, _ZSTD = int(Flag.BEGIN), int(Flag.END), int(Flag.ZSTD)
+_TRANSACTION, _SCHEMA = int(Kind.TRANSACTION), int(Kind.SCHEMA)
 _BETWEEN = (int(Kind.PROGRESS), int(Kind.EPOCH))  # kinds that never stand inside a transaction
 _SEQ_END = 1 << 53  # seqs stay below, since JSON and Lua have doubles
 
@@ -43,12 +46,14 @@ class Sequence:
     Args:
         start: behind the last durable record.
         first_seq: the next seq.
+        compressor: of records' bodies; None leaves them as they are.
     """
 
-    def __init__(self, start: Place, first_seq: int) -> None:
+    def __init__(self, start: Place, first_seq: int, compressor: Compressor | None = None) -> None:
         self.here = start
         self.whole = start
         self._first_seq = self._next_seq = first_seq
+        self._compressor = compressor
         self._open: tuple[int, int] | None = None  # xid and commit LSN of an unfinished transaction
         self._open_schemas: list[int] = []  # announced in it
 
@@ -101,9 +106,10 @@ class Sequence:
             last_seq = _checked_seq(first_seq + piece.last_ordinal - piece.first_ordinal)
         else:
             first_seq = last_seq = tip.last_seq
+        frame = self._compressed(piece)
         record = pack_record(
             piece.kind,
-            flags=piece.flags,
+            flags=piece.flags if frame is None else int(piece.flags) | _ZSTD,
             epoch=piece.epoch,
             commit_lsn=piece.commit_lsn,
             end_lsn=piece.end_lsn,
@@ -116,7 +122,7 @@ class Sequence:
             count=piece.count,
             origin=piece.origin,
             tables=piece.tables,
-            body=piece.body,
+            body=piece.body if frame is None else frame,
         )
         behind = Tip(
             Position(piece.epoch, piece.commit_lsn, piece.last_ordinal),
@@ -132,7 +138,14 @@ class Sequence:
         tip, first_seq = self.here.tip, self._next_seq
         last_seq = _checked_seq(first_seq + run.changes - 1)
         behind = Tip(run.last, max(tip.end_lsn, run.end_lsn), last_seq, run.commit_time, tip.announced_schema)
-        return Packed(seal(run.records, first_seq), behind, run.latest)
+        records = run.records if self._compressor is None else compress_unsealed(run.records, self._compressor)
+        return Packed(seal(records, first_seq), behind, run.latest)
+
+    def _compressed(self, piece: Piece) -> bytes | None:
+        """The frame in place of a piece's body; None if it stays as it is, as that of a layout or an epoch always."""
+        if self._compressor is None or piece.kind != _TRANSACTION:
+            return None
+        return self._compressor.compress(piece.body)
 
     def appended(self, packed: Packed, offset: int) -> None:
         """The records were appended, and end at an offset."""

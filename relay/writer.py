@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from walbus.compression import Compressor
 from walbus.errors import Fenced, LogError, LogFull
 from walbus.log import Bounds, Held, Piece, Run
 from walbus.position import Position
@@ -49,11 +50,13 @@ class WriterSettings:
         segment_bytes: size from which a segment is rolled.
         retention: what `trim` drops.
         clock: time.
+        compressor: of records' bodies; None leaves them as they are.
     """
 
     segment_bytes: int
     retention: Retention
     clock: Clock
+    compressor: Compressor | None = None
 
 
 class FileLogWriter:
@@ -82,7 +85,8 @@ class FileLogWriter:
         self._schemas = SchemaWriter(folder, files, opened.mark.tip.announced_schema)
         self._wake = WakeServer(folder, lease.writer_epoch)
         start = Place(opened.mark.offset, opened.mark.tip, opened.mark.max_time)
-        self._sequence = Sequence(start, max(start.tip.last_seq + 1, int(settings.clock.now() * 1e6)))
+        first_seq = max(start.tip.last_seq + 1, int(settings.clock.now() * 1e6))
+        self._sequence = Sequence(start, first_seq, settings.compressor)
         self._broken: str | None = None  # why nothing may be written any more
         self._closed = False
         self._finder = TransactionFinder(folder, files, self._view)

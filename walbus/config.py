@@ -131,6 +131,8 @@ class RelayConfig(BaseModel):
     segment_bytes: int = Field(64 << 20, ge=64 << 10)
     retention_hours: float = Field(168.0, gt=0)
     retention_bytes: int | None = Field(None, ge=64 << 10)  #: default: by age alone
+    compression: Literal["none", "zstd"] = "none"  #: of records that are written from now on
+    compression_level: int = Field(3, ge=1, le=19)
 
 
 class BootstrapConfig(BaseModel):

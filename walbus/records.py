@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import google_crc32c
 
+from walbus.compression import decompress
 from walbus.errors import DamagedRecord
 from walbus.position import Position
 
@@ -55,7 +56,7 @@ class Flag(enum.IntFlag):
     BEGIN = 1  #: first piece of its transaction
     END = 2  #: last piece of its transaction; `end_lsn` is set
     FILTERED = 4  #: a server left changes out; positions still tell the whole record's range
-    ZSTD = 8  #: the body is one zstd frame
+    ZSTD = 8  #: the body is one zstd frame (`walbus.compression`)
 
 
 class Op(enum.IntEnum):
@@ -346,11 +347,10 @@ def body_of(record: bytes, header: RecordHeader) -> bytes:
     """The body of a record, as `iter_changes` takes it.
 
     Raises:
-        DamagedRecord: the body is compressed, which this version neither writes nor reads.
+        DamagedRecord: the body is compressed, and not as `walbus.compression` has it.
     """
-    if header.flags & Flag.ZSTD:
-        raise DamagedRecord("a compressed record is of a later format", mend="read it with the Walbus that wrote it")
-    return record[HEADER_SIZE + header.origin_length :]
+    body = record[HEADER_SIZE + header.origin_length :]
+    return decompress(body) if header.flags & Flag.ZSTD else body
 
 
 class RecordParser:

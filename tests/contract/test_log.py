@@ -27,6 +27,7 @@ from support.relay_log import (
     transaction,
 )
 from support.waiting import wait_for
+from walbus.compressed_records import plain
 from walbus.errors import LogBusy, LogMissing, PositionTrimmed, PositionUnknown, SourceReplaced, UsageError
 from walbus.log import Held, SourceIdentity
 from walbus.position import ORIGIN, Position
@@ -109,6 +110,35 @@ def test_a_run_is_as_if_its_transactions_had_been_appended_one_by_one(engine, tm
     assert dataclasses.replace(writers[0].sync(), log_id="") == dataclasses.replace(writers[1].sync(), log_id="")
     assert read_records(single.open_reader()) == read_records(together.open_reader())
     single.close()
+
+
+def test_a_compressed_log_holds_the_same_in_fewer_bytes_and_goes_on_without(engine, tmp_path):
+    given = [transaction(i * 16, changes=60 if i % 3 else 1, size=60) for i in range(1, 300)]
+    loose, packed = FileEngine(tmp_path / "loose"), engine
+    loose.clock = packed.clock = Clock(now=lambda: BASE_TIME / 1e6)
+    packed.compression_level = 3
+    writers = [loose.open_writer(), packed.open_writer()]
+    for writer in writers:
+        writer.append(piece(8, 1, 60, Flag.BEGIN))
+        writer.append(piece(8, 61, 60, Flag.END))
+        writer.append_run(run_of(given[:200]))
+        writer.sync()
+    assert writers[1].bounds().bytes < writers[0].bounds().bytes / 2
+    assert writers[1].find(1, 3200) == writers[0].find(1, 3200) is not None
+    writers[1].close()
+    packed.compression_level = None
+    writers[1] = packed.open_writer()
+    for writer in writers:
+        for one in given[200:]:
+            writer.append(one)
+        writer.sync()
+    reader = packed.open_reader()
+    records = read_records(reader)
+    assert {bool(check_record(record).flags & Flag.ZSTD) for record in records} == {True, False}
+    assert [plain(record) for record in records] == read_records(loose.open_reader())
+    assert commits(read_all(reader, Position(1, 1600, 60))) == [i * 16 for i in range(101, 300)]
+    assert reader.position_at((BASE_TIME + 1600) / 1e6) == Position(1, 1584, 1)
+    loose.close()
 
 
 def test_a_run_is_seen_when_it_is_synced_and_its_transactions_are_known_again(engine):

@@ -9,8 +9,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import zstandard
-
 from support.oracle import OracleChange, OracleTransaction, message_detail, truncate_detail
 from walbus.events import Change
 from walbus.keys import key_texts
@@ -103,11 +101,8 @@ def _detail(raw: RawChange) -> str:
 
 
 def raw_changes(header: RecordHeader, record: bytes) -> Iterator[RawChange]:
-    """The changes of a record, decompressed where that is needed."""
-    body = body_of(record, header)
-    if header.flags & Flag.ZSTD:
-        body = zstandard.ZstdDecompressor().decompress(body)
-    return iter_changes(body)
+    """The changes of a record."""
+    return iter_changes(body_of(record, header))
 
 
 def _transaction(header: RecordHeader, changes: tuple[OracleChange, ...]) -> OracleTransaction:

@@ -150,6 +150,7 @@ class FileEngine:
         self.segment_bytes = segment_bytes
         self.retention_hours = 1.0
         self.retention_bytes: int | None = None
+        self.compression_level: int | None = None
         self.lease_seconds = 10.0
         self.clock = Clock()
         self._opened: list[FileLogWriter | FileLogReader | FileCursor] = []
@@ -161,6 +162,7 @@ class FileEngine:
             segment_bytes=self.segment_bytes,
             retention_hours=self.retention_hours,
             retention_bytes=self.retention_bytes,
+            compression_level=self.compression_level,
             lease_seconds=self.lease_seconds,
             files=self.files,
             clock=self.clock,

@@ -191,15 +191,6 @@ def test_a_record_of_another_format_version_names_the_mend() -> None:
         read_header(bytes(record))
 
 
-def test_a_compressed_body_is_refused_and_never_taken_for_changes() -> None:
-    record = pack_record(
-        Kind.TRANSACTION, flags=Flag.ZSTD, epoch=1, commit_lsn=1, first_ordinal=1, last_ordinal=1, first_seq=1,
-        last_seq=1, commit_time=0,
-    )  # fmt: skip
-    with pytest.raises(DamagedRecord, match="compressed"):
-        body_of(record, check_record(record))
-
-
 def test_lengths_inside_a_body_never_point_outside_it() -> None:
     body = pack_change(Op.INSERT, seq_delta=0, ordinal_delta=0, key=b"key", after=b"after")
     for index, value in itertools.product(range(len(body)), (0, 1, 0x7F, 0xFF)):

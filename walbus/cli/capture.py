@@ -39,6 +39,7 @@ def capture(settings: Settings, stop: threading.Event) -> None:
         segment_bytes=relay.segment_bytes,
         retention_hours=relay.retention_hours,
         retention_bytes=relay.retention_bytes,
+        compression_level=relay.compression_level if relay.compression == "zstd" else None,
     )
     gc.freeze()  # what was loaded stays until the end: the collector need not look at it, nor take it apart at the exit
     with closing(writer):
