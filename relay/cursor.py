@@ -11,14 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from walbus.errors import DamagedRecord, PositionTrimmed, PositionUnknown
-from walbus.position import Position
+from walbus.position import ORIGIN, Position
 from walbus.records import RecordHeader, read_header
 from walbus.relay.fs import Files
 from walbus.relay.index import SegmentIndex
 from walbus.relay.scan import is_done, record_length, split_records
-from walbus.relay.segment import HEADER_SIZE, parse_segment_header, segment_path
+from walbus.relay.segment import HEADER_SIZE, SegmentHeader, parse_segment_header, segment_path
 from walbus.relay.view import LogView
 
+_MEND = "read a snapshot from the bootstrap server, or read from `earliest`"
 _SEEK_BLOCK = 128 << 10  # bytes read at a time while looking for a place
 
 
@@ -76,11 +77,35 @@ class FileCursor:
     def seek_time(self, microseconds: int) -> None:
         """Stands before the first record with a commit time of at least this, or at the end if there is none."""
         view = self._view()
-        sealed = view.manifest.sealed
-        at = next((i for i, segment in enumerate(sealed) if segment.max_time >= microseconds), len(sealed))
+        at = bisect_left(view.manifest.latest_times, microseconds)
         self._open(view, at)
         place = self._index(view, at).place_for_time(microseconds)
         self._pass_over(place, lambda header: header.commit_time < microseconds)
+
+    def seek_seq(self, seq: int) -> Position:
+        """Stands before the record that holds the first change with a seq of at least this; "last done" before it.
+
+        Raises:
+            PositionTrimmed: the log no longer holds the change of this seq.
+            PositionUnknown: the seq is more than one past the end.
+        """
+        view = self._view()
+        if seq > view.mark.tip.last_seq + 1:
+            raise PositionUnknown(f"seq {seq} is past the log's end", where=f"last seq {view.mark.tip.last_seq}")
+        at = bisect_left(view.manifest.last_seqs, seq)
+        base_seq = self._open(view, at).base_seq
+        if at == 0 and seq <= base_seq and view.manifest.trimmed > ORIGIN:
+            raise PositionTrimmed(
+                f"the log no longer holds seq {seq}", where=f"it begins behind {base_seq}", mend=_MEND
+            )
+        place = self._index(view, at).place_for_seq(seq)
+        self._pass_over(place, lambda header: header.last_seq < seq)
+        if not self._skipped:
+            return self._done
+        header = read_header(self._skipped[0])
+        if seq <= header.first_seq:
+            return self._done
+        return header.first._replace(ordinal=header.first_ordinal + seq - header.first_seq - 1)
 
     def read(self, max_bytes: int) -> list[bytes]:
         """The next whole records; see `walbus.log.LogCursor.read`."""
@@ -160,8 +185,8 @@ class FileCursor:
         self._open(view, at)
         return True
 
-    def _open(self, view: LogView, at: int) -> None:
-        """Opens a segment, checks that it is the right one, and stands at its first record."""
+    def _open(self, view: LogView, at: int) -> SegmentHeader:
+        """Opens a segment, checks that it is the right one, and stands at its first record; its header."""
         number, base = view.manifest.numbers[at], view.manifest.bases[at]
         path = segment_path(self._folder, number)
         try:
@@ -177,6 +202,7 @@ class FileCursor:
         if (header.log_id, header.number, header.base) != (view.manifest.log_id, number, base):
             raise DamagedRecord("a segment's file belongs elsewhere", where=str(path), mend="restore the file")
         self._number, self._offset, self._done = number, HEADER_SIZE, base
+        return header
 
     def _pass_over(self, place: tuple[int, Position] | None, done: Callable[[RecordHeader], bool]) -> None:
         """Reads on from a place in the open segment to the first record that is not done, and keeps it."""
@@ -203,5 +229,5 @@ def _trimmed(after: Position, view: LogView) -> PositionTrimmed:
     return PositionTrimmed(
         f"the log no longer holds what comes after {after}",
         where=f"trimmed up to {view.manifest.trimmed}",
-        mend="read a snapshot from the bootstrap server, or read from `earliest`",
+        mend=_MEND,
     )

@@ -73,6 +73,10 @@ class SegmentIndex:
         """
         return self._place(bisect_left(self.before, after))
 
+    def place_for_seq(self, seq: int) -> tuple[int, Position] | None:
+        """From where to look for the first record that ends with a seq of `seq` or above; None as above."""
+        return self._place(bisect_left(self.seqs, seq))
+
     def place_for_time(self, time: int) -> tuple[int, Position] | None:
         """From where to look for the first record with a commit time of `time` or later; None as above."""
         return self._place(bisect_left(self.times, time))

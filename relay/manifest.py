@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import google_crc32c
@@ -97,6 +98,16 @@ class Manifest:
     def bases(self) -> list[Position]:
         """The base positions of all segments, the active one last; ascending."""
         return [segment.base for segment in self.sealed] + [self.active.base.position]
+
+    @cached_property
+    def last_seqs(self) -> list[int]:
+        """The last seq given up to the end of each sealed segment; ascending."""
+        return [segment.last_seq for segment in self.sealed]
+
+    @cached_property
+    def latest_times(self) -> list[int]:
+        """The largest commit time up to the end of each sealed segment, Unix microseconds; ascending."""
+        return list(accumulate((segment.max_time for segment in self.sealed), max))
 
     @cached_property
     def numbers(self) -> list[int]:

@@ -68,6 +68,14 @@ class FileLogReader:
         finally:
             cursor.close()
 
+    def position_at_seq(self, seq: int) -> Position:
+        """The position to read `after` so as to get every change from a seq on; see `walbus.log.LogReader`."""
+        cursor = self._cursor()
+        try:
+            return cursor.seek_seq(seq)
+        finally:
+            cursor.close()
+
     def wait(self, seen: Position, timeout: float) -> bool:
         """Blocks until the durable end is past `seen`; False after `timeout` seconds without that."""
         views = self._views

@@ -262,6 +262,16 @@ class LogReader(Protocol):
     def position_at(self, time: float) -> Position:
         """The position to read `after` so as to get every transaction committed at or after a time (Unix seconds)."""
 
+    def position_at_seq(self, seq: int) -> Position:
+        """The position to read `after` so as to get every change from a seq on; exact within a record.
+
+        Seqs may leave gaps: a seq in a gap leads to the change behind it, and one past the last to the end.
+
+        Raises:
+            PositionTrimmed: the change of this seq is no longer held.
+            PositionUnknown: the seq is more than one past the last.
+        """
+
     def wait(self, seen: Position, timeout: float) -> bool:
         """Blocks until the durable end is past `seen`; False after `timeout` seconds without that."""
 

@@ -337,6 +337,51 @@ def test_a_time_is_found_in_a_log_of_many_segments(engine):
         assert found in (Position(1, lsn - 16, 2), ORIGIN)
 
 
+def test_a_seq_leads_to_its_very_change(engine):
+    writer = engine.open_writer()
+    schema, _ = writer.schemas.register(table_schema())
+    writer.append(progress(8))
+    for i in range(1, 700):
+        if i % 100 == 0:
+            writer.append(schema_piece(i * 16 - 16, 3, schema))
+        writer.append(transaction(i * 16, 3, size=300))
+    writer.sync()
+    engine.kill(writer)
+    again = engine.open_writer()  # its seqs begin at the clock: a gap
+    again.append(transaction(700 * 16, 3))
+    bounds = again.sync()
+    reader = engine.open_reader()
+    headers = [header for header in read_all(reader) if header.kind == Kind.TRANSACTION]
+    last = Position(1, 8, 0)
+    for i, header in enumerate(headers):
+        for seq in range(header.first_seq, header.last_seq + 1) if i % 37 == 0 or i > 697 else ():
+            found = reader.position_at_seq(seq)
+            assert found in (last, header.first._replace(ordinal=seq - header.first_seq)), seq
+            wanted = next(h for h in read_all(reader, found) if h.kind == Kind.TRANSACTION)
+            assert wanted == header
+        last = header.last
+    assert reader.position_at_seq(0) == ORIGIN
+    assert reader.position_at_seq(headers[0].first_seq - 1) == Position(1, 8, 0)
+    assert reader.position_at_seq(headers[-1].first_seq - 1) == headers[-2].last  # in the gap
+    assert reader.position_at_seq(bounds.last_seq + 1) == bounds.end
+    with pytest.raises(PositionUnknown, match="seq"):
+        reader.position_at_seq(bounds.last_seq + 2)
+
+
+def test_a_seq_that_was_trimmed_is_refused(engine):
+    writer = engine.open_writer()
+    fill(writer, 2000, size=300)
+    first = read_all(engine.open_reader())[0].first_seq
+    reader = engine.open_reader()
+    assert reader.position_at_seq(first - 1) == ORIGIN
+    trimmed = writer.trim((BASE_TIME + 16000) / 1e6 + 3600)
+    held = read_all(reader, trimmed)[0]
+    assert reader.position_at_seq(held.first_seq) == trimmed
+    for seq in (first, held.first_seq - 1):
+        with pytest.raises(PositionTrimmed, match=f"seq {seq}"):
+            reader.position_at_seq(seq)
+
+
 def test_a_transaction_is_known_again(engine):
     writer = engine.open_writer()
     fill(writer, 500, size=300)
