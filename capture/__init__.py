@@ -16,6 +16,7 @@ The way of the data:
     messages       pgoutput protocol 1                                           bytes in, values out
     layouts        a table's layout, from a Relation message or the catalog      pure
     assembly       transactions put together, by a core (`walbus.native`) that takes nearly all messages     pure
+      changes        a message of a change as changes of the log
       tables         what a connection told of layouts, and the one that a table's rows use
       rows           tuples of one table, checked, completed, packed
       pieces         layouts, progress and events as pieces

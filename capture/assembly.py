@@ -6,14 +6,8 @@ nearly all messages by itself; what it leaves comes to the handlers here, which 
 A transaction without any change gives no piece: it only moves `bound`, and so does a keepalive. One that the log has
 already (`walbus.capture.repeats`) gives none either.
 
-Rows:
-
-- An update's key comes from the new row. Where the key changed, pgoutput sends the old key too, which becomes
-  `old_key`; in such a key-only tuple `n` means "not sent". Under REPLICA IDENTITY FULL it sends the whole old row.
-- A column whose TOASTed value did not change is not sent. It is taken from the old row where that has it, else its
-  bit is set in the change's `unchanged` bitmap. It is never taken for NULL.
-- A non-transactional message is a transaction of its own with xid 0. Its record may end exactly where the next
-  commit's begins, so its place is the last byte of its record.
+A non-transactional message is a transaction of its own with xid 0. Its record may end exactly where the next commit's
+begins, so its place is the last byte of its record.
 
 One `Assembler` lives as long as its process; `reconnected` tells it that the stream begins anew. What `feed` completes
 waits inside until `take`.
@@ -23,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from walbus.capture.changes import ChangeMessage, packed_changes
 from walbus.capture.epochs import epoch_piece, switches_between
 from walbus.capture.messages import (
     Begin,
@@ -39,7 +34,6 @@ from walbus.capture.messages import (
 )
 from walbus.capture.pieces import progress_piece, reseed_piece, schema_piece
 from walbus.capture.repeats import Repeats
-from walbus.capture.rows import pack_row
 from walbus.capture.tables import PrimaryKey, Tables
 from walbus.capture.timelines import Timelines
 from walbus.capture.xids import widen_xid
@@ -48,7 +42,6 @@ from walbus.log import Held, Piece, Run, SchemaRegistry
 from walbus.lsn import format_lsn
 from walbus.native.interface import Core, Transaction
 from walbus.position import Position
-from walbus.records import ChangeFlag, Op, pack_change
 from walbus.schema import TableSchema
 
 _CHANGE_KINDS = frozenset((b"I", b"U", b"D", b"T", b"M"))
@@ -92,15 +85,15 @@ class Assembler:
         self._core.last_commit_time = last_commit_time
         self.repeated = 0  #: transactions dropped because the log has them
         self._handlers: dict[type, Callable[..., None]] = {
-            Insert: self._insert,
-            Update: self._update,
-            Delete: self._delete,
+            Insert: self._change,
+            Update: self._change,
+            Delete: self._change,
             Begin: self._begin,
             Commit: self._commit,
             Origin: self._origin,
             Relation: self._relation,
             Type: self._type,
-            Truncate: self._truncate,
+            Truncate: self._change,
             LogicalMessage: self._message,
         }
         self._begin_connection(timelines, near_xid, bound)
@@ -327,64 +320,20 @@ class Assembler:
 
     # Changes.
 
-    def _insert(self, insert: Insert) -> None:
+    def _change(self, message: ChangeMessage) -> None:
         if self._takes_change():
-            table = self._tables.fitting(insert.oid, insert.new)
-            self._core.add(pack_row(table, Op.INSERT, self._core.next_delta(), new=insert.new), table.bit)
-
-    def _update(self, update: Update) -> None:
-        if not self._takes_change():
-            return
-        old = update.old_key or update.old
-        rows = (update.new,) if old is None else (update.new, old)
-        table = self._tables.fitting(update.oid, *rows)
-        change = pack_row(table, Op.UPDATE, self._core.next_delta(), new=update.new, key=update.old_key, old=update.old)
-        self._core.add(change, table.bit)
-
-    def _delete(self, delete: Delete) -> None:
-        if not self._takes_change():
-            return
-        old = delete.old_key or delete.old
-        if old is None:
-            raise ProtocolError("a delete without its old row")
-        table = self._tables.fitting(delete.oid, old)
-        change = pack_row(table, Op.DELETE, self._core.next_delta(), key=delete.old_key, old=delete.old)
-        self._core.add(change, table.bit)
-
-    def _truncate(self, truncate: Truncate) -> None:
-        flags = truncate.cascade * ChangeFlag.CASCADE | truncate.restart_identity * ChangeFlag.RESTART_IDENTITY
-        if not self._takes_change():
-            return
-        for table in [self._tables.get(oid) for oid in truncate.oids]:
-            delta = self._core.next_delta()
-            change = pack_change(
-                Op.TRUNCATE,
-                table=table.schema.oid,
-                schema_id=table.schema.id,
-                seq_delta=delta,
-                ordinal_delta=delta,
-                flags=flags,
-            )
-            self._core.add(change, table.bit)
+            for change, bit in packed_changes(message, self._tables, self._core.next_delta):
+                self._core.add(change, bit)
 
     def _message(self, message: LogicalMessage) -> None:
         if message.transactional:
-            self._add_message(message, ChangeFlag.TRANSACTIONAL)
+            self._change(message)
             return
         if self._core.transaction is not None:
             raise ProtocolError("a message outside transactions came inside one")
         self._open(message.lsn - 1, self._core.last_commit_time, 0)
-        self._add_message(message, 0)
+        self._change(message)
         self._commit(Commit(message.lsn - 1, message.lsn, self._core.last_commit_time))
-
-    def _add_message(self, message: LogicalMessage, flags: int) -> None:
-        if not self._takes_change():
-            return
-        delta = self._core.next_delta()
-        change = pack_change(
-            Op.MESSAGE, seq_delta=delta, ordinal_delta=delta, flags=flags, key=message.prefix, after=message.content
-        )
-        self._core.add(change)
 
     # The open transaction.
 
