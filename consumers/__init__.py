@@ -5,8 +5,9 @@ The way of the data:
     transport   HTTP: requests, status codes, streams of records
     decoding    records to changes
     steps       what goes into the state machine, and what comes out
-    machine     the pure state machine: log, snapshot, and the way back to the log
+    machine     the pure state machine: log, snapshot, and the way back to the log; phases are its states
     stale       which rows an event has made stale
+    unread      which tables must be read again, and whether the bootstrap has them
     session     drives the machine: opens what it wants, waits out what comes right by itself
     checkpoint  where a consumer is; checkpoint_store keeps it
     client      `walbus.connect(url).subscribe(...)`

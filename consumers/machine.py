@@ -30,7 +30,7 @@ Four rules keep a consumer right:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from walbus.consumers.checkpoint import (
@@ -41,6 +41,17 @@ from walbus.consumers.checkpoint import (
     Point,
     Snapshotting,
     TableProgress,
+)
+from walbus.consumers.phases import (
+    Listing,
+    Starting,
+    State,
+    caught_up,
+    current,
+    next_marks,
+    point_of,
+    resumed,
+    with_table,
 )
 from walbus.consumers.steps import (
     Advance,
@@ -69,33 +80,8 @@ from walbus.consumers.steps import (
 from walbus.consumers.windows import end_of_filtered, layout_window, log_window, snapshot_window
 from walbus.errors import PositionUnknown, ProtocolError
 from walbus.events import Window
-from walbus.position import ORIGIN, Position
+from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader
-
-# --- the machine ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Starting:
-    """Nothing is known yet."""
-
-    start: Start
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A snapshot is needed, and its tables are not known yet.
-
-    Attributes:
-        before: the last checkpoint, which stays the stored one meanwhile.
-        only: the tables to read again; None for all.
-    """
-
-    before: Checkpoint | None
-    only: tuple[str, ...] | None = None
-
-
-State: TypeAlias = Starting | Listing | Snapshotting | CatchingUp | Following
 
 
 class ConsumerMachine:
@@ -107,9 +93,9 @@ class ConsumerMachine:
     """
 
     def __init__(self, checkpoint: Checkpoint | None, start: Start) -> None:
-        self._state: State = Starting(start) if checkpoint is None else _resumed(checkpoint)
+        self._state: State = Starting(start) if checkpoint is None else resumed(checkpoint)
         self._log: LogSeen | None = None  # what the relay said since the last disconnect
-        self._received = _point_of(checkpoint)  # the log has been handed on up to here, pieces included
+        self._received = point_of(checkpoint)  # the log has been handed on up to here, pieces included
         self._open: tuple[int, int] | None = None  # (epoch, commit LSN) of a transaction that has begun to arrive
 
     @property
@@ -141,7 +127,7 @@ class ConsumerMachine:
             case Following(log_id=log_id) | CatchingUp(log_id=log_id):
                 return ReadLog(log_id, self._received.last_done)
             case Snapshotting(log_id=log_id) as state:
-                table = _current(state)
+                table = current(state)
                 return ReadSnapshot(log_id, table.table, table.after_key)
             case Listing(only=only):
                 return ListTables(only)
@@ -223,7 +209,7 @@ class ConsumerMachine:
         unread = before.unread if before is not None and same_log else ()
         left = tuple(table for table in unread if table not in event.tables)
         layouts = before.layouts if low is not None and before is not None else event.layouts
-        state = Snapshotting(event.log_id, _next_marks(before, event), tables, low, low, left, layouts)
+        state = Snapshotting(event.log_id, next_marks(before, event), tables, low, low, left, layouts)
         self._state = state
         return [Advance(state)]
 
@@ -236,17 +222,17 @@ class ConsumerMachine:
         state = replace(before, low=low, high=high)
         outputs: list[Output] = []
         if event.changes:
-            state = _with_table(state, replace(_current(state), after_key=event.changes[-1].raw.key))
+            state = with_table(state, replace(current(state), after_key=event.changes[-1].raw.key))
             outputs.append(Deliver(snapshot_window(event), state.marks, state))
         self._state = state
         if event.header.flags & Flag.END:
-            table = _current(state)
-            after = self._after_table(_with_table(state, replace(table, done=True)))
+            table = current(state)
+            after = self._after_table(with_table(state, replace(table, done=True)))
             outputs.append(Sweep(table.table, low.seq, state.marks, after))
         return outputs
 
     def _table_gone(self, state: Snapshotting, event: TableGone) -> list[Output]:
-        left = replace(state, tables=tuple(table for table in state.tables if table != _current(state)))
+        left = replace(state, tables=tuple(table for table in state.tables if table != current(state)))
         if not left.tables:
             return self._need_snapshot(state, event)
         return [Advance(self._after_table(left))]
@@ -257,7 +243,7 @@ class ConsumerMachine:
             case Snapshotting(low=Point() as low, high=Point() as high) if all(table.done for table in state.tables):
                 self._received = low
                 behind = CatchingUp(state.log_id, state.marks, low, high.last_done, state.unread, state.layouts)
-                self._state = _caught_up(behind)
+                self._state = caught_up(behind)
         return self._state
 
     # Log
@@ -328,7 +314,7 @@ class ConsumerMachine:
         return Deliver(window, state.marks, None if self._open else self._advance(state))
 
     def _advance(self, state: Following | CatchingUp) -> Checkpoint:
-        self._state = _caught_up(replace(state, point=self._received))
+        self._state = caught_up(replace(state, point=self._received))
         return self._state
 
     def _check_seq(self, header: RecordHeader) -> None:
@@ -337,48 +323,6 @@ class ConsumerMachine:
         takes_seq = header.kind == Kind.TRANSACTION and header.last_ordinal > 0
         if header.last_seq < self._received.seq + takes_seq:
             raise _regress(header.last_seq, header.last, self._received)
-
-
-def _resumed(checkpoint: Checkpoint) -> State:
-    """Where a checkpoint goes on.
-
-    A snapshot without its first answer begins anew. Rows of that answer may have reached the sink, and the checkpoint
-    that names their state may not: what was deleted since then is told by the sweep of a new generation alone.
-    """
-    if isinstance(checkpoint, Snapshotting) and checkpoint.low is None:
-        return Listing(checkpoint)
-    return checkpoint
-
-
-def _next_marks(before: Checkpoint | None, event: TablesListed) -> Marks:
-    generation = max(event.stamp, before.marks.generation + 1 if before else 0)
-    same_log = before is not None and before.log_id == event.log_id
-    return Marks(generation, before.marks.log_generation if before is not None and same_log else generation)
-
-
-def _current(state: Snapshotting) -> TableProgress:
-    return next(table for table in state.tables if not table.done)
-
-
-def _with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
-    tables = tuple(progress if table.table == progress.table else table for table in state.tables)
-    return replace(state, tables=tables)
-
-
-def _caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
-    if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
-        return Following(state.log_id, state.marks, state.point, state.unread, state.layouts)
-    return state
-
-
-def _point_of(checkpoint: Checkpoint | None) -> Point:
-    match checkpoint:
-        case Following(point=point) | CatchingUp(point=point):
-            return point
-        case Snapshotting(low=Point() as low):
-            return low
-        case _:
-            return Point(ORIGIN, 0)
 
 
 def _regress(seq: int, position: Position, received: Point) -> PositionUnknown:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import structlog
 
 from walbus.consumers.backoff import Backoff
-from walbus.consumers.checkpoint import CatchingUp, Checkpoint, Following, last_done_of, phase_of
+from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
 from walbus.consumers.decoding import Layouts, decode_record
-from walbus.consumers.machine import ConsumerMachine, Listing, Starting
-from walbus.consumers.stale import Freshness, stale_rows
+from walbus.consumers.machine import ConsumerMachine
+from walbus.consumers.phases import Listing, Starting
 from walbus.consumers.steps import (
     AskLog,
     Disconnected,
@@ -47,6 +47,7 @@ from walbus.consumers.transport import (
     RecordStream,
     RelayPeer,
 )
+from walbus.consumers.unread import Unread
 from walbus.errors import (
     ConfigError,
     Directive,
@@ -57,9 +58,7 @@ from walbus.errors import (
     WalbusError,
     directive_of,
 )
-from walbus.events import Change
 from walbus.records import Kind, RecordHeader, origin_of
-from walbus.schema import TableSchema
 
 _log = structlog.get_logger(__name__)
 
@@ -123,10 +122,14 @@ class Session:
         self._outputs: deque[Output] = deque()
         self._retry_at = 0.0
         self._reread_at = 0.0
-        self._unread_since = last_done_of(self.checkpoint)  # a bootstrap that has not applied this may serve old rows
-        self._freshness = Freshness()
+        self._unread = Unread(
+            self.subscribed.name,
+            self.subscribed.tables,
+            self.subscribed.start,
+            layouts=self.relay.schemas,
+            since=last_done_of(self.checkpoint),
+        )
         self._rereads = Backoff(*_REREAD_SECONDS)
-        self._unreadable: frozenset[str] = frozenset()  # to be read, and not served by the bootstrap when last seen
         self._waiting_for: str | None = None
         self._log_id = self.checkpoint.log_id if self.checkpoint else ""
 
@@ -168,37 +171,19 @@ class Session:
         now = self.clock.monotonic()
         if self.phase != "online" or self._outputs or now < self._reread_at:
             return
-        ready = self._served(tables)
+        ready = self._served_now(tables)
         if ready:
             self._rereads.reset()
             _log.warning("consumer.rows_incomplete", consumer=self.subscribed.name, tables=list(ready))
             self._receive(RowsIncomplete(ready))
         self._reread_at = now + self._rereads.next_delay()
 
-    def _served(self, tables: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the tables that the bootstrap serves now."""
+    def _served_now(self, tables: tuple[str, ...]) -> tuple[str, ...]:
         try:
             listed = self._bootstrap_peer().tables()
         except RelayUnavailable:
             return ()
-        if listed.log_id != self._log_id or listed.applied < self._unread_since:
-            return ()  # it may not know yet that its rows are wrong
-        good = tuple(
-            table
-            for table in tables
-            if table in listed.consistent and self._freshness.serves(table, listed.folds_from.get(table))
-        )
-        unreadable = frozenset(tables).difference(good)
-        if unreadable - self._unreadable:
-            _log.warning(
-                "consumer.rows_missing",
-                consumer=self.subscribed.name,
-                tables=sorted(unreadable),
-                refused=sorted(unreadable.intersection(listed.refused)),
-                why="rows or values of them are not in the log, and the bootstrap does not serve them (yet)",
-            )
-        self._unreadable = unreadable
-        return good
+        return self._unread.served(tables, listed) if listed.log_id == self._log_id else ()
 
     def close(self) -> None:
         """Ends all connections of this session."""
@@ -225,43 +210,9 @@ class Session:
         if header.kind == Kind.SNAPSHOT:
             self._receive(RowsRead(header, changes))
         else:
-            new_table = self._new_table(changes) if header.kind == Kind.SCHEMA else None
-            lost = self._lost(header, changes) if header.kind in (Kind.SCHEMA, Kind.EPOCH) else ()
-            if lost:
-                self._unread_since = header.last
-            renamed = self._renamed(changes) if header.kind == Kind.SCHEMA else ()
-            self._receive(RecordRead(header, changes, origin_of(record, header).decode(), new_table, lost, renamed))
+            told = self._unread.told(header, changes, self._machine.state, self._machine.layouts)
+            self._receive(RecordRead(header, changes, origin_of(record, header).decode(), *told))
         self._recovered()
-
-    def _new_table(self, changes: Sequence[Change]) -> TableSchema | None:
-        """The layout that a SCHEMA event tells, if the consumer wants all rows and was never told the table before."""
-        layout, wanted = changes[0].schema, self.subscribed.tables
-        if self.subscribed.start != "snapshot" or layout is None or layout.id <= self._machine.layouts:
-            return None
-        same = (known for known in self.relay.schemas() if known.oid == layout.oid and known.id < layout.id)
-        earlier = matching((known.table for known in same), wanted)
-        return layout if matching([layout.table], wanted) and not earlier else None
-
-    def _renamed(self, changes: Sequence[Change]) -> tuple[tuple[str, str], ...]:
-        """Tables that are to be read and have another name from here on: the bootstrap knows them by that alone."""
-        layout, state = changes[0].schema, self._machine.state
-        if layout is None or not isinstance(state, Following | CatchingUp) or not state.unread:
-            return ()
-        if not matching([layout.table], self.subscribed.tables):
-            return ()
-        same = (known for known in self.relay.schemas() if known.oid == layout.oid and known.id < layout.id)
-        earlier = {known.table for known in same}.intersection(state.unread) - {layout.table}
-        return tuple((name, layout.table) for name in sorted(earlier))
-
-    def _lost(self, header: RecordHeader, changes: Sequence[Change]) -> tuple[str, ...]:
-        """The tables whose rows an event says must be had again, if the consumer wants all rows of them."""
-        if self.subscribed.start != "snapshot":
-            return ()
-        told = [stale for change in changes for stale in stale_rows(change, header.last)]
-        named = matching(self._freshness.heed(told), self.subscribed.tables)
-        if named:
-            _log.warning("consumer.rows_stale", consumer=self.subscribed.name, tables=named, note="read again")
-        return named
 
     def _receive(self, event: Event) -> None:
         before = self.phase
@@ -288,7 +239,7 @@ class Session:
         info = self.relay.info()
         if info.log.log_id != self._log_id:
             self._layouts.forget()
-            self._freshness = Freshness()
+            self._unread.forget()
             self._log_id = info.log.log_id
         self._choose_bootstrap(info.bootstrap)
         self._receive(info.log)
@@ -316,7 +267,7 @@ class Session:
         patterns = self.subscribed.tables if only is None else only
         wanted, without = matching(listed.tables, patterns), matching(listed.refused, patterns)
         if listed.log_id == self._log_id:
-            self._freshness.reading(wanted, listed.folds_from)
+            self._unread.reading(wanted, listed.folds_from)
         layouts = max(listed.tables.values(), default=0)
         self._receive(TablesListed(listed.log_id, wanted, int(self.clock.wall() * 1000), layouts))
         if not isinstance(self._machine.state, Listing):

@@ -20,7 +20,8 @@ from walbus.consumers.checkpoint import (
     load_checkpoint,
 )
 from walbus.consumers.decoding import Layouts, decode_record
-from walbus.consumers.machine import ConsumerMachine, Listing
+from walbus.consumers.machine import ConsumerMachine
+from walbus.consumers.phases import Listing
 from walbus.consumers.steps import (
     Advance,
     AskLog,

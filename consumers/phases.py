@@ -1,0 +1,92 @@
+"""The phases of a consumer, and how one follows from another. Pure.
+
+Three of them are checkpoints (`walbus.consumers.checkpoint`); the two here come before the first one, or before the
+next, and are never stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from walbus.consumers.checkpoint import (
+    CatchingUp,
+    Checkpoint,
+    Following,
+    Marks,
+    Point,
+    Snapshotting,
+    TableProgress,
+)
+from walbus.consumers.steps import Start, TablesListed
+from walbus.position import ORIGIN
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Nothing is known yet."""
+
+    start: Start
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A snapshot is needed, and its tables are not known yet.
+
+    Attributes:
+        before: the last checkpoint, which stays the stored one meanwhile.
+        only: the tables to read again; None for all.
+    """
+
+    before: Checkpoint | None
+    only: tuple[str, ...] | None = None
+
+
+State: TypeAlias = Starting | Listing | Snapshotting | CatchingUp | Following
+
+
+def resumed(checkpoint: Checkpoint) -> State:
+    """Where a checkpoint goes on.
+
+    A snapshot without its first answer begins anew. Rows of that answer may have reached the sink, and the checkpoint
+    that names their state may not: what was deleted since then is told by the sweep of a new generation alone.
+    """
+    if isinstance(checkpoint, Snapshotting) and checkpoint.low is None:
+        return Listing(checkpoint)
+    return checkpoint
+
+
+def next_marks(before: Checkpoint | None, event: TablesListed) -> Marks:
+    """The marks of a snapshot whose tables the bootstrap has just listed, behind the last checkpoint."""
+    generation = max(event.stamp, before.marks.generation + 1 if before else 0)
+    same_log = before is not None and before.log_id == event.log_id
+    return Marks(generation, before.marks.log_generation if before is not None and same_log else generation)
+
+
+def current(state: Snapshotting) -> TableProgress:
+    """The table that is read now."""
+    return next(table for table in state.tables if not table.done)
+
+
+def with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
+    """With another progress of one of its tables."""
+    tables = tuple(progress if table.table == progress.table else table for table in state.tables)
+    return replace(state, tables=tables)
+
+
+def caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
+    """Catching up ends where the newest state that was read has been passed."""
+    if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
+        return Following(state.log_id, state.marks, state.point, state.unread, state.layouts)
+    return state
+
+
+def point_of(checkpoint: Checkpoint | None) -> Point:
+    """Up to where the log was handed on; its beginning where that is not known yet."""
+    match checkpoint:
+        case Following(point=point) | CatchingUp(point=point):
+            return point
+        case Snapshotting(low=Point() as low):
+            return low
+        case _:
+            return Point(ORIGIN, 0)
