@@ -4,8 +4,9 @@
     pure        the core in Python
     _core       the core in C, one small optional extension:
       buffer.pxi  bytes in memory, CRC32C
-      values.pxi  text to Avro
+      values.pxi  text to Avro; times.pxi has dates and times
       rows.pxi    tuples to changes
+      places.pxi  positions and transaction ids compared
       packing.pxi small transactions to runs
       blocks.pxi  rows of streamed transactions into their spool, and out of it
 

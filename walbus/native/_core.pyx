@@ -45,8 +45,10 @@ cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
 include "buffer.pxi"
 include "values.pxi"
+include "times.pxi"
 include "rows.pxi"
 include "packing.pxi"
+include "places.pxi"
 
 cdef enum:
     WAL_DATA_HEADER = 25
@@ -70,8 +72,7 @@ cdef class Core:
     cdef public uint64_t transactions, changes
     cdef uint32_t current_epoch  # of commits at `since` and behind it
     cdef uint64_t since
-    cdef uint32_t end_epoch, end_ordinal
-    cdef uint64_t end_lsn
+    cdef Place place  # of the last change that was handed out
 
     # The open transaction.
     cdef bint is_open
@@ -115,11 +116,11 @@ cdef class Core:
 
     @property
     def end(self):
-        return Position(self.end_epoch, self.end_lsn, self.end_ordinal)
+        return Position(self.place.epoch, self.place.lsn, self.place.ordinal)
 
     @end.setter
     def end(self, position):
-        self.end_epoch, self.end_lsn, self.end_ordinal = position
+        self.place.epoch, self.place.lsn, self.place.ordinal = position
 
     def know(self, schema):
         self.known[schema.oid] = Table(schema, row_encoder(schema))
@@ -182,26 +183,11 @@ cdef class Core:
         cdef int64_t commit_time = <int64_t>read_64(at + 8)
         if self.is_open or commit_lsn < self.since or commit_time > INT64_MAX - POSTGRES_EPOCH:
             return False
-        if not self.is_new(commit_lsn):
+        if not is_behind(&self.place, self.current_epoch, commit_lsn):
             return False
-        self.open(self.current_epoch, commit_lsn, commit_time + POSTGRES_EPOCH, self.widened(read_32(at + 16)))
+        self.open(self.current_epoch, commit_lsn, commit_time + POSTGRES_EPOCH, widened(read_32(at + 16), self.near_xid))
         self.accepted = True
         return True
-
-    cdef bint is_new(self, uint64_t commit_lsn) noexcept:
-        """Whether a commit of the current epoch lies behind all that was handed out."""
-        if self.end_epoch != self.current_epoch:
-            return self.end_epoch < self.current_epoch
-        return commit_lsn > self.end_lsn or (commit_lsn == self.end_lsn and self.end_ordinal == 0)
-
-    cdef uint64_t widened(self, uint32_t xid) noexcept:
-        """As `walbus.capture.xids.widen_xid`."""
-        cdef int64_t turn = <int64_t>1 << 32
-        cdef int64_t near = <int64_t>self.near_xid
-        cdef int64_t candidate = near - near % turn + xid
-        if candidate - near > turn // 2 and candidate >= turn:
-            return candidate - turn
-        return candidate + turn if near - candidate > turn // 2 else candidate
 
     cdef bint takes_commit(self, Bytes at) except -1:
         if not (self.is_open and self.accepted) or at[0] != 0 or read_64(at + 1) != self.head.commit_lsn:
@@ -321,19 +307,11 @@ cdef class Core:
                 self.put_record(end_lsn)
             self.transactions += 1
             self.handed, self.shown = end_lsn, self.head.commit_lsn
-            self.pass_to(self.head.epoch, self.head.commit_lsn, last)
+            move_to(&self.place, self.head.epoch, self.head.commit_lsn, last)
         self.is_open = self.accepted = False
         self.last_commit_time = max(self.last_commit_time, self.head.commit_time)
         self.bound = max(self.bound, end_lsn)
         return 0
-
-    cdef void pass_to(self, uint32_t epoch, uint64_t lsn, uint32_t ordinal) noexcept:
-        """Moves `end`, never back."""
-        if epoch < self.end_epoch or (epoch == self.end_epoch and lsn < self.end_lsn):
-            return
-        if epoch == self.end_epoch and lsn == self.end_lsn and ordinal <= self.end_ordinal:
-            return
-        self.end_epoch, self.end_lsn, self.end_ordinal = epoch, lsn, ordinal
 
     # What is complete.
 
