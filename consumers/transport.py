@@ -36,7 +36,8 @@ from walbus.errors import (
     RequestRefused,
 )
 from walbus.position import Position, parse_position
-from walbus.records import RecordHeader, RecordParser
+from walbus.record_parser import RecordParser
+from walbus.records import RecordHeader
 from walbus.schema import TableSchema
 
 T = TypeVar("T")

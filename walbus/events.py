@@ -160,7 +160,7 @@ def window_of(
     """The window that one record is.
 
     Args:
-        header: of the record, as `RecordParser` yields them.
+        header: of the record, as `walbus.record_parser` yields them.
         record: the whole record.
         schemas: layout by number; its KeyError for an unknown one goes to the caller.
         after: changes at or before this position ("last done") are left out, so that a record that begins before

@@ -6,7 +6,8 @@ import pytest
 
 from support.relay_log import FileEngine, commits, piece, schema_piece, table_schema
 from walbus.position import Position
-from walbus.records import Flag, Kind, RecordParser
+from walbus.record_parser import RecordParser
+from walbus.records import Flag, Kind
 from walbus.relay.delivery import Delivery
 from walbus.relay.table_filter import TableFilter
 

@@ -22,7 +22,8 @@ from walbus.config import RelayConfig
 from walbus.errors import ConfigError, DamagedRecord
 from walbus.log import Piece, SourceIdentity
 from walbus.position import Position, parse_position
-from walbus.records import Flag, Kind, Op, RecordHeader, RecordParser, iter_changes, pack_change, read_header
+from walbus.record_parser import RecordParser
+from walbus.records import Flag, Kind, Op, RecordHeader, iter_changes, pack_change, read_header
 from walbus.relay import serve_relay
 from walbus.relay.delivery import Delivery
 from walbus.schema import TableSchema

@@ -26,7 +26,8 @@ from support.waiting import wait_for
 from support.walbus_command import Running, write_config
 from walbus.demo.postgres import free_port
 from walbus.position import parse_position
-from walbus.records import Flag, RawChange, RecordHeader, RecordParser, body_of, iter_changes
+from walbus.record_parser import RecordParser
+from walbus.records import Flag, RawChange, RecordHeader, body_of, iter_changes
 from walbus.relay import open_reader
 from walbus.session import settings_sql
 from walbus.values import row_texts

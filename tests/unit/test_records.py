@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from walbus.errors import DamagedRecord
 from walbus.position import Position
+from walbus.record_parser import RecordParser
 from walbus.records import (
     CHANGE_HEADER_SIZE,
     HEADER_SIZE,
@@ -17,7 +18,6 @@ from walbus.records import (
     Kind,
     Op,
     RawChange,
-    RecordParser,
     body_of,
     check_record,
     iter_changes,

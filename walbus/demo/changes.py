@@ -5,7 +5,8 @@ from __future__ import annotations
 import httpx
 
 from walbus.errors import ProtocolError, RelayUnavailable
-from walbus.records import Kind, RecordParser
+from walbus.record_parser import RecordParser
+from walbus.records import Kind
 
 _PARAMETERS = {"from": "earliest", "until": "latest", "follow": "false"}
 
