@@ -4,15 +4,18 @@ The way of the data, and the module that each step is in:
 
     writer ─► segment_file ─► segments/*.seg ─► view ─► cursor ─► reader ─► delivery ─► streams ─► followers
        │                                          ▲                            │
-       └────► control, manifest: where it ends ───┘          table_filter, record_filter: what passes
+       └────► control, manifest: where it ends ───┘                record_filter, sse: in which form
 
 Writing     engine opens; lease says who may write, recovery what a dead writer left, retention what may go;
             sequence says what comes next and packs it; schemas keeps the table layouts, held knows a transaction again
             that is sent twice.
 Files       segment, control, manifest, index: one form each; scan frames records (sans-IO); fs is what faults enter by.
 Reading     reader puts the parts together; index_loader says where to begin; wake tells that there is more.
-Serving     server has the routes, stream_query reads what is asked for, tail wakes streams, gauges feeds /metrics,
-            http is what every server of Walbus shares.
+Forms       stream_query and selection read what is asked for; table_filter, projection and record_filter cut it out;
+            sse makes events for browsers, content_coding compresses.
+Serving     server has the routes; streams sends each delivery by itself, and feed what is new at the log's end to all
+            that ask for the same, each through its outlet; tail wakes them, gauges feeds /metrics, http is what every
+            server of Walbus shares.
 """
 
 from __future__ import annotations

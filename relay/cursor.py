@@ -6,6 +6,7 @@ skipped.
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,18 @@ class FileCursor:
         if seq <= header.first_seq:
             return self._done
         return header.first._replace(ordinal=header.first_ordinal + seq - header.first_seq - 1)
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Segment and offset of what will be read next; None while records are held that were read in seeking."""
+        return None if self._skipped else (self._number, self._offset)
+
+    def fork(self) -> FileCursor:
+        """Another cursor at the same place. A closed one cannot be forked."""
+        twin = copy.copy(self)
+        twin._skipped = self._skipped.copy()
+        twin._fd = None if self._fd is None else self._files.duplicate(self._fd)
+        return twin
 
     def read(self, max_bytes: int) -> list[bytes]:
         """The next whole records; see `walbus.log.LogCursor.read`."""

@@ -6,17 +6,23 @@ step and the closing apart.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from walbus.jsonlines import LineRenderer
 from walbus.log import Bounds
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader, pack_record, read_header
 from walbus.relay.cursor import FileCursor
+from walbus.relay.projection import Projection
 from walbus.relay.reader import FileLogReader
 from walbus.relay.record_filter import RecordFilter
+from walbus.relay.selection import EVERYTHING, Selection
+from walbus.relay.sse import EventRenderer
+from walbus.relay.stream_query import Format
 from walbus.relay.table_filter import TableFilter
 
 BLOCK_BYTES = 256 << 10  #: read in one step, about; the most that a stream holds beside the socket's buffer
@@ -37,8 +43,56 @@ class Step:
     finished: bool
 
 
-_TRANSACTION, _SCHEMA, _END = int(Kind.TRANSACTION), int(Kind.SCHEMA), int(Flag.END)
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Where a stream ends: at whichever of these comes first; None: it does not matter.
+
+    Attributes:
+        position: behind the transaction that holds it.
+        seq: behind the transaction that holds the change with this seq.
+        time: before the first transaction committed then or later (Unix microseconds).
+    """
+
+    position: Position | None = None
+    seq: int | None = None
+    time: int | None = None
+
+    def reached(self, last: RecordHeader) -> bool:
+        """Whether a stream ends behind a transaction's last record."""
+        if self.position is not None and last.last >= self.position:
+            return True
+        return self.seq is not None and last.last_seq >= self.seq
+
+    def cuts_off(self, header: RecordHeader) -> bool:
+        """Whether a stream ends before a record."""
+        if self.time is None or header.commit_time < self.time:
+            return False
+        return header.kind == _PROGRESS or (header.kind == _TRANSACTION and bool(header.flags & _BEGIN))
+
+
+#: A stream without an end.
+ENDLESS: Final = Bound()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamForm:
+    """What is sent of the log; streams of one form send the same bytes for the same records.
+
+    Attributes:
+        format: binary records, JSON lines, or server-sent events.
+        selection: what passes.
+    """
+
+    format: Format = "binary"
+    selection: Selection = EVERYTHING
+
+
+_TRANSACTION, _SCHEMA, _PROGRESS = int(Kind.TRANSACTION), int(Kind.SCHEMA), int(Kind.PROGRESS)
+_BEGIN, _END = int(Flag.BEGIN), int(Flag.END)
 Encode = Callable[[RecordHeader, bytes], bytes]
+
+
+_EVERY_RECORD: Final = StreamForm()
 
 
 def _as_it_is(_: RecordHeader, record: bytes) -> bytes:
@@ -51,22 +105,26 @@ class Delivery:
     Args:
         reader: the log.
         after: where to begin.
-        until: where to end: behind the transaction that holds this position. None: nowhere.
-        tables: what passes.
-        json: whether JSON lines are wanted.
+        bound: where to end.
+        form: what is sent.
+
+    Raises:
+        UsageError: the selection names what there is not.
+        PositionTrimmed, PositionUnknown: the log does not go on behind `after`.
     """
 
     def __init__(
-        self, reader: FileLogReader, after: Position, *, until: Position | None, tables: TableFilter, json: bool
+        self, reader: FileLogReader, after: Position, *, bound: Bound = ENDLESS, form: StreamForm = _EVERY_RECORD
     ) -> None:
         self._lock = threading.Lock()
-        self._until = until
-        self._renderer = LineRenderer(reader.schemas.get, after=after, wants=tables.wants) if json else None
-        self._filter = None if tables.everything or json else RecordFilter(tables)
+        self._bound = bound
+        self._renderer, self._filter = _encoders(reader, after, form)
         self._encode = self._encoder()
         self._last = _before(after, reader.bounds())
         self._whole = True  # whether the last record ended its transaction
-        self._told = True  # whether what was sent says how far the stream has looked
+        self._started = False  # whether a record of a transaction was read
+        self._cut_off = False  # whether the bound's time was met
+        self.told = True  #: whether what was sent says how far the stream has looked
         self._cursor: FileCursor | None = reader.cursor(after)
 
     @property
@@ -91,21 +149,28 @@ class Delivery:
             records = self._cursor.read(BLOCK_BYTES)
             parts = self._pass_on(records) if self._encode is _as_it_is else self._encoded(records)
             finished = self._is_finished()
-            if finished and not self._told:
+            if finished and not self.told:
                 parts.append(self._heartbeat())
             return Step(b"".join(parts), at_end=not records, finished=finished)
 
     def _pass_on(self, records: list[bytes]) -> list[bytes]:
         """An unfiltered block: only its last record is looked at, unless the stream ends in it."""
-        if records and (self._until is None or read_header(records[-1]).last < self._until):
-            self._note(read_header(records[-1]), told=True)
-            return records
+        if records and self._bound.time is None:
+            last = read_header(records[-1])
+            if not self._bound.reached(last):
+                self._note(last, told=True)
+                return records
         return self._encoded(records)
 
     def _encoded(self, records: list[bytes]) -> list[bytes]:
         parts = []
         for record in records:
             header = read_header(record)
+            if self._bound.cuts_off(header):
+                self._cut_off = True
+                break
+            if not self._started and header.kind == _TRANSACTION:
+                self._start(header)
             encoded = self._encode(header, record)
             parts.append(encoded)
             self._note(header, told=bool(encoded))
@@ -114,11 +179,17 @@ class Delivery:
         return parts
 
     def _note(self, header: RecordHeader, *, told: bool) -> None:
-        self._last, self._told = header, told
+        self._last, self.told = header, told
         if header.kind == _TRANSACTION:
             self._whole = bool(header.flags & _END)
         elif header.kind == _SCHEMA:  # stands before a transaction, or between two pieces of it
             self._whole = header.last_ordinal == 0
+
+    def _start(self, header: RecordHeader) -> None:
+        """A stream that starts inside a transaction is inside its window: its client gets the END, whatever passes."""
+        self._started = True
+        if self._filter is not None and not header.flags & _BEGIN:
+            self._filter.in_window = True
 
     def heartbeat(self) -> bytes:
         """A sign of life that says how far the stream has looked.
@@ -149,6 +220,26 @@ class Delivery:
         )
         return self._renderer.render(read_header(record), record) if self._renderer else record
 
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Segment and offset of what will be read next; None inside a transaction and where it is not known.
+
+        Two deliveries of one form at the same place give the same from then on.
+        """
+        return self._cursor.place if self._cursor is not None and self._whole else None
+
+    def fork(self) -> Delivery:
+        """Another delivery that goes on from here as this one does. A closed one cannot be forked."""
+        with self._lock:
+            if self._cursor is None:
+                raise ValueError("the delivery is closed")
+            twin = copy.copy(self)
+            twin._lock = threading.Lock()
+            twin._cursor = self._cursor.fork()
+            twin._renderer, twin._filter = copy.copy(self._renderer), copy.copy(self._filter)
+            twin._encode = twin._encoder()
+            return twin
+
     def close(self) -> None:
         """Waits for a step under way and frees the cursor."""
         with self._lock:
@@ -162,7 +253,23 @@ class Delivery:
         return self._filter.filter if self._filter is not None else _as_it_is
 
     def _is_finished(self) -> bool:
-        return self._until is not None and self._whole and self._last.last >= self._until
+        return self._cut_off or (self._whole and self._bound.reached(self._last))
+
+
+def _encoders(
+    reader: FileLogReader, after: Position, form: StreamForm
+) -> tuple[LineRenderer | None, RecordFilter | None]:
+    """What makes a form out of records: at most one of the two."""
+    selection = form.selection
+    tables = TableFilter(selection.tables, reader.schemas, selection.ops)
+    projection = Projection(selection.columns, reader.schemas)
+    if form.format == "binary":
+        return None, None if tables.everything and projection.everything else RecordFilter(tables, projection)
+    layout, wants, columns = reader.schemas.get, tables.wants, projection.columns
+    if form.format == "json":
+        return LineRenderer(layout, after=after, wants=wants, columns=columns), None
+    log_id = reader.bounds().log_id
+    return EventRenderer(layout, after=after, wants=wants, columns=columns, log_id=log_id), None
 
 
 def _before(after: Position, bounds: Bounds) -> RecordHeader:

@@ -35,6 +35,10 @@ class Files:
         """Opens an existing file for reading."""
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+    def duplicate(self, fd: int) -> int:
+        """Another descriptor of the same open file."""
+        return os.dup(fd)
+
     def close(self, fd: int) -> None:
         """Closes a file."""
         os.close(fd)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from walbus.errors import DamagedRecord
 from walbus.records import CHANGE_HEADER_SIZE, Flag, Kind, RecordHeader, body_of, origin_of, pack_record
+from walbus.relay.projection import Projection
 from walbus.relay.table_filter import TableFilter
 
 _CHANGE_START = struct.Struct("<IBBHII")  # length, op, flags, bitmap's length, table, schema id
@@ -38,10 +39,12 @@ class RecordFilter:
 
     Args:
         tables: what passes.
+        projection: which columns of it.
     """
 
-    def __init__(self, tables: TableFilter) -> None:
+    def __init__(self, tables: TableFilter, projection: Projection) -> None:
         self._tables = tables
+        self._projection = projection
         self.in_window = False  #: whether BEGIN was sent and END was not
 
     def filter(self, header: RecordHeader, record: bytes) -> bytes:
@@ -65,7 +68,7 @@ class RecordFilter:
             return b""
         flags = header.flags & ~_BEGIN | (0 if self.in_window else _BEGIN)
         self.in_window = not ends
-        if kept.changes == header.count and flags == header.flags:
+        if kept.changes == header.count and flags == header.flags and self._projection.everything:
             return record
         return _pack(header, flags & ~_ZSTD | _FILTERED, origin_of(record, header), kept)
 
@@ -73,7 +76,7 @@ class RecordFilter:
         """The changes that pass, as they lie in the record."""
         body = body_of(record, header)
         parts, bits, offset = [], 0, 0
-        wants, unpack = self._tables.wants_change, _CHANGE_START.unpack_from
+        wants, project, unpack = self._tables.wants_change, self._projection.project, _CHANGE_START.unpack_from
         while offset < len(body):
             if len(body) - offset < CHANGE_HEADER_SIZE:
                 raise DamagedRecord("a change's header is cut short", where=f"body offset {offset}")
@@ -81,7 +84,7 @@ class RecordFilter:
             if not CHANGE_HEADER_SIZE <= length <= len(body) - offset:
                 raise DamagedRecord("a change's length is impossible", where=f"body offset {offset}")
             if wants(op, table, schema_id):
-                parts.append(body[offset : offset + length])
+                parts.append(project(body[offset : offset + length], op, schema_id))
                 bits |= 1 << table % 64
             offset += length
         return _Kept(b"".join(parts), len(parts), bits)

@@ -136,9 +136,9 @@ class RelayServer:
             self.failure = error  # a log that cannot be read is not waited for
             stopping.set()
             return
-        self._streams = StreamServer(reader, self._bootstrap_url, threads)
+        self._streams = StreamServer(reader, self._bootstrap_url, threads, stopping)
         _log.info("relay_serves_log", folder=str(self._folder), end=str(reader.bounds().end))
-        await self._streams.stop_with(stopping)
+        await self._streams.wake_at_stop()
 
     async def _open_reader(self) -> FileLogReader:
         waiting = False
@@ -185,7 +185,7 @@ class RelayServer:
                 "bytes": bounds.bytes,
                 "commit_time": bounds.commit_time,
                 "bootstrap": self._bootstrap_url,
-                "streams": [{"name": stream.name, "scanned": str(stream.delivery.scanned)} for stream in streams],
+                "streams": [{"name": stream.name, "scanned": str(stream.scanned)} for stream in streams],
                 **self._room_statuses(),
             }
         )

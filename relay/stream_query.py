@@ -1,13 +1,17 @@
-"""What a client of `/v1/stream` asks for, read from the query string. No I/O.
+"""What a client of `/v1/stream` asks for, read from the query string and the headers. No I/O.
 
-tables=public.orders,public.*    which tables (default: all, with messages)
+tables, ops, columns             what passes: `walbus.relay.selection`
 after=POSITION                   go on behind a change that was done; wins over `from`
-from=POSITION|TIME|earliest|latest   begin with; default: latest when following, earliest otherwise
-until=POSITION|latest            end behind the transaction that holds it; `latest`: the end as of the request
+from=PLACE                       begin with; default: latest when following, earliest otherwise
+until=PLACE                      end behind the transaction that holds it, or before the first one committed at a time
 follow=true|false                wait for more at the end; default: true without `until`
 name=CONSUMER                    for logs and gauges
 log_id=…                         refuse any other log
-format=binary|json               default: by the Accept header, binary without one
+format=binary|json|sse           default: by the Accept header, binary without one
+
+A PLACE is a position, a time, `seq:N`, `earliest` or `latest` (the end as of the request). Server-sent events carry
+`POSITION@LOG_ID` as their ids; what a browser sends back as Last-Event-ID is an `after` with its `log_id`, and wins
+over both parameters.
 """
 
 from __future__ import annotations
@@ -20,13 +24,26 @@ from typing import Final, Literal
 
 from walbus.errors import InvalidText, UsageError
 from walbus.position import Position, parse_position
+from walbus.relay.selection import Selection, parse_selection
 
-BINARY_TYPE: Final = "application/vnd.walbus.stream"
-JSON_TYPE: Final = "application/x-ndjson"
+Format = Literal["binary", "json", "sse"]
 
-_KNOWN = frozenset(("tables", "after", "from", "until", "follow", "name", "log_id", "format"))
+MEDIA_TYPES: Final[dict[Format, str]] = {
+    "binary": "application/vnd.walbus.stream",
+    "json": "application/x-ndjson",
+    "sse": "text/event-stream",
+}
+
+PARAMETERS: Final = (
+    "tables", "ops", "columns", "after", "from", "until", "follow", "name", "log_id", "format",
+)  # fmt: skip
+LAST_EVENT_ID: Final = "Last-Event-ID"
+
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
-_SECONDS = re.compile(r"\d{1,12}(\.\d{1,6})?\Z")
+_SECONDS = re.compile(r"\d{1,11}(\.\d{1,6})?\Z")
+_SEQ = re.compile(r"seq:(\d{1,16})\Z")
+_MAX_SEQ = 1 << 53
+_MEND_PLACE = "write it as in 1:16/B374D848:4, 2026-01-31T12:00:00Z or seq:42, or use earliest or latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +54,21 @@ class After:
 
 
 @dataclass(frozen=True, slots=True)
-class Since:
-    """Begin with the first transaction committed at or after this time (Unix seconds)."""
+class AtTime:
+    """The first transaction committed at or after this time (Unix seconds)."""
 
     time: float
 
 
-Start = After | Since | Literal["earliest", "latest"]
-Until = Position | Literal["latest"] | None
+@dataclass(frozen=True, slots=True)
+class AtSeq:
+    """The change with this seq, or the first one behind it."""
+
+    seq: int
+
+
+Place = Position | AtTime | AtSeq | Literal["earliest", "latest"]
+Start = After | AtTime | AtSeq | Literal["earliest", "latest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,80 +76,92 @@ class StreamQuery:
     """A stream as it was asked for.
 
     Attributes:
-        tables: patterns, as `TableFilter` takes them; empty: everything.
+        selection: what passes.
         start: where to begin.
         until: where to end; None: nowhere.
         follow: whether to wait at the log's end.
         name: of the consumer; may be empty.
         log_id: the log that the client's position belongs to; None if it does not say.
-        json: whether JSON lines are wanted.
+        format: the form of the answer.
     """
 
-    tables: tuple[str, ...]
+    selection: Selection
     start: Start
-    until: Until
+    until: Place | None
     follow: bool
     name: str
     log_id: str | None
-    json: bool
+    format: Format
 
 
-def parse_stream_query(parameters: Mapping[str, str], accept: str) -> StreamQuery:
-    """Reads the parameters and the Accept header.
+def parse_stream_query(parameters: Mapping[str, str], headers: Mapping[str, str]) -> StreamQuery:
+    """Reads the parameters, and the headers Accept and Last-Event-ID.
 
     Raises:
         UsageError: one is unknown or wrong; `where` names it.
     """
     for key in parameters:
-        if key not in _KNOWN:
-            raise UsageError(f"{key!r} is not a parameter", where=key, mend=f"use {', '.join(sorted(_KNOWN))}")
-    until = _until(parameters.get("until"))
+        if key not in PARAMETERS:
+            raise UsageError(f"{key[:80]!r} is not a parameter", where=key[:80], mend=f"use {', '.join(PARAMETERS)}")
+    until = _place(parameters["until"], "until") if "until" in parameters else None
     follow = _follow(parameters.get("follow"), bounded=until is not None)
+    form = _format(parameters.get("format"), headers.get("Accept", ""))
+    start, log_id = _start(parameters, follow=follow), parameters.get("log_id")
+    last_event = headers.get(LAST_EVENT_ID, "")
+    if last_event and form == "sse":
+        start, log_id = _last_event(last_event, log_id)
     return StreamQuery(
-        tables=tuple(part for part in parameters.get("tables", "").split(",") if part),
-        start=_start(parameters, follow=follow),
+        selection=parse_selection(parameters.get("tables"), parameters.get("ops"), parameters.get("columns")),
+        start=start,
         until=until,
         follow=follow,
         name=_name(parameters.get("name", "")),
-        log_id=parameters.get("log_id"),
-        json=_wants_json(parameters.get("format"), accept),
+        log_id=log_id,
+        format=form,
     )
 
 
-def _position(text: str, parameter: str) -> Position:
+def _position(text: str, where: str) -> Position:
     try:
         return parse_position(text)
     except InvalidText as error:
-        raise UsageError(error.what, where=parameter, mend=error.mend) from None
-
-
-def _until(text: str | None) -> Until:
-    if text is None:
-        return None
-    return "latest" if text == "latest" else _position(text, "until")
+        raise UsageError(error.what, where=where, mend=error.mend) from None
 
 
 def _follow(text: str | None, *, bounded: bool) -> bool:
     if text is None:
         return not bounded
     if text not in ("true", "false"):
-        raise UsageError(f"{text!r} is neither true nor false", where="follow")
+        raise UsageError(f"{text[:80]!r} is neither true nor false", where="follow", mend="use true or false")
     return text == "true"
 
 
 def _start(parameters: Mapping[str, str], *, follow: bool) -> Start:
     if "after" in parameters:
         return After(_position(parameters["after"], "after"))
-    text = parameters.get("from", "latest" if follow else "earliest")
+    place = _place(parameters.get("from", "latest" if follow else "earliest"), "from")
+    if isinstance(place, Position):
+        return After(place._replace(ordinal=max(place.ordinal - 1, 0)))
+    return place
+
+
+def _last_event(text: str, log_id: str | None) -> tuple[After, str | None]:
+    position, _, log = text.partition("@")
+    return After(_position(position, LAST_EVENT_ID)), log or log_id
+
+
+def _place(text: str, parameter: str) -> Place:
     if text == "earliest":
         return "earliest"
     if text == "latest":
         return "latest"
+    seq = _SEQ.match(text)
+    if seq is not None and int(seq[1]) < _MAX_SEQ:
+        return AtSeq(int(seq[1]))
     try:
-        epoch, lsn, ordinal = parse_position(text)
+        return parse_position(text)
     except InvalidText:
-        return Since(parse_time(text, "from"))
-    return After(Position(epoch, lsn, max(ordinal - 1, 0)))
+        return AtTime(parse_time(text, parameter))
 
 
 def parse_time(text: str, parameter: str) -> float:
@@ -138,24 +174,25 @@ def parse_time(text: str, parameter: str) -> float:
         return float(text)
     try:
         moment = datetime.fromisoformat(text.replace(" ", "+"))  # a plus sign in a query string is a space
-    except ValueError:
-        raise UsageError(
-            f"{text!r} is neither a position nor a time",
-            where=parameter,
-            mend="write it as in 1:16/B374D848:4 or 2026-01-31T12:00:00Z, or use earliest or latest",
-        ) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        what = f"{text[:80]!r} is neither a position nor a time"
+        raise UsageError(what, where=parameter, mend=_MEND_PLACE) from None
 
 
 def _name(text: str) -> str:
     if text and not _NAME.match(text):
-        raise UsageError("a consumer's name has other characters", where="name", mend="use letters, digits, _ . and -")
+        raise UsageError(
+            "a consumer's name is too long, or has other characters", where="name",
+            mend="use at most 64 letters, digits, _ . and -",
+        )  # fmt: skip
     return text
 
 
-def _wants_json(text: str | None, accept: str) -> bool:
+def _format(text: str | None, accept: str) -> Format:
     if text is None:
-        return JSON_TYPE in accept
-    if text not in ("binary", "json"):
-        raise UsageError(f"{text!r} is no format", where="format", mend="use binary or json")
-    return text == "json"
+        return next((form for form in MEDIA_TYPES if MEDIA_TYPES[form] in accept), "binary")
+    for form in MEDIA_TYPES:
+        if text == form:
+            return form
+    raise UsageError(f"{text[:80]!r} is no format", where="format", mend=f"use {', '.join(MEDIA_TYPES)}")

@@ -1,15 +1,17 @@
 """`/v1/stream`: sends a delivery to its client, at the client's pace.
 
-Each stream holds one block; a slow client stops its own stream in `write`, which waits for the socket, and nobody
-else's. Blocking work runs on a few threads, save for the small reads at the log's end: those bytes have just been
-written, so they are in memory. A stream that is cut short (the server stops, the log is damaged, retention overtook it)
-ends with a broken connection and never with a clean end, so that a bounded stream's end can be believed.
+A stream first reads its own way through the log, block by block, and waits for the client before it reads the next one:
+a slow client stops its own stream and nobody else's. At the log's end a stream that has no bound joins a feed
+(`walbus.relay.feed`), which sends what is new to all that ask for the same, until the client falls behind.
+
+Blocking work runs on a few threads, save for the small reads at the log's end: those bytes have just been written, so
+they are in memory. A stream that is cut short (the server stops, the log is damaged, retention overtook it) ends with a
+broken connection and never with a clean end, so that a bounded stream's end can be believed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,18 +23,18 @@ from aiohttp import web
 from walbus.errors import PositionTrimmed, PositionUnknown, WalbusError
 from walbus.log import Bounds
 from walbus.position import Position
-from walbus.relay.delivery import Delivery, Step
-from walbus.relay.http import STOPPING, RequestError
+from walbus.relay.content_coding import CodingName, negotiate
+from walbus.relay.delivery import ENDLESS, Bound, Delivery, Step, StreamForm
+from walbus.relay.feed import HEARTBEAT_SECONDS, INLINE_BYTES, Feed, Feeds, Kind, wait_until
+from walbus.relay.http import RequestError
+from walbus.relay.outlet import Outlet
 from walbus.relay.reader import FileLogReader
-from walbus.relay.stream_query import BINARY_TYPE, JSON_TYPE, After, Since, StreamQuery, parse_stream_query
-from walbus.relay.table_filter import TableFilter
+from walbus.relay.sse import PREAMBLE
+from walbus.relay.stream_query import MEDIA_TYPES, After, AtSeq, AtTime, StreamQuery, parse_stream_query
 from walbus.relay.tail import Tail
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
-
-HEARTBEAT_SECONDS = 1.0
-_INLINE_BYTES = 32 << 10  # a read this small at the log's end is not worth a thread
 
 
 @dataclass(eq=False)
@@ -41,13 +43,29 @@ class OpenStream:
 
     Attributes:
         name: of the consumer; may be empty.
-        delivery: its way through the log.
-        sent: bytes so far.
+        kind: its form and compression.
+        outlet: where its bytes leave.
+        delivery: its own way through the log; closed while it is a feed's member.
+        feed: which it is a member of; None while it reads by itself.
+        endless: whether it goes on for ever.
     """
 
     name: str
+    kind: Kind
+    outlet: Outlet
     delivery: Delivery
-    sent: int = 0
+    feed: Feed | None = None
+    endless: bool = False
+
+    @property
+    def scanned(self) -> Position:
+        """Up to where it has looked at the log."""
+        return (self.feed.delivery if self.feed is not None else self.delivery).scanned
+
+    @property
+    def sent(self) -> int:
+        """Bytes so far."""
+        return self.outlet.sent
 
 
 class StreamServer:
@@ -57,19 +75,33 @@ class StreamServer:
         reader: the log.
         bootstrap_url: where a client goes whose position is gone; None if there is no such server.
         threads: for blocking work.
+        stopping: is set when the server stops.
     """
 
-    def __init__(self, reader: FileLogReader, bootstrap_url: str | None, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        reader: FileLogReader,
+        bootstrap_url: str | None,
+        threads: ThreadPoolExecutor,
+        stopping: asyncio.Event,
+    ) -> None:
         self._reader = reader
         self._bootstrap_url = bootstrap_url
         self._threads = threads
+        self._stopping = stopping
         self._tail = Tail(reader)
+        self._feeds = Feeds(self._tail, self._step, stopping)
+        self._sent_by_closed = 0
         self.open: set[OpenStream] = set()
-        self.sent_bytes = 0  #: by all streams so far
 
-    async def stop_with(self, stopping: asyncio.Event) -> None:
+    @property
+    def sent_bytes(self) -> int:
+        """By all streams so far."""
+        return self._sent_by_closed + sum(stream.sent for stream in self.open)
+
+    async def wake_at_stop(self) -> None:
         """Wakes all streams once the server stops, so that they see it."""
-        await stopping.wait()
+        await self._stopping.wait()
         self._tail.wake()
 
     async def close(self) -> None:
@@ -78,31 +110,34 @@ class StreamServer:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answers one request with a stream."""
-        query = parse_stream_query(_single(request), request.headers.get("Accept", ""))
+        query = parse_stream_query(_single(request), request.headers)
         bounds = self._reader.bounds()
         if query.log_id not in (None, bounds.log_id):
             raise _other_log(bounds)
-        tables = TableFilter(query.tables, self._reader.schemas)
-        delivery = await self._open(query, bounds, tables)
-        stream = OpenStream(query.name, delivery)
+        kind = Kind(
+            StreamForm(query.format, query.selection),
+            negotiate(request.headers.get("Accept-Encoding", ""), query.format),
+        )
+        outlet = Outlet(request, kind.coding)
+        bound = _bound(query, bounds)
+        delivery = await self._open(query, bounds, bound, kind.form)
+        stream = OpenStream(query.name, kind, outlet, delivery, endless=bound == ENDLESS)
         self.open.add(stream)
-        _log.info("stream_opened", consumer=query.name, position=str(delivery.scanned), tables=list(query.tables))
+        _log.info("stream_opened", consumer=query.name, position=str(stream.scanned), tables=query.selection.tables)
         try:
-            return await self._send(request, stream, query)
+            return await self._send(stream)
         finally:
             self.open.discard(stream)
-            _log.info("stream_closed", consumer=query.name, position=str(delivery.scanned), bytes=stream.sent)
-            self._threads.submit(delivery.close)
+            self._sent_by_closed += stream.sent
+            _log.info("stream_closed", consumer=query.name, position=str(stream.scanned), bytes=stream.sent)
+            self._threads.submit(stream.delivery.close)
 
-    async def _open(self, query: StreamQuery, bounds: Bounds, tables: TableFilter) -> Delivery:
-        until = bounds.end if query.until == "latest" else query.until
-        if not query.follow:
-            until = bounds.end if until is None else min(until, bounds.end)
-        after = await self._start(query, bounds)
-        if after > bounds.end and query.follow and query.log_id is not None:
-            await self._reached(after)
+    async def _open(self, query: StreamQuery, bounds: Bounds, bound: Bound, form: StreamForm) -> Delivery:
         try:
-            return await self._run(lambda: Delivery(self._reader, after, until=until, tables=tables, json=query.json))
+            after = await self._start(query, bounds)
+            if after > bounds.end and query.follow and query.log_id is not None:
+                await self._reached(after)
+            return await self._run(lambda: Delivery(self._reader, after, bound=bound, form=form))
         except PositionTrimmed as error:
             more = {"log_id": bounds.log_id, "trimmed": str(bounds.trimmed), "bootstrap": self._bootstrap_url}
             raise RequestError(410, error.what, where=error.where, mend=error.mend, more=more) from None
@@ -115,9 +150,12 @@ class StreamServer:
         start = query.start
         if isinstance(start, After):
             return start.position
-        if isinstance(start, Since):
+        if isinstance(start, AtTime):
             time = start.time
             return await self._run(lambda: self._reader.position_at(time))
+        if isinstance(start, AtSeq):
+            seq = start.seq
+            return await self._run(lambda: self._reader.position_at_seq(seq))
         return bounds.trimmed if start == "earliest" else bounds.end
 
     async def _reached(self, position: Position) -> None:
@@ -128,53 +166,93 @@ class StreamServer:
                 return
             await moved.wait()
 
-    async def _send(self, request: web.Request, stream: OpenStream, query: StreamQuery) -> web.StreamResponse:
+    async def _send(self, stream: OpenStream) -> web.StreamResponse:
         response = web.StreamResponse()
-        response.content_type = JSON_TYPE if query.json else BINARY_TYPE
-        response.headers["Walbus-Log-Id"] = self._reader.bounds().log_id
-        response.headers["Walbus-Position"] = str(stream.delivery.scanned)
-        response.headers["Cache-Control"] = "no-store"
-        await response.prepare(request)
+        form = stream.kind.form.format
+        response.content_type = MEDIA_TYPES[form]
+        response.headers.update(_headers(self._reader.bounds().log_id, stream.scanned, stream.kind.coding))
+        await stream.outlet.open(response)
+        if form == "sse":
+            stream.outlet.put(PREAMBLE)
         try:
-            finished = await self._pump(request.app[STOPPING], stream, response)
+            if await self._pump(stream):
+                await stream.outlet.finish()
+                return response
         except ConnectionError:
             raise  # the client left
         except Exception as error:  # the answer has begun, so only a broken connection can tell
             known = str(error) if isinstance(error, WalbusError) else None  # others may quote a row
-            _log.error("stream_failed", consumer=query.name, kind=type(error).__name__, error=known)
-            finished = False
-        if not finished and request.transport is not None:
-            request.transport.abort()
+            _log.error("stream_failed", consumer=stream.name, kind=type(error).__name__, error=known)
+        stream.outlet.abort()
         return response
 
-    async def _pump(self, stopping: asyncio.Event, stream: OpenStream, response: web.StreamResponse) -> bool:
+    async def _pump(self, stream: OpenStream) -> bool:
         """Sends until the bound is reached (True) or the server stops (False)."""
         loop = asyncio.get_running_loop()
         heartbeat_at = loop.time() + HEARTBEAT_SECONDS
-        while not stopping.is_set():
+        while not self._stopping.is_set():
             moved = self._tail.moved()
             step = await self._step(stream.delivery)
             data = step.data
             if not data and loop.time() >= heartbeat_at:
                 data = stream.delivery.heartbeat()
             if data:
-                await response.write(data)
-                stream.sent += len(data)
-                self.sent_bytes += len(data)
+                stream.outlet.put(data)
+                await stream.outlet.drained()
                 heartbeat_at = loop.time() + HEARTBEAT_SECONDS
             if step.finished:
                 return True
-            if step.at_end:
-                await _wait(moved, heartbeat_at - loop.time())
+            if step.at_end and not await self._followed(stream):
+                await wait_until(moved, heartbeat_at)
         return False
 
+    async def _followed(self, stream: OpenStream) -> bool:
+        """Lets a stream be a feed's member for as long as it keeps up; False if it cannot be one now."""
+        if not (stream.endless and stream.outlet.shared):
+            return False
+        feed = self._feeds.meeting(stream.kind, stream.delivery, stream.outlet)
+        if feed is None:
+            return False
+        stream.delivery.close()
+        stream.feed = feed
+        parted = await feed.follow(stream.outlet)
+        if parted is not None:
+            stream.delivery, stream.feed = parted, None
+            await stream.outlet.drained()
+        return True
+
     async def _step(self, delivery: Delivery) -> Step:
-        if delivery.pending() <= _INLINE_BYTES:
+        if delivery.pending() <= INLINE_BYTES:
             return delivery.step()
         return await self._run(delivery.step)
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _bound(query: StreamQuery, bounds: Bounds) -> Bound:
+    until, position = query.until, None if query.follow else bounds.end
+    if isinstance(until, AtSeq):
+        return Bound(position, seq=until.seq)
+    if isinstance(until, AtTime):
+        return Bound(position, time=int(until.time * 1e6))
+    if until is None:
+        return Bound(position)
+    if until == "earliest":
+        return Bound(bounds.trimmed)
+    if until == "latest":
+        return Bound(bounds.end)
+    return Bound(until if position is None else min(until, position))
+
+
+def _headers(log_id: str, position: Position, coding: CodingName) -> dict[str, str]:
+    headers = {
+        "Walbus-Log-Id": log_id,
+        "Walbus-Position": str(position),
+        "Cache-Control": "no-store",
+        "Vary": "Accept, Accept-Encoding",
+    }
+    return headers if coding == "identity" else headers | {"Content-Encoding": coding}
 
 
 def _single(request: web.Request) -> dict[str, str]:
@@ -202,9 +280,3 @@ def _other_log(bounds: Bounds) -> RequestError:
         mend="read a snapshot from the bootstrap server: positions and seqs of two logs do not compare",
         more={"log_id": bounds.log_id, "end": str(bounds.end)},
     )
-
-
-async def _wait(moved: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(max(seconds, 0)):
-            await moved.wait()

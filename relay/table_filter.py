@@ -2,12 +2,12 @@
 
 A pattern is `schema.table`, either part of which may be `*`. Names are those of the layout that the row was written
 with, so a renamed table is known by its old name before the rename. Messages belong to no table and pass only where
-everything does; epochs always pass. What cannot be judged (a truncate of a table without a known layout) passes.
+every table does; epochs always pass. What cannot be judged (a truncate of a table without a known layout) passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from walbus.errors import UsageError
 from walbus.log import SchemaRegistry
@@ -22,18 +22,21 @@ class TableFilter:
     Args:
         patterns: as above; empty, or with `*.*`: everything.
         schemas: the log's layouts.
+        ops: operations that pass; None: all. Layouts and epochs pass whatever they are.
 
     Raises:
         UsageError: a pattern has another form.
     """
 
-    def __init__(self, patterns: Sequence[str], schemas: SchemaRegistry) -> None:
-        self._patterns = [_split(pattern) for pattern in patterns]
+    def __init__(self, patterns: Sequence[str], schemas: SchemaRegistry, ops: Collection[int] | None = None) -> None:
+        self._patterns = [split_pattern(pattern) for pattern in patterns]
         self._schemas = schemas
+        self._ops = None if ops is None else frozenset((*ops, Op.SCHEMA, Op.EPOCH, Op.HEARTBEAT))
         self._verdicts: dict[int, bool] = {}  # by schema id
-        self.everything = not self._patterns or ("*", "*") in self._patterns
-        self.bits = _ALL_BITS if self.everything else 0  #: of tables that may pass, as in `RecordHeader.tables`
-        if not self.everything:
+        self._every_table = not self._patterns or ("*", "*") in self._patterns
+        self.everything = self._every_table and self._ops is None
+        self.bits = _ALL_BITS if self._every_table else 0  #: of tables that may pass, as in `RecordHeader.tables`
+        if not self._every_table:
             self.learn()
 
     def learn(self) -> None:
@@ -48,7 +51,9 @@ class TableFilter:
 
     def wants_change(self, op: int, table: int, schema_id: int) -> bool:
         """Whether a change with this operation, relation OID and schema id passes."""
-        if self.everything or op == Op.EPOCH:
+        if self._ops is not None and op not in self._ops:
+            return False
+        if self._every_table or op == Op.EPOCH:
             return True
         if schema_id:
             return self._verdict(schema_id)
@@ -67,11 +72,26 @@ class TableFilter:
         return self._verdict(ids[-1]) if ids else True
 
     def _matches(self, namespace: str, name: str) -> bool:
-        return any(space in ("*", namespace) and table in ("*", name) for space, table in self._patterns)
+        return any(pattern_matches(pattern, namespace, name) for pattern in self._patterns)
 
 
-def _split(pattern: str) -> tuple[str, str]:
+def split_pattern(pattern: str, where: str = "tables") -> tuple[str, str]:
+    """Namespace and name of a pattern.
+
+    Args:
+        pattern: `schema.table`, either of which may be `*`.
+        where: the parameter, for the error.
+
+    Raises:
+        UsageError: it has another form.
+    """
     namespace, dot, name = pattern.partition(".")
     if not dot or not namespace or not name:
-        raise UsageError(f"{pattern!r} is not a table", where="tables", mend="write it as schema.table or schema.*")
+        what = f"{pattern[:80]!r} is not a table"
+        raise UsageError(what, where=where, mend="write it as schema.table or schema.*")
     return namespace, name
+
+
+def pattern_matches(pattern: tuple[str, str], namespace: str, name: str) -> bool:
+    """Whether a pattern, split, names this table."""
+    return pattern[0] in ("*", namespace) and pattern[1] in ("*", name)

@@ -7,9 +7,11 @@ One object a line, ended by `\n`; nothing inside a line breaks it. A transaction
     {"op":"commit","position":…}                                 position: of the transaction's last change
 
 Each line's position is a "last done": a reader that has dealt with the line may go on `after` it. A begin is written
-with the first change that passes the filter, so that a transaction of which nothing passes leaves no line. The other
-lines are `heartbeat` (all up to its position has been scanned), `schema` and `epoch` events, and for bootstrap
-snapshots rows with `"snapshot":true` and one last `snapshot_end`. Values look as `walbus.values.row_json` says.
+with the first change that passes the filter, so that a transaction of which nothing passes leaves no line. A stream
+that starts in the middle of a transaction tells its begin, with `"continues":true` and the position where it started,
+and its commit, whatever passes of the rest. The other lines are `heartbeat` (all up to its position has been scanned),
+`schema` and `epoch` events, and for bootstrap snapshots rows with `"snapshot":true` and one last `snapshot_end`. Values
+look as `walbus.values.row_json` says.
 """
 
 from __future__ import annotations
@@ -28,15 +30,22 @@ from walbus.values import row_json
 from walbus.values.json_form import splice
 
 _OP_NAMES: Final = {op.value: op.name.lower() for op in Op}
-_encode = msgspec.json.Encoder().encode
-
 Line = dict[str, object]
+
+#: One line as JSON, without the line feed behind it.
+encode_line = msgspec.json.Encoder().encode
 
 
 def every_change(change: RawChange) -> bool:
     """The filter that lets everything pass."""
     del change
     return True
+
+
+def every_column(schema: TableSchema) -> frozenset[str] | None:
+    """The choice that leaves no column out."""
+    del schema
+    return None
 
 
 class LineRenderer:
@@ -46,6 +55,7 @@ class LineRenderer:
         schemas: layout by number; its KeyError for an unknown one goes to the caller.
         after: changes at or before this position ("last done") are left out.
         wants: which changes pass.
+        columns: names of the columns that rows of a layout are shown with; None: all.
     """
 
     def __init__(
@@ -54,10 +64,12 @@ class LineRenderer:
         *,
         after: Position = ORIGIN,
         wants: Callable[[RawChange], bool] = every_change,
+        columns: Callable[[TableSchema], frozenset[str] | None] = every_column,
     ) -> None:
         self._schemas = schemas
         self._after = after
         self._wants = wants
+        self._columns = columns
         self._begun = False  # whether the transaction under way has a begin line
 
     def render(self, header: RecordHeader, record: bytes) -> bytes:
@@ -66,15 +78,17 @@ class LineRenderer:
         Raises:
             DamagedRecord: the record's body makes no sense.
         """
+        return b"".join([encode_line(line) + b"\n" for line in self.lines(header, record)])
+
+    def lines(self, header: RecordHeader, record: bytes) -> list[Line]:
+        """The lines of one record, each as the object that it holds; raises as `render`."""
         if header.kind == Kind.PROGRESS:
-            lines = [_heartbeat(header.last)]
-        elif header.kind == Kind.SNAPSHOT:
-            lines = self._snapshot(header, record)
-        elif header.kind == Kind.TRANSACTION:
-            lines = self._transaction(header, record)
-        else:
-            lines = self._events(header, record)
-        return b"".join([_encode(line) + b"\n" for line in lines])
+            return [_heartbeat(header.last)]
+        if header.kind == Kind.SNAPSHOT:
+            return self._snapshot(header, record)
+        if header.kind == Kind.TRANSACTION:
+            return self._transaction(header, record)
+        return self._events(header, record)
 
     def _transaction(self, header: RecordHeader, record: bytes) -> list[Line]:
         time = iso_time(header.commit_time)
@@ -84,8 +98,7 @@ class LineRenderer:
                 continue
             if not self._begun:
                 self._begun = True
-                before = str(Position(header.epoch, header.commit_lsn, 0))
-                lines.append({"op": "begin", "xid": header.xid, "position": before, "commit_time": time})
+                lines.append(self._begin(header, time))
             head = {
                 "op": _OP_NAMES[change.op],
                 "position": str(position),
@@ -94,10 +107,22 @@ class LineRenderer:
                 "commit_time": time,
             }
             lines.append(head | self._content(change))
-        if header.flags & Flag.END and self._begun:
+        if header.flags & Flag.END and (self._begun or self._continues(header)):
+            if not self._begun:
+                lines.append(self._begin(header, time))
             self._begun = False
             lines.append({"op": "commit", "position": str(header.last)})
         return lines
+
+    def _begin(self, header: RecordHeader, time: str) -> Line:
+        continues = self._continues(header)
+        position = self._after if continues else Position(header.epoch, header.commit_lsn, 0)
+        line: Line = {"op": "begin", "xid": header.xid, "position": str(position), "commit_time": time}
+        return line | {"continues": True} if continues else line
+
+    def _continues(self, header: RecordHeader) -> bool:
+        """Whether the stream started in the middle of this record's transaction."""
+        return Position(header.epoch, header.commit_lsn, 0) < self._after < header.last
 
     def _events(self, header: RecordHeader, record: bytes) -> list[Line]:
         return [
@@ -141,13 +166,18 @@ class LineRenderer:
         if change.old_key is not None:
             line["old_key"] = key_json(schema, change.old_key)
         if change.after is not None:
-            line["after"] = row_json(schema, change.after, change.unchanged)
+            line["after"] = self._row_json(schema, change.after, change.unchanged)
         if change.before is not None:
-            line["before"] = row_json(schema, change.before)
+            line["before"] = self._row_json(schema, change.before)
         if any(change.unchanged):
-            bits = int.from_bytes(change.unchanged, "little")
-            line["unchanged"] = [column.name for i, column in enumerate(schema.columns) if bits >> i & 1]
+            bits, shown = int.from_bytes(change.unchanged, "little"), self._columns(schema)
+            names = (column.name for i, column in enumerate(schema.columns) if bits >> i & 1)
+            line["unchanged"] = [name for name in names if shown is None or name in shown]
         return line
+
+    def _row_json(self, schema: TableSchema, row: bytes, unchanged: bytes = b"") -> dict[str, object]:
+        values, shown = row_json(schema, row, unchanged), self._columns(schema)
+        return values if shown is None else {name: value for name, value in values.items() if name in shown}
 
 
 def iso_time(microseconds: int) -> str:
@@ -178,4 +208,4 @@ def _truncate(change: RawChange) -> Line:
     }
 
 
-__all__ = ["LineRenderer", "every_change", "iso_time"]
+__all__ = ["LineRenderer", "encode_line", "every_change", "every_column", "iso_time"]

@@ -50,4 +50,7 @@ def parse_position(text: str) -> Position:
     match = _TEXT.match(text)
     if match is None:
         raise InvalidText(f"{text!r} is not a position", mend="write it as in 1:16/B374D848:4")
-    return Position(int(match[1]), parse_lsn(match[2]), int(match[3]))
+    epoch, ordinal = int(match[1]), int(match[3])
+    if max(epoch, ordinal) >> 32:
+        raise InvalidText(f"{text!r} has a number beyond 32 bits", mend="write it as in 1:16/B374D848:4")
+    return Position(epoch, parse_lsn(match[2]), ordinal)

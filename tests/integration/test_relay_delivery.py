@@ -8,8 +8,8 @@ from support.relay_log import FileEngine, commits, piece, schema_piece, table_sc
 from walbus.position import Position
 from walbus.record_parser import RecordParser
 from walbus.records import Flag, Kind
-from walbus.relay.delivery import Delivery
-from walbus.relay.table_filter import TableFilter
+from walbus.relay.delivery import Bound, Delivery, StreamForm
+from walbus.relay.selection import Selection
 
 LSN = 1600
 
@@ -30,7 +30,8 @@ def reader(tmp_path):
 
 
 def delivery(reader, tables=(), until=None):
-    return Delivery(reader, Position(0, 0, 0), until=until, tables=TableFilter(tables, reader.schemas), json=False)
+    form = StreamForm("binary", Selection(tables))
+    return Delivery(reader, Position(0, 0, 0), bound=Bound(until), form=form)
 
 
 def headers(data):

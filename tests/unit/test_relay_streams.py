@@ -23,11 +23,14 @@ from walbus.records import (
     read_header,
 )
 from walbus.relay.http import listen_address
+from walbus.relay.projection import Projection
 from walbus.relay.record_filter import RecordFilter
-from walbus.relay.stream_query import After, Since, StreamQuery, parse_stream_query
+from walbus.relay.selection import EVERYTHING
+from walbus.relay.stream_query import After, AtTime, StreamQuery, parse_stream_query
 from walbus.relay.table_filter import TableFilter
 
 TABLES = ("orders", "items", "notes")
+WHOLE_ROWS = Projection((), MemorySchemas())
 
 
 def registry() -> MemorySchemas:
@@ -38,15 +41,15 @@ def registry() -> MemorySchemas:
 
 
 def query(text: str = "", accept: str = "") -> StreamQuery:
-    return parse_stream_query(dict(part.split("=", 1) for part in text.split("&") if part), accept)
+    return parse_stream_query(dict(part.split("=", 1) for part in text.split("&") if part), {"Accept": accept})
 
 
 def test_a_bare_request_follows_everything_from_now_in_binary():
-    assert query() == StreamQuery((), "latest", None, True, "", None, False)
+    assert query() == StreamQuery(EVERYTHING, "latest", None, True, "", None, "binary")
 
 
 def test_a_bounded_request_begins_with_what_is_held_and_ends():
-    assert query("until=latest") == StreamQuery((), "earliest", "latest", False, "", None, False)
+    assert query("until=latest") == StreamQuery(EVERYTHING, "earliest", "latest", False, "", None, "binary")
     assert query("follow=false").start == "earliest"
     assert query("until=1:0/10:1&follow=true").follow
 
@@ -64,19 +67,20 @@ def test_from_includes_its_position():
     "text", ["1700000000", "1700000000.0", "2023-11-14T22:13:20Z", "2023-11-14T22:13:20", "2023-11-14T23:13:20 01:00"]
 )
 def test_a_time_may_be_written_in_several_ways(text):
-    assert query(f"from={text}").start == Since(1_700_000_000.0)
+    assert query(f"from={text}").start == AtTime(1_700_000_000.0)
 
 
 def test_the_accept_header_chooses_json_and_the_parameter_wins():
-    assert query(accept="application/x-ndjson").json
-    assert not query("format=binary", accept="application/x-ndjson").json
-    assert query("format=json").json
+    assert query(accept="application/x-ndjson").format == "json"
+    assert query(accept="text/event-stream").format == "sse"
+    assert query("format=binary", accept="application/x-ndjson").format == "binary"
+    assert query("format=json").format == "json"
 
 
 @given(st.dictionaries(st.sampled_from(["after", "from", "until", "follow", "tables", "name"]), st.text(max_size=30)))
 def test_any_text_is_read_or_refused_by_the_name_of_its_parameter(parameters):
     try:
-        parse_stream_query(parameters, "")
+        parse_stream_query(parameters, {})
     except UsageError as error:
         assert error.where in parameters
 
@@ -137,7 +141,7 @@ TRANSACTIONS = st.lists(
 @given(TRANSACTIONS, st.sets(st.sampled_from(TABLES)))
 def test_a_filter_keeps_exactly_what_it_should_and_whole_windows(transactions, wanted):
     wanted_ids = {1 + TABLES.index(name) for name in wanted}
-    chosen = RecordFilter(TableFilter([f"public.{name}" for name in wanted] or ["no.table"], registry()))
+    chosen = RecordFilter(TableFilter([f"public.{name}" for name in wanted] or ["no.table"], registry()), WHOLE_ROWS)
     sent, expected = [], []
     for number, pieces in enumerate(transactions, 1):
         first = 1

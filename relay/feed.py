@@ -1,0 +1,202 @@
+"""One reading of the log for all followers that stand at its end and ask for the same.
+
+A follower reads its own way through the log until it has everything. Then its stream joins the feed of its form: the
+feed reads what is new, makes it into the form once, frames and compresses it once, and puts the same block into every
+member's transport. A member costs no cursor, no task that wakes up and no timer, only its connection.
+
+- A stream joins where its delivery and the feed's stand at the same place of the log, between two transactions.
+- A member whose peer has not taken what it was sent leaves before the feed reads on, with a fork of the feed's delivery
+  as its own, and reads on by itself at its peer's pace until it is at the end again. It delays nobody.
+- After each round the feed rests for as long as sending took. So rounds follow each change while followers are few, and
+  take many changes at once when they are many; and serving followers leaves at least half of a core to others.
+
+Everything here runs on the event loop, save for reads of more than a few kilobytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from walbus.relay.content_coding import CodingName
+from walbus.relay.delivery import Delivery, Step, StreamForm
+from walbus.relay.outlet import Outlet
+from walbus.relay.tail import Tail
+
+HEARTBEAT_SECONDS = 1.0
+
+#: A read this small at the log's end is not worth a thread: its bytes have just been written.
+INLINE_BYTES = 32 << 10
+
+#: Bytes that wait for a member's peer from which it reads on by itself.
+LAG_BYTES = 64 << 10
+
+_SHORT_ROUND = 0.001  # seconds; a shorter one needs no rest behind it
+_TRIES = 3  # to meet a stream at one place, while the log moves on
+
+StepOf = Callable[[Delivery], Awaitable[Step]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What streams have in common that may share a feed."""
+
+    form: StreamForm
+    coding: CodingName
+
+
+class Feed:
+    """The followers of one kind that stand at the log's end.
+
+    Args:
+        delivery: at the log's end; the feed's own.
+        tail: tells when the end has moved.
+        step: steps a delivery, in a thread if need be.
+        stopping: is set when the server stops.
+    """
+
+    def __init__(self, delivery: Delivery, tail: Tail, step: StepOf, stopping: asyncio.Event) -> None:
+        self._delivery = delivery
+        self._tail = tail
+        self._step_of = step
+        self._stopping = stopping
+        self._members: dict[Outlet, asyncio.Future[Delivery | None]] = {}
+        self._busy = False  # whether a thread reads
+        self._heartbeat_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def delivery(self) -> Delivery:
+        """How far all members are."""
+        return self._delivery
+
+    @property
+    def members(self) -> int:
+        """How many there are."""
+        return len(self._members)
+
+    def meets(self, delivery: Delivery, outlet: Outlet) -> bool:
+        """Brings a stream and the feed to the same place; False if that is not possible now."""
+        self._part_with_laggards()
+        for _ in range(_TRIES):
+            if self._busy or max(self._delivery.pending(), delivery.pending()) > INLINE_BYTES:
+                return False
+            self._send(self._delivery.step().data)
+            outlet.put(delivery.step().data)
+            if delivery.place is not None and delivery.place == self._delivery.place:
+                return True
+        return False
+
+    async def follow(self, outlet: Outlet) -> Delivery | None:
+        """Makes a stream a member until it falls behind: its delivery from then on; None once the server stops.
+
+        Raises:
+            DamagedRecord, PositionTrimmed, OSError: the log cannot be read on.
+        """
+        loop = asyncio.get_running_loop()
+        left: asyncio.Future[Delivery | None] = loop.create_future()
+        self._members[outlet] = left
+        if self._task is None:
+            self._heartbeat_at = loop.time() + HEARTBEAT_SECONDS
+            self._task = loop.create_task(self._run())
+        try:
+            return await asyncio.shield(left)
+        except asyncio.CancelledError:
+            if left.done() and left.exception() is None and (parted := left.result()) is not None:
+                parted.close()
+            raise
+        finally:
+            self._members.pop(outlet, None)
+
+    async def _run(self) -> None:
+        try:
+            while self._members and not self._stopping.is_set():
+                await self._round()
+        except Exception as error:
+            for left in self._members.values():
+                _settle(left, error)
+        finally:
+            self._task = None
+            for left in self._members.values():
+                _settle(left, None)
+            self._delivery.close()
+
+    async def _round(self) -> None:
+        loop = asyncio.get_running_loop()
+        moved = self._tail.moved()
+        self._part_with_laggards()
+        step = await self._step()
+        data = step.data
+        if not data and loop.time() >= self._heartbeat_at:
+            data = self._delivery.heartbeat()
+        begun = loop.time()
+        self._send(data)
+        took = loop.time() - begun
+        if took > _SHORT_ROUND:
+            await asyncio.sleep(took)
+        if step.at_end:
+            await wait_until(moved, self._heartbeat_at)
+
+    async def _step(self) -> Step:
+        self._busy = True
+        try:
+            return await self._step_of(self._delivery)
+        finally:
+            self._busy = False
+
+    def _part_with_laggards(self) -> None:
+        for outlet, left in self._members.items():
+            if outlet.waiting() > LAG_BYTES and not left.done():
+                left.set_result(self._delivery.fork())
+
+    def _send(self, data: bytes) -> None:
+        if not data or not self._members:
+            return
+        self._heartbeat_at = asyncio.get_running_loop().time() + HEARTBEAT_SECONDS
+        block = next(iter(self._members)).framed(data)
+        for outlet, left in self._members.items():
+            if not left.done():
+                outlet.put_framed(block)
+
+
+def _settle(left: asyncio.Future[Delivery | None], outcome: Exception | None) -> None:
+    if left.done():
+        return
+    if outcome is None:
+        left.set_result(None)
+    else:
+        left.set_exception(outcome)
+
+
+async def wait_until(moved: asyncio.Event, deadline: float) -> None:
+    """Waits for an event until a time of the event loop's clock."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await moved.wait()
+
+
+class Feeds:
+    """The feeds of a server, by what their members have in common.
+
+    Args:
+        tail, step, stopping: as of `Feed`.
+    """
+
+    def __init__(self, tail: Tail, step: StepOf, stopping: asyncio.Event) -> None:
+        self._tail, self._step, self._stopping = tail, step, stopping
+        self._feeds: dict[Kind, Feed] = {}
+
+    def meeting(self, kind: Kind, delivery: Delivery, outlet: Outlet) -> Feed | None:
+        """The feed that a stream at the log's end may join now; its delivery is not needed any more then."""
+        feed = self._feeds.get(kind)
+        if feed is None or not feed.members:
+            if delivery.place is None:
+                return None
+            feed = self._feeds[kind] = Feed(delivery.fork(), self._tail, self._step, self._stopping)
+        elif not feed.meets(delivery, outlet):
+            return None
+        if not delivery.told:
+            outlet.put(delivery.heartbeat())
+        return feed

@@ -1,0 +1,97 @@
+"""Where a stream's bytes leave: one HTTP response, with its framing and its compression.
+
+Bytes are put into the connection's transport directly, framed as chunks here, so that a block that goes to many
+followers is framed and compressed once. What the peer does not take waits in the transport's buffer, whose size the
+stream looks at before it puts more.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+
+from walbus.relay.content_coding import CodingName, new_coding
+
+_UNSENT_BYTES = 128 << 10  #: that the kernel takes for a peer whose window is full; what is on its way does not count
+
+
+class Outlet:
+    """The body of one response.
+
+    Args:
+        request: which is answered.
+        coding: of the body.
+
+    Attributes:
+        sent: bytes so far, framing and all.
+        shared: whether the body is framed as chunks, so that a block framed for others will do.
+    """
+
+    def __init__(self, request: web.Request, coding: CodingName) -> None:
+        if request.transport is None:
+            raise ConnectionResetError("the client left")
+        self._request = request
+        self._transport = request.transport
+        self._coding = new_coding(coding)
+        self._writer: AbstractStreamWriter | None = None
+        self._response: web.StreamResponse | None = None
+        self.shared = request.version >= HttpVersion11
+        self.sent = 0
+
+    async def open(self, response: web.StreamResponse) -> None:
+        """Sends the response's head."""
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        self._writer, self._response = await response.prepare(self._request), response
+        self._put(self._coding.began())
+
+    def put(self, data: bytes) -> None:
+        """Sends a block, or leaves it in the transport's buffer; never waits. Data may be empty."""
+        if data:
+            self._put(self._coding.block(data))
+            self._coding.note(data)
+
+    def put_framed(self, block: bytes) -> None:
+        """Sends a block out of `framed`. A stream that takes these never comes to its `finish`."""
+        self._transport.write(block)
+        self.sent += len(block)
+
+    def framed(self, data: bytes) -> bytes:
+        """A block as `put_framed` takes it, for every shared outlet of the same coding."""
+        return _chunk(self._coding.block(data))
+
+    def waiting(self) -> int:
+        """Bytes that the peer has not taken, beside those that the kernel holds."""
+        return self._transport.get_write_buffer_size()
+
+    async def drained(self) -> None:
+        """Waits until few bytes are waiting.
+
+        Raises:
+            ConnectionError: the client left.
+        """
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client left")
+        if self._writer is not None:
+            await self._writer.drain()
+
+    async def finish(self) -> None:
+        """Ends the body as a whole one."""
+        self._put(self._coding.end())
+        if self._response is not None:
+            await self._response.write_eof()
+
+    def abort(self) -> None:
+        """Breaks the connection: the body is not whole."""
+        self._transport.abort()
+
+    def _put(self, data: bytes) -> None:
+        if data:
+            self.put_framed(_chunk(data) if self.shared else data)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
