@@ -23,7 +23,6 @@ import msgspec
 from walbus.capture.definition import CatalogState, ColumnState, FileState, PublicationState, TableState, TypeState
 from walbus.capture.layouts import FIRST_ANNOUNCED_TYPE
 from walbus.capture.sessions import Session, refused
-from walbus.schema import TableSchema
 
 _BUILTIN_TYPES: LiteralString = "SELECT oid::int8, typname::text FROM pg_type WHERE oid < %s"
 
@@ -172,21 +171,6 @@ class Moment:
     publication: int | None
 
 
-@dataclass(frozen=True)
-class CatalogView:
-    """What the catalog said at one moment.
-
-    Attributes:
-        publication: OID of the publication; None if there is none.
-        layouts: unnumbered layouts of the published tables.
-        xmax: the next transaction id, 64 bits.
-    """
-
-    publication: int | None
-    layouts: tuple[TableSchema, ...]
-    xmax: int
-
-
 def read_moment(session: Session, publication: str) -> Moment:
     """Where the source stands now; one cheap statement."""
     with refused("reading the catalog"):
@@ -217,17 +201,6 @@ def read_state(session: Session, publication: str) -> CatalogState | None:
         tables = _read_tables(session, parameters)
         types = _read_types(session, parameters)
     return CatalogState(found, tables, types, frozenset(cast(int, row[0]) for row in others))
-
-
-def read_catalog(session: Session, publication: str) -> CatalogView:
-    """Layouts of the published tables, as they are now."""
-    state = read_state(session, publication)
-    moment = read_moment(session, publication)
-    if state is None:
-        return CatalogView(None, (), moment.xmax)
-    builtin = builtin_types(session)
-    layouts = tuple(state.layout(table, builtin) for table in state.tables.values())
-    return CatalogView(state.publication.oid, layouts, moment.xmax)
 
 
 def builtin_types(session: Session) -> dict[int, str]:

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from support.capturing import CaptureThread, captured, capturing, file_log, flushed_lsn, source_of
+from support.capturing import CaptureThread, captured, capturing, file_log, filled, flushed_lsn, refusal, source_of
 from support.database import fresh_database
 from support.memory_log import MemoryLog
 from support.waiting import wait_for
@@ -33,23 +33,6 @@ from walbus.errors import (
 @pytest.fixture
 def folder(open_folder):
     return open_folder / "relay"
-
-
-def filled(database, folder):
-    """A log that holds one transaction; capture has ended."""
-    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
-    with capturing(database.dsn, folder) as capture:
-        database.execute("INSERT INTO t VALUES (1)")
-        capture.caught_up()
-    query = "SELECT active FROM pg_replication_slots WHERE slot_name = 'walbus'"
-    wait_for(lambda: database.value(query) is False, what="the walsender has noticed")
-
-
-def refusal(dsn, folder):
-    """What capture ends with when it is started on an existing log."""
-    source = source_of(dsn)
-    with closing(file_log(folder, source)) as log:
-        return CaptureThread(source, log).ended()
 
 
 # The slot.

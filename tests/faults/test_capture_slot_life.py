@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from support.capturing import CaptureProcess, CaptureThread, captured, capturing, file_log, source_of
+from support.capturing import CaptureProcess, CaptureThread, captured, capturing, file_log, filled, refusal, source_of
 from support.database import fresh_database
 from support.memory_log import MemoryLog
 from support.oracle import Oracle
@@ -25,23 +25,6 @@ from walbus.status import read_status
 @pytest.fixture
 def folder(open_folder):
     return open_folder / "relay"
-
-
-def filled(database, folder):
-    """A log that holds one transaction; capture has ended."""
-    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
-    with capturing(database.dsn, folder) as capture:
-        database.execute("INSERT INTO t VALUES (1)")
-        capture.caught_up()
-    query = "SELECT active FROM pg_replication_slots WHERE slot_name = 'walbus'"
-    wait_for(lambda: database.value(query) is False, what="the walsender has noticed")
-
-
-def refusal(database, folder):
-    """What capture ends with when it is started on an existing log."""
-    source = source_of(database.dsn)
-    with closing(file_log(folder, source)) as log:
-        return CaptureThread(source, log).ended()
 
 
 def write_wal(database, segments):
@@ -91,7 +74,7 @@ def test_a_slot_that_was_idle_for_too_long_is_a_gap_with_its_cause(own_pg_server
             return database.value("SELECT invalidation_reason FROM pg_replication_slots") == "idle_timeout"
 
         wait_for(timed_out, 30, what="the slot is given up", every=0.3)
-        error = refusal(database, folder)
+        error = refusal(database.dsn, folder)
         assert isinstance(error, SourceGap)
         assert "idle_replication_slot_timeout" in error.what
         assert "idle_replication_slot_timeout" in (error.mend or "")
@@ -120,7 +103,7 @@ def test_wal_that_was_removed_behind_the_slots_back_is_a_gap(own_pg_server, fold
         write_wal(database, 2)
         needed = database.value("SELECT pg_walfile_name(restart_lsn) FROM pg_replication_slots")
         (server.data / "pg_wal" / needed).unlink()
-        error = refusal(database, folder)
+        error = refusal(database.dsn, folder)
         assert isinstance(error, SourceGap)
         assert "is gone from the server" in error.what
 
@@ -156,7 +139,7 @@ def test_a_slot_that_somebody_advanced_is_told_apart_from_one_that_was_made_agai
         old.execute("SELECT pg_current_xact_id()")  # holds restart_lsn back
         database.execute("SELECT pg_logical_emit_message(true, 'x', 'x')")
         database.execute("SELECT pg_replication_slot_advance('walbus', pg_current_wal_flush_lsn())")
-        error = refusal(database, folder)
+        error = refusal(database.dsn, folder)
     assert isinstance(error, SourceGap)
     assert "advanced" in error.what
 
@@ -338,7 +321,7 @@ def test_capture_stops_without_confirming_where_the_publication_was_missing_in_a
         before = database.insert_lsn()
         database.execute("CREATE PUBLICATION walbus FOR TABLE t")
         database.execute("INSERT INTO t VALUES (3)")
-        error = refusal(database, folder)
+        error = refusal(database.dsn, folder)
         assert isinstance(error, SourceError)
         assert directive_of(error) is Directive.STOP
         assert database.confirmed_lsn() < before

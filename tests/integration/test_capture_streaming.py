@@ -12,7 +12,7 @@ from support.capturing import CaptureThread, captured, capturing, file_log, sour
 from support.log_view import log_records
 from support.waiting import wait_for
 from walbus.capture import identify
-from walbus.capture.catalog import read_catalog
+from walbus.capture.catalog import builtin_types, read_state
 from walbus.capture.sessions import open_session
 from walbus.log import SourceIdentity
 from walbus.lsn import parse_lsn
@@ -120,7 +120,9 @@ def test_the_catalog_and_the_stream_give_equal_layouts(database, oracle, folder)
         capture.caught_up()
         from_stream = {schema.oid: schema for schema in capture.log.schemas.all()}
         with closing(open_session(capture.source.dsn)) as session:
-            from_catalog = read_catalog(session, "walbus").layouts
+            state, builtin = read_state(session, "walbus"), builtin_types(session)
+        assert state is not None
+        from_catalog = [state.layout(table, builtin) for table in state.tables.values()]
         assert len(from_catalog) == 7
         for layout in from_catalog:
             assert layout.same_layout(from_stream[layout.oid])

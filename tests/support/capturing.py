@@ -23,6 +23,7 @@ from typing import Any
 
 import psycopg
 
+from support.database import Database
 from support.log_view import log_transactions
 from support.oracle import OracleTransaction
 from support.waiting import wait_for
@@ -163,6 +164,23 @@ def captured(folder: Path, *, messages: bool = False) -> list[OracleTransaction]
     """The log's transactions in the oracle's form."""
     with closing(open_reader(folder)) as reader:
         return log_transactions(reader, messages=messages)
+
+
+def filled(database: Database, folder: Path) -> None:
+    """A table `t` and a log in `folder` that holds its one row; capture has ended, and the slot is free."""
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    with capturing(database.dsn, folder) as capture:
+        database.execute("INSERT INTO t VALUES (1)")
+        capture.caught_up()
+    query = "SELECT active FROM pg_replication_slots WHERE slot_name = 'walbus'"
+    wait_for(lambda: database.value(query) is False, what="the walsender has noticed")
+
+
+def refusal(dsn: str, folder: Path) -> BaseException:
+    """What capture ends with when it is started on the log in `folder`."""
+    source = source_of(dsn)
+    with closing(file_log(folder, source)) as log:
+        return CaptureThread(source, log).ended()
 
 
 class CaptureProcess:
