@@ -18,6 +18,7 @@ or the publication sends nothing for the rows that exist (measured on 14 to 18, 
 
 What leaves the rows alone is told apart. VACUUM FULL, CLUSTER and TRUNCATE (which is an event) give the table another
 file, but touch no column; ANALYZE, indexes, privileges, statistics targets and new partitions touch no trace at all.
+A table that was attached is asked whether it brought rows (`walbus.capture.attached`).
 Where a trace cannot be told apart, the table is named: seeding once too often costs time, and once too seldom rows.
 """
 
@@ -70,12 +71,23 @@ class Reseed:
 _Finding = tuple[Reason, str]
 
 
-def differences(before: CatalogState, after: CatalogState) -> tuple[Reseed, ...]:
+def attached(before: CatalogState, after: CatalogState) -> dict[int, FileState]:
+    """Partitions that came to published roots together with attached ones, by OID: whether they brought rows counts."""
+    found = {}
+    for oid in before.tables.keys() & after.tables.keys():
+        came = _came(before.tables[oid], after.tables[oid])
+        if any(not file.made_here for file in came):
+            found.update({file.oid: file for file in came})
+    return found
+
+
+def differences(before: CatalogState, after: CatalogState, without_rows: Collection[int] = ()) -> tuple[Reseed, ...]:
     """The tables that must be seeded again, by OID.
 
     Args:
         before: what was known; everything up to it has been told.
         after: what is.
+        without_rows: those of `attached` that brought no rows.
     """
     publication = _publication_change(before.publication, after.publication)
     types = _changed_types(before.types, after.types)
@@ -83,7 +95,9 @@ def differences(before: CatalogState, after: CatalogState) -> tuple[Reseed, ...]
     for oid in sorted(before.tables.keys() | after.tables.keys()):
         old, new = before.tables.get(oid), after.tables.get(oid)
         if old is not None and new is not None:
-            findings = [*([publication] if publication else ()), *_findings(before, old, after, new, types)]
+            findings = [publication] if publication else []
+            findings += _partitions(old, new, without_rows)
+            findings += _findings(before, old, after, new, types)
         elif new is not None:
             findings = list(_arrival(before, after, new))
         else:
@@ -112,7 +126,6 @@ def _findings(
     """What is told of a table that was and is published."""
     if old.row_filter != new.row_filter:
         yield Reason.ROW_FILTER, "its row filter changed"
-    yield from _partitions(old, new)
     yield from _files(old, new)
     yield from _columns(before, old, after, new, types)
     yield from _membership(before, old, after, new)
@@ -168,15 +181,23 @@ def _departure(after: CatalogState, oid: int) -> _Finding:
 # Files and partitions.
 
 
-def _partitions(old: TableState, new: TableState) -> Iterator[_Finding]:
+def _came(old: TableState, new: TableState) -> list[FileState]:
+    """Partitions that the table did not have."""
+    if new.kind != "p":
+        return []
+    was = {file.oid for file in old.files}
+    return [file for file in new.files if file.oid not in was]
+
+
+def _partitions(old: TableState, new: TableState, without_rows: Collection[int]) -> Iterator[_Finding]:
     if new.kind != "p":
         return
     was = {file.oid: file for file in old.files}
     now = {file.oid: file for file in new.files}
     if was.keys() - now.keys():
         yield Reason.PARTITIONS, "a partition was detached or dropped, and its rows with it"
-    came = [now[oid] for oid in now.keys() - was.keys()]
-    if any(not file.made_here for file in came):
+    came = _came(old, new)
+    if any(not file.made_here for file in came) and any(file.oid not in without_rows for file in came):
         yield Reason.PARTITIONS, "a table was attached as a partition, and its rows with it"
     if any(was[oid].inherited != now[oid].inherited for oid in was.keys() & now.keys()):
         yield Reason.PARTITIONS, "a partition was detached and attached again"

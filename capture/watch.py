@@ -22,13 +22,14 @@ from dataclasses import dataclass
 
 import structlog
 
+from walbus.capture.attached import without_rows
 from walbus.capture.catalog import Moment, fingerprint, read_moment, read_state
 from walbus.capture.definition import CatalogState
 from walbus.capture.publication import Completion, matched_tables
 from walbus.capture.remembered import Remembered
 from walbus.capture.retention import RetentionWatch
 from walbus.capture.sessions import Session, open_session, refused
-from walbus.capture.silent import Reseed, differences
+from walbus.capture.silent import Reseed, attached, differences
 from walbus.config import SourceConfig
 from walbus.errors import Directive, directive_of
 from walbus.schema import TableSchema
@@ -175,7 +176,7 @@ class CatalogWatch:
         if self._may_differ(session, moment, now):
             behind = self._read(session, now)
         self._last = moment  # and not the one behind: what was altered in between is not seen yet
-        self._compare(behind)
+        self._compare(session, behind)
         tables = 0 if self._state is None else len(self._state.tables)
         layouts, self._new_layouts = tuple(self._new_layouts), []
         self._put(Found(moment.publication, moment.xmax, tables, layouts, self._pending))
@@ -203,7 +204,7 @@ class CatalogWatch:
         self._read_at = now
         return behind
 
-    def _compare(self, moment: Moment) -> None:
+    def _compare(self, session: Session, moment: Moment) -> None:
         """Finds what must be told; what need not be is remembered at once."""
         state, before = self._state, self.remembered.state
         if state is None or self._pending is not None:
@@ -213,7 +214,8 @@ class CatalogWatch:
             return
         if state is before or before.publication.oid != state.publication.oid:
             return  # under another publication changes were lost: that must stay known, or the next start would go on
-        reseeds = differences(before, state)
+        came = attached(before, state)
+        reseeds = differences(before, state, without_rows(session, came) if came else ())
         if reseeds:
             self._pending = Due(moment.lsn, moment.snapshot, reseeds, state)
         else:

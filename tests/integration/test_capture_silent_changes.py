@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from support.capturing import CaptureThread, captured, capturing, file_log, source_of
-from support.log_view import log_records, raw_changes
+from support.reseed_events import look_quickly, remembered, reseeds, sentinel, told, wait_remembered
 from support.waiting import wait_for
 from walbus.capture import CATALOG_FILE
 from walbus.capture.catalog import read_state
 from walbus.errors import SourceGap
-from walbus.lsn import parse_lsn
-from walbus.records import Kind
-from walbus.relay import open_reader
 
 
 @pytest.fixture
@@ -27,51 +22,7 @@ def folder(open_folder):
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch):
-    """The same looks, five times a second."""
-    monkeypatch.setattr("walbus.capture.watch.PERIOD", 0.1)
-    monkeypatch.setattr("walbus.capture.watch._SHARE", 1.0)
-    monkeypatch.setattr("walbus.capture.loop.CHORE_SECONDS", 0.1)
-    monkeypatch.setattr("walbus.capture.loop.PROGRESS_SECONDS", 0.05)
-
-
-def reseeds(folder: Path) -> list[tuple[str, str]]:
-    """(table, reason) of each event, in the log's order; each stands where the log has passed its LSN."""
-    found = []
-    with closing(open_reader(folder)) as reader:
-        for header, record in log_records(reader):
-            if header.kind != Kind.SCHEMA:
-                continue
-            for change in raw_changes(header, record):
-                detail = json.loads(change.after or b"{}")
-                if "reseed" in detail:
-                    assert header.commit_lsn >= parse_lsn(detail["reseed"]["lsn"])
-                    assert header.last_ordinal == 0
-                    assert detail["reseed"]["what"]
-                    assert detail["reseed"]["snapshot"].count(":") == 2
-                    found.append((f"{detail['namespace']}.{detail['name']}", detail["reseed"]["reason"]))
-    return found
-
-
-def remembered(folder: Path) -> str:
-    path = folder / CATALOG_FILE
-    return path.read_text() if path.exists() else ""
-
-
-def told(folder: Path, count: int) -> list[tuple[str, str]]:
-    """Waits for that many events, and for the memory to hold what they told; those events."""
-    wait_for(lambda: len(reseeds(folder)) >= count, 15, what=f"{count} events are in the log")
-    return reseeds(folder)[-count:]
-
-
-def wait_remembered(folder: Path, text: str) -> None:
-    wait_for(lambda: text in remembered(folder), 15, what=f"{text} is remembered")
-
-
-def sentinel(database, folder, number: int, before: int = 0) -> list[tuple[str, str]]:
-    """Alters a table of its own, and waits until that is told: whatever was altered before has been looked at."""
-    database.execute(f"ALTER TABLE sentinel ADD s{number} int DEFAULT 1")
-    wait_remembered(folder, f'"s{number}"')
-    return [event for event in reseeds(folder)[before:] if event[0] != "public.sentinel"]
+    look_quickly(monkeypatch)
 
 
 def make_tables(database):

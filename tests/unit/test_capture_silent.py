@@ -15,7 +15,7 @@ from walbus.capture.definition import (
     TableState,
     TypeState,
 )
-from walbus.capture.silent import Reason, Reseed, differences
+from walbus.capture.silent import Reason, Reseed, attached, differences
 
 OID = 16400
 PUBLICATION = PublicationState(
@@ -199,6 +199,22 @@ def test_a_partition_that_came_with_rows_is_told_and_one_that_was_made_empty_is_
     assert reasons(root(one), root(one, attached)) == [Reason.PARTITIONS]
     assert reasons(root(one, made), root(one)) == [Reason.PARTITIONS]
     assert reasons(root(attached), root(file(3, inherited=8))) == [Reason.PARTITIONS]
+
+
+def test_partitions_that_brought_no_rows_are_not_told_and_all_that_came_must_have_brought_none():
+    one, other, below = file(2, inherited=5), file(3, inherited=6), file(4, inherited=6, made_here=True)
+    before, after = root(one).state(), root(one, other, below).state()
+    assert attached(before, after) == {3: other, 4: below}
+    assert differences(before, after, {3, 4}) == ()
+    for proved in ({3}, {4}, ()):
+        assert [told.reason for told in differences(before, after, proved)] == [Reason.PARTITIONS]
+
+
+def test_only_partitions_that_came_with_an_attached_one_are_asked():
+    one, made = file(2, inherited=5), file(3, inherited=6, made_here=True)
+    assert attached(root(one).state(), root(one, made).state()) == {}
+    assert attached(root(one, made).state(), root(one).state()) == {}
+    assert attached(World().state(), World({"files": (file(inherited=6),)}).state()) == {}
 
 
 def test_a_partitions_file_may_have_been_truncated_without_an_event():
