@@ -11,6 +11,7 @@ The way of the data:
       replay         out of the spool, in parts                                  pure
       spool          transactions that are open at the source, in memory and in files
       prepared       prepared ones, durably, until their end
+      prepared_ends  ends that the stream does not tell
       spool_files    their files
       spooling       all of these, ready for a connection
     messages       pgoutput protocol 1                                           bytes in, values out
@@ -54,7 +55,7 @@ Around it:
     refusals       PostgreSQL's errors as Walbus's, with mends
     report         the status file
     pgoutput_options   what pgoutput is asked for, by version and configuration  pure
-    xact_status    which transactions have ended
+    xact_status    which prepared transactions have ended
     retention      what the slot holds back, and how near it is to being given up
     doctor/        what `walbus doctor` says of the source: facts, rules, mends
 

@@ -29,6 +29,7 @@ from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_ke
 from walbus.capture.grouping import Grouping
 from walbus.capture.intake import Intake
 from walbus.capture.noticed import Noticed
+from walbus.capture.prepared_ends import PreparedEnds
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report
 from walbus.errors import LogFull, ProtocolError, SourceUnavailable
@@ -64,6 +65,7 @@ class StreamLoop:
         walsender: streaming.
         log_writer: takes the pieces.
         intake: takes the messages.
+        ends: of prepared transactions, as the source's book has them.
         assembler: makes the pieces of what the intake gives it.
         noticed: what the catalog's watch finds.
         report: gets the figures.
@@ -78,6 +80,7 @@ class StreamLoop:
         walsender: Walsender,
         log_writer: LogWriter,
         intake: Intake,
+        ends: PreparedEnds,
         assembler: Assembler,
         noticed: Noticed,
         report: Report,
@@ -90,6 +93,7 @@ class StreamLoop:
         self._walsender = walsender
         self._log = log_writer
         self._intake = intake
+        self._ends = ends
         self._assembler = assembler
         self._noticed = noticed
         self._report = report
@@ -312,6 +316,7 @@ class StreamLoop:
             return
         self._chored = now
         self._noticed.take(self._patiently)
+        self._ends.settle(self._confirmed)
         if now - self._trimmed >= TRIM_SECONDS:
             self._trimmed = now
             self._assembler.forget(self._log.trim(self._clock()))

@@ -8,17 +8,21 @@ by its xid and gid after a crash of this process, of the source, or of the machi
     footer  = JSON: what it is, whose log it belongs to, size and CRC32C of the entries
     trailer = length of the footer (u32) | CRC32C of the footer (u32) | "WALBUS2P"
 
-A file gets its name only when all of it is durable. It goes when the log is durable past the end of its transaction,
-and before the source is told so: what ends a transaction is then either sent again, or needs the file no more. A file
-that is left over all the same belongs to a transaction that the source knows as ended, and goes at a start
-(`PreparedStore.expect_end`).
+A file's name is made of the xid and a digest of the gid, which is any 200 bytes that a user likes: behind a failover
+that lost transactions, two may share xid and place, and only the gid tells them apart. It gets that name only when all
+of it is durable. It goes when the log is durable past the end of its transaction, and before the source is told so:
+what ends a transaction is then either sent again, or needs the file no more. A file that is left over all the same
+belongs to a transaction that the source knows as ended, or not at all (`walbus.capture.prepared_ends`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from struct import Struct
+from typing import Any
 
 import google_crc32c
 import structlog
@@ -34,6 +38,7 @@ PREPARED_SUFFIX = ".prepared"
 
 _TRAILER = Struct("<II8s")
 _MAGIC = b"WALBUS2P"
+_DIGEST_BYTES = 16
 
 #: xid (32 bits) and gid.
 Key = tuple[int, bytes]
@@ -70,8 +75,9 @@ class Prepared:
 
     @property
     def file_name(self) -> str:
-        """Of its file."""
-        return f"{self.xid}-{self.prepare_lsn:016X}{PREPARED_SUFFIX}"
+        """Of its file: one for each key."""
+        digest = blake2b(bytes.fromhex(self.gid), digest_size=_DIGEST_BYTES).hexdigest()
+        return f"{self.xid}-{digest}{PREPARED_SUFFIX}"
 
 
 class PreparedStore:
@@ -90,13 +96,24 @@ class PreparedStore:
         self._log_id = log_id
         self._held: dict[Key, Prepared] = {}
         self._ended: dict[Key, int] = {}  # where what ended it ends, an LSN
-        for name in files.names(PREPARED_SUFFIX):
-            prepared = _read(files, name)
-            if prepared.log_id == log_id:
-                self._held[prepared.key] = prepared
+        names: dict[Key, str] = {}
+        for name, prepared in self._found():
+            if prepared.key in names:  # of an older Walbus: a kill could leave two of what was prepared again
+                files.remove(names[prepared.key])
+            self._held[prepared.key], names[prepared.key] = prepared, name
+        for key, name in names.items():
+            if name != self._held[key].file_name:  # of an older Walbus too: by xid and LSN
+                files.rename(name, self._held[key].file_name)
+
+    def _found(self) -> Iterator[tuple[str, Prepared]]:
+        """The files of the log and what they hold, in the order of their PREPAREs."""
+        found = [(name, _read(self._files, name)) for name in self._files.names(PREPARED_SUFFIX)]
+        for name, prepared in sorted(found, key=lambda each: each[1].prepare_lsn):
+            if prepared.log_id == self._log_id:
+                yield name, prepared
             else:
                 logger.warning("prepared.removed", file=name, reason="it belongs to another log")
-                files.remove(name)
+                self._files.remove(name)
 
     @property
     def size(self) -> int:
@@ -104,9 +121,9 @@ class PreparedStore:
         return sum(prepared.size for prepared in self._held.values())
 
     @property
-    def unfinished(self) -> list[Key]:
+    def unfinished(self) -> tuple[Prepared, ...]:
         """Those whose end was not seen yet."""
-        return [key for key in self._held if key not in self._ended]
+        return tuple(prepared for key, prepared in self._held.items() if key not in self._ended)
 
     def keep(  # noqa: PLR0913  (what a prepared transaction is)
         self, spool: OpenSpool, *, xid: int, gid: bytes, prepare_lsn: int, origin: bytes, aborted: frozenset[int]
@@ -122,9 +139,6 @@ class PreparedStore:
             self._log_id, xid, gid.hex(), prepare_lsn, origin.hex(), tuple(sorted(aborted)), spool.size, spool.crc
         )
         spool.seal(_footer(prepared), prepared.file_name)
-        before = self._held.get(prepared.key)
-        if before is not None and before.file_name != prepared.file_name:
-            self._files.remove(before.file_name, durably=True)
         self._held[prepared.key] = prepared
         self._ended.pop(prepared.key, None)
 
@@ -175,5 +189,9 @@ def _read(files: SpoolFiles, name: str) -> Prepared:
     text = files.read(name, total - _TRAILER.size - length, length)
     if google_crc32c.value(text) != crc:
         raise DamagedRecord("the footer of a prepared transaction is damaged", where=where)
-    fields = json.loads(text)
-    return Prepared(**{**fields, "aborted": tuple(fields["aborted"])})
+    try:
+        footer: dict[str, Any] = json.loads(text)
+        return Prepared(**{**footer, "aborted": tuple(footer["aborted"])})
+    except (TypeError, ValueError, KeyError):
+        what = "the footer of a prepared transaction is not one that this version knows"
+        raise DamagedRecord(what, where=where, mend="start the Walbus that wrote it") from None

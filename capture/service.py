@@ -42,7 +42,7 @@ from walbus.capture.steps import StepPolicy
 from walbus.capture.timelines import Timelines
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
-from walbus.errors import Directive, LogFull, SourceError, SourceUnavailable, directive_of
+from walbus.errors import ConfigError, Directive, LogFull, SourceError, SourceUnavailable, directive_of
 from walbus.log import LogWriter
 from walbus.native import core_in_use, new_core
 from walbus.position import ORIGIN
@@ -155,7 +155,11 @@ class Capture:
         """Captures until stopped."""
         if (core := core_in_use()) != "native":  # the same records at a fraction of the speed: walbus doctor mends it
             logger.warning("capture.slow_core", core=core, mend="build the extension; walbus doctor tells how")
-        self._spooling.check_folder()
+        try:
+            self._spooling.check_folder()
+        except ConfigError as error:
+            self._tell("stopped", str(error))
+            raise
         while not self._stop.is_set():
             begun = self._monotonic()
             try:
@@ -227,7 +231,7 @@ class Capture:
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
                 assembler.owe(self._resumption.owed(state, timelines))
-                intake = self._spooling.intake(session, assembler, bounds.log_id)
+                intake, ends = self._spooling.intake(session, assembler, bounds.log_id)
             watch = CatalogWatch(
                 self._source,
                 known,
@@ -235,6 +239,7 @@ class Capture:
                 assembler.builtin_types,
                 self._completion,
                 self._report.retention,
+                ends,
             )
             closing.callback(watch.close)
             watch.start()
@@ -250,6 +255,7 @@ class Capture:
                 walsender,
                 self._log,
                 intake,
+                ends,
                 assembler,
                 noticed,
                 self._report,

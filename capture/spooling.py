@@ -15,10 +15,10 @@ from walbus.capture.assembly import Assembler
 from walbus.capture.intake import Intake
 from walbus.capture.pgoutput_options import PgoutputOptions, options_for
 from walbus.capture.prepared import PreparedStore
+from walbus.capture.prepared_ends import PreparedEnds
 from walbus.capture.sessions import Session
 from walbus.capture.spool import Spool
 from walbus.capture.spool_files import SpoolFiles
-from walbus.capture.xact_status import ended_transactions
 from walbus.config import SourceConfig
 from walbus.errors import ConfigError, SourceError
 from walbus.native import replay_rows
@@ -59,8 +59,8 @@ class Spooling:
                 mend="let data_dir name a folder that this user may write to",
             ) from error
 
-    def intake(self, session: Session, assembler: Assembler, log_id: str) -> Intake:
-        """The intake, ready for a new connection.
+    def intake(self, session: Session, assembler: Assembler, log_id: str) -> tuple[Intake, PreparedEnds]:
+        """The intake, ready for a new connection, and what looks after the ends that it is not told.
 
         Args:
             session: on the source.
@@ -76,8 +76,7 @@ class Spooling:
             self._prepared = PreparedStore(files, log_id)
             self._intake = Intake(assembler, spool, self._prepared, replay_rows=replay_rows)
         self._intake.reconnected()
-        _expect_ends(session, self._prepared, assembler.near_xid)
-        return self._intake
+        return self._intake, PreparedEnds(self._prepared, session, assembler.near_xid)
 
     def options(self, server_version: int, end_lsn: int) -> PgoutputOptions:
         """What the walsender is to be asked for, by a log that is durable up to `end_lsn`."""
@@ -97,13 +96,3 @@ class Spooling:
         """What is open comes again; it need not wait on the disk."""
         if self._intake is not None:
             self._intake.reconnected()
-
-
-def _expect_ends(session: Session, prepared: PreparedStore, near_xid: int) -> None:
-    """Lets go what the source knows as ended, once the log is past that: its end was sent, or is sent before."""
-    keys = prepared.unfinished
-    if keys:
-        ended, lsn = ended_transactions(session, {xid for xid, _ in keys}, near_xid)
-        for key in keys:
-            if key[0] in ended:
-                prepared.expect_end(key, lsn)

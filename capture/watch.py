@@ -25,6 +25,7 @@ import structlog
 from walbus.capture.attached import without_rows
 from walbus.capture.catalog import Moment, fingerprint, read_moment, read_state
 from walbus.capture.definition import CatalogState
+from walbus.capture.prepared_ends import PreparedEnds
 from walbus.capture.publication import Completion, matched_tables
 from walbus.capture.remembered import Remembered
 from walbus.capture.retention import RetentionWatch
@@ -92,6 +93,7 @@ class CatalogWatch:
         builtin_types: names of the types that every database has, by OID.
         completion: adds tables to the publication.
         retention: looks at the slot on the same session.
+        ends: looks at the prepared transactions on it.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  (what it looks at, and what it knows already)
@@ -102,6 +104,7 @@ class CatalogWatch:
         builtin_types: Mapping[int, str],
         completion: Completion,
         retention: RetentionWatch,
+        ends: PreparedEnds,
     ) -> None:
         self._source = source
         self._known = set(known)
@@ -109,6 +112,7 @@ class CatalogWatch:
         self._builtin_types = dict(builtin_types)
         self._completion = completion
         self._retention = retention
+        self._ends = ends
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._found: Found | Exception | None = None
@@ -173,6 +177,7 @@ class CatalogWatch:
         self._remember_told()
         self._retention.look(session)
         moment = behind = read_moment(session, self._source.publication)
+        self._ends.look(session, moment.xmax)
         if self._may_differ(session, moment, now):
             behind = self._read(session, now)
         self._last = moment  # and not the one behind: what was altered in between is not seen yet

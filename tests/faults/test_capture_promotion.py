@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from support.bootstrap_rig import BootstrapRig
-from support.capturing import CaptureThread, captured, file_log, source_of
+from support.capturing import CaptureThread, captured, file_log, source_of, spool_of
 from support.compare import assert_sinks_equal
 from support.database import Database
 from support.log_view import log_records
@@ -21,6 +21,7 @@ from support.standby import carry_slots, promoted, settle_slots, standby_of
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
+from walbus.capture.prepared import PREPARED_SUFFIX
 from walbus.capture.slot import FAILOVER_VERSION
 from walbus.errors import SourceGap, SourceReplaced
 from walbus.position import Position
@@ -29,6 +30,9 @@ from walbus.relay import open_reader
 from walbus.status import read_status
 
 pytestmark = pytest.mark.timeout(180)
+
+
+GIDS = b"lost", b"kept"
 
 
 class Pair:
@@ -56,7 +60,7 @@ class Pair:
     @contextmanager
     def capture(self):
         with closing(file_log(self.folder, self.source)) as log:
-            capture = CaptureThread(self.source, log)
+            capture = CaptureThread(self.source, log, spool_dir=spool_of(self.folder))
             try:
                 capture.streaming()
                 yield capture
@@ -68,6 +72,17 @@ class Pair:
         made = Oracle(self.dsn, "walbus", failover=failover)
         settle_slots(self.primary, self.standby, "walbus", "oracle", unread="oracle")
         return made
+
+    def prepare(self, gid, number):
+        """One row, prepared."""
+        with psycopg.connect(self.dsn) as session:
+            session.execute("INSERT INTO t VALUES (%s)", [number])
+            session.execute(f"PREPARE TRANSACTION '{gid}'")
+
+    def spooled(self):
+        """The gids of prepared transactions that wait in the spool."""
+        paths = [path for path in spool_of(self.folder).iterdir() if path.name.endswith(PREPARED_SUFFIX)]
+        return sorted(gid.decode() for path in paths for gid in GIDS if gid.hex().encode() in path.read_bytes())
 
     def carry_slots(self):
         carry_slots(self.primary, self.standby, "walbus", "oracle")
@@ -81,7 +96,7 @@ class Pair:
 
 @pytest.fixture
 def pair(own_pg_server, open_folder):
-    primary = own_pg_server()
+    primary = own_pg_server(max_prepared_transactions="20")
     with standby_of(primary, open_folder / "standby") as standby, TcpProxy(primary.port) as proxy:
         made = Pair(primary, standby, proxy, open_folder / "relay")
         made.execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
@@ -109,7 +124,7 @@ def switch_point(server):
 def ended_on(pair):
     """What capture ends with on the log as it is."""
     with closing(file_log(pair.folder, pair.source)) as log:
-        return CaptureThread(pair.source, log).ended(30)
+        return CaptureThread(pair.source, log, spool_dir=spool_of(pair.folder)).ended(30)
 
 
 def test_a_promotion_without_lost_commits_is_gone_through_and_every_commit_is_kept_once(pair):
@@ -194,6 +209,39 @@ def test_a_slot_that_did_not_come_along_is_a_gap(pair):
     assert "it is gone" in error.what
     assert "sync_replication_slots" in (error.mend or "")
     assert pair.execute("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walbus'")[0][0] == 0
+
+
+@pytest.fixture
+def two_phase(pair):
+    if pair.execute("SHOW server_version_num")[0][0] < "150000":
+        pytest.skip("prepared transactions at their PREPARE take PostgreSQL 15")
+    pair.source = source_of(pair.dsn, two_phase=True)
+    return pair
+
+
+def test_a_prepared_transaction_that_a_failover_lost_leaves_the_spool_without_a_restart(two_phase):
+    """Nothing that the new primary sends names it, and its xid is used again by another one that is prepared."""
+    pair = two_phase
+    with pair.capture():
+        pair.oracle()
+    pair.carry_slots()
+    pair.standby.stop()
+    with pair.capture() as capture:
+        pair.prepare("lost", 1)
+        wait_for(lambda: pair.spooled() == ["lost"], 10, what="it is spooled")
+        pair.primary.kill()
+        pair.standby.start()
+        pair.go_over()
+        capture.streaming(30)
+        assert pair.spooled() == ["lost"]
+        pair.prepare("kept", 2)
+        wait_for(lambda: "kept" in pair.spooled(), 10, what="the new one is spooled")
+        pair.fill(10, 12)
+        wait_for(lambda: pair.spooled() == ["kept"], 40, what="the lost one is gone")
+        pair.execute("COMMIT PREPARED 'kept'")
+        capture.caught_up()
+        wait_for(lambda: pair.spooled() == [], 10, what="nothing is kept")
+    assert [each.changes[0].key for each in captured(pair.folder)] == [("10",), ("11",), ("2",)]
 
 
 @pytest.mark.long
