@@ -11,6 +11,7 @@ from support.capturing import CaptureThread, captured, capturing, file_log, sour
 from support.log_view import log_records
 from support.seed import announced_seed
 from support.waiting import wait_for
+from walbus.errors import ConfigError
 from walbus.records import Kind, origin_of
 from walbus.relay import open_reader
 from walbus.status import read_status
@@ -235,6 +236,25 @@ def test_the_protocol_in_use_is_the_newest_that_the_server_knows(database, folde
             wait_for(lambda s=status: (read_status(s) or {}).get("state") == "streaming")
             capture.stop()
         assert read_status(status)["protocol"] == protocol
+
+
+def test_a_spool_folder_that_cannot_be_used_is_what_the_status_tells_from_then_on(database, folder):
+    make_tables(database, 1)
+    source, status = source_of(database.dsn), folder.parent / "capture.json"
+    with closing(file_log(folder, source)) as log:
+        capture = CaptureThread(source, log, status, spool_dir=spool_of(folder))
+        capture.streaming()
+        wait_for(lambda: read_status(status) and read_status(status)["state"] == "streaming", what="it is told")
+        last = status.read_text()
+        capture.stop()
+    status.write_text(last)  # as a killed one leaves it
+    (folder.parent / "a file").touch()
+    with closing(file_log(folder, source)) as log:
+        error = CaptureThread(source, log, status, spool_dir=folder.parent / "a file" / "spool").ended()
+    assert isinstance(error, ConfigError)
+    told = read_status(status)
+    assert (told["state"], told["error"]) == ("stopped", str(error))
+    assert str(folder.parent / "a file" / "spool") in told["error"]
 
 
 def test_an_open_transaction_holds_back_neither_confirmation_nor_others_and_shows_in_the_status(streamed_soon, folder):
