@@ -121,7 +121,6 @@ class CommitPrepared(NamedTuple):
 class RollbackPrepared(NamedTuple):
     """A prepared transaction was rolled back; it may be one that was never sent. Unix microseconds."""
 
-    prepare_end_lsn: int
     end_lsn: int
     prepare_time: int
     rollback_time: int
@@ -237,11 +236,11 @@ def _prepared(
 
 
 def _rollback_prepared(data: bytes, at: int) -> tuple[StreamMessage, int]:
-    flags, prepare_end, end_lsn, prepare_time, rollback_time, xid = _ROLLBACK_PREPARED.unpack_from(data, at)
+    flags, _, end_lsn, prepare_time, rollback_time, xid = _ROLLBACK_PREPARED.unpack_from(data, at)
     _no_flags(flags, at)
     gid, end = _gid(data, at + _ROLLBACK_PREPARED.size)
     times = prepare_time + POSTGRES_EPOCH, rollback_time + POSTGRES_EPOCH
-    return RollbackPrepared(prepare_end, end_lsn, *times, xid, gid), end
+    return RollbackPrepared(end_lsn, *times, xid, gid), end
 
 
 class _FlagsError(Exception):

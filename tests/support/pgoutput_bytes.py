@@ -100,8 +100,8 @@ def commit_prepared(xid: int, gid: str, lsn: int, time: int = POSTGRES_EPOCH) ->
     return prepare(xid, gid, lsn, time, kind=b"K")
 
 
-def rollback_prepared(xid: int, gid: str, lsn: int, prepare_end: int = 1) -> bytes:
-    return b"r" + struct.pack(">BQQqqI", 0, prepare_end, lsn, 0, 0, xid) + _text(gid)
+def rollback_prepared(xid: int, gid: str, lsn: int) -> bytes:
+    return b"r" + struct.pack(">BQQqqI", 0, 1, lsn, 0, 0, xid) + _text(gid)
 
 
 def _value(value: Value) -> bytes:

@@ -39,8 +39,8 @@ MESSAGES = [
     (made.stream_prepare(700, "g", 1000, T), StreamPrepare(1000, 1048, T, 700, b"g")),
     (made.commit_prepared(700, "ä b", 1000, T), CommitPrepared(1000, 1048, T, 700, "ä b".encode())),
     (
-        made.rollback_prepared(700, "", 1000, 900),
-        RollbackPrepared(900, 1000, POSTGRES_EPOCH, POSTGRES_EPOCH, 700, b""),
+        made.rollback_prepared(700, "", 1000),
+        RollbackPrepared(1000, POSTGRES_EPOCH, POSTGRES_EPOCH, 700, b""),
     ),
 ]
 
