@@ -126,6 +126,24 @@ def parse_index(data: bytes, segment: int, *, sealed: bool) -> SegmentIndex | No
     return index
 
 
+def index_health(files: Files, path: Path, segment: int, *, sealed: bool) -> str:
+    """`whole`, `missing`, `damaged` or `short`, by the header of an index file and its size."""
+    try:
+        fd = files.open_for_reading(path)
+    except FileNotFoundError:
+        return "missing"
+    try:
+        header, size = files.pread(fd, _SIZE, 0), files.size(fd)
+    finally:
+        files.close(fd)
+    if len(header) < _SIZE or not _is_whole(header):
+        return "damaged"
+    magic, version, _, number, _, entries, _ = _HEADER.unpack(header[:-4])
+    if (magic, version, number) != (_MAGIC, 1, segment):
+        return "damaged"
+    return "short" if sealed and size < _SIZE * (1 + max(entries, 1)) else "whole"
+
+
 class IndexFile:
     """The writer's index of the active segment: entries reach the file as the records become durable.
 

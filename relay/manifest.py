@@ -18,7 +18,7 @@ from pathlib import Path
 import google_crc32c
 import msgspec
 
-from walbus.errors import DamagedRecord
+from walbus.errors import DamagedRecord, UnknownFormat
 from walbus.log import SourceIdentity
 from walbus.position import Position
 from walbus.relay.fs import Files, replace_whole
@@ -152,11 +152,14 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
         document = bytes(envelope.manifest)
-        if envelope.version == _VERSION and google_crc32c.value(document) == envelope.crc32c:
-            return msgspec.json.decode(document, type=Manifest)
+        if google_crc32c.value(document) != envelope.crc32c:
+            raise DamagedRecord("a manifest's checksum is wrong", where=where, mend=mend)
+        if envelope.version != _VERSION:
+            what = f"the log's format {envelope.version} is not {_VERSION}"
+            raise UnknownFormat(what, where=where, mend="read it with the Walbus that wrote it")
+        return msgspec.json.decode(document, type=Manifest)
     except msgspec.DecodeError as error:
         raise DamagedRecord("a manifest is damaged", where=where, mend=mend) from error
-    raise DamagedRecord("a manifest's version or checksum is wrong", where=where, mend=mend)
 
 
 def load_manifest(folder: Path) -> Manifest | None:

@@ -20,9 +20,9 @@ from walbus.relay.tip import Tip, end_behind
 _PREFIX = struct.Struct("<II")  # checksum and length of a record
 
 
-def record_length(data: bytes) -> int:
-    """The length that the record at the start of at least 8 bytes claims."""
-    return int(_PREFIX.unpack_from(data)[1])
+def record_length(data: bytes, offset: int = 0) -> int:
+    """The length that the record at an offset claims; at least 8 bytes have to be there."""
+    return int(_PREFIX.unpack_from(data, offset)[1])
 
 
 def split_records(data: bytes) -> tuple[list[bytes], int]:
@@ -68,6 +68,50 @@ def advance(tip: Tip, header: RecordHeader, schema_id: int) -> Tip:
     )
 
 
+class RecordOrder:
+    """What may follow in the log, and what is known behind the last record that was taken.
+
+    Args:
+        tip: what is known where the records begin, which is behind a whole transaction.
+    """
+
+    def __init__(self, tip: Tip) -> None:
+        self.tip = tip  #: behind the last record
+        self.max_time = 0  #: the largest commit time of the records
+        self._open: tuple[int, int] | None = None  # xid and commit LSN of the transaction under way
+        self._lost = False
+
+    def lose_track(self) -> None:
+        """Something that cannot be read comes next: the record behind it may be any."""
+        self._lost = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether no transaction is under way."""
+        return self._open is None
+
+    def fault(self, header: RecordHeader) -> str | None:
+        """Why a good record cannot follow the one before it; None if it can."""
+        if self._lost:
+            return None
+        if header.last < self.tip.position or header.last_seq < self.tip.last_seq:
+            return "a record's position or seq goes backward"
+        if header.kind != Kind.TRANSACTION:
+            return None
+        begins, belongs = bool(header.flags & Flag.BEGIN), self._open == (header.xid, header.commit_lsn)
+        if begins == (self._open is not None) or not (begins or belongs):
+            return "a piece does not belong to the transaction before it"
+        return None
+
+    def take(self, header: RecordHeader, schema_id: int) -> None:
+        """The record follows; `schema_id` is what it announces."""
+        self.tip = advance(self.tip, header, schema_id)
+        if header.kind == Kind.TRANSACTION:
+            self._lost = False
+            self._open = None if header.flags & Flag.END else (header.xid, header.commit_lsn)
+        self.max_time = max(self.max_time, header.commit_time)
+
+
 class TailScanner:
     """Walks records and knows where the last whole transaction ends.
 
@@ -85,9 +129,7 @@ class TailScanner:
         self.problem: str | None = None  #: why the scan ended before the bytes did
         self._rest = b""  # of an incomplete record
         self._at = offset  # of the first byte of `_rest`
-        self._running = tip  # behind the last good record
-        self._running_max = 0
-        self._open: tuple[int, int] | None = None  # xid and commit LSN of the transaction under way
+        self._order = RecordOrder(tip)
 
     @property
     def wanted(self) -> int:
@@ -109,7 +151,8 @@ class TailScanner:
             yield self._at, header
             done += header.length
             self._at += header.length
-            self._note(header)
+            if self._order.whole:
+                self.tip, self.good, self.max_time = self._order.tip, self._at, self._order.max_time
         self._rest = data[done:]
 
     def _next(self, data: bytes, offset: int) -> RecordHeader | None:
@@ -120,33 +163,15 @@ class TailScanner:
             if len(record) < header.length:
                 return None
             check_record(record)
-            fault = self._order_fault(header)
+            fault = self._order.fault(header)
             schema_id = announced(record, header)
         except DamagedRecord as error:
             fault = error.what
         if fault is not None:
             self.problem = fault
             return None
-        self._running = advance(self._running, header, schema_id)
+        self._order.take(header, schema_id)
         return header
-
-    def _order_fault(self, header: RecordHeader) -> str | None:
-        """Why a good record cannot follow the one before it; None if it can."""
-        if header.last < self._running.position or header.last_seq < self._running.last_seq:
-            return "a record's position or seq goes backward"
-        if header.kind != Kind.TRANSACTION:
-            return None
-        begins, belongs = bool(header.flags & Flag.BEGIN), self._open == (header.xid, header.commit_lsn)
-        if begins == (self._open is not None) or not (begins or belongs):
-            return "a piece does not belong to the transaction before it"
-        return None
-
-    def _note(self, header: RecordHeader) -> None:
-        if header.kind == Kind.TRANSACTION:
-            self._open = None if header.flags & Flag.END else (header.xid, header.commit_lsn)
-        self._running_max = max(self._running_max, header.commit_time)
-        if self._open is None:
-            self.tip, self.good, self.max_time = self._running, self._at, self._running_max
 
 
 def is_done(position: Position, header: RecordHeader) -> bool:

@@ -34,7 +34,8 @@ def _load(path: Path) -> TableSchema:
         raise DamagedRecord("a schema file is damaged", where=str(path), mend="restore the file") from error
 
 
-def _ids(folder: Path) -> list[int]:
+def schema_ids(folder: Path) -> list[int]:
+    """The numbers of all versions that have a file, ascending."""
     return sorted(int(path.stem) for path in schemas_folder(folder).glob("[0-9]*.json"))
 
 
@@ -65,7 +66,7 @@ class SchemaFiles:
 
     def all(self) -> list[TableSchema]:
         """Every version, by number."""
-        return [self.get(schema_id) for schema_id in _ids(self._folder)]
+        return [self.get(schema_id) for schema_id in schema_ids(self._folder)]
 
 
 class SchemaWriter(SchemaFiles):

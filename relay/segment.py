@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import google_crc32c
 
-from walbus.errors import DamagedRecord
+from walbus.errors import DamagedRecord, UnknownFormat
 from walbus.position import Position
 
 SEGMENT_VERSION = 1
@@ -84,7 +84,7 @@ def parse_segment_header(data: bytes, where: str) -> SegmentHeader:
         raise DamagedRecord("a segment's header is damaged", where=f"{where}, offset 0", mend="restore the file")
     magic, version, epoch, number, writer_epoch, log_id, lsn, ordinal, _, base_seq, created = _HEADER.unpack(head)
     if magic != _MAGIC or version != SEGMENT_VERSION:
-        raise DamagedRecord(
+        raise UnknownFormat(
             f"segment format {version} is not {SEGMENT_VERSION}",
             where=f"{where}, offset 8",
             mend="read it with the Walbus that wrote it",

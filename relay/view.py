@@ -90,6 +90,11 @@ class ViewFiles:
                 raise missing(self._folder)
             return self._view
 
+    @property
+    def control_path(self) -> Path:
+        """The control file of the writer that the view is of."""
+        return control_path(self._folder, self._manifest.writer_epoch)
+
     def close(self) -> None:
         """Closes the control file."""
         with self._lock:

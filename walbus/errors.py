@@ -13,6 +13,7 @@
     ├── ProtocolError         bytes of the replication stream or of HTTP that make no sense
     ├── LogError              the relay log
     │   ├── DamagedRecord         a checksum or a length is wrong; names file and offset
+    │   │   └── UnknownFormat         another version of the format than this Walbus reads
     │   ├── LogMissing            no log in this folder yet: try again
     │   ├── LogFull               the disk has no room: try again, readers go on
     │   ├── LogBusy               another process writes this log: try again
@@ -118,6 +119,10 @@ class LogError(WalbusError):
 
 class DamagedRecord(LogError):
     """A checksum or a length of a record is wrong; `where` gives file and offset."""
+
+
+class UnknownFormat(DamagedRecord):
+    """The bytes say that they are of another version of the format than this Walbus reads."""
 
 
 class LogMissing(LogError):

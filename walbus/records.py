@@ -22,7 +22,7 @@ from typing import NamedTuple
 import google_crc32c
 
 from walbus.compression import decompress
-from walbus.errors import DamagedRecord
+from walbus.errors import DamagedRecord, UnknownFormat
 from walbus.position import Position
 
 FORMAT_VERSION = 1
@@ -311,7 +311,7 @@ def read_header(buffer: bytes, offset: int = 0) -> RecordHeader:
     (_, length, version, kind, flags, epoch, commit_lsn, end_lsn, first_ordinal, last_ordinal, first_seq, last_seq,
      xid, commit_time, count, origin_length, _, tables, _) = _HEADER.unpack_from(buffer, offset)  # fmt: skip
     if version != FORMAT_VERSION:
-        raise DamagedRecord(
+        raise UnknownFormat(
             f"format version {version} is not {FORMAT_VERSION}",
             where=f"offset {offset}",
             mend="read it with the Walbus that wrote it, or restore the file",

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from walbus.log import LogReader, Piece, Run, SourceIdentity
+from walbus.log import LogReader, LogWriter, Piece, Run, SourceIdentity
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, Op, RecordHeader, pack_change, pack_unsealed, read_header
 from walbus.relay.cursor import FileCursor
@@ -189,6 +189,19 @@ class FileEngine:
 
     def segments(self) -> list[Path]:
         return sorted((self.folder / "segments").glob("*.seg"))
+
+
+#: Every engine of the log, for the contract suites.
+ENGINES = {"file": FileEngine}
+
+
+def fill(writer: LogWriter, count: int, *, first: int = 1, size: int = 20, sync_every: int = 10) -> None:
+    """Transactions of two changes at LSN 16 times their number."""
+    for i in range(first, first + count):
+        writer.append(transaction(i * 16, 2, size=size))
+        if i % sync_every == 0:
+            writer.sync()
+    writer.sync()
 
 
 def read_records(reader: LogReader, after: Position = ORIGIN, max_bytes: int = 1 << 20) -> list[bytes]:
