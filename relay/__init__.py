@@ -11,8 +11,8 @@ Writing     engine opens; lease says who may write, recovery what a dead writer 
             transaction again that is sent twice.
 Files       segment, control, manifest, index: one form each; scan frames records (sans-IO); fs is what faults enter by.
 Reading     reader puts the parts together; index_loader says where to begin; wake tells that there is more.
-Looking     log_info, log_check and log_dump are what `walbus log` tells, and only read: record_walk goes over a segment,
-            segment_check and body_check judge it.
+Looking     log_info, log_check and log_dump are what `walbus log` tells, and only read: record_walk goes over a
+            segment, segment_check and body_check judge it.
 Forms       stream_query and selection read what is asked for; table_filter, projection and record_filter cut it out;
             sse makes events for browsers, content_coding compresses.
 Serving     server has the routes; streams sends each delivery by itself, and feed what is new at the log's end to all
