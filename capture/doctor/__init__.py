@@ -3,7 +3,7 @@
     reading, reading_tables     facts out of the catalog, in a handful of statements          I/O
     facts                       what was read, as plain values                                pure
     diagnosis                   every rule, in order                                          pure
-      known_bugs, server_rules, role_rules, publication_rules, table_rules, slot_rules
+      source_rules, known_bugs, server_rules, role_rules, publication_rules, table_rules, slot_rules
     findings, topics            what rules give: code, severity, what was found, mends        pure
     quoting                     names and texts as SQL writes them                            pure
     mending                     runs the steps that are safe                                  I/O

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from walbus.capture.doctor.topics import TOPICS
+from walbus.errors import WalbusError
 
 
 class Severity(enum.StrEnum):
@@ -78,6 +79,10 @@ class Finding:
         """Why the topic matters."""
         return TOPICS[self.code]
 
+    def for_hands(self) -> Finding:
+        """The same, with steps that `--fix` leaves alone."""
+        return replace(self, mends=tuple(replace(mend, safe=False) for mend in self.mends))
+
 
 def error(code: str, found: str, *mends: Mend, of: Iterable[str] = ()) -> Finding:
     """A finding that stops capture, loses changes or breaks the application."""
@@ -97,6 +102,13 @@ def info(code: str, found: str, *mends: Mend, of: Iterable[str] = ()) -> Finding
 def ok(code: str, found: str) -> Finding:
     """Something that is right."""
     return Finding(code, Severity.OK, found)
+
+
+def refused(code: str, refusal: WalbusError) -> Finding:
+    """What capture itself would say at its start."""
+    where = f" (at {refusal.where})" if refusal.where else ""
+    mends = [advice(refusal.mend)] if refusal.mend else []
+    return error(code, f"{refusal.what}{where}", *mends)
 
 
 def statement(text: str) -> Mend:

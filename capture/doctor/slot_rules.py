@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from walbus.amounts import human_bytes, human_seconds
 from walbus.capture.doctor.facts import Facts, HistoryFacts, LogFacts, SlotFacts, Transaction
-from walbus.capture.doctor.findings import Finding, Mend, advice, error, info, ok, statement, warning
+from walbus.capture.doctor.findings import Finding, Mend, advice, error, info, ok, refused, statement, warning
 from walbus.capture.doctor.quoting import literal
 from walbus.capture.timelines import Timelines
-from walbus.capture.verification import Continued, check_kind, check_reach, check_slot, lossy_switch
+from walbus.capture.verification import Continued, check_kind, check_slot, lossy_switch
 from walbus.errors import WalbusError
 from walbus.lsn import format_lsn
 
@@ -29,50 +29,10 @@ _TWO_PHASE_SINCE = 150_000
 
 def slot_findings(facts: Facts) -> Iterator[Finding]:
     """All of this module's."""
-    yield from _same_source(facts)
     yield from _slot(facts)
     yield from _two_phase(facts)
     yield from _idle(facts)
     yield from _transactions(facts)
-
-
-def _refused(code: str, refusal: WalbusError) -> Finding:
-    """What capture itself would say at its start."""
-    where = f" (at {refusal.where})" if refusal.where else ""
-    mends = [advice(refusal.mend)] if refusal.mend else []
-    return error(code, f"{refusal.what}{where}", *mends)
-
-
-def _same_source(facts: Facts) -> Iterator[Finding]:
-    log, history = facts.log, facts.history
-    if log is None:
-        return
-    if log.source.database != facts.server.database:
-        found = f"the log holds database {log.source.database}, and source.dsn names {facts.server.database}"
-        yield error("same-source", found, advice("correct source.dsn, or give this database a data_dir of its own"))
-    elif log.source.slot != facts.wanted.slot:
-        found = f"the log was made from slot {log.source.slot}, and source.slot is {facts.wanted.slot}"
-        yield error("same-source", found, Mend("config", f'[source]\nslot = "{log.source.slot}"'))
-    elif history is not None:
-        yield _same_history(log, history)
-
-
-def _same_history(log: LogFacts, history: HistoryFacts) -> Finding:
-    system = history.system
-    if log.source.system_identifier != system.system_identifier:
-        found = f"another cluster answers ({system.system_identifier}); the log is of {log.source.system_identifier}"
-        return error("same-source", found, advice("correct source.dsn, or give this database a data_dir of its own"))
-    try:
-        switch = lossy_switch(log.bounds, history.timelines)
-        check_reach(system, switch.lsn if switch is not None else log.bounds.end_lsn)
-    except WalbusError as refusal:
-        return _refused("same-source", refusal)
-    if switch is not None:
-        found = f"a failover at {format_lsn(switch.lsn)} lost commits that the log holds"
-        return warning(
-            "same-source", found, advice("start capture: it records an epoch, and names what is seeded again")
-        )
-    return ok("same-source", f"the log is of this cluster, timeline {history.timelines.current}")
 
 
 def _slot(facts: Facts) -> Iterator[Finding]:
@@ -80,10 +40,10 @@ def _slot(facts: Facts) -> Iterator[Finding]:
     try:
         if slot is not None:
             check_kind(name, slot.state, facts.server.database)
-        if facts.log is not None:
+        if facts.log is not None and facts.log.source.slot == name:
             check_slot(name, slot.state if slot is not None else None, _continued(facts.log, facts.history))
     except WalbusError as refusal:
-        yield _refused("slot", refusal)
+        yield refused("slot", refusal)
         return
     if slot is None:
         yield info("slot", f"there is no slot {name} yet; capture makes it at its start", of=[name])
@@ -107,7 +67,7 @@ def _continued(log: LogFacts, history: HistoryFacts | None) -> Continued:
         return Continued(bounds, Timelines(bounds.end.epoch), None)
     try:
         switch = lossy_switch(bounds, history.timelines)
-    except WalbusError:  # said by `_same_history`
+    except WalbusError:  # said by `walbus.capture.doctor.source_rules`
         switch = None
     return Continued(bounds, history.timelines, switch)
 

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from support.database import Database
+from support.database import Database, fresh_database
 from support.waiting import wait_for
 from support.walbus_command import Ended, Running, walbus, write_config
 from walbus.demo.postgres import EmbeddedPostgres, free_port
@@ -181,6 +181,24 @@ def test_a_partition_that_would_fail_keeps_its_root_out_of_what_fix_publishes(
     assert [row[0] for row in published] == ["computed", "orders", "whole"]
     assert "identity" in wrong(report)
     database.execute("UPDATE nothing SET id = id; UPDATE events SET id = id")
+
+
+def test_another_database_than_the_logs_is_said_first_and_fix_leaves_it_alone(
+    database: Database, config: Callable[..., str], tmp_path: Path
+) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    room = Running("capture", "-c", config(database.dsn), log=tmp_path / "log")
+    try:
+        wait_for(lambda: "capture.streaming" in room.log(), 30, what="capture streams")
+    finally:
+        assert room.stop() == 0
+    with fresh_database(database.server) as other:
+        other.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        ended, report = examined(config(other.dsn), "--fix")
+        assert (ended.code, report["fixed"]) == (3, [])
+        assert report["findings"][0]["code"] == "same-source"
+        assert wrong(report) == {"same-source"}
+        assert other.value("SELECT count(*) FROM pg_publication") == 0
 
 
 def test_a_slot_that_is_gone_while_the_log_needs_it_is_not_made_again(

@@ -10,7 +10,22 @@ from pathlib import Path
 import pytest
 
 from support.doctor_cases import CASES, NO_KEY
-from support.doctor_facts import HEALTHY, LOG, NEW_START, WANTED, history, server, settings, slot, state, table, tables
+from support.doctor_facts import (
+    HEALTHY,
+    LOG,
+    NEW_START,
+    PUBLICATION,
+    REMEMBERED,
+    SERVER,
+    WANTED,
+    history,
+    server,
+    settings,
+    slot,
+    state,
+    table,
+    tables,
+)
 from walbus.capture.doctor import Finding, Severity, diagnose, in_order, too_old
 from walbus.capture.doctor.facts import Facts, Setting, Wanted
 from walbus.capture.doctor.findings import ORDER, MendKind
@@ -51,6 +66,41 @@ def test_a_finding_names_what_is_wrong_and_the_exact_statement_that_mends_it(cas
 
 def test_a_failover_behind_the_logs_end_loses_nothing() -> None:
     assert only(history(Timelines(2, ((1, 2500),))), "same-source").severity is Severity.OK
+
+
+ANOTHER_DATABASE = replace(LOG, source=replace(LOG.source, database="warehouse"), remembered=REMEMBERED)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(HEALTHY, publication=None, slot=None),
+        tables(table(published=False, known=True)),
+        replace(HEALTHY, publication=replace(PUBLICATION, oid=71)),
+        state(confirmed_lsn=5000),
+        replace(HEALTHY, server=replace(SERVER, settings=settings(wal_level="replica"))),
+    ],
+)
+@pytest.mark.parametrize("other", ["database", "cluster"])
+def test_another_source_is_said_first_and_what_would_compare_it_with_the_log_is_not(wrong: Facts, other: str) -> None:
+    of_another = history(Timelines(1), system_identifier="9").history if other == "cluster" else wrong.history
+    log = replace(ANOTHER_DATABASE, source=LOG.source) if other == "cluster" else ANOTHER_DATABASE
+    findings = in_order(diagnose(replace(wrong, log=log, history=of_another)))
+    assert findings[0].code == "same-source"
+    assert not {finding.code for finding in findings} & {
+        "publication",
+        "table-taken-out",
+        "table-not-published",
+        "slot",
+    }
+    assert not any(mend.safe for finding in findings for mend in finding.mends)
+
+
+def test_a_slot_that_the_log_was_not_made_from_is_not_compared_with_it() -> None:
+    facts = replace(state(confirmed_lsn=5000), wanted=replace(WANTED, slot="other"))
+    assert [finding.code for finding in in_order(diagnose(facts)) if finding.severity is Severity.ERROR] == [
+        "same-source"
+    ]
 
 
 def test_a_slot_that_a_running_capture_moves_meanwhile_is_not_past_the_log() -> None:
