@@ -19,6 +19,7 @@ from walbus.errors import DamagedRecord
 from walbus.log import SchemaRegistry
 from walbus.native import seal
 from walbus.records import Flag, Kind, RecordHeader, body_of, check_record, pack_record, read_header
+from walbus.relay.projection import Projection
 from walbus.relay.record_filter import RecordFilter
 from walbus.relay.table_filter import TableFilter
 
@@ -126,7 +127,8 @@ class TwoTables(SchemaRegistry):
 
 
 def filtered(tables: str, header: RecordHeader, one: bytes) -> bytes:
-    return RecordFilter(TableFilter([tables], TwoTables())).filter(header, one)
+    registry = TwoTables()
+    return RecordFilter(TableFilter([tables], registry), Projection([], registry)).filter(header, one)
 
 
 def test_a_filter_looks_into_compressed_records_and_passes_them_as_they_are():
