@@ -24,15 +24,16 @@ from walbus.bootstrap.state import Phase, TableState
 from walbus.errors import StoreError
 from walbus.jsonlines import LineRenderer
 from walbus.records import read_header
+from walbus.relay.access import granted, require_tables
+from walbus.relay.gate import Gate
 from walbus.relay.http import (
     STOPPING,
     Handler,
-    ListenAddress,
     RequestError,
     json_response,
     new_application,
-    run_server,
 )
+from walbus.relay.listener import run_server
 
 _BINARY = "application/vnd.walbus.stream"
 _LINES = "application/x-ndjson"
@@ -49,15 +50,13 @@ class BootstrapServer:
         self._ledger = ledger
         self._report = report
 
-    def serve(
-        self, address: ListenAddress, stop: threading.Event, on_listening: Callable[[int], None] | None = None
-    ) -> None:
+    def serve(self, gate: Gate, stop: threading.Event, on_listening: Callable[[int], None] | None = None) -> None:
         """Serves until `stop` is set.
 
         Raises:
             ConfigError: the address cannot be listened on.
         """
-        run_server(self.application(), address, stop, on_listening=on_listening)
+        run_server(self.application(), gate, stop, on_listening=on_listening)
 
     def application(self) -> web.Application:
         """The routes."""
@@ -73,19 +72,27 @@ class BootstrapServer:
         return application
 
     async def _tables(self, request: web.Request) -> web.StreamResponse:
-        del request
         if not self._ledger.listed:
             raise RequestError(503, "not every published table is known yet", mend="ask again later", headers=_retry())
+        grant = granted(request)
         served = self._view()
-        tables = [_described(state) for state in served.tables.values()]
         applied = served.applied
-        return json_response({"log_id": applied.log_id, "applied": str(applied.position), "tables": tables})
+        document: dict[str, object] = {
+            "log_id": applied.log_id,
+            "applied": str(applied.position),
+            "tables": [_described(state) for state in served.tables.values() if grant.sees(state.table)],
+        }
+        return json_response(document if grant.everything else {**document, "scope": list(grant.tables)})
 
     async def _snapshot(self, request: web.Request) -> web.StreamResponse:
         _refuse_unknown(request, {"table", "after_key", "format"})
         after_key = _after_key(request)
+        name = request.query.get("table")
+        if not name:
+            raise RequestError(400, "which table", where="table", mend="give table=SCHEMA.NAME")
+        require_tables(request, [name], "table")
         served = self._view()
-        table = _consistent(served, request.query.get("table"))
+        table = _consistent(served, name)
         media, render = self._form(request)
         response = web.StreamResponse(
             headers={
@@ -103,13 +110,13 @@ class BootstrapServer:
         return json_response({"status": "alive"})
 
     async def _ready(self, request: web.Request) -> web.StreamResponse:
-        del request
         tables = self._view().tables.values()
         if not self._ledger.listed:
             raise RequestError(503, "not every published table is known yet", headers=_retry())
         seeding = [table.table for table in tables if table.phase in (Phase.SEEDING, Phase.BROKEN)]
         if seeding:
-            raise RequestError(503, "tables are being seeded", more={"tables": seeding}, headers=_retry())
+            seen = [name for name in seeding if granted(request).sees(name)]
+            raise RequestError(503, "tables are being seeded", more={"tables": seen}, headers=_retry())
         return json_response({"status": "ready"})
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
@@ -149,9 +156,7 @@ async def _stream(request: web.Request, response: web.StreamResponse, records: I
         await response.write(part)
 
 
-def _consistent(served: ServedView, name: str | None) -> TableState:
-    if not name:
-        raise RequestError(400, "which table", where="table", mend="give table=SCHEMA.NAME")
+def _consistent(served: ServedView, name: str) -> TableState:
     table = served.tables.get(name)
     if table is None:
         raise RequestError(

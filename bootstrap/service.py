@@ -23,7 +23,7 @@ from walbus.bootstrap.upkeep import IndexUpkeep
 from walbus.config import BootstrapConfig, SourceConfig
 from walbus.errors import LogError
 from walbus.log import LogReader
-from walbus.relay.http import listen_address
+from walbus.relay.gate import gate_of
 from walbus.status import write_status
 
 log = structlog.get_logger(__name__)
@@ -59,10 +59,10 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
 
     Raises:
         StoreError: the store cannot be opened, written or synced.
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, or a file of tokens or certificates cannot be used.
         LogError: the log is damaged.
     """
-    address = listen_address(config.listen, insecure=config.insecure, key="bootstrap.listen")
+    gate = gate_of(config, "bootstrap")
     store = RocksStore(folder)
     try:
         ledger = Ledger(store)
@@ -70,7 +70,7 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         threads = Threads(stop)
         threads.start("applier", Applier(ledger, reader, stop=stop).run)
         threads.start("seeder", Seeder(source, config, ledger, stop=stop).run)
-        threads.start("http", lambda: BootstrapServer(ledger, report).serve(address, stop, on_listening))
+        threads.start("http", lambda: BootstrapServer(ledger, report).serve(gate, stop, on_listening))
         keeper = Keeper(ledger, report, reader, hold=holds_dir / HOLD_FILE, status_path=status_path)
         threads.start("keeper", lambda: keeper.run(stop))
         threads.join()

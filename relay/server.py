@@ -25,17 +25,18 @@ from aiohttp import web
 from walbus import __version__
 from walbus.config import RelayConfig
 from walbus.errors import LogMissing
+from walbus.relay.access import AccessError, granted
 from walbus.relay.engine import open_reader
+from walbus.relay.gate import gate_of
 from walbus.relay.gauges import Figures, RelayMetrics
 from walbus.relay.http import (
     STOPPING,
     Handler,
     RequestError,
     json_response,
-    listen_address,
     new_application,
-    run_server,
 )
+from walbus.relay.listener import run_server
 from walbus.relay.reader import FileLogReader
 from walbus.relay.streams import StreamServer
 from walbus.schema import TableSchema
@@ -71,9 +72,9 @@ def serve_relay(  # noqa: PLR0913  # the signature that all rooms' servers have,
         ConfigError: the address is in use, is not this machine's, or is not allowed.
         DamagedRecord: the log's manifest is damaged.
     """
-    address = listen_address(config.listen, insecure=config.insecure, key="relay.listen")
+    gate = gate_of(config, "relay")
     server = RelayServer(folder, bootstrap_url, status_dir)
-    run_server(server.application(), address, stop, on_listening=on_listening)
+    run_server(server.application(), gate, stop, on_listening=on_listening)
     if server.failure is not None:
         raise server.failure
 
@@ -170,21 +171,27 @@ class RelayServer:
             raise _not_ready()
         return await self._streams.handle(request)
 
-    async def _info(self, _: web.Request) -> web.Response:
+    async def _info(self, request: web.Request) -> web.Response:
         reader = self._log_reader()
         bounds = reader.bounds()
+        document: dict[str, object] = {
+            "log_id": bounds.log_id,
+            "version": __version__,
+            "trimmed": str(bounds.trimmed),
+            "end": str(bounds.end),
+            "last_seq": bounds.last_seq,
+            "commit_time": bounds.commit_time,
+            "bootstrap": self._bootstrap_url,
+        }
+        grant = granted(request)
+        if not grant.everything:  # other consumers, and what rooms say of tables, are not for this token
+            return json_response({**document, "scope": list(grant.tables)})
         streams = self._streams.open if self._streams else ()
         return json_response(
             {
-                "log_id": bounds.log_id,
-                "version": __version__,
+                **document,
                 "source": asdict(reader.source),
-                "trimmed": str(bounds.trimmed),
-                "end": str(bounds.end),
-                "last_seq": bounds.last_seq,
                 "bytes": bounds.bytes,
-                "commit_time": bounds.commit_time,
-                "bootstrap": self._bootstrap_url,
                 "streams": [{"name": stream.name, "scanned": str(stream.scanned)} for stream in streams],
                 **self._room_statuses(),
             }
@@ -199,8 +206,13 @@ class RelayServer:
             "consumers": {name: read_status(path) for name, path in sorted(consumers.items())},
         }
 
-    async def _schemas(self, _: web.Request) -> web.Response:
-        return json_response({"schemas": [_schema_document(schema) for schema in self._log_reader().schemas.all()]})
+    async def _schemas(self, request: web.Request) -> web.Response:
+        grant = granted(request)
+        seen = [
+            schema for schema in self._log_reader().schemas.all() if grant.sees_table(schema.namespace, schema.name)
+        ]
+        scope = {} if grant.everything else {"scope": list(grant.tables)}
+        return json_response({"schemas": [_schema_document(schema) for schema in seen], **scope})
 
     async def _schema(self, request: web.Request) -> web.Response:
         text = request.match_info["id"]
@@ -209,6 +221,16 @@ class RelayServer:
         except KeyError:
             mend = "list the versions with /v1/schemas"
             raise RequestError(404, f"there is no schema {text[:20]!r}", where="id", mend=mend) from None
+        grant = granted(request)
+        if not grant.sees_table(schema.namespace, schema.name):
+            raise AccessError(
+                403,
+                f"the token {grant.name} does not reach the table of schema {schema.id}",
+                reason="beyond the scope",
+                where="id",
+                mend="list those that it reaches with /v1/schemas",
+                token=grant.name,
+            )
         return json_response(_schema_document(schema))
 
     async def _healthz(self, _: web.Request) -> web.Response:

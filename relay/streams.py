@@ -23,6 +23,7 @@ from aiohttp import web
 from walbus.errors import PositionTrimmed, PositionUnknown, WalbusError
 from walbus.log import Bounds
 from walbus.position import Position
+from walbus.relay.access import require_tables
 from walbus.relay.content_coding import CodingName, negotiate
 from walbus.relay.delivery import ENDLESS, Bound, Delivery, Step, StreamForm
 from walbus.relay.feed import HEARTBEAT_SECONDS, INLINE_BYTES, Feed, Feeds, Kind, wait_until
@@ -111,6 +112,7 @@ class StreamServer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answers one request with a stream."""
         query = parse_stream_query(_single(request), request.headers)
+        require_tables(request, query.tables or ("*.*",), "tables")
         bounds = self._reader.bounds()
         if query.log_id not in (None, bounds.log_id):
             raise _other_log(bounds)

@@ -15,7 +15,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,7 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -40,7 +41,6 @@ from walbus.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _NAME = r"^[a-z0-9_]{1,63}$"
-_SCHEME = "http://"
 
 
 def parse_listen(listen: str) -> tuple[str, int]:
@@ -62,7 +62,7 @@ def _checked_listen(listen: str) -> str:
 
 
 def _checked_url(url: str) -> str:
-    if not url.startswith((_SCHEME, "https://")):
+    if not url.startswith(("http://", "https://")):
         raise ValueError("should be a URL, as in http://127.0.0.1:7070")
     return url.rstrip("/")
 
@@ -118,16 +118,41 @@ class SourceConfig(BaseModel):
     catch_up_step_bytes: int = Field(128 << 20, ge=1 << 20)  #: WAL of the first step; steps grow
 
 
-class RelayConfig(BaseModel):
-    """`[relay]`: the log and its server."""
+class ServerConfig(BaseModel):
+    """What `[relay]` and `[bootstrap]` say about their HTTP servers alike."""
 
     model_config = _STRICT
+
+    listen: Listen
+    url: Url | None = None  #: where the others reach it; default: http or https, and `listen`
+    insecure: bool = False  #: allows an address that is not loopback without tokens and TLS
+    tokens_file: Path | None = None  #: who may read what; without it everybody who reaches the address may
+    tls_cert: Path | None = None  #: PEM, the server's own certificate first
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  #: PEM; clients must show a certificate of one of these
+    max_connections: int = Field(4096, ge=1)
+    max_connections_per_address: int = Field(2048, ge=1)
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        return self
+
+    @property
+    def own_url(self) -> str:
+        """Where to reach the server from this machine."""
+        return self.url or local_url(self.listen, scheme="http" if self.tls_cert is None else "https")
+
+
+class RelayConfig(ServerConfig):
+    """`[relay]`: the log and its server."""
 
     engine: Literal["file"] = "file"
     dir: Path | None = None  #: default: `relay` in `data_dir`
     listen: Listen = "127.0.0.1:7070"
-    url: Url | None = None  #: where the others reach it; default: `http://` and `listen`
-    insecure: bool = False  #: allows an address that is not loopback without token and TLS
     segment_bytes: int = Field(64 << 20, ge=64 << 10)
     retention_hours: float = Field(168.0, gt=0)
     retention_bytes: int | None = Field(None, ge=64 << 10)  #: default: by age alone
@@ -135,16 +160,12 @@ class RelayConfig(BaseModel):
     compression_level: int = Field(3, ge=1, le=19)
 
 
-class BootstrapConfig(BaseModel):
+class BootstrapConfig(ServerConfig):
     """`[bootstrap]`: the latest row of every key."""
-
-    model_config = _STRICT
 
     enabled: bool = True  #: whether `walbus run` starts it, and the relay sends late consumers to it
     dir: Path | None = None  #: default: `bootstrap` in `data_dir`
     listen: Listen = "127.0.0.1:7071"
-    url: Url | None = None  #: where consumers reach it; default: `http://` and `listen`
-    insecure: bool = False
     workers: int = Field(2, ge=1, le=64)
     chunk_rows: int = Field(20_000, ge=1)  #: rows aimed at in a seeding chunk
     max_rows_per_second: float | None = Field(None, gt=0)  #: throttle of seeding, all workers together
@@ -158,11 +179,23 @@ class ConsumerConfig(BaseModel):
     sink: str
     tables: Patterns = ("*.*",)
     start: Literal["snapshot", "earliest", "latest"] = "snapshot"  #: where a consumer without checkpoint begins
+    relay_token: SecretStr | None = None  #: what it shows to the servers; default: the token of `[client]`
 
     @property
     def options(self) -> dict[str, Any]:
         """The sink's own keys."""
         return dict(self.model_extra or {})
+
+
+class ClientConfig(BaseModel):
+    """`[client]`: how consumers and commands reach the relay and the bootstrap server."""
+
+    model_config = _STRICT
+
+    token: SecretStr | None = None  #: as `walbus token new` printed it
+    ca_file: Path | None = None  #: PEM; whom to believe about a server's name, instead of the system's authorities
+    tls_cert: Path | None = None  #: what to show to a server that asks (`tls_client_ca`), with its key
+    tls_key: Path | None = None
 
 
 class LogConfig(BaseModel):
@@ -185,6 +218,7 @@ class Settings(BaseSettings):
     source: SourceConfig
     relay: RelayConfig = RelayConfig()
     bootstrap: BootstrapConfig = BootstrapConfig()
+    client: ClientConfig = ClientConfig()
     consumer: dict[ConsumerName, ConsumerConfig] = Field(default_factory=dict)
     log: LogConfig = LogConfig()
 
@@ -216,14 +250,14 @@ class Settings(BaseSettings):
     @property
     def relay_url(self) -> str:
         """Where to reach the relay from here."""
-        return self.relay.url or local_url(self.relay.listen)
+        return self.relay.own_url
 
     @property
     def bootstrap_url(self) -> str | None:
         """Where to reach the bootstrap server from here; None when it is switched off."""
         if not self.bootstrap.enabled:
             return None
-        return self.bootstrap.url or local_url(self.bootstrap.listen)
+        return self.bootstrap.own_url
 
     def consumer_dir(self, name: str) -> Path:
         """Folder for a consumer's own files (checkpoint, default place of embedded sinks)."""
@@ -242,11 +276,11 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
-def local_url(listen: str) -> str:
+def local_url(listen: str, *, scheme: str = "http") -> str:
     """The URL that reaches a server on this machine: one that listens on all addresses answers on loopback."""
     host, port = parse_listen(listen)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound
-    return f"{_SCHEME}[{host}]:{port}" if ":" in host else f"{_SCHEME}{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def load_settings(path: Path | None) -> Settings:
@@ -281,9 +315,11 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
 
 __all__ = [
     "BootstrapConfig",
+    "ClientConfig",
     "ConsumerConfig",
     "LogConfig",
     "RelayConfig",
+    "ServerConfig",
     "Settings",
     "SourceConfig",
     "load_settings",

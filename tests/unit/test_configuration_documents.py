@@ -11,7 +11,16 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from walbus.config import BootstrapConfig, ConsumerConfig, LogConfig, RelayConfig, Settings, SourceConfig, load_settings
+from walbus.config import (
+    BootstrapConfig,
+    ClientConfig,
+    ConsumerConfig,
+    LogConfig,
+    RelayConfig,
+    Settings,
+    SourceConfig,
+    load_settings,
+)
 from walbus.consumers.sinks.redis import RedisOptions
 from walbus.consumers.sinks.sqlite import SqliteOptions
 from walbus.consumers.sinks.tantivy import TantivyOptions
@@ -23,6 +32,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[source]": SourceConfig,
     "[relay]": RelayConfig,
     "[bootstrap]": BootstrapConfig,
+    "[client]": ClientConfig,
     "[consumer.NAME]": ConsumerConfig,
     "[log]": LogConfig,
 }

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from support.memory_log import MemorySchemas
 from support.relay_log import table_schema
-from walbus.errors import ConfigError, UsageError
+from walbus.config import RelayConfig
+from walbus.errors import UsageError
 from walbus.position import Position
 from walbus.records import (
     HEADER_SIZE,
@@ -22,7 +23,7 @@ from walbus.records import (
     pack_record,
     read_header,
 )
-from walbus.relay.http import listen_address
+from walbus.relay.gate import listen_address
 from walbus.relay.projection import Projection
 from walbus.relay.record_filter import RecordFilter
 from walbus.relay.selection import EVERYTHING
@@ -182,11 +183,4 @@ def changes_of(sent: list[bytes]) -> list[tuple[int, int, int, bytes | None, byt
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:7070", "localhost:0", "[::1]:7070", "127.9.9.9:1"])
 def test_loopback_needs_no_insecure(listen):
-    assert str(listen_address(listen, insecure=False, key="relay.listen")) == listen
-
-
-@pytest.mark.parametrize("listen", ["", "7070", ":7070", "host:", "host:x", "host:70000", "host:-1"])
-def test_what_is_no_address_is_refused_by_the_name_of_its_key(listen):
-    with pytest.raises(ConfigError) as failure:
-        listen_address(listen, insecure=True, key="bootstrap.listen")
-    assert "bootstrap.listen" in failure.value.where
+    assert str(listen_address(RelayConfig(listen=listen), "relay")) == listen

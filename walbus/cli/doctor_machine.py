@@ -22,7 +22,7 @@ import httpx
 
 from walbus.cli.doctor_mounts import Mount, mount_of
 from walbus.cli.doctor_rules import ConfigFileFacts, FolderFacts, ListenFacts, MachineFacts
-from walbus.config import BootstrapConfig, RelayConfig, Settings
+from walbus.config import ServerConfig, Settings
 from walbus.diagnostics import passwords_in
 from walbus.errors import ConfigError
 from walbus.native import core_in_use
@@ -123,12 +123,12 @@ def _listeners(settings: Settings) -> Iterable[ListenFacts]:
         yield _listener("bootstrap", settings.bootstrap, f"{settings.bootstrap_url}/v1/tables")
 
 
-def _listener(room: str, server: RelayConfig | BootstrapConfig, url: str) -> ListenFacts:
-    from walbus.relay.http import listen_address  # noqa: PLC0415 - a command loads its own room alone
+def _listener(room: str, server: ServerConfig, url: str) -> ListenFacts:
+    from walbus.relay.gate import listen_address  # noqa: PLC0415 - a command loads its own room alone
 
     key = f"{room}.listen"
     try:
-        address = listen_address(server.listen, insecure=server.insecure, key=key)
+        address = listen_address(server, room)
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         socket.create_server((address.host, address.port), family=family).close()
     except ConfigError as error:

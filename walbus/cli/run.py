@@ -13,7 +13,7 @@ import typer
 from walbus.cli.children import Launch, Output, ProcessGroup
 from walbus.cli.options import ConfigFile, chosen_file, start_room
 from walbus.cli.supervisor import Child, Supervisor
-from walbus.config import BootstrapConfig, RelayConfig, Settings
+from walbus.config import ServerConfig, Settings
 from walbus.diagnostics import resolved_format
 from walbus.errors import ConfigError
 
@@ -43,19 +43,20 @@ def check_addresses(settings: Settings) -> None:
     Raises:
         ConfigError: an address is not allowed, not of this machine, or in use.
     """
-    from walbus.relay.http import listen_address  # noqa: PLC0415 - a command loads its own room alone
+    from walbus.relay.gate import listen_address  # noqa: PLC0415 - a command loads its own room alone
 
-    servers: list[tuple[str, RelayConfig | BootstrapConfig]] = [("relay", settings.relay)]
+    servers: list[tuple[str, ServerConfig]] = [("relay", settings.relay)]
     if settings.bootstrap.enabled:
         servers.append(("bootstrap", settings.bootstrap))
     for room, server in servers:
-        key = f"{room}.listen"
-        address = listen_address(server.listen, insecure=server.insecure, key=key)
+        address = listen_address(server, room)
         try:
             socket.create_server((address.host, address.port), family=_family(address.host)).close()
         except OSError as error:
             what = f"cannot listen on {server.listen}: {error.strerror}"
-            raise ConfigError(what, where=f"key {key}", mend="stop what listens there, or name another port") from None
+            raise ConfigError(
+                what, where=f"key {address.key}", mend="stop what listens there, or name another port"
+            ) from None
 
 
 def check_sinks(settings: Settings) -> None:

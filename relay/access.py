@@ -1,0 +1,222 @@
+"""Who may do what at an HTTP server: a rule for every route, and the check in front of all of them.
+
+Default-deny: a route that stands in no rule is refused to everybody once access is switched on (a file of tokens is
+configured), and a test walks the routes of all servers, so that a new one gets its rule with it. Without a file of
+tokens everybody who reaches the address may do everything; `gate` sees to it that this is the loopback.
+
+A handler learns by `granted` what its request may see, and refuses by name what lies beyond: nothing that was asked for
+is left out silently. Where a list is asked for without names (layouts, tables), it holds what the token sees, and says
+so. A response that is under way ends when its token is taken out of the file, narrowed, or expires.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from walbus.relay.audit import Audit, Refusal
+from walbus.relay.http import Handler, RequestError
+from walbus.relay.token_file import TokenFile
+from walbus.relay.tokens import EVERYBODY, Grant, Role, Token, grant_of
+
+_log = structlog.get_logger(__name__)
+
+
+class Need(enum.Enum):
+    """What a route asks for."""
+
+    NOTHING = "nothing"
+    READ = "read"
+    METRICS = "metrics"
+    ADMIN = "admin"
+
+
+#: Every route of every server. The two that probes ask need nothing, for a load balancer has no place for a secret;
+#: they say whether the server lives and whether it is ready, and no name of anything.
+RULES: Final[dict[str, Need]] = {
+    "GET /healthz": Need.NOTHING,
+    "GET /readyz": Need.NOTHING,
+    "GET /metrics": Need.METRICS,
+    "GET /v1/stream": Need.READ,
+    "GET /v1/info": Need.READ,
+    "GET /v1/schemas": Need.READ,
+    "GET /v1/schemas/{id}": Need.READ,
+    "GET /v1/tables": Need.READ,
+    "GET /v1/snapshot": Need.READ,
+}
+
+_NOBODY: Final = Grant("", (), frozenset())
+_GRANT: web.RequestKey[Grant] = web.RequestKey("grant", Grant)
+_SEND = "send Authorization: Bearer TOKEN (in Walbus: WALBUS_CLIENT__TOKEN, or token under [client])"
+
+
+class AccessError(RequestError):
+    """A request that may not be served to this client.
+
+    Args:
+        reason: for the audit; from a small set.
+    """
+
+    def __init__(  # noqa: PLR0913  # each is a part of the answer
+        self, status: int, what: str, *, reason: str, where: str = "Authorization", mend: str, token: str = ""
+    ) -> None:
+        headers = {"WWW-Authenticate": 'Bearer realm="walbus"'} if status == 401 else None
+        super().__init__(status, what, where=where, mend=mend, headers=headers)
+        self.reason = reason
+        self.token = token
+
+
+def granted(request: web.Request) -> Grant:
+    """What a request may see; KeyError if no `Access` stands before its handler."""
+    return request[_GRANT]
+
+
+def require_tables(request: web.Request, tables: Sequence[str], where: str) -> None:
+    """Refuses a request for tables, or patterns of tables, that its token does not see.
+
+    Args:
+        request: whose token counts.
+        tables: what it asks for; a whole pattern must lie inside the scope.
+        where: the parameter that names them.
+
+    Raises:
+        AccessError: names the first that is beyond the scope.
+    """
+    grant = granted(request)
+    beyond = grant.beyond(tables)
+    if beyond:
+        raise AccessError(
+            403,
+            f"the token {grant.name} does not reach {beyond[0][:140]!r}",
+            reason="beyond the scope",
+            where=where,
+            mend=f"ask for no more than {','.join(grant.tables) or 'nothing'}, or have the token's tables widened",
+            token=grant.name,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class _Served:
+    """A request under way, and the token that opened it."""
+
+    request: web.Request
+    token: Token
+
+
+class Access:
+    """The check of one server.
+
+    Args:
+        tokens: None: everybody may do everything.
+        audit: is told each refusal.
+        wall: Unix seconds, for expiry.
+        monotonic: seconds, for the audit.
+    """
+
+    def __init__(
+        self, tokens: TokenFile | None, audit: Audit, *, wall: Callable[[], float], monotonic: Callable[[], float]
+    ) -> None:
+        self._tokens = tokens
+        self._audit = audit
+        self._wall = wall
+        self._monotonic = monotonic
+        self._served: set[_Served] = set()
+
+    def guard(self, application: web.Application) -> None:
+        """Stands before all handlers of an application, behind what makes errors into JSON."""
+        application.middlewares.append(self._check)
+
+    @web.middleware
+    async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._tokens is None:
+            request[_GRANT] = EVERYBODY
+            return await handler(request)
+        try:
+            served = self._admit(request, self._tokens)
+            if served is None:
+                return await handler(request)
+            self._served.add(served)
+            try:
+                return await handler(request)
+            finally:
+                self._served.discard(served)
+        except AccessError as refused:
+            self._note(request, refused)
+            raise
+
+    def _admit(self, request: web.Request, tokens: TokenFile) -> _Served | None:
+        """Sets the request's grant; None for a route that asks for nothing and is shown nothing.
+
+        Raises:
+            AccessError: the route asks for more than is shown.
+        """
+        need = RULES.get(_route(request))
+        shown = request.headers.getall("Authorization", [])
+        if need is Need.NOTHING and not shown:
+            request[_GRANT] = _NOBODY
+            return None
+        token = self._token(shown, tokens)
+        grant = request[_GRANT] = grant_of(token)
+        if need is None and request.match_info.http_exception is None:
+            _log.error("route_without_rule", route=_route(request))
+            mend = "this is a mistake of Walbus; please report it"
+            raise AccessError(403, "the route has no rule", reason="no rule", where="path", mend=mend)
+        if need is not None and need is not Need.NOTHING:
+            _require_role(grant, need.value)
+        return _Served(request, token)
+
+    def _token(self, shown: Sequence[str], tokens: TokenFile) -> Token:
+        scheme, _, secret = (shown[0] if len(shown) == 1 else "").partition(" ")
+        secret = secret.strip()
+        token = tokens.find(secret)
+        if not shown:
+            raise AccessError(401, "a token is needed", reason="token missing", mend=_SEND)
+        if scheme.lower() != "bearer" or not secret:
+            raise AccessError(401, "that is no Bearer token", reason="token malformed", mend=_SEND)
+        if token is None:
+            mend = "have one made with `walbus token new`, or see whether it was taken out of the file"
+            raise AccessError(401, "the token is not known here", reason="token unknown", mend=mend)
+        if token.expired(self._wall()):
+            mend = "have a new one made with `walbus token new`"
+            what = f"the token {token.name} has expired"
+            raise AccessError(401, what, reason="token expired", mend=mend, token=token.name)
+        return token
+
+    def _note(self, request: web.Request, refused: AccessError) -> None:
+        address = request.remote or "unknown"
+        self._audit.note(Refusal(refused.reason, address, _route(request), refused.token), self._monotonic())
+
+    def refresh(self) -> None:
+        """Reads the file of tokens if it has changed, and ends what is under way under a token that counts no more."""
+        if self._tokens is None:
+            return
+        self._tokens.refresh()
+        now = self._wall()
+        valid = {_without_end(token) for token in self._tokens.tokens if not token.expired(now)}
+        for served in list(self._served):
+            if _without_end(served.token) not in valid and served.request.transport is not None:
+                _log.warning("access_ended", token_name=served.token.name, address=served.request.remote)
+                served.request.transport.abort()
+
+
+def _without_end(token: Token) -> Token:
+    """A token that only expires later ends nothing."""
+    return replace(token, expires=None)
+
+
+def _require_role(grant: Grant, role: Role) -> None:
+    if not grant.may(role):
+        what = f"the token {grant.name} may not do this"
+        mend = f"use one with the role {role}"
+        raise AccessError(403, what, reason="role missing", where="path", mend=mend, token=grant.name)
+
+
+def _route(request: web.Request) -> str:
+    """Method and pattern of a request's route; never the path as it was sent."""
+    resource = request.match_info.route.resource
+    return f"{request.method} {resource.canonical}" if resource is not None else "unknown"
