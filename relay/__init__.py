@@ -18,6 +18,8 @@ Forms       stream_query and selection read what is asked for; table_filter, pro
 Serving     server has the routes; streams sends each delivery by itself, and feed what is new at the log's end to all
             that ask for the same, each through its outlet; tail wakes them, gauges feeds /metrics, http is what every
             server of Walbus shares.
+Guarding    gate puts together what stands before the routes: access (the rule of each route), token_file and tokens,
+            tls and certificate_dates, bounds; listener accepts; audit tells what was turned away.
 """
 
 from __future__ import annotations

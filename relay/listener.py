@@ -1,7 +1,7 @@
 """Listens, admits connections within bounds, and serves an application to them.
 
-Connections are accepted here and not by asyncio's server, since they are counted before anything is read of them
 Connections are accepted here and not by asyncio's server: they are counted before anything is read of them, and
+before a TLS handshake. One that is too many gets a 503 (or is closed, under TLS), whatever it wanted to say. When no
 descriptor is left, a spare one is given up for a moment, so that those who wait are turned away instead of hanging;
 streams that are open go on.
 

@@ -112,7 +112,7 @@ class StreamServer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answers one request with a stream."""
         query = parse_stream_query(_single(request), request.headers)
-        require_tables(request, query.tables or ("*.*",), "tables")
+        require_tables(request, query.selection.tables or ("*.*",), "tables")
         bounds = self._reader.bounds()
         if query.log_id not in (None, bounds.log_id):
             raise _other_log(bounds)
