@@ -8,6 +8,7 @@
       rows.pxi    tuples to changes
       places.pxi  positions and transaction ids compared
       packing.pxi small transactions to runs
+      scanning.pxi  records framed and checked where they lie
       blocks.pxi  rows of streamed transactions into their spool, and out of it
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import records
-from walbus.native import pure
+from walbus.native import pure, pure_scan
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
 
 #: The variable that forces Python.
@@ -36,11 +37,14 @@ class Implementation(NamedTuple):
     seal: Callable[[bytes, int], bytes]
     spool_rows: SpoolRows
     replay_rows: ReplayRows
+    good_records: Callable[[bytes | bytearray | memoryview], tuple[int, int]]
 
 
 def pure_implementation(why: str) -> Implementation:
     """The one in Python."""
-    return Implementation(f"pure ({why})", pure.Core, records.seal, pure.spool_rows, pure.replay_rows)
+    return Implementation(
+        f"pure ({why})", pure.Core, records.seal, pure.spool_rows, pure.replay_rows, pure_scan.good_records
+    )
 
 
 def native_implementation() -> Implementation:
@@ -53,7 +57,7 @@ def native_implementation() -> Implementation:
 
     if core.INTERFACE != INTERFACE:
         raise ImportError("it was built from other sources; build it again")
-    return Implementation("native", core.Core, core.seal, core.spool_rows, core.replay_rows)
+    return Implementation("native", core.Core, core.seal, core.spool_rows, core.replay_rows, core.good_records)
 
 
 def _chosen() -> Implementation:
@@ -78,10 +82,13 @@ seal = _IN_USE.seal
 #: Rows of streamed transactions into their spool, and out of it.
 spool_rows, replay_rows = _IN_USE.spool_rows, _IN_USE.replay_rows
 
+#: Records framed and checked where they lie; see `walbus.native.pure_scan`.
+good_records = _IN_USE.good_records
+
 
 def core_in_use() -> str:
     """Which core is in use, and why: `native`, `pure (WALBUS_PURE=1)`, `pure (extension not built)`, or another."""
     return _IN_USE.name
 
 
-__all__ = ["Core", "core_in_use", "new_core", "replay_rows", "seal", "spool_rows"]
+__all__ = ["Core", "core_in_use", "good_records", "new_core", "replay_rows", "seal", "spool_rows"]

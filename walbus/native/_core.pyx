@@ -39,7 +39,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 4  # as in interface.py when this was built
+INTERFACE = 5  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -48,6 +48,7 @@ include "values.pxi"
 include "times.pxi"
 include "rows.pxi"
 include "packing.pxi"
+include "scanning.pxi"
 include "places.pxi"
 
 cdef enum:
