@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from pydantic import SecretStr
 
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
@@ -34,6 +36,7 @@ from walbus.consumers.steps import (
 )
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
+from walbus.credentials import Credentials, credentials_from_environment
 from walbus.errors import UsageError
 from walbus.events import Change, Window, time_of
 from walbus.position import Position
@@ -206,8 +209,10 @@ class Subscription:
 class Bus:
     """A connection to one relay (and the bootstrap server beside it)."""
 
-    def __init__(self, url: str, *, bootstrap: str | None, folder: Path, clock: Clock) -> None:
-        self._relay = RelayPeer(HttpPeer(url))
+    def __init__(
+        self, url: str, *, bootstrap: str | None, folder: Path, clock: Clock, credentials: Credentials
+    ) -> None:
+        self._relay = RelayPeer(HttpPeer(url, credentials))
         self._bootstrap = bootstrap
         self._folder = folder
         self._clock = clock
@@ -250,8 +255,14 @@ class Bus:
         self.close()
 
 
-def connect(
-    url: str, *, bootstrap: str | None = None, folder: Path | str = CHECKPOINT_FOLDER, clock: Clock | None = None
+def connect(  # noqa: PLR0913  # all but the address have a default
+    url: str,
+    *,
+    bootstrap: str | None = None,
+    folder: Path | str = CHECKPOINT_FOLDER,
+    token: str | SecretStr | None = None,
+    ca_file: Path | str | None = None,
+    clock: Clock | None = None,
 ) -> Bus:
     """A bus on the relay at `url`. Connects when something is read, and again whenever the connection breaks.
 
@@ -259,9 +270,20 @@ def connect(
         url: the relay's address, for example `http://127.0.0.1:7070`.
         bootstrap: the bootstrap server's address; by default the one that the relay names.
         folder: where consumers' checkpoints are stored.
+        token: what is shown to both servers; default: `WALBUS_CLIENT__TOKEN` of the environment, or none.
+        ca_file: PEM file of the authorities that are believed about a server with `https://`; default:
+            `WALBUS_CLIENT__CA_FILE`, or the system's.
         clock: time, for tests.
+
+    Raises:
+        ConfigError: the token is none, or `ca_file` cannot be used.
     """
-    return Bus(url, bootstrap=bootstrap, folder=Path(folder), clock=clock or Clock())
+    credentials = credentials_from_environment()
+    if token is not None:
+        credentials = replace(credentials, token=token if isinstance(token, SecretStr) else SecretStr(token))
+    if ca_file is not None:
+        credentials = replace(credentials, ca_file=Path(ca_file))
+    return Bus(url, bootstrap=bootstrap, folder=Path(folder), clock=clock or Clock(), credentials=credentials)
 
 
 _EMPTY = Window(

@@ -32,6 +32,7 @@ from walbus.consumers.steps import (
 )
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
+from walbus.credentials import ANONYMOUS, Credentials
 from walbus.errors import Directive, WalbusError, directive_of
 from walbus.events import Window
 
@@ -220,6 +221,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     folder: Path,
     status_path: Path | None,
     stop: threading.Event,
+    credentials: Credentials = ANONYMOUS,
 ) -> None:
     """Keeps one sink in step until `stop` is set.
 
@@ -230,6 +232,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
         folder: for the consumer's own files, made when missing.
         status_path: of the status file, rewritten each second; None for none.
         stop: set to end it; it then commits what is whole, and returns within about a second.
+        credentials: what is shown to relay and bootstrap.
 
     Raises:
         ConfigError: a key of the sink is unknown or wrong, or its extra is not installed.
@@ -242,7 +245,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     sink = _open_patiently(name, config, SinkPlace(name, folder, tables), progress, stop)
     if sink is None:
         return
-    relay = RelayPeer(HttpPeer(relay_url))
+    relay = RelayPeer(HttpPeer(relay_url, credentials))
     try:
         ConsumerRun(Subscribed(name, tables, config.start), relay, sink, progress, stop, clock).run()
     finally:

@@ -41,7 +41,6 @@ from walbus.consumers.steps import (
 from walbus.consumers.tables import matching
 from walbus.consumers.transport import (
     BootstrapPeer,
-    HttpPeer,
     LogMismatch,
     NotReady,
     RecordStream,
@@ -250,7 +249,7 @@ class Session:
             self._bootstrap.close()
             self._bootstrap = None
         if self._bootstrap is None and url is not None:
-            self._bootstrap = BootstrapPeer(HttpPeer(url))
+            self._bootstrap = self.relay.bootstrap(url)
 
     def _bootstrap_peer(self) -> BootstrapPeer:
         if self._bootstrap is None:

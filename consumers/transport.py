@@ -5,7 +5,7 @@
     409 (relay)           LogMismatch         asks the relay again: the log is another one
     404, 409 (bootstrap)  RequestRefused      goes on without that table: it is gone, or has no key
     429, 5xx              NotReady            waits, at least as long as Retry-After says
-    other 4xx             RequestRefused      stops
+    other 4xx             RequestRefused      stops: 401 and 403 say what the token lacks
     no connection         RelayUnavailable    waits
 
 A stream is read by a thread of its own into a bounded queue, so that the reader can wait with a deadline, and network
@@ -28,7 +28,9 @@ from walbus.consumers.steps import (
     LogSeen,
 )
 from walbus.consumers.tables import EVERYTHING
+from walbus.credentials import ANONYMOUS, Credentials, connection_problem, is_loopback, new_client
 from walbus.errors import (
+    ConfigError,
     PositionTrimmed,
     PositionUnknown,
     ProtocolError,
@@ -149,10 +151,22 @@ class RecordStream:
 class HttpPeer:
     """One server: an address and a connection pool."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, credentials: Credentials = ANONYMOUS) -> None:
         self.url = url.rstrip("/")
-        # The environment's proxies are for the world outside; a relay is addressed directly.
-        self._client = httpx.Client(base_url=self.url, timeout=TIMEOUTS, trust_env=False)
+        self._credentials = credentials
+        self._client = new_client(self.url, credentials, TIMEOUTS)
+
+    def beside(self, url: str) -> HttpPeer:
+        """Another server, to which the same is shown.
+
+        Raises:
+            ConfigError: the token would leave this machine in the clear, which it does not do on the way to this one.
+        """
+        clear = not url.startswith("https://") and not is_loopback(url)
+        if self._credentials.token is not None and clear and self.url.startswith("https://"):
+            mend = "give the bootstrap server a certificate, and name it with https:// as url under [bootstrap]"
+            raise ConfigError(f"{url} would get the token in the clear", where=self.url, mend=mend)
+        return HttpPeer(url, self._credentials)
 
     def get_json(self, path: str, **params: str) -> dict[str, Any]:
         """The JSON object at a path.
@@ -198,7 +212,8 @@ class HttpPeer:
         try:
             yield
         except (httpx.HTTPError, OSError) as error:
-            raise RelayUnavailable(f"no answer ({type(error).__name__})", where=self.url) from None
+            what, mend = connection_problem(error)
+            raise RelayUnavailable(what, where=self.url, mend=mend) from None
 
     def _check(self, response: httpx.Response) -> None:
         status = response.status_code
@@ -248,6 +263,14 @@ class RelayPeer:
         if tables != EVERYTHING:
             params["tables"] = ",".join(tables)
         return self._peer.open_stream("/v1/stream", **params)
+
+    def bootstrap(self, url: str) -> BootstrapPeer:
+        """The bootstrap server at an address.
+
+        Raises:
+            ConfigError: see `HttpPeer.beside`.
+        """
+        return BootstrapPeer(self._peer.beside(url))
 
     def close(self) -> None:
         """Closes idle connections."""

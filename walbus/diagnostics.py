@@ -4,8 +4,9 @@ Code logs events with fields: `log.info("slot created", slot=name)`. On a termin
 people; elsewhere logfmt or JSON, one line each. Lines of libraries (the standard `logging`) go the same way.
 
 Every line passes `Redactor`, so that a secret that slips into a field, an exception's text or a library's message
-is starred: the literal secrets of this process's configuration, anything under a key that names a secret, and
-passwords inside URLs and connection strings. Row values are the callers' duty: they are never logged.
+is starred: the literal secrets of this process's configuration, anything under a key that names a secret, whatever has
+the form of a token of ours, and passwords inside URLs and connection strings. Row values are the callers' duty: they
+are never logged.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ STARS = "**********"
 
 _SECRET_KEY = re.compile(r"(?:^|_)(?:dsn|passw(?:or)?d|secret|token|authorization)$", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)([^/\s:@]*):([^\s@]+)@")
+_TOKEN = re.compile(r"\bwbt_[A-Za-z0-9_-]{16,}")
 _IN_CONNINFO = re.compile(
     r"\b(password|passwd|passfile|sslpassword)(\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE
 )
@@ -48,6 +50,7 @@ class Redactor:
         """The text with its secrets starred."""
         if self._literal is not None:
             text = self._literal.sub(STARS, text)
+        text = _TOKEN.sub(STARS, text)
         text = _IN_URL.sub(rf"\1:{STARS}@", text)
         return _IN_CONNINFO.sub(rf"\1\2{STARS}", text)
 

@@ -11,6 +11,7 @@
     doctor          source and machine: `doctor_examination`; `doctor_machine` and `doctor_mounts` look at the latter,
                     `doctor_rules` judges it, `doctor_report` prints
     status          what every room is doing: `status_report` gathers, `status_table` draws
+    token           makes a token for relay and bootstrap
     demo            everything on an embedded PostgreSQL
 
 A command's module imports its room when the command runs, so that `walbus --help` stays quick and a missing extra

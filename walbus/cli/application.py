@@ -21,6 +21,7 @@ from walbus.cli.relay import command as relay
 from walbus.cli.run import command as run
 from walbus.cli.status import command as status
 from walbus.cli.tail import command as tail
+from walbus.cli.token import app as token
 
 app = typer.Typer(
     name="walbus",
@@ -42,6 +43,7 @@ app.command("doctor")(doctor)
 app.command("tail")(tail)
 app.command("status")(status)
 app.add_typer(log, name="log")
+app.add_typer(token, name="token")
 
 
 def _print_version(asked: bool) -> None:

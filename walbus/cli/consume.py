@@ -10,6 +10,7 @@ import typer
 
 from walbus.cli.options import ConfigFile, start_room
 from walbus.cli.stopping import stop_event
+from walbus.credentials import credentials_of
 from walbus.errors import ConfigError
 
 
@@ -33,6 +34,7 @@ def command(
         folder=settings.consumer_dir(name),
         status_path=settings.status_dir / f"consumer-{name}.json",
         stop=stop,
+        credentials=credentials_of(settings.client, consumer.relay_token),
     )
 
 

@@ -23,6 +23,7 @@ import httpx
 from walbus.cli.doctor_mounts import Mount, mount_of
 from walbus.cli.doctor_rules import ConfigFileFacts, FolderFacts, ListenFacts, MachineFacts
 from walbus.config import ServerConfig, Settings
+from walbus.credentials import Credentials, credentials_of, new_client
 from walbus.diagnostics import passwords_in
 from walbus.errors import ConfigError
 from walbus.native import core_in_use
@@ -118,12 +119,13 @@ def _config_file(settings: Settings, file: Path | None) -> ConfigFileFacts | Non
 
 
 def _listeners(settings: Settings) -> Iterable[ListenFacts]:
-    yield _listener("relay", settings.relay, f"{settings.relay_url}/v1/info")
+    credentials = credentials_of(settings.client)
+    yield _listener("relay", settings.relay, f"{settings.relay_url}/v1/info", credentials)
     if settings.bootstrap.enabled:
-        yield _listener("bootstrap", settings.bootstrap, f"{settings.bootstrap_url}/v1/tables")
+        yield _listener("bootstrap", settings.bootstrap, f"{settings.bootstrap_url}/v1/tables", credentials)
 
 
-def _listener(room: str, server: ServerConfig, url: str) -> ListenFacts:
+def _listener(room: str, server: ServerConfig, url: str, credentials: Credentials) -> ListenFacts:
     from walbus.relay.gate import listen_address  # noqa: PLC0415 - a command loads its own room alone
 
     key = f"{room}.listen"
@@ -134,17 +136,18 @@ def _listener(room: str, server: ServerConfig, url: str) -> ListenFacts:
     except ConfigError as error:
         return ListenFacts(key, server.listen, error.what, error.mend or "", ours=False)
     except OSError as error:
-        ours = error.errno == errno.EADDRINUSE and _answers(url)
+        ours = error.errno == errno.EADDRINUSE and _answers(url, credentials)
         mend = "stop what listens there, or name another port"
         return ListenFacts(key, server.listen, error.strerror or str(error), mend, ours=ours)
     return ListenFacts(key, server.listen, None, "", ours=False)
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, credentials: Credentials) -> bool:
     """Whether a room of Walbus answers there."""
     try:
-        return isinstance(httpx.get(url, timeout=_TIMEOUT, trust_env=False).json(), dict)
-    except (httpx.HTTPError, ValueError):
+        with new_client(url, credentials, httpx.Timeout(_TIMEOUT)) as client:
+            return isinstance(client.get(url).json(), dict)  # a refusal for want of a token is one of ours too
+    except (httpx.HTTPError, ValueError, ConfigError):
         return False
 
 

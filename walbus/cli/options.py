@@ -71,4 +71,8 @@ def secrets_of(settings: Settings) -> list[str]:
     """Literal texts of the configuration that must never be printed."""
     dsn = settings.source.dsn.get_secret_value()
     options = [str(value) for consumer in settings.consumer.values() for value in consumer.options.values()]
-    return [secret for text in (dsn, *options) for secret in passwords_in(text)]
+    tokens = [settings.client.token, *(consumer.relay_token for consumer in settings.consumer.values())]
+    return [
+        *(secret for text in (dsn, *options) for secret in passwords_in(text)),
+        *(token.get_secret_value() for token in tokens if token is not None),
+    ]

@@ -18,6 +18,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from walbus.config import Settings, SourceConfig
+from walbus.credentials import connection_problem, credentials_of, new_client
+from walbus.errors import ConfigError, RelayUnavailable, RequestRefused
 from walbus.status import read_status
 
 _TIMEOUT: Final = 2.0
@@ -40,7 +42,7 @@ def gather(settings: Settings) -> Part:
     return {
         "source": _source(settings.source),
         "capture": from_file(settings.status_dir / "capture.json"),
-        "relay": _from_server(settings.relay_url, "/v1/info", "info"),
+        "relay": _from_server(settings, settings.relay_url, "/v1/info", "info"),
         "bootstrap": _bootstrap(settings),
         "consumers": {
             name: {"sink": consumer.sink, **from_file(settings.status_dir / f"consumer-{name}.json")}
@@ -72,16 +74,25 @@ def _bootstrap(settings: Settings) -> Part:
     if url is None:
         return {"state": "off"}
     told = from_file(settings.status_dir / "bootstrap.json")
-    return {**_from_server(url, "/v1/tables", "served"), "status": told.get("status", {})}
+    return {**_from_server(settings, url, "/v1/tables", "served"), "status": told.get("status", {})}
 
 
-def _from_server(url: str, path: str, key: str) -> Part:
+def _from_server(settings: Settings, url: str, path: str, key: str) -> Part:
     """What a room's server says of itself."""
     try:
-        response = httpx.get(url + path, timeout=_TIMEOUT, trust_env=False)
-        response.raise_for_status()
+        with new_client(url, credentials_of(settings.client), httpx.Timeout(_TIMEOUT)) as client:
+            response = client.get(path)
         document = response.json()
-    except (httpx.HTTPError, ValueError) as error:
+        if response.is_error:
+            return {
+                "state": "down",
+                "error": str(RequestRefused(document["error"], status=response.status_code, mend=document["mend"])),
+                "url": url,
+            }
+    except httpx.TransportError as error:
+        what, mend = connection_problem(error)
+        return {"state": "down", "error": str(RelayUnavailable(what, mend=mend)), "url": url}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, ConfigError) as error:
         return {**_down(error), "url": url}
     return {"state": "up", "url": url, key: document}
 

@@ -16,6 +16,7 @@ from walbus.cli.options import ConfigFile, load
 from walbus.cli.tail_lines import Render, json_line, pretty_line
 from walbus.cli.tail_place import Bound, TailRequest, parse_bound
 from walbus.config import LogConfig, checked_patterns
+from walbus.credentials import credentials_from_environment, credentials_of
 from walbus.diagnostics import configure_logging
 from walbus.errors import UsageError
 
@@ -49,16 +50,18 @@ def command(  # noqa: PLR0913, PLR0917 - each option is an argument
     request = _request(tables or [], start, until)
     if url is None:
         settings = load(context, config)
-        address, log_config = settings.relay_url, settings.log
+        address, log_config, credentials = settings.relay_url, settings.log, credentials_of(settings.client)
     else:
-        address, log_config = url.rstrip("/"), LogConfig()
+        address, log_config, credentials = url.rstrip("/"), LogConfig(), credentials_from_environment()
     chosen = form or (Format.PRETTY if sys.stdout.isatty() else Format.JSON)
     render = json_line if chosen is Format.JSON else pretty_line(colour=sys.stdout.isatty())
     configure_logging(log_config, room="tail")
     from walbus.cli.tail_stream import batches  # noqa: PLC0415 - the other commands need no HTTP client
 
     with suppress(KeyboardInterrupt):  # the usual end of following
-        print_changes(batches(address, request, now=time.time, sleep=time.sleep), render, sys.stdout.buffer)
+        print_changes(
+            batches(address, request, credentials, now=time.time, sleep=time.sleep), render, sys.stdout.buffer
+        )
 
 
 def print_changes(changes: Iterable[list[bytes]], render: Render, out: BinaryIO) -> None:

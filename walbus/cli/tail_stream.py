@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from walbus.cli.tail_place import CLOCKS_AGREE, Bound, Place, TailRequest, whole_lines
+from walbus.credentials import Credentials, connection_problem, new_client
 from walbus.errors import (
     PositionTrimmed,
     RelayUnavailable,
@@ -49,13 +50,19 @@ class _Refusal(msgspec.Struct):
 
 
 def batches(
-    url: str, request: TailRequest, *, now: Callable[[], float], sleep: Callable[[float], None]
+    url: str,
+    request: TailRequest,
+    credentials: Credentials,
+    *,
+    now: Callable[[], float],
+    sleep: Callable[[float], None],
 ) -> Iterator[list[bytes]]:
     """The changes as JSON lines without their newline, in batches as the network gives them.
 
     Args:
         url: of the relay.
         request: what to print.
+        credentials: what is shown to the relay.
         now: Unix seconds.
         sleep: waits so many seconds.
 
@@ -64,7 +71,7 @@ def batches(
         PositionTrimmed: the log no longer holds the start.
         RequestRefused: the relay does not take the request.
     """
-    with httpx.Client(base_url=url, timeout=_TIMEOUT, headers={"User-Agent": "walbus-tail"}, trust_env=False) as client:
+    with new_client(url, credentials, _TIMEOUT, agent="walbus-tail") as client:
         place = _first_place(client, request, datetime.fromtimestamp(now(), UTC))
         patience = _Patience(now, sleep, endless=place.until is None)
         while not place.done:
@@ -162,9 +169,9 @@ def _answers(client: httpx.Client, method: str, path: str, parameters: dict[str,
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise UsageError("not the URL of a relay", where=str(client.base_url), mend="write http://HOST:PORT") from None
     except httpx.TransportError as error:
-        what = f"the relay does not answer: {error or type(error).__name__}"
-        mend = "start it with walbus relay, or name it with --url"
-        raise RelayUnavailable(what, where=str(client.base_url), mend=mend) from None
+        what, mend = connection_problem(error)
+        mend = mend or "start it with walbus relay, or name it with --url"
+        raise RelayUnavailable(f"the relay does not answer: {what}", where=str(client.base_url), mend=mend) from None
 
 
 def _refused(response: httpx.Response) -> WalbusError:
