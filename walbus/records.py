@@ -82,6 +82,7 @@ class ChangeFlag(enum.IntFlag):
     CASCADE = 16  #: of TRUNCATE
     RESTART_IDENTITY = 32  #: of TRUNCATE
     TRANSACTIONAL = 64  #: of a message
+    PROJECTED = 128  #: a server left columns out; a second bitmap, of the first one's size, says which
 
 
 class RecordHeader(NamedTuple):
@@ -140,7 +141,8 @@ class RawChange(NamedTuple):
         ordinal_delta: ordinal minus the record's `first_ordinal`.
         key_hash: CRC32C of `key`.
         key, old_key: memcomparable keys (`walbus.keys`); of a message, `key` is its prefix.
-        unchanged: bitmap (bit `i % 8` of byte `i // 8` is column i) of TOASTed values that were not sent.
+        unchanged: bitmap (bit `i % 8` of byte `i // 8` is column i) of values that were not sent: TOASTed ones that did
+            not change, and under PROJECTED those of the columns in a second bitmap behind the first.
         after, before: Avro rows in the schema's form; of a message `after` is its content, of SCHEMA and EPOCH
             changes a JSON document.
     """

@@ -1,8 +1,10 @@
 """The loops that decide the speed, in C where it was built, and in Python always.
 
-    interface   what a core does; read it first
-    pure        the core in Python
-    _core       the core in C, one small optional extension:
+    interface   what a core of capture does; read it first
+    reading     what the cores of those who read a log do: filter records, read rows
+    pure        the core of capture in Python
+    pure_filter the filter in Python; the reader of rows in Python is `walbus.values.decode`
+    _core       all of it in C, one small optional extension:
       buffer.pxi  bytes in memory, CRC32C
       values.pxi  text to Avro; times.pxi has dates and times
       rows.pxi    tuples to changes
@@ -10,6 +12,8 @@
       packing.pxi small transactions to runs
       scanning.pxi  records framed and checked where they lie
       blocks.pxi  rows of streamed transactions into their spool, and out of it
+      avro.pxi    rows walked column by column
+      filter.pxi  records filtered
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
 a working tree `pip install -e .` builds the extension.
@@ -22,8 +26,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import records
-from walbus.native import pure, pure_scan
+from walbus.native import pure, pure_filter, pure_scan
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
+from walbus.native.reading import NewFilter
 
 #: The variable that forces Python.
 FORCE_PURE = "WALBUS_PURE"
@@ -38,12 +43,19 @@ class Implementation(NamedTuple):
     spool_rows: SpoolRows
     replay_rows: ReplayRows
     good_records: Callable[[bytes | bytearray | memoryview], tuple[int, int]]
+    new_filter: NewFilter
 
 
 def pure_implementation(why: str) -> Implementation:
     """The one in Python."""
     return Implementation(
-        f"pure ({why})", pure.Core, records.seal, pure.spool_rows, pure.replay_rows, pure_scan.good_records
+        f"pure ({why})",
+        pure.Core,
+        records.seal,
+        pure.spool_rows,
+        pure.replay_rows,
+        pure_scan.good_records,
+        pure_filter.RecordFilter,
     )
 
 
@@ -57,7 +69,15 @@ def native_implementation() -> Implementation:
 
     if core.INTERFACE != INTERFACE:
         raise ImportError("it was built from other sources; build it again")
-    return Implementation("native", core.Core, core.seal, core.spool_rows, core.replay_rows, core.good_records)
+    return Implementation(
+        "native",
+        core.Core,
+        core.seal,
+        core.spool_rows,
+        core.replay_rows,
+        core.good_records,
+        core.RecordFilter,
+    )
 
 
 def _chosen() -> Implementation:
@@ -85,10 +105,13 @@ spool_rows, replay_rows = _IN_USE.spool_rows, _IN_USE.replay_rows
 #: Records framed and checked where they lie; see `walbus.native.pure_scan`.
 good_records = _IN_USE.good_records
 
+#: Makes the filter of one stream; see `walbus.native.reading`.
+new_filter = _IN_USE.new_filter
+
 
 def core_in_use() -> str:
     """Which core is in use, and why: `native`, `pure (WALBUS_PURE=1)`, `pure (extension not built)`, or another."""
     return _IN_USE.name
 
 
-__all__ = ["Core", "core_in_use", "good_records", "new_core", "replay_rows", "seal", "spool_rows"]
+__all__ = ["Core", "core_in_use", "good_records", "new_core", "new_filter", "replay_rows", "seal", "spool_rows"]

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from walbus.native import interface
+from walbus.native import interface, reading
 
 INTERFACE: int
 Core: Callable[[], interface.Core]
+RecordFilter: reading.NewFilter
 
 spool_rows: interface.SpoolRows
 replay_rows: interface.ReplayRows

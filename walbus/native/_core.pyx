@@ -27,9 +27,13 @@ from libc.stdint cimport INT32_MAX, INT32_MIN, INT64_MAX, UINT32_MAX, int64_t, u
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from walbus.compression import decompress
+from walbus.errors import DamagedRecord
 from walbus.log import Piece, Run
 from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Drained, Transaction
+from walbus.native.reading import ALL_TABLES
 from walbus.position import ORIGIN, Position
+from walbus.records import read_header
 from walbus.values import row_encoder
 
 import sys
@@ -39,7 +43,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 5  # as in interface.py when this was built
+INTERFACE = 6  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -379,3 +383,5 @@ cdef class Core:
 
 
 include "blocks.pxi"
+include "avro.pxi"
+include "filter.pxi"

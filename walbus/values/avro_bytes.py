@@ -76,11 +76,13 @@ def read_long(data: bytes, offset: int) -> tuple[int, int]:
     """The Avro long at an offset, and the offset behind it.
 
     Raises:
-        IndexError: the data ends inside it.
+        IndexError: the data ends inside it, or it has more than 64 bits.
     """
     shift = zigzag = 0
     while True:
         byte = data[offset]
+        if shift == 63 and byte > 1:
+            raise IndexError
         offset += 1
         zigzag |= (byte & 0x7F) << shift
         if byte < 0x80:

@@ -91,7 +91,7 @@ def split_row(schema: TableSchema, payload: bytes) -> list[bytes]:
     offset = 0
     try:
         for avro in _parts_of(schema):
-            end = _skip_nullable(avro, payload, offset)
+            end = _skip_nullable(avro, payload, offset, text_branch=avro != "string")
             parts.append(payload[offset:end])
             offset = end
     except IndexError:
@@ -101,11 +101,15 @@ def split_row(schema: TableSchema, payload: bytes) -> list[bytes]:
     return parts
 
 
-def _skip_nullable(avro: object, data: bytes, offset: int) -> int:
+def _skip_nullable(avro: object, data: bytes, offset: int, *, text_branch: bool) -> int:
     branch = data[offset]
     if branch == 0:
         return offset + 1
-    return _skip("string" if branch == 4 else avro, data, offset + 1)
+    if branch == 2:
+        return _skip(avro, data, offset + 1)
+    if branch != 4 or not text_branch:
+        raise IndexError
+    return _skip("string", data, offset + 1)
 
 
 def _skip(avro: object, data: bytes, offset: int) -> int:
@@ -115,13 +119,19 @@ def _skip(avro: object, data: bytes, offset: int) -> int:
     if fixed is not None:
         return offset + fixed
     number, offset = read_long(data, offset)
-    return offset if avro in ("int", "long") else offset + number
+    if avro in ("int", "long"):
+        return offset
+    if number < 0:
+        raise IndexError
+    return offset + number
 
 
 def _skip_array(item: object, data: bytes, offset: int) -> int:
     while True:
         count, offset = read_long(data, offset)
+        if count < 0:
+            raise IndexError  # a count below zero is that of a block that tells its bytes: nobody writes one
         if count == 0:
             return offset
         for _ in range(count):
-            offset = _skip_nullable(item, data, offset)
+            offset = _skip_nullable(item, data, offset, text_branch=False)

@@ -1,0 +1,136 @@
+"""What the cores of those who read a log do, whichever of the two is in use: filter records, and read rows. Pure.
+
+A `RecordFilter` decides by headers alone, of records and of changes, so that no row is decoded; only where columns are
+left out does it walk a row's bytes, without making values of them. What stays of a record:
+
+- A record of which everything passes is passed on as the bytes that it is. Otherwise it is packed again with the
+  changes that pass, under `Flag.FILTERED`; positions and seqs still tell the whole record's range.
+- A transaction of which nothing passes leaves nothing (the server reports progress behind it). The first piece of which
+  something passes carries BEGIN, whichever piece that is; pieces of which nothing passes are left out, but the one with
+  END is sent, empty, if BEGIN was. So a client that saw BEGIN always sees END.
+- A compressed record is decompressed only if the table bits of its header do not rule it out.
+- In a partition a change passes whose key's hash falls into it. An update that moves a row from one partition to
+  another passes as it is in the one that the row goes to, and is the delete of its old key in the one that it leaves.
+  Truncates, and the records without rows, concern every partition; a row without a key, and a message by its prefix,
+  belong to one as everything does that has a hash.
+- A column that is left out is NULL in the row, and told by a second bitmap behind the first (`ChangeFlag.PROJECTED`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from walbus.records import RecordHeader
+from walbus.schema import TableSchema
+
+#: What table bits are for who wants every table.
+ALL_TABLES = (1 << 64) - 1
+
+
+class Partition(NamedTuple):
+    """One of `parts` parts of all keys: those whose hash modulo `parts` is `part` (from 0)."""
+
+    part: int
+    parts: int
+
+
+#: All keys.
+WHOLE = Partition(0, 1)
+
+
+class Choice(Protocol):
+    """Which changes pass, by what their headers say."""
+
+    @property
+    def bits(self) -> int:
+        """Tables that may pass, as in `RecordHeader.tables`; `ALL_TABLES` where none can be ruled out."""
+
+    def learn(self) -> None:
+        """The log has new layouts: `bits` are those of all."""
+
+    def wants_change(self, op: int, table: int, schema_id: int) -> bool:
+        """Whether a change passes; always the same where there is a schema id, and where there is no table.
+
+        Raises:
+            DamagedRecord: the log has no such layout.
+        """
+
+
+class Columns(Protocol):
+    """Which columns of rows pass."""
+
+    @property
+    def everything(self) -> bool:
+        """Whether no column is ever left out."""
+
+    def left_out(self, schema_id: int) -> tuple[TableSchema, int]:
+        """A layout, and the columns of it that are left out (bit i for column i); always the same.
+
+        Raises:
+            DamagedRecord: the log has no such layout.
+        """
+
+
+class RecordFilter(Protocol):
+    """Filters the records of one stream, in their order. `copy.copy` gives another one that goes on from there.
+
+    Attributes:
+        in_window: whether BEGIN was sent and END was not.
+    """
+
+    in_window: bool
+
+    def filter(self, header: RecordHeader, record: bytes) -> bytes:
+        """What is to be sent of a record; empty if nothing.
+
+        Args:
+            header: of the record.
+            record: the whole record, whose checksum is not looked at.
+
+        Raises:
+            DamagedRecord: the record makes no sense. What the filter knows of windows may have changed then.
+        """
+
+    def scan(self, records: Sequence[bytes]) -> list[bytes]:
+        """`filter` for records that follow each other."""
+
+
+class NewFilter(Protocol):
+    """Makes the filter of one stream."""
+
+    def __call__(self, choice: Choice, columns: Columns, partition: Partition = WHOLE) -> RecordFilter:
+        """A filter at the beginning of a stream.
+
+        Args:
+            choice: which changes pass.
+            columns: which columns of them.
+            partition: which keys.
+
+        Raises:
+            ValueError: there is no such partition.
+        """
+
+
+class RowReader(Protocol):
+    """Reads the rows of one layout out of their Avro form. Has no state of its own; safe in threads."""
+
+    def raw(self, payload: bytes) -> list[Any]:
+        """The raw Avro value of each column; a `str` in place of another type is a text outside the native range.
+
+        Raises:
+            DamagedRecord: the payload is no row of this layout.
+        """
+
+    def python(self, payload: bytes) -> dict[str, Any]:
+        """Python values by column name, as `walbus.values.decode_row` describes them; raises as `raw`."""
+
+    def texts(self, payload: bytes) -> list[str | None]:
+        """Canonical text of each column; raises as `raw`."""
+
+
+class NewRowReader(Protocol):
+    """Makes the reader of a layout."""
+
+    def __call__(self, schema: TableSchema) -> RowReader:
+        """A reader of rows in this layout."""
