@@ -4,7 +4,7 @@ The way of the data, and the module that each step is in:
 
     writer ─► segment_file ─► segments/*.seg ─► view ─► cursor ─► reader ─► delivery ─► streams ─► followers
        │                                          ▲                            │
-       └────► control, manifest: where it ends ───┘                record_filter, sse: in which form
+       └────► control, manifest: where it ends ───┘                native filter, sse: in which form
 
 Writing     engine opens; lease says who may write, recovery what a dead writer left, retention what may go;
             sequence says what comes next, packs and compresses it; schemas keeps the table layouts, held knows a
@@ -13,8 +13,8 @@ Files       segment, control, manifest, index: one form each; scan frames record
 Reading     reader puts the parts together; index_loader says where to begin; wake tells that there is more.
 Looking     log_info, log_check and log_dump are what `walbus log` tells, and only read: record_walk goes over a
             segment, segment_check and body_check judge it.
-Forms       stream_query and selection read what is asked for; table_filter, projection and record_filter cut it out;
-            sse makes events for browsers, content_coding compresses.
+Forms       stream_query and selection read what is asked for; table_filter and projection say what that
+            is of the log, and `walbus.native` cuts it out; sse makes events for browsers, content_coding compresses.
 Serving     server has the routes; streams sends each delivery by itself, and feed what is new at the log's end to all
             that ask for the same, each through its outlet; tail wakes them, gauges feeds /metrics, http is what every
             server of Walbus shares.

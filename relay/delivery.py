@@ -14,12 +14,13 @@ from typing import Final
 
 from walbus.jsonlines import LineRenderer
 from walbus.log import Bounds
+from walbus.native import new_filter
+from walbus.native.reading import WHOLE, RecordFilter
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader, pack_record, read_header
 from walbus.relay.cursor import FileCursor
 from walbus.relay.projection import Projection
 from walbus.relay.reader import FileLogReader
-from walbus.relay.record_filter import RecordFilter
 from walbus.relay.selection import EVERYTHING, Selection
 from walbus.relay.sse import EventRenderer
 from walbus.relay.stream_query import Format
@@ -147,19 +148,20 @@ class Delivery:
             if self._cursor is None or self._is_finished():
                 return Step(b"", at_end=False, finished=True)
             records = self._cursor.read(BLOCK_BYTES)
-            parts = self._pass_on(records) if self._encode is _as_it_is else self._encoded(records)
+            parts = self._encoded(records) if self._renderer is not None else self._cut(records)
             finished = self._is_finished()
             if finished and not self.told:
                 parts.append(self._heartbeat())
             return Step(b"".join(parts), at_end=not records, finished=finished)
 
-    def _pass_on(self, records: list[bytes]) -> list[bytes]:
-        """An unfiltered block: only its last record is looked at, unless the stream ends in it."""
-        if records and self._bound.time is None:
+    def _cut(self, records: list[bytes]) -> list[bytes]:
+        """A block of records: only the last one is looked at here, unless the stream starts or ends in it."""
+        if records and self._bound.time is None and (self._filter is None or self._started):
             last = read_header(records[-1])
             if not self._bound.reached(last):
-                self._note(last, told=True)
-                return records
+                parts = records if self._filter is None else self._filter.scan(records)
+                self._note(last, told=bool(parts[-1]))
+                return parts
         return self._encoded(records)
 
     def _encoded(self, records: list[bytes]) -> list[bytes]:
@@ -182,13 +184,14 @@ class Delivery:
         self._last, self.told = header, told
         if header.kind == _TRANSACTION:
             self._whole = bool(header.flags & _END)
-        elif header.kind == _SCHEMA:  # stands before a transaction, or between two pieces of it
-            self._whole = header.last_ordinal == 0
+        else:  # a layout stands before a transaction, or between two pieces of it; nothing else is inside one
+            self._whole = header.kind != _SCHEMA or header.last_ordinal == 0
 
     def _start(self, header: RecordHeader) -> None:
         """A stream that starts inside a transaction is inside its window: its client gets the END, whatever passes."""
         self._started = True
-        if self._filter is not None and not header.flags & _BEGIN:
+        inside = not header.flags & _BEGIN or self._last.last >= header.first
+        if self._filter is not None and inside:
             self._filter.in_window = True
 
     def heartbeat(self) -> bytes:
@@ -249,8 +252,15 @@ class Delivery:
 
     def _encoder(self) -> Encode:
         if self._renderer is not None:
-            return self._renderer.render
+            return self._renderer.render if self._filter is None else self._rendered
         return self._filter.filter if self._filter is not None else _as_it_is
+
+    def _rendered(self, header: RecordHeader, record: bytes) -> bytes:
+        """The lines of what is left of a record."""
+        if self._renderer is None or self._filter is None:
+            return record
+        left = self._filter.filter(header, record)
+        return self._renderer.render(read_header(left), left) if left else b""
 
     def _is_finished(self) -> bool:
         return self._cut_off or (self._whole and self._bound.reached(self._last))
@@ -259,17 +269,22 @@ class Delivery:
 def _encoders(
     reader: FileLogReader, after: Position, form: StreamForm
 ) -> tuple[LineRenderer | None, RecordFilter | None]:
-    """What makes a form out of records: at most one of the two."""
+    """What makes a form out of records: a filter where not everything passes, and behind it what writes lines.
+
+    The writer of lines leaves columns out by itself, since it knows each row's columns by name.
+    """
     selection = form.selection
     tables = TableFilter(selection.tables, reader.schemas, selection.ops)
     projection = Projection(selection.columns, reader.schemas)
+    whole_rows = projection if form.format == "binary" else Projection((), reader.schemas)
+    everything = tables.everything and whole_rows.everything and selection.partition == WHOLE
+    record_filter = None if everything else new_filter(tables, whole_rows, selection.partition)
     if form.format == "binary":
-        return None, None if tables.everything and projection.everything else RecordFilter(tables, projection)
-    layout, wants, columns = reader.schemas.get, tables.wants, projection.columns
+        return None, record_filter
+    layout, columns = reader.schemas.get, projection.columns
     if form.format == "json":
-        return LineRenderer(layout, after=after, wants=wants, columns=columns), None
-    log_id = reader.bounds().log_id
-    return EventRenderer(layout, after=after, wants=wants, columns=columns, log_id=log_id), None
+        return LineRenderer(layout, after=after, columns=columns), record_filter
+    return EventRenderer(layout, after=after, columns=columns, log_id=reader.bounds().log_id), record_filter
 
 
 def _before(after: Position, bounds: Bounds) -> RecordHeader:

@@ -4,6 +4,8 @@ tables=public.orders,public.*            which tables; default: all, with messag
 ops=insert,update,delete                 which operations; default: all. Layouts and epochs are never left out
 columns=public.orders(id,total)          which columns of rows of these tables, by pattern; tables that no pattern names
                                          are sent with all their columns, and keys are always sent
+partition=I/N                            the part I, from 0, of N parts of all keys: those whose hash modulo N is I. A
+                                         row whose key moves to another part is deleted in the one that it leaves
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from walbus.errors import UsageError
+from walbus.native.reading import WHOLE, Partition
 from walbus.records import Op
 from walbus.relay.table_filter import split_pattern
 
@@ -20,6 +23,7 @@ from walbus.relay.table_filter import split_pattern
 OPS: Final = {op.name.lower(): op for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE, Op.MESSAGE)}
 
 _COLUMNS = re.compile(r"\s*([^(),]+)\(([^()]*)\)\s*(?:,|\Z)")
+_PARTITION = re.compile(r"(\d{1,5})/(\d{1,5})\Z", re.ASCII)
 _MEND_COLUMNS = "write it as in public.orders(id,total),public.items(sku)"
 
 
@@ -44,19 +48,23 @@ class Selection:
         tables: patterns, as `TableFilter` takes them; empty: everything.
         ops: operations of changes that pass; None: all.
         columns: the first one whose pattern names a table counts; none: all columns.
+        partition: of the keys.
     """
 
     tables: tuple[str, ...] = ()
     ops: frozenset[int] | None = None
     columns: tuple[ColumnChoice, ...] = ()
+    partition: Partition = WHOLE
 
 
 #: Every change, whole.
 EVERYTHING: Final = Selection()
 
 
-def parse_selection(tables: str | None, ops: str | None, columns: str | None) -> Selection:
-    """Reads the three parameters; None for one that was not given.
+def parse_selection(
+    tables: str | None, ops: str | None, columns: str | None, partition: str | None = None
+) -> Selection:
+    """Reads the parameters; None for one that was not given.
 
     Raises:
         UsageError: one is wrong; `where` names it.
@@ -64,7 +72,12 @@ def parse_selection(tables: str | None, ops: str | None, columns: str | None) ->
     patterns = _listed(tables)
     for pattern in patterns:
         split_pattern(pattern)
-    return Selection(patterns, None if ops is None else _ops(ops), _columns(columns or ""))
+    return Selection(
+        tables=patterns,
+        ops=None if ops is None else _ops(ops),
+        columns=_columns(columns or ""),
+        partition=WHOLE if partition is None else _partition(partition),
+    )
 
 
 def _listed(text: str | None) -> tuple[str, ...]:
@@ -94,3 +107,12 @@ def _columns(text: str) -> tuple[ColumnChoice, ...]:
         choices.append(ColumnChoice(pattern, names))
         at = match.end()
     return tuple(choices)
+
+
+def _partition(text: str) -> Partition:
+    match = _PARTITION.match(text)
+    partition = Partition(int(match[1]), int(match[2])) if match is not None else None
+    if partition is None or partition.part >= partition.parts:
+        what = f"{text[:80]!r} is no partition"
+        raise UsageError(what, where="partition", mend="write it as in 0/4, 1/4, 2/4 or 3/4")
+    return partition

@@ -20,7 +20,7 @@ from typing import Final
 
 from walbus.jsonlines import Line, LineRenderer, encode_line
 from walbus.position import Position
-from walbus.records import Flag, RawChange, RecordHeader
+from walbus.records import Flag, RecordHeader
 from walbus.schema import TableSchema
 
 #: Sent first: how long a browser waits before it connects again, in milliseconds.
@@ -34,7 +34,7 @@ class EventRenderer(LineRenderer):
     """Renders the records of one stream, in their order.
 
     Args:
-        schemas, after, wants, columns: as of `LineRenderer`.
+        schemas, after, columns: as of `LineRenderer`.
         log_id: of the log.
     """
 
@@ -43,11 +43,10 @@ class EventRenderer(LineRenderer):
         schemas: Callable[[int], TableSchema],
         *,
         after: Position,
-        wants: Callable[[RawChange], bool],
         columns: Callable[[TableSchema], frozenset[str] | None],
         log_id: str,
     ) -> None:
-        super().__init__(schemas, after=after, wants=wants, columns=columns)
+        super().__init__(schemas, after=after, columns=columns)
         self._log_id = log_id
         self._told = ""  # the position of the last event
 

@@ -1,6 +1,6 @@
 """What a client of `/v1/stream` asks for, read from the query string and the headers. No I/O.
 
-tables, ops, columns             what passes: `walbus.relay.selection`
+tables, ops, columns, partition  what passes: `walbus.relay.selection`
 after=POSITION                   go on behind a change that was done; wins over `from`
 from=PLACE                       begin with; default: latest when following, earliest otherwise
 until=PLACE                      end behind the transaction that holds it, or before the first one committed at a time
@@ -35,7 +35,7 @@ MEDIA_TYPES: Final[dict[Format, str]] = {
 }
 
 PARAMETERS: Final = (
-    "tables", "ops", "columns", "after", "from", "until", "follow", "name", "log_id", "format",
+    "tables", "ops", "columns", "partition", "after", "from", "until", "follow", "name", "log_id", "format",
 )  # fmt: skip
 LAST_EVENT_ID: Final = "Last-Event-ID"
 
@@ -111,7 +111,7 @@ def parse_stream_query(parameters: Mapping[str, str], headers: Mapping[str, str]
     if last_event and form == "sse":
         start, log_id = _last_event(last_event, log_id)
     return StreamQuery(
-        selection=parse_selection(parameters.get("tables"), parameters.get("ops"), parameters.get("columns")),
+        selection=parse_selection(*(parameters.get(key) for key in ("tables", "ops", "columns", "partition"))),
         start=start,
         until=until,
         follow=follow,

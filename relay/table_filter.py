@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from walbus.errors import UsageError
+from walbus.errors import DamagedRecord, UsageError
 from walbus.log import SchemaRegistry
-from walbus.records import Op, RawChange
-
-_ALL_BITS = (1 << 64) - 1
+from walbus.native.reading import ALL_TABLES
+from walbus.records import Op
+from walbus.schema import TableSchema
 
 
 class TableFilter:
@@ -35,7 +35,7 @@ class TableFilter:
         self._verdicts: dict[int, bool] = {}  # by schema id
         self._every_table = not self._patterns or ("*", "*") in self._patterns
         self.everything = self._every_table and self._ops is None
-        self.bits = _ALL_BITS if self._every_table else 0  #: of tables that may pass, as in `RecordHeader.tables`
+        self.bits = ALL_TABLES if self._every_table else 0  #: of tables that may pass, as in `RecordHeader.tables`
         if not self._every_table:
             self.learn()
 
@@ -45,12 +45,12 @@ class TableFilter:
             if self._verdict(schema.id):
                 self.bits |= 1 << schema.oid % 64
 
-    def wants(self, change: RawChange) -> bool:
-        """Whether a change passes."""
-        return self.wants_change(change.op, change.table, change.schema_id)
-
     def wants_change(self, op: int, table: int, schema_id: int) -> bool:
-        """Whether a change with this operation, relation OID and schema id passes."""
+        """Whether a change with this operation, relation OID and schema id passes.
+
+        Raises:
+            DamagedRecord: the log has no such layout.
+        """
         if self._ops is not None and op not in self._ops:
             return False
         if self._every_table or op == Op.EPOCH:
@@ -62,7 +62,7 @@ class TableFilter:
     def _verdict(self, schema_id: int) -> bool:
         known = self._verdicts.get(schema_id)
         if known is None:
-            schema = self._schemas.get(schema_id)
+            schema = known_layout(self._schemas, schema_id)
             known = self._verdicts[schema_id] = self._matches(schema.namespace, schema.name)
         return known
 
@@ -73,6 +73,18 @@ class TableFilter:
 
     def _matches(self, namespace: str, name: str) -> bool:
         return any(pattern_matches(pattern, namespace, name) for pattern in self._patterns)
+
+
+def known_layout(schemas: SchemaRegistry, schema_id: int) -> TableSchema:
+    """The layout that a change in the log names.
+
+    Raises:
+        DamagedRecord: there is none.
+    """
+    try:
+        return schemas.get(schema_id)
+    except KeyError:
+        raise DamagedRecord(f"a change names layout {schema_id}, which the log does not have") from None
 
 
 def split_pattern(pattern: str, where: str = "tables") -> tuple[str, str]:

@@ -62,28 +62,39 @@ class Change:
 
     @cached_property
     def after(self) -> Mapping[str, Any] | None:
-        """The new row as Python values; columns in `unchanged` are left out. None where there is no new row."""
-        return self._row(self.raw.after, leave_out_unchanged=True)
+        """The new row as Python values without the columns that were not sent. None where there is no new row."""
+        return self._row(self.raw.after, self.unchanged | self.left_out)
 
     @cached_property
     def before(self) -> Mapping[str, Any] | None:
-        """The whole old row, where the table's replica identity is FULL."""
-        return self._row(self.raw.before, leave_out_unchanged=False)
+        """The old row, where the table's replica identity is FULL; the columns in `left_out` are not in it."""
+        return self._row(self.raw.before, self.left_out)
 
     @cached_property
     def unchanged(self) -> frozenset[str]:
         """Columns whose TOASTed value did not change, and that PostgreSQL therefore did not send."""
-        if not self.raw.unchanged or self.schema is None:
+        return self._marked(self.raw.unchanged) - self.left_out
+
+    @cached_property
+    def left_out(self) -> frozenset[str]:
+        """Columns that this stream was not asked for."""
+        if not self.raw.flags & ChangeFlag.PROJECTED:
             return frozenset()
-        bits = int.from_bytes(self.raw.unchanged, "little")
+        return self._marked(self.raw.unchanged[len(self.raw.unchanged) // 2 :])
+
+    def _marked(self, bitmap: bytes) -> frozenset[str]:
+        if not bitmap or self.schema is None:
+            return frozenset()
+        bits = int.from_bytes(bitmap, "little")
         return frozenset(c.name for i, c in enumerate(self.schema.columns) if bits >> i & 1)
 
     def after_texts(self) -> dict[str, str | None] | None:
-        """The new row as PostgreSQL's canonical text; columns in `unchanged` are left out."""
+        """The new row as PostgreSQL's canonical text without the columns that were not sent."""
         if self.raw.after is None or self.schema is None or self.raw.op not in _ROW_OPS:
             return None
         texts = row_texts(self.schema, self.raw.after)
-        return {c.name: t for c, t in zip(self.schema.columns, texts, strict=True) if c.name not in self.unchanged}
+        unsent = self.unchanged | self.left_out
+        return {c.name: t for c, t in zip(self.schema.columns, texts, strict=True) if c.name not in unsent}
 
     @property
     def cascade(self) -> bool:
@@ -110,13 +121,12 @@ class Change:
         document: dict[str, Any] = json.loads(self.raw.after or b"{}")
         return document
 
-    def _row(self, payload: bytes | None, *, leave_out_unchanged: bool) -> Mapping[str, Any] | None:
+    def _row(self, payload: bytes | None, unsent: frozenset[str]) -> Mapping[str, Any] | None:
         if payload is None or self.schema is None or self.raw.op not in _ROW_OPS:
             return None
         row = decode_row(self.schema, payload)
-        if leave_out_unchanged:
-            for name in self.unchanged:
-                row.pop(name, None)
+        for name in unsent:
+            row.pop(name, None)
         return row
 
     def _key_dict(self, key: bytes | None) -> Mapping[str, Any] | None:

@@ -36,12 +36,6 @@ Line = dict[str, object]
 encode_line = msgspec.json.Encoder().encode
 
 
-def every_change(change: RawChange) -> bool:
-    """The filter that lets everything pass."""
-    del change
-    return True
-
-
 def every_column(schema: TableSchema) -> frozenset[str] | None:
     """The choice that leaves no column out."""
     del schema
@@ -54,7 +48,6 @@ class LineRenderer:
     Args:
         schemas: layout by number; its KeyError for an unknown one goes to the caller.
         after: changes at or before this position ("last done") are left out.
-        wants: which changes pass.
         columns: names of the columns that rows of a layout are shown with; None: all.
     """
 
@@ -63,12 +56,10 @@ class LineRenderer:
         schemas: Callable[[int], TableSchema],
         *,
         after: Position = ORIGIN,
-        wants: Callable[[RawChange], bool] = every_change,
         columns: Callable[[TableSchema], frozenset[str] | None] = every_column,
     ) -> None:
         self._schemas = schemas
         self._after = after
-        self._wants = wants
         self._columns = columns
         self._begun = False  # whether the transaction under way has a begin line
 
@@ -94,8 +85,6 @@ class LineRenderer:
         time = iso_time(header.commit_time)
         lines = []
         for position, change in located_changes(header, record, self._after):
-            if not self._wants(change):
-                continue
             if not self._begun:
                 self._begun = True
                 lines.append(self._begin(header, time))
@@ -128,7 +117,6 @@ class LineRenderer:
         return [
             {"op": _OP_NAMES[change.op], "position": str(position)} | self._content(change)
             for position, change in located_changes(header, record, self._after)
-            if self._wants(change)
         ]
 
     def _snapshot(self, header: RecordHeader, record: bytes) -> list[Line]:
@@ -136,7 +124,6 @@ class LineRenderer:
         lines = [
             head | {"seq": change.seq_delta} | self._content(change)
             for _, change in located_changes(header, record, self._after)
-            if self._wants(change)
         ]
         if header.flags & Flag.END:
             lines.append({"op": "snapshot_end", "position": str(header.last), "seq": header.last_seq})
@@ -208,4 +195,4 @@ def _truncate(change: RawChange) -> Line:
     }
 
 
-__all__ = ["LineRenderer", "encode_line", "every_change", "every_column", "iso_time"]
+__all__ = ["LineRenderer", "encode_line", "every_column", "iso_time"]

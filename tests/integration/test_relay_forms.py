@@ -10,6 +10,7 @@ import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import zstandard
@@ -18,7 +19,7 @@ from support.relay_log import BASE_TIME, commits, piece, progress, schema_piece,
 from support.relay_server import Follower, Relay, fill, parsed, rows_of
 from support.waiting import wait_for
 from walbus.record_parser import RecordParser
-from walbus.records import Flag, Kind, Op, iter_changes, pack_change, read_header
+from walbus.records import Flag, Kind, Op, iter_changes, key_hash, pack_change, read_header
 from walbus.values import row_encoder
 
 pytestmark = pytest.mark.one_version
@@ -133,13 +134,13 @@ def test_columns_may_be_chosen(relay):
     query = "columns=public.wide(total)&after=1:0/C80:2&follow=false"
     _, body = relay.get(f"/v1/stream?{query}&format=json")
     rows = [line for line in map(json.loads, body.splitlines()) if line["op"] in ("insert", "update", "delete")]
-    assert [row.get("after") for row in rows] == [{"total": 250}, {"total": 250}, None]
+    assert [row.get("after") for row in rows] == [{"id": 1, "total": 250}, {"id": 1, "total": 250}, None]
     assert all(row["key"] == {"id": 1} for row in rows)
     record = next(r for r in relay.records(query) if read_header(r).kind == Kind.TRANSACTION)
     insert, update, delete = iter_changes(record[96:])
-    expected = row_encoder(WIDE).encode([None, b"250", None])
+    expected = row_encoder(WIDE).encode([b"1", b"250", None])
     assert (insert.after, update.after, delete.after) == (expected, expected, None)
-    assert (insert.unchanged, delete.unchanged) == (bytes([0b101]), b"")
+    assert (insert.unchanged, delete.unchanged) == (bytes([0b100, 0b100]), b"")
     assert read_header(record).flags & Flag.FILTERED
 
 
@@ -377,3 +378,50 @@ def test_an_old_client_that_knows_no_chunks_can_follow(relay):
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"chunked" not in head
     assert commits([header for header, _ in parsed(body)]) == [3200, 3216]
+
+
+# --- partitions ---------------------------------------------------------------------------------------------------
+
+
+def moving_rows(relay: Relay, lsn: int) -> None:
+    """Two rows inserted, one of which gets a key of the other partition of two."""
+    schema, _ = relay.writer.schemas.register(WIDE)
+    encoder = row_encoder(schema)
+    keys = [encoder.key([b"%d" % number]) for number in range(20)]
+    even, odd = (next(n for n in range(20) if key_hash(keys[n]) % 2 == half) for half in (0, 1))
+    new = next(n for n in range(20) if key_hash(keys[n]) % 2 == 1 and n != odd)
+
+    def change(op: Op, i: int, number: int, old: bytes | None = None) -> bytes:
+        row = encoder.encode([b"%d" % number, b"250", b"7"])
+        return pack_change(
+            op, table=7, schema_id=schema.id, seq_delta=i, ordinal_delta=i, key=keys[number], old_key=old, after=row
+        )  # fmt: skip
+
+    body = change(Op.INSERT, 0, even) + change(Op.INSERT, 1, odd) + change(Op.UPDATE, 2, new, keys[even])
+    relay.writer.append(schema_piece(lsn, 0, schema))
+    made = piece(lsn, 1, 3, Flag.BEGIN | Flag.END, table=7, schema_id=schema.id)
+    relay.writer.append(dataclasses.replace(made, body=body))
+    relay.writer.sync()
+
+
+def test_a_row_whose_key_moves_to_another_partition_is_deleted_in_the_one_that_it_leaves(relay):
+    moving_rows(relay, 3216)
+    query = "after=1:0/C80:2&follow=false&partition={}/2"
+    seen = []
+    for part in (0, 1):
+        records = relay.records(query.format(part))
+        (rows,) = (record for record in records if read_header(record).kind == Kind.TRANSACTION)
+        assert Kind.SCHEMA in [read_header(record).kind for record in records]
+        seen.append([Op(change.op).name for change in iter_changes(rows[96:])])
+        _, body = relay.get(f"/v1/stream?{query.format(part)}&format=json")
+        lines = [json.loads(line)["op"] for line in body.splitlines()]
+        assert lines == ["schema", "begin", *(name.lower() for name in seen[-1]), "commit"]
+        _, body = relay.get(f"/v1/stream?{query.format(part)}&format=sse")
+        assert body.count(b"data: ") == len(lines)
+    assert seen == [["INSERT", "DELETE"], ["INSERT", "UPDATE"]]
+
+
+@pytest.mark.parametrize("text", ["", "1", "1/0", "2/2", "-1/2", "1/2/3", "a/b", "0/100000", "\u0660/\u0662"])
+def test_a_partition_that_does_not_exist_is_refused_by_its_parameter(relay, text):
+    status, body = relay.get(f"/v1/stream?partition={quote(text)}&follow=false")
+    assert (status, json.loads(body)["where"]) == (400, "partition")

@@ -17,10 +17,9 @@ from walbus.compressed_records import compress_unsealed, plain
 from walbus.compression import MAX_BODY_SIZE, MIN_BODY_SIZE, Compressor, decompress
 from walbus.errors import DamagedRecord
 from walbus.log import SchemaRegistry
-from walbus.native import seal
+from walbus.native import new_filter, seal
 from walbus.records import Flag, Kind, RecordHeader, body_of, check_record, pack_record, read_header
 from walbus.relay.projection import Projection
-from walbus.relay.record_filter import RecordFilter
 from walbus.relay.table_filter import TableFilter
 
 BODY = changes(1, 50)
@@ -127,8 +126,8 @@ class TwoTables(SchemaRegistry):
 
 
 def filtered(tables: str, header: RecordHeader, one: bytes) -> bytes:
-    registry = TwoTables()
-    return RecordFilter(TableFilter([tables], registry), Projection([], registry)).filter(header, one)
+    schemas = TwoTables()
+    return new_filter(TableFilter([tables], schemas), Projection((), schemas)).filter(header, one)
 
 
 def test_a_filter_looks_into_compressed_records_and_passes_them_as_they_are():

@@ -98,6 +98,16 @@ def test_an_update_gives_both_keys_and_leaves_out_what_was_not_sent() -> None:
     assert seen.before["a b"] == "x"
 
 
+def test_columns_that_a_stream_left_out_are_told_apart_from_values_that_did_not_change() -> None:
+    change = pack_change(
+        Op.UPDATE, table=16400, schema_id=3, seq_delta=0, ordinal_delta=0, key=key(2), flags=ChangeFlag.PROJECTED,
+        unchanged=b"\x06\x04", after=row(b"2", None, None), before=row(b"2", b"x", None),
+    )  # fmt: skip
+    (seen,) = window(record(change))
+    assert (seen.unchanged, seen.left_out) == ({"a b"}, {"sum"})
+    assert (seen.after, seen.before, seen.after_texts()) == ({"id": 2}, {"id": 2, "a b": "x"}, {"id": "2"})
+
+
 def test_a_delete_has_a_key_and_no_row() -> None:
     (seen,) = window(record(pack_change(Op.DELETE, table=16400, schema_id=3, seq_delta=0, ordinal_delta=0, key=key(1))))
     assert (seen.key, seen.old_key, seen.after, seen.before, seen.after_texts()) == ({"id": 1}, None, None, None, None)

@@ -156,7 +156,7 @@ def both(choice=EVERYTHING, columns=EVERY_COLUMN, partition=WHOLE) -> list[Recor
     return [implementation(name).new_filter(choice, columns, partition) for name in NAMES]
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(TRANSACTIONS, CHOICES, COLUMNS, PARTITIONS, st.booleans())
 def test_both_filters_send_the_same_bytes(transactions, choice, columns, partition, compressed):
     native, pure = both(choice, columns, partition)
@@ -165,7 +165,7 @@ def test_both_filters_send_the_same_bytes(transactions, choice, columns, partiti
         assert native.in_window == pure.in_window
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(PIECES, COLUMNS, PARTITIONS, st.data())
 def test_both_filters_refuse_damaged_bytes_in_the_same_words(pieces, columns, partition, data):
     for record in records_of([pieces]):
@@ -293,7 +293,7 @@ def folded(changes_: Iterator[RawChange], rows: dict[bytes, bytes]) -> None:
                 rows[change.key] = change.after
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.lists(
@@ -349,7 +349,7 @@ def test_a_row_that_leaves_a_partition_is_deleted_there_at_the_same_place(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(changes(), min_size=1, max_size=6), COLUMNS)
 def test_left_out_columns_are_told_and_all_else_is_as_it_was(name, made, columns):
     record = packed(made, 16, 1, 3)

@@ -10,6 +10,7 @@ from support.memory_log import MemorySchemas
 from support.relay_log import table_schema
 from walbus.config import RelayConfig
 from walbus.errors import UsageError
+from walbus.native import new_filter
 from walbus.position import Position
 from walbus.records import (
     HEADER_SIZE,
@@ -25,7 +26,6 @@ from walbus.records import (
 )
 from walbus.relay.gate import listen_address
 from walbus.relay.projection import Projection
-from walbus.relay.record_filter import RecordFilter
 from walbus.relay.selection import EVERYTHING
 from walbus.relay.stream_query import After, AtTime, StreamQuery, parse_stream_query
 from walbus.relay.table_filter import TableFilter
@@ -142,7 +142,7 @@ TRANSACTIONS = st.lists(
 @given(TRANSACTIONS, st.sets(st.sampled_from(TABLES)))
 def test_a_filter_keeps_exactly_what_it_should_and_whole_windows(transactions, wanted):
     wanted_ids = {1 + TABLES.index(name) for name in wanted}
-    chosen = RecordFilter(TableFilter([f"public.{name}" for name in wanted] or ["no.table"], registry()), WHOLE_ROWS)
+    chosen = new_filter(TableFilter([f"public.{name}" for name in wanted] or ["no.table"], registry()), WHOLE_ROWS)
     sent, expected = [], []
     for number, pieces in enumerate(transactions, 1):
         first = 1
