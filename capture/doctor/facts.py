@@ -192,6 +192,8 @@ class TableFacts:
         listed_columns: of the publication's column list; None without one.
         filtered: the publication filters its rows; `filter_columns`: by these.
         generated: columns GENERATED ALWAYS AS; `virtual` ones are not stored.
+        merging: key columns whose type prints unequal values alike, each with its type.
+        renamed: key columns whose type prints a name that can change under the value, each with its type.
     """
 
     oid: int
@@ -217,6 +219,8 @@ class TableFacts:
     filter_columns: frozenset[str] = frozenset()
     generated: frozenset[str] = frozenset()
     virtual: frozenset[str] = frozenset()
+    merging: frozenset[str] = frozenset()
+    renamed: frozenset[str] = frozenset()
 
     @property
     def table(self) -> str:

@@ -58,6 +58,37 @@ _DETAILS: LiteralString = """
         FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped) generated ON true
     ORDER BY namespace, name"""
 
+# Equal values that print apart (numeric 1.0 and 1.00, citext) are no concern: an UPDATE from one to the other is sent
+# as a change of the key. Of every type that can be a key, these alone print unequal values alike, or a name.
+_KEY_TYPES: LiteralString = """
+    WITH RECURSIVE within (relation, name, type) AS (
+        SELECT c.oid, a.attname, a.atttypid
+        FROM pg_class c
+        JOIN pg_index i ON i.indrelid = c.oid AND i.indimmediate
+             AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false ELSE i.indisprimary END
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+        WHERE c.oid = ANY (%(oids)s::int8[]::oid[])
+        UNION
+        SELECT within.relation, within.name, part.oid
+        FROM within CROSS JOIN LATERAL (
+            SELECT unnest(ARRAY[t.typbasetype, t.typelem]) FROM pg_type t WHERE t.oid = within.type
+            UNION ALL SELECT rngsubtype FROM pg_range WHERE to_jsonb(pg_range) ->> 'rngmultitypid' = within.type::text
+                                                         OR rngtypid = within.type
+            UNION ALL SELECT a.atttypid FROM pg_type t JOIN pg_attribute a ON a.attrelid = t.typrelid
+                      WHERE t.oid = within.type AND a.attnum > 0 AND NOT a.attisdropped) part (oid)
+        WHERE part.oid <> 0),
+    found AS (
+        SELECT relation, within.name || ' ' || t.typname AS key,
+               t.typname IN ('regproc', 'regoper', 'seg') AS merging
+        FROM within JOIN pg_type t ON t.oid = within.type JOIN pg_namespace n ON n.oid = t.typnamespace
+        WHERE n.nspname = 'pg_catalog' AND t.typname ~ '^reg' AND t.typtype = 'b'
+           OR t.typname = 'seg' AND EXISTS (
+               SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'seg'
+               WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e'))
+    SELECT relation::int8, coalesce(array_agg(key) FILTER (WHERE merging), '{}'),
+           coalesce(array_agg(key) FILTER (WHERE NOT merging), '{}')
+    FROM found GROUP BY 1"""
+
 _OTHER_RELATIONS: LiteralString = """
     SELECT n.nspname::text, c.relname::text,
            CASE WHEN c.relkind IN ('r', 'p') THEN 'unlogged' WHEN c.relkind = 'f' THEN 'foreign' ELSE 'view' END
@@ -92,10 +123,21 @@ def read_tables(session: Session, source: SourceConfig, known: Collection[int]) 
     parameters = {"oids": list(matched), "publication": source.publication}
     with refused("reading the tables"), session.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(_DETAILS, parameters).fetchall()
-    return tuple(_table(row, matched[row.pop("root")], known) for row in rows)
+        keys = _read_keys(session, [row["oid"] for row in rows])
+    return tuple(_table(row, matched[row.pop("root")], known, keys.get(row["oid"], _FAITHFUL)) for row in rows)
 
 
-def _table(row: dict[str, Any], root: MatchedTable, known: Collection[int]) -> TableFacts:
+_Keys = tuple[frozenset[str], frozenset[str]]
+_FAITHFUL: _Keys = (frozenset(), frozenset())
+
+
+def _read_keys(session: Session, oids: list[int]) -> dict[int, _Keys]:
+    """`TableFacts.merging` and `renamed`, of the tables that have any."""
+    rows: list[Any] = session.execute(_KEY_TYPES, {"oids": oids}).fetchall()
+    return {oid: (frozenset(merging), frozenset(renamed)) for oid, merging, renamed in rows}
+
+
+def _table(row: dict[str, Any], root: MatchedTable, known: Collection[int], keys: _Keys) -> TableFacts:
     identity, in_identity = row["identity"], row.pop("identity_columns")
     listed, depends = row.pop("listed_columns"), row.pop("filter_columns")
     generated, virtual = row.pop("generated"), row.pop("virtual")
@@ -114,6 +156,8 @@ def _table(row: dict[str, Any], root: MatchedTable, known: Collection[int]) -> T
         filter_columns=frozenset(depends or ()) - (columns or frozenset()) if row["filtered"] else frozenset(),
         generated=frozenset(generated or ()),
         virtual=frozenset(virtual or ()),
+        merging=keys[0],
+        renamed=keys[1],
     )
 
 

@@ -22,6 +22,7 @@ def table_findings(facts: Facts) -> Iterator[Finding]:
     yield from _identities(facts)
     yield from _costs(facts)
     yield from _keyless(facts)
+    yield from _key_texts(facts)
     yield from _generated(facts)
     yield from _never_sent(facts)
 
@@ -102,6 +103,24 @@ def _keyless(facts: Facts) -> Iterator[Finding]:
     mends = [advice(_or_key(qualified(t.namespace, t.name), "").text.removeprefix("or better, ")) for t in keyless]
     grade = warning if facts.wanted.bootstrap else info
     yield grade("keyless", found, *mends, of=_names(keyless))
+
+
+def _key_texts(facts: Facts) -> Iterator[Finding]:
+    """Keys whose text does not name one row for good."""
+    roots = [table for table in facts.tables if table.is_root]
+    merging = [_columns_of(table, table.merging) for table in roots if table.merging]
+    renamed = [_columns_of(table, table.renamed) for table in roots if table.renamed]
+    if merging:
+        found = (
+            "key columns print unequal values alike: rows whose keys print alike are one row to whoever reads the log"
+        )
+        yield warning(
+            "key-text", found, advice("choose a key of another type, such as oid, text or numeric"), of=merging
+        )
+    if renamed:
+        found = "key columns print names: when what they name is renamed, a row is known by another key from then on"
+        mend = advice("choose a key of type oid or text; or seed the table again after a renaming")
+        yield warning("key-text", found, mend, of=renamed)
 
 
 def _generated(facts: Facts) -> Iterator[Finding]:

@@ -51,6 +51,7 @@ TOPICS: Final[dict[str, str]] = {
     "identity": "a published table needs a replica identity, or its own UPDATE and DELETE are refused",
     "identity-full": "FULL gives consumers the whole old row, and costs WAL on every write",
     "keyless": "rows without a key cannot be told apart, so no latest state can be kept of them",
+    "key-text": "rows are known by the text of their key, which must name one row, and always the same one",
     "generated-columns": "a column that is not sent is missing in the log, in snapshots and in sinks",
     "generated-identity": "PostgreSQL refuses UPDATE and DELETE when the identity needs a column that is not sent",
     "unlogged-table": "logical decoding reads the WAL, and these tables write none",

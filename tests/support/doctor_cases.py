@@ -364,6 +364,10 @@ CASES: dict[str, Case] = {
         'ALTER TABLE "public"."orders" REPLICA IDENTITY DEFAULT',
     ),
     "FULL without a key": case(tables(table(primary_key=False, **FULL)), "keyless", WARNING, "bootstrap refuses"),
+    "a key that prints alike": case(
+        tables(table(merging=frozenset({"f regproc"}))), "key-text", WARNING, "unequal values alike"
+    ),
+    "a key that prints a name": case(tables(table(renamed=frozenset({"c regclass"}))), "key-text", WARNING, "renamed"),
     "a generated column": case(
         tables(table(generated=frozenset({"total"}))),
         "generated-columns",
