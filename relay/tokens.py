@@ -38,7 +38,7 @@ Role = Literal["read", "metrics", "admin"]
 
 _LONGEST = 256  # signs of what a client may show; the hash of more is not taken
 _NOBODYS = hashlib.sha256(b"").digest()
-_WILD = re.compile(r"[*?\[\]!]")
+_PATTERN = re.compile(r"(\*|[^.*?\[\]!]+)\.(\*|[^.*?\[\]!]+)\Z")  # what a client may ask for
 
 
 def _moment(value: object) -> object:
@@ -113,17 +113,13 @@ class Grant:
         Of a pattern that is not understood, or that has two dots (a schema's name may have one), only the scope of
         everything is sure.
         """
-        namespace, dot, name = table.partition(".")
-        return self.everything or (bool(dot) and "." not in name and self._reads(namespace, name))
+        understood = _PATTERN.match(table)
+        return self.everything or (understood is not None and self.sees_table(understood[1], understood[2]))
 
     def sees_table(self, namespace: str, name: str) -> bool:
-        """Whether a table lies inside the scope; its schema's name may have a dot."""
-        return self.everything or ("." not in namespace and self._reads(namespace, name))
-
-    def _reads(self, namespace: str, name: str) -> bool:
-        """Whether the two parts of a pattern, or of a name, are covered."""
-        return "read" in self.roles and any(
-            _covers(space, namespace) and _covers(table, name) for space, _, table in map(_parts, self.tables)
+        """Whether a table lies inside the scope; its schema's name may have a dot, and both any sign."""
+        return self.everything or (
+            "read" in self.roles and any(_covers(scope, namespace, name) for scope in self.tables)
         )
 
     def beyond(self, tables: Iterable[str]) -> list[str]:
@@ -140,17 +136,14 @@ def grant_of(token: Token) -> Grant:
     return Grant(token.name, token.tables, token.roles)
 
 
-def _parts(pattern: str) -> tuple[str, str, str]:
-    return pattern.partition(".")
-
-
-def _covers(scope: str, asked: str) -> bool:
-    return scope == "*" or (scope == asked and _WILD.search(asked) is None)
+def _covers(scope: str, namespace: str, name: str) -> bool:
+    space, _, table = scope.partition(".")
+    return space in ("*", namespace) and table in ("*", name)
 
 
 def digest_of(token: str) -> bytes:
     """What the file keeps of a token."""
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
 
 
 def find_token(tokens: Sequence[Token], shown: str) -> Token | None:

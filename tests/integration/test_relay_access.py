@@ -1,0 +1,265 @@
+"""Tokens on the relay's server: who is refused what, what a narrow token sees, what changes without a restart."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.guarded_relay import GuardedRelay, listened, new_token, token_section
+from support.waiting import wait_for
+from walbus.config import RelayConfig
+from walbus.errors import ConfigError
+from walbus.record_parser import RecordParser
+from walbus.records import Kind, iter_changes
+from walbus.relay import serve_relay
+from walbus.relay.access import RULES, Need
+
+pytestmark = pytest.mark.one_version
+
+TOKENS = {
+    "narrow": ["public.orders"],
+    "two": ["public.orders", "public.items"],
+    "all": ["*.*"],
+    "metrics": [],
+    "admin": [],
+}
+BOOTSTRAPS = ("GET /v1/tables", "GET /v1/snapshot")  # tests/integration/test_bootstrap_access.py
+GUARDED = sorted(route for route, need in RULES.items() if need is not Need.NOTHING and route not in BOOTSTRAPS)
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[GuardedRelay]:
+    with GuardedRelay(tmp_path, TOKENS) as made:
+        yield made
+
+
+def path_of(route: str) -> str:
+    return route.split()[1].replace("{id}", "1").replace("{name}", "x") + ("?follow=false" if "stream" in route else "")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE"])
+def test_without_a_token_nothing_is_told_but_life_and_readiness(relay, method):
+    paths = {path_of(route) for route in RULES} | {"/", "/v1", "/v1/streams", "/docs", "/v1/schemas/999"}
+    for path in paths - {"/healthz", "/readyz"}:
+        status, body = relay.get(path, method=method)
+        assert status == 401, (method, path, body)
+    for path in ("/healthz", "/readyz"):
+        assert relay.get(path)[0] == 200
+
+
+def refusal(relay: GuardedRelay, path: str = "/v1/info", **headers: str) -> tuple[int, dict, http.client.HTTPMessage]:
+    connection = relay.connection()
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    document = json.loads(response.read())
+    connection.close()
+    return response.status, document, response.headers
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (None, "a token is needed"),
+        ("", "no Bearer token"),
+        ("Bearer", "no Bearer token"),
+        ("Bearer ", "no Bearer token"),
+        ("Basic dXNlcjpwYXNz", "no Bearer token"),
+        ("Bearer wbt_" + "A" * 43, "not known"),
+        ("Bearer " + "A" * 7000, "not known"),
+        ("Bearer \xff\xfe", "not known"),
+    ],
+)
+def test_a_401_says_what_is_wrong_and_what_to_do(relay, header, said):
+    status, document, headers = refusal(relay, **({} if header is None else {"Authorization": header}))
+    assert status == 401
+    assert said in document["error"]
+    assert document["mend"]
+    assert headers["WWW-Authenticate"].startswith("Bearer")
+    assert len(header or "") < 20 or header.split()[1] not in json.dumps(document)
+
+
+def test_a_token_in_the_query_counts_for_nothing(relay):
+    assert relay.get(f"/v1/info?token={relay.tokens['all']}")[0] == 401
+
+
+def test_two_headers_are_not_one_token(relay):
+    head = "".join(f"Authorization: Bearer {relay.tokens[name]}\r\n" for name in ("all", "admin"))
+    answer = relay.raw(f"GET /v1/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}\r\n".encode())
+    assert answer.split(b" ")[1] == b"401"
+
+
+@pytest.mark.parametrize("route", GUARDED)
+def test_each_route_asks_for_its_role(relay, route):
+    need = RULES[route]
+    for name in ("all", "metrics", "admin"):
+        fits = name == "admin" or (name == "metrics") == (need is Need.METRICS)
+        assert relay.get(path_of(route), relay.tokens[name])[0] == (200 if fits else 403), (route, name)
+
+
+def test_a_stream_beyond_the_scope_is_refused_by_name_and_never_narrowed(relay):
+    narrow = relay.tokens["narrow"]
+    for asked in ("", "tables=public.items", "tables=public.*", "tables=*.orders", "tables=public.orders,public.items"):
+        status, document = relay.json(f"/v1/stream?follow=false&{asked}", narrow)
+        assert status == 403, asked
+        assert "the token narrow does not reach" in document["error"]
+        assert "public.orders" in document["mend"]
+    status, body = relay.get("/v1/stream?follow=false&tables=public.orders", narrow)
+    assert status == 200
+    parser = RecordParser()
+    parser.feed(body)
+    tables = {c.table for h, r in parser.records() if h.kind == Kind.TRANSACTION for c in iter_changes(r[96:])}
+    assert tables == {1}
+    assert relay.get("/v1/stream?follow=false&tables=public.items,public.orders", relay.tokens["two"])[0] == 200
+    assert relay.get("/v1/stream?follow=false", relay.tokens["all"])[0] == 200
+
+
+def test_a_narrow_token_learns_no_name_beyond_its_scope(relay):
+    (relay.status_dir / "bootstrap.json").write_text('{"walbus_bootstrap_rows": {"public.secrets": 3}}')
+    (relay.status_dir / "consumer-secrets.json").write_text('{"state": "online"}')
+    told = b""
+    for path in ("/v1/info", "/v1/schemas", "/v1/schemas/1", "/v1/schemas/2", "/v1/schemas/3", "/readyz", "/metrics"):
+        told += relay.get(path, relay.tokens["narrow"])[1]
+    assert b"secrets" not in told
+    assert b"items" not in told
+    _, schemas = relay.json("/v1/schemas", relay.tokens["narrow"])
+    assert [document["schema"]["name"] for document in schemas["schemas"]] == ["orders"]
+    assert schemas["scope"] == ["public.orders"]
+    assert relay.get("/v1/schemas/3", relay.tokens["narrow"])[0] == 403
+    everything = relay.json("/v1/info", relay.tokens["all"])[1]
+    assert "secrets" in everything["consumers"]
+
+
+def test_an_expired_token_is_told_so_and_a_longer_one_lets_in_again(relay):
+    relay.write_tokens(TOKENS, expires=time.time() - 1)
+    wait_for(lambda: relay.get("/v1/info", relay.tokens["all"])[0] == 401, what="the file to be read")
+    status, document = relay.json("/v1/info", relay.tokens["all"])
+    assert (status, document["error"]) == (401, "the token all has expired")
+    relay.write_tokens(TOKENS, expires=time.time() + 3600)
+    wait_for(lambda: relay.get("/v1/info", relay.tokens["all"])[0] == 200, what="the file to be read")
+
+
+class Follower:
+    """A stream under way, and whether it has ended."""
+
+    def __init__(self, relay: GuardedRelay, token: str, query: str = "tables=public.orders") -> None:
+        self._connection = relay.connection()
+        self._connection.request("GET", f"/v1/stream?{query}", headers={"Authorization": f"Bearer {token}"})
+        response = self._connection.getresponse()
+        assert response.status == 200, response.read()
+        self._response = response
+        self.heard = 0
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            while block := self._response.read1(1 << 16):
+                self.heard += len(block)
+        except (OSError, http.client.HTTPException):
+            pass
+        self.ended.set()
+
+    def close(self) -> None:
+        if self._connection.sock is not None:
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._connection.close()
+
+
+@pytest.mark.parametrize("change", ["taken out", "narrowed", "replaced", "expired"])
+def test_a_stream_under_way_ends_when_its_token_counts_no_more(relay, change):
+    mine, others = Follower(relay, relay.tokens["two"]), Follower(relay, relay.tokens["narrow"])
+    tokens = {**TOKENS}
+    if change == "taken out":
+        del tokens["two"]
+    elif change == "narrowed":
+        tokens["two"] = ["public.items"]
+    elif change == "replaced":
+        relay.tokens["two"] = new_token()
+    relay.write_tokens(tokens)
+    if change == "expired":
+        end = token_section("two", relay.tokens["two"], TOKENS["two"], expires=time.time() + 1.5)
+        del tokens["two"]
+        relay.write_tokens(tokens)
+        with relay.token_file.open("a") as stream:
+            stream.write("\n" + end)
+    with listened() as events:
+        wait_for(mine.ended.is_set, deadline=10, what="the stream to end")
+        assert not others.ended.is_set()
+        relay.append()
+        heard = others.heard
+        wait_for(lambda: others.heard > heard, what="the other stream to go on")
+        assert [e["token_name"] for e in events if e["event"] == "access_ended"] in (["two"], [])
+    others.close()
+    mine.close()
+
+
+def test_a_broken_file_keeps_everybody_where_they_are(relay):
+    follower = Follower(relay, relay.tokens["narrow"])
+    relay.token_file.write_text("[broken")
+    with listened() as events:
+        wait_for(lambda: [e for e in events if e["event"] == "tokens_kept"], what="the server to say so")
+    assert relay.get("/v1/info", relay.tokens["all"])[0] == 200
+    assert relay.get("/v1/info", new_token())[0] == 401
+    assert not follower.ended.is_set()
+    follower.close()
+
+
+def test_each_refusal_has_an_audit_line_without_the_token(relay):
+    secret = new_token()
+    with listened() as events:
+        relay.get("/v1/info", secret)
+        relay.get("/v1/stream?tables=public.items", relay.tokens["narrow"])
+        relay.get("/metrics", relay.tokens["narrow"])
+        relay.get("/etc/passwd")
+    lines = [(e["reason"], e["route"], e["token_name"], e["address"]) for e in events if e["event"] == "access_refused"]
+    assert lines == [
+        ("token unknown", "GET /v1/info", None, "127.0.0.1"),
+        ("beyond the scope", "GET /v1/stream", "narrow", "127.0.0.1"),
+        ("role missing", "GET /metrics", "narrow", "127.0.0.1"),
+        ("token missing", "unknown", None, "127.0.0.1"),
+    ]
+    assert secret not in json.dumps(events)
+
+
+def test_a_route_that_has_no_rule_is_refused_to_admins_too(relay, monkeypatch):
+    monkeypatch.delitem(RULES, "GET /v1/schemas")
+    with listened() as events:
+        assert relay.get("/v1/schemas", relay.tokens["admin"])[0] == 403
+    assert "route_without_rule" in [event["event"] for event in events]
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({}, "without tokens and TLS"),
+        ({"tokens_file": "t"}, "without TLS"),
+        ({"tls_cert": "c", "tls_key": "k"}, "without tokens"),
+    ],
+)
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:7070", "example.com:7070"])
+def test_an_address_that_others_reach_needs_tokens_and_tls(tmp_path, listen, keys, named):
+    config = RelayConfig(listen=listen, **keys)
+    with pytest.raises(ConfigError, match=named) as failure:
+        serve_relay(tmp_path, config, bootstrap_url=None, status_dir=tmp_path, stop=threading.Event())
+    assert "relay.listen" in failure.value.where
+    assert "insecure" in failure.value.mend
+
+
+def test_insecure_is_said_loudly(tmp_path):
+    stop = threading.Event()
+    with listened() as events:
+        serve_relay(
+            tmp_path, RelayConfig(listen="0.0.0.0:0", insecure=True), bootstrap_url=None, status_dir=tmp_path,
+            stop=stop, on_listening=lambda _: stop.set(),
+        )  # fmt: skip
+    (line,) = [event for event in events if "INSECURE" in event["event"]]
+    assert (line["level"], line["without"]) == ("warning", "tokens and TLS")
