@@ -40,7 +40,7 @@ test-capture: .venv/.dev
 	@$(PYTEST) tests/integration/test_capture_*.py tests/integration/test_values_*.py $(ARGS)
 
 test-faults: .venv/.dev
-	@.ci/provide redis-server strace
+	@.ci/provide redis-server strace fusermount3=fuse3
 	@$(PYTEST) tests/faults $(ARGS)
 
 fuzz: .venv/.fuzz
