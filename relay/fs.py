@@ -159,5 +159,11 @@ def replace_whole(files: Files, path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.new")
     files.unlink(temporary)  # of a process that died half-way
     write_new(files, temporary, data)
-    files.replace(temporary, path)
+    try:
+        files.replace(temporary, path)
+    except OSError as error:
+        files.unlink(temporary)
+        if is_disk_full(error):
+            raise disk_full() from error
+        raise
     sync_folder(files, path.parent)

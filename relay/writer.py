@@ -282,7 +282,8 @@ class FileLogWriter:
 
     def _make_segment(self, header: SegmentHeader) -> tuple[SegmentFile, IndexFile]:
         try:
-            file = create_segment(self._files, self._folder, header)
+            with self._breaks_on_disk_errors("a segment could not be made"):
+                file = create_segment(self._files, self._folder, header)
         except FileExistsError as error:
             self._lease_check()
             raise LogError("a segment of this number exists already", where=str(error.filename)) from error
@@ -305,7 +306,8 @@ class FileLogWriter:
     def _put_manifest(self, manifest: Manifest) -> None:
         self._lease_check()
         manifest = replace(manifest, generation=self._manifest.generation + 1)
-        write_manifest(self._files, self._folder, manifest)
+        with self._breaks_on_disk_errors("the manifest could not be replaced"):
+            write_manifest(self._files, self._folder, manifest)
         self._manifest = manifest
 
     # --- retention --------------------------------------------------------------------------------------------

@@ -39,6 +39,10 @@ class FailingFiles(Files):
         self._fail("fdatasync")
         super().fdatasync(fd)
 
+    def fsync(self, fd: int) -> None:
+        self._fail("fsync")
+        super().fsync(fd)
+
     def create(self, path: Path) -> int:
         self._fail("create")
         return super().create(path)
@@ -146,6 +150,45 @@ def test_a_roll_without_room_is_done_later(engine, files, operation):
     assert len(commits(read_all(reader))) == lsn // 16
 
 
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
+def test_a_roll_that_meets_a_broken_disk_ends_the_writer_and_loses_nothing(engine, files, operation):
+    writer = engine.open_writer()
+    lsn = 16
+    while writer._file.size < engine.segment_bytes:
+        writer.append(transaction(lsn, size=1000))
+        lsn += 16
+    writer.sync()
+    files.failing[operation] = errno.EIO
+    with pytest.raises(OSError, match="EIO"):
+        writer.append(transaction(lsn))
+    files.failing.clear()
+    for call in (writer.sync, lambda: writer.append(transaction(lsn)), lambda: writer.trim(0)):
+        with pytest.raises(LogError, match="end the process"):
+            call()
+    writer.close()
+    again = engine.open_writer()
+    assert again.bounds().end == Position(1, lsn - 16, 1)
+    again.append(transaction(lsn))
+    again.sync()
+    assert commits(read_all(engine.open_reader())) == list(range(16, lsn + 1, 16))
+
+
+def test_a_rename_without_room_is_done_later(engine, files):
+    writer = engine.open_writer()
+    lsn = 16
+    while writer._file.size < engine.segment_bytes:
+        writer.append(transaction(lsn, size=1000))
+        lsn += 16
+    files.failing["replace"] = errno.ENOSPC
+    with pytest.raises(LogFull):
+        writer.append(transaction(lsn))
+    files.failing.clear()
+    writer.append(transaction(lsn))
+    writer.sync()
+    assert commits(read_all(engine.open_reader())) == list(range(16, lsn + 1, 16))
+    assert not list(engine.folder.glob(".manifest*"))
+
+
 def test_a_schema_that_met_a_full_disk_is_not_known(engine, files):
     writer = engine.open_writer()
     for operation in ("create", "pwrite"):
@@ -217,8 +260,8 @@ def test_retention_makes_room_on_a_disk_that_is_full_to_the_last_byte(small_disk
         while True:
             ballast.write(bytes(512))
     writer.trim(1e12)
-    if writer.bounds().end.commit_lsn < lsn:
-        writer.append(transaction(lsn, size=20_000)) if writer._here.tip.position.commit_lsn < lsn else None
+    if writer.sync().end.commit_lsn < lsn:  # the piece itself had been refused
+        writer.append(transaction(lsn, size=20_000))
         writer.sync()
     assert writer.bounds().end.commit_lsn == lsn
     engine.close()
