@@ -2,17 +2,20 @@
 
 The walsender sends and flushes one message at a time, and that is its limit. The same messages read by a COPY of
 `pg_logical_slot_peek_binary_changes` come several at a time. So a capture that is far behind goes in steps
-(`stepping`), as long as they pay (`steps`), and leaves the rest to the stream.
+(`stepping`), as long as they pay (`steps`), and leaves the rest to the stream. A stream that is far behind again comes
+back here on a new connection.
 
 The records are those of the stream, byte for byte: the same assembler goes on from step to step, and into the stream.
 Layouts that each step announces anew are known to it, and give no second SCHEMA record.
 
-A refusal of the server, and a full disk, end the steps and not the capture: the walsender does the rest, and the log
-and the status file say why. What a step had begun then comes again on a new connection.
+A refusal of the server, and a full disk, end the steps and not the capture: the walsender goes on, and the log and the
+status file say why. What a step had begun then comes again on a new connection. Steps are tried again after a pause,
+whether the connection breaks meanwhile or not.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -21,19 +24,19 @@ import structlog
 
 from walbus.capture.assembly import Assembler
 from walbus.capture.noticed import Noticed
-from walbus.capture.peek import Look, Peek, StatementRefused, look_at
+from walbus.capture.peek import Look, Peek, StatementRefused, look_at, moves_safely
 from walbus.capture.refusals import Refusal, meaning
 from walbus.capture.report import Report
 from walbus.capture.sessions import Session, cut_off
 from walbus.capture.stepping import DOING, LOOK_SECONDS, Stepping
-from walbus.capture.steps import Step, StepPolicy
+from walbus.capture.steps import Backlog, Pauses, Reason, Step, StepPolicy
 from walbus.config import SourceConfig
 from walbus.errors import LogFull
 from walbus.log import LogWriter
 
 logger = structlog.get_logger(__name__)
 
-#: SQLSTATE of a slot that another session holds, which passes by itself; what else is refused will be refused again.
+#: SQLSTATE of a slot that another session holds, which passes by itself; what else is refused may be refused again.
 _SLOT_IN_USE = "55006"
 
 
@@ -48,6 +51,7 @@ class CatchUp:
         clock: Unix seconds.
         monotonic: seconds that never step back.
         policy: makes the policy of one catching up, from the bytes of its first step.
+        pauses: between two of them.
     """
 
     def __init__(  # noqa: PLR0913  (both ends, and what tests replace)
@@ -60,6 +64,7 @@ class CatchUp:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         policy: Callable[[int], StepPolicy] = StepPolicy,
+        pauses: Pauses,
     ) -> None:
         self._source = source
         self._log = log_writer
@@ -68,8 +73,12 @@ class CatchUp:
         self._clock = clock
         self._monotonic = monotonic
         self._policy = policy
-        self._off = not source.catch_up  # for good
-        self._skip = False  # on the next connection
+        self._pauses = pauses
+        self._begun = 0.0  # when this attempt did
+        self._not_before = 0.0  # steps were refused, and keep away until then
+        self._return_at = 0.0  # a stream does not come back before
+        self._returned = False  # whether a stream came back for this attempt
+        self._reason: str | None = None  # why steps are off, as it was said
 
     def run(
         self, session: Session, assembler: Assembler, noticed: Noticed, *, name: str | None, publication: int
@@ -91,21 +100,27 @@ class CatchUp:
             ProtocolError, SourceReplaced: as the stream would raise them.
             LogError, OSError: the log failed.
         """
-        skip, self._skip = self._skip, False
-        if self._off or skip:
+        returned, self._returned = self._returned, False
+        if not self._source.catch_up or self._monotonic() < self._not_before:
             return True
+        self._begun = self._monotonic()
+        self._return_at = self._begun + self._pauses.first
         source, policy = self._source, self._policy(self._source.catch_up_step_bytes)
         with cut_off(session, self._stop, LOOK_SECONDS):
             look = look_at(session, source.slot, source.publication)
-        if not policy.is_far_behind(look.backlog):
+        far_behind, unsuitable = policy.is_far_behind(look.backlog), _unsuitable(session, look)
+        if unsuitable is not None:
+            self._return_at = math.inf  # only another server, hence another connection, can change that
+        elif returned and not far_behind:
+            self._return_at = self._after_failure()
+        if not far_behind:
+            return True
+        if unsuitable is not None:
+            self._say_off(unsuitable)
             return True
         with closing(Peek(source.dsn, name, source.slot, source.publication)) as peek:
             with cut_off(session, self._stop, LOOK_SECONDS):
                 peek.check_same_server(session)
-            unsuitable = _unsuitable(peek, look)
-            if unsuitable is not None:
-                self._switch_off(unsuitable)
-                return True
             stepping = Stepping(
                 peek,
                 session,
@@ -121,22 +136,47 @@ class CatchUp:
             )
             return self._read(stepping, policy)
 
+    def should_return(self) -> bool:
+        """Whether the stream is so far behind, as was seen last, that steps are worth a new connection."""
+        seen = self._report.retention.last
+        if seen is None or self._source.two_phase or not self._source.catch_up:
+            return False
+        if self._monotonic() < self._return_at:
+            return False
+        policy = self._policy(self._source.catch_up_step_bytes)
+        return policy.is_far_behind(Backlog(restart=0, confirmed=0, end=seen.unread_bytes))
+
+    def returns(self) -> None:
+        """The stream has made way: the next connection begins with steps."""
+        self._returned = True
+        logger.info("catch_up.returns", slot=self._source.slot, note="the stream fell far behind")
+
     def _read(self, stepping: Stepping, policy: StepPolicy) -> bool:
         """Step by step, while steps pay; as `run`."""
         try:
-            self._take_steps(stepping, policy)
+            ended = self._take_steps(stepping, policy)
         except StatementRefused as refused:
             if refused.sqlstate == _SLOT_IN_USE:
                 raise meaning(Refusal(refused.sqlstate, refused.why), DOING) from None
-            self._switch_off(f"PostgreSQL refused: {refused.why} (SQLSTATE {refused.sqlstate})")
+            self._not_before = self._return_at = self._after_failure()
+            self._say_off(f"PostgreSQL refused: {refused.why} (SQLSTATE {refused.sqlstate})")
             return False
         except LogFull as full:  # the stream waits for room without holding anything on the source
             logger.warning("catch_up.broken_off", why=str(full), note="the walsender sends the rest")
-            self._skip = True
+            self._not_before = self._return_at = self._after_failure()
             return False
+        self._return_at = self._after_success() if ended == "the tail is near" else self._after_failure()
         return not self._stop.is_set()
 
-    def _take_steps(self, stepping: Stepping, policy: StepPolicy) -> None:
+    def _after_success(self) -> float:
+        return self._monotonic() + self._pauses.after_success()
+
+    def _after_failure(self) -> float:
+        now = self._monotonic()
+        return now + self._pauses.after_failure(now - self._begun)
+
+    def _take_steps(self, stepping: Stepping, policy: StepPolicy) -> Reason | None:
+        """Why the rest is for the walsender; None if `stop` was set."""
         look = stepping.look()
         logger.info("catch_up.begins", slot=self._source.slot, bytes=look.backlog.left)
         self._report.state, self._report.error = "catching up", None
@@ -144,22 +184,25 @@ class CatchUp:
         while isinstance(step := policy.next(left), Step):
             given = stepping.step(look, step.upto)
             if self._stop.is_set():
-                return
+                return None
+            self._report.catch_up = self._reason = None
             before, look = look, stepping.look()
             policy.done(given, max(0, look.spilled - before.spilled))
             left = look.backlog.beyond(step.upto)
         logger.info("catch_up.done", why=step.reason, steps=self._report.catch_up_steps, bytes=look.backlog.left)
+        return step.reason
 
-    def _switch_off(self, why: str) -> None:
-        self._off = True
+    def _say_off(self, why: str) -> None:
         self._report.catch_up = f"catch-up off: {why}"
-        logger.warning("catch_up.off", why=why, note="the walsender sends everything, at its pace")
+        if why != self._reason:
+            logger.warning("catch_up.off", why=why, note="the walsender sends everything, at its pace")
+        self._reason = why
 
 
-def _unsuitable(peek: Peek, look: Look) -> str | None:
+def _unsuitable(session: Session, look: Look) -> str | None:
     """Why this slot and server are for the walsender alone; None if they are not."""
     if look.two_phase:  # what was sent at PREPARE is not decoded again at COMMIT PREPARED, or only in part
         return "the slot decodes prepared transactions"
-    if not peek.moves_safely:  # vacuum could remove what decoding still needs
+    if not moves_safely(session):  # vacuum could remove what decoding still needs
         return "this minor version of PostgreSQL moves slots wrongly; 14.18, 15.13, 16.9 and 17.5 mended it"
     return None

@@ -11,6 +11,9 @@ the slot of a quiet database does not hold the WAL of its busy neighbours.
 A streamed transaction goes through the intake into its spool, and is replayed at its commit in parts of a round's size;
 nothing is read meanwhile, but status updates and chores go on.
 
+A stream that is so far behind that catch-up steps would be faster makes way for them (`leave`), where nothing has to be
+sent again that is large.
+
 A full disk stops reading (TCP then holds the walsender back) and confirming; the same piece is tried again until there
 is room, while status updates keep the connection alive.
 """
@@ -70,6 +73,7 @@ class StreamLoop:
         noticed: what the catalog's watch finds.
         report: gets the figures.
         stop: ends the loop.
+        leave: says that the stream is to make way.
         timeout: the server's wal_sender_timeout in seconds; 0 if it is off.
         clock: Unix seconds.
         monotonic: seconds that never step back.
@@ -86,6 +90,7 @@ class StreamLoop:
         report: Report,
         *,
         stop: threading.Event,
+        leave: Callable[[], bool],
         timeout: float,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -98,6 +103,8 @@ class StreamLoop:
         self._noticed = noticed
         self._report = report
         self._stop = stop
+        self._leave = leave
+        self._leaving = False
         self._clock = clock
         self._monotonic = monotonic
         self._silence = max(timeout, MIN_SILENCE) if timeout else DEFAULT_SILENCE
@@ -113,13 +120,13 @@ class StreamLoop:
         self._answer_now = False
 
     def run(self) -> None:
-        """Streams until `stop` is set; then everything whole is durable and confirmed.
+        """Streams until `stop` is set, or until it has made way; then everything whole is durable and confirmed.
 
         Raises:
             SourceError: the connection broke, or the server refused.
             LogError, OSError: the log failed.
         """
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not (self._leaving and self._nothing_large_is_open()):
             dry = self._read_round()
             now = self._monotonic()
             due = self._group.due_in(now)
@@ -132,6 +139,11 @@ class StreamLoop:
                 self._check_silence(now)
                 self._rest(now)
         self._sync()
+
+    def _nothing_large_is_open(self) -> bool:
+        """Whether no piece of an open transaction was handed out, and none is spooled: those would come again."""
+        handed_out = self._assembler.in_transaction and self._assembler.core.done > 0
+        return self._intake.plain and not handed_out and self._intake.spooled_bytes == 0
 
     def _rest(self, now: float) -> None:
         """Waits for more; where more is certainly on its way, for a moment without looking.
@@ -317,6 +329,7 @@ class StreamLoop:
         self._chored = now
         self._noticed.take(self._patiently)
         self._ends.settle(self._confirmed)
+        self._leaving = self._leave()
         if now - self._trimmed >= TRIM_SECONDS:
             self._trimmed = now
             self._assembler.forget(self._log.trim(self._clock()))

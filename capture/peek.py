@@ -134,6 +134,12 @@ def _reached_by(session: Session, standbys: str) -> int:
     return min(reached) if len(reached) == len(set(names)) else 0
 
 
+def moves_safely(session: Session) -> bool:
+    """Whether this version's pg_replication_slot_advance loses nothing that later decoding needs."""
+    version = session.info.server_version
+    return version >= _ADVANCE_IS_SAFE.get(version // 10_000, 0)
+
+
 class Peek:
     """One session for one slot. Not thread-safe.
 
@@ -162,12 +168,6 @@ class Peek:
             SourceUnavailable: it did not.
         """
         check_same_server(session, self._session)
-
-    @property
-    def moves_safely(self) -> bool:
-        """Whether this version's pg_replication_slot_advance loses nothing that later decoding needs."""
-        version = self._session.info.server_version
-        return version >= _ADVANCE_IS_SAFE.get(version // 10_000, 0)
 
     # Statements that run for long.
 

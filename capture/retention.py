@@ -16,7 +16,8 @@ from walbus.capture.sessions import Session, refused
 logger = structlog.get_logger(__name__)
 
 _RETENTION: LiteralString = """
-    SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8, safe_wal_size::int8, wal_status
+    SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8, safe_wal_size::int8, wal_status,
+           coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), confirmed_flush_lsn), 0)::int8
     FROM pg_replication_slots WHERE slot_name = %s"""
 
 
@@ -28,11 +29,13 @@ class Retention:
         retained_bytes: WAL from the slot's restart_lsn to the end.
         safe_bytes: WAL that may still be written before the slot is lost; None without max_slot_wal_keep_size.
         wal_status: reserved, extended, unreserved or lost.
+        unread_bytes: durable WAL behind what was confirmed.
     """
 
     retained_bytes: int
     safe_bytes: int | None
     wal_status: str
+    unread_bytes: int
 
 
 class RetentionWatch:
@@ -54,7 +57,7 @@ class RetentionWatch:
         if row is None or row[0] is None:
             self.last = None
             return
-        self.last = retention = Retention(*cast(tuple[int, int | None, str], row))
+        self.last = retention = Retention(*cast(tuple[int, int | None, str, int], row))
         in_danger = retention.wal_status == "unreserved"
         if in_danger and not self._warned:
             logger.error(

@@ -38,7 +38,7 @@ from walbus.capture.retention import RetentionWatch
 from walbus.capture.sessions import Session, cut_off, open_session, stream_name
 from walbus.capture.slot import create_slot, take_over
 from walbus.capture.spooling import Spooling
-from walbus.capture.steps import StepPolicy
+from walbus.capture.steps import Pauses, StepPolicy
 from walbus.capture.timelines import Timelines
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
@@ -117,6 +117,7 @@ class Capture:
         monotonic: seconds that never step back.
         random: numbers from 0 to 1, for the back-off.
         step_policy: makes the policy of a catching up, from the bytes of its first step.
+        step_pauses: between two of them.
     """
 
     def __init__(  # noqa: PLR0913  (what it needs, and what tests replace)
@@ -132,6 +133,7 @@ class Capture:
         monotonic: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random.random,
         step_policy: Callable[[int], StepPolicy] = StepPolicy,
+        step_pauses: Pauses | None = None,
     ) -> None:
         self._source = source
         self._log = log
@@ -142,7 +144,14 @@ class Capture:
         about = {"slot": source.slot, "publication": source.publication, "core": core_in_use()}
         self._report = Report(status_path, clock, about, RetentionWatch(source.slot))
         self._catch_up = CatchUp(
-            source, log, self._report, stop=stop, clock=clock, monotonic=monotonic, policy=step_policy
+            source,
+            log,
+            self._report,
+            stop=stop,
+            clock=clock,
+            monotonic=monotonic,
+            policy=step_policy,
+            pauses=step_pauses or Pauses(),
         )
         self._completion = Completion(source)
         self._remembered = Remembered(catalog_path)
@@ -260,10 +269,13 @@ class Capture:
                 noticed,
                 self._report,
                 stop=self._stop,
+                leave=self._catch_up.should_return,
                 timeout=timeout,
                 clock=self._clock,
                 monotonic=self._monotonic,
             ).run()
+            if not self._stop.is_set():
+                self._catch_up.returns()
 
     def _check_source(self, session: Session) -> None:
         """A standby is waited for once the source was met: in a failover its promotion may still be under way."""

@@ -15,6 +15,9 @@ a step is never smaller than the work that it repeats; and what cannot pay goes 
   then holds in temporary files besides; the walsender can stream it. It is known by more having been spilled than given
 
 WAL of other databases and unpublished tables, out of which little comes, goes faster in steps too.
+
+A stream that fell far behind goes back to steps, and steps that were refused are tried again, after a pause that grows
+with each attempt in vain (`Pauses`).
 """
 
 from __future__ import annotations
@@ -117,3 +120,29 @@ class StepPolicy:
         """
         self._size = min(self._size * 2, self._largest)
         self._met_large = spilled > SPILLED_FOR_GIVEN * given + self._first
+
+
+class Pauses:
+    """How long steps keep away, in seconds.
+
+    Args:
+        first: behind an attempt that was of use; doubled by each that was not.
+        longest: up to here.
+        share: an attempt in vain is not made again for so many times the seconds that it took.
+    """
+
+    def __init__(self, first: float = 60.0, longest: float = 3600.0, share: float = 20.0) -> None:
+        self.first = first
+        self._longest = longest
+        self._share = share
+        self._next = first
+
+    def after_success(self) -> float:
+        """Steps went to the tail."""
+        self._next = self.first
+        return self.first
+
+    def after_failure(self, took: float) -> float:
+        """An attempt of so many seconds was in vain."""
+        pause, self._next = self._next, min(self._longest, 2 * self._next)
+        return max(pause, self._share * took)

@@ -18,8 +18,9 @@ from support.memory_log import MemoryLog
 from support.seed import announced_seed
 from support.waiting import wait_for
 from support.writers import Writers
+from walbus.capture import loop
 from walbus.capture.service import Capture
-from walbus.capture.steps import Backlog, Step, StepPolicy, Stream
+from walbus.capture.steps import Backlog, Pauses, Step, StepPolicy, Stream
 from walbus.errors import SourceGap
 from walbus.lsn import parse_lsn
 from walbus.records import Flag, Kind, body_of, iter_changes, read_header
@@ -96,8 +97,9 @@ class OneStep(StepPolicy):
 class Stepping(CaptureThread):
     """`Capture` in a thread, with a step policy of the test's."""
 
-    def __init__(self, source, log, policy, status_path=None):
+    def __init__(self, source, log, policy, status_path=None, pauses=None):
         self._policy = policy
+        self._pauses = pauses
         super().__init__(source, log, status_path)
 
     def _capture(self, spool_dir):
@@ -109,7 +111,8 @@ class Stepping(CaptureThread):
                 stop=self._stop,
                 status_path=self.status_path,
                 catalog_path=None,
-                step_policy=lambda _: self._policy,
+                step_policy=lambda size: self._policy or StepPolicy(size),
+                step_pauses=self._pauses,
             ).run()
         except BaseException as error:  # the test looks at it
             self.error = error
@@ -270,6 +273,87 @@ def test_a_backlog_is_read_in_growing_steps_then_streamed_and_nothing_is_left_be
     assert told(status)["catch_up"] is None
     assert as_oracle_sees(log) == changes_of(truth)
     assert database.value(PEEKING) == 0
+
+
+def fall_behind(database, log, status):
+    """Holds the stream up by a full disk until it is far behind, and that was seen; then it takes steps."""
+    log.full = True
+    backlog(database, 24)
+    wait_for(lambda: told(status)["state"] == "disk full", 20, what="it stands still")
+    wait_for(lambda: told(status)["walbus_capture_retained_wal_bytes"] > 20 * MIB, what="it is seen to be far behind")
+    log.full = False
+    wait_for(lambda: told(status)["walbus_capture_catch_up_steps_total"] > 0, 20, what="it takes steps")
+
+
+def test_a_stream_that_fell_far_behind_goes_back_to_steps(database, oracle, tmp_path, capsys):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    source = source_of(database.dsn, catch_up_step_bytes=MIB)
+    capture = Stepping(source, log, None, status, Pauses(first=0.0))
+    wait_for(lambda: told(status)["state"] == "streaming", what="it streams")
+    fall_behind(database, log, status)
+    wait_for(lambda: told(status)["state"] == "streaming", 20, what="it streams the rest")
+    wait_for_log(capture, database.insert_lsn())
+    assert as_oracle_sees(log) == changes_of(truth)
+    assert capsys.readouterr().out.count("catch_up.returns") == 1
+
+
+class Restless(RandomSteps):
+    """And comes back to steps whenever it streams."""
+
+    def is_far_behind(self, backlog):
+        return True
+
+    def next(self, backlog):
+        return Stream("the tail is near") if self._dice.random() < 0.4 else super().next(backlog)
+
+
+@pytest.mark.timeout(120)
+def test_a_stream_that_goes_back_to_steps_again_and_again_gives_the_log_of_one_stream(
+    database, oracle, capsys, monkeypatch
+):
+    monkeypatch.setattr(loop, "CHORE_SECONDS", 0.01)
+    seed = announced_seed("writers, steps and streams in turn")
+    log, streamed = MemoryLog(), MemoryLog()
+    writers = Writers(database, seed)
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    database.execute("SELECT pg_copy_logical_replication_slot('walbus', 'reference')")
+    policy = Restless(random.Random(seed))
+    capture = Stepping(source_of(database.dsn), log, policy, pauses=Pauses(0.0, 0.0, 0.0))
+    with writers:
+        wait_for(lambda: not capture.alive or not writers.running, 90)
+    end = flushed_lsn(source_of(database.dsn))
+    wait_for_log(capture, end)
+    wait_for_log(CaptureThread(source_of(database.dsn, slot="reference", catch_up=False), streamed), end)
+    expected = [(lsn, changes) for lsn, changes in changes_of(truth) if lsn < end]
+    same = same_in_any_life(streamed.durable, streamed.schemas)
+    assert capsys.readouterr().out.count("catch_up.returns") > 3
+    assert policy.steps > 5
+    assert as_oracle_sees(log) == expected
+    assert same_in_any_life(log.durable, log.schemas) == [t for t in same if t[1] < end]
+    assert layouts_told(log) == layouts_told(streamed)
+
+
+def test_steps_that_were_refused_are_taken_again_once_they_are_not(database, tmp_path, capsys):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    backlog(database, 3)
+    with role(database, "narrow") as dsn:
+        function = "FUNCTION pg_logical_slot_peek_binary_changes"
+        database.execute(f"REVOKE EXECUTE ON {function} FROM public")
+        source = source_of(dsn, catch_up_step_bytes=MIB)
+        capture = Stepping(source, log, None, status, Pauses(1.0, 1.0, 0.0))
+        wait_for(lambda: "permission denied" in (told(status).get("catch_up") or ""), 20, what="it is refused")
+        database.execute(f"GRANT EXECUTE ON {function} TO public")
+        fall_behind(database, log, status)
+        capture.durable_to(database.insert_lsn(), 60)
+        wait_for(lambda: told(status)["catch_up"] is None, what="nothing is off")
+        capture.stop()
+    assert capsys.readouterr().out.count("catch_up.off") == 1
 
 
 def test_a_backlog_of_less_than_two_steps_goes_by_the_walsender(database, tmp_path):

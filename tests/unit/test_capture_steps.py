@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walbus.capture.steps import FAR_BEHIND, LARGEST, SPILLED_FOR_GIVEN, Backlog, Step, StepPolicy, Stream
+from walbus.capture.steps import FAR_BEHIND, LARGEST, SPILLED_FOR_GIVEN, Backlog, Pauses, Step, StepPolicy, Stream
 
 FIRST = 1000
 
@@ -75,3 +75,11 @@ def test_a_step_goes_forward_and_never_beyond_the_durable_end(restart, repeated,
     if isinstance(step, Step):
         assert backlog.confirmed < step.upto <= backlog.end
         assert repeated <= LARGEST * first
+
+
+def test_steps_in_vain_keep_away_for_longer_and_longer_and_for_much_longer_than_they_took():
+    pauses = Pauses(first=60, longest=200, share=20)
+    assert [pauses.after_failure(1) for _ in range(4)] == [60, 120, 200, 200]
+    assert pauses.after_failure(600) == 12_000
+    assert pauses.after_success() == 60
+    assert pauses.after_failure(0) == 60
