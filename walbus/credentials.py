@@ -43,6 +43,9 @@ _CERTIFICATES = {
 }
 
 
+_MEND_CERTIFICATE = "if it asks for a certificate of yours (tls_client_ca), name tls_cert and tls_key under [client]"
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """A client's side of access; it prints without its token.
@@ -152,8 +155,12 @@ def connection_problem(error: BaseException) -> tuple[str, str | None]:
             return _CERTIFICATES.get(cause.verify_code, unknown)
         if isinstance(cause, ssl.SSLError):
             return _tls_problem(cause)
-    if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
-        return f"no answer ({type(error).__name__})", "if the server speaks TLS, write https://"
+    if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):  # as one hangs up on whom it does not like
+        secure = error.request.url.scheme == "https"
+        return (
+            f"no answer ({type(error).__name__})",
+            _MEND_CERTIFICATE if secure else "if it speaks TLS, write https://",
+        )
     return f"no answer ({type(error).__name__})", None
 
 
@@ -162,7 +169,7 @@ def _tls_problem(error: ssl.SSLError) -> tuple[str, str | None]:
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return "the server speaks no TLS", "write http://, or give it a certificate"
     if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
-        return "the server asks for a certificate", "name tls_cert and tls_key under [client]"
+        return "the server asks for a certificate", _MEND_CERTIFICATE
     return f"TLS failed ({reason.lower().replace('_', ' ') or type(error).__name__})", None
 
 
