@@ -7,12 +7,16 @@ skipped.
 from __future__ import annotations
 
 import copy
+import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from walbus.errors import DamagedRecord, PositionTrimmed, PositionUnknown
+from walbus.native import good_records
 from walbus.position import ORIGIN, Position
+from walbus.records import HEADER_SIZE as RECORD_HEADER
 from walbus.records import RecordHeader, read_header
 from walbus.relay.fs import Files
 from walbus.relay.index import SegmentIndex
@@ -21,7 +25,38 @@ from walbus.relay.segment import HEADER_SIZE, SegmentHeader, parse_segment_heade
 from walbus.relay.view import LogView
 
 _MEND = "read a snapshot from the bootstrap server, or read from `earliest`"
+SPAN_BYTES = 4 << 20  #: of a span, about
+_CHECKED_BYTES = 512 << 10  # at a time: they are in the processor's cache when they are checked
 _SEEK_BLOCK = 128 << 10  # bytes read at a time while looking for a place
+
+
+class _Scratch(threading.local):
+    """Where a thread reads what it only checks."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_CHECKED_BYTES))
+
+
+_SCRATCH = _Scratch()
+
+
+class Span(NamedTuple):
+    """Whole, checked records that lie side by side in a segment's file.
+
+    Attributes:
+        fd: of the file; good until the cursor has gone into the second segment behind it, or is closed.
+        offset, length: where they lie, in bytes.
+        last: header of the last record.
+    """
+
+    fd: int
+    offset: int
+    length: int
+    last: RecordHeader
+
+    def fileno(self) -> int:
+        """The file, for `sendfile`."""
+        return self.fd
 
 
 class FileCursor:
@@ -46,6 +81,7 @@ class FileCursor:
         self._view = view
         self._index = index
         self._fd: int | None = None
+        self._fd_before: int | None = None  # of the segment before; a span of it may be on its way
         self._number = 0  # of the segment that is open
         self._offset = 0
         self._done: Position = Position(0, 0, 0)  # behind the last record that was read or passed over
@@ -117,7 +153,7 @@ class FileCursor:
         """Another cursor at the same place. A closed one cannot be forked."""
         twin = copy.copy(self)
         twin._skipped = self._skipped.copy()
-        twin._fd = None if self._fd is None else self._files.duplicate(self._fd)
+        twin._fd, twin._fd_before = None if self._fd is None else self._files.duplicate(self._fd), None
         return twin
 
     def read(self, max_bytes: int) -> list[bytes]:
@@ -128,25 +164,69 @@ class FileCursor:
             return records
         return self._read(self._view(), max_bytes)
 
+    def read_bytes(self, max_bytes: int) -> tuple[bytes, RecordHeader] | None:
+        """As `read`, but in one piece, and with the header of the last record; None at the durable end."""
+        if not self._skipped and (limit := self._ahead(self._view())) is not None:
+            data = self._pread(min(max_bytes, limit - self._offset))
+            used, last = good_records(data)
+            if used:
+                self._offset += used
+                header = read_header(data, last)
+                self._done = header.last
+                return (data if used == len(data) else data[:used]), header
+        records = self.read(max_bytes)
+        return (b"".join(records), read_header(records[-1])) if records else None
+
+    def span(self) -> Span | None:
+        """What lies ahead in the segment's file, checked, about SPAN_BYTES; the cursor stays (`skip` it).
+
+        None at the durable end, and where records have to be read: they were read in seeking, the next one is damaged,
+        or it is large.
+        """
+        if self._skipped or (limit := self._ahead(self._view())) is None or self._fd is None:
+            return None
+        at, header = self._offset, None
+        while at < min(limit, self._offset + SPAN_BYTES):
+            buffer = _SCRATCH.view[: min(_CHECKED_BYTES, limit - at)]
+            used, last = good_records(buffer[: self._files.read_into(self._fd, buffer, at)])
+            if not used:
+                break
+            header = bytes(buffer[last : last + RECORD_HEADER])
+            at += used
+        return None if header is None else Span(self._fd, self._offset, at - self._offset, read_header(header))
+
+    def skip(self, span: Span) -> None:
+        """Goes behind a span, which is the last one that this cursor gave."""
+        self._offset += span.length
+        self._done = span.last.last
+
     def pending(self) -> int:
         """Durable bytes between the cursor and the end of its segment, or of the log."""
         return max(self._limit(self._view()) - self._offset, 0)
 
     def close(self) -> None:
-        """Closes the file."""
-        if self._fd is not None:
-            self._files.close(self._fd)
-            self._fd = None
+        """Closes the files."""
+        for fd in (self._fd, self._fd_before):
+            if fd is not None:
+                self._files.close(fd)
+        self._fd = self._fd_before = None
 
     def _read(self, view: LogView, max_bytes: int) -> list[bytes]:
+        limit = self._ahead(view)
+        if limit is None:
+            return []
+        records = self._block(limit, max_bytes)
+        self._done = read_header(records[-1]).last
+        return records
+
+    def _ahead(self, view: LogView) -> int | None:
+        """Up to where the segment may be read in which the next record lies; None if there is none yet."""
         while True:
             limit = self._limit(view)
             if self._offset < limit:
-                records = self._block(limit, max_bytes)
-                self._done = read_header(records[-1]).last
-                return records
+                return limit
             if not self._advance(view):
-                return []
+                return None
 
     def _limit(self, view: LogView) -> int:
         """Up to where the open segment may be read."""
@@ -209,8 +289,9 @@ class FileCursor:
             if number not in newest.manifest.numbers:
                 raise _trimmed(self._done, newest) from None
             raise DamagedRecord("a segment's file is missing", where=str(path), mend="restore the file") from None
-        self.close()
-        self._fd = fd
+        if self._fd_before is not None:
+            self._files.close(self._fd_before)
+        self._fd_before, self._fd = self._fd, fd
         header = parse_segment_header(self._files.pread(fd, HEADER_SIZE, 0), str(path))
         if (header.log_id, header.number, header.base) != (view.manifest.log_id, number, base):
             raise DamagedRecord("a segment's file belongs elsewhere", where=str(path), mend="restore the file")

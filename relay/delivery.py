@@ -18,14 +18,16 @@ from walbus.native import new_filter
 from walbus.native.reading import WHOLE, RecordFilter
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader, pack_record, read_header
-from walbus.relay.cursor import FileCursor
+from walbus.relay.cursor import FileCursor, Span
 from walbus.relay.projection import Projection
 from walbus.relay.reader import FileLogReader
+from walbus.relay.scan import split_records
 from walbus.relay.selection import EVERYTHING, Selection
 from walbus.relay.sse import EventRenderer
 from walbus.relay.stream_query import Format
 from walbus.relay.table_filter import TableFilter
 
+_SPAN_BYTES = 64 << 10  #: fewer are read, as they cost less so
 BLOCK_BYTES = 256 << 10  #: read in one step, about; the most that a stream holds beside the socket's buffer
 
 
@@ -63,6 +65,12 @@ class Bound:
         if self.position is not None and last.last >= self.position:
             return True
         return self.seq is not None and last.last_seq >= self.seq
+
+    def lies_ahead(self, last: RecordHeader) -> bool:
+        """Whether a stream goes on at least up to here, whatever lies before."""
+        if self.time is not None or (self.position is not None and last.last > self.position):
+            return False
+        return self.seq is None or last.last_seq <= self.seq
 
     def cuts_off(self, header: RecordHeader) -> bool:
         """Whether a stream ends before a record."""
@@ -147,19 +155,54 @@ class Delivery:
         with self._lock:
             if self._cursor is None or self._is_finished():
                 return Step(b"", at_end=False, finished=True)
-            records = self._cursor.read(BLOCK_BYTES)
-            parts = self._encoded(records) if self._renderer is not None else self._cut(records)
+            cursor = self._cursor
+            parts = self._verbatim(cursor) if self.verbatim else self._made_of(cursor.read(BLOCK_BYTES))
+            at_end = not parts
             finished = self._is_finished()
             if finished and not self.told:
                 parts.append(self._heartbeat())
-            return Step(b"".join(parts), at_end=not records, finished=finished)
+            return Step(b"".join(parts), at_end=at_end, finished=finished)
 
-    def _cut(self, records: list[bytes]) -> list[bytes]:
-        """A block of records: only the last one is looked at here, unless the stream starts or ends in it."""
-        if records and self._bound.time is None and (self._filter is None or self._started):
+    @property
+    def verbatim(self) -> bool:
+        """Whether the log's own bytes are sent."""
+        return self._encode is _as_it_is
+
+    def span(self) -> Span | None:
+        """The next part of the log's files, to be sent as it lies there; None where `step` has to go on.
+
+        Raises:
+            As `step`.
+        """
+        with self._lock:
+            cursor = self._cursor
+            if cursor is None or not self.verbatim or cursor.pending() < _SPAN_BYTES:
+                return None
+            span = cursor.span()
+            if span is None or not self._bound.lies_ahead(span.last):
+                return None
+            cursor.skip(span)
+            self._note(span.last, told=True)
+            return span
+
+    def _verbatim(self, cursor: FileCursor) -> list[bytes]:
+        """A block: only its last record is looked at, unless the stream ends in it."""
+        block = cursor.read_bytes(BLOCK_BYTES)
+        if block is None:
+            return []
+        data, last = block
+        if not self._bound.lies_ahead(last):
+            records, _ = split_records(data)
+            return self._encoded(records)
+        self._note(last, told=True)
+        return [data]
+
+    def _made_of(self, records: list[bytes]) -> list[bytes]:
+        """Records in the stream's form. Filtered ones are only looked at here if the stream starts or ends in them."""
+        if records and self._filter is not None and self._renderer is None and self._started:
             last = read_header(records[-1])
-            if not self._bound.reached(last):
-                parts = records if self._filter is None else self._filter.scan(records)
+            if self._bound.lies_ahead(last):
+                parts = self._filter.scan(records)
                 self._note(last, told=bool(parts[-1]))
                 return parts
         return self._encoded(records)

@@ -2,19 +2,22 @@
 
 Bytes are put into the connection's transport directly, framed as chunks here, so that a block that goes to many
 followers is framed and compressed once. What the peer does not take waits in the transport's buffer, whose size the
-stream looks at before it puts more.
+stream looks at before it puts more. Parts of a file that need no compression are sent by the kernel (`sendfile`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from typing import BinaryIO, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from walbus.relay.content_coding import CodingName, new_coding
+from walbus.relay.cursor import Span
 
-_UNSENT_BYTES = 128 << 10  #: that the kernel takes for a peer whose window is full; what is on its way does not count
+_UNSENT_BYTES = 512 << 10  #: that the kernel takes for a peer whose window is full; what is on its way does not count
 
 
 class Outlet:
@@ -27,6 +30,7 @@ class Outlet:
     Attributes:
         sent: bytes so far, framing and all.
         shared: whether the body is framed as chunks, so that a block framed for others will do.
+        takes_files: whether parts of files may be sent as they are.
     """
 
     def __init__(self, request: web.Request, coding: CodingName) -> None:
@@ -38,6 +42,7 @@ class Outlet:
         self._writer: AbstractStreamWriter | None = None
         self._response: web.StreamResponse | None = None
         self.shared = request.version >= HttpVersion11
+        self.takes_files = self.shared and coding == "identity" and self._transport.get_extra_info("sslcontext") is None
         self.sent = 0
 
     async def open(self, response: web.StreamResponse) -> None:
@@ -62,6 +67,20 @@ class Outlet:
     def framed(self, data: bytes) -> bytes:
         """A block as `put_framed` takes it, for every shared outlet of the same coding."""
         return _chunk(self._coding.block(data))
+
+    async def put_file(self, span: Span) -> None:
+        """Sends a part of a file; waits until the kernel has taken it.
+
+        Raises:
+            ConnectionError: the client left.
+        """
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client left")
+        self._transport.write(b"%x\r\n" % span.length)
+        file = cast(BinaryIO, span)  # of which a file's number is all that is used
+        await asyncio.get_running_loop().sendfile(self._transport, file, span.offset, span.length, fallback=False)
+        self._transport.write(b"\r\n")
+        self.sent += span.length
 
     def waiting(self) -> int:
         """Bytes that the peer has not taken, beside those that the kernel holds."""

@@ -25,6 +25,7 @@ from walbus.log import Bounds
 from walbus.position import Position
 from walbus.relay.access import require_tables
 from walbus.relay.content_coding import CodingName, negotiate
+from walbus.relay.cursor import Span
 from walbus.relay.delivery import ENDLESS, Bound, Delivery, Step, StreamForm
 from walbus.relay.feed import HEARTBEAT_SECONDS, INLINE_BYTES, Feed, Feeds, Kind, wait_until
 from walbus.relay.http import RequestError
@@ -193,6 +194,8 @@ class StreamServer:
         loop = asyncio.get_running_loop()
         heartbeat_at = loop.time() + HEARTBEAT_SECONDS
         while not self._stopping.is_set():
+            if stream.outlet.takes_files and await self._sent_files(stream):
+                heartbeat_at = loop.time() + HEARTBEAT_SECONDS
             moved = self._tail.moved()
             step = await self._step(stream.delivery)
             data = step.data
@@ -207,6 +210,26 @@ class StreamServer:
             if step.at_end and not await self._followed(stream):
                 await wait_until(moved, heartbeat_at)
         return False
+
+    async def _sent_files(self, stream: OpenStream) -> bool:
+        """Sends what lies ahead straight from the log's files, while there is much of it; whether there was.
+
+        The next part is checked while one is sent.
+        """
+        if not stream.delivery.verbatim or stream.delivery.pending() <= INLINE_BYTES:
+            return False
+        sent, ahead = False, self._ahead(stream.delivery)
+        try:
+            while (span := await ahead) is not None and not self._stopping.is_set():
+                ahead = self._ahead(stream.delivery)
+                await stream.outlet.put_file(span)
+                sent = True
+        finally:
+            ahead.cancel()
+        return sent
+
+    def _ahead(self, delivery: Delivery) -> asyncio.Future[Span | None]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, delivery.span)
 
     async def _followed(self, stream: OpenStream) -> bool:
         """Lets a stream be a feed's member for as long as it keeps up; False if it cannot be one now."""
