@@ -8,7 +8,7 @@ the first and the last, and only an ending window may be checkpointed as done.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -63,7 +63,7 @@ class Change:
     @cached_property
     def after(self) -> Mapping[str, Any] | None:
         """The new row as Python values without the columns that were not sent. None where there is no new row."""
-        return self._row(self.raw.after, self.unchanged | self.left_out)
+        return self._row(self.raw.after, self.unchanged | self.left_out if self.raw.unchanged else ())
 
     @cached_property
     def before(self) -> Mapping[str, Any] | None:
@@ -121,7 +121,7 @@ class Change:
         document: dict[str, Any] = json.loads(self.raw.after or b"{}")
         return document
 
-    def _row(self, payload: bytes | None, unsent: frozenset[str]) -> Mapping[str, Any] | None:
+    def _row(self, payload: bytes | None, unsent: Iterable[str]) -> Mapping[str, Any] | None:
         if payload is None or self.schema is None or self.raw.op not in _ROW_OPS:
             return None
         row = decode_row(self.schema, payload)

@@ -30,6 +30,7 @@ Modules:
     support.folding     the log folded row by row equals the source's tables
     support.zoo         a table for every type that a column can have, with hard values (zoo_herd: in few wide tables;
                         odd_names: names that need quotes; hostile: settings of a role or database that are against us)
+    support.value_texts canonical and odd texts of values, for hypothesis
     support.memory_log  a LogWriter in memory: what is durable, what a crash leaves, a full disk
     support.tcp_proxy   a proxy that resets, goes half-open, or passes one byte at a time
     support.pgoutput_bytes, support.captured_pgoutput   pgoutput messages, made and captured

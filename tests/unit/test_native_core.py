@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from support import pgoutput_bytes as made
 from support.memory_log import MemoryLog
+from support.value_texts import BYTES, ODD, TEXTS
 from walbus import native
 from walbus.capture.assembly import Assembler
 from walbus.capture.repeats import Repeats
@@ -36,43 +37,6 @@ native_core = pytest.importorskip("walbus.native._core", reason="the native core
 T, UNKNOWN_TYPE = 5000, 3802
 OIDS = [*sorted(NATIVE), NUMERIC, UNKNOWN_TYPE]
 TYPES = {oid: NATIVE[oid].name if oid in NATIVE else "other" for oid in OIDS}
-ODD = [
-    "0", "-0", "00", "+1", "-1", "127", "128", "-64", "-65", "8191", "8192", "2147483647", "2147483648", "-2147483648",
-    "-2147483649", "9223372036854775807", "9223372036854775808", "-9223372036854775808", "-9223372036854775809",
-    "99999999999999999999", "1_0", " 1", "1 ", "", "-", "t", "f", "true", "NaN", "Infinity", "-Infinity", "inf", "nan",
-    "1e999", "-1e999", "1e-999", "1e+22", "1E5", "1.5", "1.", ".5", "1e", "e5", "3.4028235e+38", "3.4028236e+38",
-    "1.1754944e-38", "1e-45", "7e-46", "16777217", "1.000000059604644775390625", "1.00000005960464477539062500001",
-    "1" * 70, "2024-01-01", "2024-02-29", "2023-02-29", "1900-02-29", "2000-02-29", "0001-01-01", "0000-01-01",
-    "9999-12-31", "10000-01-01", "2024-13-01", "2024-00-10", "2024-04-31", "2024-1-1", "2024-01-01 BC", "infinity",
-    "-infinity", "20240101", "2024-W01-1", "00:00:00", "23:59:59", "24:00:00", "23:60:00", "12:34:56.", "12:34:56.5",
-    "12:34:56.50", "12:34:56.123456", "12:34:56.1234567", "12:34:56.000001", "12:34:5", "1:2:3", "12:34:56x",
-    "2024-01-01 12:34:56", "2024-01-01 12:34:56.789", "2024-01-01T12:34:56", "2024-01-01 12:34:56+00",
-    "2024-01-01 12:34:56.5+00", "2024-01-01 12:34:56+01", "1969-12-31 23:59:59.999999", "0001-01-01 00:00:00+00", "+00",
-    "2024-01-01 12:34", "2024-01-01 24:00:00", "\\x", "\\x00ff", "\\x0", "\\xFF", "\\xzz", "x00", "\\\\000",
-    "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11",
-    "a0eebc999c0b4ef8bb6d6bb9bd380a11", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a1", "{}", "{1}", "{1,2,3}", "{1,NULL,3}",
-    "{null}", "{NuLL}", "{nulls}", '{"NULL"}', '{"a b",c}', '{"a\\"b"}', "{{1,2},{3,4}}", "[0:1]={1,2}", "{1,}", "{,1}",
-    "{ 1}", "{1,x}", "{t,f,NULL}", "{1.5,NaN}", "{2024-01-01,infinity}", "{2147483648}", '{"2024-01-01 12:34:56"}',
-    "{\\x00}", '{"\\\\x00ff"}', "{", "}", "{é,ü}", "é", "漢字", "😀", "a\x00b", "x" * 200, "x" * 9000,
-]  # fmt: skip
-BYTES = [
-    b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\xe0\x80\x80", b"abcdefgh\xf0\x9f\x98",
-    b"\xf0\x8f\xbf\xbf", b"\xe1\x80", b"{\xff}", b"\xf5\x80\x80\x80", "é".encode() * 7,
-]  # fmt: skip
-CANONICAL = (
-    st.integers(-(2**31), 2**31 - 1).map(str)
-    | st.integers(-(2**63), 2**63 - 1).map(str)
-    | st.floats().map(repr)
-    | st.datetimes().map(str)
-    | st.datetimes().map(lambda at: f"{at}+00")
-    | st.dates().map(str)
-    | st.times().map(str)
-    | st.uuids().map(str)
-    | st.binary(max_size=20).map(lambda data: "\\x" + data.hex())
-    | st.lists(st.integers(-5, 2**40).map(str) | st.just("NULL"), max_size=4).map(lambda all_: f"{{{','.join(all_)}}}")
-    | st.text(max_size=30)
-)
-TEXTS = (CANONICAL | st.sampled_from(ODD)).map(lambda text: text.encode("utf-8", "replace")) | st.sampled_from(BYTES)
 VALUES = TEXTS | st.none() | st.just(made.UNCHANGED)
 
 

@@ -3,7 +3,7 @@
     interface   what a core of capture does; read it first
     reading     what the cores of those who read a log do: filter records, read rows
     pure        the core of capture in Python
-    pure_filter the filter in Python; the reader of rows in Python is `walbus.values.decode`
+    pure_filter the filter in Python; the reader of rows in Python is `walbus.values.avro_rows`
     _core       all of it in C, one small optional extension:
       buffer.pxi  bytes in memory, CRC32C
       values.pxi  text to Avro; times.pxi has dates and times
@@ -14,6 +14,7 @@
       blocks.pxi  rows of streamed transactions into their spool, and out of it
       avro.pxi    rows walked column by column
       filter.pxi  records filtered
+      reader.pxi  rows to Python values
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
 a working tree `pip install -e .` builds the extension.
@@ -28,7 +29,8 @@ from typing import NamedTuple
 from walbus import records
 from walbus.native import pure, pure_filter, pure_scan
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
-from walbus.native.reading import NewFilter
+from walbus.native.reading import NewFilter, NewRowReader
+from walbus.values.avro_rows import AvroRows
 
 #: The variable that forces Python.
 FORCE_PURE = "WALBUS_PURE"
@@ -44,6 +46,7 @@ class Implementation(NamedTuple):
     replay_rows: ReplayRows
     good_records: Callable[[bytes | bytearray | memoryview], tuple[int, int]]
     new_filter: NewFilter
+    new_row_reader: NewRowReader
 
 
 def pure_implementation(why: str) -> Implementation:
@@ -56,6 +59,7 @@ def pure_implementation(why: str) -> Implementation:
         pure.replay_rows,
         pure_scan.good_records,
         pure_filter.RecordFilter,
+        AvroRows,
     )
 
 
@@ -77,6 +81,7 @@ def native_implementation() -> Implementation:
         core.replay_rows,
         core.good_records,
         core.RecordFilter,
+        core.RowReader,
     )
 
 
@@ -108,10 +113,23 @@ good_records = _IN_USE.good_records
 #: Makes the filter of one stream; see `walbus.native.reading`.
 new_filter = _IN_USE.new_filter
 
+#: Makes the reader of a layout's rows; see there.
+new_row_reader = _IN_USE.new_row_reader
+
 
 def core_in_use() -> str:
     """Which core is in use, and why: `native`, `pure (WALBUS_PURE=1)`, `pure (extension not built)`, or another."""
     return _IN_USE.name
 
 
-__all__ = ["Core", "core_in_use", "good_records", "new_core", "new_filter", "replay_rows", "seal", "spool_rows"]
+__all__ = [
+    "Core",
+    "core_in_use",
+    "good_records",
+    "new_core",
+    "new_filter",
+    "new_row_reader",
+    "replay_rows",
+    "seal",
+    "spool_rows",
+]

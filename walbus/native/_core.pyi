@@ -7,6 +7,7 @@ from walbus.native import interface, reading
 INTERFACE: int
 Core: Callable[[], interface.Core]
 RecordFilter: reading.NewFilter
+RowReader: reading.NewRowReader
 
 spool_rows: interface.SpoolRows
 replay_rows: interface.ReplayRows

@@ -43,7 +43,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 6  # as in interface.py when this was built
+INTERFACE = 7  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -385,3 +385,4 @@ cdef class Core:
 include "blocks.pxi"
 include "avro.pxi"
 include "filter.pxi"
+include "reader.pxi"

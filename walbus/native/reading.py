@@ -125,9 +125,6 @@ class RowReader(Protocol):
     def python(self, payload: bytes) -> dict[str, Any]:
         """Python values by column name, as `walbus.values.decode_row` describes them; raises as `raw`."""
 
-    def texts(self, payload: bytes) -> list[str | None]:
-        """Canonical text of each column; raises as `raw`."""
-
 
 class NewRowReader(Protocol):
     """Makes the reader of a layout."""
