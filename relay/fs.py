@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from pathlib import Path
 
 from walbus.errors import LogFull
@@ -128,6 +129,11 @@ def sync_folder(files: Files, folder: Path) -> None:
         files.fsync(fd)
     finally:
         files.close(fd)
+
+
+def passing_name(path: Path) -> Path:
+    """A name beside a path that no other process uses; process numbers repeat where containers share a volume."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def write_new(files: Files, path: Path, data: bytes) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import structlog
 
 from walbus.errors import Fenced, LogBusy
 from walbus.relay.control import CONTROL_SIZE, ControlFile, control_epochs, control_path
-from walbus.relay.fs import Files, sync_folder, write_at
+from walbus.relay.fs import Files, passing_name, sync_folder, write_at
 from walbus.relay.manifest import manifest_epochs
 
 _log = structlog.get_logger(__name__)
@@ -154,8 +153,7 @@ def _lock(fd: int, mode: int) -> bool:
 
 def _make_control(folder: Path, files: Files, epoch: int) -> ControlFile:
     """Makes and locks the control file, and only then gives it its name."""
-    temporary = folder / f".control-{epoch}.{os.getpid()}"
-    files.unlink(temporary)
+    temporary = passing_name(control_path(folder, epoch))
     fd = files.create(temporary)
     try:
         write_at(files, fd, bytes(CONTROL_SIZE), 0)

@@ -7,13 +7,12 @@ written again.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from walbus.errors import DamagedRecord, Fenced, UsageError
-from walbus.relay.fs import Files, sync_folder, write_new
+from walbus.relay.fs import Files, passing_name, sync_folder, write_new
 from walbus.schema import TableSchema
 
 
@@ -112,8 +111,7 @@ class SchemaWriter(SchemaFiles):
         schema_id = max(self._known, default=0) + 1
         version = TableSchema.from_dict({**schema.to_dict(), "id": schema_id})
         path = schema_path(self._folder, schema_id)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        self._files.unlink(temporary)
+        temporary = passing_name(path)
         write_new(self._files, temporary, msgspec.json.encode(version.to_dict()) + b"\n")
         try:
             self._files.link(temporary, path)

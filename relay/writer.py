@@ -204,10 +204,14 @@ class FileLogWriter:
 
     @contextlib.contextmanager
     def _breaks_on_disk_errors(self, what: str) -> Iterator[None]:
-        """After an error of the disk nothing is written any more: a second try would report success falsely."""
+        """After an error of the disk nothing is written any more: a second try would report success falsely.
+
+        Where another writer took over, its removals are what the error tells of.
+        """
         try:
             yield
         except OSError as error:
+            self._lease_check()
             self._broken = f"{what} ({error.strerror})"
             _log.error("log_disk_failed", error=self._broken, mend="end the process; check the disk")
             raise
@@ -285,7 +289,6 @@ class FileLogWriter:
             with self._breaks_on_disk_errors("a segment could not be made"):
                 file = create_segment(self._files, self._folder, header)
         except FileExistsError as error:
-            self._lease_check()
             raise LogError("a segment of this number exists already", where=str(error.filename)) from error
         path = index_path(self._folder, header.number)
         try:
