@@ -26,6 +26,7 @@ import debezium
 import durable_latency
 import peak_memory
 import relay_append
+import relay_decoding
 import report
 
 _NUMBERS = {
@@ -74,7 +75,10 @@ def main() -> None:
             commit_latency.run(given.rate, given.seconds),
         ],
         "memory": lambda: [capture_memory.run(given.large, given.tables), peak_memory.run(given.small)],
-        "relay": lambda: [relay_append.run(given.rows, given.transactions, given.rounds)],
+        "relay": lambda: [
+            relay_append.run(given.rows, given.transactions, given.rounds),
+            relay_decoding.run(given.transactions, given.rounds),
+        ],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
     }
     chosen = [name for name in runs if name != "debezium"] if given.what == "all" else [given.what]
