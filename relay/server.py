@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,7 @@ _log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 0.2  # between two looks for a log that is not there yet
 _THREADS = 4
+_NUMBER = re.compile(r"[0-9]{1,9}\Z")
 
 
 def serve_relay(  # noqa: PLR0913  # the signature that all rooms' servers have, and what tests pass in
@@ -217,7 +219,7 @@ class RelayServer:
     async def _schema(self, request: web.Request) -> web.Response:
         text = request.match_info["id"]
         try:
-            schema = self._log_reader().schemas.get(int(text) if text.isascii() and text.isdecimal() else 0)
+            schema = self._log_reader().schemas.get(int(text) if _NUMBER.match(text) else 0)
         except KeyError:
             mend = "list the versions with /v1/schemas"
             raise RequestError(404, f"there is no schema {text[:20]!r}", where="id", mend=mend) from None
