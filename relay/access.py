@@ -46,6 +46,7 @@ RULES: Final[dict[str, Need]] = {
     "GET /v1/info": Need.READ,
     "GET /v1/schemas": Need.READ,
     "GET /v1/schemas/{id}": Need.READ,
+    "GET /v1/openapi.json": Need.READ,
     "GET /v1/tables": Need.READ,
     "GET /v1/snapshot": Need.READ,
 }

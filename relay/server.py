@@ -3,6 +3,7 @@
     /v1/stream          records as they lie on disk, or JSON lines
     /v1/info            what the log holds, and what the rooms say of themselves
     /v1/schemas[/ID]    table layouts, with their Avro form
+    /v1/openapi.json    this interface, for programs
     /healthz, /readyz   alive; able to serve
     /metrics            for Prometheus
 
@@ -38,6 +39,7 @@ from walbus.relay.http import (
     new_application,
 )
 from walbus.relay.listener import run_server
+from walbus.relay.openapi import openapi_document
 from walbus.relay.reader import FileLogReader
 from walbus.relay.streams import StreamServer
 from walbus.schema import TableSchema
@@ -109,6 +111,7 @@ class RelayServer:
             ("/v1/info", self._info),
             ("/v1/schemas", self._schemas),
             ("/v1/schemas/{id}", self._schema),
+            ("/v1/openapi.json", self._openapi),
             ("/healthz", self._healthz),
             ("/readyz", self._readyz),
             ("/metrics", self._metrics_text),
@@ -234,6 +237,9 @@ class RelayServer:
                 token=grant.name,
             )
         return json_response(_schema_document(schema))
+
+    async def _openapi(self, _: web.Request) -> web.Response:
+        return json_response(openapi_document())
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return json_response({"alive": True})

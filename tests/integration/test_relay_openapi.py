@@ -1,0 +1,91 @@
+"""The OpenAPI document against the server that it describes: the same routes, and what it says of their answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from support.relay_log import table_schema
+from support.relay_server import Relay, rows_of
+from support.waiting import wait_for
+from walbus.relay.openapi import openapi_document
+from walbus.relay.server import RelayServer
+from walbus.relay.stream_query import PARAMETERS
+
+pytestmark = pytest.mark.one_version
+
+DOCUMENT = openapi_document()
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    made = Relay(tmp_path_factory.mktemp("relay"))
+    made.writer = made.engine.open_writer()
+    for i in range(1, 21):
+        schema, _ = made.writer.schemas.register(table_schema(("orders", "items")[i % 2], 1 + i % 2))
+        made.writer.append(rows_of(schema, i * 16, range(i, i + 3)))
+    made.writer.sync()
+    wait_for(lambda: made.get("/readyz")[0] == 200, what="the server to find the log")
+    yield made
+    made.close()
+
+
+def test_the_document_has_the_servers_routes_and_no_others(tmp_path: Path):
+    router = RelayServer(tmp_path, None, tmp_path).application().router
+    routes = {(route.method.lower(), route.resource.canonical) for route in router.routes()}
+    assert routes == {(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods}
+
+
+def test_the_document_has_the_streams_parameters_and_no_others():
+    described = DOCUMENT["paths"]["/v1/stream"]["get"]["parameters"]
+    assert tuple(one["name"] for one in described if one["in"] == "query") == PARAMETERS
+
+
+def test_the_server_serves_the_document(relay):
+    status, document = relay.json("/v1/openapi.json")
+    assert (status, document) == (200, json.loads(json.dumps(DOCUMENT)))
+
+
+def operations() -> list:
+    return [found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
+
+
+@pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.label)
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+def test_the_server_answers_as_the_document_says(relay, operation):
+    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy())
+    def answers(case: Case) -> None:
+        if case.path == "/v1/stream":
+            case.query = {**(case.query or {}), "follow": "false"}  # a stream without an end has no answer to look at
+        response = case.call(base_url=f"http://127.0.0.1:{relay.port}", timeout=20)
+        case.validate_response(response, checks=CHECKS)
+
+    answers()
+
+
+@pytest.mark.parametrize("path", ["/v1/stream?log_id=0", "/v1/stream?from=x", "/nothing"])
+def test_every_refusal_has_the_three_members_of_an_error(relay, path):
+    status, body = relay.json(path)
+    assert status >= 400
+    assert set(DOCUMENT["components"]["schemas"]["Error"]["required"]) <= set(body)
