@@ -1,0 +1,57 @@
+"""Tokens on the bootstrap's server: a narrow one reads its tables' snapshots, and learns of no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.bootstrap_rig import ITEMS, BootstrapRig
+from support.database import Database
+from support.guarded_relay import new_token, token_section
+from support.waiting import wait_for
+
+pytestmark = pytest.mark.one_version
+
+
+def test_the_bootstraps_routes_ask_for_tokens_and_keep_to_their_tables(database: Database, tmp_path: Path) -> None:
+    database.execute(ITEMS)
+    database.execute("CREATE TABLE public.secrets (id int PRIMARY KEY)")
+    database.execute("INSERT INTO public.items SELECT i, i FROM generate_series(1, 50) i")
+    narrow, metrics, everything = new_token(), new_token(), new_token()
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(
+        token_section("narrow", narrow, ["public.items"])
+        + token_section("all", everything, ["*.*"])
+        + token_section("metrics", metrics, [], ["metrics"])
+    )
+    with BootstrapRig(tmp_path, database, tokens_file=str(tokens)) as rig:
+        rig.start()
+
+        def get(path: str, token: str = "") -> httpx.Response:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            return httpx.get(f"{rig.url}{path}", headers=headers, trust_env=False)
+
+        def ready() -> bool:
+            try:
+                return get("/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_for(ready, 60, what="every table to be seeded")
+        for path in ("/v1/tables", "/v1/snapshot?table=public.items", "/metrics", "/", "/v1/nothing"):
+            assert get(path).status_code == 401, path
+            assert get(path, new_token()).status_code == 401, path
+        listed = get("/v1/tables", narrow).json()
+        assert [table["table"] for table in listed["tables"]] == ["public.items"]
+        assert listed["scope"] == ["public.items"]
+        assert len(get("/v1/tables", everything).json()["tables"]) == 2
+        assert get("/v1/snapshot?table=public.items", narrow).status_code == 200
+        for table in ("public.secrets", "public.nothing", "public.*", "*.*", "public.items%00", "public.items.x"):
+            refused = get(f"/v1/snapshot?table={table}", narrow)
+            assert refused.status_code == 403, table
+            assert "the token narrow does not reach" in refused.json()["error"]
+        assert get("/v1/snapshot?table=public.secrets", everything).status_code == 200
+        assert [get("/metrics", token).status_code for token in (narrow, everything, metrics)] == [403, 403, 200]
+        assert narrow not in rig.log()
