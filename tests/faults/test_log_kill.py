@@ -38,9 +38,10 @@ def assert_log_is_whole(folder: Path, at_least: int) -> int:
     engine = FileEngine(folder)
     writer = engine.open_writer()
     end = writer.bounds().end.commit_lsn
-    headers = read_all(engine.open_reader())
+    trimmed = writer.bounds().trimmed
+    headers = read_all(engine.open_reader(), trimmed)
     engine.close()
-    assert commits(headers) == list(range(16, end + 1, 16))
+    assert commits(headers) == list(range(trimmed.commit_lsn + 16, end + 1, 16))
     seqs = [(header.first_seq, header.last_seq) for header in headers]
     assert all(a[1] < b[0] for a, b in itertools.pairwise(seqs))
     assert end >= at_least
@@ -75,6 +76,33 @@ SWEEP = [
     pytest.param("pwrite64", range(1, 40), id="every-pwrite", marks=pytest.mark.long),
     pytest.param("unlink", range(1, 12), id="every-unlink", marks=pytest.mark.long),
 ]
+
+
+#: The same with retention that drops a segment at almost every roll. A run makes about 30 of unlink.
+RETENTION_SWEEP = [
+    pytest.param("unlink", range(3, 9, 2), id="unlink"),
+    pytest.param("rename", range(3, 6), id="rename"),
+    pytest.param("unlink", range(1, 30), id="every-unlink", marks=pytest.mark.long),
+    pytest.param("rename", range(1, 14), id="every-rename", marks=pytest.mark.long),
+    pytest.param("fsync", range(1, 50), id="every-fsync", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(("call", "moments"), RETENTION_SWEEP)
+def test_a_writer_killed_while_it_drops_segments_leaves_a_log_that_opens(tmp_path, call, moments):
+    killed = 0
+    for moment in moments:
+        folder = tmp_path / f"{call}-{moment}"
+        inject = f"inject={call}:signal=SIGKILL:when={moment}"
+        trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
+        sizes = ("--transactions", "90", "--segment", str(8 << 10), "--keep", str(20 << 10))
+        process = writer_process(folder, *sizes, *(("--compress",) if moment % 2 else ()), trace=trace)
+        output, _ = process.communicate(timeout=60)
+        assert "error" not in output, output
+        killed += process.returncode == -signal.SIGKILL
+        assert_log_is_whole(folder, confirmed(output))
+    assert killed, "no run was killed: the sweep proves nothing"
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")

@@ -1,9 +1,11 @@
 """A writer in a process of its own, to be killed, stopped or traced.
 
     python log_writer_process.py FOLDER [--pause] [--transactions N] [--lease SECONDS] [--segment BYTES]
+                                 [--keep BYTES] [--compress]
 
 Appends transactions of growing commit LSN behind what the log holds, syncs after every third, and prints each end that
-`sync` returned, one a line: what is printed was confirmed, and has to be there ever after. An error that ends it is
+`sync` returned, one a line: what is printed was confirmed, and has to be there ever after (with `--keep` but for what
+retention has dropped since). An error that ends it is
 printed as `error KIND`.
 """
 
@@ -40,6 +42,8 @@ def main() -> None:
     parser.add_argument("--transactions", type=int, default=1 << 40)
     parser.add_argument("--lease", type=float, default=10.0)
     parser.add_argument("--segment", type=int, default=64 << 10)
+    parser.add_argument("--keep", type=int, help="bytes of the log that retention leaves")
+    parser.add_argument("--compress", action="store_true")
     options = parser.parse_args()
     try:
         run(options)
@@ -50,8 +54,8 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     writer = open_writer(
-        options.folder, SOURCE, segment_bytes=options.segment, retention_hours=1e6, retention_bytes=None,
-        lease_seconds=options.lease,
+        options.folder, SOURCE, segment_bytes=options.segment, retention_hours=1e6,
+        retention_bytes=options.keep, lease_seconds=options.lease, compression_level=3 if options.compress else None,
     )  # fmt: skip
     print("open", flush=True)
     first = writer.bounds().end.commit_lsn // 16 + 1
@@ -61,6 +65,8 @@ def run(options: argparse.Namespace) -> None:
             if options.pause:
                 sys.stdin.readline()
             print("end", writer.sync().end.commit_lsn, flush=True)
+            if options.keep is not None:
+                writer.trim(0)
     writer.close()
     print("closed", flush=True)
 
