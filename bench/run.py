@@ -3,7 +3,7 @@
     python bench/run.py capture [--rows N] [--transactions N] [--backlog N] [--rounds N]
     python bench/run.py latency [--fast N] [--rate N] [--seconds N]
     python bench/run.py memory  [--small N] [--large N] [--tables N]
-    python bench/run.py relay   [--rows N] [--transactions N] [--rounds N]
+    python bench/run.py relay   [--rows N] [--transactions N] [--rounds N] [--gigabytes N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars
 
@@ -27,6 +27,7 @@ import durable_latency
 import peak_memory
 import relay_append
 import relay_decoding
+import relay_sizes
 import report
 
 _NUMBERS = {
@@ -41,6 +42,7 @@ _NUMBERS = {
     "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
     "large": (10_000_000, "rows of the transaction during which capture's memory is measured"),
     "tables": (2_000, "tables, for capture's memory"),
+    "gigabytes": (100, "of the largest sparse log; beside it one of a tenth and one of a hundredth"),
 }
 
 
@@ -77,6 +79,7 @@ def main() -> None:
         "memory": lambda: [capture_memory.run(given.large, given.tables), peak_memory.run(given.small)],
         "relay": lambda: [
             relay_append.run(given.rows, given.transactions, given.rounds),
+            relay_sizes.run(given.gigabytes),
             relay_decoding.run(given.transactions, given.rounds),
         ],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],

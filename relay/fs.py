@@ -112,6 +112,19 @@ def write_at(files: Files, fd: int, data: bytes, offset: int) -> None:
         view = view[written:]
 
 
+def read_whole(files: Files, path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    fd = files.open_for_reading(path)
+    try:
+        return files.pread(fd, files.size(fd), 0)
+    finally:
+        files.close(fd)
+
+
 def disk_full() -> LogFull:
     """The error for a disk without room."""
     return LogFull("the disk under the log has no room", mend="free space or lower relay.retention_bytes")

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from walbus.errors import LogFull
-from walbus.relay.fs import Files, replace_whole
+from walbus.relay.fs import Files, read_whole, replace_whole
 from walbus.relay.index import SegmentIndex, pack_index_header, parse_index
 from walbus.relay.scan import TailScanner
 from walbus.relay.segment import HEADER_SIZE, index_path, parse_segment_header, segment_path
@@ -60,7 +60,7 @@ class IndexLoader:
 
     def _load(self, number: int, *, sealed: bool) -> SegmentIndex | None:
         try:
-            data = index_path(self._folder, number).read_bytes()
+            data = read_whole(self._files, index_path(self._folder, number))
         except OSError:
             return None
         return parse_index(data, number, sealed=sealed)
