@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -14,6 +14,7 @@ from walbus.bootstrap.pace import Progress
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.state import Phase
 from walbus.metrics import MetricName
+from walbus.relay.gauges import Refusals
 
 log = structlog.get_logger(__name__)
 
@@ -21,10 +22,11 @@ _TELL_EVERY = 5.0
 
 
 class Report:
-    """Figures of one ledger. Thread-safe."""
+    """Figures of one ledger, and what its server turned away (by reason). Thread-safe."""
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, clock: Callable[[], float], refusals: Mapping[str, int]) -> None:
         self._ledger = ledger
+        self._refusals = Refusals("walbus_bootstrap_refusals_total", refusals)
         self._clock = clock
         self._progress = Progress(clock)
         self._lock = threading.Lock()
@@ -64,6 +66,7 @@ class Report:
     def metrics(self) -> bytes:
         """The Prometheus text form."""
         registry = CollectorRegistry()
+        registry.register(self._refusals)
         for name, value in self._figures().items():
             Gauge(name, _HELP[name], registry=registry).set(value)
         rows = Gauge(_ROWS, _HELP[_ROWS], ["table"], registry=registry)

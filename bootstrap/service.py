@@ -66,7 +66,7 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
     store = RocksStore(folder)
     try:
         ledger = Ledger(store)
-        report = Report(ledger, time.monotonic)
+        report = Report(ledger, time.monotonic, gate.audit.counts)
         threads = Threads(stop)
         threads.start("applier", Applier(ledger, reader, stop=stop).run)
         threads.start("seeder", Seeder(source, config, ledger, stop=stop).run)

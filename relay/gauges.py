@@ -29,13 +29,15 @@ class RelayMetrics:
     Args:
         figures: the relay's figures now.
         status_dir: folder of the status files.
+        refusals: how many were turned away so far, by reason.
     """
 
-    def __init__(self, figures: Callable[[], Figures], status_dir: Path) -> None:
+    def __init__(self, figures: Callable[[], Figures], status_dir: Path, refusals: Mapping[str, int]) -> None:
         self._registry = CollectorRegistry()
         self._requests = _Requests()
         self._registry.register(self._requests)
         self._registry.register(_Own(figures))
+        self._registry.register(Refusals("walbus_relay_refusals_total", refusals))
         self._registry.register(_StatusFiles(status_dir))
 
     def count_request(self, route: str, status: int) -> None:
@@ -55,6 +57,21 @@ class _Requests(Collector):
         family = _family("walbus_relay_requests_total", ["route", "status"])
         for labels, count in self.counts.items():
             family.add_metric(labels, count)
+        yield family
+
+
+class Refusals(Collector):
+    """What a server turned away, by reason."""
+
+    def __init__(self, name: MetricName, counts: Mapping[str, int]) -> None:
+        self._name: MetricName = name
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """As prometheus_client asks for it."""
+        family = _family(self._name, ["reason"])
+        for reason, count in dict(self._counts).items():
+            family.add_metric([reason], count)
         yield family
 
 

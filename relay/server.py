@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import re
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -77,7 +77,7 @@ def serve_relay(  # noqa: PLR0913  # the signature that all rooms' servers have,
         DamagedRecord: the log's manifest is damaged.
     """
     gate = gate_of(config, "relay")
-    server = RelayServer(folder, bootstrap_url, status_dir)
+    server = RelayServer(folder, bootstrap_url, status_dir, gate.audit.counts)
     run_server(server.application(), gate, stop, on_listening=on_listening)
     if server.failure is not None:
         raise server.failure
@@ -90,13 +90,14 @@ class RelayServer:
         folder: of the log.
         bootstrap_url: where clients go whose position is gone.
         status_dir: folder of the rooms' status files.
+        refusals: what the server turned away so far, by reason.
     """
 
-    def __init__(self, folder: Path, bootstrap_url: str | None, status_dir: Path) -> None:
+    def __init__(self, folder: Path, bootstrap_url: str | None, status_dir: Path, refusals: Mapping[str, int]) -> None:
         self._folder = folder
         self._bootstrap_url = bootstrap_url
         self._status_dir = status_dir
-        self._metrics = RelayMetrics(self._figures, status_dir)
+        self._metrics = RelayMetrics(self._figures, status_dir, refusals)
         self.failure: Exception | None = None  #: why the server stopped by itself
         self._reader: FileLogReader | None = None
         self._streams: StreamServer | None = None

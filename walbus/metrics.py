@@ -31,12 +31,14 @@ MetricName = Literal[
     "walbus_relay_streams",  # open streams
     "walbus_relay_sent_bytes_total",  # bytes of streams sent
     "walbus_relay_requests_total",  # requests by route and status
+    "walbus_relay_refusals_total",  # requests and connections turned away, by reason
     # bootstrap
     "walbus_bootstrap_applied_lsn",  # commit LSN that the store has applied
     "walbus_bootstrap_lag_bytes",  # log end minus applied
     "walbus_bootstrap_rows",  # rows held, by table (estimate)
     "walbus_bootstrap_seeding_chunks_done",
     "walbus_bootstrap_seeding_chunks_total",
+    "walbus_bootstrap_refusals_total",  # as of the relay
     "walbus_bootstrap_store_bytes",  # bytes of the store's files
     # consumers
     "walbus_consumer_changes_total",

@@ -54,4 +54,5 @@ def test_the_bootstraps_routes_ask_for_tokens_and_keep_to_their_tables(database:
             assert "the token narrow does not reach" in refused.json()["error"]
         assert get("/v1/snapshot?table=public.secrets", everything).status_code == 200
         assert [get("/metrics", token).status_code for token in (narrow, everything, metrics)] == [403, 403, 200]
+        assert 'walbus_bootstrap_refusals_total{reason="beyond the scope"} 6.0' in get("/metrics", metrics).text
         assert narrow not in rig.log()

@@ -228,6 +228,8 @@ def test_each_refusal_has_an_audit_line_without_the_token(relay):
         ("token missing", "unknown", None, "127.0.0.1"),
     ]
     assert secret not in json.dumps(events)
+    figures = relay.get("/metrics", relay.tokens["metrics"])[1].decode()
+    assert 'walbus_relay_refusals_total{reason="beyond the scope"} 1.0' in figures
 
 
 def test_a_route_that_has_no_rule_is_refused_to_admins_too(relay, monkeypatch):

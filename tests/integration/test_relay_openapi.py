@@ -51,7 +51,7 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 
 def test_the_document_has_the_servers_routes_and_no_others(tmp_path: Path):
-    router = RelayServer(tmp_path, None, tmp_path).application().router
+    router = RelayServer(tmp_path, None, tmp_path, {}).application().router
     routes = {(route.method.lower(), route.resource.canonical) for route in router.routes()}
     assert routes == {(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods}
 

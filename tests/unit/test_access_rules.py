@@ -17,7 +17,7 @@ from walbus.relay.server import RelayServer
 
 def applications() -> dict[str, web.Application]:
     bootstrap = BootstrapServer(cast(Ledger, None), cast(Report, None))
-    relay = RelayServer(Path("nowhere"), None, Path("nowhere"))
+    relay = RelayServer(Path("nowhere"), None, Path("nowhere"), {})
     return {"relay": relay.application(), "bootstrap": bootstrap.application()}
 
 

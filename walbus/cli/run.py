@@ -41,15 +41,15 @@ def check_addresses(settings: Settings) -> None:
     """Makes sure that the servers can listen, before capture makes a slot that would stay behind.
 
     Raises:
-        ConfigError: an address is not allowed, not of this machine, or in use.
+        ConfigError: an address is not allowed, not of this machine, or in use, or tokens or a certificate are unusable.
     """
-    from walbus.relay.gate import listen_address  # noqa: PLC0415 - a command loads its own room alone
+    from walbus.relay.gate import gate_of  # noqa: PLC0415 - a command loads its own room alone
 
     servers: list[tuple[str, ServerConfig]] = [("relay", settings.relay)]
     if settings.bootstrap.enabled:
         servers.append(("bootstrap", settings.bootstrap))
     for room, server in servers:
-        address = listen_address(server, room)
+        address = gate_of(server, room).address
         try:
             socket.create_server((address.host, address.port), family=_family(address.host)).close()
         except OSError as error:
