@@ -9,6 +9,8 @@ transactions of one row. They are in memory, and nothing but the reading is time
 - Rows: the payloads of all rows to dictionaries of Python values (`walbus.values.decode_row`'s reader), against
   `fastavro.schemaless_reader` with the schema that `/v1/schemas` serves, which gives a numeric as
   text. The values are compared once.
+- Arrow: the same payloads to one `pyarrow.RecordBatch` a block of 4,096 rows, in the types of
+  `walbus.consumers.arrow`, against the same.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 import fastavro
 
 from report import Report
+from walbus.consumers.arrow import arrays_of
 from walbus.native import Implementation, native_implementation, pure_implementation
 from walbus.native.reading import ALL_TABLES, WHOLE, Partition, RecordFilter
 from walbus.records import Flag, Kind, Op, body_of, iter_changes, pack_change, pack_record, read_header
@@ -35,6 +38,7 @@ _COLUMNS = {
 }  # fmt: skip
 _PIECE = 1_000  # changes
 _BLOCK_BYTES = 256 << 10
+_BATCH = 4_096
 
 
 def _layout(number: int) -> TableSchema:
@@ -205,10 +209,17 @@ def _compare_rows(report: Report, payloads: Sequence[bytes], native: Implementat
         for payload in payloads:
             row(payload)
 
-    reference, ours = _seconds(by_fastavro, rounds), _seconds(by_walbus, rounds)
-    for name, seconds in (("native core", ours), ("fastavro", reference)):
+    def by_arrow() -> None:
+        columns = native.new_row_columns(_LAYOUTS[1])
+        for first in range(0, len(payloads), _BATCH):
+            columns.add(payloads[first : first + _BATCH])
+            arrays_of(_LAYOUTS[1], columns.take())
+
+    reference, ours, arrow = (_seconds(work, rounds) for work in (by_fastavro, by_walbus, by_arrow))
+    for name, seconds in (("native core", ours), ("native core, Arrow", arrow), ("fastavro", reference)):
         report.row("rows", "any", name, f"{seconds / len(payloads) * 1e6:.3f}", f"{len(payloads) / seconds:,.0f}")
     report.ratio("rows/fastavro", reference / ours)
+    report.ratio("arrow/fastavro", reference / arrow)
 
 
 def _seconds(work: Callable[[], object], rounds: int) -> float:

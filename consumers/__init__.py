@@ -10,6 +10,7 @@ The way of the data:
     unread      which tables must be read again, and whether the bootstrap has them
     session     drives the machine: opens what it wants, waits out what comes right by itself
     checkpoint  where a consumer is; checkpoint_store keeps it
+    arrow       windows as Arrow record batches
     client      `walbus.connect(url).subscribe(...)`
     runner      `walbus consume`: batches windows into a sink
     sinks       SQLite, tantivy, Redis; more by entry point
@@ -19,13 +20,14 @@ from __future__ import annotations
 
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
-from walbus.consumers.client import Bus, Delivery, Subscription, connect
+from walbus.consumers.client import Batches, Bus, Delivery, Subscription, connect
 from walbus.consumers.runner import run_consumer
 from walbus.consumers.steps import (
     Sweep,
 )
 
 __all__ = [
+    "Batches",
     "Bus",
     "Checkpoint",
     "CheckpointStore",

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import SecretStr
 
+from walbus.consumers.arrow import record_batches
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
 from walbus.consumers.session import Clock, Session, Subscribed
@@ -37,10 +38,13 @@ from walbus.consumers.steps import (
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import Credentials, credentials_from_environment
-from walbus.errors import UsageError
+from walbus.errors import UsageError, WalbusError
 from walbus.events import Change, Window, time_of
 from walbus.position import Position
 from walbus.records import Kind
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Where checkpoints of named consumers lie unless `connect` is told otherwise: one folder a consumer.
 CHECKPOINT_FOLDER = Path("walbus-data") / "consumers"
@@ -111,6 +115,14 @@ class Delivery:
         """Whether this is the transaction's last piece."""
         return self.window.ends
 
+    def to_arrow(self) -> list[pa.RecordBatch]:
+        """The changes as Arrow record batches, one for each layout; see `walbus.consumers.arrow`.
+
+        Raises:
+            UsageError: pyarrow is not installed.
+        """
+        return record_batches([self.window])
+
     def commit(self) -> None:
         """Stores that this window, and all before it, have been dealt with; blocks until that is durable.
 
@@ -121,6 +133,24 @@ class Delivery:
             OSError: the checkpoint's file cannot be written.
         """
         self._subscription.committed(self._number, self._checkpoint)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Windows that came behind each other, as Arrow record batches.
+
+    Attributes:
+        batches: one for each layout; see `walbus.consumers.arrow`.
+        deliveries: the windows, whose `sweep` says which rows of a table are gone behind its snapshot.
+    """
+
+    batches: list[pa.RecordBatch]
+    deliveries: Sequence[Delivery]
+
+    def commit(self) -> None:
+        """Stores that all of it has been dealt with, as `Delivery.commit` does."""
+        for delivery in self.deliveries:
+            delivery.commit()
 
 
 class Subscription:
@@ -175,6 +205,35 @@ class Subscription:
             self._store_idle()
             if self._clock.monotonic() >= deadline:
                 return None
+
+    def batches(self, *, rows: int = 65_536, seconds: float = 1.0) -> Iterator[Batches]:
+        """The same windows as Arrow record batches: an endless iterator, as the subscription itself is.
+
+        Args:
+            rows: of windows that are put together, about.
+            seconds: for which windows are waited for once there is one.
+
+        Raises:
+            UsageError: pyarrow is not installed.
+            WalbusError: as `next`.
+        """
+        while not self._closed:
+            first = self.next(_POLL_SECONDS)
+            if first is None:
+                continue
+            gathered, count, deadline = [first], len(first), self._clock.monotonic() + seconds
+            failure: WalbusError | None = None
+            while failure is None and count < rows and (left := deadline - self._clock.monotonic()) > 0:
+                try:
+                    delivery = self.next(left)
+                except WalbusError as error:
+                    failure, delivery = error, None  # told behind what came before it
+                if delivery is not None:
+                    gathered.append(delivery)
+                    count += len(delivery)
+            yield Batches(record_batches([delivery.window for delivery in gathered]), gathered)
+            if failure is not None:
+                raise failure
 
     def committed(self, number: int, checkpoint: Checkpoint | None) -> None:
         """A delivery was committed (`Delivery.commit`)."""

@@ -257,3 +257,23 @@ def test_closing_ends_the_loop_at_once(source: ModelSource, relay: ScriptedRelay
     bus.close()
     assert list(subscription) == []
     wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("walbus-stream")], 5)
+
+
+def test_windows_come_as_arrow_batches_and_are_committed_together(
+    source: ModelSource, relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    for n in range(6):
+        source.commit([insert(ITEMS, n, f"n{n}")])
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        for batches in bus.subscribe(name="reader", start="earliest").batches(rows=3, seconds=10):
+            rows = [row for batch in batches.batches for row in batch.to_pylist()]
+            if rows:
+                break
+        batches.commit()
+        assert [row["name"] for row in rows] == [f"n{n}" for n in range(len(rows))]
+        assert {row["_walbus_op"] for row in rows} == {"insert"}
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        (delivery,) = take(bus.subscribe(name="reader"), 1)
+        (batch,) = delivery.to_arrow()
+        assert batch.column("name").to_pylist() == [f"n{len(rows)}"]

@@ -4,6 +4,7 @@
     reading     what the cores of those who read a log do: filter records, read rows
     pure        the core of capture in Python
     pure_filter the filter in Python; the reader of rows in Python is `walbus.values.avro_rows`
+    pure_columns  rows as columns in Python
     _core       all of it in C, one small optional extension:
       buffer.pxi  bytes in memory, CRC32C
       values.pxi  text to Avro; times.pxi has dates and times
@@ -15,6 +16,7 @@
       avro.pxi    rows walked column by column
       filter.pxi  records filtered
       reader.pxi  rows to Python values
+      columns.pxi rows to columns in Arrow's layout
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
 a working tree `pip install -e .` builds the extension.
@@ -27,9 +29,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import records
-from walbus.native import pure, pure_filter, pure_scan
+from walbus.native import pure, pure_columns, pure_filter, pure_scan
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
-from walbus.native.reading import NewFilter, NewRowReader
+from walbus.native.reading import NewFilter, NewRowColumns, NewRowReader
 from walbus.values.avro_rows import AvroRows
 
 #: The variable that forces Python.
@@ -47,6 +49,7 @@ class Implementation(NamedTuple):
     good_records: Callable[[bytes | bytearray | memoryview], tuple[int, int]]
     new_filter: NewFilter
     new_row_reader: NewRowReader
+    new_row_columns: NewRowColumns
 
 
 def pure_implementation(why: str) -> Implementation:
@@ -60,6 +63,7 @@ def pure_implementation(why: str) -> Implementation:
         pure_scan.good_records,
         pure_filter.RecordFilter,
         AvroRows,
+        pure_columns.RowColumns,
     )
 
 
@@ -82,6 +86,7 @@ def native_implementation() -> Implementation:
         core.good_records,
         core.RecordFilter,
         core.RowReader,
+        core.RowColumns,
     )
 
 
@@ -116,6 +121,9 @@ new_filter = _IN_USE.new_filter
 #: Makes the reader of a layout's rows; see there.
 new_row_reader = _IN_USE.new_row_reader
 
+#: Makes what collects rows as columns; see there.
+new_row_columns = _IN_USE.new_row_columns
+
 
 def core_in_use() -> str:
     """Which core is in use, and why: `native`, `pure (WALBUS_PURE=1)`, `pure (extension not built)`, or another."""
@@ -128,6 +136,7 @@ __all__ = [
     "good_records",
     "new_core",
     "new_filter",
+    "new_row_columns",
     "new_row_reader",
     "replay_rows",
     "seal",

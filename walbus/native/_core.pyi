@@ -8,6 +8,7 @@ INTERFACE: int
 Core: Callable[[], interface.Core]
 RecordFilter: reading.NewFilter
 RowReader: reading.NewRowReader
+RowColumns: reading.NewRowColumns
 
 spool_rows: interface.SpoolRows
 replay_rows: interface.ReplayRows

@@ -31,10 +31,11 @@ from walbus.compression import decompress
 from walbus.errors import DamagedRecord
 from walbus.log import Piece, Run
 from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Drained, Transaction
-from walbus.native.reading import ALL_TABLES
+from walbus.native.reading import ALL_TABLES, ColumnBuffers, Outside, TakenRows
 from walbus.position import ORIGIN, Position
 from walbus.records import read_header
 from walbus.values import row_encoder
+from walbus.values.column_form import column_form
 
 import sys
 
@@ -43,7 +44,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 7  # as in interface.py when this was built
+INTERFACE = 8  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -386,3 +387,4 @@ include "blocks.pxi"
 include "avro.pxi"
 include "filter.pxi"
 include "reader.pxi"
+include "columns.pxi"

@@ -131,3 +131,70 @@ class NewRowReader(Protocol):
 
     def __call__(self, schema: TableSchema) -> RowReader:
         """A reader of rows in this layout."""
+
+
+class ColumnBuffers(NamedTuple):
+    """The values of one column, as `walbus.values.column_form` has them.
+
+    Attributes:
+        length, nulls: number of values, and of nulls among them.
+        buffers: bits of those that are not null; then 64-bit offsets where values have no fixed size; then the values.
+        items: of a list, its items, which the offsets point into.
+    """
+
+    length: int
+    nulls: int
+    buffers: tuple[bytes, ...]
+    items: ColumnBuffers | None
+
+
+class Outside(NamedTuple):
+    """A value that its column's form does not have, and that is null there.
+
+    Attributes:
+        row, column: its place.
+        text: its canonical text.
+    """
+
+    row: int
+    column: int
+    text: str
+
+
+class TakenRows(NamedTuple):
+    """Rows as columns.
+
+    Attributes:
+        length: number of rows.
+        columns: in the layout's order.
+        outside: by rows, and by columns in a row.
+    """
+
+    length: int
+    columns: list[ColumnBuffers]
+    outside: list[Outside]
+
+
+class RowColumns(Protocol):
+    """Collects rows of one layout as columns."""
+
+    def add(self, rows: Sequence[bytes | None]) -> None:
+        """Appends rows; None is a row of nulls.
+
+        Raises:
+            DamagedRecord: one is no row of this layout. What was collected is then of no use.
+        """
+
+    def take(self) -> TakenRows:
+        """What was collected; begins anew.
+
+        Raises:
+            DamagedRecord: a number is larger than its type.
+        """
+
+
+class NewRowColumns(Protocol):
+    """Makes what collects rows."""
+
+    def __call__(self, schema: TableSchema) -> RowColumns:
+        """A collector of rows in this layout."""
