@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from walbus.errors import DamagedRecord
-from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, key_hash
+from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, key_hash
 
 _OPS = frozenset(op.value for op in Op)
 _IN_A_LOG = frozenset((int(Kind.TRANSACTION), int(Kind.PROGRESS), int(Kind.SCHEMA), int(Kind.EPOCH)))
@@ -54,6 +54,8 @@ def _changes_fault(header: RecordHeader, changes: list[RawChange], schemas: Coll
 def _change_fault(header: RecordHeader, change: RawChange, schemas: Collection[int]) -> str | None:
     if change.op not in _OPS:
         return f"a change has the unknown op {change.op}"
+    if change.flags & ChangeFlag.PROJECTED:
+        return "a change lacks columns that a stream left out, which has no place in a log"
     if change.schema_id and change.schema_id not in schemas:
         return f"a change names layout {change.schema_id}, which the log does not have"
     if change.key_hash != (key_hash(change.key) if change.key else 0):
