@@ -7,7 +7,8 @@ their blocks share the compressed ones too.
     zstd    each block is a frame; a stream of frames is what RFC 8878 calls its content
     gzip    one member: a header, blocks of deflate that begin with an empty window, checksum and length at the end
 
-Server-sent events are for browsers, of which not all read more than one zstd frame, and come as gzip only.
+Of what a client takes alike it gets gzip: several clients that offer zstd, httpx and some browsers among them, read no more
+than one frame. One that weighs zstd higher, or names it alone, gets zstd. Server-sent events are for browsers, and come as gzip only.
 """
 
 from __future__ import annotations
@@ -96,12 +97,12 @@ def new_coding(name: CodingName) -> Coding:
 
 
 def negotiate(accept_encoding: str, form: Format) -> CodingName:
-    """The coding of a stream: the one that the client weighs most, zstd before gzip before none where it has no wish.
+    """The coding of a stream: the one that the client weighs most, gzip before zstd before none where it has no wish.
 
     A client that names none gets none. One that refuses all that there is gets none too.
     """
     weights = dict(_weighed(part) for part in accept_encoding.lower().split(",") if part.strip())
-    offered: list[CodingName] = ["gzip"] if form == "sse" else ["zstd", "gzip"]
+    offered: list[CodingName] = ["gzip"] if form == "sse" else ["gzip", "zstd"]
     wishes = [(weights.get(name, weights.get("*", 0.0)), name) for name in offered]
     best, name = max(wishes, key=lambda wish: wish[0])
     return name if best > 0 and best >= weights.get("identity", 0.0) else "identity"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
 import zstandard
 
@@ -260,10 +261,12 @@ def plain(coding: str | None, body: bytes) -> bytes:
     [
         ("", None),
         ("identity", None),
-        ("gzip, deflate, br, zstd", "zstd"),
+        ("gzip, deflate, br, zstd", "gzip"),
+        ("zstd", "zstd"),
+        ("gzip;q=0.5, zstd", "zstd"),
         ("gzip", "gzip"),
         ("zstd;q=0.5, gzip", "gzip"),
-        ("*", "zstd"),
+        ("*", "gzip"),
         ("gzip;q=0, zstd;q=0", None),
         ("identity, gzip;q=0.5", None),
         ("br", None),
@@ -282,6 +285,17 @@ def test_browsers_get_gzip(relay):
     found, body = coded(relay, "follow=false&format=sse&tables=public.none", "gzip, deflate, br, zstd")
     assert found == "gzip"
     assert b"event: heartbeat" in plain(found, body)
+
+
+def test_a_client_that_offers_zstd_among_others_reads_every_block_of_a_stream(relay):
+    """httpx offers zstd beside gzip, and fails at a second frame."""
+    blocks = 0
+    with httpx.stream("GET", f"http://127.0.0.1:{relay.port}/v1/stream?from=latest&format=json") as response:
+        assert "zstd" in response.request.headers["Accept-Encoding"]
+        for text in response.iter_text():
+            blocks += "heartbeat" in text
+            if blocks == 3:
+                break
 
 
 @pytest.mark.parametrize("accept", ["gzip", "zstd"])

@@ -161,7 +161,7 @@ def _text(bound: Bound) -> str:
 def _answers(client: httpx.Client, method: str, path: str, parameters: dict[str, str]) -> Iterator[httpx.Response]:
     """A streamed 200 response; everything else is an error of ours."""
     try:
-        with client.stream(method, path, params=parameters) as response:
+        with client.stream(method, path, params=parameters, headers={"Accept-Encoding": "identity"}) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
                 raise _refused(response)
