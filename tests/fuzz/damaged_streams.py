@@ -41,8 +41,8 @@ def main() -> None:
     messages, dice = unpack_stream(path.read_bytes()), random.Random(seed)
     native, pure = native_implementation(), pure_implementation("compared")
     assert outcome_of(native, messages) == outcome_of(pure, messages)
-    before, tried = _peak_kib(), 0
-    limit = _address_space() + ROOM
+    before, tried = peak_kib(), 0
+    limit = address_space() + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for at in dict.fromkeys(messages.index(message) for message in messages):  # each message once
         for damaged in damages(messages[at]):
@@ -50,14 +50,14 @@ def main() -> None:
                 stream = [*messages[:at], damaged, *messages[at + 1 :]]
                 assert outcome_of(native, stream) == outcome_of(pure, stream), f"message {at} as {damaged.hex()}"
                 tried += 1
-    print(tried, _peak_kib() - before)
+    print(tried, peak_kib() - before)
 
 
-def _peak_kib() -> int:
+def peak_kib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _address_space() -> int:
+def address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 

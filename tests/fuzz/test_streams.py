@@ -64,3 +64,23 @@ def test_damaged_messages_are_refused_alike_and_allocate_no_more_than_they_bring
     tried, grown_kib = map(int, done.stdout.split()[-2:])
     assert tried > 100
     assert grown_kib < 20_000
+
+
+@pytest.mark.parametrize(
+    ("stream", "share"),
+    [
+        ("pg18-protocol1-whole", 0.02),
+        *(
+            pytest.param(path.name, 1, marks=[pytest.mark.long, pytest.mark.exhaustive, pytest.mark.timeout(3600)])
+            for path in SENT
+        ),
+    ],
+)
+def test_damaged_records_are_filtered_and_read_alike_and_allocate_no_more_than_they_bring(native, stream, share):
+    seed = announced_seed("the damages")
+    command = [sys.executable, FOLDER / "damaged_records.py", FOLDER / "corpus" / stream, str(share), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-3000:]}"
+    tried, grown_kib = map(int, done.stdout.split()[-2:])
+    assert tried > 100
+    assert grown_kib < 20_000
