@@ -140,7 +140,7 @@ class StreamServer:
             after = await self._start(query, bounds)
             if after > bounds.end and query.follow and query.log_id is not None:
                 await self._reached(after)
-            return await self._run(lambda: Delivery(self._reader, after, bound=bound, form=form))
+            return await self._opened(lambda: Delivery(self._reader, after, bound=bound, form=form))
         except PositionTrimmed as error:
             more = {"log_id": bounds.log_id, "trimmed": str(bounds.trimmed), "bootstrap": self._bootstrap_url}
             raise RequestError(410, error.what, where=error.where, mend=error.mend, more=more) from None
@@ -148,6 +148,15 @@ class StreamServer:
             mend = "send log_id and follow=true to wait for it, or read a snapshot from the bootstrap server"
             more = {"log_id": bounds.log_id, "end": str(bounds.end)}
             raise RequestError(409, error.what, where=error.where, mend=mend, more=more) from None
+
+    async def _opened(self, work: Callable[[], Delivery]) -> Delivery:
+        """Makes a delivery on a thread; closes it again if the client has left meanwhile."""
+        made = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(made)
+        except asyncio.CancelledError:
+            made.add_done_callback(_close_unwanted)
+            raise
 
     async def _start(self, query: StreamQuery, bounds: Bounds) -> Position:
         start = query.start
@@ -253,6 +262,11 @@ class StreamServer:
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _close_unwanted(made: asyncio.Future[Delivery]) -> None:
+    if not made.cancelled() and made.exception() is None:
+        made.result().close()
 
 
 def _bound(query: StreamQuery, bounds: Bounds) -> Bound:

@@ -108,12 +108,22 @@ class Follower:
         assert self.response.status == 200, self.response.read()
         self.body = b""
         self.ended: str = ""
+        self._reading = threading.Event()
+        self._reading.set()
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
 
+    def pause(self) -> None:
+        """Reads nothing from now on but what it is waiting for."""
+        self._reading.clear()
+
+    def go_on(self) -> None:
+        """Reads again."""
+        self._reading.set()
+
     def _read(self) -> None:
         try:
-            while block := self.response.read1(1 << 16):
+            while self._reading.wait() and (block := self.response.read1(1 << 16)):
                 self.body += block
             self.ended = "whole"
         except (OSError, http.client.HTTPException) as error:
@@ -125,6 +135,7 @@ class Follower:
         return [header for header, _ in parser.records()]
 
     def close(self) -> None:
+        self._reading.set()
         self.connection.sock and self.connection.sock.shutdown(socket.SHUT_RDWR)
         self.thread.join(10)
         self.connection.close()
