@@ -11,6 +11,8 @@ The way of the data:
     session     drives the machine: opens what it wants, waits out what comes right by itself
     checkpoint  where a consumer is; checkpoint_store keeps it
     arrow       windows as Arrow record batches
+    reporting   tells the relay where the consumer is; report_schedule when, progress also for people
+    read_your_writes   waits until a consumer has done what was committed
     client      `walbus.connect(url).subscribe(...)`
     runner      `walbus consume`: batches windows into a sink
     sinks       SQLite, tantivy, Redis; more by entry point
@@ -21,6 +23,7 @@ from __future__ import annotations
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
 from walbus.consumers.client import Batches, Bus, Delivery, Subscription, connect
+from walbus.consumers.read_your_writes import ConsumerBehind, ConsumerPlace
 from walbus.consumers.runner import run_consumer
 from walbus.consumers.steps import (
     Sweep,
@@ -31,6 +34,8 @@ __all__ = [
     "Bus",
     "Checkpoint",
     "CheckpointStore",
+    "ConsumerBehind",
+    "ConsumerPlace",
     "Delivery",
     "FileCheckpointStore",
     "MemoryCheckpointStore",

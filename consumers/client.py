@@ -14,7 +14,6 @@ of two changes of one key, the later one has the larger seq.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,12 +23,16 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import SecretStr
 
+from walbus.consumer_reports import checked_name
 from walbus.consumers.arrow import record_batches
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
+from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
+from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Clock, Session, Subscribed
 from walbus.consumers.steps import (
     Advance,
+    Asked,
     Deliver,
     Discard,
     Start,
@@ -38,7 +41,7 @@ from walbus.consumers.steps import (
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import Credentials, credentials_from_environment
-from walbus.errors import UsageError, WalbusError
+from walbus.errors import WalbusError
 from walbus.events import Change, Window, time_of
 from walbus.position import Position
 from walbus.records import Kind
@@ -52,7 +55,6 @@ CHECKPOINT_FOLDER = Path("walbus-data") / "consumers"
 #: Seconds between two checkpoints that are stored only because the log moved on without anything for the consumer.
 IDLE_COMMIT_SECONDS = 1.0
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}\Z")
 _POLL_SECONDS = 0.5
 
 
@@ -159,9 +161,10 @@ class Subscription:
     Made by `Bus.subscribe`. Belongs to one thread.
     """
 
-    def __init__(self, session: Session, store: CheckpointStore, clock: Clock) -> None:
+    def __init__(self, session: Session, store: CheckpointStore, reporter: Reporter, clock: Clock) -> None:
         self._session = session
         self._store = store
+        self._reporter = reporter
         self._clock = clock
         self._closed = False
         self._delivered = 0  # number of the newest delivery
@@ -200,9 +203,13 @@ class Subscription:
                     return self._deliver(_EMPTY, checkpoint, sweep)
                 case Advance(checkpoint):
                     self._idle = checkpoint
+                case Asked(position):
+                    self._reporter.asked(position)
+                    self._stored_at = float("-inf")
                 case Discard() | None:
                     pass
             self._store_idle()
+            self._reporter.doing(self._session.phase, self._session.waiting_for)
             if self._clock.monotonic() >= deadline:
                 return None
 
@@ -239,13 +246,14 @@ class Subscription:
         """A delivery was committed (`Delivery.commit`)."""
         if number <= self._committed or checkpoint is None:
             return
-        self._store.save(checkpoint)
-        self._committed, self._stored_at = number, self._clock.monotonic()
+        self._save(checkpoint)
+        self._committed = number
 
     def close(self) -> None:
         """Ends the subscription; the last commit stands."""
         self._closed = True
         self._session.close()
+        self._reporter.close()
 
     def __enter__(self) -> Self:
         return self
@@ -261,8 +269,13 @@ class Subscription:
     def _store_idle(self) -> None:
         due = self._clock.monotonic() - self._stored_at >= IDLE_COMMIT_SECONDS
         if self._idle is not None and due and self._committed == self._delivered:
-            self._store.save(self._idle)
-            self._idle, self._stored_at = None, self._clock.monotonic()
+            self._save(self._idle)
+            self._idle = None
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        self._store.save(checkpoint)
+        self._stored_at = self._clock.monotonic()
+        self._reporter.durable(checkpoint)
 
 
 class Bus:
@@ -292,14 +305,34 @@ class Bus:
         Raises:
             UsageError: the name or a table is none.
         """
-        if _NAME.match(name) is None:
-            raise UsageError(f"{name!r} is no consumer's name", mend="use letters, digits, dot, dash and underscore")
-        store = checkpoints or FileCheckpointStore(self._folder / name / "checkpoint.json")
+        store = checkpoints or FileCheckpointStore(self._folder / checked_name(name) / "checkpoint.json")
         subscribed = Subscribed(name, check_patterns(tables), start, self._bootstrap)
-        session = Session(self._relay, subscribed, store.load(), self._clock)
-        subscription = Subscription(session, store, self._clock)
+        checkpoint = store.load()
+        reporter = Reporter(Reported(name, subscribed.tables), self._relay, self._clock)
+        reporter.begin(checkpoint)
+        session = Session(self._relay, subscribed, checkpoint, self._clock)
+        subscription = Subscription(session, store, reporter, self._clock)
         self._subscriptions.append(subscription)
         return subscription
+
+    def wait_for(
+        self, name: str, lsn: str | int | None = None, timeout: float = 30.0, *, position: str | Position | None = None
+    ) -> ConsumerPlace:
+        """Blocks until a consumer, in whatever process, has durably done what was committed before: read your writes.
+
+        Args:
+            name: of the consumer.
+            lsn: what `pg_current_wal_insert_lsn()` gave at the source behind the commit.
+            timeout: seconds.
+            position: instead of `lsn`: the position of a change that the consumer is to have done.
+
+        Raises:
+            ConsumerBehind: it has not in time; says where it is.
+            RequestRefused: the relay knows no consumer of this name (`status` 404).
+            RelayUnavailable: the relay did not answer in time.
+            UsageError: `lsn` or `position` is none.
+        """
+        return wait_for(self._relay, checked_name(name), goal_of(lsn, position), timeout, self._clock)
 
     def close(self) -> None:
         """Ends all subscriptions."""

@@ -55,6 +55,7 @@ from walbus.consumers.phases import (
 )
 from walbus.consumers.steps import (
     Advance,
+    Asked,
     AskLog,
     Deliver,
     Discard,
@@ -249,6 +250,10 @@ class ConsumerMachine:
     # Log
 
     def _record_read(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
+        outputs = self._record(state, event)
+        return [*outputs, Asked(event.header.last)] if event.header.flags & Flag.ASKED else outputs
+
+    def _record(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
         self._check_seq(event.header)
         outputs = self._close_before(state, event.header)
         match event.header.kind:

@@ -9,6 +9,7 @@ from typing import Any
 
 from walbus.consumers.checkpoint import Checkpoint, last_done_of
 from walbus.consumers.latency import LatencyWindow
+from walbus.consumers.reporting import Reporter
 from walbus.consumers.session import Clock
 from walbus.events import Window
 from walbus.position import ORIGIN, Position
@@ -55,12 +56,14 @@ class ConsumerProgress:
         name, sink: of the consumer.
         path: of the status file; None for none.
         clock: time.
+        reporter: tells the relay; None until there is one.
     """
 
     name: str
     sink: str
     path: Path | None
     clock: Clock
+    reporter: Reporter | None = None
     last_done: Position = field(default=ORIGIN, init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class ConsumerProgress:
         """The sink has committed this much."""
         now = self.clock.wall()
         self.last_done = last_done_of(checkpoint)
+        if self.reporter is not None:
+            self.reporter.durable(checkpoint)
         self._total.windows += tally.windows
         self._total.changes += tally.changes
         self._total.snapshot_rows += tally.snapshot_rows
@@ -81,12 +86,15 @@ class ConsumerProgress:
         self._behind = max(0.0, now - tally.commit_times[-1]) if tally.commit_times else 0.0
 
     def publish(self, phase: str, waiting_for: str | None) -> None:
-        """Writes the status file if a second has passed."""
+        """Writes the status file, and tells the relay, if a second has passed."""
         now = self.clock.monotonic()
-        if self.path is None or now < self._due:
+        if now < self._due:
             return
         self._due = now + STATUS_SECONDS
-        write_status(self.path, self._status(phase, waiting_for))
+        if self.reporter is not None:
+            self.reporter.doing(phase, waiting_for)
+        if self.path is not None:
+            write_status(self.path, self._status(phase, waiting_for))
 
     def publish_now(self, phase: str, waiting_for: str | None) -> None:
         """Writes the status file."""

@@ -21,10 +21,12 @@ from walbus.config import ConsumerConfig
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
+from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Clock, Session, Subscribed
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import (
     Advance,
+    Asked,
     Deliver,
     Discard,
     Output,
@@ -83,6 +85,8 @@ class SinkFeed:
             case Discard():
                 self._drop()
                 self.sink.rollback()
+            case Asked():
+                self.finish(now)
 
     def flush_due(self, now: float) -> None:
         """Commits if the oldest window has waited long enough, or if the log moved on without windows."""
@@ -150,6 +154,7 @@ class ConsumerRun:
     Attributes:
         subscribed: what it reads.
         relay: where from.
+        reporter: tells the relay where it is.
         sink: where to.
         progress: what it tells of itself.
         stop: set from outside to end it.
@@ -158,6 +163,7 @@ class ConsumerRun:
 
     subscribed: Subscribed
     relay: RelayPeer
+    reporter: Reporter
     sink: Sink
     progress: ConsumerProgress
     stop: threading.Event
@@ -180,6 +186,7 @@ class ConsumerRun:
 
     def _follow(self) -> None:
         checkpoint = self.sink.checkpoint()
+        self.reporter.begin(checkpoint)
         session = Session(self.relay, self.subscribed, checkpoint, self.clock)
         feed = SinkFeed(self.sink, self._committed)
         try:
@@ -194,6 +201,8 @@ class ConsumerRun:
         while not self.stop.is_set():
             output = session.poll(feed.wait(self.clock.monotonic(), _POLL_SECONDS))
             now = self.clock.monotonic()
+            if isinstance(output, Asked):
+                self.reporter.asked(output.position)
             if output is not None:
                 feed.take(output, now)
             feed.flush_due(now)
@@ -246,10 +255,12 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     if sink is None:
         return
     relay = RelayPeer(HttpPeer(relay_url, credentials))
+    reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relay, clock)
     try:
-        ConsumerRun(Subscribed(name, tables, config.start), relay, sink, progress, stop, clock).run()
+        ConsumerRun(Subscribed(name, tables, config.start), relay, reporter, sink, progress, stop, clock).run()
     finally:
         sink.close()
+        reporter.close()
         relay.close()
 
 

@@ -195,4 +195,11 @@ class Discard:
     """Pieces handed on since the last checkpoint will not be completed: roll them back."""
 
 
-Output: TypeAlias = Deliver | Sweep | Advance | Discard
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Somebody waits for the consumer to be here: what is whole is to be stored at once, and to be reported."""
+
+    position: Position
+
+
+Output: TypeAlias = Deliver | Sweep | Advance | Discard | Asked

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from walbus.consumer_reports import ConsumerReport, dump_report
 from walbus.consumers.steps import (
     LogSeen,
 )
@@ -50,6 +51,8 @@ _STREAM_HEADERS = {"Accept": BINARY, "Accept-Encoding": "identity"}
 
 #: Seconds. A stream that is idle still carries a progress record each second, so silence means a dead peer.
 TIMEOUTS = httpx.Timeout(connect=5.0, read=15.0, write=5.0, pool=5.0)
+
+_PUT_TIMEOUT = httpx.Timeout(5.0)
 
 #: Chunks (of at most 64 KiB) that wait for the reader of a stream.
 QUEUED_CHUNKS = 64
@@ -177,12 +180,40 @@ class HttpPeer:
         with self._errors():
             response = self._client.get(path, params=params)
         self._check(response)
+        return self._document(response)
+
+    def wait_json(self, path: str, **params: str) -> tuple[bool, dict[str, Any]]:
+        """The JSON object of a path that answers 200 when something has come about, and 504 when it has not.
+
+        Raises:
+            RelayUnavailable, RequestRefused, ProtocolError: see the module's table.
+        """
+        with self._errors():
+            response = self._client.get(path, params=params)
+        if response.status_code == httpx.codes.GATEWAY_TIMEOUT:
+            return False, self._document(response)
+        self._check(response)
+        return True, self._document(response)
+
+    def put(self, path: str, body: bytes) -> None:
+        """Puts a JSON document at a path.
+
+        Raises:
+            RelayUnavailable, RequestRefused: see the module's table.
+        """
+        with self._errors():
+            headers = {"Content-Type": "application/json"}
+            response = self._client.put(path, content=body, headers=headers, timeout=_PUT_TIMEOUT)
+        self._check(response)
+
+    def _document(self, response: httpx.Response) -> dict[str, Any]:
+        where = f"{self.url}{response.request.url.path}"
         try:
             document = response.json()
         except ValueError:
-            raise ProtocolError("the answer is not JSON", where=f"{self.url}{path}") from None
+            raise ProtocolError("the answer is not JSON", where=where) from None
         if not isinstance(document, dict):
-            raise ProtocolError("the answer is not a JSON object", where=f"{self.url}{path}")
+            raise ProtocolError("the answer is not a JSON object", where=where)
         return document
 
     def open_stream(self, path: str, **params: str) -> RecordStream:
@@ -271,6 +302,24 @@ class RelayPeer:
             ConfigError: see `HttpPeer.beside`.
         """
         return BootstrapPeer(self._peer.beside(url))
+
+    def report(self, name: str, report: ConsumerReport) -> None:
+        """`PUT /v1/consumers/{name}`: where a consumer is."""
+        self._peer.put(f"/v1/consumers/{name}", dump_report(report))
+
+    def wait(self, name: str, seconds: float, goal: dict[str, str]) -> tuple[bool, dict[str, Any]]:
+        """`GET /v1/consumers/{name}/wait`: whether a consumer got to an `lsn` or a `position` in time, and its place.
+
+        Raises:
+            RequestRefused: the relay knows no consumer of this name (404).
+        """
+        path = f"/v1/consumers/{name}/wait"
+        reached, document = self._peer.wait_json(path, timeout=f"{seconds:.3f}", **goal)
+        return reached, document if reached else _field(document, "consumer", dict)
+
+    def twin(self) -> RelayPeer:
+        """Another one to the same relay, for another thread."""
+        return RelayPeer(self._peer.beside(self._peer.url))
 
     def close(self) -> None:
         """Closes idle connections."""

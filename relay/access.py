@@ -47,6 +47,11 @@ RULES: Final[dict[str, Need]] = {
     "GET /v1/schemas": Need.READ,
     "GET /v1/schemas/{id}": Need.READ,
     "GET /v1/openapi.json": Need.READ,
+    "GET /v1/consumers": Need.READ,
+    "GET /v1/consumers/{name}": Need.READ,
+    "PUT /v1/consumers/{name}": Need.READ,  # a consumer reports where it is
+    "DELETE /v1/consumers/{name}": Need.ADMIN,
+    "GET /v1/consumers/{name}/wait": Need.READ,
     "GET /v1/tables": Need.READ,
     "GET /v1/snapshot": Need.READ,
 }

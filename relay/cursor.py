@@ -17,7 +17,7 @@ from walbus.errors import DamagedRecord, PositionTrimmed, PositionUnknown
 from walbus.native import good_records
 from walbus.position import ORIGIN, Position
 from walbus.records import HEADER_SIZE as RECORD_HEADER
-from walbus.records import RecordHeader, read_header
+from walbus.records import Kind, RecordHeader, read_header
 from walbus.relay.fs import Files
 from walbus.relay.index import SegmentIndex
 from walbus.relay.scan import is_done, record_length, split_records
@@ -57,6 +57,21 @@ class Span(NamedTuple):
     def fileno(self) -> int:
         """The file, for `sendfile`."""
         return self.fd
+
+
+class Located(NamedTuple):
+    """Where a record lies, and what is known there.
+
+    Attributes:
+        segment, offset: its place.
+        seq: the last seq given before it; 0 if that is not known.
+        commit_time: its own, Unix microseconds.
+    """
+
+    segment: int
+    offset: int
+    seq: int
+    commit_time: int
 
 
 class FileCursor:
@@ -199,6 +214,15 @@ class FileCursor:
         """Goes behind a span, which is the last one that this cursor gave."""
         self._offset += span.length
         self._done = span.last.last
+
+    def located(self) -> Located | None:
+        """Where the record lies that a seek has found; None if it found none, or reading has gone on."""
+        if not self._skipped:
+            return None
+        header = read_header(self._skipped[0])
+        takes_seq = header.kind == Kind.TRANSACTION and header.last_ordinal > 0
+        offset = self._offset - sum(map(len, self._skipped))
+        return Located(self._number, offset, header.first_seq - takes_seq, header.commit_time)
 
     def pending(self) -> int:
         """Durable bytes between the cursor and the end of its segment, or of the log."""

@@ -237,24 +237,24 @@ class Delivery:
         if self._filter is not None and inside:
             self._filter.in_window = True
 
-    def heartbeat(self) -> bytes:
-        """A sign of life that says how far the stream has looked.
+    def heartbeat(self, flags: int = 0) -> bytes:
+        """A sign of life that says how far the stream has looked; it carries further flags if it is told to.
 
         It is a PROGRESS record, whose position is that of the last record that was read. Inside a transaction of which
         a part was sent it is a piece without changes, and inside one of which nothing was sent yet the PROGRESS says
         that everything before the transaction has been looked at.
         """
         with self._lock:
-            return self._heartbeat()
+            return self._heartbeat(flags)
 
-    def _heartbeat(self) -> bytes:
+    def _heartbeat(self, flags: int = 0) -> bytes:
         last = self._last
         inside = not self._whole and self._renderer is None
         in_window = inside and (self._filter is None or self._filter.in_window)
         ordinal = 0 if inside and not in_window else last.last_ordinal
         record = pack_record(
             Kind.TRANSACTION if in_window else Kind.PROGRESS,
-            flags=Flag.FILTERED if in_window else 0,
+            flags=flags | (Flag.FILTERED if in_window else 0),
             epoch=last.epoch,
             commit_lsn=last.commit_lsn,
             first_ordinal=ordinal,

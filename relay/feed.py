@@ -20,6 +20,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from walbus.records import Flag
 from walbus.relay.content_coding import CodingName
 from walbus.relay.delivery import Delivery, Step, StreamForm
 from walbus.relay.outlet import Outlet
@@ -63,6 +64,7 @@ class Feed:
         self._step_of = step
         self._stopping = stopping
         self._members: dict[Outlet, asyncio.Future[Delivery | None]] = {}
+        self._asked: set[Outlet] = set()  # of members to whom something may be told out of turn
         self._busy = False  # whether a thread reads
         self._heartbeat_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -76,6 +78,10 @@ class Feed:
     def members(self) -> int:
         """How many there are."""
         return len(self._members)
+
+    def ask(self, outlet: Outlet) -> None:
+        """A member has got an `asked`."""
+        self._asked.add(outlet)
 
     def meets(self, delivery: Delivery, outlet: Outlet) -> bool:
         """Brings a stream and the feed to the same place; False if that is not possible now."""
@@ -98,6 +104,8 @@ class Feed:
         loop = asyncio.get_running_loop()
         left: asyncio.Future[Delivery | None] = loop.create_future()
         self._members[outlet] = left
+        if outlet.asked:
+            self.ask(outlet)
         if self._task is None:
             self._heartbeat_at = loop.time() + HEARTBEAT_SECONDS
             self._task = loop.create_task(self._run())
@@ -109,6 +117,7 @@ class Feed:
             raise
         finally:
             self._members.pop(outlet, None)
+            self._asked.discard(outlet)
 
     async def _run(self) -> None:
         try:
@@ -133,6 +142,7 @@ class Feed:
             data = self._delivery.heartbeat()
         begun = loop.time()
         self._send(data)
+        self._answer_asked()
         took = loop.time() - begun
         if took > _SHORT_ROUND:
             await asyncio.sleep(took)
@@ -150,6 +160,15 @@ class Feed:
         for outlet, left in self._members.items():
             if outlet.waiting() > LAG_BYTES and not left.done():
                 left.set_result(self._delivery.fork())
+
+    def _answer_asked(self) -> None:
+        """Here the members have been sent all that the delivery has read, and nothing else may say so."""
+        for outlet in [*self._asked]:
+            left = self._members.get(outlet)
+            if left is not None and not left.done() and outlet.take_asked(self._delivery.scanned):
+                outlet.put(self._delivery.heartbeat(Flag.ASKED))
+            if not outlet.asked:
+                self._asked.discard(outlet)
 
     def _send(self, data: bytes) -> None:
         if not data or not self._members:

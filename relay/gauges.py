@@ -22,6 +22,9 @@ _NAMES: dict[str, MetricName] = {name: name for name in METRIC_NAMES}  # type: i
 
 Figures = Mapping[MetricName, float]
 
+#: By metric, by consumer.
+ConsumerFigures = Mapping[MetricName, Mapping[str, float]]
+
 
 class RelayMetrics:
     """A registry of its own.
@@ -35,17 +38,24 @@ class RelayMetrics:
     def __init__(self, figures: Callable[[], Figures], status_dir: Path, refusals: Mapping[str, int]) -> None:
         self._registry = CollectorRegistry()
         self._requests = _Requests()
+        self._consumers = _Consumers()
         self._registry.register(self._requests)
         self._registry.register(_Own(figures))
         self._registry.register(Refusals("walbus_relay_refusals_total", refusals))
+        self._registry.register(self._consumers)
         self._registry.register(_StatusFiles(status_dir))
 
     def count_request(self, route: str, status: int) -> None:
         """Counts an answered request."""
         self._requests.counts[route, str(status)] += 1
 
-    def render(self) -> bytes:
-        """The text form."""
+    def render(self, consumers: ConsumerFigures) -> bytes:
+        """The text form.
+
+        Args:
+            consumers: figures of those known to the relay.
+        """
+        self._consumers.figures = consumers
         return generate_latest(self._registry)
 
 
@@ -83,6 +93,18 @@ class _Own(Collector):
         for name, value in self._figures().items():
             family = _family(name, [])
             family.add_metric([], value)
+            yield family
+
+
+class _Consumers(Collector):
+    def __init__(self) -> None:
+        self.figures: ConsumerFigures = {}
+
+    def collect(self) -> Iterator[Metric]:
+        for name, values in self.figures.items():
+            family = _family(name, ["consumer"])
+            for consumer, value in values.items():
+                family.add_metric([consumer], value)
             yield family
 
 

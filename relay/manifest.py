@@ -10,6 +10,7 @@ segment checks that, and so notices when retention overtook it.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -93,6 +94,11 @@ class Manifest:
     def sealed_bytes(self) -> int:
         """Bytes of all sealed segments."""
         return sum(segment.length for segment in self.sealed)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """How many bytes of segments lie before each segment, the active one last; ascending."""
+        return list(itertools.accumulate((segment.length for segment in self.sealed), initial=0))
 
     @cached_property
     def bases(self) -> list[Position]:

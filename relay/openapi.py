@@ -6,15 +6,26 @@ running server. docs/relay.md says the same in words, and what no schema can say
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from walbus import __version__
+from walbus.relay.openapi_consumers import consumer_paths, consumer_schemas
+from walbus.relay.openapi_parts import (
+    POSITION,
+    Json,
+    flag,
+    get_of,
+    list_of,
+    object_of,
+    operation_of,
+    parameter,
+    ref,
+    ref_response,
+    text,
+)
 from walbus.relay.selection import OPS
 from walbus.relay.stream_query import LAST_EVENT_ID, MEDIA_TYPES
 
-Json = dict[str, Any]
-
-_POSITION: Final = r"[0-9]{1,10}:[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}:[0-9]{1,10}"
 _PATTERN: Final = r"[^.,()]+\.[^,()]+"
 
 
@@ -39,22 +50,23 @@ def openapi_document() -> Json:
 
 
 def _paths() -> Json:
-    schema_id = _parameter("id", "path", "number of the layout", {"type": "integer", "minimum": 1})
+    schema_id = parameter("id", "path", "number of the layout", {"type": "integer", "minimum": 1})
     return {
         "/v1/stream": {"get": _stream()},
-        "/v1/info": {"get": _get("info", "What the log holds, and what the rooms say of themselves", _ref("Info"))},
-        "/v1/schemas": {"get": _get("schemas", "Every table layout", _ref("Layouts"))},
-        "/v1/schemas/{id}": {"get": _get("schema", "One table layout", _ref("Layout"), schema_id, "404")},
-        "/v1/openapi.json": {"get": _get("openapi", "This document", {"type": "object"})},
-        "/healthz": {"get": _get("alive", "Whether the server lives", _flag("alive"))},
-        "/readyz": {"get": _get("ready", "Whether it can serve: 503 without a log", _flag("ready"))},
-        "/metrics": {"get": _operation("metrics", "Figures for Prometheus", {"text/plain": {}})},
+        "/v1/info": {"get": get_of("info", "What the log holds, and what the rooms say of themselves", ref("Info"))},
+        "/v1/schemas": {"get": get_of("schemas", "Every table layout", ref("Layouts"))},
+        "/v1/schemas/{id}": {"get": get_of("schema", "One table layout", ref("Layout"), schema_id, "404")},
+        **consumer_paths(),
+        "/v1/openapi.json": {"get": get_of("openapi", "This document", {"type": "object"})},
+        "/healthz": {"get": get_of("alive", "Whether the server lives", flag("alive"))},
+        "/readyz": {"get": get_of("ready", "Whether it can serve: 503 without a log", flag("ready"))},
+        "/metrics": {"get": operation_of("metrics", "Figures for Prometheus", {"text/plain": {}})},
     }
 
 
 def _stream() -> Json:
     forms: Json = {media_type: {"schema": {}} for media_type in MEDIA_TYPES.values()}
-    operation = _operation("stream", "Changes from a place on, for ever or up to another place", forms)
+    operation = operation_of("stream", "Changes from a place on, for ever or up to another place", forms)
     operation["description"] = (
         "Whole transactions in commit order. Binary records are the log's own (docs/log-format.md); JSON has an object "
         "a line; server-sent events carry the same lines. A stream that is broken off ends with a broken connection, "
@@ -63,9 +75,9 @@ def _stream() -> Json:
     operation["parameters"] = _stream_parameters()
     operation["responses"] = {
         "200": operation["responses"]["200"] | {"headers": _stream_headers()},
-        "400": _ref_response("Refused"),
-        "409": _ref_response("AnotherLog"),
-        "410": _ref_response("Trimmed"),
+        "400": ref_response("Refused"),
+        "409": ref_response("AnotherLog"),
+        "410": ref_response("Trimmed"),
         **{status: found for status, found in operation["responses"].items() if status != "200"},
     }
     return operation
@@ -73,118 +85,70 @@ def _stream() -> Json:
 
 def _stream_parameters() -> list[Json]:
     ops = ",".join(OPS)
-    place = {"anyOf": [_ref("Place"), _ref("Time")]}
+    place = {"anyOf": [ref("Place"), ref("Time")]}
     texts: list[tuple[str, str, Json]] = [
-        ("tables", "patterns `schema.table`, either of which may be `*`; may be repeated", _text(_list_of(_PATTERN))),
-        ("ops", f"operations that pass, of {ops}", _text(_list_of(f"({'|'.join(OPS)})"))),
-        ("columns", "columns of tables, as in `public.orders(id,total)`", _text(_list_of(_PATTERN + r"\([^()]+\)"))),
-        ("partition", "`i/n`: the part i, from 0, of n parts of all keys", _text("[0-9]{1,5}/[0-9]{1,5}")),
-        ("after", "go on behind a change that was done; wins over `from`", _ref("Position")),
+        ("tables", "patterns `schema.table`, either of which may be `*`; may be repeated", text(list_of(_PATTERN))),
+        ("ops", f"operations that pass, of {ops}", text(list_of(f"({'|'.join(OPS)})"))),
+        ("columns", "columns of tables, as in `public.orders(id,total)`", text(list_of(_PATTERN + r"\([^()]+\)"))),
+        ("partition", "`i/n`: the part i, from 0, of n parts of all keys", text("[0-9]{1,5}/[0-9]{1,5}")),
+        ("after", "go on behind a change that was done; wins over `from`", ref("Position")),
         ("from", "begin with; default: latest when following, earliest otherwise", place),
         ("until", "end behind the transaction that holds it, or before the first one of that time", place),
         ("follow", "wait for more at the end; default: true without `until`", {"enum": ["true", "false"]}),
-        ("name", "of the consumer, for logs and gauges", _text("[A-Za-z0-9_.-]{0,64}")),
+        ("name", "of the consumer, for logs and gauges", text("[A-Za-z0-9_.-]{0,64}")),
         ("log_id", "refuse any other log", {"type": "string"}),
         ("format", "wins over the Accept header", {"enum": list(MEDIA_TYPES)}),
     ]
-    last_event = _parameter(
+    last_event = parameter(
         LAST_EVENT_ID, "header", "id of the last server-sent event: wins over `after` and `from`",
-        _text(f"{_POSITION}(@[0-9a-f]*)?"),
+        text(f"{POSITION}(@[0-9a-f]*)?"),
     )  # fmt: skip
-    return [*(_parameter(name, "query", what, schema) for name, what, schema in texts), last_event]
+    return [*(parameter(name, "query", what, schema) for name, what, schema in texts), last_event]
 
 
 def _stream_headers() -> Json:
     return {
         "Walbus-Log-Id": {"description": "name of the log", "schema": {"type": "string"}},
-        "Walbus-Position": {"description": "the stream begins behind it", "schema": _ref("Position")},
+        "Walbus-Position": {"description": "the stream begins behind it", "schema": ref("Position")},
         "Content-Encoding": {"description": "zstd or gzip, if the client takes it", "schema": {"type": "string"}},
     }
-
-
-def _get(name: str, summary: str, schema: Json, parameter: Json | None = None, *refusals: str) -> Json:
-    operation = _operation(name, summary, {"application/json": {"schema": schema}})
-    if parameter is not None:
-        operation["parameters"] = [parameter]
-    operation["responses"].update({status: _ref_response("Refused") for status in refusals})
-    return operation
-
-
-def _operation(name: str, summary: str, content: Json) -> Json:
-    return {
-        "operationId": name,
-        "summary": summary,
-        "responses": {
-            "200": {"description": summary, "content": content},
-            "401": _ref_response("Refused"),
-            "403": _ref_response("Refused"),
-            "503": _ref_response("NotReady"),
-            "default": _ref_response("Refused"),
-        },
-    }
-
-
-def _parameter(name: str, where: str, what: str, schema: Json) -> Json:
-    return {"name": name, "in": where, "required": where == "path", "description": what, "schema": schema}
-
-
-def _text(pattern: str) -> Json:
-    return {"type": "string", "pattern": f"^{pattern}$"}
-
-
-def _list_of(pattern: str) -> str:
-    return f"{pattern}(,{pattern})*"
-
-
-def _flag(name: str) -> Json:
-    return _object({name: {"const": True}}, name)
-
-
-def _object(properties: Json, *required: str) -> Json:
-    return {"type": "object", "properties": properties, "required": list(required)}
-
-
-def _ref(schema: str) -> Json:
-    return {"$ref": f"#/components/schemas/{schema}"}
-
-
-def _ref_response(response: str) -> Json:
-    return {"$ref": f"#/components/responses/{response}"}
 
 
 def _schemas() -> Json:
     nullable = {"type": ["string", "null"]}
     error = {"error": {"type": "string"}, "where": nullable, "mend": nullable}
-    position, log_id = _ref("Position"), {"type": "string"}
+    position, log_id = ref("Position"), {"type": "string"}
     log = {
         "log_id": log_id, "version": {"type": "string"}, "trimmed": position, "end": position,
         "last_seq": {"type": "integer"}, "commit_time": {"type": "integer"}, "bootstrap": nullable,
     }  # fmt: skip
     return {
-        "Position": _text(_POSITION) | {"examples": ["1:16/B374D848:4"]},
-        "Place": _text(f"(earliest|latest|seq:[0-9]{{1,15}}|{_POSITION})"),
+        "Position": text(POSITION) | {"examples": ["1:16/B374D848:4"]},
+        "Place": text(f"(earliest|latest|seq:[0-9]{{1,15}}|{POSITION})"),
         "Time": {"type": "string", "format": "date-time"},
-        "Error": _object(error, *error),
-        "ErrorOfLog": _object({**error, "log_id": log_id, "end": position}, *error, "log_id", "end"),
-        "ErrorOfTrimmed": _object(
+        "Error": object_of(error, *error),
+        "ErrorOfLog": object_of({**error, "log_id": log_id, "end": position}, *error, "log_id", "end"),
+        "ErrorOfTrimmed": object_of(
             {**error, "log_id": log_id, "trimmed": position, "bootstrap": nullable},
             *error, "log_id", "trimmed", "bootstrap",
         ),
-        "Info": _object(log | {"scope": {"type": "array", "items": {"type": "string"}}}, *log),
-        "Layout": _object({"schema": _ref("Table"), "avro": {"type": "object"}}, "schema", "avro"),
-        "Layouts": _object({"schemas": {"type": "array", "items": _ref("Layout")}}, "schemas"),
+        "Info": object_of(log | {"scope": {"type": "array", "items": {"type": "string"}}}, *log),
+        "Layout": object_of({"schema": ref("Table"), "avro": {"type": "object"}}, "schema", "avro"),
+        "Layouts": object_of({"schemas": {"type": "array", "items": ref("Layout")}}, "schemas"),
+        **consumer_schemas(),
         "Table": {"type": "object", "description": "docs/log-format.md has its members"},
     }  # fmt: skip
 
 
 def _responses() -> Json:
     def answer(what: str, schema: str) -> Json:
-        return {"description": what, "content": {"application/json": {"schema": _ref(schema)}}}
+        return {"description": what, "content": {"application/json": {"schema": ref(schema)}}}
 
     retry = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
     return {
         "Refused": answer("What is wrong, where, and how to mend it", "Error"),
         "AnotherLog": answer("Another log, or a position past this one's end", "ErrorOfLog"),
         "Trimmed": answer("The position is no longer held: read a snapshot from `bootstrap`", "ErrorOfTrimmed"),
+        "NotThere": answer("A consumer did not get there in time", "ErrorOfWait"),
         "NotReady": answer("Not now", "Error") | {"headers": retry},
     }

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
+from walbus.position import Position
 from walbus.relay.content_coding import CodingName, new_coding
 from walbus.relay.cursor import Span
 
@@ -29,6 +30,7 @@ class Outlet:
 
     Attributes:
         sent: bytes so far, framing and all.
+        asked: places behind which the client is to be told that somebody waits for it there; ascending.
         shared: whether the body is framed as chunks, so that a block framed for others will do.
         takes_files: whether parts of files may be sent as they are.
     """
@@ -44,6 +46,13 @@ class Outlet:
         self.shared = request.version >= HttpVersion11
         self.takes_files = self.shared and coding == "identity" and self._transport.get_extra_info("sslcontext") is None
         self.sent = 0
+        self.asked: list[Position] = []
+
+    def take_asked(self, scanned: Position) -> bool:
+        """Whether the client is to be told that now, the log having been sent up to here; it is then told once."""
+        left = [position for position in self.asked if position > scanned]
+        reached, self.asked = len(left) < len(self.asked), left
+        return reached
 
     async def open(self, response: web.StreamResponse) -> None:
         """Sends the response's head."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from walbus.log import Bounds, SourceIdentity
 from walbus.position import Position
-from walbus.relay.cursor import FileCursor
+from walbus.relay.cursor import FileCursor, Located
 from walbus.relay.fs import Files
 from walbus.relay.index_loader import IndexLoader
 from walbus.relay.schemas import SchemaFiles
-from walbus.relay.view import ViewFiles
+from walbus.relay.view import LogView, ViewFiles
 from walbus.relay.wake import Waker
 
 
@@ -40,6 +40,10 @@ class FileLogReader:
     def bounds(self) -> Bounds:
         """What is durable now; one read of half a kilobyte."""
         return self._views.view().bounds()
+
+    def view(self) -> LogView:
+        """The log now: its segments and its durable end; one read of half a kilobyte."""
+        return self._views.view()
 
     def segments(self) -> int:
         """Number of segments held."""
@@ -73,6 +77,19 @@ class FileLogReader:
         cursor = self._cursor()
         try:
             return cursor.seek_seq(seq)
+        finally:
+            cursor.close()
+
+    def locate(self, after: Position) -> Located | None:
+        """Where the first record lies that is not done at `after`; None at the end.
+
+        Raises:
+            PositionTrimmed, PositionUnknown: as for `cursor`.
+        """
+        cursor = self._cursor()
+        try:
+            cursor.seek(after)
+            return cursor.located()
         finally:
             cursor.close()
 

@@ -4,6 +4,7 @@
     /v1/info            what the log holds, and what the rooms say of themselves
     /v1/schemas[/ID]    table layouts, with their Avro form
     /v1/openapi.json    this interface, for programs
+    /v1/consumers…      who reads, how far each is, and waiting for it (`walbus.relay.consumer_routes`)
     /healthz, /readyz   alive; able to serve
     /metrics            for Prometheus
 
@@ -28,6 +29,8 @@ from walbus import __version__
 from walbus.config import RelayConfig
 from walbus.errors import LogMissing
 from walbus.relay.access import AccessError, granted
+from walbus.relay.consumer_desk import ConsumerDesk
+from walbus.relay.consumer_routes import ConsumerRoutes
 from walbus.relay.engine import open_reader
 from walbus.relay.gate import gate_of
 from walbus.relay.gauges import Figures, RelayMetrics
@@ -77,7 +80,7 @@ def serve_relay(  # noqa: PLR0913  # the signature that all rooms' servers have,
         DamagedRecord: the log's manifest is damaged.
     """
     gate = gate_of(config, "relay")
-    server = RelayServer(folder, bootstrap_url, status_dir, gate.audit.counts)
+    server = RelayServer(folder, config, bootstrap_url, status_dir, gate.audit.counts)
     run_server(server.application(), gate, stop, on_listening=on_listening)
     if server.failure is not None:
         raise server.failure
@@ -88,17 +91,27 @@ class RelayServer:
 
     Args:
         folder: of the log.
+        config: of the relay.
         bootstrap_url: where clients go whose position is gone.
         status_dir: folder of the rooms' status files.
         refusals: what the server turned away so far, by reason.
     """
 
-    def __init__(self, folder: Path, bootstrap_url: str | None, status_dir: Path, refusals: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: RelayConfig,
+        bootstrap_url: str | None,
+        status_dir: Path,
+        refusals: Mapping[str, int],
+    ) -> None:
         self._folder = folder
         self._bootstrap_url = bootstrap_url
         self._status_dir = status_dir
         self._metrics = RelayMetrics(self._figures, status_dir, refusals)
         self.failure: Exception | None = None  #: why the server stopped by itself
+        self._desk = ConsumerDesk(folder, config)
+        self._consumers = ConsumerRoutes(self._desk, self._log_reader)
         self._reader: FileLogReader | None = None
         self._streams: StreamServer | None = None
 
@@ -119,6 +132,7 @@ class RelayServer:
         ]
         for path, handler in routes:
             application.router.add_get(path, handler, allow_head=False)
+        self._consumers.add_to(application.router)
         return application
 
     # --- the log's coming and going -----------------------------------------------------------------------------
@@ -133,19 +147,24 @@ class RelayServer:
                 await attaching
             if self._streams is not None:
                 await self._streams.close()
+                await self._desk.close()
         if self._reader is not None:
             self._reader.close()
 
     async def _attach(self, stopping: asyncio.Event, threads: ThreadPoolExecutor) -> None:
         try:
-            reader = self._reader = await self._open_reader()
+            reader = await self._open_reader()
+            await self._desk.open(reader, threads)
+            self._reader = reader
         except Exception as error:
             self.failure = error  # a log that cannot be read is not waited for
             stopping.set()
             return
-        self._streams = StreamServer(reader, self._bootstrap_url, threads, stopping)
+        self._streams = StreamServer(reader, self._bootstrap_url, threads, stopping, self._desk)
         _log.info("relay_serves_log", folder=str(self._folder), end=str(reader.bounds().end))
-        await self._streams.wake_at_stop()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._streams.wake_at_stop())
+            tasks.create_task(self._desk.run(self._streams.tail, stopping))
 
     async def _open_reader(self) -> FileLogReader:
         waiting = False
@@ -250,7 +269,8 @@ class RelayServer:
         return json_response({"ready": True})
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
+        consumers = await self._consumers.figures() if self._reader is not None else {}
+        return web.Response(body=self._metrics.render(consumers), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     def _figures(self) -> Figures:
         if self._reader is None or self._streams is None:
@@ -262,6 +282,7 @@ class RelayServer:
             "walbus_log_end_lsn": bounds.end.commit_lsn,
             "walbus_log_last_seq": bounds.last_seq,
             "walbus_relay_streams": len(self._streams.open),
+            "walbus_relay_consumers": len(self._desk.known),
             "walbus_relay_sent_bytes_total": self._streams.sent_bytes,
         }
 

@@ -12,10 +12,10 @@ broken connection and never with a clean end, so that a bounded stream's end can
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 from aiohttp import web
@@ -23,6 +23,7 @@ from aiohttp import web
 from walbus.errors import PositionTrimmed, PositionUnknown, WalbusError
 from walbus.log import Bounds
 from walbus.position import Position
+from walbus.records import Flag
 from walbus.relay.access import require_tables
 from walbus.relay.content_coding import CodingName, negotiate
 from walbus.relay.cursor import Span
@@ -30,6 +31,7 @@ from walbus.relay.delivery import ENDLESS, Bound, Delivery, Step, StreamForm
 from walbus.relay.feed import HEARTBEAT_SECONDS, INLINE_BYTES, Feed, Feeds, Kind, wait_until
 from walbus.relay.http import RequestError
 from walbus.relay.outlet import Outlet
+from walbus.relay.peer import Peer
 from walbus.relay.reader import FileLogReader
 from walbus.relay.sse import PREAMBLE
 from walbus.relay.stream_query import MEDIA_TYPES, After, AtSeq, AtTime, StreamQuery, parse_stream_query
@@ -49,6 +51,7 @@ class OpenStream:
         outlet: where its bytes leave.
         delivery: its own way through the log; closed while it is a feed's member.
         feed: which it is a member of; None while it reads by itself.
+        wake: has it look whether there is something to send.
         endless: whether it goes on for ever.
     """
 
@@ -56,6 +59,7 @@ class OpenStream:
     kind: Kind
     outlet: Outlet
     delivery: Delivery
+    wake: Callable[[], None]
     feed: Feed | None = None
     endless: bool = False
 
@@ -69,6 +73,23 @@ class OpenStream:
         """Bytes so far."""
         return self.outlet.sent
 
+    def ask(self, wanted: list[Position]) -> None:
+        """Has the client told, once the stream is behind each of these, that somebody waits for it there."""
+        self.outlet.asked = wanted
+        if self.feed is not None:
+            self.feed.ask(self.outlet)
+        self.wake()
+
+
+class StreamWatcher(Protocol):
+    """Who is told of streams."""
+
+    def opened(self, name: str, tables: Iterable[str], peer: Peer, stream: OpenStream) -> None:
+        """A stream begins."""
+
+    def closed(self, name: str, stream: OpenStream) -> None:
+        """It has ended."""
+
 
 class StreamServer:
     """Serves the streams of one log.
@@ -78,6 +99,7 @@ class StreamServer:
         bootstrap_url: where a client goes whose position is gone; None if there is no such server.
         threads: for blocking work.
         stopping: is set when the server stops.
+        watcher: is told of streams.
     """
 
     def __init__(
@@ -86,13 +108,15 @@ class StreamServer:
         bootstrap_url: str | None,
         threads: ThreadPoolExecutor,
         stopping: asyncio.Event,
+        watcher: StreamWatcher,
     ) -> None:
         self._reader = reader
         self._bootstrap_url = bootstrap_url
         self._threads = threads
         self._stopping = stopping
-        self._tail = Tail(reader)
-        self._feeds = Feeds(self._tail, self._step, stopping)
+        self._watcher = watcher
+        self.tail = Tail(reader)
+        self._feeds = Feeds(self.tail, self._step, stopping)
         self._sent_by_closed = 0
         self.open: set[OpenStream] = set()
 
@@ -104,11 +128,11 @@ class StreamServer:
     async def wake_at_stop(self) -> None:
         """Wakes all streams once the server stops, so that they see it."""
         await self._stopping.wait()
-        self._tail.wake()
+        self.tail.wake()
 
     async def close(self) -> None:
         """Ends the waiting thread."""
-        await self._tail.close()
+        await self.tail.close()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answers one request with a stream."""
@@ -124,13 +148,16 @@ class StreamServer:
         outlet = Outlet(request, kind.coding)
         bound = _bound(query, bounds)
         delivery = await self._open(query, bounds, bound, kind.form)
-        stream = OpenStream(query.name, kind, outlet, delivery, endless=bound == ENDLESS)
+        stream = OpenStream(query.name, kind, outlet, delivery, self.tail.wake, endless=bound == ENDLESS)
         self.open.add(stream)
+        peer = Peer.told(request.remote, request.headers.get("User-Agent"))
+        self._watcher.opened(query.name, query.selection.tables, peer, stream)
         _log.info("stream_opened", consumer=query.name, position=str(stream.scanned), tables=query.selection.tables)
         try:
             return await self._send(stream)
         finally:
             self.open.discard(stream)
+            self._watcher.closed(query.name, stream)
             self._sent_by_closed += stream.sent
             _log.info("stream_closed", consumer=query.name, position=str(stream.scanned), bytes=stream.sent)
             self._threads.submit(stream.delivery.close)
@@ -173,7 +200,7 @@ class StreamServer:
     async def _reached(self, position: Position) -> None:
         """Waits until the log holds a position that a client is ahead with."""
         while True:
-            moved = self._tail.moved()
+            moved = self.tail.moved()
             if self._reader.bounds().end >= position:
                 return
             await moved.wait()
@@ -205,11 +232,13 @@ class StreamServer:
         while not self._stopping.is_set():
             if stream.outlet.takes_files and await self._sent_files(stream):
                 heartbeat_at = loop.time() + HEARTBEAT_SECONDS
-            moved = self._tail.moved()
+            moved = self.tail.moved()
             step = await self._step(stream.delivery)
             data = step.data
             if not data and loop.time() >= heartbeat_at:
                 data = stream.delivery.heartbeat()
+            if stream.outlet.take_asked(stream.scanned):
+                data += stream.delivery.heartbeat(Flag.ASKED)
             if data:
                 stream.outlet.put(data)
                 await stream.outlet.drained()

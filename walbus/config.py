@@ -156,6 +156,7 @@ class RelayConfig(ServerConfig):
     segment_bytes: int = Field(64 << 20, ge=64 << 10)
     retention_hours: float = Field(168.0, gt=0)
     retention_bytes: int | None = Field(None, ge=64 << 10)  #: default: by age alone
+    forget_consumers_hours: float = Field(720.0, gt=0)  #: a consumer that was not seen for so long is known no longer
     compression: Literal["none", "zstd"] = "none"  #: of records that are written from now on
     compression_level: int = Field(3, ge=1, le=19)
 

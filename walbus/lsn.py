@@ -31,3 +31,20 @@ def parse_lsn(text: str) -> Lsn:
 def format_lsn(lsn: int) -> str:
     """PostgreSQL's text form: two hexadecimal halves without leading zeros."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def record_end(lsn: int) -> int:
+    """Where the WAL ends that lies before an LSN which `pg_current_wal_insert_lsn()` gave.
+
+    That function says where the next record's bytes begin. Behind a record that ends with its page, that is after the
+    next page's header, which nothing but another record would write: an idle source never gets there, and tells that it
+    has sent everything at the page's beginning. A header is 24 bytes long, and 40 at the beginning of a segment; no
+    commit record is as short as the first, and none begins at a segment's beginning.
+    """
+    if lsn % _PAGE == _SHORT_HEADER:
+        return lsn - _SHORT_HEADER
+    return lsn - _LONG_HEADER if lsn % _SMALLEST_SEGMENT == _LONG_HEADER else lsn
+
+
+_PAGE, _SMALLEST_SEGMENT = 8192, 1 << 20
+_SHORT_HEADER, _LONG_HEADER = 24, 40

@@ -32,6 +32,13 @@ MetricName = Literal[
     "walbus_relay_sent_bytes_total",  # bytes of streams sent
     "walbus_relay_requests_total",  # requests by route and status
     "walbus_relay_refusals_total",  # requests and connections turned away, by reason
+    "walbus_relay_consumers",  # consumers known to the relay
+    # consumers, as the relay knows them (label consumer: the 500 that are furthest behind)
+    "walbus_relay_consumer_lag_changes",  # changes of the log that it has not done, at most
+    "walbus_relay_consumer_lag_bytes",  # bytes of the log that it has not done
+    "walbus_relay_consumer_lag_seconds",  # age of the oldest transaction that it has not done; 0 at the log's end
+    "walbus_relay_consumer_leaves_log_seconds",  # until retention drops what it would read next, about
+    "walbus_relay_consumer_seen_timestamp_seconds",  # when it was last seen, Unix seconds
     # bootstrap
     "walbus_bootstrap_applied_lsn",  # commit LSN that the store has applied
     "walbus_bootstrap_lag_bytes",  # log end minus applied

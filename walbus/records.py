@@ -57,6 +57,7 @@ class Flag(enum.IntFlag):
     END = 2  #: last piece of its transaction; `end_lsn` is set
     FILTERED = 4  #: a server left changes out; positions still tell the whole record's range
     ZSTD = 8  #: the body is one zstd frame (`walbus.compression`)
+    ASKED = 16  #: of progress that a server tells: somebody waits for the consumer here; never in a log
 
 
 class Op(enum.IntEnum):

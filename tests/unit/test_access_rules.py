@@ -11,13 +11,14 @@ from aiohttp import web
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.report import Report
 from walbus.bootstrap.server import BootstrapServer
+from walbus.config import RelayConfig
 from walbus.relay.access import RULES, Need
 from walbus.relay.server import RelayServer
 
 
 def applications() -> dict[str, web.Application]:
     bootstrap = BootstrapServer(cast(Ledger, None), cast(Report, None))
-    relay = RelayServer(Path("nowhere"), None, Path("nowhere"), {})
+    relay = RelayServer(Path("nowhere"), RelayConfig(), None, Path("nowhere"), {})
     return {"relay": relay.application(), "bootstrap": bootstrap.application()}
 
 
