@@ -7,6 +7,7 @@ from walbus.relay.openapi_parts import Json, get_of, object_of, parameter, ref, 
 _NAME = parameter("name", "path", "of the consumer", text("[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"))
 _LSN = "[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}"
 _NULLABLE: Json = {"type": ["string", "null"]}
+_FORGOTTEN = object_of({"forgotten": text(".+")}, "forgotten")
 _COUNT: Json = {"type": "integer", "minimum": 0, "maximum": (1 << 53) - 1}
 _TABLES: Json = {"type": "array", "maxItems": 16, "items": {"type": "string", "maxLength": 129}}
 _PLACE: Json = {"anyOf": [ref("Position"), {"type": "null"}]}
