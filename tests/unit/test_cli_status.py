@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from walbus.amounts import human_bytes
-from walbus.cli.status_report import from_file, supervisor_of
+from walbus.cli.status_report import consumers_of, from_file, supervisor_of
 from walbus.cli.status_table import table_of
 from walbus.status import write_status
 
@@ -70,6 +70,28 @@ def test_lag_is_counted_from_the_end_of_the_log() -> None:
     expected = "bootstrap up 1:0/4000:2 4.0 KiB 1 of 2 tables consistent, public.b seeding, chunks 3/9"
     assert lines["bootstrap"] == expected
     assert lines["consumer"] == "consumer cache up 1:0/4C00:1 1.0 KiB, 0.2 s redis, online, 7 changes, Redis is away"
+
+
+KNOWN: dict[str, Any] = {
+    "name": "mailer", "sink": None, "phase": "online", "waiting_for": None, "last_done": "1:0/4C00:1", "streams": 1,
+    "last_seen": 0.0, "lag": {"changes": 3, "bytes": 2048, "seconds": 1.5, "leaves_in_hours": 5.0, "gone": False},
+}  # fmt: skip
+
+
+def test_a_consumer_that_only_the_relay_knows_is_listed_with_its_lag() -> None:
+    consumers = consumers_of({}, [KNOWN])
+    assert drawn(consumers=consumers)["consumer"] == ("consumer mailer up 1:0/4C00:1 2.0 KiB, 1.5 s library, online")
+    away = consumers_of({}, [KNOWN | {"streams": 0, "lag": None}])
+    assert "consumer mailer down 1:0/4C00:1 last heard of" in drawn(consumers=away)["consumer"]
+
+
+def test_what_the_relay_knows_of_a_configured_consumer_stands_beside_what_it_says_itself() -> None:
+    configured: dict[str, Any] = {"mailer": {"sink": "redis", "state": "up", "status": {"phase": "online"}}, "b": {}}
+    merged = consumers_of(configured, [KNOWN])
+    assert merged["mailer"]["known"]["lag"]["bytes"] == 2048
+    assert (merged["mailer"]["state"], merged["mailer"]["sink"]) == ("up", "redis")
+    assert list(merged) == ["mailer", "b"]
+    assert "known" not in merged["b"]
 
 
 def test_a_bootstrap_that_is_switched_off_is_not_down() -> None:

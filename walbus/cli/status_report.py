@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,17 +40,40 @@ Part = dict[str, Any]
 
 def gather(settings: Settings) -> Part:
     """The whole report, as `walbus status --json` prints it."""
+    relay = _from_server(settings, settings.relay_url, "/v1/info", "info")
+    known = _from_server(settings, settings.relay_url, "/v1/consumers", "known") if relay["state"] == "up" else {}
+    configured = {
+        name: {"sink": consumer.sink, **from_file(settings.status_dir / f"consumer-{name}.json")}
+        for name, consumer in settings.consumer.items()
+    }
     return {
         "source": _source(settings.source),
         "capture": from_file(settings.status_dir / "capture.json"),
-        "relay": _from_server(settings, settings.relay_url, "/v1/info", "info"),
+        "relay": relay,
         "bootstrap": _bootstrap(settings),
-        "consumers": {
-            name: {"sink": consumer.sink, **from_file(settings.status_dir / f"consumer-{name}.json")}
-            for name, consumer in settings.consumer.items()
-        },
+        "consumers": consumers_of(configured, known.get("known", {}).get("consumers", [])),
         "supervisor": supervisor_of(settings.status_dir / "supervisor.json"),
     }
+
+
+def consumers_of(configured: dict[str, Part], known: Sequence[Part]) -> dict[str, Part]:
+    """The configured consumers, each with what the relay knows of it under `known`; then those that it alone knows.
+
+    Of the latter, those of the client library among them, there is no status file: one that has a stream is up.
+    """
+    by_name = {one["name"]: one for one in known}
+    consumers = {
+        name: part | ({"known": by_name[name]} if name in by_name else {}) for name, part in configured.items()
+    }
+    for name, one in by_name.items():
+        if name not in consumers:
+            consumers[name] = {
+                "sink": one["sink"] or "library",
+                "state": "up" if one["streams"] else "down",
+                "age_seconds": round(max(0.0, time.time() - one["last_seen"]), 1),
+                "known": one,
+            }
+    return consumers
 
 
 def _source(source: SourceConfig) -> Part:

@@ -103,11 +103,22 @@ def _bootstrap(part: Mapping[str, Any], end: int | None) -> _Cells:
 
 
 def _consumer(part: Mapping[str, Any], end: int | None) -> _Cells:
-    said = part.get("status", {})
+    said = part.get("status")
+    if said is None and "known" in part:
+        return _known_consumer(part["sink"], part["known"])
+    said = said or {}
     done, seconds = said.get("last_done"), said.get("walbus_consumer_lag_seconds")
     lag = _joined(_behind(end, _lsn_of(done)), f"{seconds:.1f} s" if isinstance(seconds, (int, float)) else "")
     changes = _count(said.get("walbus_consumer_changes_total"))
     return _Cells(str(done or ""), lag, _joined(part["sink"], said.get("phase"), changes, said.get("waiting_for")))
+
+
+def _known_consumer(sink: str, known: Mapping[str, Any]) -> _Cells:
+    """One that only the relay knows."""
+    lag = known["lag"] or {}
+    behind = _joined(human_bytes(lag["bytes"]), f"{lag['seconds']:.1f} s") if lag else ""
+    gone = "its position has left the log" if lag.get("gone") else ""
+    return _Cells(str(known["last_done"] or ""), behind, _joined(sink, known["phase"], known["waiting_for"], gone))
 
 
 def _supervisor(part: Mapping[str, Any]) -> _Cells:
