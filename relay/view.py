@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-from walbus.errors import LogMissing
+from walbus.errors import DamagedRecord, LogError, LogMissing
 from walbus.log import Bounds
 from walbus.relay.control import ControlFile, Mark, control_path
 from walbus.relay.fs import Files
@@ -63,7 +63,7 @@ class ViewFiles:
 
     Raises:
         LogMissing: there is no log in the folder.
-        DamagedRecord: its manifest is damaged.
+        DamagedRecord: its manifest or its control file is damaged.
     """
 
     def __init__(self, folder: Path, files: Files) -> None:
@@ -87,8 +87,15 @@ class ViewFiles:
                     self._view = view
                     break
             if self._view is None:
-                raise missing(self._folder)
+                raise self._no_end()
             return self._view
+
+    def _no_end(self) -> LogError:
+        """Why nobody knows where the log ends."""
+        if self._control is None or self._control.state().superseded_by:
+            return missing(self._folder)  # another writer is about to take over
+        mend = "start `walbus capture`, which finds the end again"
+        return DamagedRecord("the durable end cannot be read", where=f"{self.control_path}, offset 0", mend=mend)
 
     @property
     def control_path(self) -> Path:
