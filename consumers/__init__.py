@@ -14,12 +14,14 @@ The way of the data:
     reporting   tells the relay where the consumer is; report_schedule when, progress also for people
     read_your_writes   waits until a consumer has done what was committed
     client      `walbus.connect(url).subscribe(...)`
+    async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: batches windows into a sink
     sinks       SQLite, tantivy, Redis; more by entry point
 """
 
 from __future__ import annotations
 
+from walbus.consumers.async_client import AsyncBus, AsyncDelivery, AsyncSubscription, aconnect
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
 from walbus.consumers.client import Batches, Bus, Delivery, Subscription, connect
@@ -30,6 +32,9 @@ from walbus.consumers.steps import (
 )
 
 __all__ = [
+    "AsyncBus",
+    "AsyncDelivery",
+    "AsyncSubscription",
     "Batches",
     "Bus",
     "Checkpoint",
@@ -41,6 +46,7 @@ __all__ = [
     "MemoryCheckpointStore",
     "Subscription",
     "Sweep",
+    "aconnect",
     "connect",
     "run_consumer",
 ]

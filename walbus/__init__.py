@@ -16,14 +16,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from walbus.consumers import aconnect as aconnect
     from walbus.consumers import connect as connect
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "connect"]
+__all__ = ["__version__", "aconnect", "connect"]
 
 if not TYPE_CHECKING:  # type checkers see the import above, and therefore a misspelt name
 
     def __getattr__(name: str) -> object:
-        if name == "connect":  # lazy, so that the vocabulary never pulls a room in
-            return import_module("walbus.consumers").connect
+        if name in ("aconnect", "connect"):  # lazy, so that the vocabulary never pulls a room in
+            return getattr(import_module("walbus.consumers"), name)
         raise AttributeError(f"module 'walbus' has no attribute {name!r}")

@@ -1,0 +1,94 @@
+"""The client library for asyncio against a scripted relay."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import walbus
+from support.model_source import ITEMS, ModelSource, insert
+from support.scripted_relay import ScriptedRelay
+from walbus.errors import ConfigError, UsageError
+
+pytestmark = pytest.mark.one_version
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    return ModelSource()
+
+
+@pytest.fixture
+def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
+    with ScriptedRelay(source) as relay:
+        yield relay
+
+
+async def names(subscription, count: int, *, commit: bool = False) -> list[object]:
+    """Names of the next rows; each window is committed if told to."""
+    found: list[object] = []
+    async with asyncio.timeout(20):
+        while len(found) < count:
+            window = await anext(subscription)
+            found += [change.after["name"] for change in window if change.after]
+            if commit:
+                await window.commit()
+    return found
+
+
+def test_windows_come_in_order_and_a_restart_goes_on_behind_the_last_commit(source, relay, tmp_path: Path) -> None:
+    async def first() -> list[object]:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            return await names(bus.subscribe(name="reader", start="earliest"), 3, commit=True)
+
+    async def second() -> list[object]:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            return await names(bus.subscribe(name="reader"), 2)
+
+    for n in range(5):
+        source.commit([insert(ITEMS, n, f"n{n}")])
+    assert asyncio.run(first()) == ["n0", "n1", "n2"]
+    assert asyncio.run(second()) == ["n3", "n4"]
+
+
+def test_a_task_that_is_cancelled_while_it_waits_loses_no_window(source, relay, tmp_path: Path) -> None:
+    async def read() -> list[object]:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            subscription = bus.subscribe(name="reader", start="earliest")
+            await names(subscription, 1)
+            waiting = asyncio.ensure_future(anext(subscription))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await asyncio.to_thread(source.commit, [insert(ITEMS, 1, "n1")])
+            return await names(subscription, 1)
+
+    source.commit([insert(ITEMS, 0, "n0")])
+    assert asyncio.run(read()) == ["n1"]
+
+
+def test_a_subscription_that_was_closed_ends(relay, tmp_path: Path) -> None:
+    async def read() -> None:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            subscription = bus.subscribe(name="reader", start="earliest")
+            await subscription.close()
+            with pytest.raises(StopAsyncIteration):
+                await anext(subscription)
+            with pytest.raises(UsageError):
+                bus.subscribe(name="no name")
+
+    asyncio.run(read())
+
+
+def test_an_error_that_only_an_operator_mends_reaches_who_asks(relay, tmp_path: Path) -> None:
+    async def read() -> None:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus, asyncio.timeout(20):
+            with pytest.raises(ConfigError, match="names no bootstrap"):
+                await anext(bus.subscribe(name="reader"))
+
+    relay.names_bootstrap = False
+    asyncio.run(read())
