@@ -182,6 +182,7 @@ class Listener:
                     await asyncio.sleep(_SHED_SECONDS)
                 continue  # anything else befell the one connection
             self._admit(connection, str(place[0]))
+            await asyncio.sleep(0)  # while others wait, accepting does not; without this a flood would stop all streams
 
     def _admit(self, connection: socket.socket, address: str) -> None:
         counted = counted_as(address)
@@ -198,7 +199,6 @@ class Listener:
         protocol = BoundedProtocol(self._runner, self._gate, self._bounds, lambda: self._release(counted))
         tls = self._gate.tls
         try:
-            connection.setblocking(False)
             _bound_stall(connection, self._bounds.stall_seconds)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol,
@@ -335,4 +335,5 @@ def _plain_answer(status: int, what: str) -> bytes:
 def _bound_stall(connection: socket.socket, seconds: float) -> None:
     """A client that takes nothing for so long is dropped by the kernel, also if its machine still answers."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+        with contextlib.suppress(OSError):  # it has gone already, as will be seen
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))

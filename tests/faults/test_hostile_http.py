@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import json
 import re
 import resource
@@ -12,12 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from support.certificates import Authority
 from support.guarded_relay import GuardedRelay, listened
 from support.waiting import wait_for
 from support.walbus_command import Running, write_config
+from walbus.config import RelayConfig
 from walbus.relay.bounds import Bounds
+from walbus.relay.gate import gate_of
+from walbus.relay.listener import Listener
 
 pytestmark = pytest.mark.one_version
 
@@ -289,6 +295,32 @@ def test_connections_beyond_the_bound_are_turned_away_and_streams_go_on(tmp_path
 
 #: A reset may overtake the answer; what counts is that nobody is served beyond the bound.
 ANSWER_LOST = b'HTTP/1.1 503 x\r\nContent-Type: application/json\r\n\r\n{"error": "too many connections"}'
+
+
+def test_accepting_a_flood_leaves_the_loop_to_others_between_any_two():
+    async def turns_while_accepting(count: int) -> list[int]:
+        turns, at = 0, []
+
+        class Counting(Listener):
+            def _admit(self, connection: socket.socket, address: str) -> None:
+                connection.close()
+                at.append(turns)
+
+        listening = socket.create_server(("127.0.0.1", 0), backlog=count)
+        listening.setblocking(False)
+        with contextlib.ExitStack() as stack:
+            for _ in range(count):
+                stack.enter_context(socket.create_connection(listening.getsockname()))
+            accepting = Counting(web.AppRunner(web.Application()), gate_of(RelayConfig(listen="127.0.0.1:0"), "relay"))
+            accepting.listen([listening])
+            while len(at) < count:
+                turns += 1
+                await asyncio.sleep(0)
+            await accepting.close()
+        return at
+
+    at = asyncio.run(turns_while_accepting(100))
+    assert all(later > earlier for earlier, later in itertools.pairwise(at))
 
 
 def test_one_address_cannot_take_all_connections(tmp_path):
