@@ -7,8 +7,9 @@ their blocks share the compressed ones too.
     zstd    each block is a frame; a stream of frames is what RFC 8878 calls its content
     gzip    one member: a header, blocks of deflate that begin with an empty window, checksum and length at the end
 
-Of what a client takes alike it gets gzip: several clients that offer zstd, httpx and some browsers among them, read no more
-than one frame. One that weighs zstd higher, or names it alone, gets zstd. Server-sent events are for browsers, and come as gzip only.
+Of what a client takes alike it gets gzip: several clients that offer zstd, httpx and some browsers among them, read no
+more than one frame. One that weighs zstd higher, or names it alone, gets zstd. Server-sent events are for browsers, and
+come as gzip only.
 """
 
 from __future__ import annotations

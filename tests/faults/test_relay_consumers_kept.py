@@ -1,4 +1,4 @@
-"""What the relay knows of consumers, over kills, damage and full disks: whole or begun anew, never half, never silently."""
+"""What the relay knows of consumers, over kills, damage and full disks: whole or begun anew, never half or silently."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.one_version
 PROGRAM = Path(__file__).parents[1] / "support" / "consumers_file_process.py"
 NAMES = [f"consumer-{n}" for n in range(5)]
 
-#: The calls of one turn: a file unlinked, made, written and synced, the folder synced, renamed, the folder synced again.
+#: The calls of one turn: a file unlinked, made, written, synced, the folder synced, renamed, the folder synced again.
 SWEEP = [
     pytest.param("unlink", range(1, 4), id="unlink"),
     pytest.param("pwrite64", range(1, 4), id="pwrite"),
