@@ -21,7 +21,9 @@ from walbus.status import read_status
 #: A room: says what it does, and does what its argument names.
 ROOM = """
 import os, sys, time, threading
+from walbus.cli.lifeline import hold_lifeline
 from walbus.cli.stopping import stop_event
+hold_lifeline()
 name, behaviour, *rest = sys.argv[1:]
 stop = stop_event()
 def say(line): print(line, file=sys.stderr, flush=True)
@@ -178,3 +180,17 @@ def test_a_signal_to_the_terminals_group_reaches_the_supervisor_alone(supervise:
     group.wait_until_all_run()
     own = os.getpgid(group.process.pid)
     assert all(os.getpgid(group.pid(name)) != own for name in group.names)
+
+
+def test_an_orphan_ends_in_the_midst_of_its_imports(tmp_path: Path) -> None:
+    """On a busy machine they take seconds; who starts Walbus again meanwhile must not find a room of before."""
+    (tmp_path / "typer.py").write_text("import time\nprint('imports', flush=True)\ntime.sleep(60)\n")
+    reading, writing = os.pipe()
+    environment = os.environ | {"WALBUS_LIFELINE": str(reading), "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-P", "-m", "walbus", "capture"]
+    with subprocess.Popen(command, env=environment, pass_fds=(reading,), stdout=subprocess.PIPE) as orphan:
+        os.close(reading)
+        assert orphan.stdout is not None
+        assert orphan.stdout.readline() == b"imports\n"
+        os.close(writing)
+        assert orphan.wait(20) == 128 + signal.SIGKILL

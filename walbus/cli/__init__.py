@@ -3,7 +3,8 @@
     application     the commands by name, and `main`
     failures        every exception becomes one line and an exit code
     options         the options that commands share; settings, log and secrets of this process
-    stopping        signals, and the lifeline to a supervisor, as one `threading.Event`
+    lifeline        ends this process when its supervisor is dead
+    stopping        signals as one `threading.Event`
 
     capture, relay, bootstrap, consume     one room in this process
     run             all rooms as processes: `supervisor` decides (pure), `children` does
@@ -20,6 +21,16 @@ hurts nobody who does not use it.
 
 from __future__ import annotations
 
-from walbus.cli.application import main
+from typing import NoReturn
+
+from walbus.cli.lifeline import hold_lifeline
 
 __all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """The command `walbus`."""
+    hold_lifeline()
+    from walbus.cli import application  # noqa: PLC0415  (takes seconds on a busy machine, and an orphan must end in them)
+
+    application.main()

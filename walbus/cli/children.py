@@ -26,7 +26,8 @@ from typing import TextIO
 
 import structlog
 
-from walbus.cli.failures import ERROR_PREFIX, LIFELINE, TRY_AGAIN
+from walbus.cli.failures import ERROR_PREFIX, TRY_AGAIN
+from walbus.cli.lifeline import LIFELINE
 from walbus.cli.supervisor import PERMANENT, Action, Child, Kill, Start, Supervisor, Terminate
 from walbus.status import write_status
 

@@ -10,13 +10,13 @@ bugs, the design's codes (1 failed, 2 configuration) for what only an operator c
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable
 from typing import Final, TextIO
 
 import typer
 
+from walbus.cli.lifeline import is_supervised
 from walbus.config_problems import InvalidConfig
 from walbus.diagnostics import Redactor
 from walbus.errors import Directive, WalbusError, directive_of
@@ -26,9 +26,6 @@ ERROR_PREFIX: Final = "walbus: error: "
 
 #: Exit code of a supervised process that may be started again (EX_TEMPFAIL of sysexits.h).
 TRY_AGAIN: Final = 75
-
-#: The environment variable with the file descriptor that ties a process to its supervisor.
-LIFELINE: Final = "WALBUS_LIFELINE"
 
 
 class Reporter:
@@ -43,7 +40,7 @@ class Reporter:
         self.debug = False
         self.redactor = Redactor()
         self._stream = stream
-        self._supervised = LIFELINE in os.environ if supervised is None else supervised
+        self._supervised = is_supervised() if supervised is None else supervised
 
     def report(self, error: BaseException) -> int:
         """Prints the error; the exit code."""
