@@ -106,6 +106,22 @@ def require_tables(request: web.Request, tables: Sequence[str], where: str) -> N
         )
 
 
+def require_everything(request: web.Request, mend: str) -> None:
+    """Refuses a request that shows what others do, unless its token sees everything.
+
+    Args:
+        request: whose token counts.
+        mend: what it may ask for instead.
+
+    Raises:
+        AccessError: the token does not see everything.
+    """
+    grant = granted(request)
+    if not grant.everything:
+        what = f"the token {grant.name} does not see everything"
+        raise AccessError(403, what, reason="beyond the scope", where="path", mend=mend, token=grant.name)
+
+
 @dataclass(eq=False, slots=True)
 class _Served:
     """A request under way, and the token that opened it."""

@@ -25,6 +25,7 @@ from walbus.errors import InvalidText, UsageError
 from walbus.lsn import parse_lsn
 from walbus.metrics import MetricName
 from walbus.position import parse_position
+from walbus.relay.access import require_everything
 from walbus.relay.consumer_desk import ConsumerDesk, Sight
 from walbus.relay.consumer_waits import Goal, TooManyWaiters
 from walbus.relay.gauges import ConsumerFigures
@@ -74,7 +75,8 @@ class ConsumerRoutes:
                 figures.setdefault(metric, {})[sight.known.name] = value
         return figures
 
-    async def _list(self, _: web.Request) -> web.Response:
+    async def _list(self, request: web.Request) -> web.Response:
+        require_everything(request, "ask for one by its name, /v1/consumers/NAME")
         bounds = self._log().bounds()
         sights = await self._desk.sights(self._desk.known)
         return json_response(
