@@ -207,11 +207,12 @@ def _crowds(folder: Path, followers: int, rate: int, seconds: int) -> Report:
         ],
     )
     durable: dict[int, float] = {}
-    for count in (0, *_CROWDS, followers):
+    crowds = sorted({*_CROWDS, followers})
+    for count in (0, *crowds):
         place = folder / f"followers-{count}"
         place.mkdir()
         durable[count] = _crowd(place, count, rate, seconds, report)
-    for count in (*_CROWDS, followers):
+    for count in crowds:
         report.ratio(f"durable-with-followers/alone {count}", durable[count] / durable[0])
     return report
 

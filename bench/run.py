@@ -4,6 +4,7 @@
     python bench/run.py latency [--fast N] [--rate N] [--seconds N]
     python bench/run.py memory  [--small N] [--large N] [--tables N]
     python bench/run.py relay   [--rows N] [--transactions N] [--rounds N] [--gigabytes N]
+                                [--megabytes N] [--followers N] [--fast N] [--seconds N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars
 
@@ -28,6 +29,7 @@ import peak_memory
 import relay_append
 import relay_decoding
 import relay_sizes
+import relay_streams
 import report
 
 _NUMBERS = {
@@ -38,6 +40,8 @@ _NUMBERS = {
     "fast": (1_000, "transactions a second while capture's latency is measured"),
     "rate": (500, "transactions a second while the latency of all rooms is measured"),
     "seconds": (30, "for which latency is measured"),
+    "megabytes": (1_000, "of the log that one reader of the relay takes"),
+    "followers": (1_000, "followers of the relay"),
     "changes": (2_000_000, "rows of each of the two backlogs that Debezium reads"),
     "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
     "large": (10_000_000, "rows of the transaction during which capture's memory is measured"),
@@ -81,6 +85,7 @@ def main() -> None:
             relay_append.run(given.rows, given.transactions, given.rounds),
             relay_sizes.run(given.gigabytes),
             relay_decoding.run(given.transactions, given.rounds),
+            *relay_streams.run(given.megabytes, given.followers, given.fast, given.seconds, given.rounds),
         ],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
     }

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import resource
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +80,7 @@ def serve_relay(  # noqa: PLR0913  # the signature that all rooms' servers have,
         ConfigError: the address is in use, is not this machine's, or is not allowed.
         DamagedRecord: the log's manifest is damaged.
     """
+    _raise_open_files()
     gate = gate_of(config, "relay")
     server = RelayServer(folder, config, bootstrap_url, status_dir, gate.audit.counts)
     run_server(server.application(), gate, stop, on_listening=on_listening)
@@ -285,6 +287,13 @@ class RelayServer:
             "walbus_relay_consumers": len(self._desk.known),
             "walbus_relay_sent_bytes_total": self._streams.sent_bytes,
         }
+
+
+def _raise_open_files() -> None:
+    """A follower takes a descriptor, and one that catches up two: as many as the system lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _not_ready() -> RequestError:
