@@ -17,6 +17,7 @@ from walbus.relay.recovery import NewLog, Opened, clean_up, create_log, recover
 from walbus.relay.retention import Retention, holds_folder
 from walbus.relay.schemas import schemas_folder
 from walbus.relay.segment import segments_folder
+from walbus.relay.tip import Tip
 from walbus.relay.writer import FileLogWriter, WriterSettings
 
 LEASE_SECONDS = 10.0  #: how long a writer may stand still before another one may take over
@@ -38,6 +39,7 @@ def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
     files: Files | None = None,
     clock: Clock | None = None,
     new_log_id: Callable[[], str] = _new_log_id,
+    base: Tip | None = None,
 ) -> FileLogWriter:
     """Opens the log for writing; makes it when there is none.
 
@@ -52,7 +54,8 @@ def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
         lease_seconds: how long this writer may stand still before another one may take over.
         files: the file operations.
         clock: time.
-        new_log_id: makes 32 random hexadecimal digits.
+        new_log_id: makes 32 random hexadecimal digits; of a copy, gives those of the log that it copies.
+        base: what is known before the first record of a copy, if it is made now.
 
     Raises:
         LogBusy: another live process writes this log.
@@ -66,7 +69,7 @@ def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
     _check_source(load_manifest(folder), source, folder)
     lease = claim(folder, files, lease_seconds, clock)
     try:
-        opened = _open(folder, files, lease, NewLog(new_log_id(), source, clock.now()))
+        opened = _open(folder, files, lease, NewLog(new_log_id(), source, clock.now(), base))
         compressor = None if compression_level is None else Compressor(compression_level)
         settings = WriterSettings(segment_bytes, Retention(retention_hours, retention_bytes), clock, compressor)
         return FileLogWriter(folder, files, lease, opened, settings)

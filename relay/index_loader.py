@@ -48,7 +48,7 @@ class IndexLoader:
         loaded = self._load(number, sealed=sealed)
         index = loaded if loaded is not None else self._rebuild(view, at)
         index.cut(max(view.limit(at), HEADER_SIZE))
-        if sealed or loaded is None:
+        if number < view.mark.segment or loaded is None:  # one that the view cuts may be needed whole later
             self._keep(number, index)
         return index
 

@@ -68,11 +68,13 @@ class NewLog:
         log_id: 32 random hexadecimal digits.
         source: the database that it belongs to.
         now: Unix seconds.
+        base: of a copy: what is known before its first record; None: nothing is, the log is the first of its kind.
     """
 
     log_id: str
     source: SourceIdentity
     now: float
+    base: Tip | None = None
 
 
 def holder() -> str:
@@ -99,7 +101,7 @@ def create_log(folder: Path, files: Files, lease: Lease, new: NewLog) -> Opened:
     of their place in the log, which must lie above every seq of a log that this one replaces.
     """
     number = _next_number(folder)
-    tip = EMPTY_TIP._replace(last_seq=int(new.now * 1e6))
+    tip = new.base or EMPTY_TIP._replace(last_seq=int(new.now * 1e6))
     header = SegmentHeader(number, lease.writer_epoch, new.log_id, tip.position, tip.last_seq, tip.last_seq)
     file = create_segment(files, folder, header)
     manifest = Manifest(

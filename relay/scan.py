@@ -68,6 +68,24 @@ def advance(tip: Tip, header: RecordHeader, schema_id: int) -> Tip:
     )
 
 
+def order_fault(tip: Tip, under_way: tuple[int, int] | None, header: RecordHeader) -> str | None:
+    """Why a good record cannot follow what is known at a place; None if it can.
+
+    Args:
+        tip: at the place.
+        under_way: xid and commit LSN of the transaction that has not ended there.
+        header: of the record.
+    """
+    if header.last < tip.position or header.last_seq < tip.last_seq:
+        return "a record's position or seq goes backward"
+    if header.kind != Kind.TRANSACTION:
+        return None
+    begins, belongs = bool(header.flags & Flag.BEGIN), under_way == (header.xid, header.commit_lsn)
+    if begins == (under_way is not None) or not (begins or belongs):
+        return "a piece does not belong to the transaction before it"
+    return None
+
+
 class RecordOrder:
     """What may follow in the log, and what is known behind the last record that was taken.
 
@@ -94,14 +112,7 @@ class RecordOrder:
         """Why a good record cannot follow the one before it; None if it can."""
         if self._lost:
             return None
-        if header.last < self.tip.position or header.last_seq < self.tip.last_seq:
-            return "a record's position or seq goes backward"
-        if header.kind != Kind.TRANSACTION:
-            return None
-        begins, belongs = bool(header.flags & Flag.BEGIN), self._open == (header.xid, header.commit_lsn)
-        if begins == (self._open is not None) or not (begins or belongs):
-            return "a piece does not belong to the transaction before it"
-        return None
+        return order_fault(self.tip, self._open, header)
 
     def take(self, header: RecordHeader, schema_id: int) -> None:
         """The record follows; `schema_id` is what it announces."""

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from walbus.errors import DamagedRecord, Fenced, UsageError
+from walbus.errors import DamagedRecord, Fenced, LogDiverged, UsageError
 from walbus.relay.fs import Files, passing_name, sync_folder, write_new
+from walbus.relay.lineage import BEGIN_ANEW
 from walbus.schema import TableSchema
 
 
@@ -99,6 +100,23 @@ class SchemaWriter(SchemaFiles):
         self._unannounced.discard(known.id)
         return known, new
 
+    def adopt(self, schema: TableSchema) -> None:
+        """Takes a version of the log that this one is a copy of, under its number; durable when the call returns.
+
+        Raises:
+            LogDiverged: another layout has this number here.
+            LogFull, Fenced: as `register`.
+        """
+        known = self._known.get(schema.id)
+        if known is None:
+            self._write(schema)
+        elif not known.same_layout(schema):
+            raise LogDiverged(
+                f"layout {schema.id} is that of {schema.table} there and of {known.table} here",
+                where=str(schema_path(self._folder, schema.id)),
+                mend=BEGIN_ANEW,
+            )
+
     def forget_announcements(self, schema_ids: list[int]) -> None:
         """These versions' SCHEMA records were dropped with an unfinished transaction."""
         self._unannounced.update(schema_ids)
@@ -108,9 +126,12 @@ class SchemaWriter(SchemaFiles):
         return next((known for known in candidates if known.same_layout(schema)), None)
 
     def _add(self, schema: TableSchema) -> TableSchema:
-        schema_id = max(self._known, default=0) + 1
-        version = TableSchema.from_dict({**schema.to_dict(), "id": schema_id})
-        path = schema_path(self._folder, schema_id)
+        version = TableSchema.from_dict({**schema.to_dict(), "id": max(self._known, default=0) + 1})
+        self._write(version)
+        return version
+
+    def _write(self, version: TableSchema) -> None:
+        path = schema_path(self._folder, version.id)
         temporary = passing_name(path)
         write_new(self._files, temporary, msgspec.json.encode(version.to_dict()) + b"\n")
         try:
@@ -120,6 +141,5 @@ class SchemaWriter(SchemaFiles):
         finally:
             self._files.unlink(temporary)
         sync_folder(self._files, path.parent)
-        self._known[schema_id] = version
+        self._known[version.id] = version
         self._by_fingerprint.setdefault(version.fingerprint, []).append(version)
-        return version

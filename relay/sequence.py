@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from walbus.compressed_records import compress_unsealed
 from walbus.compression import Compressor
-from walbus.errors import LogError
+from walbus.errors import LogError, ProtocolError
 from walbus.log import Piece, Run
 from walbus.native import seal
 from walbus.position import Position
-from walbus.records import Flag, Kind, iter_changes, pack_record
+from walbus.records import Flag, Kind, RecordHeader, iter_changes, pack_record
+from walbus.relay.scan import advance, announced, order_fault
 from walbus.relay.tip import Tip, end_behind
 
 # Arithmetic on enum members costs as much as all the rest of an append.
@@ -141,6 +142,17 @@ class Sequence:
         records = run.records if self._compressor is None else compress_unsealed(run.records, self._compressor)
         return Packed(seal(records, first_seq), behind, run.latest)
 
+    def copy(self, header: RecordHeader, record: bytes) -> Packed:
+        """A record of the log that this one is a copy of, as it is.
+
+        Raises:
+            ProtocolError: it cannot stand here.
+        """
+        fault = order_fault(self.here.tip, self._open, header)
+        if fault is not None:
+            raise ProtocolError(fault, where=f"{header.last}, behind {self.here.tip.position}")
+        return Packed(record, advance(self.here.tip, header, announced(record, header)), header.commit_time)
+
     def _compressed(self, piece: Piece) -> bytes | None:
         """The frame in place of a piece's body; None if it stays as it is, as that of a layout or an epoch always."""
         if self._compressor is None or piece.kind != _TRANSACTION:
@@ -161,6 +173,20 @@ class Sequence:
         if self._open is None:
             self.note_whole()
 
+    def note_copied(self, header: RecordHeader, packed: Packed) -> None:
+        """Behind `appended`, of a record that `copy` gave: as `note`."""
+        if header.kind == _TRANSACTION:
+            self._open = None if header.flags & _END else (header.xid, header.commit_lsn)
+        elif header.kind == _SCHEMA and self._open is not None:
+            self._open_schemas.append(packed.tip.announced_schema)
+        if self._open is None:
+            self.note_whole()
+
+    def note_announced(self, schema_id: int) -> None:
+        """All layouts up to this number were announced before this log begins."""
+        self.here = _announced_to(self.here, schema_id)
+        self.whole = _announced_to(self.whole, schema_id)
+
     def note_whole(self) -> None:
         """Behind `appended`: the log ends with a whole transaction."""
         self.whole, self._open_schemas = self.here, []
@@ -168,6 +194,11 @@ class Sequence:
     def moved(self, offset: int) -> None:
         """A new segment begins here, and its records at an offset."""
         self.whole = self.here = Place(offset, self.here.tip, 0)
+
+
+def _announced_to(place: Place, schema_id: int) -> Place:
+    tip = place.tip
+    return place._replace(tip=tip._replace(announced_schema=max(tip.announced_schema, schema_id)))
 
 
 def _begins(piece: Piece) -> bool:

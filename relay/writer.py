@@ -22,6 +22,7 @@ from walbus.compression import Compressor
 from walbus.errors import Fenced, LogError, LogFull
 from walbus.log import Bounds, Held, Piece, Run
 from walbus.position import Position
+from walbus.records import RecordHeader
 from walbus.relay.control import Mark
 from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
 from walbus.relay.held import TransactionFinder
@@ -34,6 +35,7 @@ from walbus.relay.schemas import SchemaWriter
 from walbus.relay.segment import HEADER_SIZE, SegmentHeader, index_path, segment_path, segments_folder
 from walbus.relay.segment_file import SegmentFile
 from walbus.relay.sequence import Packed, Place, Sequence
+from walbus.relay.tip import Tip
 from walbus.relay.view import LogView
 from walbus.relay.wake import WakeServer
 
@@ -132,6 +134,44 @@ class FileLogWriter:
         self._roll_if_full()
         self._put(sequence.pack_run(run))
         sequence.note_whole()
+
+    def append_copy(self, header: RecordHeader, record: bytes) -> None:
+        """Takes the next record of the log that this one is a copy of, as it is: position, seq and bytes.
+
+        Args:
+            header: of the record.
+            record: whole, with a checksum that holds.
+
+        Raises:
+            ProtocolError: it cannot stand here.
+            LogFull, Fenced: as `append`.
+        """
+        self._check_usable()
+        sequence = self._sequence
+        packed = sequence.copy(header, record)
+        self._roll_if_full()
+        self._put(packed)
+        sequence.note_copied(header, packed)
+
+    def drop_unfinished(self) -> None:
+        """Forgets the pieces of a transaction that has not ended; where there is none, nothing happens."""
+        self._check_usable()
+        if self._sequence.open:
+            self._drop_unfinished()
+
+    def note_announced(self, schema_id: int) -> None:
+        """All layouts up to this number were announced before this copy begins; durable with the next sync."""
+        self._sequence.note_announced(schema_id)
+
+    @property
+    def received(self) -> Position:
+        """Of the last record that was appended, durable or not, of a transaction that has ended or not."""
+        return self._sequence.here.tip.position
+
+    @property
+    def durable(self) -> Tip:
+        """What is known at the durable end."""
+        return self._mark.tip
 
     def _put(self, packed: Packed) -> None:
         """Puts packed records behind all others."""

@@ -18,6 +18,7 @@
     │   ├── LogFull               the disk has no room: try again, readers go on
     │   ├── LogBusy               another process writes this log: try again
     │   ├── Fenced                another writer took over
+    │   ├── LogDiverged           a copy and the log that it is to follow are not one log
     │   ├── PositionTrimmed       the log no longer holds the position: bootstrap
     │   └── PositionUnknown       past the end, or of another log
     ├── StoreError            the bootstrap store
@@ -145,6 +146,10 @@ class LogBusy(LogError):
 
 class Fenced(LogError):
     """Another writer took the log over; this one must end."""
+
+
+class LogDiverged(LogError):
+    """A copy of a log and the log that it is to follow do not hold the same records."""
 
 
 class PositionTrimmed(LogError):
