@@ -224,6 +224,11 @@ class FileCursor:
         offset = self._offset - sum(map(len, self._skipped))
         return Located(self._number, offset, header.first_seq - takes_seq, header.commit_time)
 
+    @property
+    def next_record(self) -> tuple[int, int]:
+        """Segment, and offset in it, of the first record that `read` has not given out."""
+        return self._number, self._offset - sum(map(len, self._skipped))
+
     def pending(self) -> int:
         """Durable bytes between the cursor and the end of its segment, or of the log."""
         return max(self._limit(self._view()) - self._offset, 0)

@@ -17,6 +17,7 @@ from walbus.relay.recovery import NewLog, Opened, clean_up, create_log, recover
 from walbus.relay.retention import Retention, holds_folder
 from walbus.relay.schemas import schemas_folder
 from walbus.relay.segment import segments_folder
+from walbus.relay.standbys import Standbys
 from walbus.relay.tip import Tip
 from walbus.relay.writer import FileLogWriter, WriterSettings
 
@@ -78,8 +79,13 @@ def open_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
         raise
 
 
-def open_reader(folder: Path, *, files: Files | None = None) -> FileLogReader:
+def open_reader(folder: Path, *, files: Files | None = None, standbys: Standbys | None = None) -> FileLogReader:
     """Opens the log for reading.
+
+    Args:
+        folder: of the log.
+        files: the file operations.
+        standbys: read only up to what these hold; None: up to the durable end.
 
     Raises:
         LogMissing: there is no log in the folder yet.

@@ -1,8 +1,8 @@
 """Where a log comes from: whether it is a copy of another relay's, and how often copies of it took over.
 
 A log is written by capture, and copied by relays that follow it. When a copy takes over (`walbus promote`), the *term*
-of the log rises by one, and the position at which that happened is kept. Both travel to whoever copies the log from then
-on. By them
+of the log rises by one, and the position at which that happened is kept. Both travel to whoever copies the log from
+then on. By them
 
 - a relay that comes back from the dead is told from the one that took over: the higher term is the log;
 - a copy knows whether what it holds is still the log's: what lies behind the position of a taking over, and was copied

@@ -11,6 +11,9 @@ from walbus.relay.cursor import FileCursor, Located
 from walbus.relay.fs import Files
 from walbus.relay.index_loader import IndexLoader
 from walbus.relay.schemas import SchemaFiles
+from walbus.relay.served import ServedViews, base_of
+from walbus.relay.standbys import Standbys
+from walbus.relay.tip import Tip
 from walbus.relay.view import LogView, ViewFiles
 from walbus.relay.wake import Waker
 
@@ -18,10 +21,11 @@ from walbus.relay.wake import Waker
 class FileLogReader:
     """See `walbus.log.LogReader`. `wait` may be called by one thread at a time, everything else by any."""
 
-    def __init__(self, folder: Path, files: Files | None = None) -> None:
+    def __init__(self, folder: Path, files: Files | None = None, standbys: Standbys | None = None) -> None:
         self._folder = folder
         self._files = files or Files()
-        self._views = ViewFiles(folder, self._files)
+        views = ViewFiles(folder, self._files)
+        self._views = ServedViews(folder, self._files, views, standbys) if standbys is not None else views
         self._indexes = IndexLoader(folder, self._files)
         self._waker = Waker(folder)
         self._schemas = SchemaFiles(folder)
@@ -44,6 +48,20 @@ class FileLogReader:
     def view(self) -> LogView:
         """The log now: its segments and its durable end; one read of half a kilobyte."""
         return self._views.view()
+
+    def tip(self) -> Tip:
+        """What is known at the durable end."""
+        return self._views.view().mark.tip
+
+    def base(self) -> Tip:
+        """What is known before the first record that is held."""
+        while True:
+            view = self._views.view()
+            try:
+                return base_of(self._folder, self._files, view)
+            except FileNotFoundError:
+                if view.manifest.numbers[0] == self._views.view().manifest.numbers[0]:
+                    raise
 
     def segments(self) -> int:
         """Number of segments held."""
