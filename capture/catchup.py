@@ -23,6 +23,7 @@ from contextlib import closing
 import structlog
 
 from walbus.capture.assembly import Assembler
+from walbus.capture.confirming import Confirming
 from walbus.capture.noticed import Noticed
 from walbus.capture.peek import Look, Peek, StatementRefused, look_at, moves_safely
 from walbus.capture.refusals import Refusal, meaning
@@ -47,6 +48,7 @@ class CatchUp:
         source: database, slot, publication; whether, and in which steps.
         log_writer: takes the pieces.
         report: gets the figures.
+        confirming: up to where the slot may be moved.
         stop: ends a step at once.
         clock: Unix seconds.
         monotonic: seconds that never step back.
@@ -59,6 +61,7 @@ class CatchUp:
         source: SourceConfig,
         log_writer: LogWriter,
         report: Report,
+        confirming: Confirming,
         *,
         stop: threading.Event,
         clock: Callable[[], float],
@@ -69,6 +72,7 @@ class CatchUp:
         self._source = source
         self._log = log_writer
         self._report = report
+        self._confirming = confirming
         self._stop = stop
         self._clock = clock
         self._monotonic = monotonic
@@ -129,6 +133,7 @@ class CatchUp:
                 assembler,
                 noticed,
                 self._report,
+                self._confirming,
                 publication=publication,
                 stop=self._stop,
                 clock=self._clock,

@@ -2,7 +2,8 @@
 
 Each round reads until the socket is dry or a bound of bytes is reached, and appends what is complete. One `sync`
 makes everything whole that was appended durable, when its group is due (`walbus.capture.grouping`). Only then is the
-slot confirmed, to the log's `end_lsn`, and never to what was merely received.
+slot confirmed, to the log's `end_lsn` (or to what required standbys hold of it, `walbus.capture.confirming`), and never
+to what was merely received.
 
 An idle stream still moves: the walsender is asked for keepalives, whose LSN says that nothing was committed before
 it. Once nothing is on the way, that LSN goes into the log as a PROGRESS record, and is confirmed like a commit; so
@@ -28,6 +29,7 @@ from typing import TypeVar
 import structlog
 
 from walbus.capture.assembly import Assembler
+from walbus.capture.confirming import Confirming
 from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, server_state, status_update
 from walbus.capture.grouping import Grouping
 from walbus.capture.intake import Intake
@@ -72,6 +74,7 @@ class StreamLoop:
         assembler: makes the pieces of what the intake gives it.
         noticed: what the catalog's watch finds.
         report: gets the figures.
+        confirming: up to where the slot may be confirmed.
         stop: ends the loop.
         leave: says that the stream is to make way.
         timeout: the server's wal_sender_timeout in seconds; 0 if it is off.
@@ -88,6 +91,7 @@ class StreamLoop:
         assembler: Assembler,
         noticed: Noticed,
         report: Report,
+        confirming: Confirming,
         *,
         stop: threading.Event,
         leave: Callable[[], bool],
@@ -109,8 +113,10 @@ class StreamLoop:
         self._monotonic = monotonic
         self._silence = max(timeout, MIN_SILENCE) if timeout else DEFAULT_SILENCE
         self._status_every = self._silence / 3
-        self._confirmed = log_writer.bounds().end_lsn
-        self._received = self._confirmed
+        self._confirming = confirming
+        self._durable = log_writer.bounds().end_lsn
+        self._confirmed = confirming.bound(self._durable)
+        self._received = self._durable
         self._server_time = 0  # the server's clock by its last frame, Unix microseconds
         self._group = Grouping()  # of whole transactions that are here and not durable yet
         self._oldest = 0  # its commit time, Unix microseconds
@@ -257,8 +263,8 @@ class StreamLoop:
     # Confirming.
 
     def _sync(self) -> None:
-        self._confirmed = self._patiently(self._log.sync).end_lsn
-        self._intake.durable(self._confirmed)
+        self._durable = self._patiently(self._log.sync).end_lsn
+        self._intake.durable(self._durable)
         self._note_lag(self._monotonic())
         self._group.made_durable(self._assembler.transactions)
         self._send_status(self._monotonic())
@@ -278,6 +284,7 @@ class StreamLoop:
             self._send_status(now)
 
     def _send_status(self, now: float, *, reply: bool = False) -> None:
+        self._confirmed = self._confirming.bound(self._durable)
         self._walsender.send(status_update(self._received, self._confirmed, self._clock(), reply=reply))
         self._said = now
         self._answer_now = False
@@ -342,4 +349,5 @@ class StreamLoop:
         report.transactions, report.changes = assembler.transactions, assembler.changes
         report.repeats = assembler.repeated
         report.spooled_bytes = self._intake.spooled_bytes
+        report.standbys_away = self._confirming.away
         report.write()

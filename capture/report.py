@@ -48,6 +48,7 @@ class Report:
         self.changes = 0
         self.repeats = 0
         self.spooled_bytes = 0  #: of transactions that are open, or prepared, at the source
+        self.standbys_away: tuple[str, ...] = ()  #: required ones that do not report: nothing is confirmed
         self.protocol = 0  #: of pgoutput
         self.reconnects = 0
         self.catch_up: str | None = None  #: why steps are off, once they should have been taken
@@ -76,6 +77,7 @@ class Report:
             "tables": self.tables,
             "received": format_lsn(self.received_lsn),
             "confirmed": format_lsn(self.confirmed_lsn),
+            "standbys_away": list(self.standbys_away),
             "wal_status": self.retention.last and self.retention.last.wal_status,
             "updated": self._clock(),
         }
@@ -103,6 +105,7 @@ class Report:
             "walbus_capture_lag_bytes": max(0, self.received_lsn - self.confirmed_lsn),
             "walbus_capture_catch_up_steps_total": self.catch_up_steps,
             "walbus_capture_spooled_bytes": self.spooled_bytes,
+            "walbus_capture_standbys_away": len(self.standbys_away),
             "walbus_capture_disk_full": int(self.state == "disk full"),
         }
 

@@ -24,6 +24,7 @@ import structlog
 from walbus.capture.assembly import Assembler
 from walbus.capture.catalog import builtin_types, primary_key, read_moment
 from walbus.capture.catchup import CatchUp
+from walbus.capture.confirming import Confirming
 from walbus.capture.identity import StandbyAnswers, check_source
 from walbus.capture.layouts import key_under_full
 from walbus.capture.loop import StreamLoop
@@ -35,15 +36,15 @@ from walbus.capture.replication import Walsender
 from walbus.capture.report import Report, State
 from walbus.capture.resumption import Resumption
 from walbus.capture.retention import RetentionWatch
-from walbus.capture.sessions import Session, cut_off, open_session, stream_name
-from walbus.capture.slot import create_slot, take_over
+from walbus.capture.sessions import Session, cut_off, open_session, stream_names
+from walbus.capture.slot import check_succession, create_slot, take_over
 from walbus.capture.spooling import Spooling
 from walbus.capture.steps import Pauses, StepPolicy
 from walbus.capture.timelines import Timelines
 from walbus.capture.watch import CatalogWatch
 from walbus.config import SourceConfig
 from walbus.errors import ConfigError, Directive, LogFull, SourceError, SourceUnavailable, directive_of
-from walbus.log import LogWriter
+from walbus.log import LogWriter, StandbyBound
 from walbus.native import core_in_use, new_core
 from walbus.position import ORIGIN
 
@@ -65,6 +66,8 @@ def run_capture(  # noqa: PLR0913  (what a process is given)
     stop: threading.Event,
     status_path: Path | None = None,
     catalog_path: Path | None = None,
+    term: int = 1,
+    standbys: Callable[[], StandbyBound] | None = None,
 ) -> None:
     """Captures into the log until `stop` is set.
 
@@ -76,6 +79,8 @@ def run_capture(  # noqa: PLR0913  (what a process is given)
         status_path: of the status file.
         catalog_path: of the file that remembers the source's catalog, so that what is altered while capture is down is
             noticed; None to remember nothing.
+        term: of the log: how often a copy of it took over, plus one.
+        standbys: gives what the required standbys hold; None where none is required.
 
     Raises:
         SourceMisconfigured, SourceGap, SourceReplaced: only an operator can mend it.
@@ -83,7 +88,16 @@ def run_capture(  # noqa: PLR0913  (what a process is given)
         ProtocolError: the source sent what cannot be decoded.
         LogError, OSError: the log failed.
     """
-    Capture(source, log, spool_dir=spool_dir, stop=stop, status_path=status_path, catalog_path=catalog_path).run()
+    Capture(
+        source,
+        log,
+        spool_dir=spool_dir,
+        stop=stop,
+        status_path=status_path,
+        catalog_path=catalog_path,
+        term=term,
+        standbys=standbys,
+    ).run()
 
 
 class Backoff:
@@ -112,7 +126,7 @@ class Capture:
     """One capture process; `run_capture` says the rest.
 
     Args:
-        source, log, spool_dir, stop, status_path, catalog_path: as there.
+        source, log, spool_dir, stop, status_path, catalog_path, term, standbys: as there.
         clock: Unix seconds.
         monotonic: seconds that never step back.
         random: numbers from 0 to 1, for the back-off.
@@ -129,6 +143,8 @@ class Capture:
         stop: threading.Event,
         status_path: Path | None,
         catalog_path: Path | None = None,
+        term: int = 1,
+        standbys: Callable[[], StandbyBound] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random.random,
@@ -143,10 +159,13 @@ class Capture:
         self._backoff = Backoff(random)
         about = {"slot": source.slot, "publication": source.publication, "core": core_in_use()}
         self._report = Report(status_path, clock, about, RetentionWatch(source.slot))
+        self._term = term
+        self._confirming = Confirming(standbys, monotonic)
         self._catch_up = CatchUp(
             source,
             log,
             self._report,
+            self._confirming,
             stop=stop,
             clock=clock,
             monotonic=monotonic,
@@ -217,11 +236,13 @@ class Capture:
         with ExitStack() as closing:
             session = open_session(self._source.dsn)
             closing.callback(session.close)
-            name = stream_name(self._source.dsn, bounds.log_id)
+            names = stream_names(self._source.dsn, bounds.log_id, self._term)
+            name = names[-1] if names else None
             with cut_off(session, self._stop, SETUP_SECONDS):
                 self._check_source(session)
-                if name is not None:
-                    take_over(session, self._source.slot, name)
+                if names:
+                    check_succession(session, self._source.slot, names)
+                    take_over(session, self._source.slot, names)
             walsender = Walsender(self._source.dsn, name)
             closing.callback(walsender.close)
             with cut_off(walsender, self._stop, SETUP_SECONDS):
@@ -237,6 +258,7 @@ class Capture:
             with cut_off(session, self._stop, None):  # a new slot waits for the transactions that run
                 confirmed = create_slot(session, self._source) if state is None else state.confirmed_lsn
             self._resumption.begin(continued, confirmed)
+            self._confirming.begin(confirmed)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
                 assembler.owe(self._resumption.owed(state, timelines))
@@ -268,6 +290,7 @@ class Capture:
                 assembler,
                 noticed,
                 self._report,
+                self._confirming,
                 stop=self._stop,
                 leave=self._catch_up.should_return,
                 timeout=timeout,

@@ -70,13 +70,16 @@ def place_of(dsn: SecretStr) -> str:
     return f"{host}:{port}, database {given.get('dbname') or given.get('user') or 'of the user'}"
 
 
-def stream_name(dsn: SecretStr, log_id: str) -> str | None:
-    """`application_name` of the stream into a log: it tells our own streams from those of others.
+def stream_names(dsn: SecretStr, log_id: str, term: int) -> list[str]:
+    """`application_name`s of streams into a log: of its terms so far, ours last. They tell our streams from others'.
 
-    None if the DSN gives one: that stays, since `synchronous_standby_names` may mean it, and tells nothing.
+    There are none if the DSN gives a name: that stays, since `synchronous_standby_names` may mean it, and tells nothing.
     """
     ours = _DEFAULTS["application_name"]
-    return f"{ours} {log_id[:16]}" if parameters_of(dsn)["application_name"] == ours else None
+    if parameters_of(dsn)["application_name"] != ours:
+        return []
+    first = f"{ours} {log_id[:16]}"
+    return [first, *(f"{first} {later}" for later in range(2, term + 1))]
 
 
 def open_session(dsn: SecretStr, *, replication: bool = False, name: str | None = None) -> Session:

@@ -12,6 +12,7 @@ A slot feeds one session at a time; `take_over` ends the one that an earlier con
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, LiteralString, cast
 
 import psycopg
@@ -21,7 +22,7 @@ from walbus.capture.refusals import refusal
 from walbus.capture.sessions import Session, refused
 from walbus.capture.verification import SlotState
 from walbus.config import SourceConfig
-from walbus.errors import SourceMisconfigured, WalbusError
+from walbus.errors import Fenced, SourceMisconfigured, WalbusError
 from walbus.lsn import format_lsn, parse_lsn
 
 logger = structlog.get_logger(__name__)
@@ -37,7 +38,12 @@ _CREATE_WITH_FAILOVER: LiteralString = """
 _END_STREAM: LiteralString = """
     SELECT a.pid, pg_terminate_backend(a.pid, 2000)
     FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
-    WHERE s.slot_name = %s AND a.application_name = %s"""
+    WHERE s.slot_name = %s AND a.application_name = ANY(%s)"""
+#: Who streams from the slot for a later term of the same log.
+_SUCCESSOR: LiteralString = """
+    SELECT a.pid, a.application_name
+    FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+    WHERE s.slot_name = %s AND starts_with(a.application_name, %s) AND a.application_name <> ALL(%s)"""
 
 
 def read_slot(session: Session, slot: str) -> SlotState | None:
@@ -82,20 +88,41 @@ def create_slot(session: Session, source: SourceConfig) -> int:
     return confirmed
 
 
-def take_over(session: Session, slot: str, name: str) -> None:
-    """Ends what an earlier connection of this log's writer left streaming from the slot.
-
-    A writer that was killed, stopped or cut off may leave a walsender behind that still sends, or waits for a
-    connection that nobody has any more; until it ends, the slot is in use. There is one writer a log, so whatever
-    streams under the log's name is not needed. Sessions of any other name are never touched.
+def check_succession(session: Session, slot: str, names: Sequence[str]) -> None:
+    """Whether a copy of the log has taken over, and streams for it: then this log is an old one.
 
     Args:
         session: on the source.
         slot: its name.
-        name: `application_name` of the streams into this log.
+        names: `application_name`s of the streams into this log, of all its terms.
+
+    Raises:
+        Fenced: it has.
+    """
+    with refused(f"looking who streams from slot {slot}"):
+        row = session.execute(_SUCCESSOR, [slot, f"{names[0]} ", list(names)]).fetchone()
+    if row is not None:
+        raise Fenced(
+            f"a copy of this log has taken over, and streams from slot {slot} (PID {row[0]}, {row[1]})",
+            mend="let this capture end; to follow the new log, set relay.upstream and move this log's folder away",
+        )
+
+
+def take_over(session: Session, slot: str, names: Sequence[str]) -> None:
+    """Ends what an earlier connection of this log's writer left streaming from the slot.
+
+    A writer that was killed, stopped or cut off may leave a walsender behind that still sends, or waits for a
+    connection that nobody has any more; until it ends, the slot is in use. There is one writer a log, so whatever
+    streams under the log's name, or under that of an earlier term of it, is not needed. Sessions of any other name are
+    never touched.
+
+    Args:
+        session: on the source.
+        slot: its name.
+        names: `application_name`s of the streams into this log, of all its terms.
     """
     try:
-        row = session.execute(_END_STREAM, [slot, name]).fetchone()
+        row = session.execute(_END_STREAM, [slot, list(names)]).fetchone()
     except psycopg.errors.InsufficientPrivilege:
         return  # it runs under another role: it is waited for, as any other is
     except psycopg.Error as error:

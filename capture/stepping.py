@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 
 from walbus.capture.assembly import Assembler
+from walbus.capture.confirming import Confirming
 from walbus.capture.copyrows import CopyRows
 from walbus.capture.noticed import Noticed
 from walbus.capture.peek import Look, Peek, StatementRefused, look_at
@@ -59,6 +60,7 @@ class Stepping:
         assembler: makes the pieces.
         noticed: of the catalog.
         report: gets the figures.
+        confirming: up to where the slot may be moved.
         publication: OID that the publication must keep.
         stop: ends a step.
         clock: Unix seconds.
@@ -74,6 +76,7 @@ class Stepping:
         assembler: Assembler,
         noticed: Noticed,
         report: Report,
+        confirming: Confirming,
         *,
         publication: int,
         stop: threading.Event,
@@ -87,6 +90,7 @@ class Stepping:
         self._assembler = assembler
         self._noticed = noticed
         self._report = report
+        self._confirming = confirming
         self._publication = publication
         self._stop = stop
         self._clock = clock
@@ -138,6 +142,8 @@ class Stepping:
             return read
         to = min(upto, self._make_durable(upto))
         self._tell_noticed(look.now)
+        if not self._confirmable(to):
+            return read
         self._peek.begin_move(to)
         if self._answered():
             self._report.catch_up_steps += 1
@@ -205,6 +211,15 @@ class Stepping:
             self._log.sync()
             self._noticed.told(due)
 
+    def _confirmable(self, upto: int) -> bool:
+        """Waits until required standbys hold it too; False if `stop` was set before."""
+        while self._confirming.bound(upto) < upto:
+            if self._stop.is_set():
+                return False
+            self._heard = self._monotonic()  # nothing was asked of the server
+            self._rest(idle=True)
+        return True
+
     # Between.
 
     def _answered(self) -> bool:
@@ -241,6 +256,7 @@ class Stepping:
         report, assembler = self._report, self._assembler
         report.transactions, report.changes = assembler.transactions, assembler.changes
         report.repeats = assembler.repeated
+        report.standbys_away = self._confirming.away
         report.write()
 
 

@@ -52,6 +52,10 @@ RULES: Final[dict[str, Need]] = {
     "PUT /v1/consumers/{name}": Need.READ,  # a consumer reports where it is
     "DELETE /v1/consumers/{name}": Need.ADMIN,
     "GET /v1/consumers/{name}/wait": Need.READ,
+    "GET /v1/chain": Need.READ,
+    "GET /v1/chain/stream": Need.READ,
+    "GET /v1/chain/catalog": Need.READ,
+    "PUT /v1/chain/standbys/{name}": Need.ADMIN,  # what it says decides what the slot is confirmed to
     "GET /v1/tables": Need.READ,
     "GET /v1/snapshot": Need.READ,
 }

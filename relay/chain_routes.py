@@ -15,6 +15,8 @@ import msgspec
 from aiohttp import web
 
 from walbus.errors import InvalidText
+from walbus.relay.access import AccessError, granted
+from walbus.relay.gauges import Figures
 from walbus.relay.http import RequestError, json_response
 from walbus.relay.lineage import BEGIN_ANEW, read_lineage
 from walbus.relay.reader import FileLogReader
@@ -63,6 +65,25 @@ class ChainRoutes:
         router.add_get("/v1/chain/catalog", self._catalog, allow_head=False)
         router.add_put("/v1/chain/standbys/{name}", self._report)
 
+    def standby_documents(self) -> dict[str, object]:
+        """For people: what the required standbys hold, by name."""
+        away = self._standbys.away()
+        return {
+            name: None if report is None else {**tip_document(report.tip), "at": report.at, "away": name in away}
+            for name, report in self._standbys.reports().items()
+        }
+
+    def figures(self) -> Figures:
+        """For gauges; none where no standby is required."""
+        if not self._standbys.required:
+            return {}
+        held = self._standbys.lowest()
+        behind = self._whole().reader.tip().end_lsn - (held.end_lsn if held is not None else 0)
+        return {
+            "walbus_relay_standbys_away": len(self._standbys.away()),
+            "walbus_relay_standby_lag_bytes": max(behind, 0),
+        }
+
     async def _origin(self, request: web.Request) -> web.Response:
         log = self._log_for(request)
         return json_response(origin_document(await asyncio.to_thread(self._origin_of, log, self._is_required(request))))
@@ -76,7 +97,8 @@ class ChainRoutes:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         return await self._log_for(request).streams.handle(request)
 
-    async def _catalog(self, _: web.Request) -> web.Response:
+    async def _catalog(self, request: web.Request) -> web.Response:
+        self._log_for(request)
         try:
             content = await asyncio.to_thread((self._folder / _CATALOG_FILE).read_bytes)
         except FileNotFoundError:
@@ -101,6 +123,16 @@ class ChainRoutes:
         return json_response(tip_document(log.reader.tip()))
 
     def _log_for(self, request: web.Request) -> Served:
+        grant = granted(request)
+        if not grant.everything:
+            raise AccessError(
+                403,
+                f"the token {grant.name} does not reach all tables, as a copy of the log does",
+                reason="beyond the scope",
+                where="Authorization",
+                mend="use one without a scope",
+                token=grant.name,
+            )
         return self._whole() if self._is_required(request) else self._served()
 
     def _is_required(self, request: web.Request) -> bool:

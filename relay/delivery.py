@@ -254,7 +254,7 @@ class Delivery:
         ordinal = 0 if inside and not in_window else last.last_ordinal
         record = pack_record(
             Kind.TRANSACTION if in_window else Kind.PROGRESS,
-            flags=flags | (Flag.FILTERED if in_window else 0),
+            flags=flags | Flag.FILTERED,  # no record of the log has it: a copy of the log leaves this one out
             epoch=last.epoch,
             commit_lsn=last.commit_lsn,
             first_ordinal=ordinal,

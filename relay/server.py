@@ -5,6 +5,7 @@
     /v1/schemas[/ID]    table layouts, with their Avro form
     /v1/openapi.json    this interface, for programs
     /v1/consumers…      who reads, how far each is, and waiting for it (`walbus.relay.consumer_routes`)
+    /v1/chain…          for relays that copy the log (`walbus.relay.chain_routes`)
     /healthz, /readyz   alive; able to serve
     /metrics            for Prometheus
 
@@ -30,6 +31,7 @@ from walbus import __version__
 from walbus.config import RelayConfig
 from walbus.errors import LogMissing
 from walbus.relay.access import AccessError, granted
+from walbus.relay.chain_routes import ChainRoutes, Served
 from walbus.relay.consumer_desk import ConsumerDesk
 from walbus.relay.consumer_routes import ConsumerRoutes
 from walbus.relay.engine import open_reader
@@ -45,6 +47,7 @@ from walbus.relay.http import (
 from walbus.relay.listener import run_server
 from walbus.relay.openapi import openapi_document
 from walbus.relay.reader import FileLogReader
+from walbus.relay.standbys import Standbys
 from walbus.relay.streams import StreamServer
 from walbus.schema import TableSchema
 from walbus.status import read_status
@@ -116,6 +119,11 @@ class RelayServer:
         self._consumers = ConsumerRoutes(self._desk, self._log_reader)
         self._reader: FileLogReader | None = None
         self._streams: StreamServer | None = None
+        self._standbys = Standbys(folder, config.required_standbys)
+        self._whole: Served | None = None  # up to the true end, where that is not what is served
+        self._chain = ChainRoutes(
+            folder, self._standbys, served=self._log_served, whole=self._log_whole, moved=self._served_moved
+        )
 
     def application(self) -> web.Application:
         """The routes as an application."""
@@ -135,6 +143,7 @@ class RelayServer:
         for path, handler in routes:
             application.router.add_get(path, handler, allow_head=False)
         self._consumers.add_to(application.router)
+        self._chain.add_to(application.router)
         return application
 
     # --- the log's coming and going -----------------------------------------------------------------------------
@@ -147,11 +156,13 @@ class RelayServer:
             attaching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await attaching
+            for streams in self._all_streams():
+                await streams.close()
             if self._streams is not None:
-                await self._streams.close()
                 await self._desk.close()
-        if self._reader is not None:
-            self._reader.close()
+        for reader in (self._reader, self._whole.reader if self._whole is not None else None):
+            if reader is not None:
+                reader.close()
 
     async def _attach(self, stopping: asyncio.Event, threads: ThreadPoolExecutor) -> None:
         try:
@@ -163,16 +174,24 @@ class RelayServer:
             stopping.set()
             return
         self._streams = StreamServer(reader, self._bootstrap_url, threads, stopping, self._desk)
+        if self._standbys.required:
+            whole = open_reader(self._folder)
+            self._whole = Served(whole, StreamServer(whole, self._bootstrap_url, threads, stopping, self._desk))
         _log.info("relay_serves_log", folder=str(self._folder), end=str(reader.bounds().end))
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._streams.wake_at_stop())
+            for streams in self._all_streams():
+                tasks.create_task(streams.wake_at_stop())
             tasks.create_task(self._desk.run(self._streams.tail, stopping))
+
+    def _all_streams(self) -> list[StreamServer]:
+        whole = self._whole.streams if self._whole is not None else None
+        return [streams for streams in (self._streams, whole) if streams is not None]
 
     async def _open_reader(self) -> FileLogReader:
         waiting = False
         while True:
             try:
-                return open_reader(self._folder)
+                return open_reader(self._folder, standbys=self._standbys if self._standbys.required else None)
             except LogMissing as error:
                 if not waiting:
                     _log.info("relay_waits_for_log", folder=str(self._folder), mend=error.mend)
@@ -183,6 +202,18 @@ class RelayServer:
         if self._reader is None:
             raise _not_ready()
         return self._reader
+
+    def _log_served(self) -> Served:
+        if self._reader is None or self._streams is None:
+            raise _not_ready()
+        return Served(self._reader, self._streams)
+
+    def _log_whole(self) -> Served:
+        return self._whole or self._log_served()
+
+    def _served_moved(self) -> None:
+        if self._streams is not None:
+            self._streams.wake()
 
     # --- routes ---------------------------------------------------------------------------------------------------
 
@@ -220,6 +251,7 @@ class RelayServer:
                 "source": asdict(reader.source),
                 "bytes": bounds.bytes,
                 "streams": [{"name": stream.name, "scanned": str(stream.scanned)} for stream in streams],
+                "required_standbys": self._chain.standby_documents(),
                 **self._room_statuses(),
             }
         )
@@ -229,6 +261,7 @@ class RelayServer:
         consumers = {path.stem.removeprefix("consumer-"): path for path in self._status_dir.glob("consumer-*.json")}
         return {
             "capture": read_status(self._status_dir / "capture.json"),
+            "upstream": read_status(self._status_dir / "upstream.json"),
             "bootstrap_status": read_status(self._status_dir / "bootstrap.json"),
             "consumers": {name: read_status(path) for name, path in sorted(consumers.items())},
         }
@@ -279,6 +312,7 @@ class RelayServer:
             return {}
         bounds = self._reader.bounds()
         return {
+            **self._chain.figures(),
             "walbus_log_bytes": bounds.bytes,
             "walbus_log_segments": self._reader.segments(),
             "walbus_log_end_lsn": bounds.end.commit_lsn,

@@ -20,6 +20,7 @@ from typing import Final
 import structlog
 
 from walbus.errors import InvalidText
+from walbus.log import StandbyBound
 from walbus.lsn import format_lsn, parse_lsn
 from walbus.position import parse_position
 from walbus.relay.retention import holds_folder
@@ -173,20 +174,7 @@ def _order(tip: Tip) -> tuple[object, int]:
     return tip.position, tip.announced_schema
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmable:
-    """Up to where required standbys allow the slot to be confirmed.
-
-    Attributes:
-        lsn: the lowest `end_lsn` of their durable ends; 0 if one has never reported.
-        away: those that have not reported for a while.
-    """
-
-    lsn: int
-    away: tuple[str, ...]
-
-
-def confirmable(folder: Path, required: tuple[str, ...], now: float) -> Confirmable:
+def confirmable(folder: Path, required: tuple[str, ...], now: float) -> StandbyBound:
     """As the relay has written it down, for the process that confirms.
 
     Args:
@@ -197,4 +185,4 @@ def confirmable(folder: Path, required: tuple[str, ...], now: float) -> Confirma
     reports = {name: read_report(folder, name) for name in required}
     lsn = min((report.tip.end_lsn if report else 0 for report in reports.values()), default=0)
     away = tuple(name for name, report in reports.items() if report is None or now - report.at > AWAY_SECONDS)
-    return Confirmable(lsn, away)
+    return StandbyBound(lsn, away)

@@ -130,6 +130,10 @@ class StreamServer:
         await self._stopping.wait()
         self.tail.wake()
 
+    def wake(self) -> None:
+        """Lets every stream look again: what is served has moved without the log."""
+        self.tail.wake()
+
     async def close(self) -> None:
         """Ends the waiting thread."""
         await self.tail.close()

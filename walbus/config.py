@@ -95,6 +95,8 @@ def _checked_source_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 Listen = Annotated[str, AfterValidator(_checked_listen)]
 Url = Annotated[str, AfterValidator(_checked_url)]
+Urls = Annotated[tuple[Annotated[str, AfterValidator(_checked_url)], ...], NoDecode, BeforeValidator(_listed)]
+RelayName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(checked_patterns)]
 SourcePatterns = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_source_patterns)
@@ -159,6 +161,9 @@ class RelayConfig(ServerConfig):
     forget_consumers_hours: float = Field(720.0, gt=0)  #: a consumer that was not seen for so long is known no longer
     compression: Literal["none", "zstd"] = "none"  #: of records that are written from now on
     compression_level: int = Field(3, ge=1, le=19)
+    upstream: Urls = ()  #: relays to copy the log from, instead of capture's writing it; tried in this order
+    name: RelayName = "relay"  #: what this relay is called by those that it copies from
+    required_standbys: Annotated[tuple[RelayName, ...], NoDecode, BeforeValidator(_listed)] = ()  #: their `name`s
 
 
 class BootstrapConfig(ServerConfig):
@@ -180,6 +185,7 @@ class ConsumerConfig(BaseModel):
     sink: str
     tables: Patterns = ("*.*",)
     start: Literal["snapshot", "earliest", "latest"] = "snapshot"  #: where a consumer without checkpoint begins
+    relay: Urls = ()  #: relays to read from, whichever answers; default: that of `[relay]`
     relay_token: SecretStr | None = None  #: what it shows to the servers; default: the token of `[client]`
 
     @property

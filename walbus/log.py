@@ -118,6 +118,19 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class StandbyBound:
+    """Up to where required standbys allow the slot to be confirmed.
+
+    Attributes:
+        lsn: the lowest `Bounds.end_lsn` of their durable copies; 0 if one of them has never reported.
+        away: names of those that have not reported for a while.
+    """
+
+    lsn: int
+    away: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """How the log knows a transaction again that the source sends a second time."""
 

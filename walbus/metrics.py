@@ -22,6 +22,7 @@ MetricName = Literal[
     "walbus_capture_slot_safe_bytes",  # WAL that may still be written before the slot is lost (max_slot_wal_keep_size)
     "walbus_capture_spooled_bytes",  # bytes of in-progress and prepared transactions in the spool
     "walbus_capture_catch_up_steps_total",  # steps read through the SQL interface
+    "walbus_capture_standbys_away",  # required standbys that do not report; confirming stands still then
     "walbus_capture_disk_full",  # 1 while the log has no room and confirming stands still
     # relay
     "walbus_log_bytes",  # bytes of all segments held
@@ -39,6 +40,12 @@ MetricName = Literal[
     "walbus_relay_consumer_lag_seconds",  # age of the oldest transaction that it has not done; 0 at the log's end
     "walbus_relay_consumer_leaves_log_seconds",  # until retention drops what it would read next, about
     "walbus_relay_consumer_seen_timestamp_seconds",  # when it was last seen, Unix seconds
+    "walbus_relay_standbys_away",  # required standbys that do not report; nothing is confirmed then
+    "walbus_relay_standby_lag_bytes",  # WAL between the log's end and what all required standbys hold
+    "walbus_relay_upstream_connected",  # 1 while a relay's records are copied
+    "walbus_relay_upstream_lag_bytes",  # WAL between the upstream's end and ours
+    "walbus_relay_upstream_lag_seconds",  # age of the last commit that is here, while the upstream has more; else 0
+    "walbus_relay_upstream_reconnects_total",  # connections to an upstream after the first
     # bootstrap
     "walbus_bootstrap_applied_lsn",  # commit LSN that the store has applied
     "walbus_bootstrap_lag_bytes",  # log end minus applied

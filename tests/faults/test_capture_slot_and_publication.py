@@ -17,7 +17,7 @@ from walbus.capture.pgoutput_options import PgoutputOptions
 from walbus.capture.pieces import progress_piece
 from walbus.capture.publication import Completion, ensure_publication, matched_tables
 from walbus.capture.replication import Walsender
-from walbus.capture.sessions import open_session, parameters_of, stream_name
+from walbus.capture.sessions import open_session, parameters_of, stream_names
 from walbus.errors import (
     ConfigError,
     Directive,
@@ -126,7 +126,7 @@ def test_what_an_earlier_writer_of_the_log_left_streaming_is_ended_at_once(datab
     database.execute("CREATE TABLE t (id int PRIMARY KEY)")
     with capturing(database.dsn, folder) as first:
         log_id = first.log.bounds().log_id
-    stale = Walsender(first.source.dsn, stream_name(first.source.dsn, log_id))
+    stale = Walsender(first.source.dsn, stream_names(first.source.dsn, log_id, 1)[0])
     stale.start("walbus", "walbus", PgoutputOptions())  # and nobody is left to read it
     try:
         with capturing(database.dsn, folder) as second:
@@ -137,8 +137,10 @@ def test_what_an_earlier_writer_of_the_log_left_streaming_is_ended_at_once(datab
 
 
 def test_a_name_that_the_dsn_gives_stays_and_says_nothing_of_whose_stream_it_is():
-    assert stream_name(SecretStr("postgresql://h/d"), "0123456789abcdef0123") == "walbus-capture 0123456789abcdef"
-    assert stream_name(SecretStr("postgresql://h/d?application_name=standby1"), "0123456789abcdef0123") is None
+    ours = "walbus-capture 0123456789abcdef"
+    assert stream_names(SecretStr("postgresql://h/d"), "0123456789abcdef0123", 1) == [ours]
+    assert stream_names(SecretStr("postgresql://h/d"), "0123456789abcdef0123", 3) == [ours, f"{ours} 2", f"{ours} 3"]
+    assert stream_names(SecretStr("postgresql://h/d?application_name=standby1"), "0123456789abcdef0123", 1) == []
 
 
 def test_the_slot_in_use_passes_by_itself():

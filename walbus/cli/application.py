@@ -17,6 +17,7 @@ from walbus.cli.demo import command as demo
 from walbus.cli.doctor import command as doctor
 from walbus.cli.failures import Reporter, reporter_of, run_reported
 from walbus.cli.log import app as log
+from walbus.cli.promote import command as promote
 from walbus.cli.relay import command as relay
 from walbus.cli.run import command as run
 from walbus.cli.status import command as status
@@ -40,6 +41,7 @@ app.command("relay")(relay)
 app.command("bootstrap")(bootstrap)
 app.command("consume")(consume)
 app.command("doctor")(doctor)
+app.command("promote")(promote)
 app.command("tail")(tail)
 app.command("status")(status)
 app.add_typer(log, name="log")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import typer
 from walbus.cli.options import ConfigFile, start_room
 from walbus.cli.stopping import stop_event
 from walbus.config import Settings
-from walbus.errors import LogMissing, SourceMisconfigured, SourceUnavailable
-from walbus.log import SourceIdentity
+from walbus.errors import ConfigError, LogMissing, SourceMisconfigured, SourceUnavailable
+from walbus.log import SourceIdentity, StandbyBound
 
 
 def command(context: typer.Context, config: ConfigFile = None) -> None:
@@ -31,8 +33,11 @@ def capture(settings: Settings, stop: threading.Event) -> None:
     """
     from walbus.capture import CATALOG_FILE, run_capture  # noqa: PLC0415 - a command loads its own room alone
     from walbus.relay import open_writer  # noqa: PLC0415
+    from walbus.relay.promotion import check_not_a_copy  # noqa: PLC0415
 
     relay = settings.relay
+    _check_standbys(settings)
+    lineage = check_not_a_copy(settings.relay_dir)
     writer = open_writer(
         settings.relay_dir,
         _identity(settings),
@@ -50,7 +55,39 @@ def capture(settings: Settings, stop: threading.Event) -> None:
             stop=stop,
             status_path=settings.status_dir / "capture.json",
             catalog_path=settings.relay_dir / CATALOG_FILE,
+            term=lineage.term,
+            standbys=_standbys(settings),
         )
+
+
+def _check_standbys(settings: Settings) -> None:
+    """What does not go together with chaining.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if settings.relay.upstream:
+        raise ConfigError(
+            "the log is copied from another relay, so capture does not write it",
+            where="key relay.upstream",
+            mend="take it out, after `walbus promote` if this relay is to take over",
+        )
+    if settings.source.two_phase and settings.relay.required_standbys:
+        raise ConfigError(
+            "transactions that are prepared lie in the spool of this machine, where no standby has them",
+            where="keys source.two_phase and relay.required_standbys",
+            mend="take one of them out",
+        )
+
+
+def _standbys(settings: Settings) -> Callable[[], StandbyBound] | None:
+    """What the required standbys hold, by their reports to the relay; None where none is required."""
+    from walbus.relay.standbys import confirmable  # noqa: PLC0415
+
+    required = settings.relay.required_standbys
+    if not required:
+        return None
+    return lambda: confirmable(settings.relay_dir, required, time.time())
 
 
 def _identity(settings: Settings) -> SourceIdentity:

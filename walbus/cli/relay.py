@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import typer
 
 from walbus.cli.options import ConfigFile, start_room
@@ -14,10 +16,19 @@ def command(context: typer.Context, config: ConfigFile = None) -> None:
     settings = start_room(context, config, "relay")
     from walbus.relay import serve_relay  # noqa: PLC0415 - a command loads its own room alone
 
-    serve_relay(
+    serve = partial(
+        serve_relay,
         settings.relay_dir,
         settings.relay,
         bootstrap_url=settings.bootstrap_url,
         status_dir=settings.status_dir,
         stop=stop,
+    )
+    if not settings.relay.upstream:
+        serve()
+        return
+    from walbus.relay.chain_service import serve_chained  # noqa: PLC0415
+
+    serve_chained(
+        settings.relay_dir, settings.relay, settings.client, status_dir=settings.status_dir, stop=stop, serve=serve
     )

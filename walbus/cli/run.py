@@ -82,7 +82,9 @@ def _family(host: str) -> socket.AddressFamily:
 def children_of(settings: Settings, file: Path | None) -> list[Child]:
     """The processes of a configuration, in the order of the data."""
     config = () if file is None else ("-c", str(file))
-    rooms = [Child("capture", ("capture", *config), _CAPTURE), Child("relay", ("relay", *config), _RELAY)]
+    rooms = [Child("relay", ("relay", *config), _RELAY)]
+    if not settings.relay.upstream:  # else the relay copies its log, and capture runs elsewhere
+        rooms.insert(0, Child("capture", ("capture", *config), _CAPTURE))
     if settings.bootstrap.enabled:
         rooms.append(Child("bootstrap", ("bootstrap", *config), _BOOTSTRAP, essential=False))
     return rooms + [

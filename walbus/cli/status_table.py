@@ -79,6 +79,7 @@ def _capture(part: Mapping[str, Any]) -> _Cells:
         f"{human_bytes(spooled)} spooled" if spooled else "",
         f"{core} core" if (core := said.get("core", "native")) != "native" else "",
         said.get("catch_up"),
+        f"waits for standby {', '.join(away)}" if (away := said.get("standbys_away")) else "",
         said.get("error"),
     )
     return _Cells(str(said.get("confirmed", "")), behind, details)

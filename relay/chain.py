@@ -1,0 +1,349 @@
+"""A relay whose source is another relay: the same records, with the same positions and seqs, in a log of its own.
+
+One connection at a time: what the upstream's log is and where it ends, its layouts, then its records from where the
+copy ends. They are appended as they are, made durable in groups, and only then served: the copy is a log like any other
+to its readers. After a broken connection it goes on behind the last piece that it has, in the middle of a transaction
+too; after a crash behind its last whole transaction.
+
+The last record that is here is asked for again, and must come as the same bytes. So a copy never goes on with the log
+of a machine that was restored, or that went its own way after another one took over (`walbus.relay.lineage`).
+
+What passes (the upstream is away, restarts, is behind) is tried again with back-off, at the next address if there are
+several. What cannot pass ends the process once every address has refused for such a reason: another log, records that
+are not ours, a position that the upstream no longer holds.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from walbus.config import RelayConfig
+from walbus.errors import (
+    ConfigError,
+    Directive,
+    LogDiverged,
+    LogFull,
+    PositionTrimmed,
+    RelayUnavailable,
+    RequestRefused,
+    WalbusError,
+    directive_of,
+)
+from walbus.position import Position
+from walbus.records import Flag, Kind, RecordHeader
+from walbus.relay.chain_report import ChainReport
+from walbus.relay.chain_watch import ChainWatch
+from walbus.relay.engine import open_writer
+from walbus.relay.fs import Files, replace_whole
+from walbus.relay.lineage import BEGIN_ANEW, Lineage, read_lineage, write_lineage
+from walbus.relay.manifest import load_manifest
+from walbus.relay.upstream import Origin, Upstream, UpstreamStream
+from walbus.relay.writer import FileLogWriter
+
+_log = structlog.get_logger(__name__)
+
+#: Seconds of the first and of the longest pause before connecting again.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+_SYNC_BYTES = 4 << 20  # a group of records is made durable at this size, or when nothing more has arrived
+_SYNC_SECONDS = 0.05
+_FULL_SECONDS = 0.5  # between two attempts to write to a full disk
+_CHORE_SECONDS, _TRIM_SECONDS = 1.0, 5.0
+_CATALOG_SECONDS = 10.0
+_MAX_ORDINAL = (1 << 32) - 1
+_FILTERED, _SCHEMA, _EPOCH = int(Flag.FILTERED), int(Kind.SCHEMA), int(Kind.EPOCH)
+_CATALOG_FILE = "catalog.json"
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """What a chain waits by, for tests.
+
+    Attributes:
+        monotonic: seconds that never step back.
+        now: Unix seconds.
+        random: numbers from 0 to 1.
+    """
+
+    monotonic: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time
+    random: Callable[[], float] = random.random
+
+
+class Chain:
+    """One process's copying; `run` belongs to one thread.
+
+    Args:
+        folder: of the copy.
+        config: of the relay.
+        upstreams: where the log comes from, in the order in which they are tried.
+        stop: ends it.
+        status_path: of the status file.
+        pauses: time.
+    """
+
+    def __init__(  # noqa: PLR0913  (what it needs, and what tests replace)
+        self,
+        folder: Path,
+        config: RelayConfig,
+        upstreams: Sequence[Upstream],
+        *,
+        stop: threading.Event,
+        status_path: Path | None,
+        pauses: Pauses | None = None,
+    ) -> None:
+        self._folder, self._config, self._upstreams, self._stop = folder, config, tuple(upstreams), stop
+        self._pauses = pauses or Pauses()
+        self._report = ChainReport(status_path, self._pauses.now)
+        self._files = Files()
+        self._writer: FileLogWriter | None = None
+        self._at = 0  # of the upstream that is tried
+        self._ceiling = FIRST_PAUSE
+        self._refused: dict[str, WalbusError] = {}  # by address: why it will never do
+        self._last_reason: str | None = None
+        self._tail: list[bytes] = []  # what the log would repeat behind the last record that was appended
+        now = self._pauses.monotonic()
+        self._chored = self._trimmed = self._fetched = now
+
+    def run(self) -> None:
+        """Copies until `stop` is set; what is whole is durable then.
+
+        Raises:
+            LogDiverged, PositionTrimmed, RequestRefused: no upstream can be copied from any more.
+            ConfigError: the log here is not for a copy.
+            LogError, OSError: the log failed.
+        """
+        try:
+            while not self._stop.is_set():
+                upstream = self._upstreams[self._at]
+                try:
+                    self._copy_from(upstream)
+                except (WalbusError, OSError) as error:
+                    if not self._stop.is_set():
+                        self._failed(upstream, error)
+            self._report.tell("stopped", None)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+    # --- one connection -----------------------------------------------------------------------------------------
+
+    def _copy_from(self, upstream: Upstream) -> None:
+        origin = upstream.origin()
+        writer = self._writer_for(origin, upstream)
+        writer.sync()
+        self._check_lineage(origin, upstream, writer)
+        self._adopt_layouts(upstream, writer)
+        self._fetch_catalog(upstream)
+        after, overlap = self._place(origin, writer)
+        with closing(upstream.stream(after, origin.log_id)) as stream:
+            watch = ChainWatch(upstream, origin, writer.durable)
+            try:
+                _log.info("chain_copies", upstream=upstream.url, after=str(after), required=origin.required)
+                self._report.connected(upstream.url, origin)
+                self._copy(stream, writer, deque(overlap), origin, watch, upstream)
+            finally:
+                watch.close()
+
+    def _writer_for(self, origin: Origin, upstream: Upstream) -> FileLogWriter:
+        """The log's writer, opened at the first connection: a new log is what the upstream says."""
+        if self._writer is not None:
+            if self._writer.bounds().log_id != origin.log_id:
+                raise _another_log(origin.log_id, self._writer.bounds().log_id, upstream)
+            return self._writer
+        manifest = load_manifest(self._folder)
+        if manifest is not None and manifest.log_id != origin.log_id:
+            raise _another_log(origin.log_id, manifest.log_id, upstream)
+        if manifest is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_lineage(self._files, self._folder, Lineage(origin.term, origin.began, upstream.url))
+        config = self._config
+        self._writer = open_writer(
+            self._folder,
+            origin.source,
+            segment_bytes=config.segment_bytes,
+            retention_hours=config.retention_hours,
+            retention_bytes=config.retention_bytes,
+            new_log_id=lambda: origin.log_id,
+            base=origin.base,
+        )
+        return self._writer
+
+    def _check_lineage(self, origin: Origin, upstream: Upstream, writer: FileLogWriter) -> None:
+        """Whether the upstream's log is the one that this is a copy of, and goes on from what is here."""
+        ours, end = read_lineage(self._folder), writer.bounds().end
+        if ours.copy_of is None and origin.term <= ours.term:
+            raise ConfigError(
+                "the log here is no copy: capture wrote it",
+                where="key relay.upstream",
+                mend="take relay.upstream out, or move the folder of the log away so that a copy begins",
+            )
+        if origin.term < ours.term:
+            what = f"it serves term {origin.term} of the log, and a relay has taken over for term {ours.term}"
+            raise RelayUnavailable(what, where=upstream.url)
+        if origin.term > ours.term:
+            writer.drop_unfinished()
+            if end > origin.began:
+                raise LogDiverged(
+                    f"what is here goes up to {end}, and term {origin.term} of the log began at {origin.began}",
+                    where=upstream.url,
+                    mend=BEGIN_ANEW,
+                )
+        now = Lineage(origin.term, origin.began, upstream.url)
+        if now != ours:
+            write_lineage(self._files, self._folder, now)
+        if origin.tip.position < writer.received:
+            raise RelayUnavailable(f"it ends at {origin.tip.position}, before {writer.received}", where=upstream.url)
+
+    def _place(self, origin: Origin, writer: FileLogWriter) -> tuple[Position, list[bytes]]:
+        """Where to go on ("last done"), and the records from there that are here already."""
+        durable = writer.bounds().end
+        if writer.received != durable:  # in the midst of a transaction
+            return writer.received, list(self._tail)
+        before = _just_before(durable)
+        if before >= origin.base.position:
+            with suppress(PositionTrimmed):
+                return before, list(writer.records_after(before))
+        return durable, list(writer.records_after(durable)) if durable >= writer.bounds().trimmed else []
+
+    def _adopt_layouts(self, upstream: Upstream, writer: FileLogWriter) -> None:
+        for schema in upstream.schemas():
+            self._patiently(partial(writer.schemas.adopt, schema))
+
+    def _fetch_catalog(self, upstream: Upstream) -> None:
+        """Keeps what capture remembers of the source's catalog, so that a capture that takes over knows it too."""
+        self._fetched = self._pauses.monotonic()
+        content, path = upstream.catalog(), self._folder / _CATALOG_FILE
+        if content is not None and (not path.exists() or path.read_bytes() != content):
+            self._patiently(lambda: replace_whole(self._files, path, content))
+
+    # --- records ------------------------------------------------------------------------------------------------
+
+    def _copy(  # noqa: PLR0913, PLR0917  (both ends)
+        self,
+        stream: UpstreamStream,
+        writer: FileLogWriter,
+        overlap: deque[bytes],
+        origin: Origin,
+        watch: ChainWatch,
+        upstream: Upstream,
+    ) -> None:
+        gathered, since = 0, 0.0
+        while not self._stop.is_set():
+            for header, record in stream.records():
+                if header.flags & _FILTERED:
+                    continue  # a sign of life
+                if overlap:
+                    _compare(record, overlap.popleft(), header, upstream)
+                    continue
+                if header.kind == _SCHEMA:
+                    self._adopt_layouts(upstream, writer)
+                self._append(writer, header, record, origin)
+                since = since if gathered else self._pauses.monotonic()
+                gathered += len(record)
+            full = gathered >= _SYNC_BYTES or self._pauses.monotonic() - since >= _SYNC_SECONDS
+            if gathered and (full or not stream.more_has_arrived()):
+                self._patiently(writer.sync)
+                watch.durable(writer.durable)
+                self._works()
+                gathered = 0
+            watch.check()
+            self._do_chores(writer, watch, upstream)
+
+    def _append(self, writer: FileLogWriter, header: RecordHeader, record: bytes, origin: Origin) -> None:
+        if header.last != writer.received:
+            self._tail = []
+        if self._tail or header.kind in (_SCHEMA, _EPOCH):
+            self._tail.append(record)
+        self._patiently(lambda: writer.append_copy(header, record))
+        if header.last >= origin.tip.position:
+            writer.note_announced(origin.tip.announced_schema)
+
+    def _works(self) -> None:
+        """Something came: whatever was wrong is over."""
+        self._ceiling, self._refused, self._last_reason = FIRST_PAUSE, {}, None
+
+    def _patiently(self, action: Callable[[], object]) -> None:
+        """Does it as soon as there is room on the disk; the upstream waits meanwhile."""
+        said = False
+        while True:
+            try:
+                action()
+            except LogFull as full:
+                if not said:
+                    _log.error("chain_log_full", error=str(full), note="nothing is copied until there is room")
+                said = True
+                self._report.tell("disk full", str(full))
+                if self._writer is not None:
+                    with suppress(LogFull):
+                        self._writer.trim(self._pauses.now())
+                if self._stop.wait(_FULL_SECONDS):
+                    raise
+            else:
+                if said:
+                    _log.info("chain_log_has_room")
+                    self._report.tell("copying", None)
+                return
+
+    def _do_chores(self, writer: FileLogWriter, watch: ChainWatch, upstream: Upstream) -> None:
+        now = self._pauses.monotonic()
+        if now - self._chored < _CHORE_SECONDS:
+            return
+        self._chored = now
+        if now - self._trimmed >= _TRIM_SECONDS:
+            self._trimmed = now
+            writer.trim(self._pauses.now())
+        if now - self._fetched >= _CATALOG_SECONDS:
+            self._fetch_catalog(upstream)
+        self._report.progress(writer.durable, watch.upstream_tip)
+
+    # --- trouble ------------------------------------------------------------------------------------------------
+
+    def _failed(self, upstream: Upstream, error: WalbusError | OSError) -> None:
+        """Waits, and goes to the next upstream; raises what cannot pass."""
+        if directive_of(error) is not Directive.RETRY:
+            if not isinstance(error, (LogDiverged, PositionTrimmed, RequestRefused)):
+                self._report.tell("stopped", str(error))
+                raise error
+            self._refused[upstream.url] = error
+            if len(self._refused) == len(self._upstreams):
+                self._report.tell("stopped", str(error))
+                raise error
+        else:
+            self._refused.pop(upstream.url, None)
+        reason = str(error)
+        if reason != self._last_reason:
+            _log.warning("chain_waits", upstream=upstream.url, reason=reason)
+        self._last_reason = reason if len(self._upstreams) == 1 else self._last_reason
+        self._report.tell("waiting", reason)
+        self._at = (self._at + 1) % len(self._upstreams)
+        pause = self._ceiling * (0.5 + self._pauses.random() / 2)
+        self._ceiling = min(LONGEST_PAUSE, self._ceiling * 2)
+        self._stop.wait(pause)
+
+
+def _just_before(position: Position) -> Position:
+    """A "last done" position by which only what is at `position` is still to be read."""
+    if position.ordinal > 0:
+        return position._replace(ordinal=position.ordinal - 1)
+    return Position(position.epoch, max(position.commit_lsn - 1, 0), _MAX_ORDINAL if position.commit_lsn else 0)
+
+
+def _compare(theirs: bytes, ours: bytes, header: RecordHeader, upstream: Upstream) -> None:
+    if theirs != ours:
+        raise LogDiverged(
+            f"the record at {header.last} is not the one that is here", where=upstream.url, mend=BEGIN_ANEW
+        )
+
+
+def _another_log(theirs: str, ours: str, upstream: Upstream) -> LogDiverged:
+    return LogDiverged(f"it serves log {theirs}, and this is a copy of log {ours}", where=upstream.url, mend=BEGIN_ANEW)

@@ -1,0 +1,69 @@
+"""Beside the copying: tells the upstream how far the copy is durable, and learns how far the upstream is.
+
+A required standby's report lets the upstream confirm and serve, so it is made as soon as something is durable, by a
+thread of its own, so that the next records do not wait for the answer. A copy that nobody waits for only asks now and
+then.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from walbus.errors import Directive, WalbusError, directive_of
+from walbus.relay.tip import Tip
+from walbus.relay.upstream import Origin, Upstream
+
+REPORT_SECONDS = 0.5  #: between two reports of the same end
+_ASK_SECONDS = 2.0
+
+
+class ChainWatch:
+    """The thread of one connection.
+
+    Args:
+        upstream: who is told.
+        origin: what it said when the connection began.
+        durable: how far the copy is durable.
+    """
+
+    def __init__(self, upstream: Upstream, origin: Origin, durable: Tip) -> None:
+        self.upstream_tip = origin.tip  #: the upstream's durable end, by its last answer
+        self._upstream, self._origin, self._durable = upstream, origin, durable
+        self._error: WalbusError | None = None
+        self._news = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="walbus-chain-watch", daemon=True)
+        self._thread.start()
+
+    def durable(self, tip: Tip) -> None:
+        """The copy is durable up to here."""
+        self._durable = tip
+        if self._origin.required:
+            self._news.set()
+
+    def check(self) -> None:
+        """Raises what the upstream refused for good."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Ends the thread, when the request under way has ended."""
+        self._closed = True
+        self._news.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._closed:
+            self._news.clear()
+            try:
+                self.upstream_tip = self._asked()
+            except WalbusError as error:
+                if directive_of(error) is not Directive.RETRY:  # what passes, the stream meets too
+                    self._error = error
+                    return
+            self._news.wait(REPORT_SECONDS if self._origin.required else _ASK_SECONDS)
+
+    def _asked(self) -> Tip:
+        if self._origin.required:
+            return self._upstream.report(self._origin.log_id, self._origin.term, self._durable)
+        return self._upstream.origin().tip
