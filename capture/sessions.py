@@ -73,7 +73,8 @@ def place_of(dsn: SecretStr) -> str:
 def stream_names(dsn: SecretStr, log_id: str, term: int) -> list[str]:
     """`application_name`s of streams into a log: of its terms so far, ours last. They tell our streams from others'.
 
-    There are none if the DSN gives a name: that stays, since `synchronous_standby_names` may mean it, and tells nothing.
+    There are none if the DSN gives a name: that stays, since `synchronous_standby_names` may mean it, and tells
+    nothing.
     """
     ours = _DEFAULTS["application_name"]
     if parameters_of(dsn)["application_name"] != ours:

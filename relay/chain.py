@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from walbus.errors import (
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader
 from walbus.relay.chain_report import ChainReport
-from walbus.relay.chain_watch import ChainWatch
+from walbus.relay.chain_watch import ChainWatch, TermWatch
 from walbus.relay.engine import open_writer
 from walbus.relay.fs import Files, replace_whole
 from walbus.relay.lineage import BEGIN_ANEW, Lineage, read_lineage, write_lineage
@@ -77,6 +77,17 @@ class Pauses:
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
     random: Callable[[], float] = random.random
+
+
+@dataclass(frozen=True)
+class _Connection:
+    """One connection to an upstream, and what looks after it."""
+
+    upstream: Upstream
+    origin: Origin
+    stream: UpstreamStream
+    watch: ChainWatch
+    terms: TermWatch
 
 
 class Chain:
@@ -145,14 +156,15 @@ class Chain:
         self._adopt_layouts(upstream, writer)
         self._fetch_catalog(upstream)
         after, overlap = self._place(origin, writer)
-        with closing(upstream.stream(after, origin.log_id)) as stream:
-            watch = ChainWatch(upstream, origin, writer.durable)
-            try:
-                _log.info("chain_copies", upstream=upstream.url, after=str(after), required=origin.required)
-                self._report.connected(upstream.url, origin)
-                self._copy(stream, writer, deque(overlap), origin, watch, upstream)
-            finally:
-                watch.close()
+        others = [other for other in self._upstreams if other is not upstream]
+        with ExitStack() as closing_them:
+            terms = closing_them.enter_context(closing(TermWatch(others, origin)))
+            terms.check()
+            stream = closing_them.enter_context(closing(upstream.stream(after, origin.log_id)))
+            watch = closing_them.enter_context(closing(ChainWatch(upstream, origin, writer.durable)))
+            _log.info("chain_copies", upstream=upstream.url, after=str(after), required=origin.required)
+            self._report.connected(upstream.url, origin)
+            self._copy(_Connection(upstream, origin, stream, watch, terms), writer, deque(overlap))
 
     def _writer_for(self, origin: Origin, upstream: Upstream) -> FileLogWriter:
         """The log's writer, opened at the first connection: a new log is what the upstream says."""
@@ -228,15 +240,8 @@ class Chain:
 
     # --- records ------------------------------------------------------------------------------------------------
 
-    def _copy(  # noqa: PLR0913, PLR0917  (both ends)
-        self,
-        stream: UpstreamStream,
-        writer: FileLogWriter,
-        overlap: deque[bytes],
-        origin: Origin,
-        watch: ChainWatch,
-        upstream: Upstream,
-    ) -> None:
+    def _copy(self, connection: _Connection, writer: FileLogWriter, overlap: deque[bytes]) -> None:
+        stream, upstream, watch = connection.stream, connection.upstream, connection.watch
         gathered, since = 0, 0.0
         while not self._stop.is_set():
             for header, record in stream.records():
@@ -247,7 +252,7 @@ class Chain:
                     continue
                 if header.kind == _SCHEMA:
                     self._adopt_layouts(upstream, writer)
-                self._append(writer, header, record, origin)
+                self._append(writer, header, record, connection.origin)
                 since = since if gathered else self._pauses.monotonic()
                 gathered += len(record)
             full = gathered >= _SYNC_BYTES or self._pauses.monotonic() - since >= _SYNC_SECONDS
@@ -257,6 +262,7 @@ class Chain:
                 self._works()
                 gathered = 0
             watch.check()
+            connection.terms.check()
             self._do_chores(writer, watch, upstream)
 
     def _append(self, writer: FileLogWriter, header: RecordHeader, record: bytes, origin: Origin) -> None:

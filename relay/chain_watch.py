@@ -1,5 +1,8 @@
 """Beside the copying: tells the upstream how far the copy is durable, and learns how far the upstream is.
 
+Where there are several upstreams the others are asked for the log's term, so that one that has taken over is followed
+although its predecessor, or another copy, still answers.
+
 A required standby's report lets the upstream confirm and serve, so it is made as soon as something is durable, by a
 thread of its own, so that the next records do not wait for the answer. A copy that nobody waits for only asks now and
 then.
@@ -8,13 +11,16 @@ then.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
-from walbus.errors import Directive, WalbusError, directive_of
+from walbus.errors import Directive, RelayUnavailable, WalbusError, directive_of
 from walbus.relay.tip import Tip
 from walbus.relay.upstream import Origin, Upstream
 
 REPORT_SECONDS = 0.5  #: between two reports of the same end
 _ASK_SECONDS = 2.0
+_TERMS_SECONDS = 3.0
+_FIRST_ANSWER_SECONDS = 1.0  # that copying waits for the others' first answers
 
 
 class ChainWatch:
@@ -67,3 +73,47 @@ class ChainWatch:
         if self._origin.required:
             return self._upstream.report(self._origin.log_id, self._origin.term, self._durable)
         return self._upstream.origin().tip
+
+
+class TermWatch:
+    """The thread of one connection that looks whether another upstream has a later term of the log.
+
+    Args:
+        others: the other upstreams.
+        origin: what the one that is copied said.
+    """
+
+    def __init__(self, others: Sequence[Upstream], origin: Origin) -> None:
+        self._others, self._origin = others, origin
+        self._later: RelayUnavailable | None = None
+        self._asked = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="walbus-chain-terms", daemon=True)
+        self._thread.start()
+        self._asked.wait(_FIRST_ANSWER_SECONDS)
+
+    def check(self) -> None:
+        """Raises RelayUnavailable if there is one."""
+        if self._later is not None:
+            raise self._later
+
+    def close(self) -> None:
+        """Ends the thread, when the request under way has ended."""
+        self._closed.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._closed.is_set():
+            for upstream in self._others:
+                self._ask(upstream)
+            self._asked.set()
+            self._closed.wait(_TERMS_SECONDS)
+
+    def _ask(self, upstream: Upstream) -> None:
+        try:
+            other = upstream.origin()
+        except WalbusError:
+            return  # it is not the one that is copied, so nothing is missing
+        if other.log_id == self._origin.log_id and other.term > self._origin.term:
+            what = f"{upstream.url} has taken over for term {other.term} of the log"
+            self._later = RelayUnavailable(what, where=f"term {self._origin.term}")

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import httpx
 
+from walbus.credentials import ANONYMOUS, Credentials, connection_problem, new_client
 from walbus.errors import (
     LogDiverged,
     PositionTrimmed,
@@ -145,13 +146,13 @@ class Upstream:
     Args:
         url: its address.
         name: of the relay that copies.
-        client: makes requests.
+        credentials: what is shown to it.
     """
 
-    def __init__(self, url: str, name: str, client: httpx.Client) -> None:
+    def __init__(self, url: str, name: str, credentials: Credentials = ANONYMOUS) -> None:
         self.url = url.rstrip("/")
         self._name = name
-        self._client = client
+        self._client = new_client(self.url, credentials, TIMEOUTS)
 
     def origin(self) -> Origin:
         """What it holds.
@@ -194,7 +195,7 @@ class Upstream:
             LogDiverged: it serves another log.
         """
         params = {"name": self._name, "after": str(after), "log_id": log_id, "follow": "true"}
-        request = self._client.build_request("GET", f"{self.url}/v1/chain/stream", params=params, headers=_HEADERS)
+        request = self._client.build_request("GET", "/v1/chain/stream", params=params, headers=_HEADERS)
         with self._reached():
             response = self._client.send(request, stream=True)
             if response.status_code != httpx.codes.OK:
@@ -206,6 +207,10 @@ class Upstream:
             raise
         return UpstreamStream(response, self.url)
 
+    def close(self) -> None:
+        """Closes idle connections; streams have their own `close`."""
+        self._client.close()
+
     def _json(self, method: str, path: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own parameters
         response = self._answer(method, path, **more)
         with self._well_formed(path):
@@ -214,7 +219,7 @@ class Upstream:
 
     def _answer(self, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401
         with self._reached():
-            response = self._client.request(method, f"{self.url}{path}", **more)
+            response = self._client.request(method, path, **more)
         self._check(response)
         return response
 
@@ -223,7 +228,8 @@ class Upstream:
         try:
             yield
         except (httpx.HTTPError, OSError) as error:
-            raise RelayUnavailable(f"no answer ({type(error).__name__})", where=self.url) from None
+            what, mend = connection_problem(error)
+            raise RelayUnavailable(what, where=self.url, mend=mend) from None
 
     @contextmanager
     def _well_formed(self, path: str) -> Iterator[None]:

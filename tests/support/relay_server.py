@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 from support.relay_log import FileEngine, table_schema, transaction
 from support.waiting import wait_for
@@ -24,14 +25,21 @@ BOOTSTRAP = "http://127.0.0.1:7071"
 
 
 class Relay:
-    """A server in a thread, and a log under it."""
+    """A server in a thread, and a log under it.
+
+    Args:
+        folder: for the log and the status files.
+        log: folder of a log that is there already; None for one in `folder`.
+        options: of `[relay]`.
+    """
 
     writer: FileLogWriter
 
-    def __init__(self, folder: Path) -> None:
-        self.engine = FileEngine(folder / "log")
+    def __init__(self, folder: Path, log: Path | None = None, **options: Any) -> None:
+        self.engine = FileEngine(log or folder / "log")
+        self.config = RelayConfig(listen="127.0.0.1:0", **options)
         self.status_dir = folder / "status"
-        self.status_dir.mkdir()
+        self.status_dir.mkdir(parents=True)
         self.stop = threading.Event()
         self.port = 0
         self._ready = threading.Event()
@@ -41,7 +49,7 @@ class Relay:
 
     def _serve(self) -> None:
         serve_relay(
-            self.engine.folder, RelayConfig(listen="127.0.0.1:0"), bootstrap_url=BOOTSTRAP,
+            self.engine.folder, self.config, bootstrap_url=BOOTSTRAP,
             status_dir=self.status_dir, stop=self.stop, on_listening=self._listening,
         )  # fmt: skip
 

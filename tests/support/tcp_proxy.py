@@ -6,6 +6,7 @@ with TcpProxy(port) as proxy:
     proxy.reset()              # every connection is reset
     proxy.piece = 1            # one byte a write
     proxy.stream_bytes = 100   # the next stream is reset behind its 100th byte
+    proxy.starts = b"GET /"    # what a client sends before a stream; START_REPLICATION unless told otherwise
     proxy.flowing.clear()      # everything stands still, and is passed on after proxy.flowing.set()
 """
 
@@ -45,6 +46,7 @@ class TcpProxy:
         self.swallow = False
         self.piece = 1 << 16
         self.stream_bytes: int | None = None
+        self.starts = _STARTS
         self.cuts = 0
         self.flowing = threading.Event()
         self.flowing.set()
@@ -100,7 +102,7 @@ class TcpProxy:
                     self.flowing.wait()
                     if not data:
                         return
-                    if source is client and _STARTS in data:
+                    if source is client and self.starts in data:
                         left, self.stream_bytes = self.stream_bytes, None
                     elif source is server and left is not None:
                         data, left = data[:left], left - len(data)

@@ -8,6 +8,7 @@ import typer
 
 from walbus.cli.options import ConfigFile, start_room
 from walbus.cli.stopping import stop_event
+from walbus.credentials import credentials_of
 
 
 def command(context: typer.Context, config: ConfigFile = None) -> None:
@@ -30,5 +31,10 @@ def command(context: typer.Context, config: ConfigFile = None) -> None:
     from walbus.relay.chain_service import serve_chained  # noqa: PLC0415
 
     serve_chained(
-        settings.relay_dir, settings.relay, settings.client, status_dir=settings.status_dir, stop=stop, serve=serve
+        settings.relay_dir,
+        settings.relay,
+        credentials_of(settings.client),
+        status_dir=settings.status_dir,
+        stop=stop,
+        serve=serve,
     )
