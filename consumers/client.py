@@ -25,6 +25,7 @@ from pydantic import SecretStr
 
 from walbus.consumer_reports import checked_name
 from walbus.consumers.arrow import record_batches
+from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
@@ -279,12 +280,12 @@ class Subscription:
 
 
 class Bus:
-    """A connection to one relay (and the bootstrap server beside it)."""
+    """A connection to one relay, or to several of one log (and the bootstrap servers beside them)."""
 
     def __init__(
-        self, url: str, *, bootstrap: str | None, folder: Path, clock: Clock, credentials: Credentials
+        self, urls: Sequence[str], *, bootstrap: str | None, folder: Path, clock: Clock, credentials: Credentials
     ) -> None:
-        self._relay = RelayPeer(HttpPeer(url, credentials))
+        self._peers = [RelayPeer(HttpPeer(url, credentials)) for url in urls]
         self._bootstrap = bootstrap
         self._folder = folder
         self._clock = clock
@@ -308,9 +309,10 @@ class Bus:
         store = checkpoints or FileCheckpointStore(self._folder / checked_name(name) / "checkpoint.json")
         subscribed = Subscribed(name, check_patterns(tables), start, self._bootstrap)
         checkpoint = store.load()
-        reporter = Reporter(Reported(name, subscribed.tables), self._relay, self._clock)
+        relays = Relays(self._peers)
+        reporter = Reporter(Reported(name, subscribed.tables), relays, self._clock)
         reporter.begin(checkpoint)
-        session = Session(self._relay, subscribed, checkpoint, self._clock)
+        session = Session(relays, subscribed, checkpoint, self._clock)
         subscription = Subscription(session, store, reporter, self._clock)
         self._subscriptions.append(subscription)
         return subscription
@@ -332,13 +334,14 @@ class Bus:
             RelayUnavailable: the relay did not answer in time.
             UsageError: `lsn` or `position` is none.
         """
-        return wait_for(self._relay, checked_name(name), goal_of(lsn, position), timeout, self._clock)
+        return wait_for(Relays(self._peers), checked_name(name), goal_of(lsn, position), timeout, self._clock)
 
     def close(self) -> None:
         """Ends all subscriptions."""
         for subscription in self._subscriptions:
             subscription.close()
-        self._relay.close()
+        for peer in self._peers:
+            peer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -348,7 +351,7 @@ class Bus:
 
 
 def connect(  # noqa: PLR0913  # all but the address have a default
-    url: str,
+    url: str | Sequence[str],
     *,
     bootstrap: str | None = None,
     folder: Path | str = CHECKPOINT_FOLDER,
@@ -359,7 +362,8 @@ def connect(  # noqa: PLR0913  # all but the address have a default
     """A bus on the relay at `url`. Connects when something is read, and again whenever the connection breaks.
 
     Args:
-        url: the relay's address, for example `http://127.0.0.1:7070`.
+        url: the relay's address, for example `http://127.0.0.1:7070`; or those of several relays of one log, as a list
+            or with commas between them: when the one that is read fails, the next one is tried.
         bootstrap: the bootstrap server's address; by default the one that the relay names.
         folder: where consumers' checkpoints are stored.
         token: what is shown to both servers; default: `WALBUS_CLIENT__TOKEN` of the environment, or none.
@@ -369,13 +373,17 @@ def connect(  # noqa: PLR0913  # all but the address have a default
 
     Raises:
         ConfigError: the token is none, or `ca_file` cannot be used.
+        UsageError: there is no address.
     """
+    urls = listed(url)
+    if not urls:
+        raise UsageError("there is no address of a relay", mend="give one, as in http://127.0.0.1:7070")
     credentials = credentials_from_environment()
     if token is not None:
         credentials = replace(credentials, token=token if isinstance(token, SecretStr) else SecretStr(token))
     if ca_file is not None:
         credentials = replace(credentials, ca_file=Path(ca_file))
-    return Bus(url, bootstrap=bootstrap, folder=Path(folder), clock=clock or Clock(), credentials=credentials)
+    return Bus(urls, bootstrap=bootstrap, folder=Path(folder), clock=clock or Clock(), credentials=credentials)
 
 
 _EMPTY = Window(

@@ -15,7 +15,7 @@ from typing import Any
 
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.session import Clock
-from walbus.consumers.transport import RelayPeer
+from walbus.consumers.addresses import Relays
 from walbus.errors import Directive, ProtocolError, RelayUnavailable, UsageError, WalbusError
 from walbus.lsn import format_lsn, parse_lsn
 from walbus.position import Position, parse_position
@@ -74,7 +74,7 @@ def goal_of(lsn: str | int | None, position: str | Position | None) -> dict[str,
     return {"position": str(parse_position(str(position)))}
 
 
-def wait_for(relay: RelayPeer, name: str, goal: dict[str, str], timeout: float, clock: Clock) -> ConsumerPlace:
+def wait_for(relay: Relays, name: str, goal: dict[str, str], timeout: float, clock: Clock) -> ConsumerPlace:
     """Blocks until a consumer has met a goal.
 
     Args:

@@ -62,7 +62,7 @@ class Reporter:
         clock: time.
     """
 
-    def __init__(self, consumer: Reported, relay: RelayPeer, clock: Clock) -> None:
+    def __init__(self, consumer: Reported, relay: Relays, clock: Clock) -> None:
         self._consumer = consumer
         self._relay = relay
         self._clock = clock
@@ -147,7 +147,7 @@ class Reporter:
                 self._changed.wait(min(wait, threading.TIMEOUT_MAX))
             return self._schedule.last_word()
 
-    def _send(self, relay: RelayPeer, report: ConsumerReport) -> None:
+    def _send(self, relay: Twins, report: ConsumerReport) -> None:
         try:
             relay.report(self._consumer.name, report)
         except NotReady as error:

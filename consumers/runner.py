@@ -11,13 +11,14 @@ one that came back empty tells none, and is filled from a snapshot.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from walbus.config import ConsumerConfig
+from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
@@ -162,7 +163,7 @@ class ConsumerRun:
     """
 
     subscribed: Subscribed
-    relay: RelayPeer
+    relay: Relays
     reporter: Reporter
     sink: Sink
     progress: ConsumerProgress
@@ -226,7 +227,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     name: str,
     config: ConsumerConfig,
     *,
-    relay_url: str,
+    relay_url: str | Sequence[str],
     folder: Path,
     status_path: Path | None,
     stop: threading.Event,
@@ -237,7 +238,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     Args:
         name: of the consumer.
         config: its section of `walbus.toml`.
-        relay_url: address of the relay.
+        relay_url: address of the relay, or of several of one log.
         folder: for the consumer's own files, made when missing.
         status_path: of the status file, rewritten each second; None for none.
         stop: set to end it; it then commits what is whole, and returns within about a second.
@@ -254,14 +255,16 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     sink = _open_patiently(name, config, SinkPlace(name, folder, tables), progress, stop)
     if sink is None:
         return
-    relay = RelayPeer(HttpPeer(relay_url, credentials))
-    reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relay, clock)
+    peers = [RelayPeer(HttpPeer(url, credentials)) for url in listed(relay_url)]
+    relays = Relays(peers)
+    reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relays, clock)
     try:
-        ConsumerRun(Subscribed(name, tables, config.start), relay, reporter, sink, progress, stop, clock).run()
+        ConsumerRun(Subscribed(name, tables, config.start), relays, reporter, sink, progress, stop, clock).run()
     finally:
         sink.close()
         reporter.close()
-        relay.close()
+        for peer in peers:
+            peer.close()
 
 
 def _open_patiently(

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import structlog
 
+from walbus.consumers.addresses import Relays
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
 from walbus.consumers.decoding import Layouts, decode_record
@@ -44,7 +45,6 @@ from walbus.consumers.transport import (
     LogMismatch,
     NotReady,
     RecordStream,
-    RelayPeer,
 )
 from walbus.consumers.unread import Unread
 from walbus.errors import (
@@ -99,13 +99,13 @@ class Session:
     """One consumer's reading, from its checkpoint on.
 
     Args:
-        relay: the relay; shared, and not closed here.
+        relay: the relay, or several; not closed here.
         subscribed: what to read.
         checkpoint: where to go on; None for a first start.
         clock, backoff: time and jitter.
     """
 
-    relay: RelayPeer
+    relay: Relays
     subscribed: Subscribed
     checkpoint: Checkpoint | None
     clock: Clock = field(default_factory=Clock)
@@ -235,7 +235,7 @@ class Session:
                 self._open_log(want)
 
     def _ask_log(self) -> None:
-        info = self.relay.info()
+        info = self.relay.info(self._log_id, self._machine.received)
         if info.log.log_id != self._log_id:
             self._layouts.forget()
             self._unread.forget()
@@ -337,6 +337,7 @@ class Session:
         if directive_of(error) is not Directive.RETRY:
             raise error
         self._close_stream()
+        self.relay.failed(error)
         self._receive(Disconnected())
         delay = max(self.backoff.next_delay(), error.retry_after if isinstance(error, NotReady) else 0.0)
         self._retry_at = self.clock.monotonic() + delay

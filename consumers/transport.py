@@ -72,10 +72,17 @@ class LogMismatch(PositionUnknown):
 
 @dataclass(frozen=True, slots=True)
 class RelayInfo:
-    """What the relay says of itself; `bootstrap` is the address of the bootstrap server, if it knows one."""
+    """What the relay says of itself.
+
+    Attributes:
+        log: what it holds.
+        bootstrap: address of the bootstrap server, if it knows one.
+        term: of the log: how often a copy of it took over, plus one.
+    """
 
     log: LogSeen
     bootstrap: str | None
+    term: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +276,11 @@ class RelayPeer:
     def __init__(self, peer: HttpPeer) -> None:
         self._peer = peer
 
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._peer.url
+
     def info(self) -> RelayInfo:
         """`GET /v1/info`."""
         document = self._peer.get_json("/v1/info")
@@ -278,7 +290,7 @@ class RelayPeer:
             parse_position(_field(document, "end", str)),
             _field(document, "last_seq", int),
         )
-        return RelayInfo(log, document.get("bootstrap"))
+        return RelayInfo(log, document.get("bootstrap"), document.get("term", 1))
 
     def schema(self, schema_id: int) -> TableSchema:
         """`GET /v1/schemas/{id}`."""

@@ -91,7 +91,7 @@ def open_reader(folder: Path, *, files: Files | None = None, standbys: Standbys 
         LogMissing: there is no log in the folder yet.
         DamagedRecord: its manifest is damaged.
     """
-    return FileLogReader(folder, files)
+    return FileLogReader(folder, files, standbys)
 
 
 def _make_folders(folder: Path, files: Files) -> None:

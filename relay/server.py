@@ -44,6 +44,7 @@ from walbus.relay.http import (
     json_response,
     new_application,
 )
+from walbus.relay.lineage import read_lineage
 from walbus.relay.listener import run_server
 from walbus.relay.openapi import openapi_document
 from walbus.relay.reader import FileLogReader
@@ -239,6 +240,7 @@ class RelayServer:
             "end": str(bounds.end),
             "last_seq": bounds.last_seq,
             "commit_time": bounds.commit_time,
+            "term": read_lineage(self._folder).term,
             "bootstrap": self._bootstrap_url,
         }
         grant = granted(request)
