@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Self
 from pydantic import SecretStr
 
 from walbus.consumer_reports import checked_name
-from walbus.consumers.arrow import record_batches
 from walbus.consumers.addresses import Relays, listed
+from walbus.consumers.arrow import record_batches
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for

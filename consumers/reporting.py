@@ -28,7 +28,7 @@ from walbus.consumers.checkpoint import (
 )
 from walbus.consumers.report_schedule import ReportSchedule
 from walbus.consumers.session import Clock
-from walbus.consumers.transport import NotReady, RelayPeer
+from walbus.consumers.transport import NotReady
 from walbus.errors import RequestRefused, WalbusError
 from walbus.position import ORIGIN, Position
 

@@ -57,10 +57,30 @@ def _paths() -> Json:
         "/v1/schemas": {"get": get_of("schemas", "Every table layout", ref("Layouts"))},
         "/v1/schemas/{id}": {"get": get_of("schema", "One table layout", ref("Layout"), schema_id, "404")},
         **consumer_paths(),
+        **_chain(),
         "/v1/openapi.json": {"get": get_of("openapi", "This document", {"type": "object"})},
         "/healthz": {"get": get_of("alive", "Whether the server lives", flag("alive"))},
         "/readyz": {"get": get_of("ready", "Whether it can serve: 503 without a log", flag("ready"))},
         "/metrics": {"get": operation_of("metrics", "Figures for Prometheus", {"text/plain": {}})},
+    }
+
+
+def _chain() -> Json:
+    """The routes by which another relay copies the log; docs/chaining.md."""
+    name = parameter("name", "query", "of the relay that copies", text("[A-Za-z0-9_.-]{0,64}"))
+    catalog = operation_of("catalog", "What capture remembers of the source's catalog", {"application/json": {}})
+    catalog["responses"]["204"] = {"description": "It remembers nothing"}
+    report = get_of(
+        "standby", "Tells how far the copy of a required standby is durable; answers how far the log is", ref("Tip"),
+        parameter("name", "path", "of the standby", {"type": "string", "minLength": 1}), "400", "404", "409",
+    )  # fmt: skip
+    report["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref("Tip")}}}
+    stream = _stream() | {"operationId": "copy", "summary": "As /v1/stream; to a required standby, up to the true end"}
+    return {
+        "/v1/chain": {"get": get_of("origin", "What a copy of the log begins with", {"type": "object"}, name)},
+        "/v1/chain/stream": {"get": stream},
+        "/v1/chain/catalog": {"get": catalog},
+        "/v1/chain/standbys/{name}": {"put": report},
     }
 
 
@@ -133,6 +153,7 @@ def _schemas() -> Json:
             *error, "log_id", "trimmed", "bootstrap",
         ),
         "Info": object_of(log | {"scope": {"type": "array", "items": {"type": "string"}}}, *log),
+        "Tip": object_of({"end": position, "end_lsn": {"type": "string"}, "last_seq": {"type": "integer"}}, "end"),
         "Layout": object_of({"schema": ref("Table"), "avro": {"type": "object"}}, "schema", "avro"),
         "Layouts": object_of({"schemas": {"type": "array", "items": ref("Layout")}}, "schemas"),
         **consumer_schemas(),
