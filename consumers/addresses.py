@@ -107,7 +107,7 @@ class Relays:
         return self._peer.bootstrap(url)
 
     def wait(self, name: str, seconds: float, goal: dict[str, str]) -> tuple[bool, dict[str, Any]]:
-        """As `RelayPeer.wait`, of the first relay that answers and knows the consumer: it reports to the one it reads."""
+        """As `RelayPeer.wait`, of the first relay that knows the consumer: one reports where it reads."""
         for peer in self._peers[:-1]:
             try:
                 return peer.wait(name, seconds, goal)

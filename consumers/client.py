@@ -42,7 +42,7 @@ from walbus.consumers.steps import (
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import Credentials, credentials_from_environment
-from walbus.errors import WalbusError
+from walbus.errors import UsageError, WalbusError
 from walbus.events import Change, Window, time_of
 from walbus.position import Position
 from walbus.records import Kind

@@ -18,6 +18,7 @@ from typing import Self
 import structlog
 
 from walbus.consumer_reports import ConsumerReport
+from walbus.consumers.addresses import Relays, Twins
 from walbus.consumers.checkpoint import (
     CatchingUp,
     Checkpoint,
