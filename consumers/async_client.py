@@ -17,6 +17,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -25,9 +26,11 @@ from pydantic import SecretStr
 
 from walbus.consumers.checkpoint_store import CheckpointStore
 from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, Delivery, Subscription, connect
+from walbus.consumers.read_your_writes import ConsumerPlace
 from walbus.consumers.session import Clock
 from walbus.consumers.steps import Start, Sweep
 from walbus.events import Change, Window
+from walbus.position import Position
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,6 +143,16 @@ class AsyncBus:
         subscription = AsyncSubscription(self._bus.subscribe(*tables, name=name, start=start, checkpoints=checkpoints))
         self._subscriptions.append(subscription)
         return subscription
+
+    async def wait_for(
+        self, name: str, lsn: str | int | None = None, timeout: float = 30.0, *, position: str | Position | None = None
+    ) -> ConsumerPlace:
+        """Waits until a consumer has done what was committed, as `walbus.consumers.client.Bus.wait_for` does.
+
+        A thread waits; one that nobody waits for any more goes on for at most `timeout` seconds.
+        """
+        waiting = partial(self._bus.wait_for, name, lsn, timeout, position=position)
+        return await asyncio.get_running_loop().run_in_executor(None, waiting)
 
     async def close(self) -> None:
         """Ends all subscriptions."""

@@ -28,7 +28,7 @@ from walbus.position import parse_position
 from walbus.relay.access import require_everything
 from walbus.relay.consumer_desk import ConsumerDesk, Sight
 from walbus.relay.consumer_waits import Goal, TooManyWaiters
-from walbus.relay.gauges import ConsumerFigures
+from walbus.relay.gauges import LabelledFigures
 from walbus.relay.http import STOPPING, RequestError, json_response
 from walbus.relay.known_consumers import KnownConsumer, TooManyConsumers
 from walbus.relay.peer import Peer
@@ -65,7 +65,7 @@ class ConsumerRoutes:
         router.add_delete("/v1/consumers/{name}", self._forget)
         router.add_get("/v1/consumers/{name}/wait", self._wait, allow_head=False)
 
-    async def figures(self) -> ConsumerFigures:
+    async def figures(self) -> LabelledFigures:
         """For /metrics: by metric, by consumer."""
         sights = [sight for sight in await self._desk.sights(self._desk.known) if sight.lag is not None]
         sights.sort(key=lambda sight: sight.lag.bytes if sight.lag else 0, reverse=True)

@@ -22,8 +22,8 @@ _NAMES: dict[str, MetricName] = {name: name for name in METRIC_NAMES}  # type: i
 
 Figures = Mapping[MetricName, float]
 
-#: By metric, by consumer.
-ConsumerFigures = Mapping[MetricName, Mapping[str, float]]
+#: By metric, by the value of a label.
+LabelledFigures = Mapping[MetricName, Mapping[str, float]]
 
 
 class RelayMetrics:
@@ -38,24 +38,26 @@ class RelayMetrics:
     def __init__(self, figures: Callable[[], Figures], status_dir: Path, refusals: Mapping[str, int]) -> None:
         self._registry = CollectorRegistry()
         self._requests = _Requests()
-        self._consumers = _Consumers()
+        self._consumers, self._tables = _Labelled("consumer"), _Labelled("table")
         self._registry.register(self._requests)
         self._registry.register(_Own(figures))
         self._registry.register(Refusals("walbus_relay_refusals_total", refusals))
         self._registry.register(self._consumers)
+        self._registry.register(self._tables)
         self._registry.register(_StatusFiles(status_dir))
 
     def count_request(self, route: str, status: int) -> None:
         """Counts an answered request."""
         self._requests.counts[route, str(status)] += 1
 
-    def render(self, consumers: ConsumerFigures) -> bytes:
+    def render(self, consumers: LabelledFigures, tables: LabelledFigures) -> bytes:
         """The text form.
 
         Args:
             consumers: figures of those known to the relay.
+            tables: figures of what has come into the log.
         """
-        self._consumers.figures = consumers
+        self._consumers.figures, self._tables.figures = consumers, tables
         return generate_latest(self._registry)
 
 
@@ -96,15 +98,16 @@ class _Own(Collector):
             yield family
 
 
-class _Consumers(Collector):
-    def __init__(self) -> None:
-        self.figures: ConsumerFigures = {}
+class _Labelled(Collector):
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self.figures: LabelledFigures = {}
 
     def collect(self) -> Iterator[Metric]:
         for name, values in self.figures.items():
-            family = _family(name, ["consumer"])
-            for consumer, value in values.items():
-                family.add_metric([consumer], value)
+            family = _family(name, [self._label])
+            for labelled, value in values.items():
+                family.add_metric([labelled], value)
             yield family
 
 

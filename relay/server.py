@@ -50,6 +50,7 @@ from walbus.relay.openapi import openapi_document
 from walbus.relay.reader import FileLogReader
 from walbus.relay.standbys import Standbys
 from walbus.relay.streams import StreamServer
+from walbus.relay.table_tally import TableFigures
 from walbus.schema import TableSchema
 from walbus.status import read_status
 from walbus.values import avro_schema
@@ -125,6 +126,7 @@ class RelayServer:
         self._chain = ChainRoutes(
             folder, self._standbys, served=self._log_served, whole=self._log_whole, moved=self._served_moved
         )
+        self._tables = TableFigures()
 
     def application(self) -> web.Application:
         """The routes as an application."""
@@ -183,6 +185,7 @@ class RelayServer:
             for streams in self._all_streams():
                 tasks.create_task(streams.wake_at_stop())
             tasks.create_task(self._desk.run(self._streams.tail, stopping))
+            tasks.create_task(self._tables.run(reader, stopping, threads))
 
     def _all_streams(self) -> list[StreamServer]:
         whole = self._whole.streams if self._whole is not None else None
@@ -307,7 +310,10 @@ class RelayServer:
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
         consumers = await self._consumers.figures() if self._reader is not None else {}
-        return web.Response(body=self._metrics.render(consumers), headers={"Content-Type": "text/plain; version=0.0.4"})
+        return web.Response(
+            body=self._metrics.render(consumers, self._tables.now()),
+            headers={"Content-Type": "text/plain; version=0.0.4"},
+        )
 
     def _figures(self) -> Figures:
         if self._reader is None or self._streams is None:

@@ -29,6 +29,8 @@ MetricName = Literal[
     "walbus_log_segments",  # number of segments held
     "walbus_log_end_lsn",  # commit LSN of the last durable record
     "walbus_log_last_seq",  # last seq given
+    "walbus_log_table_changes_total",  # changes appended since the relay started, by table
+    "walbus_log_table_bytes_total",  # bytes of those changes, by table, before compression
     "walbus_relay_streams",  # open streams
     "walbus_relay_sent_bytes_total",  # bytes of streams sent
     "walbus_relay_requests_total",  # requests by route and status

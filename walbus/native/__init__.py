@@ -5,6 +5,7 @@
     pure        the core of capture in Python
     pure_filter the filter in Python; the reader of rows in Python is `walbus.values.avro_rows`
     pure_columns  rows as columns in Python
+    pure_scan, pure_tally  records checked, and counted by table, in Python
     _core       all of it in C, one small optional extension:
       buffer.pxi  bytes in memory, CRC32C
       values.pxi  text to Avro; times.pxi has dates and times
@@ -17,6 +18,7 @@
       filter.pxi  records filtered
       reader.pxi  rows to Python values
       columns.pxi rows to columns in Arrow's layout
+      tally.pxi   changes counted by table
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
 a working tree `pip install -e .` builds the extension.
@@ -29,7 +31,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import records
-from walbus.native import pure, pure_columns, pure_filter, pure_scan
+from walbus.native import pure, pure_columns, pure_filter, pure_scan, pure_tally
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
 from walbus.native.reading import NewFilter, NewRowColumns, NewRowReader
 from walbus.values.avro_rows import AvroRows
@@ -50,6 +52,7 @@ class Implementation(NamedTuple):
     new_filter: NewFilter
     new_row_reader: NewRowReader
     new_row_columns: NewRowColumns
+    tally_changes: Callable[[bytes, dict[int, tuple[int, int]]], None]
 
 
 def pure_implementation(why: str) -> Implementation:
@@ -64,6 +67,7 @@ def pure_implementation(why: str) -> Implementation:
         pure_filter.RecordFilter,
         AvroRows,
         pure_columns.RowColumns,
+        pure_tally.tally_changes,
     )
 
 
@@ -87,6 +91,7 @@ def native_implementation() -> Implementation:
         core.RecordFilter,
         core.RowReader,
         core.RowColumns,
+        core.tally_changes,
     )
 
 
@@ -124,6 +129,9 @@ new_row_reader = _IN_USE.new_row_reader
 #: Makes what collects rows as columns; see there.
 new_row_columns = _IN_USE.new_row_columns
 
+#: Adds records to the counts of changes and bytes by table; see `walbus.native.pure_tally`.
+tally_changes = _IN_USE.tally_changes
+
 
 def core_in_use() -> str:
     """Which core is in use, and why: `native`, `pure (WALBUS_PURE=1)`, `pure (extension not built)`, or another."""
@@ -141,4 +149,5 @@ __all__ = [
     "replay_rows",
     "seal",
     "spool_rows",
+    "tally_changes",
 ]

@@ -44,7 +44,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 8  # as in interface.py when this was built
+INTERFACE = 9  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -388,3 +388,4 @@ include "avro.pxi"
 include "filter.pxi"
 include "reader.pxi"
 include "columns.pxi"
+include "tally.pxi"
