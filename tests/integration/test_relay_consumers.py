@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import http.client
 import json
@@ -239,6 +240,24 @@ def test_progress_of_an_idle_source_is_enough(relay, writer, tmp_path):
 def test_a_change_is_waited_for_by_its_position(relay, writer, tmp_path):
     with closing(Reader(relay, "cache", tmp_path)):
         assert waiting(relay, "cache", position="1:0/A0:1").result(10) == at(0xA0)
+
+
+def test_an_asyncio_client_waits_without_blocking_its_loop(relay, writer, tmp_path):
+    async def scene() -> tuple[Position | None, int]:
+        turns = 0
+        async with walbus.aconnect(relay.url) as bus:
+            asked = asyncio.ensure_future(bus.wait_for("cache", lsn=0x108))
+            while not asked.done():
+                await asyncio.sleep(0.01)
+                turns += 1
+                if turns == 10:
+                    await asyncio.to_thread(commit, writer, 0x100)
+            return (await asked).last_done, turns
+
+    with closing(Reader(relay, "cache", tmp_path)):
+        wait_for(lambda: seen(relay, "cache")["last_done"] == str(at(0xA0)), what="its place")
+        last_done, turns = asyncio.run(scene())
+        assert (last_done, turns >= 10) == (at(0x100), True)
 
 
 def test_a_dead_consumer_that_had_done_it_is_enough_and_one_that_had_not_times_out(relay, writer, tmp_path):

@@ -87,6 +87,10 @@ class ServingRelay:
         """How many wait for a consumer."""
         return len(self._server._desk.waits)
 
+    def server_counts(self) -> bool:
+        """Whether it has begun to count what comes into the log."""
+        return self._server._tables._tally is not None
+
     def _serve(self) -> None:
         gate = gate_of(self._config, "relay")
         run_server(self._server.application(), gate, self._stop, on_listening=self._listening)
