@@ -86,15 +86,14 @@ class ConsumerProgress:
         self._behind = max(0.0, now - tally.commit_times[-1]) if tally.commit_times else 0.0
 
     def publish(self, phase: str, waiting_for: str | None) -> None:
-        """Writes the status file, and tells the relay, if a second has passed."""
+        """Leaves it with the reporter, and writes the status file if a second has passed."""
         now = self.clock.monotonic()
-        if now < self._due:
-            return
-        self._due = now + STATUS_SECONDS
         if self.reporter is not None:
             self.reporter.doing(phase, waiting_for)
-        if self.path is not None:
-            write_status(self.path, self._status(phase, waiting_for))
+        if self.path is None or now < self._due:
+            return
+        self._due = now + STATUS_SECONDS
+        write_status(self.path, self._status(phase, waiting_for))
 
     def publish_now(self, phase: str, waiting_for: str | None) -> None:
         """Writes the status file."""

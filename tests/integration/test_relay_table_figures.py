@@ -34,7 +34,7 @@ def test_what_comes_into_the_log_is_counted_by_table(engine):
     writer.append(transaction(0x10, 5, table=1))
     writer.sync()
     with ServingRelay(engine.folder) as relay:
-        wait_for(lambda: relay.server_counts(), what="counting to begin")
+        wait_for(relay.server_counts, what="counting to begin")
         assert figures(relay) == {}  # what was there before is not counted
         writer.append(transaction(0x20, 3, table=1, size=100))
         writer.append(transaction(0x30, 2, table=2, size=10))
