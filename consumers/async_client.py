@@ -171,7 +171,7 @@ class AsyncBus:
 
 
 def aconnect(  # noqa: PLR0913  # those of `connect`
-    url: str,
+    url: str | Sequence[str],
     *,
     bootstrap: str | None = None,
     folder: Path | str = CHECKPOINT_FOLDER,
