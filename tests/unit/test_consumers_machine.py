@@ -24,6 +24,7 @@ from walbus.consumers.machine import ConsumerMachine
 from walbus.consumers.phases import Listing
 from walbus.consumers.steps import (
     Advance,
+    Asked,
     AskLog,
     Deliver,
     Discard,
@@ -471,6 +472,16 @@ def test_progress_moves_the_checkpoint_without_rows() -> None:
 def test_a_heartbeat_that_says_nothing_new_changes_nothing() -> None:
     machine = connected(following())
     assert machine.receive(record(0x100, 2, 2, 0, Flag(0), Kind.PROGRESS)) == []
+
+
+def test_progress_that_asks_is_passed_on_also_where_it_says_nothing_new() -> None:
+    machine = connected(following())
+    assert machine.receive(record(0x100, 2, 2, 0, Flag.ASKED, Kind.PROGRESS)) == [Asked(Position(1, 0x100, 2))]
+    outputs = machine.receive(record(0x500, 0, 0, 10, Flag.ASKED, Kind.PROGRESS))
+    assert outputs == [
+        Advance(following(Point(Position(1, 0x500, 0), 10))),
+        Asked(Position(1, 0x500, 0)),
+    ]
 
 
 def test_a_later_position_with_a_lower_seq_stops_loudly() -> None:
