@@ -48,6 +48,7 @@ Around it:
       catalog        reads it: one cheap fingerprint, and the whole where that changed
       definition     what it says of the published tables                          pure
       silent         two of those compared: rows that changed without events       pure
+      regrouped      what PostgreSQL 14 overlooks of partitions                    pure
       attached       whether an attached partition brought rows
       remembered     the one that was told last, over restarts
       noticed        what the log is told of it, and when

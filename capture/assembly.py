@@ -112,9 +112,14 @@ class Assembler:
         self._repeats.restart(end)
         self._begin_connection(timelines, near_xid, bound)
 
-    def owe(self, transaction: Held | None) -> None:
+    def owe(self, transaction: Held | None, *, other_rows: bool = False) -> None:
         """The log's last transaction, if it must be sent again before anything new (`walbus.capture.repeats`)."""
-        self._repeats.owe(transaction)
+        self._repeats.owe(transaction, other_rows=other_rows)
+
+    @property
+    def sees_begins(self) -> bool:
+        """Whether every message must be fed here, and none to the core: the owed transaction may come without a row."""
+        return self._repeats.sees_begins
 
     def _begin_connection(self, timelines: Timelines, near_xid: int, bound: int) -> None:
         self._timelines = timelines
@@ -189,6 +194,8 @@ class Assembler:
             SourceReplaced: the source's history is not the log's.
             LogFull: no room for a new layout. Nothing of the message was taken; feed it again.
         """
+        if self._repeats.sees_begins and data[offset : offset + 1] == b"B":
+            self._see(decode(data, offset))
         if self._core.feed(data, offset) or (self._repeated and data[offset : offset + 1] in _CHANGE_KINDS):
             return
         self._repeats.passed(self._core.end)
@@ -290,6 +297,11 @@ class Assembler:
         if self._core.transaction is not None:
             raise ProtocolError("a transaction begins inside another one")
         self._open(begin.commit_lsn, begin.commit_time, widen_xid(begin.xid, self.near_xid))
+
+    def _see(self, begin: object) -> None:
+        if isinstance(begin, Begin):
+            xid = widen_xid(begin.xid, self.near_xid)
+            self._repeats.begins(self._transaction_at(begin.commit_lsn, begin.commit_time, xid))
 
     def _commit(self, commit: Commit) -> None:
         if commit.commit_lsn != self._inside().commit_lsn:

@@ -15,6 +15,10 @@ nothing is read meanwhile, but status updates and chores go on.
 A stream that is so far behind that catch-up steps would be faster makes way for them (`leave`), where nothing has to be
 sent again that is large.
 
+On PostgreSQL 14 an ATTACH or DETACH of a partition takes another session (`walbus.capture.regrouped`). The stream makes
+way for it between two transactions, once all that was received is durable and the slot's own place has reached it:
+then the new session sends nothing again, which it might send with other rows. What is spooled is sent to it anew.
+
 A full disk stops reading (TCP then holds the walsender back) and confirming; the same piece is tried again until there
 is room, while status updates keep the connection alive.
 """
@@ -37,8 +41,10 @@ from walbus.capture.noticed import Noticed
 from walbus.capture.prepared_ends import PreparedEnds
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report
+from walbus.capture.watch import Due
 from walbus.errors import LogFull, ProtocolError, SourceUnavailable
 from walbus.log import LogWriter, Piece, Run, append_to
+from walbus.lsn import format_lsn
 from walbus.records import Flag, Kind
 
 logger = structlog.get_logger(__name__)
@@ -61,6 +67,8 @@ TRIM_SECONDS = 5.0
 FULL_SECONDS = 0.5
 #: Shortest silence that counts as a dead connection, and the one where wal_sender_timeout is off.
 MIN_SILENCE, DEFAULT_SILENCE = 3.0, 60.0
+#: Seconds that the server may take to note a confirmation before another session begins, and between two looks.
+CONFIRMED_SECONDS, CONFIRMED_PAUSE = 15.0, 0.02
 
 
 class StreamLoop:
@@ -77,6 +85,8 @@ class StreamLoop:
         confirming: up to where the slot may be confirmed.
         stop: ends the loop.
         leave: says that the stream is to make way.
+        begun: LSN that the slot was confirmed to when the stream began.
+        confirmed: asks the source where the slot is confirmed now.
         timeout: the server's wal_sender_timeout in seconds; 0 if it is off.
         clock: Unix seconds.
         monotonic: seconds that never step back.
@@ -95,6 +105,8 @@ class StreamLoop:
         *,
         stop: threading.Event,
         leave: Callable[[], bool],
+        begun: int,
+        confirmed: Callable[[], int],
         timeout: float,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
@@ -109,6 +121,8 @@ class StreamLoop:
         self._stop = stop
         self._leave = leave
         self._leaving = False
+        self._begun = begun
+        self._slot_confirmed = confirmed
         self._clock = clock
         self._monotonic = monotonic
         self._silence = max(timeout, MIN_SILENCE) if timeout else DEFAULT_SILENCE
@@ -125,14 +139,20 @@ class StreamLoop:
         self._trimmed = now
         self._answer_now = False
 
-    def run(self) -> None:
+    def run(self) -> Due | None:
         """Streams until `stop` is set, or until it has made way; then everything whole is durable and confirmed.
+
+        Returns:
+            What the next connection must tell, if it made way for that.
 
         Raises:
             SourceError: the connection broke, or the server refused.
             LogError, OSError: the log failed.
         """
         while not self._stop.is_set() and not (self._leaving and self._nothing_large_is_open()):
+            if self._is_to_be_renewed():
+                self._wait_until_confirmed()
+                return self._noticed.renewal(self._begun)
             dry = self._read_round()
             now = self._monotonic()
             due = self._group.due_in(now)
@@ -145,6 +165,40 @@ class StreamLoop:
                 self._check_silence(now)
                 self._rest(now)
         self._sync()
+        return None
+
+    def _is_to_be_renewed(self) -> bool:
+        """Whether another session must go on, and can: all that was received is in the log, whole and durable.
+
+        While a required standby is away, nothing is confirmed, and the stream goes on meanwhile.
+        """
+        due, assembler = self._noticed.renewal(self._begun), self._assembler
+        if due is None or assembler.in_transaction or assembler.bound < due.lsn or self._confirming.away:
+            return False
+        self._append_complete()
+        self._append_progress()
+        self._sync()
+        return self._durable >= assembler.bound
+
+    def _wait_until_confirmed(self) -> None:
+        """Waits until the slot stands where the log ends, so that nothing is sent again.
+
+        Raises:
+            SourceUnavailable: it does not get there.
+        """
+        logger.info(
+            "capture.renews_session",
+            at=format_lsn(self._durable),
+            spooled_bytes=self._intake.spooled_bytes,
+            note="PostgreSQL 14 publishes partitions as they were when a session met them; what is spooled comes again",
+        )
+        until = self._monotonic() + CONFIRMED_SECONDS
+        while self._slot_confirmed() < self._durable and not self._stop.is_set():
+            if self._monotonic() > until:
+                where = f"log end {format_lsn(self._durable)}"
+                raise SourceUnavailable("the slot does not reach what is durable, before another session can begin", where=where)
+            self._send_status(self._monotonic())
+            self._stop.wait(CONFIRMED_PAUSE)
 
     def _nothing_large_is_open(self) -> bool:
         """Whether no piece of an open transaction was handed out, and none is spooled: those would come again."""
@@ -180,7 +234,8 @@ class StreamLoop:
         """Reads until a bound, or until a replay is due; whether the socket is dry."""
         left, dry = ROUND_BYTES, False
         while left > 0 and not dry and not self._intake.replaying:
-            taken, dry = self._read_plain() if self._intake.plain else self._read_diverted()
+            plain = self._intake.plain and not self._assembler.sees_begins
+            taken, dry = self._read_plain() if plain else self._read_diverted()
             if self._assembler.waiting_bytes >= TAKE_BYTES:
                 self._append_complete()
             left -= taken
@@ -248,13 +303,20 @@ class StreamLoop:
         if now - self._progressed < PROGRESS_SECONDS:
             return
         self._progressed = now
-        while (piece := self._assembler.progress(self._server_time)) is not None:
-            self._append(piece)
+        if self._append_progress():
             self._sync()
         self._tell_noticed()
 
+    def _append_progress(self) -> bool:
+        """Appends how far everything is complete; whether there was anything to say."""
+        said = False
+        while (piece := self._assembler.progress(self._server_time)) is not None:
+            self._append(piece)
+            said = True
+        return said
+
     def _tell_noticed(self) -> None:
-        due = self._noticed.announce(self._server_time)
+        due = self._noticed.announce(self._server_time, self._begun)
         if due is not None:
             self._append_complete()
             self._sync()

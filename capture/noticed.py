@@ -7,6 +7,9 @@ The event is written once everything that commits before that LSN is in the log,
 of the LSN up to which the log is complete. One kind of change lets transactions run across it, a change of the
 publication: its event names them by the snapshot behind the look, and the reader's own snapshot must see them.
 
+PostgreSQL 14 sends what follows an ATTACH or a DETACH as if there had been none (`walbus.capture.regrouped`), until
+another session begins: such an event waits for one that began behind the look, and the stream makes way for it.
+
 The event is durable before the watch remembers the state that it tells of; a crash in between tells it again.
 """
 
@@ -92,15 +95,27 @@ class Noticed:
         self._register()
         self._due = None if found.due is self._told else found.due  # a look may have begun before it was told
 
-    def announce(self, now: int) -> Due | None:
+    def renewal(self, begun: int) -> Due | None:
+        """What only another session may tell, one that begins at or behind its LSN.
+
+        Args:
+            begun: where the slot was confirmed when the session began that sends what follows.
+        """
+        due = self._due
+        return due if due is not None and due.regrouped and begun < due.lsn else None
+
+    def announce(self, now: int, begun: int) -> Due | None:
         """Puts the events that are due into the assembler; what they were, for `told` once they are durable.
 
         Args:
             now: the server's clock, Unix microseconds.
+            begun: as for `renewal`.
         """
         self._register()
         due, assembler = self._due, self._assembler
         if due is None or self._layouts or assembler.in_transaction or assembler.bound < due.lsn:
+            return None
+        if self.renewal(begun) is not None:
             return None
         self._watch.remembered.telling(due.state)
         newest = {schema.oid: schema for schema in self._schemas.all()}

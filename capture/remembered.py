@@ -11,6 +11,7 @@ or of another form is not mended in silence: what was altered before is not know
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import msgspec
 import structlog
 
 from walbus.capture.definition import CatalogState
+from walbus.errors import LogFull
 
 logger = structlog.get_logger(__name__)
 
@@ -31,6 +33,8 @@ class _Document(msgspec.Struct, frozen=True):
     format: int
     log_id: str
     state: CatalogState
+    regrouped_lsn: int = 0
+    doubtful: bool = False
 
 
 class Remembered:
@@ -47,6 +51,11 @@ class Remembered:
         self._log_id = ""
         self._state: CatalogState | None = None
         self._telling: CatalogState | None = None
+        #: PostgreSQL 14: a session that began at this LSN has met no table before the last ATTACH or DETACH that was
+        #: told; 0 as long as none was.
+        self.regrouped_lsn = 0
+        #: PostgreSQL 14: a session that began before it went on behind the log's end, so all partitions must be told.
+        self.doubtful = False
 
     @property
     def state(self) -> CatalogState | None:
@@ -63,7 +72,10 @@ class Remembered:
         self._telling = None
         if self._log_id == log_id:
             return
-        self._log_id, self._state = log_id, self._read(log_id)
+        self._log_id, document = log_id, self._read(log_id)
+        self._state = document.state if document else None
+        self.regrouped_lsn = document.regrouped_lsn if document else 0
+        self.doubtful = document is not None and document.doubtful
         if self._state is None and self._path is not None and not log_is_empty:
             logger.warning(
                 "catalog.nothing_remembered",
@@ -77,9 +89,41 @@ class Remembered:
         Raises:
             OSError: it could not be written; the old state stands.
         """
-        if self._path is not None and state != self._state:
-            _replace(self._path, msgspec.json.encode(_Document(FORMAT, self._log_id, state)))
+        if state != self._state:
+            self._write(state, self.regrouped_lsn, doubtful=self.doubtful)
         self._state = state
+
+    def regrouped(self, state: CatalogState, lsn: int) -> None:
+        """As `keep`, where it was told of partitions that PostgreSQL 14 publishes as they were; nothing is in doubt.
+
+        Args:
+            state: what was told.
+            lsn: of the look that saw it.
+        """
+        self._write(state, lsn, doubtful=False)
+        self._state, self.regrouped_lsn, self.doubtful = state, lsn, False
+
+    def doubt(self) -> None:
+        """A session is about to go on that began before `regrouped_lsn`; durable when it returns.
+
+        Raises:
+            LogFull: there is no room for it.
+            OSError: it could not be written.
+        """
+        if self._state is None or self.doubtful:
+            return
+        try:
+            self._write(self._state, self.regrouped_lsn, doubtful=True)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise LogFull(f"disk full: {error.strerror}", where=str(self._path)) from error
+            raise
+        self.doubtful = True
+
+    def _write(self, state: CatalogState, regrouped_lsn: int, *, doubtful: bool) -> None:
+        if self._path is not None:
+            document = _Document(FORMAT, self._log_id, state, regrouped_lsn, doubtful)
+            _replace(self._path, msgspec.json.encode(document))
 
     def telling(self, state: CatalogState) -> None:
         """The log is being told of this state: rows behind that have its keys, before it is kept."""
@@ -91,7 +135,7 @@ class Remembered:
         table = state.tables.get(oid) if state is not None else None
         return None if table is None else table.primary_key
 
-    def _read(self, log_id: str) -> CatalogState | None:
+    def _read(self, log_id: str) -> _Document | None:
         if self._path is None or not self._path.exists():
             return None
         try:
@@ -99,7 +143,7 @@ class Remembered:
         except msgspec.MsgspecError as error:
             logger.warning("catalog.memory_damaged", file=str(self._path), error=str(error))
             return None
-        return document.state if (document.format, document.log_id) == (FORMAT, log_id) else None
+        return document if (document.format, document.log_id) == (FORMAT, log_id) else None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -10,6 +10,10 @@ That alone would not see a history that has nothing at the places of the log's l
 to before them, and whose next commit lies behind the log's end. So the log's last transaction is *owed* wherever the
 slot begins before it: until it was sent again, nothing that is new may enter the log.
 
+PostgreSQL 14 may send a transaction again with rows that another session left out, or without rows that it sent
+(`walbus.capture.regrouped`). Where that is to be expected, a transaction that the log lacks is dropped all the same,
+for an event behind the log's end has its tables read again; and the owed one is known by its Begin, rows or not.
+
 A connection that breaks inside a transaction leaves its first pieces in the log, which drops them when the transaction
 begins again (`LogWriter.append`).
 """
@@ -41,6 +45,7 @@ class Repeats:
     def __init__(self, find: Callable[[int, int], Held | None], *, end: Position, trimmed: Position = ORIGIN) -> None:
         self._find = find
         self._owed: Held | None = None
+        self._other_rows = False
         self.end = end  #: position of the last record that the log was given
         self.trimmed = trimmed  #: moves with the log's retention
 
@@ -48,9 +53,25 @@ class Repeats:
         """A new connection: the log was given records up to `end` and no others."""
         self.end = end
 
-    def owe(self, transaction: Held | None) -> None:
-        """The source must send this one again before anything new; None: the slot begins behind the log's last one."""
+    def owe(self, transaction: Held | None, *, other_rows: bool = False) -> None:
+        """The source must send this one again before anything new; None: the slot begins behind the log's last one.
+
+        Args:
+            transaction: the log's last one.
+            other_rows: what comes again may have other rows than it had, or none.
+        """
         self._owed = transaction
+        self._other_rows = other_rows
+
+    @property
+    def sees_begins(self) -> bool:
+        """Whether each transaction that begins is to be shown to `begins`."""
+        return self._other_rows and self._owed is not None
+
+    def begins(self, transaction: Transaction) -> None:
+        """A transaction begins, which may have no change."""
+        if _first(transaction) <= self.end:
+            self._compare(self._find(transaction.epoch, transaction.commit_lsn), transaction)
 
     def check_owed(self) -> None:
         """Something new is about to enter the log.
@@ -73,7 +94,7 @@ class Repeats:
         if position > self.end:
             return False
         held = self._find(transaction.epoch, transaction.commit_lsn)
-        if held is None and position > self.trimmed:
+        if held is None and position > self.trimmed and not self._other_rows:
             raise _diverged(transaction, "the log has passed that place without a transaction there")
         self._compare(held, transaction)
         return True

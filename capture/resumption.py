@@ -137,14 +137,21 @@ class Resumption:
         found = last_transaction(self._log.records_after(last), timelines) if last > begins else None
         return found or last_transaction(self._log.records_after(begins), timelines)
 
-    def hold(self, session: Session, timelines: Timelines) -> None:
-        """Looks at the slot again, now that the stream holds it and nobody else can move or drop it.
+    def hold(self, session: Session, timelines: Timelines) -> int:
+        """Looks at the slot again, now that the stream holds it and nobody else can move or drop it; its confirmed LSN.
 
         Raises:
             SourceGap: somebody did since it was verified.
         """
         continued = Continued(self._log.bounds(), timelines, None)
-        check_slot(self._source.slot, read_slot(session, self._source.slot), continued)
+        state = read_slot(session, self._source.slot)
+        check_slot(self._source.slot, state, continued)
+        return 0 if state is None else state.confirmed_lsn
+
+    def confirmed(self, session: Session) -> int:
+        """Where the slot is confirmed now; 0 if it is gone."""
+        state = read_slot(session, self._source.slot)
+        return 0 if state is None else state.confirmed_lsn
 
     def _record(self, switch: Switch, bounds: Bounds) -> None:
         """Tells the log what a failover lost, and goes back to where the source's history leaves the log's."""

@@ -17,12 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from walbus.capture.assembly import Assembler
-from walbus.capture.catalog import builtin_types, primary_key, read_moment
+from walbus.capture.catalog import builtin_types, primary_key, read_moment, read_state
 from walbus.capture.catchup import CatchUp
 from walbus.capture.confirming import Confirming
 from walbus.capture.identity import StandbyAnswers, check_source
@@ -30,6 +31,7 @@ from walbus.capture.layouts import key_under_full
 from walbus.capture.loop import StreamLoop
 from walbus.capture.noticed import Noticed
 from walbus.capture.publication import Completion, ensure_publication
+from walbus.capture.regrouped import LOOKS_AGAIN_SINCE, regrouped
 from walbus.capture.remembered import Remembered
 from walbus.capture.repeats import Repeats
 from walbus.capture.replication import Walsender
@@ -41,7 +43,7 @@ from walbus.capture.slot import check_succession, create_slot, take_over
 from walbus.capture.spooling import Spooling
 from walbus.capture.steps import Pauses, StepPolicy
 from walbus.capture.timelines import Timelines
-from walbus.capture.watch import CatalogWatch
+from walbus.capture.watch import CatalogWatch, Due
 from walbus.config import SourceConfig
 from walbus.errors import ConfigError, Directive, LogFull, SourceError, SourceUnavailable, directive_of
 from walbus.log import LogWriter, StandbyBound
@@ -178,6 +180,7 @@ class Capture:
         self._assembler: Assembler | None = None
         self._spooling = Spooling(source, spool_dir)
         self._last_reason: str | None = None
+        self._left: Due | None = None  # what a connection left to the next one to tell
 
     def run(self) -> None:
         """Captures until stopped."""
@@ -261,7 +264,8 @@ class Capture:
             self._confirming.begin(confirmed)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
-                assembler.owe(self._resumption.owed(state, timelines))
+                other_rows = self._other_rows_come(session, confirmed)
+                assembler.owe(self._resumption.owed(state, timelines), other_rows=other_rows)
                 intake, ends = self._spooling.intake(session, assembler, bounds.log_id)
             watch = CatalogWatch(
                 self._source,
@@ -271,18 +275,22 @@ class Capture:
                 self._completion,
                 self._report.retention,
                 ends,
+                self._left,
             )
+            self._left = None
             closing.callback(watch.close)
             watch.start()
             noticed = Noticed(watch, self._log.schemas, assembler, self._report, publication)
-            if not self._catch_up.run(session, assembler, noticed, name=name, publication=publication):
+            if not other_rows and not self._catch_up.run(
+                session, assembler, noticed, name=name, publication=publication
+            ):
                 return
             with cut_off(walsender, self._stop, SETUP_SECONDS):
                 self._start(walsender)
             with cut_off(session, self._stop, SETUP_SECONDS):
-                self._resumption.hold(session, timelines)
+                begun = self._resumption.hold(session, timelines)
             self._streams(timelines)
-            StreamLoop(
+            self._left = StreamLoop(
                 walsender,
                 self._log,
                 intake,
@@ -293,11 +301,13 @@ class Capture:
                 self._confirming,
                 stop=self._stop,
                 leave=self._catch_up.should_return,
+                begun=begun,
+                confirmed=partial(self._confirmed, session),
                 timeout=timeout,
                 clock=self._clock,
                 monotonic=self._monotonic,
             ).run()
-            if not self._stop.is_set():
+            if not self._stop.is_set() and self._left is None:
                 self._catch_up.returns()
 
     def _check_source(self, session: Session) -> None:
@@ -308,6 +318,30 @@ class Capture:
             if not self._resumption.met:
                 raise
             raise SourceUnavailable(error.what, where=error.where, mend=f"promote it, or {error.mend}") from None
+
+    def _other_rows_come(self, session: Session, confirmed: int) -> bool:
+        """Whether what the slot sends again may have other rows than the log has of it: behind an ATTACH or a DETACH.
+
+        PostgreSQL 14 alone does that (`walbus.capture.regrouped`). Where the slot went back to before such a statement
+        that was told already, the new session goes on wrongly behind the log's end: that is noted before it does.
+
+        Args:
+            session: on the source.
+            confirmed: of the slot, an LSN.
+        """
+        remembered, told = self._remembered, self._remembered.state
+        if session.info.server_version >= LOOKS_AGAIN_SINCE or told is None:
+            return False
+        if confirmed < remembered.regrouped_lsn:
+            remembered.doubt()
+        if confirmed >= self._log.bounds().end_lsn:
+            return False
+        now = read_state(session, self._source.publication)
+        return remembered.doubtful or (now is not None and regrouped(told, now))
+
+    def _confirmed(self, session: Session) -> int:
+        with cut_off(session, self._stop, SETUP_SECONDS):
+            return self._resumption.confirmed(session)
 
     def _assembler_for(self, session: Session, timelines: Timelines) -> Assembler:
         near_xid = read_moment(session, self._source.publication).xmax

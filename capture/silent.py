@@ -108,6 +108,16 @@ def differences(before: CatalogState, after: CatalogState, without_rows: Collect
     return tuple(found)
 
 
+def with_partitioned(reseeds: tuple[Reseed, ...], state: CatalogState) -> tuple[Reseed, ...]:
+    """These, and all tables whose rows depend on partitions: what was sent of them is in doubt."""
+    what = "the slot went back to before a change of partitions, and rows behind it may have been left out or misnamed"
+    found = {reseed.oid: reseed for reseed in reseeds}
+    for oid, table in state.tables.items():
+        if table.kind == "p" or _inherited(table):
+            found.setdefault(oid, Reseed(oid, Reason.PARTITIONS, what))
+    return tuple(found[oid] for oid in sorted(found))
+
+
 def _publication_change(before: PublicationState, after: PublicationState) -> _Finding | None:
     if before.operations != after.operations:
         text = f"the publication publishes {_listed(after.operations)} instead of {_listed(before.operations)}"

@@ -141,7 +141,7 @@ class Stepping:
         if self._stop.is_set():
             return read
         to = min(upto, self._make_durable(upto))
-        self._tell_noticed(look.now)
+        self._tell_noticed(look.now, begins=to)
         if not self._confirmable(to):
             return read
         self._peek.begin_move(to)
@@ -204,8 +204,9 @@ class Stepping:
             self._log.append(piece)
         return self._log.sync().end_lsn
 
-    def _tell_noticed(self, now: int) -> None:
-        due = self._noticed.announce(now)
+    def _tell_noticed(self, now: int, *, begins: int) -> None:
+        """Tells what is due; each step is a session of its own to pgoutput, and the next one begins at an LSN."""
+        due = self._noticed.announce(now, begins)
         if due is not None:
             self._append_complete()
             self._log.sync()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -27,10 +27,11 @@ from walbus.capture.catalog import Moment, fingerprint, read_moment, read_state
 from walbus.capture.definition import CatalogState
 from walbus.capture.prepared_ends import PreparedEnds
 from walbus.capture.publication import Completion, matched_tables
+from walbus.capture.regrouped import LOOKS_AGAIN_SINCE, regrouped
 from walbus.capture.remembered import Remembered
 from walbus.capture.retention import RetentionWatch
 from walbus.capture.sessions import Session, open_session, refused
-from walbus.capture.silent import Reseed, attached, differences
+from walbus.capture.silent import Reseed, attached, differences, with_partitioned
 from walbus.config import SourceConfig
 from walbus.errors import Directive, directive_of
 from walbus.schema import TableSchema
@@ -56,12 +57,15 @@ class Due:
             the older definition of the publication, so a reader of the table needs a snapshot that sees it.
         reseeds: the tables.
         state: the catalog as it is once they are told.
+        regrouped: the server goes on to publish partitions as they were (`walbus.capture.regrouped`), so nothing may
+            follow the events but what a session sends that began at or behind `lsn`.
     """
 
     lsn: int
     snapshot: str
     reseeds: tuple[Reseed, ...]
     state: CatalogState
+    regrouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class CatalogWatch:
         completion: adds tables to the publication.
         retention: looks at the slot on the same session.
         ends: looks at the prepared transactions on it.
+        pending: what an earlier connection found and left to this one to tell.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  (what it looks at, and what it knows already)
@@ -105,6 +110,7 @@ class CatalogWatch:
         completion: Completion,
         retention: RetentionWatch,
         ends: PreparedEnds,
+        pending: Due | None = None,
     ) -> None:
         self._source = source
         self._known = set(known)
@@ -119,7 +125,7 @@ class CatalogWatch:
         self._thread = threading.Thread(target=self._run, name="catalog-watch", daemon=True)
         # Of the thread alone:
         self._state: CatalogState | None = None  # as last read
-        self._pending: Due | None = None
+        self._pending = pending
         self._told: Due | None = None  # set by `told`
         self._fingerprint = ""
         self._disk_full = False
@@ -215,27 +221,38 @@ class CatalogWatch:
         if state is None or self._pending is not None:
             return
         if before is None:
-            self._keep(state)
+            self._keep(lambda: self.remembered.keep(state))
             return
-        if state is before or before.publication.oid != state.publication.oid:
+        if (state is before and not self.remembered.doubtful) or before.publication.oid != state.publication.oid:
             return  # under another publication changes were lost: that must stay known, or the next start would go on
         came = attached(before, state)
         reseeds = differences(before, state, without_rows(session, came) if came else ())
-        if reseeds:
-            self._pending = Due(moment.lsn, moment.snapshot, reseeds, state)
+        stale = session.info.server_version < LOOKS_AGAIN_SINCE and regrouped(before, state)
+        if self.remembered.doubtful:
+            reseeds, stale = with_partitioned(reseeds, state), True
+        if reseeds or stale:
+            self._pending = Due(moment.lsn, moment.snapshot, reseeds, state, stale)
         else:
-            self._keep(state)
+            self._keep(lambda: self.remembered.keep(state))
 
     def _remember_told(self) -> None:
         with self._lock:
             told = self._told
-        if told is not None and told is self._pending and self._keep(told.state):
+        if told is None or told is not self._pending:
+            return
+        if self._keep(lambda: self._remember(told)):
             self._pending = None
 
-    def _keep(self, state: CatalogState) -> bool:
+    def _remember(self, told: Due) -> None:
+        if told.regrouped:
+            self.remembered.regrouped(told.state, told.lsn)
+        else:
+            self.remembered.keep(told.state)
+
+    def _keep(self, remember: Callable[[], None]) -> bool:
         """Remembers a state; False while the disk is full."""
         try:
-            self.remembered.keep(state)
+            remember()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
