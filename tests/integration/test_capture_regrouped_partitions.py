@@ -14,12 +14,12 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from support.capturing import CaptureProcess, captured, capturing
+from support.capturing import CaptureProcess, capturing
 from support.database import fresh_database
 from support.log_view import log_records, raw_changes
 from support.reseed_events import look_quickly, remembered, reseeds, wait_remembered
 from support.waiting import wait_for
-from walbus.capture import CATALOG_FILE
+from walbus.capture.steps import Step, StepPolicy, Stream
 from walbus.events import Change
 from walbus.position import ORIGIN
 from walbus.records import Kind, Op
@@ -308,32 +308,72 @@ def test_a_slot_that_went_back_to_before_an_attach_has_it_told_again(own_pg_serv
 
 
 @pytest.mark.parametrize("attached", [False, True])
-def test_what_comes_again_with_other_rows_is_the_same_history(own_pg_server, pg_version, folder, monkeypatch, attached):
-    server = own_pg_server(version=pg_version)
-    with fresh_database(server) as database:
-        make_tables(database, VIA_ROOT, attached=attached)
-        with monkeypatch.context() as patch:
-            patch.setattr("walbus.capture.watch.PERIOD", 3600.0)  # it looks once, and then not before it dies
-            with capturing(database.dsn, folder, **OPTIONS) as capture:
-                wait_remembered(folder, '"parts"')
-                database.execute(f"INSERT INTO q VALUES ({LOW}, 'met')")
-                capture.caught_up()
-                confirmed = database.confirmed_lsn("walbus")
-                database.execute(DETACH if attached else ATTACH)
-                for number in range(1, 4):
-                    database.execute(f"INSERT INTO q VALUES ({LOW + number}, 'x')")
-                capture.caught_up()
-            database.close()
-            server.kill()
-            server.start()
-        assert database.confirmed_lsn("walbus") <= confirmed
-        look_quickly(monkeypatch)
+def test_what_comes_again_with_other_rows_is_the_same_history(database, folder, monkeypatch, attached):
+    make_tables(database, VIA_ROOT, attached=attached)
+    with monkeypatch.context() as patch:
+        patch.setattr("walbus.capture.watch.PERIOD", 3600.0)  # it looks once, and no more before its end
         with capturing(database.dsn, folder, **OPTIONS) as capture:
-            database.execute(f"INSERT INTO q VALUES ({LOW + 9}, 'x')")
-            wait_for(lambda: events_of(folder, "parts"), 30, what="the event")
+            wait_remembered(folder, '"parts"')
+            database.execute(f"INSERT INTO q VALUES ({LOW}, 'met')")
+            met = database.insert_lsn()
+            wait_for(lambda: database.confirmed_lsn("walbus") >= met, 30, what="it is confirmed")
+            database.execute("SELECT pg_copy_logical_replication_slot('walbus', 'kept')")
+            database.execute(DETACH if attached else ATTACH)
+            for number in range(1, 4):
+                database.execute(f"INSERT INTO q VALUES ({LOW + number}, 'x')")
+            capture.durable_to(database.insert_lsn())
+    database.drop_slot("walbus")
+    database.execute("SELECT pg_copy_logical_replication_slot('kept', 'walbus')")  # as a crash of the server leaves it
+    look_quickly(monkeypatch)
+    with capture_logs() as said, capturing(database.dsn, folder, **OPTIONS) as capture:
+        database.execute(f"INSERT INTO q VALUES ({LOW + 9}, 'x')")
+        wait_for(lambda: capture.error or events_of(folder, "parts"), 30, what="the event")
+        read = rows_of(database, "parts")
+        database.execute(f"INSERT INTO q VALUES ({LOW + 10}, 'x')")
+        capture.caught_up()
+    assert_read_again_gives_source(database, folder, "parts", read, 1)
+    assert renewals(said) == (1 if database.major == 14 else 0)
+
+
+class OneStep(StepPolicy):
+    """One step over everything."""
+
+    def is_far_behind(self, backlog):
+        return backlog.left > 0
+
+    def next(self, backlog):
+        return Step(backlog.end) if backlog.left else Stream("the tail is near")
+
+
+class SmallSteps(StepPolicy):
+    """Steps of a few transactions, up to the tail."""
+
+    def is_far_behind(self, backlog):
+        return backlog.left > 0
+
+    def next(self, backlog):
+        if not backlog.left:
+            return Stream("the tail is near")
+        return Step(min(backlog.end, backlog.confirmed + 3_000))
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("policy", [SmallSteps, OneStep])
+def test_steps_over_it_lose_no_row_behind_the_event(database, folder, quick, monkeypatch, policy, attached):
+    make_tables(database, VIA_ROOT, attached=attached)
+    with capturing(database.dsn, folder, **OPTIONS):
+        wait_remembered(folder, '"parts"')
+    for number in range(200):
+        if number == 100:
+            database.execute(DETACH if attached else ATTACH)
+        database.execute(f"INSERT INTO q VALUES ({LOW + number}, 'x')")
+    monkeypatch.setattr("walbus.capture.service.StepPolicy.is_far_behind", policy.is_far_behind)
+    monkeypatch.setattr("walbus.capture.service.StepPolicy.next", policy.next)
+    with capture_logs() as said, capturing(database.dsn, folder, **OPTIONS) as capture:
+        with writing(database.dsn) as writer:
+            wait_for(lambda: capture.error or events_of(folder, "parts"), 30, what="the event")
             read = rows_of(database, "parts")
-            database.execute(f"INSERT INTO q VALUES ({LOW + 10}, 'x')")
-            capture.caught_up()
-        assert_read_again_gives_source(database, folder, "parts", read, 1)
-    assert captured(folder)
-    assert (folder / CATALOG_FILE).exists()
+            writer.goes_on()
+        capture.caught_up()
+    assert any(line["event"] == "catch_up.done" for line in said)
+    assert_read_again_gives_source(database, folder, "parts", read, 1)
