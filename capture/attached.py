@@ -22,7 +22,7 @@ untrue, and end it:
 - the parent came too: rows may have come below it before the ATTACH of that one
 
 PostgreSQL 14 is not asked: its walsender takes a table that was written before its ATTACH for one that is not
-published, so that later rows of it may be missing too (15 forgets that at the ATTACH).
+published, so that later rows of it may be missing too, until it is renewed (`walbus.capture.regrouped`).
 
 All else is not proved, and seeded: unlogged and foreign tables, rows that our role may not read, tables too large to
 be looked through. One thing is not seen: TRUNCATE in the very transaction that made the table keeps its file, and rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,30 @@ def test_what_a_crash_left_half_written_is_passed_over(tmp_path):
     assert remembered.state == state()
     remembered.keep(state(2))
     assert opened(tmp_path / CATALOG_FILE).state == state(2)
+
+
+def test_where_partitions_were_told_and_a_doubt_outlive_the_process(tmp_path):
+    path = tmp_path / CATALOG_FILE
+    opened(path).regrouped(state(), 1000)
+    remembered = opened(path)
+    assert (remembered.state, remembered.regrouped_lsn, remembered.doubtful) == (state(), 1000, False)
+    remembered.doubt()
+    remembered = opened(path)
+    assert (remembered.state, remembered.regrouped_lsn, remembered.doubtful) == (state(), 1000, True)
+    remembered.keep(state(2))  # another difference takes no doubt away
+    assert (opened(path).state, opened(path).regrouped_lsn, opened(path).doubtful) == (state(2), 1000, True)
+    opened(path).regrouped(state(2), 2000)
+    assert (opened(path).regrouped_lsn, opened(path).doubtful) == (2000, False)
+
+
+def test_a_file_of_before_doubts_has_none(tmp_path):
+    path = tmp_path / CATALOG_FILE
+    opened(path).keep(state())
+    document = json.loads(path.read_text())
+    del document["regrouped_lsn"], document["doubtful"]
+    path.write_text(json.dumps(document))
+    remembered = opened(path)
+    assert (remembered.state, remembered.regrouped_lsn, remembered.doubtful) == (state(), 0, False)
 
 
 def test_nothing_is_said_of_an_empty_log_or_without_a_file():
