@@ -195,8 +195,8 @@ class StreamLoop:
         until = self._monotonic() + CONFIRMED_SECONDS
         while self._slot_confirmed() < self._durable and not self._stop.is_set():
             if self._monotonic() > until:
-                where = f"log end {format_lsn(self._durable)}"
-                raise SourceUnavailable("the slot does not reach what is durable, before another session can begin", where=where)
+                where, what = f"log end {format_lsn(self._durable)}", "the slot does not reach what is durable"
+                raise SourceUnavailable(f"{what}, before another session can begin", where=where)
             self._send_status(self._monotonic())
             self._stop.wait(CONFIRMED_PAUSE)
 
