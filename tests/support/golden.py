@@ -78,6 +78,7 @@ RECORDS = {
         6, end_lsn=_END,
     ),
     "progress": _record(Kind.PROGRESS, 0, **_EVENT),
+    "progress-asked": _record(Kind.PROGRESS, Flag.FILTERED | Flag.ASKED, **_EVENT),
     "schema": _record(Kind.SCHEMA, 0, _change(Op.SCHEMA, after=b'{"table":"orders"}'), 1, **_EVENT),
     "epoch": _record(Kind.EPOCH, 0, _free(Op.EPOCH, 0, after=b'{"epoch":2}'), 1, **_EVENT),
     "snapshot-end": _record(
