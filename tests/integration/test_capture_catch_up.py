@@ -66,7 +66,9 @@ class MortalLog(MemoryLog):
 
 
 class RandomSteps(StepPolicy):
-    """Steps to arbitrary bytes, and turns to the stream at any time."""
+    """Steps to arbitrary bytes, and turns to the stream at any time, once there were enough short ones to judge by."""
+
+    ENOUGH = 6
 
     def __init__(self, dice):
         super().__init__(1)
@@ -74,13 +76,14 @@ class RandomSteps(StepPolicy):
         self.steps = 0
 
     def is_far_behind(self, backlog):
-        return self._dice.random() < 0.9
+        return self.steps < self.ENOUGH or self._dice.random() < 0.9
 
     def next(self, backlog: Backlog) -> Step | Stream:
-        if backlog.left == 0 or self._dice.random() < 0.03:
+        enough = self.steps >= self.ENOUGH
+        if backlog.left == 0 or (enough and self._dice.random() < 0.03):
             return Stream("the tail is near")
         self.steps += 1
-        longest = self._dice.choice((3, 300, 30_000, 300_000))
+        longest = self._dice.choice((3, 300, 30_000, 300_000) if enough else (3, 300))
         return Step(min(backlog.end, backlog.confirmed + self._dice.randrange(1, longest)))
 
 
