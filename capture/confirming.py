@@ -5,11 +5,13 @@ nothing may be confirmed that it has not reported as durable. While one is away,
 keeps the WAL, as it does while capture itself is down.
 
 A slot that has been confirmed further, before the standby was required, is left where it is: a confirmation of 0 means
-nothing to PostgreSQL, and a lower one would move some of its versions backwards.
+nothing to PostgreSQL, and a lower one would move some of its versions backwards. Nor does it go back where a standby
+does, whose copy began anew: by a slot that went back nobody could tell any more that such a copy lacks commits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -34,7 +36,7 @@ class Confirming:
         self._standbys = standbys
         self._monotonic = monotonic
         self._held = StandbyBound(0, ())
-        self._looked = -_LOOK_SECONDS
+        self._looked = -math.inf
         self._slot = 0
         self._said: tuple[str, ...] = ()
 
@@ -46,6 +48,7 @@ class Confirming:
     def begin(self, confirmed: int) -> None:
         """A connection begins: the slot is confirmed up to here."""
         self._slot = confirmed
+        self._looked = -math.inf  # what was held may be of an epoch that has ended since
 
     def bound(self, durable: int) -> int:
         """What may be confirmed of what the log holds durably (LSNs); 0 if nothing that was not confirmed before."""
@@ -56,7 +59,10 @@ class Confirming:
             self._held = self._standbys()
             self._say()
         allowed = min(durable, self._held.lsn)
-        return allowed if allowed >= self._slot else 0
+        if allowed < self._slot:
+            return 0
+        self._slot = allowed
+        return allowed
 
     def _say(self) -> None:
         if self._held.away == self._said:

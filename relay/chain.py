@@ -60,7 +60,7 @@ _FULL_SECONDS = 0.5  # between two attempts to write to a full disk
 _CHORE_SECONDS, _TRIM_SECONDS = 1.0, 5.0
 _CATALOG_SECONDS = 10.0
 _MAX_ORDINAL = (1 << 32) - 1
-_FILTERED, _SCHEMA, _EPOCH = int(Flag.FILTERED), int(Kind.SCHEMA), int(Kind.EPOCH)
+_FILTERED, _ASKED, _SCHEMA, _EPOCH = int(Flag.FILTERED), int(Flag.ASKED), int(Kind.SCHEMA), int(Kind.EPOCH)
 _CATALOG_FILE = "catalog.json"
 
 
@@ -161,7 +161,7 @@ class Chain:
             terms = closing_them.enter_context(closing(TermWatch(others, origin)))
             terms.check()
             stream = closing_them.enter_context(closing(upstream.stream(after, origin.log_id)))
-            watch = closing_them.enter_context(closing(ChainWatch(upstream, origin, writer.durable)))
+            watch = closing_them.enter_context(closing(ChainWatch(upstream, origin)))
             _log.info("chain_copies", upstream=upstream.url, after=str(after), required=origin.required)
             self._report.connected(upstream.url, origin)
             self._copy(_Connection(upstream, origin, stream, watch, terms), writer, deque(overlap))
@@ -242,17 +242,23 @@ class Chain:
 
     def _copy(self, connection: _Connection, writer: FileLogWriter, overlap: deque[bytes]) -> None:
         stream, upstream, watch = connection.stream, connection.upstream, connection.watch
-        gathered, since = 0, 0.0
+        origin, gathered, since = connection.origin, 0, 0.0
+        if not overlap:
+            watch.durable(writer.durable)
         while not self._stop.is_set():
             for header, record in stream.records():
                 if header.flags & _FILTERED:
-                    continue  # a sign of life
+                    if not overlap and self._has_passed(origin, writer, header):
+                        gathered = max(gathered, 1)
+                    continue
                 if overlap:
                     _compare(record, overlap.popleft(), header, upstream)
+                    if not overlap:
+                        watch.durable(writer.durable)
                     continue
                 if header.kind == _SCHEMA:
                     self._adopt_layouts(upstream, writer)
-                self._append(writer, header, record, connection.origin)
+                self._append(writer, header, record, origin)
                 since = since if gathered else self._pauses.monotonic()
                 gathered += len(record)
             full = gathered >= _SYNC_BYTES or self._pauses.monotonic() - since >= _SYNC_SECONDS
@@ -271,8 +277,22 @@ class Chain:
         if self._tail or header.kind in (_SCHEMA, _EPOCH):
             self._tail.append(record)
         self._patiently(lambda: writer.append_copy(header, record))
-        if header.last >= origin.tip.position:
+        if header.last > origin.tip.position:
             writer.note_announced(origin.tip.announced_schema)
+
+    @staticmethod
+    def _has_passed(origin: Origin, writer: FileLogWriter, sign_of_life: RecordHeader) -> bool:
+        """Whether a sign of life told for the first time that everything up to the end that `origin` named is here.
+
+        A record at that end does not tell: a layout may be announced behind it, at the same position. Upstream gives a
+        sign of life when it has nothing more to send; one by which it asks for reports comes at any time.
+        """
+        if sign_of_life.flags & _ASKED or writer.received < origin.tip.position:
+            return False
+        if writer.durable.announced_schema >= origin.tip.announced_schema:
+            return False
+        writer.note_announced(origin.tip.announced_schema)
+        return True
 
     def _works(self) -> None:
         """Something came: whatever was wrong is over."""

@@ -118,6 +118,9 @@ class ChainRoutes:
         ours = (log.reader.bounds().log_id, read_lineage(self._folder).term)
         if (document.get("log_id"), document.get("term")) != ours:
             raise RequestError(409, "the report is about another log, or another term of it", mend=BEGIN_ANEW)
+        end = log.reader.tip()
+        if tip.position > end.position or (tip.position.epoch == end.position.epoch and tip.end_lsn > end.end_lsn):
+            raise RequestError(409, f"the report is beyond the log's end, {end.position}", mend=BEGIN_ANEW)
         self._standbys.report(name, tip)
         self._moved()
         return json_response(tip_document(log.reader.tip()))

@@ -4,8 +4,9 @@ Where there are several upstreams the others are asked for the log's term, so th
 although its predecessor, or another copy, still answers.
 
 A required standby's report lets the upstream confirm and serve, so it is made as soon as something is durable, by a
-thread of its own, so that the next records do not wait for the answer. A copy that nobody waits for only asks now and
-then.
+thread of its own, so that the next records do not wait for the answer. Nothing is reported before the last record that
+is here was found to be the upstream's: a copy of another history holds nothing of it. A copy that nobody waits for only
+asks now and then.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ class ChainWatch:
     Args:
         upstream: who is told.
         origin: what it said when the connection began.
-        durable: how far the copy is durable.
     """
 
-    def __init__(self, upstream: Upstream, origin: Origin, durable: Tip) -> None:
+    def __init__(self, upstream: Upstream, origin: Origin) -> None:
         self.upstream_tip = origin.tip  #: the upstream's durable end, by its last answer
-        self._upstream, self._origin, self._durable = upstream, origin, durable
+        self._upstream, self._origin = upstream, origin
+        self._durable: Tip | None = None  # not known yet to be the upstream's
         self._error: WalbusError | None = None
         self._news = threading.Event()
         self._closed = False
@@ -42,7 +43,7 @@ class ChainWatch:
         self._thread.start()
 
     def durable(self, tip: Tip) -> None:
-        """The copy is durable up to here."""
+        """The copy is durable up to here, and is one of the upstream's log."""
         self._durable = tip
         if self._origin.required:
             self._news.set()
@@ -70,8 +71,9 @@ class ChainWatch:
             self._news.wait(REPORT_SECONDS if self._origin.required else _ASK_SECONDS)
 
     def _asked(self) -> Tip:
-        if self._origin.required:
-            return self._upstream.report(self._origin.log_id, self._origin.term, self._durable)
+        durable = self._durable
+        if self._origin.required and durable is not None:
+            return self._upstream.report(self._origin.log_id, self._origin.term, durable)
         return self._upstream.origin().tip
 
 

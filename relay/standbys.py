@@ -174,15 +174,20 @@ def _order(tip: Tip) -> tuple[object, int]:
     return tip.position, tip.announced_schema
 
 
-def confirmable(folder: Path, required: tuple[str, ...], now: float) -> StandbyBound:
+def confirmable(folder: Path, required: tuple[str, ...], now: float, epoch: int) -> StandbyBound:
     """As the relay has written it down, for the process that confirms.
+
+    LSNs of two epochs do not compare: where a failover lost commits, the end of a copy that has not seen the new epoch
+    may be a larger LSN than what the log got since.
 
     Args:
         folder: of the log.
         required: names of the standbys.
         now: Unix seconds.
+        epoch: of the log's durable end.
     """
     reports = {name: read_report(folder, name) for name in required}
-    lsn = min((report.tip.end_lsn if report else 0 for report in reports.values()), default=0)
+    tips = [report.tip if report else None for report in reports.values()]
+    lsn = min((tip.end_lsn if tip and tip.position.epoch >= epoch else 0 for tip in tips), default=0)
     away = tuple(name for name, report in reports.items() if report is None or now - report.at > AWAY_SECONDS)
     return StandbyBound(lsn, away)

@@ -192,7 +192,8 @@ class FileLogWriter:
     def sync(self) -> Bounds:
         """The group commit; see `walbus.log.LogWriter.sync`."""
         self._check_usable()
-        if self._sequence.whole.offset != self._mark.offset:
+        whole = self._sequence.whole
+        if (whole.offset, whole.tip) != (self._mark.offset, self._mark.tip):
             self._sync()
         else:
             self._lease_check()  # a writer that was stopped must not act on the source with its old lease

@@ -122,7 +122,8 @@ class StandbyBound:
     """Up to where required standbys allow the slot to be confirmed.
 
     Attributes:
-        lsn: the lowest `Bounds.end_lsn` of their durable copies; 0 if one of them has never reported.
+        lsn: the lowest `Bounds.end_lsn` of their durable copies; 0 if one of them has never reported, or is still in an
+            epoch before that of the log's end.
         away: names of those that have not reported for a while.
     """
 

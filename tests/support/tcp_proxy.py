@@ -6,6 +6,7 @@ with TcpProxy(port) as proxy:
     proxy.reset()              # every connection is reset
     proxy.piece = 1            # one byte a write
     proxy.stream_bytes = 100   # the next stream is reset behind its 100th byte
+    proxy.stalls = True        # ... or only stands still there
     proxy.starts = b"GET /"    # what a client sends before a stream; START_REPLICATION unless told otherwise
     proxy.flowing.clear()      # everything stands still, and is passed on after proxy.flowing.set()
 """
@@ -34,6 +35,7 @@ class TcpProxy:
         piece: bytes forwarded in one write at most.
         stream_bytes: behind how many bytes from the server the next connection is reset that asks for replication;
             None for never. Counted from the answer to START_REPLICATION on, and used once.
+        stalls: whether it is left open there, without anything more from the server.
         cuts: how many connections that ended.
         flowing: cleared while nothing is passed on.
         connections: how many were ever accepted.
@@ -46,6 +48,7 @@ class TcpProxy:
         self.swallow = False
         self.piece = 1 << 16
         self.stream_bytes: int | None = None
+        self.stalls = False
         self.starts = _STARTS
         self.cuts = 0
         self.flowing = threading.Event()
@@ -110,6 +113,9 @@ class TcpProxy:
                         self._write(other[source], data)
                     if source is server and left is not None and left <= 0:
                         self.cuts += 1
+                        if self.stalls:
+                            selector.unregister(server)
+                            continue
                         _reset((client, server))
                         return
 

@@ -15,7 +15,7 @@ from walbus.cli.options import ConfigFile, start_room
 from walbus.cli.stopping import stop_event
 from walbus.config import Settings
 from walbus.errors import ConfigError, LogMissing, SourceMisconfigured, SourceUnavailable
-from walbus.log import SourceIdentity, StandbyBound
+from walbus.log import LogWriter, SourceIdentity, StandbyBound
 
 
 def command(context: typer.Context, config: ConfigFile = None) -> None:
@@ -56,7 +56,7 @@ def capture(settings: Settings, stop: threading.Event) -> None:
             status_path=settings.status_dir / "capture.json",
             catalog_path=settings.relay_dir / CATALOG_FILE,
             term=lineage.term,
-            standbys=_standbys(settings),
+            standbys=_standbys(settings, writer),
         )
 
 
@@ -80,14 +80,14 @@ def _check_standbys(settings: Settings) -> None:
         )
 
 
-def _standbys(settings: Settings) -> Callable[[], StandbyBound] | None:
+def _standbys(settings: Settings, log: LogWriter) -> Callable[[], StandbyBound] | None:
     """What the required standbys hold, by their reports to the relay; None where none is required."""
     from walbus.relay.standbys import confirmable  # noqa: PLC0415
 
     required = settings.relay.required_standbys
     if not required:
         return None
-    return lambda: confirmable(settings.relay_dir, required, time.time())
+    return lambda: confirmable(settings.relay_dir, required, time.time(), log.bounds().end.epoch)
 
 
 def _identity(settings: Settings) -> SourceIdentity:

@@ -1,0 +1,174 @@
+"""What a required standby's word does: which of it counts, and what is confirmed and served by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from support.chained_relay import ChainedRelay
+from support.relay_log import SOURCE, schema_piece, table_schema, transaction
+from support.relay_server import Relay, fill
+from support.tcp_proxy import TcpProxy
+from support.waiting import wait_for
+from walbus.capture.confirming import Confirming
+from walbus.errors import LogDiverged
+from walbus.position import Position
+from walbus.records import Kind, Op, pack_change, read_header
+from walbus.relay.engine import open_writer
+from walbus.relay.promotion import promote
+from walbus.relay.standbys import Standbys, confirmable, read_report, tip_document
+from walbus.relay.tip import Tip
+from walbus.relay.writer import FileLogWriter
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[Relay]:
+    (tmp_path / "a").mkdir()
+    running = Relay(tmp_path / "a", required_standbys=("b",))
+    yield fill(running)
+    running.close()
+
+
+def tip_at(position: Position, end_lsn: int) -> Tip:
+    return Tip(position, end_lsn, 1, 1, 0)
+
+
+def held_at(folder: Path, name: str = "b") -> Position:
+    report = read_report(folder, name)
+    return Position(0, 0, 0) if report is None else report.tip.position
+
+
+def open_copy_for_writing(copy: ChainedRelay) -> FileLogWriter:
+    return open_writer(copy.log, SOURCE, segment_bytes=64 << 10, retention_hours=1, retention_bytes=None)
+
+
+class Moments:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_where_a_standby_begins_its_copy_anew_the_slot_is_not_moved_back(tmp_path: Path) -> None:
+    moments = Moments()
+    standbys = Standbys(tmp_path, ("b",), moments)
+    confirming = Confirming(partial(confirmable, tmp_path, ("b",), 1000.0, 1), moments)
+    confirming.begin(40)
+    standbys.report("b", tip_at(Position(1, 92, 1), 100))
+    assert confirming.bound(200) == 100
+    moments.now += 1
+    standbys.report("b", tip_at(Position(1, 42, 1), 50))  # its folder was moved away
+    assert confirming.bound(200) == 0
+    moments.now += 1
+    standbys.report("b", tip_at(Position(1, 142, 1), 150))
+    assert confirming.bound(200) == 150
+
+
+def test_nothing_of_a_new_epoch_is_confirmed_before_the_standby_has_come_to_it(tmp_path: Path) -> None:
+    """The failover lost what lies behind LSN 100; the standby's end, in the epoch before, is a larger LSN."""
+    moments, epoch = Moments(), [1]
+    standbys = Standbys(tmp_path, ("b",), moments)
+    confirming = Confirming(lambda: confirmable(tmp_path, ("b",), 1000.0, epoch[0]), moments)
+    confirming.begin(40)
+    standbys.report("b", tip_at(Position(1, 292, 1), 300))
+    assert confirming.bound(300) == 300
+    epoch[0] = 2  # the log has its EPOCH record, and a commit behind it, at once
+    confirming.begin(100)
+    assert confirming.bound(120) == 0
+    moments.now += 1
+    standbys.report("b", tip_at(Position(2, 112, 1), 120))
+    assert confirming.bound(140) == 120
+
+
+def test_a_copy_of_another_history_lets_nothing_be_confirmed_or_served(relay: Relay, tmp_path: Path) -> None:
+    folder = relay.engine.folder
+    copy = ChainedRelay(tmp_path / "b", [relay.port], name="b")
+    common = relay.writer.bounds().end
+    copy.has(common)
+    wait_for(lambda: held_at(folder) == common, what="its report")
+    copy.stop()
+    with closing(open_copy_for_writing(copy)) as writer:
+        writer.append(transaction(0x10010, 2, size=10))  # as a volume has it that was restored
+        writer.sync()
+    relay.writer.append(transaction(0x10010, 2, size=11))
+    relay.writer.sync()
+    error = ChainedRelay(tmp_path / "b", [relay.port], name="b").ended()
+    assert isinstance(error, LogDiverged)
+    assert held_at(folder) == common
+    assert relay.json("/v1/info")[1]["end"] == str(common)
+
+
+@pytest.mark.parametrize("beyond", ["position", "end_lsn"])
+def test_a_report_beyond_the_logs_own_end_is_refused(relay: Relay, tmp_path: Path, beyond: str) -> None:
+    tip = relay.writer.durable
+    ahead = tip._replace(position=tip.position._replace(commit_lsn=1 << 40)) if beyond == "position" else tip
+    ahead = ahead._replace(end_lsn=1 << 40) if beyond == "end_lsn" else ahead
+    log_id = relay.writer.bounds().log_id
+    assert reported(relay, log_id, ahead) == 409
+    assert held_at(relay.engine.folder) == Position(0, 0, 0)
+    assert reported(relay, log_id, tip) == 200
+    assert held_at(relay.engine.folder) == tip.position
+
+
+def reported(relay: Relay, log_id: str, tip: Tip) -> int:
+    with closing(http.client.HTTPConnection("127.0.0.1", relay.port, timeout=10)) as connection:
+        body = json.dumps({"log_id": log_id, "term": 1, **tip_document(tip)})
+        connection.request("PUT", "/v1/chain/standbys/b", body, {"Content-Type": "application/json"})
+        return connection.getresponse().status
+
+
+def test_a_layout_whose_announcement_was_cut_off_is_announced_by_the_copy_that_takes_over(
+    relay: Relay, tmp_path: Path
+) -> None:
+    """Announcement and transaction stand at one position: who has the one may not have the other."""
+    layout, _ = relay.writer.schemas.register(table_schema("late", 9))
+    large = pack_change(
+        Op.SCHEMA, table=9, schema_id=layout.id, seq_delta=0, ordinal_delta=0, after=b"{" + b" " * 40_000 + b"}"
+    )
+    last = relay.writer.bounds().end
+    relay.writer.append(dataclasses.replace(schema_piece(last.commit_lsn, last.ordinal, layout), body=large))
+    relay.writer.sync()
+    with TcpProxy(relay.port) as proxy:
+        proxy.starts = b"GET /v1/chain/stream"
+        proxy.stalls = True
+        proxy.stream_bytes = len(b"".join(relay_records(relay))) - 20_000  # in the announcement
+        copy = ChainedRelay(tmp_path / "b", [proxy.port], name="b")
+        copy.has(last)
+        proxy.target = 1  # the first machine is gone
+        copy.stop()
+    headers = [read_header(record) for record in copy.records()]
+    assert headers[-1].last == last
+    assert all(header.kind != Kind.SCHEMA for header in headers)
+    promote(copy.log)
+    with closing(open_copy_for_writing(copy)) as writer:
+        assert writer.schemas.register(layout) == (layout, True)
+
+
+def relay_records(relay: Relay) -> list[bytes]:
+    return list(relay.writer.records_after(relay.writer.bounds().trimmed))
+
+
+def test_a_late_copy_of_a_quiet_log_holds_all_of_it(relay: Relay, tmp_path: Path) -> None:
+    """Layouts that were announced before the place where the copy begins count as announced there too."""
+    layout, _ = relay.writer.schemas.register(table_schema("early", 9))
+    relay.writer.append(schema_piece(0x10000, 0, layout))
+    for i in range(1, 300):
+        relay.writer.append(transaction(0x10000 + 16 * i, 2, size=1000))
+        relay.writer.sync()
+    settings = relay.writer._settings
+    relay.writer._settings = dataclasses.replace(settings, retention=dataclasses.replace(settings.retention, bytes=1))
+    assert relay.writer.trim(0.0) > Position(1, 0x10000, 0)
+    copy = ChainedRelay(tmp_path / "b", [relay.port], name="b")
+    end = relay.writer.bounds().end
+    wait_for(lambda: relay.json("/v1/info")[1]["end"] == str(end), what="everything is served")
+    copy.stop()
