@@ -9,12 +9,16 @@ Which relay will do is asked of each in turn, from the present one on, whenever 
     ends before the position         read if none that is further answers; the relay lets the consumer wait
     no longer holds the position     read if none that holds it answers: the consumer takes a snapshot
 
+All are asked for the latest term when a consumer begins: a machine that came back answers as it did before
+another one took over, and would give nothing new for ever.
+
 The one that was chosen is kept until it fails. A relay that is passed over is named once, with the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -67,6 +71,8 @@ class Relays:
         passed: list[tuple[int, int, RelayInfo]] = []
         failures: dict[int, WalbusError] = {}
         count = len(self._peers)
+        if count > 1 and log_id and not self._term:
+            self._term = self._latest_term(log_id)
         for index in ((self._at + step) % count for step in range(count)):
             try:
                 info = self._peers[index].info()
@@ -126,6 +132,15 @@ class Relays:
         """Address of the relay that is read, and what makes another connection to it; for any thread."""
         peer = self._peer
         return peer.url, peer.twin
+
+    def _latest_term(self, log_id: str) -> int:
+        """Of a log, by all relays that answer; 0 if none of them has it."""
+        term = 0
+        for peer in self._peers:
+            with suppress(WalbusError):
+                info = peer.info()
+                term = max(term, info.term if info.log.log_id == log_id else 0)
+        return term
 
     def _unfit(self, info: RelayInfo, log_id: str, done: Position) -> tuple[int, str] | None:
         """Why a relay will not do, and how bad that is; None if it will."""

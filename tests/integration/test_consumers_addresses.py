@@ -119,6 +119,22 @@ def test_an_earlier_term_is_never_read_once_a_later_one_was_seen(relays: Make, r
     later.close()
 
 
+def test_a_client_that_starts_reads_the_latest_term_though_an_earlier_one_is_named_first(
+    relays: Make, relay: Relay, tmp_path: Path
+) -> None:
+    copy = ChainedRelay(tmp_path / "b", [relay.port])
+    bounds = relay.writer.bounds()
+    copy.has(bounds.end)
+    copy.stop()
+    promote(copy.log)
+    later = Relay(tmp_path / "b2", copy.log)
+    wait_for(lambda: later.get("/readyz")[0] == 200, what="the server finds the log")
+    several = relays(relay.port, later.port)
+    assert several.info(bounds.log_id, bounds.end).term == 2
+    assert several.url == url(later.port)
+    later.close()
+
+
 def test_only_a_failure_of_the_relay_that_is_read_leads_to_the_next(
     relays: Make, relay: Relay, stranger: Relay
 ) -> None:
