@@ -226,7 +226,8 @@ class CatalogWatch:
         if (state is before and not self.remembered.doubtful) or before.publication.oid != state.publication.oid:
             return  # under another publication changes were lost: that must stay known, or the next start would go on
         came = attached(before, state)
-        reseeds = differences(before, state, without_rows(session, came) if came else ())
+        updates = "update" in state.publication.operations
+        reseeds = differences(before, state, without_rows(session, came, updates=updates) if came else ())
         stale = session.info.server_version < LOOKS_AGAIN_SINCE and regrouped(before, state)
         if self.remembered.doubtful:
             reseeds, stale = with_partitioned(reseeds, state), True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 
 import psycopg
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from support.capturing import captured, capturing
 from support.folding import assert_root_folds_to_source
 from support.reseed_events import look_quickly, sentinel, wait_remembered
+from support.waiting import wait_for
 
 TABLES = ("public.parts", "public.sentinel")
 
@@ -61,14 +62,13 @@ BROUGHT_NOTHING = {
              BLOCK.format(f"{LIKE}; {ATTACH};"),
              "INSERT INTO parts TABLE held"),
     ],
-    "it was emptied before": [LIKE, DIRECT, "DELETE FROM q", ATTACH],
+    "it was emptied before": one(LIKE, DIRECT, "DELETE FROM q", ATTACH),
     "it was truncated in the transaction that made it": one(LIKE, DIRECT, "TRUNCATE q", ATTACH),
-    "a row came and went": [LIKE, ATTACH, ROW, "DELETE FROM parts"],
-    "a row that another transaction deletes just now": [*one(LIKE, ATTACH), ROW, "DELETE FROM parts WHERE id = 21"],
+    "a row came and went": [*one(LIKE, ATTACH), ROW, "DELETE FROM parts WHERE id = 21"],
     "a partitioned table without rows": [
-        "CREATE TABLE q (LIKE parts INCLUDING ALL) PARTITION BY RANGE (id)",
-        "CREATE TABLE q1 PARTITION OF q FOR VALUES FROM (20) TO (25)",
-        ATTACH,
+        *one("CREATE TABLE q (LIKE parts INCLUDING ALL) PARTITION BY RANGE (id)",
+             "CREATE TABLE q1 PARTITION OF q FOR VALUES FROM (20) TO (25)",
+             ATTACH),
         "CREATE TABLE q2 (LIKE parts INCLUDING ALL); ALTER TABLE q ATTACH PARTITION q2 FOR VALUES FROM (25) TO (30)",
     ],
     "indexes and a trigger came along": one(
@@ -135,6 +135,10 @@ FREEZE = "COPY q FROM PROGRAM 'echo 22,y' (FORMAT csv, FREEZE)"
 AS = ("CREATE TABLE q AS SELECT 22 AS id, 'x'::text AS a",
       "ALTER TABLE q ADD PRIMARY KEY (id), ADD CONSTRAINT parts_id_check CHECK (id >= 0)")  # fmt: skip
 
+DETACH = "ALTER TABLE parts DETACH PARTITION q"
+PARTITIONED = ("CREATE TABLE q (LIKE parts INCLUDING ALL) PARTITION BY RANGE (id)",
+               "CREATE TABLE q1 PARTITION OF q FOR VALUES FROM (20) TO (30)")  # fmt: skip
+
 PERHAPS_BROUGHT_ROWS = {
     "rows": [LIKE, DIRECT, ATTACH],
     "rows in one transaction": one(LIKE, DIRECT, ATTACH),
@@ -164,6 +168,12 @@ PERHAPS_BROUGHT_ROWS = {
         *one("CREATE TABLE q1 PARTITION OF q FOR VALUES FROM (20) TO (30)", "INSERT INTO q VALUES (22)"),
         ATTACH,
     ],
+    "rows that went while it was detached": [LIKE, ATTACH, ROW, DETACH, "DELETE FROM q", ATTACH],
+    "rows that VACUUM cut off while it was detached": [LIKE, ATTACH, ROW, DETACH, "DELETE FROM q", "VACUUM q", ATTACH],
+    "rows that went from below while it was detached": [
+        *PARTITIONED, ATTACH, ROW, DETACH, "DELETE FROM q", ATTACH],
+    "a partition that went from below while it was detached": [
+        *PARTITIONED, ATTACH, ROW, DETACH, "DROP TABLE q1", ATTACH],
     "it was detached and attached again": [*one(LIKE, ATTACH), "ALTER TABLE parts DETACH PARTITION q", DIRECT, ATTACH],
 }  # fmt: skip
 
@@ -172,6 +182,39 @@ PERHAPS_BROUGHT_ROWS = {
 def test_a_partition_that_may_have_brought_rows_is_told(database, folder, statements):
     make_root(database)
     assert told_of(database, folder, statements) == [("public.parts", "partitions")]
+
+
+def test_an_updated_row_is_told_where_updates_are_not_published(database, folder):
+    make_root(database, "FOR TABLE parts, sentinel WITH (publish_via_partition_root, publish = 'insert')")
+    statements = [*one(LIKE, DIRECT, ATTACH), "UPDATE parts SET a = 'y'"]
+    assert told_of(database, folder, statements) == [("public.parts", "partitions")]
+
+
+def test_a_row_whose_number_vacuum_is_just_hiding_is_told(database, folder):
+    make_root(database)
+    with capturing(database.dsn, folder, tables=TABLES):
+        wait_remembered(folder, '"parts"')
+    attach = ATTACH.replace("(30)", "(30000)")
+    many = "INSERT INTO parts SELECT g FROM generate_series(23, 20000) g"
+    for statement in [*one(LIKE, DIRECT, attach), many, "BEGIN; DELETE FROM parts WHERE id = 22; ROLLBACK"]:
+        database.execute(statement)
+    with closing(psycopg.connect(database.dsn, autocommit=True)) as session:
+        session.execute("SET vacuum_cost_delay = 100; SET vacuum_cost_limit = 1")  # milliseconds at each page
+
+        def vacuum() -> None:
+            with suppress(psycopg.errors.QueryCanceled):
+                session.execute("VACUUM (FREEZE) q")
+
+        vacuuming = threading.Thread(target=vacuum)
+        vacuuming.start()
+        try:
+            hidden = "SELECT xmax::text = '0' FROM q WHERE id = 22"
+            wait_for(lambda: database.value(hidden), 15, what="the deletion is hidden")
+            with capturing(database.dsn, folder, tables=TABLES):
+                assert sentinel(database, folder, 1) == [("public.parts", "partitions")]
+        finally:
+            session.cancel()
+            vacuuming.join()
 
 
 def told_of(database, folder, statements, **options) -> list[tuple[str, str]]:
