@@ -148,8 +148,9 @@ class CatchUp:
             return False
         if self._monotonic() < self._return_at:
             return False
-        policy = self._policy(self._source.catch_up_step_bytes)
-        return policy.is_far_behind(Backlog(restart=0, confirmed=0, end=seen.unread_bytes))
+        policy, durable = self._policy(self._source.catch_up_step_bytes), self._log.bounds().end_lsn
+        ahead = durable - self._confirming.bound(durable)  # read, but held back by standbys, as steps would be
+        return policy.is_far_behind(Backlog(restart=0, confirmed=0, end=max(0, seen.unread_bytes - ahead)))
 
     def returns(self) -> None:
         """The stream has made way: the next connection begins with steps."""

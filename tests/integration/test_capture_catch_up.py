@@ -22,6 +22,7 @@ from walbus.capture import loop
 from walbus.capture.service import Capture
 from walbus.capture.steps import Backlog, Pauses, Step, StepPolicy, Stream
 from walbus.errors import SourceGap
+from walbus.log import StandbyBound
 from walbus.lsn import parse_lsn
 from walbus.records import Flag, Kind, body_of, iter_changes, read_header
 from walbus.status import read_status
@@ -100,8 +101,9 @@ class OneStep(StepPolicy):
 class Stepping(CaptureThread):
     """`Capture` in a thread, with a step policy of the test's."""
 
-    def __init__(self, source, log, policy, status_path=None, pauses=None):
+    def __init__(self, source, log, policy, status_path=None, pauses=None, standbys=None):
         self._policy = policy
+        self._standbys = standbys
         self._pauses = pauses
         super().__init__(source, log, status_path)
 
@@ -114,6 +116,7 @@ class Stepping(CaptureThread):
                 stop=self._stop,
                 status_path=self.status_path,
                 catalog_path=None,
+                standbys=self._standbys,
                 step_policy=lambda size: self._policy or StepPolicy(size),
                 step_pauses=self._pauses,
             ).run()
@@ -301,6 +304,24 @@ def test_a_stream_that_fell_far_behind_goes_back_to_steps(database, oracle, tmp_
     wait_for_log(capture, database.insert_lsn())
     assert as_oracle_sees(log) == changes_of(truth)
     assert capsys.readouterr().out.count("catch_up.returns") == 1
+
+
+def test_a_stream_whose_confirmations_wait_for_a_standby_does_not_leave_to_wait_in_steps(database, tmp_path, capsys):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    held = StandbyBound(log.bounds().end_lsn, ("relay-b",))
+    source = source_of(database.dsn, catch_up_step_bytes=MIB)
+    capture = Stepping(source, log, None, status, Pauses(first=0.0), standbys=lambda: held)
+    wait_for(lambda: told(status)["state"] == "streaming", what="it streams")
+    for _ in range(3):
+        backlog(database, 4)
+        capture.durable_to(database.insert_lsn(), 20)
+        written = told(status)["updated"]
+        wait_for(lambda: told(status)["updated"] > written + 2, what="what is unconfirmed was seen")  # noqa: B023
+    capture.stop()
+    assert told(status)["walbus_capture_retained_wal_bytes"] > 8 * MIB
+    assert capsys.readouterr().out.count("catch_up.returns") == 0
 
 
 class Restless(RandomSteps):
