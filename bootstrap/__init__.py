@@ -3,7 +3,7 @@
 The way of the data, in the order of the files:
 
     applier.py     the log's events                  ─┐
-                                                      ├─► ledger.py ─► staging.py ─► store.py (rocks.py)
+                                                      ├─► ledger.py ─► staging.py ─► store.py (rocks.py, rocks_bulk.py)
     seeder.py      what is to be seeded, and when     │      │
       seeding.py   one job: plan, chunk, read again  ─┘      └─ fold.py: the rule of who wins
         chunks.py, catalog.py, copytext.py: the source           entry.py, visibility.py: what it speaks of

@@ -6,6 +6,8 @@ change together. That log is written by each batch and fsynced by `sync` alone (
 the process loses nothing, a power loss loses the newest batches, always from the end (`point_in_time` recovery stops
 at the first gap, across all families). Flushed tables are fsynced before RocksDB forgets the log that fed them.
 
+Bulk goes around all of that, as table files (`rocks_bulk`).
+
 Memory is bounded: one block cache, one write buffer budget for all families.
 """
 
@@ -29,7 +31,8 @@ from rocksdict import (
     WriteBatch,
 )
 
-from walbus.bootstrap.store import SPACE_SIZE, WriteSet, change_key, end_of, split_change_key
+from walbus.bootstrap.rocks_bulk import Incoming, SortedFile, move_in
+from walbus.bootstrap.store import SPACE_SIZE, Prepared, WriteSet, change_key, end_of, split_change_key
 from walbus.errors import StoreError
 
 _CACHE_BYTES = 64 << 20
@@ -111,6 +114,7 @@ class RocksStore:
         except Exception as error:  # rocksdict raises bare Exception for everything
             raise _store_error(error, folder) from None
         self._folder = folder
+        self._incoming = Incoming(folder / "incoming", families["entries"])
         self._families: dict[str, Rdict] = {name: self._db.get_column_family(name) for name in _FAMILIES}
         self._handles: dict[str, ColumnFamily] = {name: self._db.get_column_family_handle(name) for name in _FAMILIES}
         self._lock = threading.Lock()
@@ -163,6 +167,31 @@ class RocksStore:
                 self._half = not changes.whole
             if not self._half:
                 self._before_half = None
+
+    def prepare(self, entries: Iterable[tuple[bytes, bytes]]) -> SortedFile:
+        """See `Store`."""
+        try:
+            return self._incoming.write(entries)
+        except (ValueError, StoreError):
+            raise
+        except Exception as error:  # rocksdict raises bare Exception for everything
+            raise _store_error(error, self._folder) from None
+
+    def ingest(self, prepared: Prepared) -> None:
+        """See `Store`."""
+        if not isinstance(prepared, SortedFile):
+            raise TypeError("prepared by another store")
+        try:
+            if prepared.count:
+                self.sync()
+                with self._lock:
+                    move_in(self._families["entries"], prepared)
+        except StoreError:
+            raise
+        except Exception as error:  # rocksdict raises bare Exception for everything
+            raise _store_error(error, self._folder) from None
+        finally:
+            prepared.discard()
 
     def sync(self) -> None:
         """See `Store`."""

@@ -19,16 +19,24 @@ Durability. `write` survives the death of the process, not that of the machine; 
 survive that too. After a power loss the store is some earlier state of itself, and the log replays the difference,
 as long as the log's retention trails the position of the last `sync` (`BootstrapState.durable`).
 
+Bulk. `prepare` shows nothing: it puts entries that come in order into a file beside the store, in any thread.
+`ingest` makes that file a part of the store in one step, without the write-ahead log and without the memtables, which
+is several times as fast as `write`, and durable at once. It touches neither change index nor missing keys nor
+documents, so whatever says that these entries are there is written *behind* it: a crash between the two leaves entries
+that nobody counts on, and that are prepared and ingested again. And whatever these entries refer to is written
+*before* it: `ingest` makes all earlier writes durable first, so no power loss keeps the entries without it.
+
 Consistency of reads. A `View` is the store at one instant. It shows only *whole* states: while a transaction that is
 larger than one write set is being folded, a new view is the state before that transaction.
 
-Threads. `write` calls must not overlap (the caller holds one lock); everything else may be called from any thread.
+Threads. Calls of `write` and `ingest` must not overlap (the caller holds one lock); everything else may be called from
+any thread.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,6 +108,17 @@ class View(Protocol):
         """(seq, key without space) of the change index behind a seq, by seq; stale places too."""
 
 
+class Prepared(Protocol):
+    """Entries in order that are not in the store yet. Belongs to whoever made it; gone with the process."""
+
+    @property
+    def count(self) -> int:
+        """How many entries."""
+
+    def discard(self) -> None:
+        """Frees its file; a second call, or one behind `ingest`, does nothing."""
+
+
 class Store(Protocol):
     """The writing side and what folding needs to read."""
 
@@ -126,6 +145,30 @@ class Store(Protocol):
 
         Raises:
             StoreError: the engine refused; nothing of it was kept.
+        """
+
+    def prepare(self, entries: Iterable[tuple[bytes, bytes]]) -> Prepared:
+        """Entries for `ingest`. Any thread, at any time; blocks until they are on the disk.
+
+        Args:
+            entries: (store key, packed entry), in strictly ascending bytewise order of the keys.
+
+        Raises:
+            ValueError: a key does not come behind the one before it.
+            StoreError: the engine refused (a full disk); nothing is left of it.
+        """
+
+    def ingest(self, prepared: Prepared) -> None:
+        """Makes prepared entries a part of the store, whole or not at all, and durable together with all before it.
+
+        It replaces whatever a key holds at that moment, without a look at it. So the caller promises that no key of it
+        has an entry that is worth keeping: it holds the lock of `write`, and knows that nothing has been written to
+        these keys. Views that were made before do not see it. It costs one or two fsyncs; and where the range of keys
+        reaches over entries that were written lately, these are flushed first, so a few large files are better than
+        many small ones.
+
+        Raises:
+            StoreError: the engine refused; nothing of it was kept, and `prepared` is discarded.
         """
 
     def sync(self) -> None:

@@ -134,6 +134,71 @@ def test_the_middle_of_a_transaction_is_never_shown(store: Any) -> None:
     assert [key for key, _ in store.view().entries(SPACE)] == [b"before", b"chunk", b"half", b"rest"]
 
 
+def bulk(*keys: bytes) -> list[tuple[bytes, bytes]]:
+    return [(key, b"bulk of " + key) for key in keys]
+
+
+def test_prepared_entries_are_nowhere_until_they_are_ingested(store: Any) -> None:
+    fill(store, SPACE + b"b", NEIGHBOUR + b"a")
+    prepared = store.prepare(iter(bulk(SPACE + b"a", SPACE + b"c")))
+    assert prepared.count == 2
+    assert [key for key, _ in store.entries(SPACE)] == [SPACE + b"b"]
+    before = store.view()
+    store.ingest(prepared)
+    assert [key for key, _ in before.entries(SPACE)] == [b"b"]
+    assert list(store.view().entries(SPACE)) == [
+        (b"a", b"bulk of " + SPACE + b"a"),
+        (b"b", b"value of " + SPACE + b"b"),
+        (b"c", b"bulk of " + SPACE + b"c"),
+    ]
+    assert store.get(NEIGHBOUR + b"a") is not None
+    assert prepared.count == 0
+
+
+def test_what_is_ingested_replaces_what_was_there_and_is_replaced_by_what_comes(store: Any) -> None:
+    fill(store, SPACE + b"a", SPACE + b"b")
+    store.ingest(store.prepare(bulk(SPACE + b"a", SPACE + b"b")))
+    fill(store, SPACE + b"b")
+    assert store.get_many([SPACE + b"a", SPACE + b"b"]) == [b"bulk of " + SPACE + b"a", b"value of " + SPACE + b"b"]
+    store.write(WriteSet(cleared=[SPACE]))
+    assert list(store.entries(SPACE)) == []
+    store.ingest(store.prepare(bulk(SPACE + b"a")))
+    assert [key for key, _ in store.entries(SPACE)] == [SPACE + b"a"]
+
+
+def test_ingesting_touches_entries_alone(store: Any) -> None:
+    place = change_key(SPACE + b"a", 7)
+    store.write(WriteSet(changes=[place], missing={SPACE + b"a": True}, documents={"applied": b"1"}))
+    store.ingest(store.prepare(bulk(SPACE + b"a")))
+    assert list(store.view().changes(SPACE, 0)) == [(7, b"a")]
+    assert store.missing(SPACE, 10) == [SPACE + b"a"]
+    assert store.documents("") == {"applied": b"1"}
+
+
+def test_nothing_can_be_prepared_and_what_is_discarded_never_comes(store: Any) -> None:
+    store.ingest(store.prepare([]))
+    prepared = store.prepare(bulk(SPACE + b"a"))
+    prepared.discard()
+    prepared.discard()
+    store.ingest(prepared)
+    assert list(store.entries(SPACE)) == []
+
+
+@pytest.mark.parametrize("keys", [(b"b", b"a"), (b"a", b"a")])
+def test_keys_out_of_order_are_refused(store: Any, keys: tuple[bytes, ...]) -> None:
+    with pytest.raises(ValueError, match="does not come behind"):
+        store.prepare(bulk(*(SPACE + key for key in keys)))
+    assert list(store.entries(SPACE)) == []
+
+
+def test_the_middle_of_a_transaction_is_not_shown_by_ingesting_either(store: Any) -> None:
+    store.write(WriteSet(entries={SPACE + b"half": b""}, whole=False))
+    store.ingest(store.prepare(bulk(SPACE + b"a")))
+    assert list(store.view().entries(SPACE)) == []
+    store.write(WriteSet(whole=True))
+    assert [key for key, _ in store.view().entries(SPACE)] == [b"a", b"half"]
+
+
 def test_spaces_and_changes_sort_and_split() -> None:
     assert SPACE < end_of(SPACE) <= OTHER < NEIGHBOUR
     assert split_change_key(change_key(SPACE + b"key", 77)) == (SPACE + b"key", 77)
@@ -163,6 +228,31 @@ def test_a_store_opened_in_the_middle_of_a_transaction_shows_nothing_until_its_e
     again.write(WriteSet(whole=True))
     assert [key for key, _ in again.view().entries(SPACE)] == [b"a"]
     again.close()
+
+
+def test_ingested_entries_and_all_before_them_survive_and_leftovers_do_not(folder: Path) -> None:
+    store = RocksStore(folder)
+    store.write(WriteSet(documents={"snapshot": b"1"}))
+    store.ingest(store.prepare(bulk(SPACE + b"a")))
+    left = store.prepare(bulk(SPACE + b"b"))
+    store.close()
+    again = RocksStore(folder)
+    assert [key for key, _ in again.entries(SPACE)] == [SPACE + b"a"]
+    assert again.document("snapshot") == b"1"
+    assert not left.path.exists()
+    again.close()
+
+
+def test_the_log_of_writes_is_synced_before_a_file_is_moved_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RocksStore(folder)
+    prepared = store.prepare(bulk(SPACE + b"a"))
+    seen: list[tuple[str, bool]] = []
+    sync = store.sync
+    monkeypatch.setattr(store, "sync", lambda: (seen.append(("sync", store.get(SPACE + b"a") is None)), sync()))
+    store.ingest(prepared)
+    assert seen == [("sync", True)]
+    assert store.get(SPACE + b"a") is not None
+    store.close()
 
 
 def test_a_second_process_is_refused_by_name(folder: Path) -> None:

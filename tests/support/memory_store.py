@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from walbus.bootstrap.store import SPACE_SIZE, WriteSet, change_key, end_of, split_change_key
 from walbus.errors import StoreError
@@ -26,6 +27,18 @@ class MemoryView:
             if start <= place < end_of(space):
                 key, seq = split_change_key(place)
                 yield seq, key[SPACE_SIZE:]
+
+
+class MemoryPrepared:
+    def __init__(self, entries: list[tuple[bytes, bytes]]) -> None:
+        self.entries = entries
+
+    @property
+    def count(self) -> int:
+        return len(self.entries)
+
+    def discard(self) -> None:
+        self.entries = []
 
 
 class MemoryStore:
@@ -80,6 +93,16 @@ class MemoryStore:
             self._half = not changes.whole
         if not self._half:
             self._before_half = None
+
+    def prepare(self, entries: Iterable[tuple[bytes, bytes]]) -> MemoryPrepared:
+        taken = list(entries)
+        if any(left[0] >= right[0] for left, right in pairwise(taken)):
+            raise ValueError("a key does not come behind the one before it")
+        return MemoryPrepared(taken)
+
+    def ingest(self, prepared: MemoryPrepared) -> None:
+        self._entries.update(prepared.entries)
+        prepared.discard()
 
     def sync(self) -> None:
         pass
