@@ -9,6 +9,9 @@ already (`walbus.capture.repeats`) gives none either.
 A non-transactional message is a transaction of its own with xid 0. Its record may end exactly where the next commit's
 begins, so its place is the last byte of its record.
 
+A net difference (`walbus.capture.handover`) stands between two transactions. The one behind it may have to be moved, by
+less than a record's length (`walbus.capture.places`).
+
 One `Assembler` lives as long as its process; `reconnected` tells it that the stream begins anew. What `feed` completes
 waits inside until `take`.
 """
@@ -33,6 +36,7 @@ from walbus.capture.messages import (
     decode,
 )
 from walbus.capture.pieces import progress_piece, reseed_piece, schema_piece
+from walbus.capture.places import GAP, difference_place, moved_lsn
 from walbus.capture.repeats import Repeats
 from walbus.capture.tables import PrimaryKey, Tables
 from walbus.capture.timelines import Timelines
@@ -273,6 +277,23 @@ class Assembler:
         self._passes(Position(epoch, core.bound, 0))
         self.forget_table(schema.oid)
 
+    # Net differences.
+
+    def difference_place(self) -> Position | None:
+        """Where a net difference may stand now (ordinal 0), behind everything that was received; None if it must wait.
+
+        Nothing that was received may be waiting to be taken.
+        """
+        core = self._core
+        if core.transaction is not None or core.bound > core.handed or self._repeats.owing:
+            return None
+        self._repeats.passed(core.end)
+        return difference_place(self._repeats.end, self._epoch, core.bound)
+
+    def difference_taken(self, end: Position) -> None:
+        """The log was given a net difference that ends at a position."""
+        self._passes(end)
+
     # Epochs.
 
     def _with_switches(self, given: list[Piece | Run]) -> list[Piece | Run]:
@@ -304,7 +325,7 @@ class Assembler:
             self._repeats.begins(self._transaction_at(begin.commit_lsn, begin.commit_time, xid))
 
     def _commit(self, commit: Commit) -> None:
-        if commit.commit_lsn != self._inside().commit_lsn:
+        if self._inside().commit_lsn not in (commit.commit_lsn, commit.commit_lsn + GAP):
             raise ProtocolError(f"the commit at {format_lsn(commit.commit_lsn)} ends another transaction")
         self.repeated += self._repeated
         self._repeated = False
@@ -354,7 +375,8 @@ class Assembler:
         self._repeated = False
 
     def _transaction_at(self, commit_lsn: int, commit_time: int, xid: int) -> Transaction:
-        return Transaction(self._timelines.epoch_of(commit_lsn), commit_lsn, commit_time, xid)
+        epoch = self._timelines.epoch_of(commit_lsn)
+        return Transaction(epoch, moved_lsn(self._repeats.end, epoch, commit_lsn), commit_time, xid)
 
     def _inside(self) -> Transaction:
         transaction = self._core.transaction

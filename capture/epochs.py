@@ -15,13 +15,16 @@ history leaves the log's timeline, at the switch point, one of two things is tru
      "lost": {"first": "1:0/3000200:1", "last": "1:0/3000A18:4", "transactions": 7},    (null if nothing was lost)
      "reseed": [{"oid": 16390, "table": "public.t"}]}
 
+Where a slot was lost, and capture went on with another one (`walbus.capture.reconciling`), the record has a `gap`: what
+committed from `after` to `before` is in no log. Its epoch may be the one of the records before it then.
+
 The record stands at (new epoch, switch point, 0) and takes no ordinal and no seq.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from walbus.capture.timelines import Timelines
@@ -115,22 +118,27 @@ def last_transaction(records: Iterable[bytes], timelines: Timelines) -> Held | N
     return None if last is None else Held(last.commit_lsn, last.end_lsn, last.xid, last.commit_time)
 
 
-def epoch_piece(switch: Switch, lost: Lost | None, reseed: Sequence[TableSchema], now: int) -> Piece:
-    """The EPOCH piece of a switch.
+def epoch_piece(
+    switch: Switch, lost: Lost | None, reseed: Sequence[TableSchema], now: int, gap: Mapping[str, str] | None = None
+) -> Piece:
+    """The EPOCH piece of a switch, or of a gap.
 
     Args:
         switch: where, and between which epochs.
         lost: what the log held behind it.
         reseed: the newest layouts of the tables that must be seeded again.
         now: Unix microseconds.
+        gap: `after` and `before`, LSNs, and `why`: what committed between them is missing.
     """
-    document = {
+    document: dict[str, object] = {
         "epoch": switch.epoch,
         "previous": switch.previous,
         "switch": format_lsn(switch.lsn),
         "lost": lost and {"first": str(lost.first), "last": str(lost.last), "transactions": lost.transactions},
         "reseed": [{"oid": table.oid, "table": f"{table.namespace}.{table.name}"} for table in reseed],
     }
+    if gap is not None:
+        document["gap"] = dict(gap)
     body = pack_change(Op.EPOCH, seq_delta=0, ordinal_delta=0, after=json.dumps(document).encode())
     return Piece(
         kind=Kind.EPOCH,

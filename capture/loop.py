@@ -19,6 +19,9 @@ On PostgreSQL 14 an ATTACH or DETACH of a partition takes another session (`walb
 way for it between two transactions, once all that was received is durable and the slot's own place has reached it:
 then the new session sends nothing again, which it might send with other rows. What is spooled is sent to it anew.
 
+A net difference that the bootstrap has handed over (`walbus.capture.handover`) is appended between two transactions,
+in parts of a round's size; nothing is read meanwhile either.
+
 A full disk stops reading (TCP then holds the walsender back) and confirming; the same piece is tried again until there
 is room, while status updates keep the connection alive.
 """
@@ -36,6 +39,7 @@ from walbus.capture.assembly import Assembler
 from walbus.capture.confirming import Confirming
 from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, server_state, status_update
 from walbus.capture.grouping import Grouping
+from walbus.capture.handover import Handover
 from walbus.capture.intake import Intake
 from walbus.capture.noticed import Noticed
 from walbus.capture.prepared_ends import PreparedEnds
@@ -81,6 +85,7 @@ class StreamLoop:
         ends: of prepared transactions, as the source's book has them.
         assembler: makes the pieces of what the intake gives it.
         noticed: what the catalog's watch finds.
+        handover: net differences that are to go into the log.
         report: gets the figures.
         confirming: up to where the slot may be confirmed.
         stop: ends the loop.
@@ -100,6 +105,7 @@ class StreamLoop:
         ends: PreparedEnds,
         assembler: Assembler,
         noticed: Noticed,
+        handover: Handover,
         report: Report,
         confirming: Confirming,
         *,
@@ -117,6 +123,7 @@ class StreamLoop:
         self._ends = ends
         self._assembler = assembler
         self._noticed = noticed
+        self._handover = handover
         self._report = report
         self._stop = stop
         self._leave = leave
@@ -159,6 +166,7 @@ class StreamLoop:
             if due is not None and due <= 0:
                 self._sync()
             self._tell_progress(now)
+            self._take_difference()
             self._say_status(now, idle=dry)
             self._do_chores(now)
             if dry:
@@ -173,7 +181,13 @@ class StreamLoop:
         While a required standby is away, nothing is confirmed, and the stream goes on meanwhile.
         """
         due, assembler = self._noticed.renewal(self._begun), self._assembler
-        if due is None or assembler.in_transaction or assembler.bound < due.lsn or self._confirming.away:
+        if (
+            due is None
+            or self._handover.writing
+            or assembler.in_transaction
+            or assembler.bound < due.lsn
+            or self._confirming.away
+        ):
             return False
         self._append_complete()
         self._append_progress()
@@ -203,7 +217,8 @@ class StreamLoop:
     def _nothing_large_is_open(self) -> bool:
         """Whether no piece of an open transaction was handed out, and none is spooled: those would come again."""
         handed_out = self._assembler.in_transaction and self._assembler.core.done > 0
-        return self._intake.plain and not handed_out and self._intake.spooled_bytes == 0
+        writing = handed_out or self._handover.writing
+        return self._intake.plain and not writing and self._intake.spooled_bytes == 0
 
     def _rest(self, now: float) -> None:
         """Waits for more; where more is certainly on its way, for a moment without looking.
@@ -225,6 +240,10 @@ class StreamLoop:
             if self._intake.replaying:
                 self._patiently(lambda: self._intake.replay(ROUND_BYTES))
                 self._heard = self._monotonic()  # whoever does not listen hears nothing
+                return False
+            if self._handover.writing:
+                self._write_difference()
+                self._heard = self._monotonic()
                 return False
             return self._read_frames()
         finally:  # what stood before a message that makes no sense is good
@@ -300,7 +319,7 @@ class StreamLoop:
         self._patiently(lambda: append_to(self._log, given))
 
     def _tell_progress(self, now: float) -> None:
-        if now - self._progressed < PROGRESS_SECONDS:
+        if now - self._progressed < PROGRESS_SECONDS or self._handover.writing:
             return
         self._progressed = now
         if self._append_progress():
@@ -321,6 +340,30 @@ class StreamLoop:
             self._append_complete()
             self._sync()
             self._noticed.told(due)
+
+    # Net differences.
+
+    def _take_difference(self) -> None:
+        """Begins to append a difference, where the log ends with all that was received, between two transactions."""
+        handover, assembler = self._handover, self._assembler
+        if not handover.at_hand or handover.writing or not self._patiently(handover.prepare):
+            return
+        if assembler.in_transaction:
+            return
+        self._append_complete()
+        self._append_progress()
+        self._sync()
+        place = assembler.difference_place()
+        if place is not None and self._patiently(handover.prepare):
+            bounds = self._log.bounds()
+            handover.begin(place, max(self._server_time, bounds.commit_time), bounds.end_lsn)
+
+    def _write_difference(self) -> None:
+        end = self._patiently(lambda: self._handover.write(ROUND_BYTES))
+        if end is not None:
+            self._assembler.difference_taken(end)
+            self._sync()
+            self._handover.finish()
 
     # Confirming.
 
@@ -397,6 +440,7 @@ class StreamLoop:
             return
         self._chored = now
         self._noticed.take(self._patiently)
+        self._patiently(self._handover.look)
         self._ends.settle(self._confirmed)
         self._leaving = self._leave()
         if now - self._trimmed >= TRIM_SECONDS:

@@ -1,4 +1,4 @@
-"""The pieces of the log that are not made of rows: layouts, what must be seeded again, progress. Pure."""
+"""Pieces that do not come out of the stream's rows: layouts, what must be seeded again, progress, differences. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from walbus.log import Piece
 from walbus.native.interface import Transaction
-from walbus.records import Kind, Op, pack_change
+from walbus.position import Position
+from walbus.records import Flag, Kind, Op, RecordHeader, body_of, iter_changes, pack_change
 from walbus.schema import TableSchema
 
 
@@ -82,3 +83,72 @@ def progress_piece(epoch: int, bound: int, now: int) -> Piece:
         xid=0,
         commit_time=now,
     )
+
+
+def layout_piece(at: Position, now: int, schema: TableSchema, difference: Mapping[str, object] | None = None) -> Piece:
+    """A SCHEMA piece that tells a layout again, and perhaps that a net difference of its table is whole.
+
+    Args:
+        at: of the change before it.
+        now: the server's clock, Unix microseconds.
+        schema: the layout.
+        difference: what it was, as `docs/log-format.md` describes it.
+    """
+    told = {} if difference is None else {"difference": dict(difference)}
+    document = json.dumps({**schema.to_dict(), **told}).encode()
+    body = pack_change(Op.SCHEMA, table=schema.oid, schema_id=schema.id, seq_delta=0, ordinal_delta=0, after=document)
+    return replace(
+        progress_piece(at.epoch, at.commit_lsn, now),
+        kind=Kind.SCHEMA, first_ordinal=at.ordinal, last_ordinal=at.ordinal, count=1, tables=table_bit(schema.oid),
+        body=body,
+    )  # fmt: skip
+
+
+class NetTransaction:
+    """The TRANSACTION pieces of a net difference.
+
+    Args:
+        place: where it stands; ordinal 0.
+        now: the server's clock, Unix microseconds.
+        origin: its name.
+        oid: of the table.
+    """
+
+    def __init__(self, place: Position, now: int, origin: bytes, oid: int) -> None:
+        self._piece = replace(
+            progress_piece(place.epoch, place.commit_lsn, now), kind=Kind.TRANSACTION, flags=Flag.NET, origin=origin
+        )
+        self._bit = table_bit(oid)
+        self._done = 0
+
+    def begin(self) -> Piece:
+        """The first piece, which has no change."""
+        return replace(self._piece, flags=int(Flag.NET | Flag.BEGIN))
+
+    def piece(self, body: bytes, count: int, end_lsn: int | None = None) -> Piece:
+        """The next piece.
+
+        Args:
+            body: its changes.
+            count: how many.
+            end_lsn: of the last piece: the log holds everything that commits before this LSN.
+        """
+        first, self._done = self._done + 1, self._done + count
+        flags = Flag.NET if end_lsn is None else Flag.NET | Flag.END
+        return replace(
+            self._piece, flags=int(flags), first_ordinal=first, last_ordinal=self._done, count=count, tables=self._bit,
+            body=body, end_lsn=end_lsn or 0,
+        )  # fmt: skip
+
+
+def names_stale(record: bytes, header: RecordHeader, oid: int) -> bool:
+    """Whether a SCHEMA or EPOCH record says that a table must be seeded again."""
+    for change in iter_changes(body_of(record, header)):
+        told = json.loads(change.after or b"{}").get("reseed")
+        if not told:
+            continue
+        if header.kind == Kind.SCHEMA and change.table == oid:
+            return True
+        if header.kind == Kind.EPOCH and any(table["oid"] == oid for table in told):
+            return True
+    return False

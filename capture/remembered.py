@@ -103,6 +103,12 @@ class Remembered:
         self._write(state, lsn, doubtful=False)
         self._state, self.regrouped_lsn, self.doubtful = state, lsn, False
 
+    def forget(self) -> None:
+        """Every table is about to be told: what it was before does not matter any more. Durable when it returns."""
+        self._state, self.regrouped_lsn, self.doubtful = None, 0, False
+        if self._path is not None and self._path.exists():
+            self._path.unlink()
+
     def doubt(self) -> None:
         """A session is about to go on that began before `regrouped_lsn`; durable when it returns.
 
@@ -123,7 +129,7 @@ class Remembered:
     def _write(self, state: CatalogState, regrouped_lsn: int, *, doubtful: bool) -> None:
         if self._path is not None:
             document = _Document(FORMAT, self._log_id, state, regrouped_lsn, doubtful)
-            _replace(self._path, msgspec.json.encode(document))
+            replace_file(self._path, msgspec.json.encode(document))
 
     def telling(self, state: CatalogState) -> None:
         """The log is being told of this state: rows behind that have its keys, before it is kept."""
@@ -146,7 +152,8 @@ class Remembered:
         return document if (document.format, document.log_id) == (FORMAT, log_id) else None
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts a small file in a path's place, atomically and durably; the folder is made when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from walbus.capture.places import GAP
 from walbus.errors import SourceReplaced
 from walbus.log import Held
 from walbus.lsn import format_lsn
@@ -64,6 +65,11 @@ class Repeats:
         self._other_rows = other_rows
 
     @property
+    def owing(self) -> bool:
+        """Whether the log's last transaction has still to be sent again."""
+        return self._owed is not None
+
+    @property
     def sees_begins(self) -> bool:
         """Whether each transaction that begins is to be shown to `begins`."""
         return self._other_rows and self._owed is not None
@@ -71,7 +77,7 @@ class Repeats:
     def begins(self, transaction: Transaction) -> None:
         """A transaction begins, which may have no change."""
         if _first(transaction) <= self.end:
-            self._compare(self._find(transaction.epoch, transaction.commit_lsn), transaction)
+            self._compare(self._held(transaction), transaction)
 
     def check_owed(self) -> None:
         """Something new is about to enter the log.
@@ -93,7 +99,7 @@ class Repeats:
         position = _first(transaction)
         if position > self.end:
             return False
-        held = self._find(transaction.epoch, transaction.commit_lsn)
+        held = self._held(transaction)
         if held is None and position > self.trimmed and not self._other_rows:
             raise _diverged(transaction, "the log has passed that place without a transaction there")
         self._compare(held, transaction)
@@ -107,9 +113,13 @@ class Repeats:
         """
         if _first(transaction) > self.end:
             return False
-        held = self._find(transaction.epoch, transaction.commit_lsn)
-        self._compare(held, transaction)
+        self._compare(self._held(transaction), transaction)
         return True
+
+    def _held(self, transaction: Transaction) -> Held | None:
+        """What the log holds at a transaction's place, or where it was moved to (`walbus.capture.places`)."""
+        epoch, lsn = transaction.epoch, transaction.commit_lsn
+        return self._find(epoch, lsn) or self._find(epoch, lsn + GAP)
 
     def _compare(self, held: Held | None, transaction: Transaction) -> None:
         if held is None:

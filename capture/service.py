@@ -26,11 +26,13 @@ from walbus.capture.assembly import Assembler
 from walbus.capture.catalog import builtin_types, primary_key, read_moment, read_state
 from walbus.capture.catchup import CatchUp
 from walbus.capture.confirming import Confirming
+from walbus.capture.handover import Handover
 from walbus.capture.identity import StandbyAnswers, check_source
 from walbus.capture.layouts import key_under_full
 from walbus.capture.loop import StreamLoop
 from walbus.capture.noticed import Noticed
 from walbus.capture.publication import Completion, ensure_publication
+from walbus.capture.reconciling import Reconciling
 from walbus.capture.regrouped import LOOKS_AGAIN_SINCE, regrouped
 from walbus.capture.remembered import Remembered
 from walbus.capture.repeats import Repeats
@@ -43,10 +45,11 @@ from walbus.capture.slot import check_succession, create_slot, take_over
 from walbus.capture.spooling import Spooling
 from walbus.capture.steps import Pauses, StepPolicy
 from walbus.capture.timelines import Timelines
+from walbus.capture.verification import SlotState
 from walbus.capture.watch import CatalogWatch, Due
 from walbus.config import SourceConfig
 from walbus.errors import ConfigError, Directive, LogFull, SourceError, SourceUnavailable, directive_of
-from walbus.log import LogWriter, StandbyBound
+from walbus.log import Bounds, LogWriter, StandbyBound
 from walbus.native import core_in_use, new_core
 from walbus.position import ORIGIN
 
@@ -68,6 +71,7 @@ def run_capture(  # noqa: PLR0913  (what a process is given)
     stop: threading.Event,
     status_path: Path | None = None,
     catalog_path: Path | None = None,
+    differences_dir: Path | None = None,
     term: int = 1,
     standbys: Callable[[], StandbyBound] | None = None,
 ) -> None:
@@ -81,6 +85,7 @@ def run_capture(  # noqa: PLR0913  (what a process is given)
         status_path: of the status file.
         catalog_path: of the file that remembers the source's catalog, so that what is altered while capture is down is
             noticed; None to remember nothing.
+        differences_dir: where the bootstrap puts net differences that are to go into the log; None to take none.
         term: of the log: how often a copy of it took over, plus one.
         standbys: gives what the required standbys hold; None where none is required.
 
@@ -97,6 +102,7 @@ def run_capture(  # noqa: PLR0913  (what a process is given)
         stop=stop,
         status_path=status_path,
         catalog_path=catalog_path,
+        differences_dir=differences_dir,
         term=term,
         standbys=standbys,
     ).run()
@@ -128,7 +134,7 @@ class Capture:
     """One capture process; `run_capture` says the rest.
 
     Args:
-        source, log, spool_dir, stop, status_path, catalog_path, term, standbys: as there.
+        source, log, spool_dir, stop, status_path, catalog_path, differences_dir, term, standbys: as there.
         clock: Unix seconds.
         monotonic: seconds that never step back.
         random: numbers from 0 to 1, for the back-off.
@@ -145,6 +151,7 @@ class Capture:
         stop: threading.Event,
         status_path: Path | None,
         catalog_path: Path | None = None,
+        differences_dir: Path | None = None,
         term: int = 1,
         standbys: Callable[[], StandbyBound] | None = None,
         clock: Callable[[], float] = time.time,
@@ -176,7 +183,9 @@ class Capture:
         )
         self._completion = Completion(source)
         self._remembered = Remembered(catalog_path)
+        self._handover = Handover(differences_dir, log)
         self._resumption = Resumption(source, log, clock)
+        self._reconciling = Reconciling(None if differences_dir is None else differences_dir.parent, source, log, clock)
         self._assembler: Assembler | None = None
         self._spooling = Spooling(source, spool_dir)
         self._last_reason: str | None = None
@@ -234,6 +243,7 @@ class Capture:
 
     def _stream_once(self) -> None:
         """One connection, from its opening to its end."""
+        self._handover.reset()
         bounds = self._log.sync()  # what the last connection left whole; repeats are compared with what is durable
         known = {schema.oid for schema in self._log.schemas.all()}
         with ExitStack() as closing:
@@ -251,16 +261,16 @@ class Capture:
             with cut_off(walsender, self._stop, SETUP_SECONDS):
                 continued = self._resumption.meet(session, walsender, bounds)
                 timelines, timeout = continued.timelines, walsender.timeout_seconds()
+            consent = self._reconciling.consent(bounds)
             with cut_off(session, self._stop, SETUP_SECONDS):
-                empty = bounds.end == ORIGIN
-                self._remembered.open(bounds.log_id, log_is_empty=empty)
-                publication = ensure_publication(
-                    session, self._completion, log_is_empty=empty, known=known, remembered=self._remembered.state
-                )
-                state = self._resumption.slot(session, walsender, continued)
+                publication = self._publication(session, bounds, known, anew=consent is not None)
+                state = self._resumption.slot(session, walsender, continued) if consent is None else None
             with cut_off(session, self._stop, None):  # a new slot waits for the transactions that run
-                confirmed = create_slot(session, self._source) if state is None else state.confirmed_lsn
-            self._resumption.begin(continued, confirmed)
+                confirmed = self._slot(session, state, anew=consent is not None)
+            if consent is None:
+                self._resumption.begin(continued, confirmed)
+            else:
+                self._reconciling.record(continued, confirmed, consent)
             self._confirming.begin(confirmed)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 assembler = self._assembler_for(session, timelines)
@@ -297,6 +307,7 @@ class Capture:
                 ends,
                 assembler,
                 noticed,
+                self._handover,
                 self._report,
                 self._confirming,
                 stop=self._stop,
@@ -309,6 +320,33 @@ class Capture:
             ).run()
             if not self._stop.is_set() and self._left is None:
                 self._catch_up.returns()
+
+    def _publication(self, session: Session, bounds: Bounds, known: Collection[int], *, anew: bool) -> int:
+        """The publication's OID; made or completed.
+
+        Args:
+            session: on the source.
+            bounds: of the log.
+            known: OIDs of the tables that the log knows.
+            anew: whether all tables are about to be seeded again, so that what became of it does not matter.
+        """
+        empty = bounds.end == ORIGIN
+        self._remembered.open(bounds.log_id, log_is_empty=empty)
+        if anew:
+            self._remembered.forget()
+        return ensure_publication(
+            session,
+            self._completion,
+            log_is_empty=empty or anew,
+            known=() if anew else known,
+            remembered=self._remembered.state,
+        )
+
+    def _slot(self, session: Session, state: SlotState | None, *, anew: bool) -> int:
+        """The confirmed LSN of the slot, which is made if there is none, or if it is to be another one."""
+        if anew:
+            return self._reconciling.make_slot(session)
+        return create_slot(session, self._source) if state is None else state.confirmed_lsn
 
     def _check_source(self, session: Session) -> None:
         """A standby is waited for once the source was met: in a failover its promotion may still be under way."""

@@ -286,7 +286,7 @@ class ConsumerMachine:
         begins, ends = self._open is None, bool(header.flags & Flag.END)
         changes = [change for change in event.changes if change.position > done]
         self._received = Point(header.last, header.last_seq)
-        self._open = None if ends else (header.epoch, header.commit_lsn)
+        self._open = None if ends or (begins and not changes) else (header.epoch, header.commit_lsn)
         if begins and ends and not changes:
             return [Advance(self._advance(state))]
         if not changes and not ends:

@@ -8,7 +8,7 @@ from walbus.consumers.checkpoint import Point, Snapshotting
 from walbus.consumers.steps import RecordRead, RowsRead
 from walbus.events import Change, Window, time_of
 from walbus.position import ORIGIN
-from walbus.records import Kind, Op, RawChange
+from walbus.records import Flag, Kind, Op, RawChange
 from walbus.schema import TableSchema
 
 
@@ -26,6 +26,7 @@ def log_window(event: RecordRead, changes: Sequence[Change], *, begins: bool, en
         begins=begins,
         ends=ends,
         origin=event.origin,
+        net=bool(header.flags & Flag.NET),
     )
 
 

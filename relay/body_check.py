@@ -13,7 +13,7 @@ from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, 
 
 _OPS = frozenset(op.value for op in Op)
 _IN_A_LOG = frozenset((int(Kind.TRANSACTION), int(Kind.PROGRESS), int(Kind.SCHEMA), int(Kind.EPOCH)))
-_KNOWN_FLAGS = int(Flag.BEGIN | Flag.END | Flag.ZSTD)
+_KNOWN_FLAGS = int(Flag.BEGIN | Flag.END | Flag.ZSTD | Flag.NET)
 
 
 def body_fault(header: RecordHeader, record: bytes, schemas: Collection[int]) -> str | None:

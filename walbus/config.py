@@ -255,6 +255,11 @@ class Settings(BaseSettings):
         return self.relay_dir / "holds"
 
     @property
+    def differences_dir(self) -> Path:
+        """Folder of the net differences that the bootstrap hands to capture."""
+        return self.relay_dir / "differences"
+
+    @property
     def relay_url(self) -> str:
         """Where to reach the relay from here."""
         return self.relay.own_url

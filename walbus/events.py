@@ -144,6 +144,7 @@ class Window:
         xid, commit_lsn, commit_time, origin: of the transaction.
         last: "last done" once this window has been dealt with.
         begins, ends: whether this is the transaction's first and last piece.
+        net: whether no session made it: a net difference that Walbus found by comparing.
     """
 
     kind: Kind
@@ -156,6 +157,7 @@ class Window:
     begins: bool
     ends: bool
     origin: str = field(default="")
+    net: bool = field(default=False)
 
     def __iter__(self) -> Iterator[Change]:
         return iter(self.changes)
@@ -194,6 +196,7 @@ def window_of(
         begins=bool(header.flags & Flag.BEGIN),
         ends=bool(header.flags & Flag.END),
         origin=origin_of(record, header).decode(),
+        net=bool(header.flags & Flag.NET),
     )
 
 

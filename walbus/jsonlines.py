@@ -9,7 +9,8 @@ One object a line, ended by `\n`; nothing inside a line breaks it. A transaction
 Each line's position is a "last done": a reader that has dealt with the line may go on `after` it. A begin is written
 with the first change that passes the filter, so that a transaction of which nothing passes leaves no line. A stream
 that starts in the middle of a transaction tells its begin, with `"continues":true` and the position where it started,
-and its commit, whatever passes of the rest. The other lines are `heartbeat` (all up to its position has been scanned),
+and its commit, whatever passes of the rest. The lines of a net difference (`docs/log-format.md`) have `"net":true`,
+all but its commit. The other lines are `heartbeat` (all up to its position has been scanned),
 `schema` and `epoch` events, and for bootstrap snapshots rows with `"snapshot":true` and one last `snapshot_end`. Values
 look as `walbus.values.row_json` says.
 """
@@ -83,6 +84,7 @@ class LineRenderer:
 
     def _transaction(self, header: RecordHeader, record: bytes) -> list[Line]:
         time = iso_time(header.commit_time)
+        net = {"net": True} if header.flags & Flag.NET else {}
         lines = []
         for position, change in located_changes(header, record, self._after):
             if not self._begun:
@@ -95,7 +97,7 @@ class LineRenderer:
                 "xid": header.xid,
                 "commit_time": time,
             }
-            lines.append(head | self._content(change))
+            lines.append(head | net | self._content(change))
         if header.flags & Flag.END and (self._begun or self._continues(header)):
             if not self._begun:
                 lines.append(self._begin(header, time))
@@ -107,6 +109,8 @@ class LineRenderer:
         continues = self._continues(header)
         position = self._after if continues else Position(header.epoch, header.commit_lsn, 0)
         line: Line = {"op": "begin", "xid": header.xid, "position": str(position), "commit_time": time}
+        if header.flags & Flag.NET:
+            line["net"] = True
         return line | {"continues": True} if continues else line
 
     def _continues(self, header: RecordHeader) -> bool:

@@ -199,6 +199,9 @@ class LogWriter(Protocol):
             Fenced: another writer took over.
         """
 
+    def drop_unfinished(self) -> None:
+        """Forgets the pieces of a transaction that has not ended; where there is none, nothing happens."""
+
     def find(self, epoch: int, commit_lsn: int) -> Held | None:
         """The durable transaction at this place; None if the log does not hold it.
 

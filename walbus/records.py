@@ -58,6 +58,7 @@ class Flag(enum.IntFlag):
     FILTERED = 4  #: a server left changes out; positions still tell the whole record's range
     ZSTD = 8  #: the body is one zstd frame (`walbus.compression`)
     ASKED = 16  #: of progress that a server tells: somebody waits for the consumer here; never in a log
+    NET = 32  #: of a transaction that no session made: a net difference that Walbus found by comparing
 
 
 class Op(enum.IntEnum):

@@ -68,12 +68,14 @@ class CaptureThread:
         *,
         spool_dir: Path | None = None,  # by default one that goes with the thread
         catalog_path: Path | None = None,  # by default what is altered while nobody looks goes unnoticed
+        differences_dir: Path | None = None,
     ) -> None:
         self.source = source
         self.log = log
         self.status_path = status_path
         self._spool_dir = spool_dir
         self._catalog_path = catalog_path
+        self._differences_dir = differences_dir
         self.error: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -92,6 +94,7 @@ class CaptureThread:
                 stop=self._stop,
                 status_path=self.status_path,
                 catalog_path=self._catalog_path,
+                differences_dir=self._differences_dir,
             )
         except BaseException as error:  # the test looks at it
             self.error = error
@@ -152,7 +155,13 @@ def capturing(dsn: str, folder: Path, **options: Any) -> Iterator[CaptureThread]
     """Capture of a database into a log of the file engine, streaming; an error of it fails the test."""
     source = source_of(dsn, **options)
     with closing(file_log(folder, source)) as log:
-        capture = CaptureThread(source, log, spool_dir=spool_of(folder), catalog_path=folder / CATALOG_FILE)
+        capture = CaptureThread(
+            source,
+            log,
+            spool_dir=spool_of(folder),
+            catalog_path=folder / CATALOG_FILE,
+            differences_dir=folder / "differences",
+        )
         try:
             capture.streaming()
             yield capture
@@ -250,7 +259,15 @@ def main() -> int:
         with closing(file_log(folder, source, segment_bytes=int(sys.argv[4]))) as log:
             status = folder.parent / "capture.json"
             catalog = folder / CATALOG_FILE
-            run_capture(source, log, spool_dir=spool_of(folder), stop=stop, status_path=status, catalog_path=catalog)
+            run_capture(
+                source,
+                log,
+                spool_dir=spool_of(folder),
+                stop=stop,
+                status_path=status,
+                catalog_path=catalog,
+                differences_dir=folder / "differences",
+            )
     except WalbusError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

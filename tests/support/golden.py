@@ -61,6 +61,9 @@ RECORDS = {
     "transaction-middle": _record(Kind.TRANSACTION, 0, _INSERT, 1, first_ordinal=2, last_ordinal=2),
     "transaction-end-empty": _record(Kind.TRANSACTION, Flag.END, end_lsn=_END),
     "transaction-filtered": _record(Kind.TRANSACTION, _WHOLE | Flag.FILTERED, _INSERT, 1, last_ordinal=9, end_lsn=_END),
+    "transaction-net": _record(
+        Kind.TRANSACTION, _WHOLE | Flag.NET, _INSERT, 1, end_lsn=_END, xid=0, origin=b"walbus:1764351234567890"
+    ),
     "transaction-projected": _record(
         Kind.TRANSACTION, _WHOLE | Flag.FILTERED,
         _change(Op.INSERT, key=_KEY, unchanged=b"\x02\x02", after=b"\x02\x0e\x00", flags=ChangeFlag.PROJECTED),

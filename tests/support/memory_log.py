@@ -108,8 +108,9 @@ class MemoryLog:
         if self._open and (between or piece.flags & Flag.BEGIN or self._goes_back(piece)):
             self._drop_unfinished()
         self._check_order(piece)
-        first_seq = self._seq + 1 if piece.kind == Kind.TRANSACTION else self._seq
-        if piece.kind == Kind.TRANSACTION:
+        takes_seqs = piece.kind == Kind.TRANSACTION and piece.count > 0
+        first_seq = self._seq + 1 if takes_seqs else self._seq
+        if takes_seqs:
             self._seq += piece.last_ordinal - piece.first_ordinal + 1
         fields = {f.name: getattr(piece, f.name) for f in dataclasses.fields(piece)}
         self._waiting.append(pack_record(fields.pop("kind"), first_seq=first_seq, last_seq=self._seq, **fields))
@@ -138,9 +139,13 @@ class MemoryLog:
         for one in given:
             append_to(self, one)
 
+    def drop_unfinished(self) -> None:
+        if self._open:
+            self._drop_unfinished()
+
     def _goes_back(self, piece: Piece) -> bool:
         first = Position(piece.epoch, piece.commit_lsn, piece.first_ordinal)
-        return first <= self._last if piece.kind == Kind.TRANSACTION else first < self._last
+        return first <= self._last if piece.kind == Kind.TRANSACTION and piece.count else first < self._last
 
     def _drop_unfinished(self) -> None:
         del self._waiting[self._whole :]

@@ -55,6 +55,7 @@ def capture(settings: Settings, stop: threading.Event) -> None:
             stop=stop,
             status_path=settings.status_dir / "capture.json",
             catalog_path=settings.relay_dir / CATALOG_FILE,
+            differences_dir=settings.differences_dir,
             term=lineage.term,
             standbys=_standbys(settings, writer),
         )
