@@ -179,17 +179,18 @@ class Handover:
             write_difference(file.path.parent, moved, given.touched.carried(file.changes()))
         given.file, given.touched = DifferenceFile(file.path), Touched(about.oid, self._merge)
 
-    def begin(self, place: Position, now: int, end_lsn: int) -> None:
+    def begin(self, place: Position, now: int) -> None:
         """Everything is prepared: the difference is to be appended.
 
         Args:
             place: where its transaction stands; ordinal 0.
             now: the server's clock, Unix microseconds.
-            end_lsn: the log holds everything that commits before this LSN.
         """
         if self._given is None:
             raise AssertionError("no difference is at hand")
-        self._writing = _Writing(self._pieces(self._given, place, now, end_lsn), place)
+        bounds = self._log.bounds()
+        pieces = self._pieces(self._given, place, max(now, bounds.commit_time), bounds.end_lsn)
+        self._writing = _Writing(pieces, place)
 
     def write(self, budget: int) -> Position | None:
         """Appends about `budget` bytes; the position of the last change once all of it is appended, or given up.

@@ -10,7 +10,8 @@ it. Once nothing is on the way, that LSN goes into the log as a PROGRESS record,
 the slot of a quiet database does not hold the WAL of its busy neighbours.
 
 A streamed transaction goes through the intake into its spool, and is replayed at its commit in parts of a round's size;
-nothing is read meanwhile, but status updates and chores go on.
+nothing is read meanwhile, but status updates and chores go on. A net difference that was handed over
+(`walbus.capture.handover`) is appended in the same way, between two transactions.
 
 A stream that is so far behind that catch-up steps would be faster makes way for them (`leave`), where nothing has to be
 sent again that is large.
@@ -18,9 +19,6 @@ sent again that is large.
 On PostgreSQL 14 an ATTACH or DETACH of a partition takes another session (`walbus.capture.regrouped`). The stream makes
 way for it between two transactions, once all that was received is durable and the slot's own place has reached it:
 then the new session sends nothing again, which it might send with other rows. What is spooled is sent to it anew.
-
-A net difference that the bootstrap has handed over (`walbus.capture.handover`) is appended between two transactions,
-in parts of a round's size; nothing is read meanwhile either.
 
 A full disk stops reading (TCP then holds the walsender back) and confirming; the same piece is tried again until there
 is room, while status updates keep the connection alive.
@@ -200,12 +198,9 @@ class StreamLoop:
         Raises:
             SourceUnavailable: it does not get there.
         """
-        logger.info(
-            "capture.renews_session",
-            at=format_lsn(self._durable),
-            spooled_bytes=self._intake.spooled_bytes,
-            note="PostgreSQL 14 publishes partitions as they were when a session met them; what is spooled comes again",
-        )
+        note = "PostgreSQL 14 publishes partitions as they were when a session met them; what is spooled comes again"
+        at, spooled = format_lsn(self._durable), self._intake.spooled_bytes
+        logger.info("capture.renews_session", at=at, spooled_bytes=spooled, note=note)
         until = self._monotonic() + CONFIRMED_SECONDS
         while self._slot_confirmed() < self._durable and not self._stop.is_set():
             if self._monotonic() > until:
@@ -216,9 +211,8 @@ class StreamLoop:
 
     def _nothing_large_is_open(self) -> bool:
         """Whether no piece of an open transaction was handed out, and none is spooled: those would come again."""
-        handed_out = self._assembler.in_transaction and self._assembler.core.done > 0
-        writing = handed_out or self._handover.writing
-        return self._intake.plain and not writing and self._intake.spooled_bytes == 0
+        handed_out = self._handover.writing or (self._assembler.in_transaction and self._assembler.core.done > 0)
+        return self._intake.plain and not handed_out and self._intake.spooled_bytes == 0
 
     def _rest(self, now: float) -> None:
         """Waits for more; where more is certainly on its way, for a moment without looking.
@@ -237,15 +231,14 @@ class StreamLoop:
     def _read_round(self) -> bool:
         """Reads one round, or goes on with a replay; whether the socket is dry."""
         try:
+            if not self._intake.replaying and not self._handover.writing:
+                return self._read_frames()
             if self._intake.replaying:
                 self._patiently(lambda: self._intake.replay(ROUND_BYTES))
-                self._heard = self._monotonic()  # whoever does not listen hears nothing
-                return False
-            if self._handover.writing:
+            else:
                 self._write_difference()
-                self._heard = self._monotonic()
-                return False
-            return self._read_frames()
+            self._heard = self._monotonic()  # whoever does not listen hears nothing
+            return False
         finally:  # what stood before a message that makes no sense is good
             self._append_complete()
 
@@ -345,18 +338,15 @@ class StreamLoop:
 
     def _take_difference(self) -> None:
         """Begins to append a difference, where the log ends with all that was received, between two transactions."""
-        handover, assembler = self._handover, self._assembler
-        if not handover.at_hand or handover.writing or not self._patiently(handover.prepare):
-            return
-        if assembler.in_transaction:
+        handover = self._handover
+        if handover.writing or not self._patiently(handover.prepare) or self._assembler.in_transaction:
             return
         self._append_complete()
         self._append_progress()
         self._sync()
-        place = assembler.difference_place()
+        place = self._assembler.difference_place()
         if place is not None and self._patiently(handover.prepare):
-            bounds = self._log.bounds()
-            handover.begin(place, max(self._server_time, bounds.commit_time), bounds.end_lsn)
+            handover.begin(place, self._server_time)
 
     def _write_difference(self) -> None:
         end = self._patiently(lambda: self._handover.write(ROUND_BYTES))

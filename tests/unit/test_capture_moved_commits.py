@@ -81,7 +81,7 @@ class Rig:
             pass
         place = self.assembler.difference_place()
         assert place is not None
-        self.handover.begin(place, 1, self.log.bounds().end_lsn)
+        self.handover.begin(place, 1)
         while (end := self.handover.write(1)) is None:
             pass
         self.assembler.difference_taken(end)

@@ -200,7 +200,7 @@ class Rig:
                 return None
         place = difference_place(self.log.bounds().end, 1, self.bound)
         assert place is not None
-        self.handover.begin(place, 5, self.bound)
+        self.handover.begin(place, 5)
         while (end := self.handover.write(budget)) is None:
             assert self.handover.writing
         self.log.sync()
@@ -302,7 +302,7 @@ def test_a_crash_before_the_end_of_the_transaction_leaves_nothing_of_it(tmp_path
     write_difference(tmp_path, about(), (change(Op.INSERT, n, (1, "x" * 100)) for n in range(10_000)))
     rig.handover.look()
     assert rig.handover.prepare()
-    rig.handover.begin(Position(1, A + 1, 0), 5, A)
+    rig.handover.begin(Position(1, A + 1, 0), 5)
     for _ in range(4):
         assert rig.handover.write(1) is None
     rig.log.sync()
@@ -317,7 +317,7 @@ def test_another_connection_forgets_what_was_appended_of_a_difference(tmp_path: 
     write_difference(tmp_path, about(), CHANGES)
     rig.handover.look()
     assert rig.handover.prepare()
-    rig.handover.begin(Position(1, A + 1, 0), 5, A)
+    rig.handover.begin(Position(1, A + 1, 0), 5)
     assert rig.handover.write(1) is None
     rig.handover.reset()
     assert not rig.handover.writing
@@ -344,7 +344,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
     write_difference(tmp_path, about(), CHANGES)
     rig.handover.look()
     assert rig.handover.prepare()
-    rig.handover.begin(Position(1, A + 1, 0), 5, A)
+    rig.handover.begin(Position(1, A + 1, 0), 5)
     rig.log.full = True
     for _ in range(3):
         with pytest.raises(LogFull):
