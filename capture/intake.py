@@ -33,7 +33,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from walbus.capture.pending import Pending, tables_of
-from walbus.capture.repeats import NEW_LOG
+from walbus.capture.repeats import RECONCILE
 from walbus.capture.replay import Ending, Replay
 from walbus.capture.streamed import (
     BeginPrepare,
@@ -381,7 +381,7 @@ class Intake:
         """What the log is past may be sent again; then its changes are gone from here, and not needed."""
         if not self._assembler.has_passed(commit.commit_lsn, commit.commit_time, commit.xid):
             what = f"transaction {commit.xid} was prepared and committed, and its changes are not in the spool"
-            raise SourceGap(what, where=f"COMMIT PREPARED, {format_lsn(commit.commit_lsn)}", mend=NEW_LOG)
+            raise SourceGap(what, where=f"COMMIT PREPARED, {format_lsn(commit.commit_lsn)}", mend=RECONCILE)
 
     def _rollback_prepared(self, rollback: RollbackPrepared) -> None:
         self._prepared.expect_end((rollback.xid, rollback.gid), rollback.end_lsn)

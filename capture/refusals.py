@@ -18,7 +18,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import pq
 
-from walbus.capture.repeats import NEW_LOG
+from walbus.capture.repeats import RECONCILE
 from walbus.errors import SlotInUse, SourceError, SourceGap, SourceMisconfigured, SourceUnavailable
 
 #: Names that stand in the server's message in every language.
@@ -114,7 +114,7 @@ def meaning(refused: Refusal, doing: str) -> SourceError:
     if state == "42704" and function in _PUBLICATION_LOOKUPS:
         return publication_gone(what, doing)
     if state == "58P01" and function in _WAL_READERS:
-        return SourceGap(f"WAL that the slot needs is gone from the server: {text}", where=doing, mend=NEW_LOG)
+        return SourceGap(f"WAL that the slot needs is gone from the server: {text}", where=doing, mend=RECONCILE)
     lasting = _lasting(state, what, text, doing)
     if lasting is not None:
         return lasting
@@ -142,7 +142,7 @@ def slot_in_use(text: str, where: str) -> SlotInUse:
 
 def publication_gone(what: str, where: str) -> SourceGap:
     """The publication was missing while changes were written: PostgreSQL cannot decode them for us any more."""
-    return SourceGap(what, where=where, mend=NEW_LOG)
+    return SourceGap(what, where=where, mend=RECONCILE)
 
 
 def rows_skipped(notice: psycopg.errors.Diagnostic, doing: str) -> SourceGap | None:

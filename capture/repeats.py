@@ -29,6 +29,10 @@ from walbus.lsn import format_lsn
 from walbus.native.interface import Transaction
 from walbus.position import ORIGIN, Position
 
+#: What an operator can do where changes are missing.
+RECONCILE = (
+    "run `walbus snapshot --reconcile` and start again: the log goes on, and what is missing is read from the tables"
+)
 #: What an operator can do where a log cannot be continued.
 NEW_LOG = "if that is meant, drop the slot and move the relay's folder away: a new log begins, and consumers bootstrap"
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from walbus.capture.epochs import Switch
-from walbus.capture.repeats import NEW_LOG
+from walbus.capture.repeats import NEW_LOG, RECONCILE
 from walbus.capture.timelines import Timelines
 from walbus.errors import SourceGap, SourceMisconfigured, SourceReplaced
 from walbus.log import Bounds
@@ -211,5 +211,5 @@ def _who_moved(state: SlotState, end_lsn: int) -> str:
 
 def _gap(slot: str, why: str, continued: Continued, more: str) -> SourceGap:
     what = f"slot {slot} cannot give what follows the log's end: {why}"
-    mend = f"{NEW_LOG}; {more}" if more else NEW_LOG
+    mend = f"{RECONCILE}; {more}" if more else RECONCILE
     return SourceGap(what, where=f"log end {format_lsn(continued.end_lsn)}", mend=mend)
