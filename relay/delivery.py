@@ -318,7 +318,7 @@ def _encoders(
     """
     selection = form.selection
     tables = TableFilter(selection.tables, reader.schemas, selection.ops)
-    projection = Projection(selection.columns, reader.schemas)
+    projection = Projection(selection.columns, reader.schemas, selection.tables)
     whole_rows = projection if form.format == "binary" else Projection((), reader.schemas)
     everything = tables.everything and whole_rows.everything and selection.partition == WHOLE
     record_filter = None if everything else new_filter(tables, whole_rows, selection.partition)

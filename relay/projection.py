@@ -21,15 +21,19 @@ class Projection:
     Args:
         choices: which columns of which tables.
         schemas: the log's layouts.
+        tables: patterns of the tables that the stream is of; empty: all. Of others nothing is told, not even whether
+            they have a column.
 
     Raises:
-        UsageError: a table that a choice names has no layout with one of its columns.
+        UsageError: no layout of the tables that a choice names has one of its columns.
     """
 
-    def __init__(self, choices: Sequence[ColumnChoice], schemas: SchemaRegistry) -> None:
+    def __init__(self, choices: Sequence[ColumnChoice], schemas: SchemaRegistry, tables: Sequence[str] = ()) -> None:
         self._choices = [(split_pattern(choice.pattern, "columns"), choice.columns) for choice in choices]
         self._schemas = schemas
-        self._check(schemas.all())
+        if choices:
+            asked = [split_pattern(pattern) for pattern in tables or ("*.*",)]
+            self._check([schema for schema in schemas.all() if any(_names(pattern, schema) for pattern in asked)])
 
     @property
     def everything(self) -> bool:
