@@ -29,6 +29,7 @@ from walbus.position import Position
 from walbus.relay.consumer_waits import Goal, Waits
 from walbus.relay.consumers_file import ConsumersFile, pack_consumers
 from walbus.relay.fs import Files
+from walbus.relay.keeper_lock import KeeperLock
 from walbus.relay.known_consumers import KnownConsumer, KnownConsumers, TooManyConsumers
 from walbus.relay.lag import KeptFor, Lag, LagMeter, Place
 from walbus.relay.peer import Peer
@@ -92,6 +93,7 @@ class ConsumerDesk:
         self.known = KnownConsumers()
         self.waits = Waits()
         self._file = ConsumersFile(folder / _FILE, files or Files())
+        self._lock = KeeperLock(folder)
         self._kept_for = KeptFor(config.retention_hours, config.retention_bytes)
         self._forget_seconds = config.forget_consumers_hours * 3600
         self._wall, self._monotonic = wall, monotonic
@@ -102,11 +104,12 @@ class ConsumerDesk:
     @property
     def problem(self) -> str | None:
         """What people should know of how consumers are kept; None if all is well."""
-        return self._file.problem
+        return self._lock.problem or self._file.problem
 
     async def open(self, reader: FileLogReader, threads: ThreadPoolExecutor) -> None:
         """Reads what was kept; first of all."""
         loop = asyncio.get_running_loop()
+        await loop.run_in_executor(threads, self._lock.take)
         await loop.run_in_executor(threads, self._file.load, self.known)
         self._attached = reader, LagMeter(reader, self._kept_for), threads
 
@@ -122,9 +125,10 @@ class ConsumerDesk:
             await asyncio.gather(following, keeping, return_exceptions=True)
 
     async def close(self) -> None:
-        """Writes what was not written yet."""
+        """Writes what was not written yet, and lets another relay go on with it."""
         if self._attached is not None and self.known.changes:
             await self.keep_now()
+        self._lock.release()
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -234,9 +238,20 @@ class ConsumerDesk:
             if now >= expire_at:
                 expire_at = now + _EXPIRY_SECONDS
                 self._expire()
-            if self._file.due(self.known, now):
+            if not self._lock.ours:
+                await self._take_over()
+            elif self._file.due(self.known, now):
                 await self.keep_now()
             await asyncio.sleep(_TURN_SECONDS)
+
+    async def _take_over(self) -> None:
+        """Becomes the keeper if the relay that was it has ended, and knows what that one knew."""
+        _, _, threads = self._attachment()
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(threads, self._lock.take):
+            kept = KnownConsumers()
+            await loop.run_in_executor(threads, self._file.load, kept)
+            self.known.add_missing(kept.dump())
 
     def _expire(self) -> None:
         self.known.seen(self._streams, self._wall())
@@ -245,8 +260,10 @@ class ConsumerDesk:
             self.waits.give_up(name)
 
     async def keep_now(self) -> None:
-        """Writes the file."""
+        """Writes the file, if it is this relay's."""
         _, _, threads = self._attachment()
+        if not self._lock.ours:
+            return
         changes, data = self.known.changes, pack_consumers(self.known.dump())
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(threads, self._file.write, data, changes, self._monotonic())

@@ -187,6 +187,13 @@ class KnownConsumers:
                 raise ValueError("a name that cannot be there")
             self._consumers[one.name] = _restored(one)
 
+    def add_missing(self, stored: Iterable[StoredConsumer]) -> None:
+        """Takes those of another relay's that are not known here, as long as there is room."""
+        for one in stored:
+            if one.name not in self._consumers and len(self._consumers) < self._limit:
+                self._consumers[one.name] = _restored(one)
+        self.changes += 1
+
 
 def _counts(known: KnownConsumer, report: ConsumerReport, now: float) -> bool:
     last = known.report

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from walbus.consumer_reports import ConsumerReport
 from walbus.position import Position
 from walbus.relay.consumers_file import RETRY_SECONDS, WRITE_RATE, WRITE_SECONDS, ConsumersFile, pack_consumers
 from walbus.relay.fs import Files
+from walbus.relay.keeper_lock import KeeperLock
 from walbus.relay.known_consumers import MAX_CONSUMERS, KnownConsumers
 from walbus.relay.peer import Peer
 
@@ -201,3 +203,48 @@ def test_a_relay_that_cannot_write_serves_and_says_so(engine):
         assert relay.json("GET", "/v1/consumers/cache")[1]["last_done"] == "1:0/10:1"
         assert relay.json("DELETE", "/v1/consumers/cache")[0] == 200
         assert relay.get("/v1/stream?from=earliest&until=latest")
+
+
+def names_kept(engine: FileEngine) -> set[str]:
+    return {one.name for one in loaded(engine.folder / "consumers.json")}
+
+
+def test_of_two_relays_on_one_log_one_keeps_the_consumers_and_the_other_says_that_it_does_not(engine):
+    with ExitStack() as running:
+        first = ServingRelay(engine.folder)
+        running.enter_context(first)
+        assert first.json("PUT", "/v1/consumers/cache", BODY)[0] == 200
+        with ServingRelay(engine.folder) as second:
+            problem = second.json("GET", "/v1/consumers")[1]["problem"]
+            assert f"another relay, process {os.getpid()}, keeps the consumers" in problem
+            assert first.json("GET", "/v1/consumers")[1]["problem"] is None
+            assert second.json("PUT", "/v1/consumers/lost", BODY)[0] == 200
+        wait_for(lambda: names_kept(engine) == {"cache"}, what="the first one keeps its own")
+        with ServingRelay(engine.folder) as third:
+            assert third.json("PUT", "/v1/consumers/search", BODY)[0] == 200
+            assert first.json("PUT", "/v1/consumers/late", BODY)[0] == 200
+            running.close()
+            wait_for(lambda: third.json("GET", "/v1/consumers")[1]["problem"] is None, what="it is the keeper now")
+            known = {one["name"] for one in third.json("GET", "/v1/consumers")[1]["consumers"]}
+            assert known == {"cache", "late", "search"}
+        assert names_kept(engine) == {"cache", "late", "search"}
+
+
+def test_the_lock_of_a_killed_relay_is_free(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from walbus.relay.keeper_lock import KeeperLock;"
+        "lock = KeeperLock(Path(sys.argv[1])); print(lock.take(), flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    mine = KeeperLock(tmp_path)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        assert not mine.take()
+        assert f"process {process.pid}," in mine.problem
+    finally:
+        process.kill()
+        process.communicate()
+    assert mine.take()
+    assert mine.problem is None
+    mine.release()
