@@ -110,6 +110,28 @@ def require_tables(request: web.Request, tables: Sequence[str], where: str) -> N
         )
 
 
+def require_consumer(request: web.Request, name: str) -> None:
+    """Refuses a request that makes a consumer known, unless its token may be that consumer.
+
+    Args:
+        request: whose token counts.
+        name: of the consumer.
+
+    Raises:
+        AccessError: the token may not.
+    """
+    grant = granted(request)
+    if not grant.reports_as(name):
+        raise AccessError(
+            403,
+            f"the token {grant.name} may not be the consumer {name[:64]!r}",
+            reason="beyond the scope",
+            where="name",
+            mend=f"use a name of {', '.join(grant.consumers or ()) or 'none'}, or have the token's consumers widened",
+            token=grant.name,
+        )
+
+
 def require_everything(request: web.Request, mend: str) -> None:
     """Refuses a request that shows what others do, unless its token sees everything.
 

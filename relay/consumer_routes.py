@@ -25,7 +25,7 @@ from walbus.errors import InvalidText, UsageError
 from walbus.lsn import parse_lsn
 from walbus.metrics import MetricName
 from walbus.position import parse_position
-from walbus.relay.access import require_everything
+from walbus.relay.access import require_consumer, require_everything
 from walbus.relay.consumer_desk import ConsumerDesk, Sight
 from walbus.relay.consumer_waits import Goal, TooManyWaiters
 from walbus.relay.gauges import LabelledFigures
@@ -96,6 +96,7 @@ class ConsumerRoutes:
     async def _report(self, request: web.Request) -> web.Response:
         self._log()
         name = _name(request)
+        require_consumer(request, name)
         report = parse_report(await _body(request))
         peer = Peer.told(request.remote, request.headers.get("User-Agent"))
         try:

@@ -24,7 +24,7 @@ from walbus.errors import PositionTrimmed, PositionUnknown, WalbusError
 from walbus.log import Bounds
 from walbus.position import Position
 from walbus.records import Flag
-from walbus.relay.access import require_tables
+from walbus.relay.access import require_consumer, require_tables
 from walbus.relay.content_coding import CodingName, negotiate
 from walbus.relay.cursor import Span
 from walbus.relay.delivery import ENDLESS, Bound, Delivery, Step, StreamForm
@@ -142,6 +142,8 @@ class StreamServer:
         """Answers one request with a stream."""
         query = parse_stream_query(_single(request), request.headers)
         require_tables(request, query.selection.tables or ("*.*",), "tables")
+        if query.name:
+            require_consumer(request, query.name)
         bounds = self._reader.bounds()
         if query.log_id not in (None, bounds.log_id):
             raise _other_log(bounds)

@@ -6,12 +6,14 @@ the token, so whoever reads the file cannot use it; a fast hash is enough, since
     [orders-cache]
     sha256 = "5e88…"
     tables = ["public.orders", "stock.*"]
+    consumers = ["orders-*"]
     roles = ["read"]
     expires = 2027-01-31T00:00:00Z
 
-`read` sees the tables that it names, `metrics` the figures (which name every table and consumer), `admin` may do
-everything. What is shown is compared with every token of the file by `hmac.compare_digest`, also after one was found,
-and also if none is there, so that the time it takes says nothing.
+`read` sees the tables that it names, and is any consumer, or those alone that `consumers` names; `metrics` sees the
+figures (which name every table and consumer), `admin` may do everything. What is shown is compared with every token of
+the file by `hmac.compare_digest`, also after one was found, and also if none is there, so that the time it takes says
+nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -38,6 +41,7 @@ Role = Literal["read", "metrics", "admin"]
 
 _LONGEST = 256  # signs of what a client may show; the hash of more is not taken
 _NOBODYS = hashlib.sha256(b"").digest()
+_CONSUMERS = re.compile(r"[A-Za-z0-9_.*-]{1,64}\Z")
 _PATTERN = re.compile(r"(\*|[^.*?\[\]!]+)\.(\*|[^.*?\[\]!]+)\Z")  # what a client may ask for
 
 
@@ -50,6 +54,18 @@ def _moment(value: object) -> object:
     return value
 
 
+def checked_consumers(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Patterns of consumers' names.
+
+    Raises:
+        ValueError: one is none.
+    """
+    for pattern in patterns:
+        if not _CONSUMERS.match(pattern):
+            raise ValueError(f"{pattern[:64]!r} should be a consumer's name, or the beginning of one as in orders-*")
+    return patterns
+
+
 class _Entry(BaseModel):
     """One section of the file."""
 
@@ -57,6 +73,7 @@ class _Entry(BaseModel):
 
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     tables: Annotated[tuple[str, ...], AfterValidator(checked_patterns)] = ()
+    consumers: Annotated[tuple[str, ...], AfterValidator(checked_consumers)] | None = None
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("read",)
     expires: Annotated[datetime | None, BeforeValidator(_moment)] = None
 
@@ -71,6 +88,7 @@ class Token:
         tables: patterns that `read` sees: `schema.table`, `schema.*` or `*.*`.
         roles: what it may do.
         expires: Unix seconds; None: never.
+        consumers: patterns of the names under which it may report; None: any.
     """
 
     name: str
@@ -78,6 +96,7 @@ class Token:
     tables: tuple[str, ...]
     roles: frozenset[Role]
     expires: float | None
+    consumers: tuple[str, ...] | None = None
 
     def expired(self, now: float) -> bool:
         """Whether it counts no more."""
@@ -92,11 +111,13 @@ class Grant:
         name: of the token; empty where no token is asked for.
         tables: patterns.
         roles: what it may do.
+        consumers: patterns of the names under which it may report; None: any.
     """
 
     name: str
     tables: tuple[str, ...]
     roles: frozenset[Role]
+    consumers: tuple[str, ...] | None = None
 
     @property
     def everything(self) -> bool:
@@ -106,6 +127,12 @@ class Grant:
     def may(self, role: Role) -> bool:
         """Whether it has a role; an admin has all."""
         return role in self.roles or "admin" in self.roles
+
+    def reports_as(self, consumer: str) -> bool:
+        """Whether it may be a consumer of this name."""
+        if self.consumers is None or "admin" in self.roles:
+            return True
+        return any(_consumers_of(pattern).fullmatch(consumer) for pattern in self.consumers)
 
     def sees(self, table: str) -> bool:
         """Whether all that a pattern (or a table's name) stands for, now and later, lies inside the scope.
@@ -133,7 +160,12 @@ EVERYBODY = Grant("", ("*.*",), frozenset(("read", "metrics", "admin")))
 
 def grant_of(token: Token) -> Grant:
     """What a token gives."""
-    return Grant(token.name, token.tables, token.roles)
+    return Grant(token.name, token.tables, token.roles, token.consumers)
+
+
+@lru_cache(maxsize=1024)
+def _consumers_of(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(part) for part in pattern.split("*")))
 
 
 def _covers(scope: str, namespace: str, name: str) -> bool:
@@ -206,7 +238,8 @@ def _token(name: str, section: object, where: str) -> Token:
         mend = 'write tables = ["public.orders"], or ["*.*"] for all'
         raise ConfigError("a token that reads names no tables", where=where, mend=mend)
     expires = entry.expires.timestamp() if entry.expires else None
-    return Token(name, bytes.fromhex(entry.sha256), entry.tables, frozenset(entry.roles), expires)
+    digest, roles = bytes.fromhex(entry.sha256), frozenset(entry.roles)
+    return Token(name, digest, entry.tables, roles, expires, entry.consumers)
 
 
 def section_of(token: Token) -> str:
@@ -214,6 +247,8 @@ def section_of(token: Token) -> str:
     lines = [f"[{_key(token.name)}]", f'sha256 = "{token.digest.hex()}"']
     if token.tables:
         lines.append(f"tables = [{', '.join(map(_string, token.tables))}]")
+    if token.consumers is not None:
+        lines.append(f"consumers = [{', '.join(map(_string, token.consumers))}]")
     lines.append(f"roles = [{', '.join(_string(role) for role in sorted(token.roles))}]")
     if token.expires is not None:
         lines.append(f"expires = {datetime.fromtimestamp(token.expires, UTC):%Y-%m-%dT%H:%M:%SZ}")

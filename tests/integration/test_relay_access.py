@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.guarded_relay import GuardedRelay, listened, new_token, token_section
+from support.relay_log import table_schema
 from support.waiting import wait_for
 from walbus.config import RelayConfig
 from walbus.errors import ConfigError
@@ -20,6 +22,8 @@ from walbus.record_parser import RecordParser
 from walbus.records import Kind, iter_changes
 from walbus.relay import serve_relay
 from walbus.relay.access import RULES, Need
+from walbus.relay.tokens import Token, digest_of, section_of
+from walbus.schema import Column
 
 pytestmark = pytest.mark.one_version
 
@@ -269,3 +273,59 @@ def test_insecure_is_said_loudly(tmp_path):
         )  # fmt: skip
     (line,) = [event for event in events if "INSECURE" in event["event"]]
     assert (line["level"], line["without"]) == ("warning", "tokens and TLS")
+
+
+BODY = json.dumps(
+    {
+        "session": "1", "begins": True, "log_id": "", "phase": "online", "last_done": "1:0/10:1", "seq": 0,
+        "generation": 0, "whole": True,
+    }
+)  # fmt: skip
+
+
+def status_of(relay: GuardedRelay, method: str, path: str, token: str, body: str | None = None) -> tuple[int, dict]:
+    connection = relay.connection()
+    connection.request(method, path, body, {"Authorization": f"Bearer {token}"})
+    response = connection.getresponse()
+    said = json.loads(response.read()) if response.status != 200 or method == "PUT" else {}
+    connection.close()
+    return response.status, said
+
+
+def test_a_token_reports_and_streams_under_the_names_of_its_consumers_alone(tmp_path):
+    secret, any_name = new_token(), new_token()
+    relay = GuardedRelay(tmp_path, {})
+    bound = Token("bound", digest_of(secret), ("public.orders",), frozenset(("read",)), None, ("orders-*",))
+    relay.token_file.write_text(section_of(bound) + token_section("free", any_name, ["public.orders"]))
+    with relay:
+        for name, expected in [("orders-cache", 200), ("search", 403)]:
+            for method, path, body in [
+                ("PUT", f"/v1/consumers/{name}", BODY),
+                ("GET", f"/v1/stream?tables=public.orders&follow=false&name={name}", None),
+            ]:
+                status, said = status_of(relay, method, path, secret, body)
+                assert status == expected, (path, said)
+                if expected == 403:
+                    assert (said["where"], "orders-*" in said["mend"]) == ("name", True)
+                assert status_of(relay, method, path, any_name, body)[0] == 200
+        assert status_of(relay, "GET", "/v1/stream?tables=public.orders&follow=false", secret)[0] == 200
+        assert status_of(relay, "GET", "/v1/consumers/search", secret)[0] == 200  # how far another one is may be asked
+
+
+def test_a_choice_of_columns_tells_nothing_of_tables_beyond_the_scope(tmp_path):
+    """Whether any other table has a column could be told from what is refused."""
+    with GuardedRelay(tmp_path, {"narrow": ["public.orders"], "all": ["*.*"]}) as relay:
+        hidden = dataclasses.replace(
+            table_schema("hidden", 9), columns=(*table_schema("h", 9).columns, Column("salary", 23, "int4", -1, False))
+        )
+        relay.writer.schemas.register(hidden)
+        asked = "/v1/stream?follow=false&tables=public.orders&columns=*.*"
+        answers = [
+            relay.json(f"{asked}(id,{column})", token=relay.tokens["narrow"]) for column in ("salary", "nothing")
+        ]
+        assert [status for status, _ in answers] == [400, 400]
+        assert answers[0][1]["error"].replace("salary", "nothing") == answers[1][1]["error"]
+        assert relay.get("/v1/stream?follow=false&columns=*.*(id,salary)", token=relay.tokens["all"])[0] == 200
+        beyond = "/v1/stream?follow=false&tables=public.orders&columns=public.hidden"
+        for column in ("salary", "nothing"):
+            assert relay.get(f"{beyond}({column})", token=relay.tokens["narrow"])[0] == 200

@@ -202,3 +202,49 @@ def test_whatever_looks_like_a_token_is_starred_in_every_line():
     structlog.get_logger("walbus.test").warning("odd", header=f"Bearer {secret}", authorization=secret)
     assert "odd" in said.getvalue()
     assert secret not in said.getvalue()
+
+
+def consumers_of(*patterns: str) -> Grant:
+    return Grant("t", ("*.*",), READ, patterns)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "name", "may"),
+    [
+        (("orders-cache",), "orders-cache", True),
+        (("orders-cache",), "orders-cache2", False),
+        (("orders-*",), "orders-", True),
+        (("orders-*",), "orders-cache", True),
+        (("orders-*",), "borders-cache", False),
+        (("*",), "anything", True),
+        (("*-cache", "search"), "orders-cache", True),
+        (("*-cache", "search"), "search", True),
+        (("*-cache", "search"), "search-2", False),
+        (("a.b",), "a.b", True),
+        (("a.b",), "axb", False),
+        ((), "anything", False),
+    ],
+)
+def test_a_token_is_the_consumers_that_its_patterns_name_and_no_other(patterns, name, may):
+    assert consumers_of(*patterns).reports_as(name) is may
+
+
+def test_without_consumers_a_token_is_any_of_them_and_an_admin_is_whatever_it_names():
+    assert grant("public.orders").reports_as("anything")
+    assert EVERYBODY.reports_as("anything")
+    assert Grant("t", (), frozenset(("admin",)), ("orders-*",)).reports_as("anything")
+
+
+def test_the_consumers_of_a_token_stand_in_the_file_and_are_read_from_it():
+    token = Token("t", digest_of("x"), ("*.*",), READ, None, ("orders-*", "search"))
+    assert 'consumers = ["orders-*", "search"]\n' in section_of(token)
+    assert parse_tokens(section_of(token), "f") == (token,)
+    nobody = Token("t", digest_of("x"), ("*.*",), READ, None, ())
+    assert parse_tokens(section_of(nobody), "f") == (nobody,)
+
+
+@pytest.mark.parametrize("pattern", ["", "orders cache", "orders/*", "x" * 65, "ä"])
+def test_a_pattern_that_no_consumer_could_have_is_refused_with_its_section(pattern):
+    text = f'[t]\nsha256 = "{"0" * 64}"\ntables = ["*.*"]\nconsumers = ["{pattern}"]\n'
+    with pytest.raises(ConfigError, match=r"consumers: .*should be a consumer's name.*section \[t\]"):
+        parse_tokens(text, "f")

@@ -29,13 +29,17 @@ def _tokens() -> None:
 
 
 @app.command("new")
-def new(
+def new(  # noqa: PLR0913, PLR0917 - the command's options
     name: Annotated[str, typer.Argument(metavar="NAME", help="Stands in audit lines; is no secret.")],
     tables: Annotated[
         list[str] | None, typer.Option(metavar="T", help="schema.table, schema.* or *.*; may be repeated.")
     ] = None,
     roles: Annotated[
         list[str] | None, typer.Option("--role", metavar="R", help="read (default), metrics, admin; may be repeated.")
+    ] = None,
+    consumers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="C", help="Names of consumers that it may report as, as in orders-*; default: any."),
     ] = None,
     expires: Annotated[
         str | None, typer.Option(metavar="WHEN", help="A date, a time, or days from now as in 90d; default: never.")
@@ -48,7 +52,7 @@ def new(
     from walbus.relay.tokens import PREFIX, RANDOM_BYTES, section_of  # noqa: PLC0415 - a command loads what it needs
 
     secret = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
-    section = section_of(_token(name, secret, tables or [], roles or ["read"], expires))
+    section = section_of(_token(name, secret, tables or [], roles or ["read"], consumers, expires))
     if file is None:
         typer.echo(f"{section}\nAppend these lines to the tokens_file. The token, which is shown only now:", err=True)
     else:
@@ -58,7 +62,9 @@ def new(
     typer.echo(secret)
 
 
-def _token(name: str, secret: str, tables: list[str], roles: list[str], expires: str | None) -> Token:
+def _token(  # noqa: PLR0913, PLR0917 - those of `new`
+    name: str, secret: str, tables: list[str], roles: list[str], consumers: list[str] | None, expires: str | None
+) -> Token:
     """The token as the file has it.
 
     Raises:
@@ -71,7 +77,7 @@ def _token(name: str, secret: str, tables: list[str], roles: list[str], expires:
     unknown = [role for role in roles if role not in get_args(Role)]
     if unknown:
         raise UsageError(f"{unknown[0]!r} is no role", where="--role", mend=f"use {', '.join(get_args(Role))}")
-    listed = tuple(part.strip() for table in tables for part in table.split(",") if part.strip())
+    listed = _listed(tables)
     if listed:
         try:
             checked_patterns(listed)
@@ -79,7 +85,24 @@ def _token(name: str, secret: str, tables: list[str], roles: list[str], expires:
             raise UsageError(str(error), where="--tables", mend="write it as in public.orders") from None
     elif "read" in roles:
         raise UsageError("a token that reads names its tables", where="--tables", mend="*.* stands for all")
-    return Token(name, digest_of(secret), listed, frozenset(r for r in get_args(Role) if r in roles), _end(expires))
+    given = frozenset(r for r in get_args(Role) if r in roles)
+    return Token(name, digest_of(secret), listed, given, _end(expires), _consumers(consumers))
+
+
+def _consumers(given: list[str] | None) -> tuple[str, ...] | None:
+    """The patterns of `--consumers`."""
+    from walbus.relay.tokens import checked_consumers  # noqa: PLC0415
+
+    if given is None:
+        return None
+    try:
+        return checked_consumers(_listed(given))
+    except ValueError as error:
+        raise UsageError(str(error), where="--consumers", mend="write it as in orders-cache or orders-*") from None
+
+
+def _listed(given: list[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
 
 
 def _end(text: str | None) -> float | None:
