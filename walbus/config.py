@@ -109,7 +109,7 @@ class SourceConfig(BaseModel):
 
     model_config = _STRICT
 
-    dsn: SecretStr
+    dsn: SecretStr  #: not required beside `relay.upstream`, and empty then
     slot: str = Field("walbus", pattern=_NAME)
     publication: str = Field("walbus", pattern=_NAME)
     tables: SourcePatterns = ("public.*",)  #: `schema.table` or `schema.*`
@@ -118,6 +118,11 @@ class SourceConfig(BaseModel):
     failover: bool = True  #: from PostgreSQL 17 on, a new slot is copied to standbys that synchronize slots
     catch_up: bool = True  #: read a large backlog in steps, faster than the walsender sends it
     catch_up_step_bytes: int = Field(128 << 20, ge=1 << 20)  #: WAL of the first step; steps grow
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a database to reach; a relay that copies another one's log needs none."""
+        return bool(self.dsn.get_secret_value())
 
 
 class ServerConfig(BaseModel):
@@ -228,6 +233,14 @@ class Settings(BaseSettings):
     client: ClientConfig = ClientConfig()
     consumer: dict[ConsumerName, ConsumerConfig] = Field(default_factory=dict)
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_copy_needs_no_source(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was given
+        relay, source = values.get("relay"), values.get("source", {})
+        if isinstance(relay, Mapping) and relay.get("upstream") and isinstance(source, Mapping):
+            return {**values, "source": {"dsn": "", **source}}
+        return values
 
     @property
     def relay_dir(self) -> Path:

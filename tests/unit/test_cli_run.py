@@ -54,6 +54,9 @@ def test_the_default_file_is_wanted_unless_the_environment_names_the_source(
     assert chosen_file(None) == DEFAULT_FILE
     monkeypatch.setenv("WALBUS_SOURCE__DSN", "host=db")
     assert chosen_file(None) is None
+    monkeypatch.delenv("WALBUS_SOURCE__DSN")
+    monkeypatch.setenv("WALBUS_RELAY__UPSTREAM", "http://10.0.0.1:7070")
+    assert chosen_file(None) is None
     DEFAULT_FILE.touch()
     assert chosen_file(None) == DEFAULT_FILE
     assert chosen_file(Path("other.toml")) == Path("other.toml")

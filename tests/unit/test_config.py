@@ -89,6 +89,24 @@ def test_a_missing_dsn_says_where_to_write_it(file: Path) -> None:
     assert "WALBUS_SOURCE__DSN" in line
 
 
+def test_a_relay_that_copies_another_one_needs_no_dsn(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = '[relay]\nupstream = ["http://10.0.0.1:7070"]\n'
+    settings = loaded(file, upstream)
+    assert not settings.source.known
+    assert loaded(file, "[source]\nslot = 's'\n" + upstream).source.slot == "s"
+    assert loaded(file, DSN + upstream).source.known
+    monkeypatch.setenv("WALBUS_RELAY__UPSTREAM", "http://10.0.0.1:7070")
+    assert not load_settings(None).source.known
+    monkeypatch.setenv("WALBUS_SOURCE__DSN", "host=db")
+    assert load_settings(None).source.known
+
+
+def test_a_missing_dsn_beside_an_empty_upstream_is_missed(file: Path) -> None:
+    (line,) = problems(file, "[relay]\nupstream = []\n")
+    assert "source" in line
+    assert "WALBUS_SOURCE__DSN" in line
+
+
 def test_a_wrong_value_is_shown_with_its_mend(file: Path) -> None:
     (line,) = problems(file, DSN + '[bootstrap]\nworkers = "two"\n')
     assert "'two'" in line

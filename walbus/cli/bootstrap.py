@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from walbus.cli.options import ConfigFile, start_room
+from walbus.cli.options import ConfigFile, require_source, start_room
 from walbus.cli.stopping import stop_event
 
 
@@ -12,6 +12,7 @@ def command(context: typer.Context, config: ConfigFile = None) -> None:
     """Keep the latest row of every key, and serve snapshots to late consumers."""
     stop = stop_event()
     settings = start_room(context, config, "bootstrap")
+    require_source(settings, "bootstrap")
     from walbus.bootstrap import run_bootstrap  # noqa: PLC0415 - a command loads its own room alone
     from walbus.relay import open_reader  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ import typer
 from pydantic import SecretStr
 
 from walbus.cli.failures import reporter_of
-from walbus.cli.options import ConfigFile, chosen_file, load, secrets_of
+from walbus.cli.options import ConfigFile, chosen_file, load, require_source, secrets_of
 from walbus.diagnostics import Redactor, passwords_in
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def command(
 ) -> int:
     """Check the source and this machine; print the SQL or setting that mends each finding."""
     settings = load(context, config)
+    require_source(settings, "walbus doctor")
     redactor = Redactor([*secrets_of(settings), *passwords_in(admin or "")])
     reporter_of(context).redactor = redactor
     from walbus.cli.doctor_examination import examined  # noqa: PLC0415 - the other commands need no driver

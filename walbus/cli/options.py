@@ -1,7 +1,8 @@
 """Options that commands share, and what each command does with them first.
 
 `-c FILE` names the configuration. Without it, `./walbus.toml` is read; where that file does not exist and the
-environment names the source (`WALBUS_SOURCE__DSN`), the environment alone is the configuration, as in a container.
+environment names the source (`WALBUS_SOURCE__DSN`), or the relay to copy from (`WALBUS_RELAY__UPSTREAM`), the
+environment alone is the configuration, as in a container.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from walbus.diagnostics import Redactor, configure_logging, passwords_in
 from walbus.errors import ConfigError
 
 DEFAULT_FILE = Path("walbus.toml")
+_ENOUGH = ("WALBUS_SOURCE__DSN", "WALBUS_RELAY__UPSTREAM")  # either makes the environment a configuration
 
 ConfigFile = Annotated[
     Path | None,
@@ -31,7 +33,7 @@ def chosen_file(given: Path | None) -> Path | None:
     """The configuration's file; None for the environment alone."""
     if given is not None:
         return given
-    if not DEFAULT_FILE.exists() and os.environ.get("WALBUS_SOURCE__DSN"):
+    if not DEFAULT_FILE.exists() and any(os.environ.get(variable) for variable in _ENOUGH):
         return None
     return DEFAULT_FILE
 
@@ -45,6 +47,21 @@ def load(context: typer.Context, given: Path | None) -> Settings:
     settings = load_settings(chosen_file(given))
     reporter_of(context).redactor = Redactor(secrets_of(settings))
     return settings
+
+
+def require_source(settings: Settings, who: str) -> None:
+    """Makes sure that there is a source to reach, which a relay that copies another one's log may do without.
+
+    Args:
+        settings: the configuration.
+        who: what reads the source, for the error.
+
+    Raises:
+        ConfigError: the source is not named.
+    """
+    if not settings.source.known:
+        mend = 'write dsn = "postgresql://…" under [source], or set WALBUS_SOURCE__DSN'
+        raise ConfigError(f"missing key: {who} reads the source", where="key source.dsn", mend=mend)
 
 
 def start_room(context: typer.Context, given: Path | None, room: str) -> Settings:

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from walbus.cli.children import Launch, Output, ProcessGroup
-from walbus.cli.options import ConfigFile, chosen_file, start_room
+from walbus.cli.options import ConfigFile, chosen_file, require_source, start_room
 from walbus.cli.supervisor import Child, Supervisor
 from walbus.config import ServerConfig, Settings
 from walbus.diagnostics import resolved_format
@@ -24,6 +24,8 @@ _CONSUMERS, _BOOTSTRAP, _RELAY, _CAPTURE = range(4)
 def command(context: typer.Context, config: ConfigFile = None) -> int:
     """Run all rooms, one process each: restart what dies, stop in order on SIGTERM or Ctrl-C."""
     settings = start_room(context, config, "run")
+    if settings.bootstrap.enabled:
+        require_source(settings, "bootstrap, unless bootstrap.enabled = false,")
     check_addresses(settings)
     check_sinks(settings)
     children = children_of(settings, chosen_file(config))

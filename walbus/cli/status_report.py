@@ -77,7 +77,9 @@ def consumers_of(configured: dict[str, Part], known: Sequence[Part]) -> dict[str
 
 
 def _source(source: SourceConfig) -> Part:
-    """The slot, as the source sees it."""
+    """The slot, as the source sees it; off where a relay copies another one's log and knows no source."""
+    if not source.known:
+        return {"state": "off"}
     try:
         with psycopg.connect(
             source.dsn.get_secret_value(),

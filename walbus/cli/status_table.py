@@ -54,7 +54,9 @@ def _why_down(part: Mapping[str, Any]) -> str:
 
 
 def _source(part: Mapping[str, Any]) -> _Cells:
-    slot = part.get("slot", {})
+    if "slot" not in part:
+        return _Cells()
+    slot = part["slot"]
     if slot.get("missing"):
         return _Cells(details=f"there is no slot {slot['slot_name']}")
     details = f"slot {slot.get('slot_name')} {'active' if slot.get('active') else 'not active'}"
