@@ -25,10 +25,11 @@ USER walbus
 WORKDIR /var/lib/walbus
 VOLUME /var/lib/walbus
 EXPOSE 7070 7071
-# Ready means: the log exists and its end is known, so that a reader can start. A container without the relay needs another
-# check, or --no-healthcheck.
-HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=6 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7070/readyz', timeout=2)"]
+# Ready means: the log exists and its end is known, so that a reader can start. Address and TLS are the configuration's; a
+# relay that asks clients for certificates (tls_client_ca) is shown that of [client]. A container without the relay needs
+# another check, or --no-healthcheck.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=4 \
+    CMD file=/etc/walbus/walbus.toml; if [ -e $file ]; then walbus ready -c $file; else walbus ready; fi
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["walbus"]
 CMD ["run", "-c", "/etc/walbus/walbus.toml"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -27,7 +28,15 @@ def test_the_containers_configuration_is_valid(monkeypatch: pytest.MonkeyPatch) 
     check_sinks(settings)
     assert settings.relay.listen.endswith(":7070")
     assert settings.bootstrap.listen.endswith(":7071")
-    assert ":7070/readyz" in DOCKERFILE
+
+
+def test_the_image_is_healthy_when_the_relay_of_its_configuration_is_ready() -> None:
+    check = re.search(r"^HEALTHCHECK .*\\\n\s+CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    assert check is not None
+    assert "walbus ready -c $file" in check[1]
+    command = re.search(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    assert command is not None
+    assert json.loads(command[1]) == ["run", "-c", re.findall(r"file=(\S+);", check[1])[0]]
 
 
 def test_the_image_does_not_run_as_root() -> None:

@@ -18,6 +18,7 @@ from walbus.cli.doctor import command as doctor
 from walbus.cli.failures import Reporter, reporter_of, run_reported
 from walbus.cli.log import app as log
 from walbus.cli.promote import command as promote
+from walbus.cli.ready import command as ready
 from walbus.cli.relay import command as relay
 from walbus.cli.run import command as run
 from walbus.cli.status import command as status
@@ -44,6 +45,7 @@ app.command("doctor")(doctor)
 app.command("promote")(promote)
 app.command("tail")(tail)
 app.command("status")(status)
+app.command("ready")(ready)
 app.add_typer(log, name="log")
 app.add_typer(token, name="token")
 
