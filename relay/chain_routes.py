@@ -1,6 +1,7 @@
 """Routes for relays that copy this one's log: `/v1/chain…`; `walbus.relay.upstream` is the other side.
 
-A required standby reads up to the durable end, and everybody else, chained relays too, up to what is served.
+A required standby reads up to the durable end, and everybody else, chained relays too, up to what is served. So whoever
+asks under a required standby's name needs the role `admin`, as for the reports by which confirming and serving go on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from walbus.relay.gauges import Figures
 from walbus.relay.http import RequestError, json_response
 from walbus.relay.lineage import BEGIN_ANEW, read_lineage
 from walbus.relay.reader import FileLogReader
-from walbus.relay.standbys import Standbys, parse_tip, tip_document
+from walbus.relay.standbys import Standbys, lies_beyond, parse_tip, tip_document
 from walbus.relay.streams import StreamServer
 from walbus.relay.upstream import Origin, origin_document
 
@@ -119,7 +120,7 @@ class ChainRoutes:
         if (document.get("log_id"), document.get("term")) != ours:
             raise RequestError(409, "the report is about another log, or another term of it", mend=BEGIN_ANEW)
         end = log.reader.tip()
-        if tip.position > end.position or (tip.position.epoch == end.position.epoch and tip.end_lsn > end.end_lsn):
+        if lies_beyond(tip, end):
             raise RequestError(409, f"the report is beyond the log's end, {end.position}", mend=BEGIN_ANEW)
         self._standbys.report(name, tip)
         self._moved()
@@ -139,4 +140,17 @@ class ChainRoutes:
         return self._whole() if self._is_required(request) else self._served()
 
     def _is_required(self, request: web.Request) -> bool:
-        return request.query.get("name", "") in self._standbys.required
+        name = request.query.get("name", "")
+        if name not in self._standbys.required:
+            return False
+        grant = granted(request)
+        if not grant.may("admin"):
+            raise AccessError(
+                403,
+                f"the token {grant.name} may not read as {name}, which is a required standby",
+                reason="role missing",
+                where="name",
+                mend="use one with the role admin, or another name (relay.name of the copy)",
+                token=grant.name,
+            )
+        return True

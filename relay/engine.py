@@ -17,7 +17,7 @@ from walbus.relay.recovery import NewLog, Opened, clean_up, create_log, recover
 from walbus.relay.retention import Retention, holds_folder
 from walbus.relay.schemas import schemas_folder
 from walbus.relay.segment import segments_folder
-from walbus.relay.standbys import Standbys
+from walbus.relay.standbys import Standbys, drop_reports_beyond
 from walbus.relay.tip import Tip
 from walbus.relay.writer import FileLogWriter, WriterSettings
 
@@ -131,6 +131,7 @@ def _open(folder: Path, files: Files, lease: Lease, new: NewLog) -> Opened:
     else:
         _check_source(manifest, new.source, folder)
         opened = recover(folder, files, lease, manifest, new.now)
+    drop_reports_beyond(folder, opened.mark.tip)
     lease.control.publish(opened.mark)
     lease.control.sync()
     write_manifest(files, folder, opened.manifest)

@@ -55,6 +55,7 @@ class ServedViews:
         self._waiting: deque[Mark] = deque()  # ends that have been seen and are not served yet
         self._served: Mark | None = None
         self._looked_up = -_LOOK_UP_SECONDS
+        self._writer_epoch = 0  # of the last view
 
     @property
     def control_path(self) -> Path:
@@ -65,6 +66,8 @@ class ServedViews:
         """The log now, up to what is served."""
         with self._lock:
             now = self._views.view()
+            if now.manifest.writer_epoch != self._writer_epoch:
+                self._begin(now)
             self._note(now.mark)
             moved = self._move()
             served = self._served
@@ -77,6 +80,14 @@ class ServedViews:
     def close(self) -> None:
         """Closes the control file."""
         self._views.close()
+
+    def _begin(self, now: LogView) -> None:
+        """A writer has opened the log, which may end before where it ended."""
+        self._writer_epoch = now.manifest.writer_epoch
+        self._standbys.look_again(now.mark.tip)
+        self._waiting.clear()
+        if self._served is not None and not _reaches(now, self._served):
+            self._served = None
 
     def _note(self, mark: Mark) -> None:
         last = self._waiting[-1] if self._waiting else self._served
@@ -111,6 +122,12 @@ class ServedViews:
         finally:
             cursor.close()
         return Mark(number, offset, held, 0, now.mark.generation)
+
+
+def _reaches(view: LogView, mark: Mark) -> bool:
+    """Whether an end that was remembered is in the log still."""
+    numbers = view.manifest.numbers
+    return mark.segment in numbers and mark.offset <= view.limit(numbers.index(mark.segment))
 
 
 def base_of(folder: Path, files: Files, view: LogView) -> Tip:

@@ -48,7 +48,7 @@ from walbus.relay.lineage import read_lineage
 from walbus.relay.listener import run_server
 from walbus.relay.openapi import openapi_document
 from walbus.relay.reader import FileLogReader
-from walbus.relay.standbys import Standbys
+from walbus.relay.standbys import Standbys, hold_for
 from walbus.relay.streams import StreamServer
 from walbus.relay.table_tally import TableFigures
 from walbus.schema import TableSchema
@@ -161,8 +161,7 @@ class RelayServer:
                 await attaching
             for streams in self._all_streams():
                 await streams.close()
-            if self._streams is not None:
-                await self._desk.close()
+            await self._desk.close()
         for reader in (self._reader, self._whole.reader if self._whole is not None else None):
             if reader is not None:
                 reader.close()
@@ -177,6 +176,7 @@ class RelayServer:
             stopping.set()
             return
         self._streams = StreamServer(reader, self._bootstrap_url, threads, stopping, self._desk)
+        hold_for(self._folder, self._standbys.required)
         if self._standbys.required:
             whole = open_reader(self._folder)
             self._whole = Served(whole, StreamServer(whole, self._bootstrap_url, threads, stopping, self._desk))
@@ -282,7 +282,7 @@ class RelayServer:
     async def _schema(self, request: web.Request) -> web.Response:
         text = request.match_info["id"]
         try:
-            schema = self._log_reader().schemas.get(int(text) if _NUMBER.match(text) else 0)
+            schema = self._log_reader().schemas.now(int(text) if _NUMBER.match(text) else 0)
         except KeyError:
             mend = "list the versions with /v1/schemas"
             raise RequestError(404, f"there is no schema {text[:20]!r}", where="id", mend=mend) from None

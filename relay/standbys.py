@@ -3,9 +3,12 @@
 A standby that is required (`relay.required_standbys`) reports how far its copy of the log is durable. The relay keeps
 the last report of each in a small file of the log's folder, which capture reads before it confirms
 (`walbus.capture.confirming`), and which outlives both processes. A report is about durable bytes, so an old one stays
-true; a missing one counts as nothing held.
+true; a missing one counts as nothing held. Only where the log itself lost durable bytes (a power loss, a volume that
+was restored) does a report lie beyond its end, and is about bytes that will be others: it is dropped when the log is
+opened.
 
-Retention waits for required standbys as it does for the bootstrap: each has a hold.
+Retention waits for required standbys as it does for the bootstrap: each has a hold, which holds everything until its
+first report.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import structlog
 from walbus.errors import InvalidText
 from walbus.log import StandbyBound
 from walbus.lsn import format_lsn, parse_lsn
-from walbus.position import parse_position
+from walbus.position import ORIGIN, parse_position
 from walbus.relay.retention import holds_folder
 from walbus.relay.tip import Tip
 from walbus.status import read_status, write_status
@@ -81,8 +84,67 @@ def read_report(folder: Path, name: str) -> Report | None:
         return None
 
 
+def _reports_folder(folder: Path) -> Path:
+    return folder / "standbys"
+
+
 def _report_path(folder: Path, name: str) -> Path:
-    return folder / "standbys" / f"{name}.json"
+    return _reports_folder(folder) / f"{name}.json"
+
+
+def _hold_path(folder: Path, name: str) -> Path:
+    return holds_folder(folder) / f"{_HOLD_PREFIX}{name}.json"
+
+
+def lies_beyond(held: Tip, end: Tip) -> bool:
+    """Whether a standby says that it holds more than there is."""
+    if held.position.epoch == end.position.epoch and held.end_lsn > end.end_lsn:
+        return True
+    return held.position > end.position
+
+
+def drop_reports_beyond(folder: Path, end: Tip) -> None:
+    """Forgets what standbys reported of bytes that the log has lost; when it is opened, before it is written to.
+
+    Args:
+        folder: of the log.
+        end: what is known at its durable end.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in _reports_folder(folder).glob("*.json"):
+        report = read_report(folder, path.stem)
+        if report is not None and lies_beyond(report.tip, end):
+            _tell_lost(path.stem, report.tip, end)
+            path.unlink(missing_ok=True)
+            _hold_path(folder, path.stem).unlink(missing_ok=True)
+
+
+def _tell_lost(name: str, held: Tip, end: Tip) -> None:
+    _log.error(
+        "standby_holds_what_the_log_lost",
+        standby=name,
+        held=str(held.position),
+        end=str(end.position),
+        note="nothing counts as held by it until it reports again",
+        mend="if it refuses to go on, move its folder away; or have it take over, since it holds more",
+    )
+
+
+def hold_for(folder: Path, required: tuple[str, ...]) -> None:
+    """Has retention wait for these standbys, from before their first reports on, and for no others."""
+    holds = {_hold_path(folder, name) for name in required}
+    try:
+        for path in holds_folder(folder).glob(f"{_HOLD_PREFIX}*.json"):
+            if path not in holds:
+                path.unlink(missing_ok=True)
+        for path in holds:
+            if not path.exists():
+                write_status(path, {"last_done": str(ORIGIN)})
+    except OSError as error:
+        note = "retention does not wait for required standbys until they report"
+        _log.error("standby_holds_not_written", folder=str(folder), error=error.strerror, note=note)
 
 
 class Standbys:
@@ -102,7 +164,6 @@ class Standbys:
         self._reports = {name: read_report(folder, name) for name in required}
         self._written = dict.fromkeys(required, 0.0)
         self._away: frozenset[str] = frozenset()
-        self._drop_old_holds()
 
     def report(self, name: str, tip: Tip) -> None:
         """A standby holds everything up to here durably.
@@ -119,6 +180,21 @@ class Standbys:
             if not 0 <= now - self._written[name] < _WRITE_SECONDS:
                 self._written[name] = now
                 self._write(name, tip, now)
+
+    def look_again(self, end: Tip) -> None:
+        """Another writer has opened the log, and dropped the reports of bytes that it lost.
+
+        Args:
+            end: what is known at the log's durable end by now.
+        """
+        with self._lock:
+            for name, known in self._reports.items():
+                kept = read_report(self._folder, name)
+                report = kept and (known or kept)
+                if report is not None and lies_beyond(report.tip, end):
+                    _tell_lost(name, report.tip, end)
+                    report = None
+                self._reports[name] = report
 
     def lowest(self) -> Tip | None:
         """What all required standbys hold; None if one of them has never reported."""
@@ -156,17 +232,7 @@ class Standbys:
 
     def _write(self, name: str, tip: Tip, now: float) -> None:
         write_status(_report_path(self._folder, name), {**tip_document(tip), "at": now})
-        write_status(self._hold(name), {"last_done": str(tip.position)})
-
-    def _hold(self, name: str) -> Path:
-        return holds_folder(self._folder) / f"{_HOLD_PREFIX}{name}.json"
-
-    def _drop_old_holds(self) -> None:
-        """A standby that is not required any more holds nothing."""
-        kept = {self._hold(name) for name in self.required}
-        for path in holds_folder(self._folder).glob(f"{_HOLD_PREFIX}*.json"):
-            if path not in kept:
-                path.unlink(missing_ok=True)
+        write_status(_hold_path(self._folder, name), {"last_done": str(tip.position)})
 
 
 def _order(tip: Tip) -> tuple[object, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -13,17 +15,19 @@ from pathlib import Path
 import pytest
 
 from support.chained_relay import ChainedRelay
+from support.guarded_relay import GuardedRelay
 from support.relay_log import SOURCE, schema_piece, table_schema, transaction
 from support.relay_server import Relay, fill
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
 from walbus.capture.confirming import Confirming
 from walbus.errors import LogDiverged
-from walbus.position import Position
+from walbus.position import Position, parse_position
 from walbus.records import Kind, Op, pack_change, read_header
 from walbus.relay.engine import open_writer
 from walbus.relay.promotion import promote
-from walbus.relay.standbys import Standbys, confirmable, read_report, tip_document
+from walbus.relay.retention import holds_folder, lowest_hold
+from walbus.relay.standbys import Standbys, confirmable, hold_for, read_report, tip_document
 from walbus.relay.tip import Tip
 from walbus.relay.writer import FileLogWriter
 
@@ -167,8 +171,97 @@ def test_a_late_copy_of_a_quiet_log_holds_all_of_it(relay: Relay, tmp_path: Path
         relay.writer.sync()
     settings = relay.writer._settings
     relay.writer._settings = dataclasses.replace(settings, retention=dataclasses.replace(settings.retention, bytes=1))
+    (holds_folder(relay.engine.folder) / "standby-b.json").unlink()  # as where the disk was nearly full
     assert relay.writer.trim(0.0) > Position(1, 0x10000, 0)
     copy = ChainedRelay(tmp_path / "b", [relay.port], name="b")
     end = relay.writer.bounds().end
     wait_for(lambda: relay.json("/v1/info")[1]["end"] == str(end), what="everything is served")
     copy.stop()
+
+
+def test_a_report_of_what_the_log_has_lost_is_dropped_when_it_is_opened(relay: Relay, tmp_path: Path) -> None:
+    """A volume that was restored: the same log, and fewer bytes than the standby holds."""
+    folder, restored = relay.engine.folder, tmp_path / "restored"
+    shutil.copytree(folder, restored, ignore=shutil.ignore_patterns("*.sock"))
+    relay.writer.append(transaction(0x10000, 2))
+    relay.writer.sync()
+    copy = ChainedRelay(tmp_path / "b", [relay.port], name="b")
+    copy.has(relay.writer.bounds().end)
+    wait_for(lambda: held_at(folder) == relay.writer.bounds().end, what="its report")
+    copy.stop()
+    shutil.copytree(folder / "standbys", restored / "standbys")
+    with closing(writer_in(restored)) as writer:  # capture: the source sends the commits again, and others
+        assert read_report(restored, "b") is None
+        assert confirmable(restored, ("b",), 0.0, 1).lsn == 0
+        common = writer.bounds().end
+        for lsn in (0x10000, 0x10100):
+            writer.append(transaction(lsn, 2, size=30))
+        writer.sync()
+        served = Relay(tmp_path / "c", restored, required_standbys=("b",))
+        try:
+            wait_for(lambda: served.get("/readyz")[0] == 200, what="the server finds the log")
+            assert parse_position(served.json("/v1/info")[1]["end"]) <= common
+        finally:
+            served.close()
+
+
+def test_a_relay_that_runs_drops_the_report_too_where_the_log_lost_what_was_durable(relay: Relay) -> None:
+    """The file is shorter than the end that was published, and capture finds that out when it opens the log."""
+    relay.engine.kill(relay.writer)
+    writer = relay.writer = relay.engine.open_writer()  # a new segment, which is cut below
+    common = writer.bounds().end
+    writer.append(transaction(0x10000, 2))
+    writer.sync()
+    assert reported(relay, writer.bounds().log_id, writer.durable) == 200
+    wait_for(lambda: relay.json("/v1/info")[1]["end"] == str(writer.bounds().end), what="it is served")
+    relay.engine.kill(writer)
+    active = relay.engine.segments()[-1]
+    os.truncate(active, active.stat().st_size - 10)
+    writer = relay.writer = relay.engine.open_writer()
+    assert writer.bounds().end == common
+    for lsn in (0x10000, 0x10100):
+        writer.append(transaction(lsn, 2, size=30))
+    writer.sync()
+    wait_for(lambda: relay.json("/v1/info")[1]["end"] != str(Position(1, 0x10000, 2)), what="it is served no more")
+    assert parse_position(relay.json("/v1/info")[1]["end"]) <= common
+    assert reported(relay, writer.bounds().log_id, writer.durable) == 200
+    wait_for(lambda: relay.json("/v1/info")[1]["end"] == str(writer.bounds().end), what="its next word counts")
+
+
+def writer_in(folder: Path) -> FileLogWriter:
+    return open_writer(folder, SOURCE, segment_bytes=64 << 10, retention_hours=1, retention_bytes=None)
+
+
+def test_retention_waits_for_a_required_standby_that_never_reported(relay: Relay, tmp_path: Path) -> None:
+    relay.engine.retention_bytes = 100_000
+    relay.engine.kill(relay.writer)
+    writer = relay.writer = relay.engine.open_writer()
+    for i in range(300):
+        writer.append(transaction(0x10000 + 16 * i, 2, size=1000))
+        writer.sync()
+    assert writer.trim(0.0) == Position(0, 0, 0)
+    copy = ChainedRelay(tmp_path / "b", [relay.port], name="b")
+    copy.has(writer.bounds().end)
+    wait_for(lambda: held_at(relay.engine.folder) == writer.bounds().end, what="its report")
+    assert writer.trim(0.0) > Position(0, 0, 0)
+    copy.stop()
+
+
+def test_capture_alone_has_retention_wait_for_a_standby_that_never_reported(tmp_path: Path) -> None:
+    hold_for(tmp_path, ("b", "c"))
+    assert lowest_hold(tmp_path) == Position(0, 0, 0)
+    hold_for(tmp_path, ())
+    assert lowest_hold(tmp_path) is None
+
+
+def test_only_an_admin_reads_under_the_name_of_a_required_standby(tmp_path: Path) -> None:
+    tokens = {"all": ["*.*"], "narrow": ["public.orders"], "admin": ()}
+    with GuardedRelay(tmp_path, tokens, required_standbys=("b",)) as relay:
+        for path in ("/v1/chain", "/v1/chain/stream", "/v1/chain/catalog"):
+            status, said = relay.json(f"{path}?name=b", token=relay.tokens["all"])
+            assert (status, said["where"]) == (403, "name"), path
+            assert relay.json(f"{path}?name=b", token=relay.tokens["narrow"])[0] == 403
+        assert relay.json("/v1/chain?name=b", token=relay.tokens["admin"])[1]["required"] is True
+        origin = relay.json("/v1/chain?name=other", token=relay.tokens["all"])[1]
+        assert origin["required"] is False
+        assert origin["tip"]["end"] == str(relay.writer.bounds().trimmed)  # nothing is held by b, so nothing is shown

@@ -34,6 +34,7 @@ def capture(settings: Settings, stop: threading.Event) -> None:
     from walbus.capture import CATALOG_FILE, run_capture  # noqa: PLC0415 - a command loads its own room alone
     from walbus.relay import open_writer  # noqa: PLC0415
     from walbus.relay.promotion import check_not_a_copy  # noqa: PLC0415
+    from walbus.relay.standbys import hold_for  # noqa: PLC0415
 
     relay = settings.relay
     _check_standbys(settings)
@@ -48,6 +49,7 @@ def capture(settings: Settings, stop: threading.Event) -> None:
     )
     gc.freeze()  # what was loaded stays until the end: the collector need not look at it, nor take it apart at the exit
     with closing(writer):
+        hold_for(settings.relay_dir, relay.required_standbys)
         run_capture(
             settings.source,
             writer,
