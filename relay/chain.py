@@ -5,12 +5,15 @@ copy ends. They are appended as they are, made durable in groups, and only then 
 to its readers. After a broken connection it goes on behind the last piece that it has, in the middle of a transaction
 too; after a crash behind its last whole transaction.
 
-The last record that is here is asked for again, and must come as the same bytes. So a copy never goes on with the log
-of a machine that was restored, or that went its own way after another one took over (`walbus.relay.lineage`).
+The last record that is here is asked for again, and must come as the same bytes (`walbus.relay.overlap`). So a copy
+never goes on with the log of a machine that was restored, or that went its own way after another one took over
+(`walbus.relay.lineage`). Where the two part within a transaction that has not ended, what is here of it is dropped, and
+they are compared at the last whole one.
 
 What passes (the upstream is away, restarts, is behind) is tried again with back-off, at the next address if there are
-several. What cannot pass ends the process once every address has refused for such a reason: another log, records that
-are not ours, a position that the upstream no longer holds.
+several. What cannot pass ends the process once every address has refused for such a reason (another log, records that
+are not ours, a position that the upstream no longer holds), or once the log's latest term has, and all other addresses
+are known to serve earlier ones.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from walbus.relay.engine import open_writer
 from walbus.relay.fs import Files, replace_whole
 from walbus.relay.lineage import BEGIN_ANEW, Lineage, read_lineage, write_lineage
 from walbus.relay.manifest import load_manifest
+from walbus.relay.overlap import LastRecords, just_before
 from walbus.relay.upstream import Origin, Upstream, UpstreamStream
 from walbus.relay.writer import FileLogWriter
 
@@ -59,8 +63,7 @@ _SYNC_SECONDS = 0.05
 _FULL_SECONDS = 0.5  # between two attempts to write to a full disk
 _CHORE_SECONDS, _TRIM_SECONDS = 1.0, 5.0
 _CATALOG_SECONDS = 10.0
-_MAX_ORDINAL = (1 << 32) - 1
-_FILTERED, _ASKED, _SCHEMA, _EPOCH = int(Flag.FILTERED), int(Flag.ASKED), int(Kind.SCHEMA), int(Kind.EPOCH)
+_FILTERED, _ASKED, _SCHEMA = int(Flag.FILTERED), int(Flag.ASKED), int(Kind.SCHEMA)
 _CATALOG_FILE = "catalog.json"
 
 
@@ -121,7 +124,8 @@ class Chain:
         self._ceiling = FIRST_PAUSE
         self._refused: dict[str, WalbusError] = {}  # by address: why it will never do
         self._last_reason: str | None = None
-        self._tail: list[bytes] = []  # what the log would repeat behind the last record that was appended
+        self._terms = self._known_terms()
+        self._last = LastRecords()
         now = self._pauses.monotonic()
         self._chored = self._trimmed = self._fetched = now
 
@@ -146,10 +150,16 @@ class Chain:
             if self._writer is not None:
                 self._writer.close()
 
+    def _known_terms(self) -> dict[str, int]:
+        """The term of the log that each upstream told last; from before this process, that of the one copied last."""
+        lineage = read_lineage(self._folder)
+        return {lineage.copy_of: lineage.term} if lineage.copy_of is not None else {}
+
     # --- one connection -----------------------------------------------------------------------------------------
 
     def _copy_from(self, upstream: Upstream) -> None:
         origin = upstream.origin()
+        self._terms[upstream.url] = origin.term
         writer = self._writer_for(origin, upstream)
         writer.sync()
         self._check_lineage(origin, upstream, writer)
@@ -217,11 +227,20 @@ class Chain:
             raise RelayUnavailable(f"it ends at {origin.tip.position}, before {writer.received}", where=upstream.url)
 
     def _place(self, origin: Origin, writer: FileLogWriter) -> tuple[Position, list[bytes]]:
-        """Where to go on ("last done"), and the records from there that are here already."""
+        """Where to go on ("last done"), and the records from there that are here already, and must come again."""
+        if writer.unfinished:
+            after = max(just_before(writer.received), origin.base.position)
+            if again := self._last.behind(after):
+                return after, again
+            writer.drop_unfinished()
+        after, again = self._durable_place(origin, writer)
+        self._last = LastRecords(again)
+        return after, again
+
+    @staticmethod
+    def _durable_place(origin: Origin, writer: FileLogWriter) -> tuple[Position, list[bytes]]:
         durable = writer.bounds().end
-        if writer.received != durable:  # in the midst of a transaction
-            return writer.received, list(self._tail)
-        before = _just_before(durable)
+        before = just_before(durable)
         if before >= origin.base.position:
             with suppress(PositionTrimmed):
                 return before, list(writer.records_after(before))
@@ -229,7 +248,7 @@ class Chain:
 
     def _adopt_layouts(self, upstream: Upstream, writer: FileLogWriter) -> None:
         for schema in upstream.schemas():
-            self._patiently(partial(writer.schemas.adopt, schema))
+            self._patiently(partial(writer.adopt, schema))
 
     def _fetch_catalog(self, upstream: Upstream) -> None:
         """Keeps what capture remembers of the source's catalog, so that a capture that takes over knows it too."""
@@ -252,7 +271,7 @@ class Chain:
                         gathered = max(gathered, 1)
                     continue
                 if overlap:
-                    _compare(record, overlap.popleft(), header, upstream)
+                    self._compare(record, overlap.popleft(), header, upstream, writer)
                     if not overlap:
                         watch.durable(writer.durable)
                     continue
@@ -272,13 +291,21 @@ class Chain:
             self._do_chores(writer, watch, upstream)
 
     def _append(self, writer: FileLogWriter, header: RecordHeader, record: bytes, origin: Origin) -> None:
-        if header.last != writer.received:
-            self._tail = []
-        if self._tail or header.kind in (_SCHEMA, _EPOCH):
-            self._tail.append(record)
         self._patiently(lambda: writer.append_copy(header, record))
+        self._last.note(header, record)
         if header.last > origin.tip.position:
             writer.note_announced(origin.tip.announced_schema)
+
+    @staticmethod
+    def _compare(theirs: bytes, ours: bytes, header: RecordHeader, upstream: Upstream, writer: FileLogWriter) -> None:
+        if theirs == ours:
+            return
+        if writer.unfinished:
+            writer.drop_unfinished()
+            what = f"the transaction at {header.last} is not the one of which a part had come, which is dropped"
+            raise RelayUnavailable(what, where=upstream.url)
+        what = f"the record at {header.last} is not the one that is here"
+        raise LogDiverged(what, where=upstream.url, mend=BEGIN_ANEW)
 
     @staticmethod
     def _has_passed(origin: Origin, writer: FileLogWriter, sign_of_life: RecordHeader) -> bool:
@@ -341,7 +368,7 @@ class Chain:
                 self._report.tell("stopped", str(error))
                 raise error
             self._refused[upstream.url] = error
-            if len(self._refused) == len(self._upstreams):
+            if self._nobody_is_left():
                 self._report.tell("stopped", str(error))
                 raise error
         else:
@@ -356,18 +383,15 @@ class Chain:
         self._ceiling = min(LONGEST_PAUSE, self._ceiling * 2)
         self._stop.wait(pause)
 
+    def _nobody_is_left(self) -> bool:
+        """Whether every upstream has refused, or is one of a term that ended before that of one that has.
 
-def _just_before(position: Position) -> Position:
-    """A "last done" position by which only what is at `position` is still to be read."""
-    if position.ordinal > 0:
-        return position._replace(ordinal=position.ordinal - 1)
-    return Position(position.epoch, max(position.commit_lsn - 1, 0), _MAX_ORDINAL if position.commit_lsn else 0)
-
-
-def _compare(theirs: bytes, ours: bytes, header: RecordHeader, upstream: Upstream) -> None:
-    if theirs != ours:
-        raise LogDiverged(
-            f"the record at {header.last} is not the one that is here", where=upstream.url, mend=BEGIN_ANEW
+        One that never told its term may have the log.
+        """
+        latest = max(self._terms.get(url, 0) for url in self._refused)
+        return all(
+            upstream.url in self._refused or self._terms.get(upstream.url, latest) < latest
+            for upstream in self._upstreams
         )
 
 

@@ -42,7 +42,8 @@ class TableFilter:
     def learn(self) -> None:
         """Takes new layouts into account: to be called for each SCHEMA record."""
         for schema in self._schemas.all():
-            if self._verdict(schema.id):
+            passes = self._verdicts[schema.id] = self._matches(schema.namespace, schema.name)
+            if passes:
                 self.bits |= 1 << schema.oid % 64
 
     def wants_change(self, op: int, table: int, schema_id: int) -> bool:

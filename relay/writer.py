@@ -38,6 +38,7 @@ from walbus.relay.sequence import Packed, Place, Sequence
 from walbus.relay.tip import Tip
 from walbus.relay.view import LogView
 from walbus.relay.wake import WakeServer
+from walbus.schema import TableSchema
 
 _log = structlog.get_logger(__name__)
 
@@ -152,6 +153,20 @@ class FileLogWriter:
         self._roll_if_full()
         self._put(packed)
         sequence.note_copied(header, packed)
+
+    def adopt(self, schema: TableSchema) -> None:
+        """Takes a layout of the log that this one is a copy of, under its number; durable when the call returns.
+
+        Raises:
+            LogDiverged: the records here are of another layout of this number.
+            LogFull, Fenced: as `append`.
+        """
+        self._schemas.adopt(schema, self._sequence.here.tip.announced_schema)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last record that was appended is of a transaction that has not ended."""
+        return self._sequence.open
 
     def drop_unfinished(self) -> None:
         """Forgets the pieces of a transaction that has not ended; where there is none, nothing happens."""

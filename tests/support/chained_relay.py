@@ -19,7 +19,7 @@ from typing import Any
 from support.relay_log import read_records
 from support.waiting import wait_for
 from walbus.config import RelayConfig
-from walbus.credentials import ANONYMOUS
+from walbus.credentials import ANONYMOUS, Credentials
 from walbus.position import Position, parse_position
 from walbus.relay import open_reader, serve_relay
 from walbus.relay.chain_service import serve_chained
@@ -35,21 +35,38 @@ def records_of(folder: Path) -> list[bytes]:
 class ChainedRelay:
     """`walbus relay` with an upstream.
 
+    Args:
+        folder: for log and status files.
+        upstream: ports on this machine, or URLs.
+        name: under which it copies.
+        credentials: what it shows to the upstream.
+        log: folder of its log; None for one in `folder`.
+        options: of `[relay]`.
+
     Attributes:
         log: folder of its log.
         port: of its server, once it listens.
         error: what ended it by itself.
     """
 
-    def __init__(self, folder: Path, upstream: Sequence[int], *, name: str = "relay", **options: Any) -> None:
-        self.log = folder / "log"
+    def __init__(
+        self,
+        folder: Path,
+        upstream: Sequence[int | str],
+        *,
+        name: str = "relay",
+        credentials: Credentials = ANONYMOUS,
+        log: Path | None = None,
+        **options: Any,
+    ) -> None:
+        self.log = log or folder / "log"
+        self._credentials = credentials
         self.status_dir = folder / "status"
         self.status_dir.mkdir(parents=True, exist_ok=True)
         self.config = RelayConfig(
-            listen="127.0.0.1:0",
-            upstream=tuple(f"http://127.0.0.1:{port}" for port in upstream),
+            upstream=tuple(one if isinstance(one, str) else f"http://127.0.0.1:{one}" for one in upstream),
             name=name,
-            **{"segment_bytes": 64 << 10, "retention_hours": 1e6, **options},
+            **{"listen": "127.0.0.1:0", "segment_bytes": 64 << 10, "retention_hours": 1e6, **options},
         )
         self.port = 0
         self.error: BaseException | None = None
@@ -65,7 +82,9 @@ class ChainedRelay:
             on_listening=self._listening,
         )  # fmt: skip
         try:
-            serve_chained(self.log, self.config, ANONYMOUS, status_dir=self.status_dir, stop=self._stop, serve=serve)
+            serve_chained(
+                self.log, self.config, self._credentials, status_dir=self.status_dir, stop=self._stop, serve=serve
+            )
         except BaseException as error:  # the test looks at it
             self.error = error
         finally:
