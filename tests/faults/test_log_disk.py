@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.relay_log import FileEngine, commits, piece, read_all, table_schema, transaction
+from support.small_disk import small_disk
 from walbus.errors import LogError, LogFull
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag
@@ -210,22 +210,15 @@ def test_an_unopened_log_on_a_full_disk_can_be_opened_later(engine, files):
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 2) as folder:
+        yield folder
 
 
-def test_on_a_small_disk_confirming_stops_readers_go_on_and_room_resumes_it(small_disk):
-    ballast = small_disk / "ballast"
+def test_on_a_small_disk_confirming_stops_readers_go_on_and_room_resumes_it(disk):
+    ballast = disk / "ballast"
     ballast.write_bytes(bytes(1 << 20))
-    engine = FileEngine(small_disk / "log", segment_bytes=256 << 10)
+    engine = FileEngine(disk / "log", segment_bytes=256 << 10)
     engine.retention_bytes = 400_000
     writer = engine.open_writer()
     reader = engine.open_reader()
@@ -247,8 +240,8 @@ def test_on_a_small_disk_confirming_stops_readers_go_on_and_room_resumes_it(smal
     engine.close()
 
 
-def test_retention_makes_room_on_a_disk_that_is_full_to_the_last_byte(small_disk):
-    engine = FileEngine(small_disk / "log", segment_bytes=256 << 10)
+def test_retention_makes_room_on_a_disk_that_is_full_to_the_last_byte(disk):
+    engine = FileEngine(disk / "log", segment_bytes=256 << 10)
     writer = engine.open_writer()
     lsn = 16
     with pytest.raises(LogFull):
@@ -256,7 +249,7 @@ def test_retention_makes_room_on_a_disk_that_is_full_to_the_last_byte(small_disk
             writer.append(transaction(lsn, size=20_000))
             writer.sync()
             lsn += 16
-    with pytest.raises(OSError, match="No space"), (small_disk / "ballast").open("wb", buffering=0) as ballast:
+    with pytest.raises(OSError, match="No space"), (disk / "ballast").open("wb", buffering=0) as ballast:
         while True:
             ballast.write(bytes(512))
     writer.trim(1e12)
