@@ -1,7 +1,8 @@
 """A chained relay takes over from one whose relay and capture were killed, under load, and no follower notices.
 
-Every follower has both addresses. At rest each of them has seen every change of the log once, in order, under the seq
-that the log of the standby gives it, and that log equals what a second slot saw.
+Every follower has both addresses: a few that use the library, with checkpoints, and a crowd that keeps nothing but the
+position that it has done. At rest each of them has seen every change of the log once, in order, under the seq that the
+log of the standby gives it, and that log equals what a second slot saw.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import httpx
 import pytest
 
 import walbus as library
+from support.crowd import Crowd, digest_of
 from support.database import Database
 from support.log_view import log_transactions
 from support.oracle import Oracle
@@ -161,7 +163,9 @@ def a_random_moment(rng: random.Random, longest: float = 1.0) -> None:
     time.sleep(rng.uniform(0.05, longest))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize(
+    ("kills", "many"), [(1, 100), pytest.param(12, 1000, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+)
 def test_a_standby_takes_over_from_a_killed_relay_and_no_follower_misses_or_repeats_a_change(
     database: Database,
     oracle: Callable[..., Oracle],
@@ -169,6 +173,7 @@ def test_a_standby_takes_over_from_a_killed_relay_and_no_follower_misses_or_repe
     sites: tuple[Site, Site],
     open_folder: Path,
     kills: int,
+    many: int,
 ) -> None:
     rng = random.Random(announced_seed("the kills"))
     first, second = sites
@@ -179,30 +184,36 @@ def test_a_standby_takes_over_from_a_killed_relay_and_no_follower_misses_or_repe
     truth = oracle("walbus")
     urls = [first.url, second.url]
     followers = [Follower(number, urls, open_folder / "checkpoints") for number in range(4)]
-    shop.start()
-    for _ in range(kills):  # before it comes to the worst
+    with Crowd([first.port, second.port], many) as crowd:
+        wait_for(lambda: crowd.error or crowd.connected == many, 60, what="the crowd is connected")
+        shop.start()
+        for _ in range(kills):  # before it comes to the worst
+            a_random_moment(rng)
+            site, room = rng.choice([(first, "capture"), (first, "relay"), (second, "relay")])
+            site.kill(room)
+            a_random_moment(rng, 0.3)
+            site.start(room)
+        wait_for(lambda: len(followers[0].seen) > 200, 60, what="followers read")
         a_random_moment(rng)
-        site, room = rng.choice([(first, "capture"), (first, "relay"), (second, "relay")])
-        site.kill(room)
-        a_random_moment(rng, 0.3)
-        site.start(room)
-    wait_for(lambda: len(followers[0].seen) > 200, 60, what="followers read")
-    a_random_moment(rng)
-    for room in rng.sample(["capture", "relay"], 2):
-        first.kill(room)
-    take_over(second, rng)
-    wait_for(second.streaming, 60, what="the second site streams")
-    a_random_moment(rng, 2.0)
-    shop.stop()
-    lsn = database.insert_lsn()
-    database.execute("UPDATE marker SET n = n + 1")
-    wait_for(lambda: second.end().commit_lsn >= lsn, 60, what="the log is complete")
+        for room in rng.sample(["capture", "relay"], 2):
+            first.kill(room)
+        take_over(second, rng)
+        wait_for(second.streaming, 60, what="the second site streams")
+        a_random_moment(rng, 2.0)
+        shop.stop()
+        lsn = database.insert_lsn()
+        database.execute("UPDATE marker SET n = n + 1")
+        wait_for(lambda: second.end().commit_lsn >= lsn, 60, what="the log is complete")
+        crowd.at(second.end())
+        found = crowd.digests()
+        assert crowd.moved == many
     last = changes_of(second.log)[-1]
     for follower in followers:
         wait_for(lambda f=follower: f.error or (f.seen and f.seen[-1] >= last), 60, what="a follower is at the end")
         follower.stop()
         assert follower.seen == changes_of(second.log)
     with closing(open_reader(second.log)) as reader:
+        assert found == {digest_of(read_records(reader))}
         assert log_transactions(reader) == truth.transactions()
     assert second.info()["term"] == 2
 
