@@ -6,6 +6,7 @@
     pure_filter the filter in Python; the reader of rows in Python is `walbus.values.avro_rows`
     pure_columns  rows as columns in Python
     pure_scan, pure_tally  records checked, and counted by table, in Python
+    copying     what a collector of copied rows does; pure_copied, copy_text in Python
     _core       all of it in C, one small optional extension:
       buffer.pxi  bytes in memory, CRC32C
       values.pxi  text to Avro; times.pxi has dates and times
@@ -19,6 +20,7 @@
       reader.pxi  rows to Python values
       columns.pxi rows to columns in Arrow's layout
       tally.pxi   changes counted by table
+      copied.pxi  rows of COPY to sorted entries
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
 a working tree `pip install -e .` builds the extension.
@@ -31,7 +33,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import records
-from walbus.native import pure, pure_columns, pure_filter, pure_scan, pure_tally
+from walbus.native import pure, pure_columns, pure_copied, pure_filter, pure_scan, pure_tally
+from walbus.native.copying import NewCopiedRows
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
 from walbus.native.reading import NewFilter, NewRowColumns, NewRowReader
 from walbus.values.avro_rows import AvroRows
@@ -53,6 +56,7 @@ class Implementation(NamedTuple):
     new_row_reader: NewRowReader
     new_row_columns: NewRowColumns
     tally_changes: Callable[[bytes, dict[int, tuple[int, int]]], None]
+    new_copied_rows: NewCopiedRows
 
 
 def pure_implementation(why: str) -> Implementation:
@@ -68,6 +72,7 @@ def pure_implementation(why: str) -> Implementation:
         AvroRows,
         pure_columns.RowColumns,
         pure_tally.tally_changes,
+        pure_copied.CopiedRows,
     )
 
 
@@ -92,6 +97,7 @@ def native_implementation() -> Implementation:
         core.RowReader,
         core.RowColumns,
         core.tally_changes,
+        core.CopiedRows,
     )
 
 
@@ -132,6 +138,9 @@ new_row_columns = _IN_USE.new_row_columns
 #: Adds records to the counts of changes and bytes by table; see `walbus.native.pure_tally`.
 tally_changes = _IN_USE.tally_changes
 
+#: Makes what collects a chunk's rows; see `walbus.native.copying`.
+new_copied_rows = _IN_USE.new_copied_rows
+
 
 def core_in_use() -> str:
     """Which core is in use, and why: `native`, `pure (WALBUS_PURE=1)`, `pure (extension not built)`, or another."""
@@ -142,6 +151,7 @@ __all__ = [
     "Core",
     "core_in_use",
     "good_records",
+    "new_copied_rows",
     "new_core",
     "new_filter",
     "new_row_columns",

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from walbus.native import interface, reading
+from walbus.native import copying, interface, reading
 
 INTERFACE: int
 Core: Callable[[], interface.Core]
 RecordFilter: reading.NewFilter
 RowReader: reading.NewRowReader
 RowColumns: reading.NewRowColumns
+CopiedRows: copying.NewCopiedRows
 
 spool_rows: interface.SpoolRows
 replay_rows: interface.ReplayRows

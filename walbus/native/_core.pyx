@@ -30,6 +30,7 @@ from libc.string cimport memcmp, memcpy, memset
 from walbus.compression import decompress
 from walbus.errors import DamagedRecord
 from walbus.log import Piece, Run
+from walbus.native.copy_text import encoded_line
 from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Drained, Transaction
 from walbus.native.reading import ALL_TABLES, ColumnBuffers, Outside, TakenRows
 from walbus.position import ORIGIN, Position
@@ -44,7 +45,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 9  # as in interface.py when this was built
+INTERFACE = 10  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -389,3 +390,4 @@ include "filter.pxi"
 include "reader.pxi"
 include "columns.pxi"
 include "tally.pxi"
+include "copied.pxi"

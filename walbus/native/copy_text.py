@@ -1,4 +1,4 @@
-"""COPY's text format, read: one line of `COPY ... TO STDOUT` to the texts of its columns. Pure.
+"""COPY's text format, read: one line of `COPY ... TO STDOUT` to the texts of its columns, and to key and row. Pure.
 
 A value's text is what its type's output function gives, the same that pgoutput sends, so a row that was copied and a
 row that was streamed encode to the same bytes.
@@ -10,8 +10,9 @@ import re
 from typing import cast
 
 from walbus.errors import ProtocolError
+from walbus.values import RowEncoder
 
-_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+_ESCAPE = re.compile(rb"\\(.?)", re.DOTALL)
 _ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v", b"\\": b"\\"}
 
 
@@ -33,6 +34,19 @@ def parse_line(line: bytes, columns: int) -> list[bytes | None]:
     if b"\\" in line:
         return [_unescape(text) for text in texts]
     return cast(list[bytes | None], texts)
+
+
+def encoded_line(encoder: RowEncoder, line: bytes, columns: int) -> tuple[bytes, bytes]:
+    """Memcomparable key and Avro row of one line.
+
+    Raises:
+        ProtocolError: as `parse_line`, or the key is NULL.
+    """
+    texts = parse_line(line, columns)
+    key = encoder.key(texts)
+    if key is None:
+        raise ProtocolError("rows of a table without a key cannot be kept")
+    return key, encoder.encode(texts)
 
 
 def _unescape(text: bytes) -> bytes | None:
