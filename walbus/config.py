@@ -178,8 +178,11 @@ class BootstrapConfig(ServerConfig):
     dir: Path | None = None  #: default: `bootstrap` in `data_dir`
     listen: Listen = "127.0.0.1:7071"
     workers: int = Field(2, ge=1, le=64)
-    chunk_rows: int = Field(20_000, ge=1)  #: rows aimed at in a seeding chunk
+    chunk_seconds: float = Field(1.0, gt=0, le=60)  #: how long a seeding chunk's transaction is to last
+    chunk_rows: int = Field(1_000_000, ge=1)  #: rows that it has at most
     max_rows_per_second: float | None = Field(None, gt=0)  #: throttle of seeding, all workers together
+    #: no chunk begins while more sessions of others than this run a statement at the source; default: no limit
+    max_active_sessions: int | None = Field(None, ge=0)
 
 
 class ConsumerConfig(BaseModel):
@@ -251,6 +254,11 @@ class Settings(BaseSettings):
     def bootstrap_dir(self) -> Path:
         """Folder of the bootstrap store."""
         return self.bootstrap.dir or self.data_dir / "bootstrap"
+
+    @property
+    def requests_dir(self) -> Path:
+        """Folder where `walbus snapshot` asks the bootstrap for tables."""
+        return self.data_dir / "requests"
 
     @property
     def spool_dir(self) -> Path:

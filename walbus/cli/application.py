@@ -21,6 +21,7 @@ from walbus.cli.promote import command as promote
 from walbus.cli.ready import command as ready
 from walbus.cli.relay import command as relay
 from walbus.cli.run import command as run
+from walbus.cli.snapshot import command as snapshot
 from walbus.cli.status import command as status
 from walbus.cli.tail import command as tail
 from walbus.cli.token import app as token
@@ -43,6 +44,7 @@ app.command("bootstrap")(bootstrap)
 app.command("consume")(consume)
 app.command("doctor")(doctor)
 app.command("promote")(promote)
+app.command("snapshot")(snapshot)
 app.command("tail")(tail)
 app.command("status")(status)
 app.command("ready")(ready)

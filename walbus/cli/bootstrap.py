@@ -22,6 +22,7 @@ def command(context: typer.Context, config: ConfigFile = None) -> None:
         folder=settings.bootstrap_dir,
         reader=lambda: open_reader(settings.relay_dir),
         holds_dir=settings.holds_dir,
+        requests_dir=settings.requests_dir,
         status_path=settings.status_dir / "bootstrap.json",
         stop=stop,
     )
