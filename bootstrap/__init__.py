@@ -2,16 +2,19 @@
 
 The way of the data, in the order of the files:
 
-    applier.py     the log's events                  ─┐
-                                                      ├─► ledger.py ─► staging.py ─► store.py (rocks.py, rocks_bulk.py)
-    seeder.py      what is to be seeded, and when     │      │
-      seeding.py   one job: plan, chunk, read again  ─┘      └─ fold.py: the rule of who wins
-        chunks.py, catalog.py, copytext.py: the source           entry.py, visibility.py: what it speaks of
+    applier.py     the log's events                    ─┐
+                                                        ├─► ledger.py ─► staging.py ─► store.py (rocks*.py)
+    seeder.py      what is to be seeded, and when       │      │           ▲
+      requests.py  who asks for it                      │      └─ fold.py: the rule of who wins
+      seeding.py   one job: plan, chunk, read again    ─┴─► bulk.py ───────┘ past the fold
+        chunks.py, catalog.py: the source; pace.py         entry.py, visibility.py: what the rule speaks of
+    generations.py      which generations a table has; the ledger's other half
     state.py, runs.py   where each table stands: stored, and at work
     serving.py     a view of the store as records ─► server.py (HTTP)
     service.py     the process
 
-`fold`, `visibility`, `entry`, `unseen`, `copytext` and `pace` do no I/O. `docs/bootstrap.md` explains the rule.
+`fold`, `visibility`, `entry`, `unseen` and `pace` do no I/O; COPY's rows are encoded by
+`walbus.native`. `docs/bootstrap.md` explains the rule.
 """
 
 from __future__ import annotations

@@ -8,9 +8,12 @@ For a consistent table an event is written blindly: what it says is the state, w
 left a TOASTed value out reads first. While a table is seeded, every event reads the key's entry and follows
 `walbus.bootstrap.fold`.
 
-An EPOCH record that names tables says that a failover lost transactions which are folded into them: their rows go, and
-they are seeded again. Lost transactions are not waited for any more either: nobody will ever see them. A SCHEMA record
-may say the same of one table, of which a statement changed rows without an event (`walbus.bootstrap.reseed`).
+A table may have two generations (`walbus.bootstrap.generations`); each event is folded into both, by the rule of each.
+
+An EPOCH record that names tables says that a failover lost transactions which are folded into them: their rows are
+wrong, and they are seeded again. Lost transactions are not waited for any more either: nobody will ever see them. A
+SCHEMA record may say of one table that a statement changed rows without an event (`walbus.bootstrap.reseed`): its rows
+are stale. A seeding that began before such a record begins again.
 
 A batch ends between two transactions if it can; one that is larger than `MAX_BATCH_BYTES` is cut, and readers are
 shown the state before that transaction until it is complete (`Store`).
@@ -55,6 +58,7 @@ _INSERT, _UPDATE, _DELETE, _TRUNCATE = int(Op.INSERT), int(Op.UPDATE), int(Op.DE
 READ_BYTES = 1 << 20
 MAX_BATCH_BYTES = 8 << 20
 _IDLE_WAIT = 0.5
+_LOST = "a failover lost transactions that it held"
 _SHORTEST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 
@@ -79,7 +83,7 @@ class EventFolder:
             stage = Stage(ledger.store)
             whole: bool | None = None
             unseen_before = ledger.unseen
-            touched: dict[int, TableRun] = {}
+            touched: dict[bytes, TableRun] = {}
             done = applied.position
             last = None
             for record in records:
@@ -102,7 +106,7 @@ class EventFolder:
                 ledger.unseen_at = applied.position
 
     def _record(
-        self, stage: Stage, record: bytes, header: RecordHeader, done: Position, touched: dict[int, TableRun]
+        self, stage: Stage, record: bytes, header: RecordHeader, done: Position, touched: dict[bytes, TableRun]
     ) -> None:
         if header.epoch != done.epoch and done.epoch:
             self._epoch_changed()
@@ -113,40 +117,47 @@ class EventFolder:
                 self._altered(stage, record, header)
             return
         self._ledger.unseen.add(header.xid)
-        runs = {oid: run for oid, run in self._ledger.tables.items() if run.folding and header.tables >> oid % 64 & 1}
+        runs: dict[int, list[TableRun]] = {}
+        for run in self._ledger.runs():
+            if run.folding and header.tables >> run.state.oid % 64 & 1:
+                runs.setdefault(run.state.oid, []).append(run)
         if not runs:
             return
         origin = FromEvent(header.xid)
         for change in _behind(record, header, done):
-            run = runs.get(change.table)
-            if run is not None:
-                touched[change.table] = run
+            for run in runs.get(change.table, ()):
+                touched[run.space] = run
                 self._change(stage, run, change, header.first_seq + change.seq_delta, origin)
 
     def _altered(self, stage: Stage, record: bytes, header: RecordHeader) -> None:
-        """Breaks the table that an event says must be seeded again; one that began behind the statement does not."""
+        """Notes that the table must be seeded again; a generation that began behind the statement need not."""
         reseed = reseed_of(record, header)
-        run = None if reseed is None else self._ledger.tables.get(reseed.oid)
-        if reseed is None or run is None or not run.folding:
-            return
-        if not reseed.is_behind(parse_position(run.state.p0), header.last):
-            self._ledger.break_table(stage, run, reseed.reason)
+        for run in [] if reseed is None else self._ledger.runs_of(reseed.oid):
+            if reseed is None or not run.folding or reseed.is_behind(parse_position(run.state.p0), header.last):
+                continue
+            if run.seeding or reseed.ending:
+                self._ledger.break_table(stage, run, reseed.reason)
+            else:
+                self._ledger.mark_stale(stage, run, reseed.reason, header.last)
 
     def _epoch_changed(self) -> None:
-        for run in self._ledger.tables.values():
+        for run in self._ledger.runs():
             if run.seeding and not run.again:
                 run.again = "the timeline changed"
 
     def _switched(self, stage: Stage, record: bytes, header: RecordHeader) -> None:
-        """Breaks the tables that hold what a failover lost; one that began behind the switch does not."""
+        """Notes which tables hold what a failover lost; a generation that began behind the switch does not."""
         lost = [table for change in iter_changes(body_of(record, header)) for table in _lost_tables(change)]
         if not lost:
             return
         self._ledger.unseen = UnseenCommits(complete=self._ledger.unseen.complete)
-        for oid in lost:
-            run = self._ledger.tables.get(oid)
-            if run is not None and run.folding and run.state.epoch < header.epoch:
-                self._ledger.break_table(stage, run, "a failover lost transactions that it held")
+        for run in [run for oid in lost for run in self._ledger.runs_of(oid)]:
+            if not run.folding or run.state.epoch >= header.epoch:
+                continue
+            if run.seeding:
+                self._ledger.break_table(stage, run, _LOST)
+            else:
+                self._ledger.mark_wrong(stage, run, _LOST)
 
     def _change(self, stage: Stage, run: TableRun, change: RawChange, seq: int, origin: FromEvent) -> None:
         op = change.op

@@ -6,10 +6,10 @@ table is touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psycopg
 
 from walbus.bootstrap.state import PublishedTable
@@ -29,7 +29,15 @@ SELECT c.oid::bigint, n.nspname, c.relname, c.relkind::text, c.relreplident::tex
                                          COALESCE(a.attnum = ANY (k.indkey::int2[]), false)) ORDER BY a.attnum)
           FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND {columns}),
-       {row_filter}, COALESCE(r.oid::bigint, 0)
+       {row_filter}, COALESCE(r.oid::bigint, 0),
+       CASE WHEN c.relkind = 'p' THEN (
+           WITH RECURSIVE tree (oid) AS (
+               SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = c.oid AND NOT i.inhdetachpending
+               UNION ALL
+               SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending)
+           SELECT json_agg(json_build_array(l.oid::bigint, s.nspname, l.relname, l.relkind) ORDER BY l.oid)
+             FROM tree t JOIN pg_class l ON l.oid = t.oid JOIN pg_namespace s ON s.oid = l.relnamespace
+            WHERE l.relkind <> 'p') END
   FROM pg_publication_tables p
   JOIN pg_namespace n ON n.nspname = p.schemaname
   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
@@ -85,6 +93,15 @@ def read_identity(connection: psycopg.Connection[Any]) -> tuple[str, str]:
     return row[0], row[1]
 
 
+def other_active_sessions(connection: psycopg.Connection[Any]) -> int:
+    """How many sessions of clients run a statement now; those of a bootstrap not counted."""
+    row = connection.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend'"
+        " AND application_name <> current_setting('application_name')"
+    ).fetchone()
+    return row[0] if row else 0
+
+
 def end_of_wal(insert_lsn: int, block_size: int) -> int:
     """Where the last record ends, when the insert position stands behind the header of a page that is still empty.
 
@@ -116,7 +133,7 @@ def _tables_query(server_version: int) -> str:
 
 
 def _table(row: tuple[Any, ...], publication: str, unpublished: list[str]) -> PublishedTable:
-    oid, namespace, name, kind, identity, has_key, columns, row_filter, membership = row
+    oid, namespace, name, kind, identity, has_key, columns, row_filter, membership, leaves = row
     table = PublishedTable(
         oid=oid,
         namespace=namespace,
@@ -126,25 +143,24 @@ def _table(row: tuple[Any, ...], publication: str, unpublished: list[str]) -> Pu
         columns=tuple((column[0], column[1], column[2], column[3]) for column in columns or ()),
         row_filter=row_filter,
         membership=membership,
+        leaves=tuple((leaf[0], leaf[1], leaf[2]) for leaf in leaves or ()),
     )
-    return PublishedTable(**{**_fields(table), "refusal": _refusal(table, publication, unpublished, has_key=has_key)})
+    elsewhere = next((f"{schema}.{name}" for _, schema, name, kind in leaves or () if kind != "r"), None)
+    refusal = _refusal(table, publication, unpublished, has_key=has_key, elsewhere=elsewhere)
+    return msgspec.structs.replace(table, refusal=refusal)
 
 
-def _fields(table: PublishedTable) -> Mapping[str, Any]:
-    return {name: getattr(table, name) for name in table.__struct_fields__}
-
-
-def _refusal(table: PublishedTable, publication: str, unpublished: list[str], *, has_key: bool) -> str:
+def _refusal(
+    table: PublishedTable, publication: str, unpublished: list[str], *, has_key: bool, elsewhere: str | None
+) -> str:
     if unpublished:
         return (
             f"publication {publication} does not publish {', '.join(unpublished)}:"
             " ALTER PUBLICATION ... SET (publish = 'insert, update, delete, truncate')"
         )
-    if table.kind == "p":
-        return (
-            "it is published through its partition root: ALTER PUBLICATION ... SET (publish_via_partition_root = false)"
-        )
-    if table.kind != "r":
+    if elsewhere is not None:
+        return f"its partition {elsewhere} is not an ordinary table, so that changes of it are in no log"
+    if table.kind not in ("r", "p"):
         return "it is not an ordinary table"
     if not has_key or not any(in_key for *_, in_key in table.columns):
         return "it has no key: add a primary key, or ALTER TABLE ... REPLICA IDENTITY USING INDEX"

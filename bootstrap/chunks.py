@@ -10,25 +10,29 @@
 Every commit that S sees lies in the WAL before W. Once W is flushed, all of them survive a crash of the source, so
 rows may be folded in as they arrive; before, an asynchronous commit could be lost and its xid be used again. Reading W
 right behind S, instead of behind the rows, gives the same guarantee, and keeps memory flat however wide the rows are.
+
+The rows come straight from libpq, a frame a row, into what encodes them (`walbus.native.copying`).
 """
 
 from __future__ import annotations
 
+import select
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 
 from walbus.bootstrap.catalog import SourceMoment, read_moment, read_published
-from walbus.bootstrap.state import PublishedTable
+from walbus.bootstrap.state import Part, PublishedTable
 from walbus.errors import SourceUnavailable
 from walbus.keys import key_texts
 from walbus.lsn import parse_lsn
+from walbus.native.copying import CopiedRows
 from walbus.schema import TableSchema
 
 #: Seconds that a chunk waits for the table's lock before it gives way to others.
@@ -36,6 +40,17 @@ _LOCK_TIMEOUT = 3.0
 _FLUSH_POLL = 0.005
 #: Longer than any wal_writer_delay makes an asynchronous commit wait.
 _FLUSH_DEADLINE = 60.0
+#: Seconds between two looks whether a COPY that gives nothing is to be stopped.
+_STOP_POLL = 0.2
+
+_PARTS = """
+SELECT c.oid::bigint, n.nspname, c.relname, COALESCE(pg_relation_filenode(c.oid), 0)::bigint,
+       COALESCE(pg_relation_size(c.oid) / current_setting('block_size')::int, 0)::bigint,
+       greatest(c.relpages, 0)::float8, greatest(c.reltuples, 0)::float8
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY (%s::bigint[]::oid[])
+ ORDER BY c.oid
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +59,28 @@ class Head:
 
     Attributes:
         moment: S and W.
-        filenode: the file that the table's blocks are in, 0 if it has none.
-        blocks: of that file.
-        rows_per_block: the planner's estimate, 0 if the table was never analyzed.
+        parts: the table's files, or the one that is to be read.
+        rows_per_block: the planner's estimate for them, 0 if it has none.
         published: the table as published in S; None if it is not.
     """
 
     moment: SourceMoment
-    filenode: int
-    blocks: int
+    parts: tuple[Part, ...]
     rows_per_block: float
     published: PublishedTable | None
 
 
 @contextmanager
-def chunk_transaction(connection: psycopg.Connection[Any], table: PublishedTable, publication: str) -> Iterator[Head]:
-    """Opens the chunk's transaction and locks the table; ends it at the exit, whatever happened.
+def chunk_transaction(
+    connection: psycopg.Connection[Any], table: PublishedTable, publication: str, part: Part | None = None
+) -> Iterator[Head]:
+    """Opens the chunk's transaction and locks what it reads; ends it at the exit, whatever happened.
+
+    Args:
+        connection: in autocommit mode.
+        table: as the generation knows it.
+        publication: by name.
+        part: the one file that is to be read; None for all, of which the partitions are locked too.
 
     Raises:
         psycopg.Error: among others UndefinedTable, LockNotAvailable.
@@ -67,18 +88,14 @@ def chunk_transaction(connection: psycopg.Connection[Any], table: PublishedTable
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         connection.execute(f"SET LOCAL lock_timeout = {int(_LOCK_TIMEOUT * 1000)}")
-        connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(_name(table)))
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(_rows_of(table, part)))
         moment = read_moment(connection)
-        row = connection.execute(
-            "SELECT COALESCE(pg_relation_filenode(oid), 0)::bigint,"
-            " COALESCE(pg_relation_size(oid) / current_setting('block_size')::int, 0)::bigint,"
-            " CASE WHEN relpages > 0 THEN greatest(reltuples, 0) / relpages ELSE 0 END::float8"
-            " FROM pg_class WHERE oid = %s",
-            [table.oid],
-        ).fetchone()
-        filenode, blocks, density = row if row else (0, 0, 0.0)
+        oids = [part.oid] if part else [oid for oid, *_ in table.leaves] if table.partitioned else [table.oid]
+        rows = connection.execute(_PARTS, [oids]).fetchall()
+        parts = tuple(Part(*row[:5]) for row in rows)
+        pages, tuples = sum(row[5] for row in rows), sum(row[6] for row in rows)
         published = read_published(connection, publication, table.oid).get(table.oid)
-        yield Head(moment, filenode, blocks, density, published)
+        yield Head(moment, parts, tuples / pages if pages > 0 else 0.0, published)
 
 
 def wait_for_flush(connection: psycopg.Connection[Any], w: int, stop: threading.Event) -> None:
@@ -96,12 +113,12 @@ def wait_for_flush(connection: psycopg.Connection[Any], w: int, stop: threading.
             raise SourceUnavailable("the source does not flush its WAL")
 
 
-def range_query(table: PublishedTable, schema: TableSchema, first: int, behind: int) -> sql.Composed:
-    """COPY of the rows in blocks [first, behind)."""
+def range_query(table: PublishedTable, schema: TableSchema, part: Part, first: int, behind: int) -> sql.Composed:
+    """COPY of the rows in blocks [first, behind) of a part."""
     condition = sql.SQL("ctid >= {}::pg_catalog.tid AND ctid < {}::pg_catalog.tid").format(
         sql.Literal(f"({first},0)"), sql.Literal(f"({behind},0)")
     )
-    return _copy(table, schema, condition)
+    return _copy(table, schema, condition, part)
 
 
 def keys_query(table: PublishedTable, schema: TableSchema, keys: Sequence[bytes]) -> sql.Composed:
@@ -114,23 +131,87 @@ def keys_query(table: PublishedTable, schema: TableSchema, keys: Sequence[bytes]
         for key in keys
     ]
     condition = sql.SQL(" OR ").join(sql.SQL("({})").format(row) for row in rows)
-    return _copy(table, schema, condition)
+    return _copy(table, schema, condition, None)
 
 
-def copy_lines(connection: psycopg.Connection[Any], query: sql.Composed) -> Iterator[bytes]:
-    """The lines of a COPY TO STDOUT, one a row."""
-    with connection.cursor() as cursor, cursor.copy(query) as copy:
-        for line in copy:
-            yield bytes(line)
+def copy_rows(
+    connection: psycopg.Connection[Any], query: sql.Composed, rows: CopiedRows, limit: int, stop: threading.Event
+) -> Generator[None, None, None]:
+    """Runs a COPY TO STDOUT, and gives way each time that so many bytes of rows wait, and at the end.
+
+    Whoever does not read it to its end leaves a connection behind that is closed.
+
+    Args:
+        connection: inside the chunk's transaction.
+        query: from `range_query` or `keys_query`.
+        rows: gets the rows; the caller takes them.
+        limit: bytes.
+        stop: ends it.
+
+    Raises:
+        psycopg.Error: the server refused.
+        SourceUnavailable: `stop` was set.
+        ProtocolError: a row is not one of the layout.
+    """
+    pgconn, whole = connection.pgconn, False
+    try:
+        pgconn.send_query(query.as_bytes(connection))
+        pgconn.flush()
+        result = _next_result(connection, stop)
+        if result.status != pq.ExecStatus.COPY_OUT:
+            raise _error_of(result)
+        size = 1
+        while size >= 0:
+            size, taken = rows.drain(pgconn.get_copy_data, max(1, limit - rows.size))
+            if rows.size >= limit:
+                yield
+            elif size == 0 and not taken:
+                _wait_readable(connection, stop)
+        result = _next_result(connection, stop)
+        while pgconn.get_result() is not None:
+            pass
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            raise _error_of(result)
+        whole = True
+        yield
+    finally:
+        if not whole:
+            connection.close()
 
 
-def _copy(table: PublishedTable, schema: TableSchema, condition: sql.Composable) -> sql.Composed:
+def _next_result(connection: psycopg.Connection[Any], stop: threading.Event) -> pq.abc.PGresult:
+    while connection.pgconn.is_busy():
+        _wait_readable(connection, stop)
+    result = connection.pgconn.get_result()
+    if result is None:
+        raise psycopg.OperationalError("the server gave no answer to COPY")
+    return result
+
+
+def _wait_readable(connection: psycopg.Connection[Any], stop: threading.Event) -> None:
+    poller = select.poll()
+    poller.register(connection.pgconn.socket, select.POLLIN)
+    while not poller.poll(_STOP_POLL * 1000):
+        if stop.is_set():
+            raise SourceUnavailable("the seeding is stopped")
+    connection.pgconn.consume_input()
+
+
+def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
+    return psycopg.errors.error_from_result(result)
+
+
+def _copy(table: PublishedTable, schema: TableSchema, condition: sql.Composable, part: Part | None) -> sql.Composed:
     columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in schema.columns)
     where = condition
     if table.row_filter is not None:
         where = sql.SQL("({}) AND ({})").format(condition, sql.SQL(table.row_filter))
-    return sql.SQL("COPY (SELECT {} FROM ONLY {} WHERE {}) TO STDOUT").format(columns, _name(table), where)
+    rows = _rows_of(table, part)
+    return sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT").format(columns, rows, where)
 
 
-def _name(table: PublishedTable) -> sql.Identifier:
-    return sql.Identifier(table.namespace, table.name)
+def _rows_of(table: PublishedTable, part: Part | None) -> sql.Composed:
+    """What holds the rows: one file, or the table with its partitions if it has any."""
+    named = part or table
+    only = sql.SQL("" if part is None and table.partitioned else "ONLY ")
+    return sql.SQL("{}{}").format(only, sql.Identifier(named.namespace, named.name))

@@ -7,15 +7,15 @@ is what is in the store.
 
 from __future__ import annotations
 
-import threading
+import enum
 from collections.abc import Iterable, Sequence
 
 import msgspec
-import structlog
 
 from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, pack_prefix
 from walbus.bootstrap.fold import ChunkRow, Fill, admitted, fold_chunk_row
-from walbus.bootstrap.runs import TableRun, load_runs
+from walbus.bootstrap.generations import Generations
+from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import (
     APPLIED,
@@ -23,17 +23,13 @@ from walbus.bootstrap.state import (
     UNSEEN,
     Applied,
     ChunkDone,
+    Cut,
     Listed,
-    Phase,
-    Plan,
-    PublishedTable,
-    TableState,
     Unseen,
     chunk_document,
     decode,
     encode,
     snapshot_document,
-    table_document,
 )
 from walbus.bootstrap.store import Store
 from walbus.bootstrap.unseen import UnseenCommits
@@ -43,10 +39,16 @@ from walbus.position import Position
 from walbus.schema import TableSchema
 from walbus.values import merge_unchanged
 
-log = structlog.get_logger(__name__)
+
+class Verdict(enum.Enum):
+    """What becomes of a chunk's rows."""
+
+    COUNTS = enum.auto()
+    SHUT_OUT = enum.auto()  #: a TRUNCATE came that their snapshot does not see
+    OVER = enum.auto()  #: the generation is over
 
 
-class Ledger:
+class Ledger(Generations):
     """All tables, the applied position, and the lock that guards both."""
 
     def __init__(self, store: Store, fill: Fill | None = None) -> None:
@@ -56,22 +58,17 @@ class Ledger:
             store: nobody else writes to it.
             fill: how columns are filled from another state of a row; a test's rows need not be Avro.
         """
-        self.lock = threading.RLock()
-        self.store = store
+        super().__init__(store)
         self.schemas: SchemaRegistry | None = None  # of the log, once that is open
         self.source: SourceIdentity | None = None  # likewise
         self.fill = fill or self._merge
-        content = store.document(APPLIED)
-        self.applied: Applied | None = None if content is None else decode(content, Applied)
         self.following = False  # whether the applier is at work, so that `unseen` speaks for the log
-        self.unseen = UnseenCommits()
         self.unseen_at: Position | None = None
         stored = store.document(UNSEEN)
         if stored is not None:
             unseen = decode(stored, Unseen)
             self.unseen = UnseenCommits(unseen.xids)
             self.unseen_at = unseen.position
-        self.tables = {run.state.oid: run for run in load_runs(store)}
         content = store.document(LISTED)
         self._listed: Listed | None = None if content is None else decode(content, Listed)
 
@@ -109,7 +106,7 @@ class Ledger:
         """A store without history starts to follow a log."""
         with self.lock:
             stage = Stage(self.store)
-            for run in self.tables.values():
+            for run in self.runs():
                 self.break_table(stage, run, "the log was left behind")
             stage.document(APPLIED, encode(applied))
             stage.document(LISTED, None)
@@ -127,8 +124,8 @@ class Ledger:
         with self.lock:
             for xid in xids:
                 self.unseen.add(xid)
-            for run in self.tables.values():
-                if run.state.plan is None:
+            for run in self.runs():
+                if run.state.cut is None:
                     run.waiting_for = self.unseen.xids().union(run.state.running)
                 if run.seeding and self.applied is not None and 0 < run.state.epoch < self.applied.epoch:
                     run.again = "the timeline changed"
@@ -144,7 +141,7 @@ class Ledger:
             self.stage_unseen(stage, self.applied, self.unseen)
             stage.commit()
             self.unseen_at = self.applied.position
-            for run in self.tables.values():
+            for run in self.runs():
                 if run.waiting_for:
                     run.waiting_for = frozenset(xid for xid in run.waiting_for if not snapshot.sees(xid))
 
@@ -155,51 +152,14 @@ class Ledger:
                 return None
             return min(self.applied.position, self.unseen_at or self.applied.position)
 
-    def start_generation(
-        self, published: PublishedTable, schema_id: int, reason: str, running: Iterable[int] = ()
-    ) -> TableRun:
-        """The table folds from here: P0 is the applied position, earlier generations go.
-
-        Args:
-            published: as the catalog describes it.
-            schema_id: the registered layout.
-            reason: why.
-            running: xids of the transactions that ran behind the look at the catalog.
-        """
-        with self.lock:
-            applied = self._require_applied()
-            old = self.tables.get(published.oid)
-            stage = Stage(self.store)
-            if old is not None:
-                self._drop_rows(stage, old)
-            state = TableState(
-                oid=published.oid,
-                table=published.table,
-                generation=old.state.generation + 1 if old else 1,
-                phase=Phase.SEEDING,
-                reason=reason,
-                published=published,
-                schema_id=schema_id,
-                p0=str(applied.position),
-                seq_p0=applied.last_seq,
-                epoch=applied.epoch,
-                running=tuple(sorted(running)),
-            )
-            run = TableRun(state, waiting_for=self.unseen.xids().union(state.running))
-            self.save_state(stage, run, state)
-            stage.commit()
-            self.tables[published.oid] = run
-        log.info("seeding_starts", table=state.table, generation=state.generation, p0=state.p0, reason=reason)
-        return run
-
-    def plan(self, run: TableRun, plan: Plan, w: int) -> bool:
-        """The generation's chunks, counted in a snapshot whose W this is; False if the generation is over."""
+    def plan(self, run: TableRun, cut: Cut, w: int) -> bool:
+        """The generation's blocks, counted in a snapshot whose W this is; False if the generation is over."""
         with self.lock:
             if not self._current(run) or run.waiting_for or not self.following:
                 return False
             stage = Stage(self.store)
             high_water = max(run.state.high_water, w)
-            self.save_state(stage, run, msgspec.structs.replace(run.state, plan=plan, high_water=high_water))
+            self.save_state(stage, run, msgspec.structs.replace(run.state, cut=cut, high_water=high_water))
             stage.commit()
             return True
 
@@ -219,6 +179,13 @@ class Ledger:
             run.snapshots[number] = snapshot
             return FromSnapshot(number, snapshot)
 
+    def verdict(self, run: TableRun, origin: FromSnapshot) -> Verdict:
+        """What becomes of rows of a chunk now; it holds as long as the caller holds the lock."""
+        if not self._current(run):
+            return Verdict.OVER
+        by = run.state.truncated_by
+        return Verdict.COUNTS if admitted(origin, None if by is None else FromEvent(by)) else Verdict.SHUT_OUT
+
     def fold_rows(self, run: TableRun, origin: FromSnapshot, rows: Sequence[tuple[bytes, bytes]]) -> bool:
         """Folds rows of a chunk in.
 
@@ -231,11 +198,9 @@ class Ledger:
             False if they no longer count: the generation is over, or a TRUNCATE that the snapshot does not see came.
         """
         with self.lock:
-            if not self._current(run):
-                return False
-            truncated_by = run.state.truncated_by
-            if not admitted(origin, None if truncated_by is None else FromEvent(truncated_by)):
-                return True
+            verdict = self.verdict(run, origin)
+            if verdict is not Verdict.COUNTS:
+                return verdict is Verdict.SHUT_OUT
             stage = Stage(self.store)
             run.rows += self._fold_rows(stage, run, origin, rows)
             self.save_state(stage, run, run.state)
@@ -273,8 +238,9 @@ class Ledger:
                 return
             stage = Stage(self.store)
             stage.document(chunk_document(run.state.oid, run.state.generation, block), encode(done))
+            self.save_state(stage, run, run.state)
             stage.commit()
-            run.done[block] = done
+            run.note_done(block, done)
 
     def forget_missing(self, run: TableRun, keys: Sequence[bytes]) -> None:
         """Drops marks of missing columns from keys whose entries are whole by now."""
@@ -287,99 +253,10 @@ class Ledger:
                     stage.unmark(key)
             stage.commit()
 
-    def finish(self, run: TableRun) -> bool:
-        """The table is consistent, if every W is applied and nothing is missing."""
-        with self.lock:
-            state = run.state
-            if not self._current(run) or state.plan is None or len(run.done) < state.plan.chunks:
-                return False
-            if self._require_applied().commit_lsn < state.high_water or self.store.missing(run.space, 1):
-                return False
-            stage = Stage(self.store)
-            self._drop_documents(stage, run)
-            seeded = Plan(state.plan.filenode, blocks=0, step=1)
-            self.save_state(stage, run, msgspec.structs.replace(state, phase=Phase.CONSISTENT, reason="", plan=seeded))
-            stage.commit()
-            run.snapshots, run.done, run.missing = {}, {}, False
-            return True
-
-    def reopen(self, run: TableRun) -> None:
-        """A consistent table has an entry with a column that was never seen: it is seeding until that is read."""
-        with self.lock:
-            if run.state.phase is Phase.CONSISTENT:
-                stage = Stage(self.store)
-                self.save_state(
-                    stage, run, msgspec.structs.replace(run.state, phase=Phase.SEEDING, reason="a column is missing")
-                )
-                stage.commit()
-                run.missing = False
-
-    def refuse(self, published: PublishedTable) -> None:
-        """The table cannot be bootstrapped."""
-        with self.lock:
-            old = self.tables.get(published.oid)
-            stage = Stage(self.store)
-            if old is not None:
-                self._drop_rows(stage, old)
-            state = TableState(
-                oid=published.oid,
-                table=published.table,
-                generation=old.state.generation if old else 0,
-                phase=Phase.REFUSED,
-                reason=published.refusal,
-                published=published,
-            )
-            run = TableRun(state)
-            self.save_state(stage, run, state)
-            stage.commit()
-            self.tables[published.oid] = run
-        log.error("table_refused_for_bootstrap", table=state.table, reason=state.reason)
-
-    def forget(self, run: TableRun) -> None:
-        """The table is no longer published."""
-        with self.lock:
-            stage = Stage(self.store)
-            self._drop_rows(stage, run)
-            stage.document(table_document(run.state.oid), None)
-            stage.commit()
-            self.tables.pop(run.state.oid, None)
-        log.warning("table_no_longer_published", table=run.state.table)
-
-    def save_state(self, stage: Stage, run: TableRun, state: TableState) -> None:
-        """Stages a table's new state; the caller holds the lock and commits."""
-        run.state = state = msgspec.structs.replace(state, rows=run.rows)
-        stage.document(table_document(state.oid), encode(state))
-
-    def _current(self, run: TableRun) -> bool:
-        return self.tables.get(run.state.oid) is run and run.seeding and not run.again
-
-    def _require_applied(self) -> Applied:
-        if self.applied is None:
-            raise AssertionError("the applier has not begun")
-        return self.applied
-
-    def break_table(self, stage: Stage, run: TableRun, reason: str) -> None:
-        """Stages that the table's rows are wrong and go; it is seeded again. The caller holds the lock and commits."""
-        self._drop_rows(stage, run)
-        run.rows = 0
-        self.save_state(stage, run, msgspec.structs.replace(run.state, phase=Phase.BROKEN, reason=reason))
-        log.error("table_broken", table=run.state.table, reason=reason, mend="nothing to do: it is seeded again")
-
     def stage_unseen(self, stage: Stage, applied: Applied, unseen: UnseenCommits) -> None:
         """Stages the set of unseen transactions, which is complete up to the applied position."""
         xids = tuple(sorted(unseen.xids()))
         stage.document(UNSEEN, encode(Unseen(applied.epoch, applied.commit_lsn, applied.ordinal, xids)))
-
-    def _drop_rows(self, stage: Stage, run: TableRun) -> None:
-        stage.clear(run.space)
-        self._drop_documents(stage, run)
-
-    def _drop_documents(self, stage: Stage, run: TableRun) -> None:
-        oid, generation = run.state.oid, run.state.generation
-        for block in run.done:
-            stage.document(chunk_document(oid, generation, block), None)
-        for number in run.snapshots:
-            stage.document(snapshot_document(oid, generation, number), None)
 
     def _merge(self, schema_id: int, row: bytes, unchanged: bytes, other: Entry) -> tuple[bytes, bytes]:
         if other.row is None:

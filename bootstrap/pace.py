@@ -1,10 +1,20 @@
-"""How fast seeding goes, and how long it will take. Pure: time is passed in."""
+"""How fast seeding goes, and how long it will take. Pure: time is passed in.
+
+Three things hold it back, each by itself:
+
+    rows a second           `Throttle`: an operator's limit for all workers together
+    the time of a chunk     `next_stride`: a chunk's transaction holds back vacuum, so it lasts about `chunk_seconds`
+    the source's own load   `Breath`: where a row takes much longer than it took at best, the source has other work; the
+                            worker then rests for as long as the chunk took too long. And no chunk begins while more
+                            than `max_active_sessions` others run a statement there
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 
 class Throttle:
@@ -24,6 +34,60 @@ class Throttle:
             now = self._clock()
             self._free_at = max(self._free_at, now) + rows / self._rate
             return self._free_at - now
+
+
+#: A chunk has at least half and at most twice as many blocks as the one before it.
+_STEP = 2.0
+
+
+class ChunkRead(NamedTuple):
+    """A chunk that was read: its blocks, its rows, and the seconds that they took."""
+
+    blocks: int
+    rows: int
+    seconds: float
+
+
+def next_stride(stride: int, chunk: ChunkRead, *, aim: float, most_rows: int) -> int:
+    """Blocks of the next chunk, behind one that was read.
+
+    Args:
+        stride: blocks that the last chunk was to have; it had fewer at the end of a file.
+        chunk: what it had, and took.
+        aim: seconds that a chunk is to take.
+        most_rows: that a chunk is to have.
+    """
+    aimed = chunk.blocks * aim / max(chunk.seconds, 1e-3)
+    bounded = min(max(aimed, stride / _STEP), stride * _STEP)
+    if chunk.rows:
+        bounded = min(bounded, most_rows * chunk.blocks / chunk.rows)
+    return max(1, round(bounded))
+
+
+class Breath:
+    """How long a worker rests behind a chunk that took long for the rows that it read. Thread-safe."""
+
+    _PATIENCE = 3.0  # times as long as at best is no sign of anything
+    _FEW = 1000  # rows of a chunk whose time says little
+    _LONGEST = 5.0
+
+    def __init__(self) -> None:
+        self._best: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    def rest(self, table: int, chunk: ChunkRead) -> float:
+        """Seconds to rest.
+
+        Args:
+            table: OID; a row's time is compared within one table.
+            chunk: what was read.
+        """
+        if chunk.rows < self._FEW:
+            return 0.0
+        with self._lock:
+            a_row = chunk.seconds / chunk.rows
+            best = self._best[table] = min(a_row, self._best.get(table, a_row))
+        return min(self._LONGEST, max(0.0, chunk.seconds - best * self._PATIENCE * chunk.rows))
 
 
 class Progress:

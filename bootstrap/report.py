@@ -29,6 +29,7 @@ class Report:
         self._refusals = Refusals("walbus_bootstrap_refusals_total", refusals)
         self._clock = clock
         self._progress = Progress(clock)
+        self._tables: dict[bytes, Progress] = {}  # of each generation that is being seeded, by its space
         self._lock = threading.Lock()
         self._told_at = clock()
         self._end_lsn = 0
@@ -41,27 +42,49 @@ class Report:
         """
         with self._lock:
             self._end_lsn = max(self._end_lsn, end_lsn)
-            done, total = self._chunks()
+            done, total = self._blocks()
             self._progress.observe(done)
+            runs = {run.space: run for run in self._seeding()}
+            self._tables = {space: self._tables.get(space) or Progress(self._clock) for space in runs}
+            for space, run in runs.items():
+                self._tables[space].observe(run.blocks_done)
             if done < total and self._clock() - self._told_at >= _TELL_EVERY:
                 self._told_at = self._clock()
-                log.info("seeding", chunks_done=done, chunks_total=total, seconds_left=self._seconds_left(total))
+                left = self._seconds_left(total)
+                log.info("seeding", percent=round(100 * done / total, 1), seconds_left=left)
 
     def status(self) -> dict[str, Any]:
         """The content of the status file."""
         with self._lock:
-            done, total = self._chunks()
+            done, total = self._blocks()
             left = self._seconds_left(total) if done < total else 0
         applied = self._ledger.applied
-        runs = list(self._ledger.tables.values())
+        runs = self._ledger.runs()
         figures: dict[str, Any] = dict(self._figures().items())
         return {
             **figures,
             "log_id": applied.log_id if applied else None,
             "applied": str(applied.position) if applied else None,
             "seeding_seconds_left": left,
-            "tables": [_described(run) for run in sorted(runs, key=lambda run: run.state.table)],
+            "tables": [
+                _described(run) | self._left(run)
+                for run in sorted(runs, key=lambda run: (run.state.table, run.state.generation))
+            ],
         }
+
+    def seeding(self) -> list[dict[str, Any]]:
+        """Of each generation that is being seeded: how far it is."""
+        runs = [run for run in self._ledger.runs() if run.seeding]
+        return [_described(run) | self._left(run) for run in sorted(runs, key=lambda run: run.state.table)]
+
+    def _left(self, run: TableRun) -> dict[str, Any]:
+        """The seconds that a seeding takes yet, None as long as that cannot be told; nothing of other generations."""
+        if not run.seeding:
+            return {}
+        with self._lock:
+            progress = self._tables.get(run.space)
+            left = progress.seconds_left(run.state.cut.blocks) if progress and run.state.cut else None
+        return {"seconds_left": None if left is None else round(left)}
 
     def metrics(self) -> bytes:
         """The Prometheus text form."""
@@ -86,12 +109,18 @@ class Report:
             "walbus_bootstrap_store_bytes": self._ledger.store.bytes_on_disk(),
         }
 
+    def _seeding(self) -> list[TableRun]:
+        return [run for run in self._ledger.runs() if run.seeding and run.state.cut is not None]
+
     def _chunks(self) -> tuple[int, int]:
-        """Chunks done and planned of the tables that are being seeded."""
-        runs = [run for run in list(self._ledger.tables.values()) if run.seeding and run.state.plan is not None]
-        done = sum(len(run.done) for run in runs)
-        total = sum(run.state.plan.chunks for run in runs if run.state.plan is not None)
-        return done, total
+        """Chunks done, and done or expected, of the tables that are being seeded."""
+        runs = self._seeding()
+        return sum(len(run.done) for run in runs), sum(run.chunks_expected for run in runs)
+
+    def _blocks(self) -> tuple[int, int]:
+        """Blocks done and counted, of the tables that are being seeded."""
+        runs = self._seeding()
+        return sum(run.blocks_done for run in runs), sum(run.state.cut.blocks for run in runs if run.state.cut)
 
     def _seconds_left(self, total: int) -> int | None:
         left = self._progress.seconds_left(total)
@@ -111,9 +140,21 @@ _HELP: dict[MetricName, str] = {
 
 def _described(run: TableRun) -> dict[str, Any]:
     state = run.state
-    described: dict[str, Any] = {"table": state.table, "state": state.phase.value, "rows": run.rows}
+    described: dict[str, Any] = {
+        "table": state.table, "state": state.phase.value, "generation": state.generation, "rows": run.rows
+    }  # fmt: skip
     if state.reason:
         described["reason"] = state.reason
-    if state.phase is Phase.SEEDING and state.plan is not None:
-        described |= {"chunks_done": len(run.done), "chunks_total": state.plan.chunks}
+    if state.stale:
+        described["stale"] = state.stale
+    if state.phase is Phase.SEEDING and state.cut is not None:
+        described |= {
+            "chunks_done": len(run.done),
+            "chunks_total": run.chunks_expected,
+            "blocks_done": run.blocks_done,
+            "blocks_total": state.cut.blocks,
+            "rows_read": sum(chunk.rows for chunk in list(run.done.values())),
+            "bytes_read": sum(chunk.bytes for chunk in list(run.done.values())),
+            "held": run.held,
+        }
     return described

@@ -15,6 +15,8 @@ from walbus.records import RecordHeader, body_of, iter_changes
 
 #: Rows behind the statement were known by the old key until the event itself.
 _KEY_CHANGED = "key_changed"
+#: Behind these a generation that was seeded before is of no use to anybody: it has the old keys, or its table is gone.
+_ENDING = frozenset((_KEY_CHANGED, "dropped", "unpublished"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,13 @@ class Reseed:
         reason: for people.
         settled: a generation that folds from this LSN or later has read the rows as they are now; None if only one
             that folds from the event has.
+        ending: whether rows that were seeded before cannot be folded on.
     """
 
     oid: int
     reason: str
     settled: int | None
+    ending: bool
 
     def is_behind(self, p0: Position, event: Position) -> bool:
         """Whether a generation that folds from `p0` began behind what the event (at its position) tells."""
@@ -43,5 +47,5 @@ def reseed_of(record: bytes, header: RecordHeader) -> Reseed | None:
         told = json.loads(change.after or b"{}").get("reseed")
         if told:
             settled = None if told["reason"] == _KEY_CHANGED else parse_lsn(told["lsn"])
-            return Reseed(change.table, told["what"], settled)
+            return Reseed(change.table, told["what"], settled, told["reason"] in _ENDING)
     return None

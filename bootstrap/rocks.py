@@ -138,6 +138,12 @@ class RocksStore:
         """See `Store`."""
         return _live(self._families["entries"], space, end_of(space))
 
+    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
+        """See `Store`."""
+        for place, _ in _live(self._families["changes"], change_key(space, after_seq + 1), end_of(space)):
+            store_key, seq = split_change_key(place)
+            yield seq, store_key
+
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         """See `Store`."""
         keys = _live(self._families["missing"], space, end_of(space))

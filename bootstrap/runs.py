@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from walbus.bootstrap.state import (
-    TABLES,
     ChunkDone,
     Phase,
     TableState,
@@ -25,10 +25,14 @@ class TableRun:
         state: as stored.
         snapshots: those of the generation's chunks, by number.
         done: chunks that are wholly in the store, by first block.
-        waiting_for: xids logged up to P0 (or a little behind it) that must be visible before the plan.
+        waiting_for: xids logged up to P0 (or a little behind it) that must be visible before blocks are counted.
         again: why the next generation must begin; empty if it need not.
         missing: whether an event left a column unknown since the last look.
         rows: rows held, an estimate; stored with the state.
+        touched: store keys that events have written to since P0, up to `touched_up_to`; None where they are too many.
+        touched_up_to: the seq up to which `touched` speaks.
+        stride: blocks of the next chunk; 0 before the first one.
+        held: whether the source is too crowded to be read.
         space: prefix of its store keys.
     """
 
@@ -39,31 +43,102 @@ class TableRun:
     again: str = ""
     missing: bool = False
     rows: int = 0
+    touched: set[bytes] | None = field(default_factory=set)
+    touched_up_to: int = 0
+    stride: int = 0
+    held: bool = False
     space: bytes = field(init=False)
+    _covered: list[tuple[int, int]] = field(init=False)  # the blocks of `done`, as few ranges
 
     def __post_init__(self) -> None:
         self.space = space_of(self.state.oid, self.state.generation)
+        self._covered = _merged((block, chunk.behind) for block, chunk in self.done.items())
 
     @property
     def folding(self) -> bool:
         """Whether events of the table are folded in."""
-        return self.state.phase in (Phase.SEEDING, Phase.CONSISTENT)
+        return self.state.phase in (Phase.SEEDING, Phase.CONSISTENT, Phase.WRONG)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was consistent once, so that the next generation is seeded beside it."""
+        return self.state.phase in (Phase.CONSISTENT, Phase.WRONG)
 
     @property
     def seeding(self) -> bool:
         """Whether an entry's origin still matters, so that events must read before they write."""
         return self.state.phase is Phase.SEEDING
 
-    def pending(self) -> list[int]:
-        """First blocks of the chunks that are not done."""
-        plan = self.state.plan
-        return [] if plan is None else [block for block in plan.starts() if block not in self.done]
+    @property
+    def read(self) -> bool:
+        """Whether every chunk is in the store."""
+        return self.state.cut is not None and not self.gaps(())
+
+    def note_done(self, block: int, chunk: ChunkDone) -> None:
+        """A chunk that begins with a block is in the store."""
+        self.done[block] = chunk
+        self._covered = _merged([*self._covered, (block, chunk.behind)])
+
+    def forget_chunks(self) -> None:
+        """The seeding is over: its chunks and their snapshots say nothing any more."""
+        self.snapshots, self.done, self._covered = {}, {}, []
+
+    @property
+    def blocks_done(self) -> int:
+        """Blocks of the chunks that are in the store."""
+        return sum(behind - first for first, behind in self._covered)
+
+    @property
+    def chunks_expected(self) -> int:
+        """Chunks that are in the store, and those that the rest will be at the present stride."""
+        left = (self.state.cut.blocks if self.state.cut else 0) - self.blocks_done
+        return len(self.done) + -(-left // max(1, self.stride))
+
+    def gaps(self, busy: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Ranges of blocks, none longer than its part, that are neither in the store nor busy.
+
+        Args:
+            busy: ranges that are being read: first block, and the first behind.
+        """
+        if self.state.cut is None:
+            return []
+        taken = _merged([*self._covered, *busy])
+        return [gap for part in self.state.cut.ranges() for gap in _outside(part, taken)]
 
 
-def load_runs(store: Store) -> list[TableRun]:
-    """Every table of a store; what waits for visibility is set when the applier resumes."""
-    states = [decode(content, TableState) for content in store.documents(TABLES).values()]
-    return [_load_run(store, state) for state in states]
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same blocks as few ranges, in order."""
+    merged: list[tuple[int, int]] = []
+    for first, behind in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], behind))
+        elif first < behind:
+            merged.append((first, behind))
+    return merged
+
+
+def _outside(part: tuple[int, int], taken: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What is left of a range."""
+    start, end = part
+    for first, behind in taken:
+        if behind <= start or first >= end:
+            continue
+        if first > start:
+            yield start, first
+        start = max(start, behind)
+    if start < end:
+        yield start, end
+
+
+def load_runs(store: Store, kind: str) -> dict[int, TableRun]:
+    """The runs of a store by OID; what waits for visibility is set when the applier resumes.
+
+    Args:
+        store: of the process.
+        kind: `TABLES` or `SUCCESSORS`.
+    """
+    states = [decode(content, TableState) for content in store.documents(kind).values()]
+    return {state.oid: _load_run(store, state) for state in states}
 
 
 def _load_run(store: Store, state: TableState) -> TableRun:
@@ -76,6 +151,7 @@ def _load_run(store: Store, state: TableState) -> TableRun:
         done={_number(name): decode(content, ChunkDone) for name, content in chunks.items()},
         missing=state.phase is Phase.CONSISTENT and bool(store.missing(space, 1)),
         rows=state.rows,
+        touched=set() if state.phase is Phase.SEEDING else None,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,11 +21,12 @@ from typing import Any
 
 import psycopg
 import structlog
+from msgspec import structs
 from psycopg_pool import ConnectionPool
 
 from walbus.bootstrap.catalog import SourceMoment, describes, read_identity, read_moment, read_published
 from walbus.bootstrap.ledger import Ledger
-from walbus.bootstrap.pace import Throttle
+from walbus.bootstrap.requests import RequestFolder
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.seeding import SeedingJobs
 from walbus.bootstrap.state import Phase, PublishedTable
@@ -72,6 +73,21 @@ class Wanted:
     complained: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A job of one generation.
+
+    Attributes:
+        run: the generation.
+        blocks: the range that it reads, first block and first behind; None where it is no chunk.
+        call: the job.
+    """
+
+    run: TableRun
+    blocks: tuple[int, int] | None
+    call: Job
+
+
 @dataclass(slots=True)
 class Pauses:
     """When a table, or everything (None), may be tried again."""
@@ -104,6 +120,7 @@ class Seeder:
         source: SourceConfig,
         config: BootstrapConfig,
         ledger: Ledger,
+        requests: RequestFolder,
         *,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
@@ -112,13 +129,13 @@ class Seeder:
         self._source = source
         self._config = config
         self._ledger = ledger
+        self._requests = requests
         self._stop = stop
         self._clock = clock
         self._jitter = jitter
-        throttle = Throttle(config.max_rows_per_second, clock)
-        self._jobs = SeedingJobs(ledger, source.publication, chunk_rows=config.chunk_rows, throttle=throttle, stop=stop)
+        self._jobs = SeedingJobs(ledger, source.publication, config, stop=stop, clock=clock)
         self._wanted: dict[int, Wanted] = {}
-        self._running: dict[Future[None], tuple[int, int | None]] = {}
+        self._running: dict[Future[None], Task] = {}
         self._pauses = Pauses()
         self._next_poll = 0.0
         self._told_missing = False
@@ -145,6 +162,7 @@ class Seeder:
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS
             self._attempt(None, partial(_on_connection, pool, self._poll))
+            self._grant()
         self._start_wanted()
         self._finish()
         self._dispatch(pool, workers)
@@ -160,11 +178,35 @@ class Seeder:
         self._told_missing = not published
         for table in published.values():
             self._compare(table, moment)
-        for run in list(self._ledger.tables.values()):
-            if run.state.oid not in published:
-                self._wanted.pop(run.state.oid, None)
-                self._ledger.forget(run)
+        for oid in list(self._ledger.tables):
+            if oid not in published:
+                self._wanted.pop(oid, None)
+                self._ledger.forget(oid)
         self._looked_at = newest
+
+    def _grant(self) -> None:
+        """Notes which tables somebody wants to be seeded again; the next look at the publication begins that."""
+        if self._looked_at is None:
+            return  # which tables there are is not known yet
+        for request in self._requests.waiting():
+            tables = {run.state.table: run for run in list(self._ledger.tables.values())}
+            unknown = [name for name in request.tables if name not in tables]
+            refused = [run for name in request.tables if (run := tables.get(name)) and run.state.phase is Phase.REFUSED]
+            if unknown:
+                what = f"no table {' or '.join(unknown)} is published"
+                self._requests.refuse(request.id, what, "see `walbus status --json`, or add it to [source] tables")
+            elif refused:
+                self._requests.refuse(request.id, f"{refused[0].state.table} cannot be seeded", refused[0].state.reason)
+            else:
+                self._requests.grant(request.id, {name: self._again(tables[name]) for name in request.tables})
+
+    def _again(self, served: TableRun) -> int:
+        """The number of the generation that is seeded from now on, or has not been seeded to its end yet."""
+        newest = self._ledger.newest(served.state.oid) or served
+        if newest.settled:
+            self._ledger.outdate(newest, "an operator asked for it")
+            log.info("seeding_asked_for", table=newest.state.table)
+        return newest.state.generation + (not newest.seeding)
 
     def _check_source(self, connection: psycopg.Connection[Any]) -> None:
         """Rows of another database than the log's must never enter the store."""
@@ -178,8 +220,8 @@ class Seeder:
 
     def _compare(self, table: PublishedTable, moment: SourceMoment) -> None:
         """Notes the table if it needs a generation."""
-        run = self._ledger.tables.get(table.oid)
-        if run is not None and run.state.published == table and run.folding and not run.again:
+        run = self._ledger.newest(table.oid)
+        if run is not None and _describes(run, table) and _stands(run):
             self._wanted.pop(table.oid, None)
             return
         if table.refusal:
@@ -219,7 +261,7 @@ class Seeder:
         return found
 
     def _finish(self) -> None:
-        for run in list(self._ledger.tables.values()):
+        for run in self._ledger.runs():
             if run.state.phase is Phase.CONSISTENT and run.missing:
                 self._ledger.reopen(run)
             elif run.seeding and self._ledger.finish(run):
@@ -229,48 +271,52 @@ class Seeder:
         free = self._config.workers * _JOBS_A_WORKER - len(self._running)
         if free <= 0:
             return
-        queues = [
-            iter(self._jobs_of(run)) for run in list(self._ledger.tables.values()) if run.seeding and not run.again
-        ]
+        queues = [self._jobs_of(run) for run in self._ledger.runs() if run.seeding and not run.again]
         while queues and free > 0:
             queue = queues.pop(0)
-            job = next(queue, None)
-            if job is None:
+            task = next(queue, None)
+            if task is None:
                 continue
             queues.append(queue)
-            oid, part, call = job
-            self._running[workers.submit(_on_connection, pool, call)] = (oid, part)
+            self._running[workers.submit(_on_connection, pool, task.call)] = task
             free -= 1
 
-    def _jobs_of(self, run: TableRun) -> Sequence[tuple[int, int | None, Job]]:
-        """What can be done for a table now: (OID, first block or None, job)."""
+    def _jobs_of(self, run: TableRun) -> Iterator[Task]:
+        """What can be done for a generation now; each job is handed out before the next one is asked for."""
         oid, now = run.state.oid, self._clock()
-        busy = {part for table, part in self._running.values() if table == oid}
         if not self._pauses.over(oid, now):
-            return []
-        if run.state.plan is None:
-            return [] if busy else [(oid, None, partial(self._jobs.plan, run=run))]
-        pending = run.pending()
-        if pending:
-            return [
-                (oid, block, partial(self._jobs.chunk, run=run, block=block)) for block in pending if block not in busy
-            ][: self._config.workers * _JOBS_A_WORKER]
-        return [] if busy else self._reading_again(run, oid, now)
+            return
+        busy = [task.blocks for task in self._running.values() if task.run is run]
+        if run.state.cut is None:
+            if not busy:
+                yield Task(run, None, partial(self._jobs.plan, run=run))
+        elif not run.read:
+            yield from self._chunks_of(run)
+        elif not busy:
+            yield from self._reading_again(run, now)
 
-    def _reading_again(self, run: TableRun, oid: int, now: float) -> list[tuple[int, int | None, Job]]:
+    def _chunks_of(self, run: TableRun) -> Iterator[Task]:
+        while True:
+            busy = [task.blocks for task in self._running.values() if task.run is run and task.blocks]
+            gap = next(iter(run.gaps(busy)), None)
+            if gap is None:
+                return
+            first, behind = gap[0], min(gap[1], gap[0] + max(1, run.stride))
+            yield Task(run, (first, behind), partial(self._jobs.chunk, run=run, first=first, behind=behind))
+
+    def _reading_again(self, run: TableRun, now: float) -> Iterator[Task]:
         applied = self._ledger.applied
         if applied is None or applied.commit_lsn < run.state.high_water:
-            return []
+            return
         keys = self._ledger.store.missing(run.space, _KEYS_READ_AGAIN)
-        if not keys:
-            return []
-        self._pauses.until[oid] = now + _READ_AGAIN_PAUSE
-        return [(oid, None, partial(self._jobs.read_again, run=run, store_keys=keys))]
+        if keys:
+            self._pauses.until[run.state.oid] = now + _READ_AGAIN_PAUSE
+            yield Task(run, None, partial(self._jobs.read_again, run=run, store_keys=keys))
 
     def _collect(self) -> None:
         for future in [future for future in self._running if future.done()]:
-            oid, _ = self._running.pop(future)
-            self._attempt(oid, future.result)
+            task = self._running.pop(future)
+            self._attempt(task.run.state.oid, future.result)
 
     def _attempt(self, oid: int | None, call: Callable[[], None]) -> None:
         """Runs what asks the source; a failure pauses that table, or (None: the look at the catalog) everything."""
@@ -286,13 +332,28 @@ class Seeder:
             self._pauses.succeeded(oid)
 
 
+def _describes(run: TableRun, table: PublishedTable) -> bool:
+    """Whether a generation is of the table as it is published now.
+
+    Partitions of one that was consistent are not compared: of those that came or went with rows the log tells, and one
+    that is made each day, empty, changes nothing.
+    """
+    known = run.state.published
+    return known == (structs.replace(table, leaves=known.leaves) if known and run.settled else table)
+
+
+def _stands(run: TableRun) -> bool:
+    """Whether a table's latest generation needs no other one, as far as the log tells."""
+    return run.state.phase in (Phase.SEEDING, Phase.CONSISTENT) and not run.again and not run.state.stale
+
+
 def _reason(run: TableRun | None) -> str:
     """Why a table that is published needs a generation."""
     if run is None or run.state.phase is Phase.REFUSED:
         return "newly published"
-    if run.state.phase is Phase.BROKEN:
+    if run.state.phase in (Phase.BROKEN, Phase.WRONG):
         return run.state.reason
-    return run.again or "its columns, key, filter or publication changed"
+    return run.again or run.state.stale or "its columns, key, filter or publication changed"
 
 
 @contextmanager

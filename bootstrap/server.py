@@ -2,6 +2,7 @@
 
     GET /v1/tables                                  what can be had, and how far it is
     GET /v1/snapshot?table=T[&after_key=HEX]        the rows in key order; ends with a record that has the END flag
+    GET /v1/seeding                                 how far the tables are that are being read from the source
     GET /healthz, /readyz, /metrics
 
 A snapshot is read from one view of the store, whatever is applied meanwhile. A response that breaks off has no END;
@@ -63,6 +64,7 @@ class BootstrapServer:
         routes: dict[str, Handler] = {
             "/v1/tables": self._tables,
             "/v1/snapshot": self._snapshot,
+            "/v1/seeding": self._seeding,
             "/healthz": self._health,
             "/readyz": self._ready,
             "/metrics": self._metrics,
@@ -99,11 +101,17 @@ class BootstrapServer:
                 "Content-Type": media,
                 "Walbus-Log-Id": served.applied.log_id,
                 "Walbus-Position": str(served.applied.position),
+                "Walbus-Folds-From": table.p0,
+                **({"Walbus-Stale": "yes"} if table.stale else {}),
             }
         )
         await response.prepare(request)
         await _stream(request, response, served.records(table, after_key), render)
         return response
+
+    async def _seeding(self, request: web.Request) -> web.StreamResponse:
+        grant = granted(request)
+        return json_response({"seeding": [told for told in self._report.seeding() if grant.sees(told["table"])]})
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         del request
@@ -113,7 +121,7 @@ class BootstrapServer:
         tables = self._view().tables.values()
         if not self._ledger.listed:
             raise RequestError(503, "not every published table is known yet", headers=_retry())
-        seeding = [table.table for table in tables if table.phase in (Phase.SEEDING, Phase.BROKEN)]
+        seeding = [table.table for table in tables if table.phase in (Phase.SEEDING, Phase.BROKEN, Phase.WRONG)]
         if seeding:
             seen = [name for name in seeding if granted(request).sees(name)]
             raise RequestError(503, "tables are being seeded", more={"tables": seen}, headers=_retry())
@@ -181,6 +189,8 @@ def _described(state: TableState) -> dict[str, object]:
         "reason": state.reason or None,
         "generation": state.generation,
         "folds_from": state.p0 or None,
+        "stale": state.stale or None,
+        "stale_at": state.stale_at or None,
         "rows": state.rows,
     }
 

@@ -16,6 +16,7 @@ import structlog
 from walbus.bootstrap.applier import Applier
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.report import Report
+from walbus.bootstrap.requests import RequestFolder
 from walbus.bootstrap.rocks import RocksStore
 from walbus.bootstrap.seeder import Seeder
 from walbus.bootstrap.server import BootstrapServer
@@ -41,6 +42,7 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
     folder: Path,
     reader: Callable[[], LogReader],
     holds_dir: Path,
+    requests_dir: Path,
     status_path: Path | None,
     stop: threading.Event,
     on_listening: Callable[[int], None] | None = None,
@@ -53,6 +55,7 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         folder: of the store.
         reader: opens the log; LogMissing is waited for.
         holds_dir: where the hold on the log's retention is written.
+        requests_dir: where `walbus snapshot` leaves requests.
         status_path: the status file; None for none.
         stop: ends it within a few seconds, with everything synced.
         on_listening: is told the HTTP port.
@@ -69,7 +72,8 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         report = Report(ledger, time.monotonic, gate.audit.counts)
         threads = Threads(stop)
         threads.start("applier", Applier(ledger, reader, stop=stop).run)
-        threads.start("seeder", Seeder(source, config, ledger, stop=stop).run)
+        requests = RequestFolder(requests_dir)
+        threads.start("seeder", Seeder(source, config, ledger, requests, stop=stop).run)
         threads.start("http", lambda: BootstrapServer(ledger, report).serve(gate, stop, on_listening))
         keeper = Keeper(ledger, report, reader, hold=holds_dir / HOLD_FILE, status_path=status_path)
         threads.start("keeper", lambda: keeper.run(stop))

@@ -2,17 +2,21 @@
 
     applied                          Applied
     unseen                           Unseen: which logged transactions may not be visible at the source yet
-    table/OID                        TableState
+    table/OID                        TableState of the generation that is served, or will be
+    next/OID                         TableState of the one that is seeded beside it
     chunk/OID/GENERATION/BLOCK       ChunkDone
     snapshot/OID/GENERATION/NUMBER   text of a pg_snapshot
 
 A table's way: noticed in the publication -> *seeding* (a new generation with a new P0; later, once everything up to P0
-is visible, a plan of chunks) -> *consistent*. Whatever breaks an assumption of the seeding starts the next generation.
+is visible, its files are cut into chunks) -> *consistent*. Whatever breaks an assumption of the seeding starts the next
+generation, in its place; whatever makes a consistent one old starts the next one beside it
+(`walbus.bootstrap.generations`).
 """
 
 from __future__ import annotations
 
 import enum
+from itertools import accumulate
 from typing import TypeVar
 
 import msgspec
@@ -58,6 +62,7 @@ class Phase(enum.Enum):
     CONSISTENT = "consistent"
     REFUSED = "refused"  #: cannot be bootstrapped; `reason` says why. The relay streams it all the same.
     BROKEN = "broken"  #: events were lost; seeded again as soon as the source answers
+    WRONG = "wrong"  #: holds what the source never had; folded on for the difference, and not served
 
 
 class PublishedTable(msgspec.Struct, frozen=True):
@@ -69,6 +74,7 @@ class PublishedTable(msgspec.Struct, frozen=True):
         kind: `pg_class.relkind`.
         identity: `pg_class.relreplident`.
         columns: (name, type OID, typmod, in key) of the published columns in tuple order.
+        leaves: (OID, namespace, name) of the partitions that hold the rows, where it is published as their root.
         row_filter: SQL of the publication's WHERE, None without one.
         membership: identity of the publication's entry for the table, so that one that was dropped and added again
             is noticed.
@@ -84,34 +90,60 @@ class PublishedTable(msgspec.Struct, frozen=True):
     row_filter: str | None
     membership: int
     refusal: str = ""
+    leaves: tuple[tuple[int, str, str], ...] = ()
 
     @property
     def table(self) -> str:
         """`namespace.name`."""
         return f"{self.namespace}.{self.name}"
 
+    @property
+    def partitioned(self) -> bool:
+        """Whether its rows are in partitions that are published as this table."""
+        return self.kind == "p"
 
-class Plan(msgspec.Struct, frozen=True):
-    """How a generation's file is cut: block ranges of equal size.
+
+class Part(msgspec.Struct, frozen=True):
+    """One file of a table: its own, or that of a partition.
 
     Attributes:
-        filenode: the relfilenode that the ranges belong to.
+        oid, namespace, name: of the table, or the partition.
+        filenode: the relfilenode.
         blocks: blocks of the main fork when everything up to P0 was visible.
-        step: blocks of one chunk.
     """
 
+    oid: int
+    namespace: str
+    name: str
     filenode: int
     blocks: int
-    step: int
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """The files that a generation reads, laid end to end: block N of the second one is the first one's blocks + N.
+
+    Attributes:
+        parts: one for an ordinary table, the partitions of one that is published as its root.
+    """
+
+    parts: tuple[Part, ...]
 
     @property
-    def chunks(self) -> int:
-        """Number of chunks."""
-        return -(-self.blocks // self.step)
+    def blocks(self) -> int:
+        """Of all parts."""
+        return sum(part.blocks for part in self.parts)
 
-    def starts(self) -> range:
-        """First block of each chunk."""
-        return range(0, self.blocks, self.step)
+    def ranges(self) -> list[tuple[int, int]]:
+        """First block, and the first behind, of each part."""
+        ends = list(accumulate(part.blocks for part in self.parts))
+        return list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
+
+    def part_at(self, block: int) -> tuple[Part, int]:
+        """The part that holds a block, and where that part begins."""
+        for part, (first, behind) in zip(self.parts, self.ranges(), strict=True):
+            if first <= block < behind:
+                return part, first
+        raise IndexError(f"no block {block}")
 
 
 class TableState(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +152,10 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         oid, table: which one.
         generation: number of its seeding, from 1; part of every store key.
-        phase, reason: where it stands, and why (refused, broken, or seeded again).
+        phase, reason: where it stands, and why (refused, broken, wrong, or seeded again).
+        stale: why a consistent generation is not what the source has, as the log or an operator said; the next one
+            follows. Empty if nothing said so.
+        stale_at: the position ("last done") of what said so, as text; empty where nothing did.
         published: what the catalog said when the generation began.
         schema_id: the registered layout of the rows that chunks read.
         p0: the position that the generation folds from, as text.
@@ -128,7 +163,7 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         epoch: of P0.
         running: xids of the transactions that ran behind the look that the generation is built on. What they wrote
             before the table was published so is decoded as it was then, and may be in no log: chunks must see it.
-        plan: None until everything up to P0, and what ran, is visible at the source.
+        cut: None until everything up to P0, and what ran, is visible at the source.
         high_water: the largest W of its chunks: WAL position that must be applied before the table is consistent.
         last_snapshot: number of its latest snapshot. Numbers are never used twice: entries keep them.
         truncated_by: xid of the last TRUNCATE since P0; None without one.
@@ -141,13 +176,15 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     phase: Phase
     reason: str = ""
+    stale: str = ""
+    stale_at: str = ""
     published: PublishedTable | None = None
     schema_id: int = 0
     p0: str = ""
     seq_p0: int = 0
     epoch: int = 0
     running: tuple[int, ...] = ()
-    plan: Plan | None = None
+    cut: Cut | None = None
     high_water: int = 0
     last_snapshot: int = 0
     truncated_by: int | None = None
@@ -156,11 +193,21 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChunkDone(msgspec.Struct, frozen=True):
-    """A chunk that is wholly in the store: the number of its snapshot, its W, and how many rows it read."""
+    """A chunk that is wholly in the store.
+
+    Attributes:
+        snapshot: number of its snapshot.
+        w: its W.
+        rows: how many rows it read.
+        behind: the first block behind it.
+        bytes: of the keys and rows that it read, as the store has them.
+    """
 
     snapshot: int
     w: int
     rows: int
+    behind: int = 0
+    bytes: int = 0
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -192,11 +239,17 @@ APPLIED = "applied"
 UNSEEN = "unseen"
 LISTED = "listed"
 TABLES = "table/"
+SUCCESSORS = "next/"
 
 
 def table_document(oid: int) -> str:
     """Name of a table's document."""
     return f"{TABLES}{oid}"
+
+
+def successor_document(oid: int) -> str:
+    """Name of the document of a table's next generation."""
+    return f"{SUCCESSORS}{oid}"
 
 
 def chunk_document(oid: int, generation: int, block: int | str) -> str:

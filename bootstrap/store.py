@@ -131,6 +131,9 @@ class Store(Protocol):
     def entries(self, space: bytes) -> Iterator[tuple[bytes, bytes]]:
         """(store key, packed entry) of a space in bytewise order, as of the call."""
 
+    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
+        """(seq, store key) of the change index behind a seq, by seq, as of the call; stale places too."""
+
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         """The first store keys of a space with columns that were never seen."""
 

@@ -58,7 +58,7 @@ class IndexUpkeep:
     def _places(self) -> Iterator[tuple[bytes, int, bytes]]:
         """(space, seq, key) of every place, of the store as it is now."""
         view = self._ledger.store.view()
-        for run in [run for run in list(self._ledger.tables.values()) if run.folding]:
+        for run in [run for run in self._ledger.runs() if run.folding]:
             for seq, key in view.changes(run.space, 0):
                 yield run.space, seq, key
 

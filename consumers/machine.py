@@ -22,8 +22,9 @@ Four rules keep a consumer right:
 - A snapshot whose answers came from the states Q1…Qn is replayed from the lowest and is consistent after the
   highest. Its tables are swept at the lowest, so that no change behind it is ever taken for a ghost.
 - A table that comes to the log later may have rows that the log does not hold, and one of which a failover has lost
-  transactions, or that a statement changed without events, has rows here that the source does not. It is `unread`, in
-  every checkpoint from then on, until the bootstrap has it (`RowsIncomplete`); the log is followed on meanwhile.
+  transactions, or that a statement changed without events, has rows here that the source does not. So has one whose
+  snapshot says that it is stale. It is `unread`, in every checkpoint from then on, until the bootstrap has it
+  (`RowsIncomplete`); the log is followed on meanwhile.
 - A later position whose seq is not above the last one is a log that does not continue the one read so far.
 """
 
@@ -71,6 +72,7 @@ from walbus.consumers.steps import (
     RecordRead,
     RowsIncomplete,
     RowsRead,
+    RowsStale,
     Start,
     Sweep,
     TableGone,
@@ -217,6 +219,11 @@ class ConsumerMachine:
     def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
         return [Deliver(layout_window(event.layout, state), state.marks, state)]
 
+    def _rows_stale(self, state: Snapshotting, _: RowsStale) -> list[Output]:
+        unread = (*state.unread, current(state).table)
+        self._state = replace(state, unread=tuple(dict.fromkeys(unread)))
+        return []
+
     def _rows_read(self, before: Snapshotting, event: RowsRead) -> list[Output]:
         at = Point(event.header.last, event.header.last_seq)
         low, high = min(before.low or at, at), max(before.high or at, at)
@@ -362,6 +369,7 @@ _TRANSITIONS = _table(
     ((Following,), RowsIncomplete, _M._rows_incomplete),
     ((Listing,), TablesListed, _M._tables_listed),
     ((Snapshotting,), TableOpened, _M._table_opened),
+    ((Snapshotting,), RowsStale, _M._rows_stale),
     ((Snapshotting,), RowsRead, _M._rows_read),
     ((Snapshotting,), TableGone, _M._table_gone),
 )

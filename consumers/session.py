@@ -33,6 +33,7 @@ from walbus.consumers.steps import (
     RecordRead,
     RowsIncomplete,
     RowsRead,
+    RowsStale,
     Start,
     TableGone,
     TableOpened,
@@ -62,6 +63,7 @@ from walbus.records import Kind, RecordHeader, origin_of
 _log = structlog.get_logger(__name__)
 
 _LOG_ID_HEADER = "Walbus-Log-Id"
+_STALE_HEADER = "Walbus-Stale"
 
 #: Seconds between two looks whether the bootstrap has a table that is to be read; they grow up to the second number.
 _REREAD_SECONDS = 0.25, 30.0
@@ -312,6 +314,8 @@ class Session:
             self._receive(LogReplaced())
             raise NotReady("the bootstrap follows another log than before", where=bootstrap.url)
         self._stream, self._target = stream, ("snapshot", log_id, table)
+        if _STALE_HEADER in stream.headers:
+            self._receive(RowsStale())
         if layout is not None:
             self._receive(TableOpened(layout))
 

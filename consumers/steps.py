@@ -89,6 +89,11 @@ class RowsRead:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsStale:
+    """The table that is being read is served as it was before something changed its rows unheard (`Walbus-Stale`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class TableGone:
     """The bootstrap does not know the table that is being read any more (dropped meanwhile)."""
 
@@ -117,6 +122,7 @@ Event: TypeAlias = (
     | RecordRead
     | TableOpened
     | RowsRead
+    | RowsStale
     | TableGone
     | LogReplaced
     | Disconnected

@@ -97,6 +97,7 @@ class TableList:
         refused: tables that it will never serve, such as those without a key.
         folds_from: where the rows of those that it serves now were begun to be read at the source; none from a
             bootstrap that does not say so.
+        stale: those of `consistent` whose rows are no longer the source's, and are being seeded again.
     """
 
     log_id: str
@@ -105,6 +106,7 @@ class TableList:
     consistent: frozenset[str]
     refused: tuple[str, ...]
     folds_from: Mapping[str, Position] = field(default_factory=dict)
+    stale: frozenset[str] = frozenset()
 
 
 class RecordStream:
@@ -356,6 +358,7 @@ class BootstrapPeer:
         consistent: list[str] = []
         refused: list[str] = []
         folds_from: dict[str, Position] = {}
+        stale: list[str] = []
         for table in _field(document, "tables", list):
             name = _field(table, "table", str)
             if table.get("state") == "refused":
@@ -364,11 +367,12 @@ class BootstrapPeer:
             tables[name] = _field(table, "schema_id", int)
             if table.get("state") == "consistent":
                 consistent.append(name)
+                stale += [name] if table.get("stale") else []
                 if table.get("folds_from"):
                     folds_from[name] = parse_position(_field(table, "folds_from", str))
         applied = parse_position(_field(document, "applied", str))
         log_id = _field(document, "log_id", str)
-        return TableList(log_id, applied, tables, frozenset(consistent), tuple(refused), folds_from)
+        return TableList(log_id, applied, tables, frozenset(consistent), tuple(refused), folds_from, frozenset(stale))
 
     def snapshot(self, table: str, after_key: bytes | None) -> RecordStream:
         """`GET /v1/snapshot`: the table's rows in key order, behind a key."""

@@ -95,7 +95,7 @@ class Unread:
         good = tuple(
             table
             for table in tables
-            if table in listed.consistent and self._freshness.serves(table, listed.folds_from.get(table))
+            if table in listed.consistent - listed.stale and self._freshness.serves(table, listed.folds_from.get(table))
         )
         unreadable = frozenset(tables).difference(good)
         if unreadable - self._unreadable:

@@ -199,6 +199,15 @@ def test_the_middle_of_a_transaction_is_not_shown_by_ingesting_either(store: Any
     assert [key for key, _ in store.view().entries(SPACE)] == [b"a", b"half"]
 
 
+def test_the_change_index_is_read_as_it_is_in_the_middle_of_a_transaction_too(store: Any) -> None:
+    places = [change_key(SPACE + b"b", 5), change_key(SPACE + b"a", 7), change_key(NEIGHBOUR + b"c", 9)]
+    store.write(WriteSet(changes=places[:1]))
+    store.write(WriteSet(changes=places[1:], whole=False))
+    assert list(store.changes(SPACE, 0)) == [(5, SPACE + b"b"), (7, SPACE + b"a")]
+    assert list(store.changes(SPACE, 5)) == [(7, SPACE + b"a")]
+    assert list(store.changes(SPACE, 7)) == []
+
+
 def test_spaces_and_changes_sort_and_split() -> None:
     assert SPACE < end_of(SPACE) <= OTHER < NEIGHBOUR
     assert split_change_key(change_key(SPACE + b"key", 77)) == (SPACE + b"key", 77)

@@ -11,6 +11,9 @@ from support.bootstrap_rig import BootstrapRig
 from support.database import Database
 from support.waiting import wait_for
 
+#: Rows of which a block holds few, so that a seeding has many chunks.
+WIDE = "CREATE TABLE public.t (id int PRIMARY KEY, n int, wide text DEFAULT repeat('x', 500))"
+
 
 def generation(rig: BootstrapRig, table: str) -> int:
     return int(rig.tables()[table]["generation"])
@@ -74,3 +77,112 @@ def test_a_transaction_that_began_before_its_table_was_published_is_seeded(datab
         assert rig.tables()["hidden.late"]["state"] == "seeding"  # it waits for the writer
         writer.commit()
         rig.assert_equals_source("hidden.late")
+
+
+def test_a_table_is_served_without_a_gap_while_it_is_seeded_again(database: Database, tmp_path: Path) -> None:
+    database.execute(WIDE)
+    database.execute("INSERT INTO public.t SELECT i, i FROM generate_series(1, 600) i")
+    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=300) as rig:
+        rig.start()
+        rig.assert_equals_source("public.t")
+        database.execute("ALTER TABLE public.t ADD d int DEFAULT 7")
+        wait_for(rig.seeding, 20, what="it is seeded again")
+        database.execute("UPDATE public.t SET n = -1 WHERE id <= 5")
+        database.execute("DELETE FROM public.t WHERE id = 600")
+        rig.wait_applied()
+        stale = rig.snapshot("public.t")
+        assert (stale.status_code, stale.headers["Walbus-Stale"]) == (200, "yes")
+        assert rig.tables()["public.t"]["stale"]
+        rows = rig.rows("public.t").values()
+        assert len(rows) == 599 and [row["n"] for row in rows].count("-1") == 5
+        assert {row.get("d", "not yet") for row in rows} == {"7", "not yet"}  # what was written since has the column
+        answers = set()
+
+        def switched() -> bool:
+            answers.add(rig.snapshot("public.t").status_code)
+            return generation(rig, "public.t") == 2
+
+        wait_for(switched, 60, what="the new generation is served")
+        assert answers == {200}
+        assert "Walbus-Stale" not in rig.snapshot("public.t").headers
+        rig.assert_equals_source("public.t")
+
+
+def test_a_kill_in_the_middle_of_a_reseeding_leaves_the_old_generation_served(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute(WIDE)
+    database.execute("INSERT INTO public.t SELECT i, i FROM generate_series(1, 600) i")
+    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=200) as rig:
+        rig.start()
+        rig.assert_equals_source("public.t")
+        database.execute("ALTER TABLE public.t ALTER n TYPE int USING n + 1")
+        wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 20, what="some rows are read again")
+        rig.kill_bootstrap()
+        database.execute("UPDATE public.t SET n = 0 WHERE id <= 10")
+        rig.start_bootstrap()
+        wait_for(lambda: rig.snapshot("public.t").status_code == 200, 20, what="it serves")
+        assert generation(rig, "public.t") == 1
+        wait_for(lambda: generation(rig, "public.t") == 2, 60, what="the new generation is served")
+        assert rig.log().count("seeding_planned") == 2
+        rig.assert_equals_source("public.t")
+
+
+def test_a_table_with_another_key_is_not_served_under_the_old_one(database: Database, tmp_path: Path) -> None:
+    database.execute(WIDE)
+    database.execute("INSERT INTO public.t SELECT i, -i FROM generate_series(1, 500) i")
+    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=200) as rig:
+        rig.start()
+        rig.assert_equals_source("public.t")
+        database.execute("ALTER TABLE public.t ADD UNIQUE (n), DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (n)")
+        wait_for(lambda: generation(rig, "public.t") > 1, 20, what="it is seeded again")
+        assert rig.snapshot("public.t").status_code == 503
+        rig.assert_equals_source("public.t")
+
+
+def test_a_renamed_table_is_served_under_its_new_name_alone(database: Database, tmp_path: Path) -> None:
+    database.execute("CREATE TABLE public.t (id int PRIMARY KEY)")
+    database.execute("INSERT INTO public.t SELECT i FROM generate_series(1, 100) i")
+    with BootstrapRig(tmp_path, database) as rig:
+        rig.start()
+        rig.assert_equals_source("public.t")
+        database.execute("ALTER TABLE public.t RENAME TO u")
+        database.execute("INSERT INTO public.u VALUES (0)")
+        wait_for(lambda: "public.u" in rig.tables(), 20, what="the name is noticed")
+        rig.assert_equals_source("public.u")
+        assert rig.snapshot("public.t").status_code == 404
+
+
+@pytest.mark.parametrize("seeding", [False, True], ids=["consistent", "seeding"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "VACUUM FULL public.t",
+        "ALTER TABLE public.t ADD d int DEFAULT 7",
+        "ALTER TABLE public.t ADD d timestamptz DEFAULT clock_timestamp()",
+        "ALTER TABLE public.t ALTER n TYPE int USING n + 1",
+        "ALTER TABLE public.t DROP COLUMN n",
+        "ALTER TABLE public.t REPLICA IDENTITY FULL",
+        "TRUNCATE public.t",
+    ],
+    ids=["vacuum-full", "constant-default", "volatile-default", "alter-type", "drop-column", "identity", "truncate"],
+)
+@pytest.mark.long
+def test_a_statement_that_changes_rows_without_events_leaves_no_difference(
+    database: Database, tmp_path: Path, statement: str, seeding: bool
+) -> None:
+    database.execute("CREATE TABLE public.t (id int PRIMARY KEY, n int, m int, wide text DEFAULT repeat('x', 300))")
+    database.execute("INSERT INTO public.t SELECT i, i, i FROM generate_series(1, 1200) i")
+    database.execute("DELETE FROM public.t WHERE id <= 300")  # VACUUM FULL moves the others to the front
+    options: dict[str, object] = {"chunk_rows": 50, "max_rows_per_second": 500} if seeding else {}
+    with BootstrapRig(tmp_path, database, **options) as rig:
+        rig.start()
+        if seeding:
+            wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 30, what="some rows are there")
+        else:
+            rig.wait_consistent("public.t")
+        database.execute("UPDATE public.t SET m = -1 WHERE id % 9 = 0")
+        database.execute(statement)
+        database.execute("UPDATE public.t SET m = m + 1 WHERE id % 10 = 0")
+        database.execute("INSERT INTO public.t (id, m) VALUES (0, 0)")
+        rig.assert_settles("public.t")

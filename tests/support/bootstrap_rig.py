@@ -12,10 +12,13 @@ from __future__ import annotations
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, LiteralString, Self
 
 import httpx
 import psycopg
@@ -110,6 +113,17 @@ class BootstrapRig:
         document: dict[str, Any] = response.json()
         return document
 
+    def seeding(self) -> list[dict[str, Any]]:
+        """`/v1/seeding`: what is read from the source now."""
+        response = httpx.get(f"{self.url}/v1/seeding", trust_env=False)
+        response.raise_for_status()
+        told: list[dict[str, Any]] = response.json()["seeding"]
+        return told
+
+    def snapshot(self, table: str) -> httpx.Response:
+        """`/v1/snapshot` of a table, whatever it answers."""
+        return httpx.get(f"{self.url}/v1/snapshot", params={"table": table}, trust_env=False, timeout=30)
+
     def wait_state(self, table: str, state: str, deadline: float = 60) -> None:
         wait_for(lambda: self.tables()[table]["state"] == state, deadline, what=f"{table} is {state}", every=0.05)
 
@@ -155,6 +169,45 @@ class BootstrapRig:
         finally:
             reader.close()
 
+    def ordered_differences(self, table: str, key: str) -> int:
+        """Rows that are not the same on both sides, read side by side in the order of an integer key: for any size."""
+        with source_cursor(self.database, f"SELECT * FROM {table}", f"ORDER BY {key}") as theirs:
+            different = 0
+            for mine, other in zip_longest(self.texts(table), theirs):
+                different += mine != other
+                assert different < 1000, f"{table}: {mine} here, {other} at the source"
+            return different
+
+    def texts(self, table: str) -> Iterator[tuple[str | None, ...]]:
+        """The canonical texts of a table's rows, in the order of their keys."""
+        reader = open_reader(self.data_dir / "relay")
+        try:
+            for _, changes in self.records(table):
+                for change in changes:
+                    assert change.after is not None
+                    yield tuple(row_texts(reader.schemas.get(change.schema_id), change.after))
+        finally:
+            reader.close()
+
+    def differences(self, table: str) -> int:
+        """Rows that are here and not at the source, or there and not here; each as a whole."""
+        mine = Counter(tuple(sorted(row.items())) for row in self.rows(table).values())
+        theirs = Counter(tuple(sorted(row.items())) for row in source_rows(self.database, table))
+        return (mine - theirs).total() + (theirs - mine).total()
+
+    def assert_settles(self, table: str, deadline: float = 60) -> None:
+        """Without any further change at the source the table comes to hold its rows, and says so."""
+
+        def settled() -> bool:
+            told = self.tables()[table]
+            served = told["state"] == "consistent" and not told["stale"] and not self.seeding()
+            return served and not self.differences(table)
+
+        self.wait_applied(deadline)
+        wait_for(settled, deadline, what=f"{table} holds the source's rows", every=0.2)
+        self.wait_applied(deadline)
+        assert self.differences(table) == 0
+
     def assert_equals_source(self, *tables: str, deadline: float = 60) -> None:
         """At quiescence: every table is consistent, has applied everything, and holds the source's rows."""
         for table in tables:
@@ -166,6 +219,21 @@ class BootstrapRig:
             assert len(mine) == len(theirs), f"{table}: {len(mine)} rows instead of {len(theirs)}"
             different = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
             assert not different, f"{table}: {len(different)} rows differ, first {str(different[0])[:600]}"
+
+
+@contextmanager
+def source_cursor(
+    database: Database, query: LiteralString, order: LiteralString
+) -> Iterator[Iterator[tuple[str | None, ...]]]:
+    """A query's rows by canonical text, in an order of its columns, read as they come."""
+    with psycopg.connect(database.dsn) as connection:
+        connection.execute(settings_sql())
+        names = [column.name for column in connection.execute(f"{query} LIMIT 0").description or ()]
+        columns = ", ".join(f"q.{name}::pg_catalog.text" for name in names)
+        with connection.cursor("rows") as cursor:
+            cursor.itersize = 10_000
+            cursor.execute(f"SELECT {columns} FROM ({query}) AS q {order}".encode())
+            yield iter(cursor)
 
 
 def source_rows(database: Database, table: str) -> list[dict[str, str | None]]:

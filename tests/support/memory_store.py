@@ -59,6 +59,11 @@ class MemoryStore:
     def entries(self, space: bytes) -> Iterator[tuple[bytes, bytes]]:
         return iter([(key, self._entries[key]) for key in sorted(self._entries) if key.startswith(space)])
 
+    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
+        start = change_key(space, after_seq + 1)
+        places = [split_change_key(place) for place in sorted(self._changes) if start <= place < end_of(space)]
+        return iter([(seq, store_key) for store_key, seq in places])
+
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         return sorted(key for key in self._missing if key.startswith(space))[:limit]
 

@@ -6,7 +6,8 @@ It has what makes seeding hard, and nothing else:
 - locks on keys are held until then;
 - an update writes a new version into any block, so a row can move behind or before a scan;
 - an update may leave the TOASTed column out of its event;
-- TRUNCATE and VACUUM FULL replace the file; both exclude everybody else.
+- TRUNCATE and VACUUM FULL replace the file; both exclude everybody else. So does a statement that rewrites every row
+  without an event, of which the log tells that the table must be seeded again.
 
 A row is `(plain, toasted)`; as bytes `plain|toasted`, where the toasted part of an event that left it out is empty.
 """
@@ -16,14 +17,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from walbus.bootstrap.entry import Entry
+from walbus.bootstrap.state import Cut, Part
 from walbus.bootstrap.visibility import Snapshot
+from walbus.capture.pieces import reseed_piece
+from walbus.lsn import format_lsn
 from walbus.records import Flag, Kind, Op, pack_change, pack_record
+from walbus.schema import ReplicaIdentity, TableSchema
 
 OID = 16384
 TOASTED = b"\x02"  #: bitmap of the second column
 FIRST_SEQ = 1000
+REWRITE = 10**6  #: what a rewrite adds to the plain column; all other values are below
 
 Row = tuple[int, int]
+
+
+def one_file(filenode: int = 1, blocks: int = 1) -> Cut:
+    """How the table's one file is cut."""
+    return Cut((Part(OID, "public", "t", filenode, blocks),))
 
 
 def row_bytes(plain: int, toasted: int | None) -> bytes:
@@ -91,6 +102,7 @@ class Logged:
     lsn: int
     first_seq: int
     events: list[Event]
+    epoch: int = 1
 
     @property
     def last_seq(self) -> int:
@@ -106,7 +118,7 @@ class Logged:
         return pack_record(
             Kind.TRANSACTION,
             flags=flags,
-            epoch=1,
+            epoch=self.epoch,
             commit_lsn=self.lsn,
             end_lsn=self.lsn + 8,
             first_ordinal=start + 1,
@@ -121,18 +133,40 @@ class Logged:
         )
 
 
+@dataclass
+class Rewritten:
+    """What the log tells of a statement that changed every row without an event."""
+
+    lsn: int
+    seq: int
+
+    def records(self, cut: int | None = None) -> list[bytes]:
+        del cut
+        return [reseed_record(self.lsn, at=self.lsn, seq=self.seq)]
+
+
+def reseed_record(lsn: int, *, at: int, reason: str = "rewritten", seq: int = FIRST_SEQ) -> bytes:
+    """The record of a statement that changed rows of the table silently, seen at an LSN."""
+    schema = TableSchema(1, OID, "public", "t", ReplicaIdentity.DEFAULT, ())
+    told = {"reason": reason, "what": "it changed", "lsn": format_lsn(lsn), "snapshot": "5:5:"}
+    made = reseed_piece(1, at, 9, schema, told)
+    fields = {name: getattr(made, name) for name in made.__slots__}
+    return pack_record(fields.pop("kind"), first_seq=seq, last_seq=seq, **fields)
+
+
 class ModelTable:
     """The table, its transactions and its log."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_lsn: int = 1000, epoch: int = 1) -> None:
+        self._epoch = epoch
         self.versions: list[Version] = []
         self.filenode = 1
         self.open: dict[int, Transaction] = {}
-        self.log: list[Logged] = []
+        self.log: list[Logged | Rewritten] = []
         self._next_xid = 100
         self._latest_ended = 99
         self._aborted: set[int] = set()
-        self._lsn = 1000
+        self._lsn = first_lsn
         self._next_seq = FIRST_SEQ
 
     def snapshot(self) -> Snapshot:
@@ -227,13 +261,23 @@ class ModelTable:
         self.filenode += 1
         return True
 
+    def rewrite(self) -> bool:
+        """Changes every row in a new file, and writes no event but that this was done."""
+        if not self.vacuum_full([0]):
+            return False
+        for version in self.versions:
+            version.row = (version.row[0] + REWRITE, version.row[1])
+        self._lsn += 10
+        self.log.append(Rewritten(self._lsn, self._next_seq - 1))
+        return True
+
     def commit(self, transaction: Transaction) -> None:
         """Writes the commit record; the transaction is not visible yet."""
         transaction.logged = True
         if not transaction.events:
             return
         self._lsn += 10
-        self.log.append(Logged(transaction.xid, self._lsn, self._next_seq, transaction.events))
+        self.log.append(Logged(transaction.xid, self._lsn, self._next_seq, transaction.events, self._epoch))
         self._next_seq += len(transaction.events)
 
     def end(self, transaction: Transaction) -> None:
@@ -272,6 +316,9 @@ class ModelTable:
         rows: dict[int, Row] = {}
         seqs: dict[int, int] = {}
         for logged in self.log[:applied]:
+            if isinstance(logged, Rewritten):
+                rows = {key: (plain + REWRITE, toasted) for key, (plain, toasted) in rows.items()}
+                continue
             for seq, event in enumerate(logged.events, logged.first_seq):
                 if event.op == Op.TRUNCATE:
                     rows.clear()

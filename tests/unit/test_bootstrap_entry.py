@@ -1,4 +1,4 @@
-"""Entries as bytes, COPY's text, pace: the small pure parts of the bootstrap."""
+"""Entries as bytes, pace: the small pure parts of the bootstrap."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walbus.bootstrap.catalog import end_of_wal
-from walbus.bootstrap.copytext import parse_line
 from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, live_row, pack_entry, pack_prefix, unpack_entry
-from walbus.bootstrap.pace import Progress, Throttle
+from walbus.bootstrap.pace import Breath, ChunkRead, Progress, Throttle, next_stride
 from walbus.bootstrap.visibility import SETTLED, Snapshot
-from walbus.errors import ProtocolError, StoreError
+from walbus.errors import StoreError
 
 SNAPSHOT = Snapshot(3, 9, frozenset({4}))
 
@@ -48,27 +47,6 @@ def test_a_cut_entry_is_refused() -> None:
         unpack_entry(b"\0\1", {})
 
 
-def copied(texts: list[bytes | None]) -> bytes:
-    """What COPY TO STDOUT writes for a row."""
-    escapes = {8: b"\\b", 9: b"\\t", 10: b"\\n", 11: b"\\v", 12: b"\\f", 13: b"\\r", 92: b"\\\\"}
-    parts = [b"\\N" if t is None else b"".join(escapes.get(byte, bytes([byte])) for byte in t) for t in texts]
-    return b"\t".join(parts) + b"\n"
-
-
-texts = st.lists(st.one_of(st.none(), st.binary(max_size=20), st.sampled_from([b"", b"\\N", b"\\", b"\t"])), min_size=1)
-
-
-@given(texts)
-def test_a_line_of_copy_gives_the_texts_that_made_it(row: list[bytes | None]) -> None:
-    assert parse_line(copied(row), len(row)) == row
-
-
-@pytest.mark.parametrize(("line", "columns"), [(b"1\t2\n", 1), (b"1\n", 2), (b"1", 1), (b"\\x\n", 1)])
-def test_a_line_that_copy_never_writes_is_refused(line: bytes, columns: int) -> None:
-    with pytest.raises(ProtocolError):
-        parse_line(line, columns)
-
-
 def test_an_empty_page_of_wal_ends_at_its_beginning() -> None:
     assert end_of_wal(8192 + 24, 8192) == 8192
     assert end_of_wal(16 * 8192 + 40, 8192) == 16 * 8192
@@ -91,6 +69,31 @@ def test_the_throttle_spreads_rows_over_time_for_all_workers() -> None:
     clock.now += 10
     assert throttle.delay(100) == 1.0
     assert Throttle(None, clock).delay(10**9) == 0.0
+
+
+def test_a_chunk_comes_to_take_the_time_that_it_is_to_take() -> None:
+    stride = 4
+    for _ in range(12):  # a block takes 2 ms
+        stride = next_stride(stride, ChunkRead(stride, stride * 50, stride * 0.002), aim=1.0, most_rows=10**6)
+    assert stride == 500
+    assert next_stride(500, ChunkRead(500, 0, 0.0), aim=1.0, most_rows=10**6) == 1000
+    assert next_stride(500, ChunkRead(500, 0, 60.0), aim=1.0, most_rows=10**6) == 250
+    assert next_stride(1, ChunkRead(1, 50, 60.0), aim=1.0, most_rows=10**6) == 1
+
+
+def test_a_chunk_never_has_more_rows_than_allowed() -> None:
+    assert next_stride(100, ChunkRead(100, 5000, 0.01), aim=1.0, most_rows=2000) == 40
+    assert next_stride(100, ChunkRead(3, 150, 0.006), aim=1.0, most_rows=10**6) == 200  # the end of a file
+
+
+def test_a_worker_rests_where_rows_take_much_longer_than_they_took_at_best() -> None:
+    breath = Breath()
+    assert breath.rest(1, ChunkRead(9, 10_000, 0.1)) == 0.0
+    assert breath.rest(1, ChunkRead(9, 10_000, 0.3)) == 0.0
+    assert breath.rest(1, ChunkRead(9, 10_000, 1.0)) == pytest.approx(0.7)
+    assert breath.rest(1, ChunkRead(9, 10_000, 100.0)) == 5.0
+    assert breath.rest(1, ChunkRead(9, 10, 50.0)) == 0.0  # too few to tell
+    assert breath.rest(2, ChunkRead(9, 10_000, 1.0)) == 0.0  # another table
 
 
 def test_the_rest_of_the_work_takes_as_long_as_the_last_minute_says() -> None:

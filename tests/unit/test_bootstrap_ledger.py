@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from support.memory_store import MemoryStore
-from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, key_bytes, row_bytes
+from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, key_bytes, one_file, reseed_record, row_bytes
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.entry import unpack_entry
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.serving import ServedView
-from walbus.bootstrap.state import Applied, ChunkDone, Phase, Plan, PublishedTable
+from walbus.bootstrap.state import Applied, ChunkDone, Phase, PublishedTable
+from walbus.bootstrap.store import SPACE_SIZE, WriteSet
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
 from walbus.capture.epochs import Switch, epoch_piece
-from walbus.capture.pieces import reseed_piece
-from walbus.lsn import format_lsn
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, check_record, pack_record
 from walbus.schema import ReplicaIdentity, TableSchema
@@ -43,13 +43,32 @@ def ledger() -> Ledger:
 
 def seeded(ledger: Ledger, rows: dict[int, bytes], snapshot: Snapshot) -> TableRun:
     """A table that is consistent after one chunk."""
+    run = begun(ledger, rows, snapshot)
+    assert ledger.finish(run)
+    return run
+
+
+def inserted(key: int, epoch: int = 1) -> list[bytes]:
+    """The record of a transaction that inserts a row."""
+    table = ModelTable(first_lsn=5000, epoch=epoch)
+    writer = table.begin()
+    table.write(writer, key, key, (key, key), 0)
+    table.commit(writer)
+    return table.log[0].records()
+
+
+def keys_of(ledger: Ledger, run: TableRun) -> list[bytes]:
+    return [key[SPACE_SIZE:] for key, _ in ledger.store.entries(run.space)]
+
+
+def begun(ledger: Ledger, rows: dict[int, bytes], snapshot: Snapshot) -> TableRun:
+    """A generation whose only chunk is in."""
     run = ledger.start_generation(PUBLISHED, 1, "test")
-    ledger.plan(run, Plan(1, 1, 1), 0)
+    ledger.plan(run, one_file(), 0)
     origin = ledger.admit(run, snapshot, 0)
     assert origin is not None
     assert ledger.fold_rows(run, origin, [(key_bytes(key), row) for key, row in rows.items()])
-    ledger.chunk_done(run, 0, ChunkDone(origin.number, 0, len(rows)))
-    assert ledger.finish(run)
+    ledger.chunk_done(run, 0, ChunkDone(origin.number, 0, len(rows), 1))
     return run
 
 
@@ -74,7 +93,9 @@ def test_a_chunk_that_comes_too_late_changes_nothing(ledger: Ledger) -> None:
     assert ledger.admit(run, Snapshot(6, 6, frozenset()), 0) is None
     newer = ledger.start_generation(PUBLISHED, 1, "test")
     assert ledger.admit(run, Snapshot(6, 6, frozenset()), 0) is None
-    assert list(ledger.store.entries(run.space)) == list(ledger.store.entries(newer.space)) == []
+    ledger.start_generation(PUBLISHED, 1, "test")
+    assert ledger.admit(newer, Snapshot(6, 6, frozenset()), 0) is None
+    assert list(ledger.store.entries(newer.space)) == []
 
 
 def test_a_log_left_behind_breaks_every_table_and_serves_none_of_its_rows(ledger: Ledger) -> None:
@@ -112,11 +133,11 @@ def test_a_seeding_waits_for_what_was_logged_but_not_visible(ledger: Ledger) -> 
     EventFolder(ledger).fold(table.log[0].records())
     run = ledger.start_generation(PUBLISHED, 1, "test")
     ledger.observe(table.snapshot())
-    assert not ledger.plan(run, Plan(1, 1, 1), 0)
+    assert not ledger.plan(run, one_file(), 0)
     assert ledger.needed_after() == Position(1, table.log[0].lsn, 1)
     table.end(writer)
     ledger.observe(table.snapshot())
-    assert ledger.plan(run, Plan(1, 1, 1), 0)
+    assert ledger.plan(run, one_file(), 0)
 
 
 def switch(*lost: int) -> bytes:
@@ -128,16 +149,25 @@ def switch(*lost: int) -> bytes:
     return pack_record(fields.pop("kind"), first_seq=FIRST_SEQ, last_seq=FIRST_SEQ, **fields)
 
 
-def test_a_failover_breaks_the_tables_that_hold_what_it_lost_and_no_others(ledger: Ledger) -> None:
+def test_a_failover_makes_the_tables_wrong_that_hold_what_it_lost_and_no_others(ledger: Ledger) -> None:
     run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
     EventFolder(ledger).fold([switch(OID + 1)])
     assert run.state.phase is Phase.CONSISTENT
     EventFolder(ledger).fold([switch(OID)])
-    assert run.state.phase is Phase.BROKEN
-    assert list(ledger.store.entries(run.space)) == []
+    assert run.state.phase is Phase.WRONG
     again = Ledger(ledger.store, fill)
-    assert again.tables[OID].state.phase is Phase.BROKEN
+    assert again.tables[OID].state.phase is Phase.WRONG
     assert again.applied is not None and again.applied.position == Position(2, 700, 0)
+
+
+def test_a_wrong_table_is_folded_on_until_the_next_generation_takes_its_place(ledger: Ledger) -> None:
+    wrong = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    EventFolder(ledger).fold([switch(OID)])
+    run = begun(ledger, {1: row_bytes(2, 2)}, Snapshot(900, 900, frozenset()))
+    EventFolder(ledger).fold(inserted(2, epoch=2))
+    assert keys_of(ledger, wrong) == keys_of(ledger, run) == [key_bytes(1), key_bytes(2)]
+    assert ledger.tables[OID] is wrong and ledger.finish(run)
+    assert ledger.tables[OID] is run and keys_of(ledger, wrong) == []
 
 
 def test_a_table_that_was_seeded_behind_a_failover_is_not_broken_by_its_record_again(ledger: Ledger) -> None:
@@ -152,7 +182,7 @@ def test_transactions_that_a_failover_lost_are_not_waited_for(ledger: Ledger) ->
     ledger.observe(Snapshot(70, 70, frozenset()))
     EventFolder(ledger).fold([switch(OID)])
     run = ledger.start_generation(PUBLISHED, 1, "test")
-    assert ledger.plan(run, Plan(1, 1, 1), 0)
+    assert ledger.plan(run, one_file(), 0)
     again = Ledger(ledger.store, fill)
     assert (again.unseen.xids(), again.unseen_at) == (frozenset(), Position(2, 700, 0))
 
@@ -166,21 +196,65 @@ def test_a_seeding_that_was_killed_at_a_switch_begins_again(ledger: Ledger) -> N
     assert again.tables[OID].again == "the timeline changed"
 
 
-def altered(lsn: int, *, reason: str = "rewritten", at: int) -> bytes:
-    """The record of a statement that changed rows of the table silently, seen at an LSN."""
-    schema = TableSchema(1, OID, "public", "t", ReplicaIdentity.DEFAULT, ())
-    told = {"reason": reason, "what": "it changed", "lsn": format_lsn(lsn), "snapshot": "5:5:"}
-    made = reseed_piece(1, at, 9, schema, told)
-    fields = {name: getattr(made, name) for name in made.__slots__}
-    return pack_record(fields.pop("kind"), first_seq=FIRST_SEQ, last_seq=FIRST_SEQ, **fields)
-
-
-def test_rows_that_a_statement_changed_silently_break_their_table(ledger: Ledger) -> None:
+def test_rows_that_a_statement_changed_silently_are_served_as_stale(ledger: Ledger) -> None:
     run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
-    EventFolder(ledger).fold([altered(600, at=650)])
-    assert (run.state.phase, run.state.reason) == (Phase.BROKEN, "it changed")
-    assert list(ledger.store.entries(run.space)) == []
-    assert Ledger(ledger.store, fill).tables[OID].state.phase is Phase.BROKEN
+    EventFolder(ledger).fold([reseed_record(600, at=650), *inserted(2)])
+    again = Ledger(ledger.store, fill)
+    state = again.tables[OID].state
+    assert (state.phase, state.stale, state.stale_at) == (Phase.CONSISTENT, "it changed", str(Position(1, 650, 0)))
+    assert keys_of(ledger, run) == [key_bytes(1), key_bytes(2)]
+    assert ServedView(ledger.store.view()).tables["public.t"].stale
+
+
+def test_a_seeding_that_a_statement_overtakes_begins_again_beside_what_is_served(ledger: Ledger) -> None:
+    served = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    ledger.outdate(served, "asked for")
+    run = begun(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    EventFolder(ledger).fold([reseed_record(600, at=650)])
+    assert (run.state.phase, keys_of(ledger, run)) == (Phase.BROKEN, [])
+    assert not ledger.finish(run)
+    next_one = begun(ledger, {1: row_bytes(2, 1)}, Snapshot(5, 5, frozenset()))
+    assert (next_one.state.generation, keys_of(ledger, served)) == (3, [key_bytes(1)])
+    EventFolder(ledger).fold(inserted(2))
+    assert ledger.finish(next_one)
+    again = Ledger(ledger.store, fill)
+    assert (again.tables[OID].state.generation, again.tables[OID].state.stale, again.successors) == (3, "", {})
+
+
+def test_a_switch_is_one_write_and_a_crash_before_it_goes_on_with_the_seeding(ledger: Ledger) -> None:
+    served = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    run = begun(ledger, {1: row_bytes(2, 1)}, Snapshot(5, 5, frozenset()))
+    again = Ledger(ledger.store, fill)
+    again.resume([])
+    assert again.tables[OID].state == served.state and again.successors[OID].state == run.state
+    assert ServedView(again.store.view()).tables["public.t"].generation == 1
+    writes: list[WriteSet] = []
+    write = again.store.write
+    again.store.write = lambda changes: (writes.append(changes), write(changes))  # type: ignore[method-assign, assignment, return-value]
+    assert again.finish(again.successors[OID])
+    assert len(writes) == 1 and writes[0].cleared == [served.space]
+    assert ServedView(again.store.view()).tables["public.t"].generation == 2
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"columns": (("id", 20, -1, True), ("big", 25, -1, False))}])
+def test_rows_under_another_name_or_key_are_not_served_meanwhile(ledger: Ledger, change: dict[str, object]) -> None:
+    served = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    run = ledger.start_generation(structs.replace(PUBLISHED, **change), 2, "test")
+    assert (ledger.tables[OID], ledger.successors) == (run, {})
+    assert keys_of(ledger, served) == []
+
+
+def test_a_table_that_is_refused_or_forgotten_leaves_neither_generation_behind(ledger: Ledger) -> None:
+    for leave in (
+        lambda: ledger.refuse(structs.replace(PUBLISHED, refusal="it has no key")),
+        lambda: ledger.forget(OID),
+    ):
+        served = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+        run = begun(ledger, {1: row_bytes(2, 1)}, Snapshot(5, 5, frozenset()))
+        leave()
+        assert keys_of(ledger, served) == keys_of(ledger, run) == []
+        assert ledger.successors == Ledger(ledger.store, fill).successors == {}
+        assert not ledger.store.documents("chunk/") and not ledger.store.documents("snapshot/")
 
 
 @pytest.mark.parametrize(("reason", "breaks"), [("rewritten", False), ("key_changed", True)])
@@ -189,12 +263,12 @@ def test_a_generation_that_began_behind_the_statement_is_right_unless_the_key_ch
 ) -> None:
     ledger.begin(Applied("log", 1, 600, 0, FIRST_SEQ - 1, 0), UnseenCommits())
     run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
-    EventFolder(ledger).fold([altered(600, reason=reason, at=650)])
+    EventFolder(ledger).fold([reseed_record(600, reason=reason, at=650)])
     assert (run.state.phase is Phase.BROKEN) is breaks
 
 
 def test_an_event_that_is_read_twice_breaks_a_table_once(ledger: Ledger) -> None:
-    event = altered(600, reason="key_changed", at=650)
+    event = reseed_record(600, reason="key_changed", at=650)
     EventFolder(ledger).fold([event])
     run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
     EventFolder(ledger).fold([event])
@@ -208,6 +282,6 @@ def test_a_seeding_waits_for_what_ran_when_its_table_was_published(ledger: Ledge
     again.resume([])
     run = again.tables[OID]
     again.observe(Snapshot(7, 9, frozenset({7})))
-    assert not again.plan(run, Plan(1, 1, 1), 0)
+    assert not again.plan(run, one_file(), 0)
     again.observe(Snapshot(9, 9, frozenset()))
-    assert again.plan(run, Plan(1, 1, 1), 0)
+    assert again.plan(run, one_file(), 0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from structlog.testing import capture_logs
 
 from support.memory_store import MemoryStore
-from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill
+from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, one_file
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.entry import seq_of
 from walbus.bootstrap.ledger import Ledger
-from walbus.bootstrap.state import Applied, Phase, Plan, PublishedTable
+from walbus.bootstrap.state import Applied, Phase, PublishedTable
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.upkeep import IndexUpkeep
 from walbus.position import ORIGIN
@@ -22,7 +22,7 @@ def test_only_places_that_say_nothing_any_more_are_dropped() -> None:
     ledger.resume([])
     with capture_logs():
         run = ledger.start_generation(PublishedTable(OID, "public", "t", "r", "d", (), None, 0), 1, "test")
-    ledger.plan(run, Plan(1, 0, 1), 0)
+    ledger.plan(run, one_file(blocks=0), 0)
     assert ledger.finish(run) and run.state.phase is Phase.CONSISTENT
     table = ModelTable()
     for value in range(30):

@@ -39,6 +39,7 @@ from walbus.consumers.steps import (
     RecordRead,
     RowsIncomplete,
     RowsRead,
+    RowsStale,
     Sweep,
     TableGone,
     TablesListed,
@@ -549,6 +550,24 @@ def test_a_snapshot_of_several_states_is_swept_and_replayed_from_the_lowest() ->
     (done,) = machine.receive(record(0x300, 0, 1, 30))
     assert isinstance(done, Advance)
     assert isinstance(done.checkpoint, Following)
+
+
+def test_a_table_that_was_stale_when_it_was_read_is_read_again_later() -> None:
+    machine = listed(ITEMS, OTHER)
+    assert machine.receive(RowsStale()) == []
+    machine.receive(rows(Position(1, 0x200, 1), 20))
+    machine.receive(Disconnected())
+    machine = connected(load_checkpoint(dump_checkpoint(checkpoint_of(machine))))
+    assert machine.receive(RowsStale()) == []  # the rest of it, too
+    machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
+    outputs = machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
+    assert isinstance(outputs[-1], Sweep)
+    assert outputs[-1].checkpoint == Following(LOG, Marks(3, 3), Point(Position(1, 0x200, 1), 20), (ITEMS,))
+
+
+def checkpoint_of(machine: ConsumerMachine) -> Checkpoint:
+    assert isinstance(machine.state, Snapshotting | CatchingUp | Following)
+    return machine.state
 
 
 def test_a_table_that_is_gone_is_left_out() -> None:
