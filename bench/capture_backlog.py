@@ -27,7 +27,6 @@ from pathlib import Path
 from measured import Measured, Usage
 from report import Report
 from source import Source, open_server
-from walbus.errors import LogMissing
 from walbus.lsn import Lsn, format_lsn
 from walbus.position import ORIGIN
 from walbus.records import Kind, read_header
@@ -175,15 +174,6 @@ def start_capture(source: Source, place: Path, variables: Mapping[str, str] | No
     config = place / "walbus.toml"
     config.touch()
     return Measured([sys.executable, "-P", "-m", "walbus", "capture", "-c", str(config)], environment, place / "log")
-
-
-def durable_end(place: Path) -> int:
-    """How far the log in a folder is durable, an LSN."""
-    try:
-        with closing(open_reader(place / "relay")) as reader:
-            return reader.bounds().end_lsn
-    except LogMissing:
-        return 0
 
 
 def until_free(source: Source, slot: str = "walbus") -> None:

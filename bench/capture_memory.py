@@ -8,13 +8,15 @@ transaction, and again in transactions of their own, so that every layout is kno
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
-from capture_backlog import durable_end, prepare, rows_in_log, start_capture, until_free
+from capture_backlog import prepare, rows_in_log, start_capture, until_free
 from measured import Usage
 from report import Report
 from source import Source, open_server
 from walbus.lsn import Lsn
+from walbus.relay import open_reader
 
 BOUND = 150 << 20  # bytes
 _DEADLINE = 1800.0
@@ -74,7 +76,9 @@ def _captured(source: Source, pristine: Path, place: Path, target: Lsn, rows: in
     shutil.copytree(pristine, place)
     source.copy_slot(_KEPT, "walbus")
     capture = start_capture(source, place, CATCH_UP="false", **options)
-    usage = capture.stop(capture.until(lambda: durable_end(place) >= target, _DEADLINE))
+    with closing(open_reader(place / "relay")) as reader:  # opened once: looking must not cost what is measured
+        seconds = capture.until(lambda: reader.bounds().end_lsn >= target, _DEADLINE)
+    usage = capture.stop(seconds)
     until_free(source)
     source.drop_slot("walbus")
     if (held := rows_in_log(place)) != rows:

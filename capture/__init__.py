@@ -26,6 +26,7 @@ The way of the data:
       epochs         what a promotion means: switches, and what they lost
       xids           32 bits made 64
     loop           read, append, sync, confirm: one connection's life
+      receiving      a round of reading: frames into the intake
       grouping       how long whole transactions wait for others to be synced with them       pure
 
 Instead of the walsender, while a backlog is large:
@@ -58,6 +59,7 @@ Around it:
     pgoutput_options   what pgoutput is asked for, by version and configuration  pure
     xact_status    which prepared transactions have ended
     retention      what the slot holds back, and how near it is to being given up
+    standby_slots  up to where the server gives what a slot has, by the standbys that come first
     doctor/        what `walbus doctor` says of the source: facts, rules, mends
 
 Confirmation follows durability: the slot is told only what `LogWriter.sync` has returned.

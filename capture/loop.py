@@ -1,17 +1,15 @@
 """One connection's life: frames in, pieces into the log, confirmations back. The thin I/O loop around the assembler.
 
-Each round reads until the socket is dry or a bound of bytes is reached, and appends what is complete. One `sync`
-makes everything whole that was appended durable, when its group is due (`walbus.capture.grouping`). Only then is the
-slot confirmed, to the log's `end_lsn` (or to what required standbys hold of it, `walbus.capture.confirming`), and never
-to what was merely received.
+Each round reads (`walbus.capture.receiving`) and appends what is complete. One `sync` makes everything whole that was
+appended durable, when its group is due (`walbus.capture.grouping`). Only then is the slot confirmed, to the log's
+`end_lsn` (or to what required standbys hold of it, `walbus.capture.confirming`), and never to what was merely received.
 
 An idle stream still moves: the walsender is asked for keepalives, whose LSN says that nothing was committed before
 it. Once nothing is on the way, that LSN goes into the log as a PROGRESS record, and is confirmed like a commit; so
 the slot of a quiet database does not hold the WAL of its busy neighbours.
 
-A streamed transaction goes through the intake into its spool, and is replayed at its commit in parts of a round's size;
-nothing is read meanwhile, but status updates and chores go on. A net difference that was handed over
-(`walbus.capture.handover`) is appended in the same way, between two transactions.
+While a streamed transaction is replayed out of its spool nothing is read, but status updates and chores go on. A net
+difference that was handed over (`walbus.capture.handover`) is appended in the same way, between two transactions.
 
 A stream that is so far behind that catch-up steps would be faster makes way for them (`leave`), where nothing has to be
 sent again that is large.
@@ -35,16 +33,17 @@ import structlog
 
 from walbus.capture.assembly import Assembler
 from walbus.capture.confirming import Confirming
-from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, server_state, status_update
+from walbus.capture.frames import status_update
 from walbus.capture.grouping import Grouping
 from walbus.capture.handover import Handover
 from walbus.capture.intake import Intake
 from walbus.capture.noticed import Noticed
 from walbus.capture.prepared_ends import PreparedEnds
+from walbus.capture.receiving import ROUND_BYTES, Receiving
 from walbus.capture.replication import Walsender
 from walbus.capture.report import Report
 from walbus.capture.watch import Due
-from walbus.errors import LogFull, ProtocolError, SourceUnavailable
+from walbus.errors import LogFull, SourceUnavailable
 from walbus.log import LogWriter, Piece, Run, append_to
 from walbus.lsn import format_lsn
 from walbus.records import Flag, Kind
@@ -53,10 +52,6 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-#: Bytes that one round reads at most.
-ROUND_BYTES = 1 << 20
-#: What is complete goes to the log when it has this many bytes, or at the end of a round.
-TAKE_BYTES = 256 << 10
 #: Seconds without a look at the socket while more is certainly on its way.
 REST_SECONDS = 0.001
 #: Seconds between two PROGRESS records, and between two requests for a keepalive.
@@ -135,14 +130,19 @@ class StreamLoop:
         self._confirming = confirming
         self._durable = log_writer.bounds().end_lsn
         self._confirmed = confirming.bound(self._durable)
-        self._received = self._durable
-        self._server_time = 0  # the server's clock by its last frame, Unix microseconds
+        self._receiving = Receiving(
+            walsender,
+            intake,
+            assembler,
+            append=self._append_complete,
+            patiently=self._patiently,
+            received=self._durable,
+            monotonic=monotonic,
+        )
         self._group = Grouping()  # of whole transactions that are here and not durable yet
         self._oldest = 0  # its commit time, Unix microseconds
         now = monotonic()
-        self._heard = self._said = self._asked = self._progressed = self._chored = now
-        self._trimmed = now
-        self._answer_now = False
+        self._said = self._asked = self._progressed = self._chored = self._trimmed = now
 
     def run(self) -> Due | None:
         """Streams until `stop` is set, or until it has made way; then everything whole is durable and confirmed.
@@ -210,95 +210,30 @@ class StreamLoop:
             self._stop.wait(CONFIRMED_PAUSE)
 
     def _nothing_large_is_open(self) -> bool:
-        """Whether no piece of an open transaction was handed out, and none is spooled: those would come again."""
-        handed_out = self._handover.writing or (self._assembler.in_transaction and self._assembler.core.done > 0)
-        return self._intake.plain and not handed_out and self._intake.spooled_bytes == 0
+        """Whether nothing was handed out or spooled that would come again."""
+        return not self._handover.writing and self._receiving.nothing_large_is_open
 
     def _rest(self, now: float) -> None:
         """Waits for more; where more is certainly on its way, for a moment without looking.
 
         The walsender sends message by message, so whoever reads as soon as there is anything reads a few bytes a call.
         """
-        due, assembler = self._group.due_in(now), self._assembler
-        in_the_midst = not self._intake.plain or (assembler.in_transaction and assembler.core.done > 0)
-        if due is None and not in_the_midst:
+        due = self._group.due_in(now)
+        if due is None and not self._receiving.in_the_midst:
             self._walsender.wait(PROGRESS_SECONDS)
         else:
             self._stop.wait(REST_SECONDS if due is None else max(0.0, min(due, REST_SECONDS)))
 
-    # From the source into the log.
+    # Into the log.
 
     def _read_round(self) -> bool:
-        """Reads one round, or goes on with a replay; whether the socket is dry."""
-        try:
-            if not self._intake.replaying and not self._handover.writing:
-                return self._read_frames()
-            if self._intake.replaying:
-                self._patiently(lambda: self._intake.replay(ROUND_BYTES))
-            else:
-                self._write_difference()
-            self._heard = self._monotonic()  # whoever does not listen hears nothing
-            return False
-        finally:  # what stood before a message that makes no sense is good
-            self._append_complete()
-
-    def _read_frames(self) -> bool:
-        """Reads until a bound, or until a replay is due; whether the socket is dry."""
-        left, dry = ROUND_BYTES, False
-        while left > 0 and not dry and not self._intake.replaying:
-            plain = self._intake.plain and not self._assembler.sees_begins
-            taken, dry = self._read_plain() if plain else self._read_diverted()
-            if self._assembler.waiting_bytes >= TAKE_BYTES:
-                self._append_complete()
-            left -= taken
-        return dry
-
-    def _read_plain(self) -> tuple[int, bool]:
-        """Most frames go straight into the core; what it leaves is looked at here. Bytes read; whether it is dry."""
-        core = self._assembler.core
-        drained = self._walsender.pump(core, TAKE_BYTES)
-        if drained.taken:
-            self._note_server(core.server_lsn, core.server_time)
-        if drained.left:
-            self._take_frame(drained.left)
-        return drained.taken + len(drained.left), drained.size == 0
-
-    def _read_diverted(self) -> tuple[int, bool]:
-        """Rows of a streamed block go straight into its spool; all else frame by frame. As `_read_plain`."""
-        sink = self._patiently(self._intake.sink)
-        if sink is None:
-            frame = self._walsender.receive()
-            if frame is not None:
-                self._take_frame(frame)
-            return len(frame or b""), frame is None
-        drained = self._walsender.pump_rows(sink, TAKE_BYTES)
-        self._heard = self._monotonic() if drained.taken else self._heard
-        if drained.left:
-            self._take_frame(drained.left)
-        return drained.taken + len(drained.left), drained.size == 0
-
-    def _take_frame(self, frame: bytes) -> None:
-        if frame[0] == WAL_DATA:
-            self._note_server(*server_state(frame))
-            self._feed(frame)
-        elif frame[0] == KEEPALIVE:
-            keepalive = parse_keepalive(frame)
-            self._note_server(keepalive.wal_end, keepalive.sent_at)
-            self._intake.keepalive(keepalive.wal_end)
-            self._answer_now = self._answer_now or keepalive.reply_requested
-        else:
-            raise ProtocolError(f"a frame of unknown kind {frame[:1]!r}", where="frame, offset 0")
-
-    def _feed(self, frame: bytes) -> None:
-        try:
-            self._intake.feed(frame, WAL_DATA_HEADER)
-        except LogFull:  # no room for a new layout, or in the spool; nothing of the message was taken
-            self._patiently(lambda: self._intake.feed(frame, WAL_DATA_HEADER))
-
-    def _note_server(self, lsn: int, time: int) -> None:
-        """Notes how far the server is, and its clock, by a frame that has just arrived."""
-        self._heard, self._server_time = self._monotonic(), time
-        self._received = max(self._received, lsn)
+        """Reads one round, or writes a part of a difference; whether the socket is dry."""
+        if not self._handover.writing or self._intake.replaying:
+            return self._receiving.read_round()
+        self._write_difference()
+        self._receiving.excuse_silence()
+        self._append_complete()
+        return False
 
     def _append_complete(self) -> None:
         for complete in self._assembler.take():
@@ -322,13 +257,13 @@ class StreamLoop:
     def _append_progress(self) -> bool:
         """Appends how far everything is complete; whether there was anything to say."""
         said = False
-        while (piece := self._assembler.progress(self._server_time)) is not None:
+        while (piece := self._assembler.progress(self._receiving.server_time)) is not None:
             self._append(piece)
             said = True
         return said
 
     def _tell_noticed(self) -> None:
-        due = self._noticed.announce(self._server_time, self._begun)
+        due = self._noticed.announce(self._receiving.server_time, self._begun)
         if due is not None:
             self._append_complete()
             self._sync()
@@ -346,7 +281,7 @@ class StreamLoop:
         self._sync()
         place = self._assembler.difference_place()
         if place is not None and self._patiently(handover.prepare):
-            handover.begin(place, self._server_time)
+            handover.begin(place, self._receiving.server_time)
 
     def _write_difference(self) -> None:
         end = self._patiently(lambda: self._handover.write(ROUND_BYTES))
@@ -369,26 +304,25 @@ class StreamLoop:
         if self._group.since is None:
             self._report.note_lag(0.0)
         else:
-            self._report.note_lag((self._server_time - self._oldest) / 1e6 + now - self._group.since)
+            self._report.note_lag((self._receiving.server_time - self._oldest) / 1e6 + now - self._group.since)
 
     def _say_status(self, now: float, *, idle: bool) -> None:
         if idle and now - self._asked >= PROGRESS_SECONDS:
             self._asked = now
             self._send_status(now, reply=True)
-        elif self._answer_now or now - self._said >= self._status_every:
+        elif self._receiving.asked or now - self._said >= self._status_every:
             self._send_status(now)
 
     def _send_status(self, now: float, *, reply: bool = False) -> None:
         self._confirmed = self._confirming.bound(self._durable)
-        self._walsender.send(status_update(self._received, self._confirmed, self._clock(), reply=reply))
+        self._walsender.send(status_update(self._receiving.received, self._confirmed, self._clock(), reply=reply))
         self._said = now
-        self._answer_now = False
+        self._receiving.asked = False
 
     def _check_silence(self, now: float) -> None:
-        if now - self._heard > self._silence:
-            raise SourceUnavailable(
-                f"nothing was heard from the server for {now - self._heard:.0f} s", where="streaming"
-            )
+        silence = now - self._receiving.heard
+        if silence > self._silence:
+            raise SourceUnavailable(f"nothing was heard from the server for {silence:.0f} s", where="streaming")
 
     # A full disk.
 
@@ -406,13 +340,13 @@ class StreamLoop:
             else:
                 logger.info("log.has_room")
                 self._report.state = "streaming"
-                self._heard = self._monotonic()
+                self._receiving.excuse_silence()
                 return result
 
     def _wait_for_room(self, full: LogFull) -> None:
         self._report.state = "disk full"
         if self._group.since is None:  # what waits is not known to be a commit, but something does
-            self._oldest = self._server_time
+            self._oldest = self._receiving.server_time
             self._group.gather(self._monotonic())
         self._write_report()
         with suppress(LogFull):  # dropping segments takes a new manifest, which may find no room either
@@ -441,7 +375,7 @@ class StreamLoop:
     def _write_report(self) -> None:
         self._note_lag(self._monotonic())
         report, assembler = self._report, self._assembler
-        report.received_lsn, report.confirmed_lsn = self._received, self._confirmed
+        report.received_lsn, report.confirmed_lsn = self._receiving.received, self._confirmed
         report.transactions, report.changes = assembler.transactions, assembler.changes
         report.repeats = assembler.repeated
         report.spooled_bytes = self._intake.spooled_bytes

@@ -15,7 +15,7 @@ from support.memory_log import MemoryLog
 from support.oracle import Oracle
 from support.waiting import wait_for
 from walbus.capture import CATALOG_FILE
-from walbus.capture import loop as loop_module
+from walbus.capture import loop as receiving
 from walbus.status import read_status
 
 
@@ -98,7 +98,7 @@ def test_capture_killed_at_its_nth_system_call_loses_and_repeats_nothing_streame
 
 def test_a_replay_in_small_parts_keeps_status_and_chores_going(streamed, folder, monkeypatch):
     """However long a replay lasts: each of its parts is followed by a look at everything else."""
-    monkeypatch.setattr(loop_module, "ROUND_BYTES", 20_000)
+    monkeypatch.setattr(receiving, "ROUND_BYTES", 20_000)
     source, status = source_of(streamed.dsn), folder.parent / "capture.json"
     with closing(file_log(folder, source)) as log:
         capture = CaptureThread(source, log, status, spool_dir=spool_of(folder))
