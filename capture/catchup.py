@@ -3,7 +3,7 @@
 The walsender sends and flushes one message at a time, and that is its limit. The same messages read by a COPY of
 `pg_logical_slot_peek_binary_changes` come several at a time. So a capture that is far behind goes in steps
 (`stepping`), as long as they pay (`steps`), and leaves the rest to the stream. A stream that is far behind again comes
-back here on a new connection.
+back here on a new connection. While a required standby is away the slot cannot be moved, so no step is taken.
 
 The records are those of the stream, byte for byte: the same assembler goes on from step to step, and into the stream.
 Layouts that each step announces anew are known to it, and give no second SCHEMA record.
@@ -122,6 +122,10 @@ class CatchUp:
         if unsuitable is not None:
             self._say_off(unsuitable)
             return True
+        if self._standby_is_away():
+            logger.info("catch_up.waits", note="a required standby is away, and the slot cannot be moved meanwhile")
+            self._return_at = self._after_failure()
+            return True
         with closing(Peek(source.dsn, name, source.slot, source.publication)) as peek:
             with cut_off(session, self._stop, LOOK_SECONDS):
                 peek.check_same_server(session)
@@ -148,9 +152,16 @@ class CatchUp:
             return False
         if self._monotonic() < self._return_at:
             return False
+        if self._standby_is_away():
+            return False
         policy, durable = self._policy(self._source.catch_up_step_bytes), self._log.bounds().end_lsn
         ahead = durable - self._confirming.bound(durable)  # read, but held back by standbys, as steps would be
-        return policy.is_far_behind(Backlog(restart=0, confirmed=0, end=max(0, seen.unread_bytes - ahead)))
+        left = max(0, seen.unread_bytes - ahead)
+        return policy.is_worth_another_connection(Backlog(restart=0, confirmed=0, end=left))
+
+    def _standby_is_away(self) -> bool:
+        self._confirming.bound(self._log.bounds().end_lsn)  # looks at them
+        return bool(self._confirming.away)
 
     def returns(self) -> None:
         """The stream has made way: the next connection begins with steps."""
@@ -172,6 +183,9 @@ class CatchUp:
             self._not_before = self._return_at = self._after_failure()
             return False
         self._return_at = self._after_success() if ended == "the tail is near" else self._after_failure()
+        if ended == "a required standby does not have what was read":  # the stream is sent it again
+            self._not_before = self._return_at
+            return False
         return not self._stop.is_set()
 
     def _after_success(self) -> float:
@@ -191,12 +205,17 @@ class CatchUp:
             given = stepping.step(look, step.upto)
             if self._stop.is_set():
                 return None
+            if given is None:
+                return self._ends("a required standby does not have what was read", look)
             self._report.catch_up = self._reason = None
             before, look = look, stepping.look()
             policy.done(given, max(0, look.spilled - before.spilled))
             left = look.backlog.beyond(step.upto)
-        logger.info("catch_up.done", why=step.reason, steps=self._report.catch_up_steps, bytes=look.backlog.left)
-        return step.reason
+        return self._ends(step.reason, look)
+
+    def _ends(self, why: Reason, look: Look) -> Reason:
+        logger.info("catch_up.done", why=why, steps=self._report.catch_up_steps, bytes=look.backlog.left)
+        return why
 
     def _say_off(self, why: str) -> None:
         self._report.catch_up = f"catch-up off: {why}"

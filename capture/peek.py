@@ -31,6 +31,7 @@ from pydantic import SecretStr
 
 from walbus.capture.refusals import Refusal, meaning, refusal, reported, rows_skipped
 from walbus.capture.sessions import Session, check_same_server, cut_off, open_session, refused
+from walbus.capture.standby_slots import given_up_to
 from walbus.capture.steps import Backlog
 from walbus.errors import SourceError, SourceGap, SourceUnavailable
 from walbus.lsn import format_lsn, parse_lsn
@@ -50,7 +51,6 @@ _LOOK: LiteralString = """
            current_setting('synchronized_standby_slots', true),
            (SELECT t.spill_bytes FROM pg_stat_replication_slots t WHERE t.slot_name = s.slot_name)
     FROM pg_replication_slots s WHERE s.slot_name = %s"""
-_STANDBYS: LiteralString = "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = ANY (%s)"
 _PEEK = """
     COPY (SELECT lsn, data FROM pg_catalog.pg_logical_slot_peek_binary_changes('{slot}', '{upto}', NULL,
         'proto_version', '1', 'publication_names', '"{publication}"', 'messages', 'true')) TO STDOUT (FORMAT binary)"""
@@ -116,22 +116,13 @@ def look_at(session: Session, slot: str, publication: str) -> Look:
         if row is None:
             raise SourceUnavailable(f"slot {slot} is gone", where=_DOING)
         columns, flushed, now, xmax, oid, standbys, spilled = cast(_Row, row)
-        end: int = parse_lsn(flushed)
-        if columns.get("failover") and standbys:
-            end = min(end, _reached_by(session, standbys))
+        failover = bool(columns.get("failover"))
+        end = given_up_to(session, parse_lsn(flushed), failover=failover, standbys=standbys)
     restart, confirmed = columns["restart_lsn"], columns["confirmed_flush_lsn"]
     if restart is None or confirmed is None:
         raise SourceUnavailable(f"slot {slot} keeps no WAL", where=_DOING)
     backlog = Backlog(parse_lsn(restart), parse_lsn(confirmed), end)
     return Look(backlog, now, xmax, oid, bool(columns.get("two_phase")), spilled or 0)
-
-
-def _reached_by(session: Session, standbys: str) -> int:
-    """How far all of `synchronized_standby_slots` are, an LSN; 0 if one of them is missing."""
-    names = [name.strip().strip('"') for name in standbys.split(",")]
-    rows = cast(list[tuple[str | None]], session.execute(_STANDBYS, [names]).fetchall())
-    reached = [parse_lsn(row[0]) if row[0] else 0 for row in rows]
-    return min(reached) if len(reached) == len(set(names)) else 0
 
 
 def moves_safely(session: Session) -> bool:

@@ -12,6 +12,9 @@ both by where a commit's record begins. A step never splits a transaction. Whate
 these leaves a slot that stands before what is durable: its messages come again, and are dropped as repeats.
 
 No snapshot and no slot is held from step to step.
+
+Where required standbys must hold what was read before the slot may move, a step waits for them, as long as they come
+nearer. It does not wait for one that is away: the stream goes on without it.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ WAIT_SECONDS = 0.1
 CHORE_SECONDS, TRIM_SECONDS = 1.0, 5.0
 #: Seconds that a look at the slot may take.
 LOOK_SECONDS = 60.0
+#: Seconds that required standbys may come no nearer to what was read.
+STANDBY_SECONDS = 30.0
 #: Seconds of a statement without a sign of life. Only a server that decodes a step at a crawl is silent for so long.
 SILENT_SECONDS = 600.0
 
@@ -117,10 +122,12 @@ class Stepping:
         self._write_report()
         return look
 
-    def step(self, look: Look, upto: int) -> int:
-        """Reads and makes durable what commits before an LSN, and moves the slot there; how many bytes were read.
+    def step(self, look: Look, upto: int) -> int | None:
+        """Reads and makes durable what commits before an LSN, and moves the slot there.
 
-        The step is given up where `stop` is set.
+        Returns:
+            How many bytes were read; None if the slot was not moved: `stop` was set, or a required standby does not
+            have what was read.
 
         Args:
             look: the last one.
@@ -133,20 +140,21 @@ class Stepping:
         """
         self._peek.begin_peek(upto)
         if not self._answered():
-            return 0
+            return None
         began = self.look().backlog.confirmed  # before the first row is taken
         if began != look.backlog.confirmed:
             raise _moved(began)
         read = self._copy()
         if self._stop.is_set():
-            return read
+            return None
         to = min(upto, self._make_durable(upto))
         self._tell_noticed(look.now, begins=to)
         if not self._confirmable(to):
-            return read
+            return None
         self._peek.begin_move(to)
-        if self._answered():
-            self._report.catch_up_steps += 1
+        if not self._answered():
+            return None
+        self._report.catch_up_steps += 1
         return read
 
     # From the source into the log.
@@ -213,11 +221,14 @@ class Stepping:
             self._noticed.told(due)
 
     def _confirmable(self, upto: int) -> bool:
-        """Waits until required standbys hold it too; False if `stop` was set before."""
-        while self._confirming.bound(upto) < upto:
-            if self._stop.is_set():
+        """Waits until required standbys hold it too; False if one does not, or `stop` was set before."""
+        reached, since = 0, self._monotonic()
+        while (bound := self._confirming.bound(upto)) < upto:
+            now = self._heard = self._monotonic()  # nothing was asked of the server
+            if bound > reached:
+                reached, since = bound, now
+            if self._stop.is_set() or self._confirming.away or now - since > STANDBY_SECONDS:
                 return False
-            self._heard = self._monotonic()  # nothing was asked of the server
             self._rest(idle=True)
         return True
 

@@ -6,18 +6,19 @@ A step reads what commits up to an LSN through the SQL interface, and costs what
   transaction that runs, and by what the server wrote since it last logged who runs. This is repeated work.
 - Moving the slot reads the same WAL once more (without decoding rows).
 
-In return each message comes far cheaper. So steps begin small, so that the first one is soon durable, and double;
-a step is never smaller than the work that it repeats; and what cannot pay goes by the walsender:
+In return each message comes far cheaper, so that a quarter of a first step pays for both (measured,
+`docs/adr/0116-…`). Steps begin small, so that the first one is soon durable, and double; a step is never smaller than
+the work that it repeats, as long as so much is left; and what cannot pay goes by the walsender:
 
-- the tail: what is left is less than a first step
+- the tail: what is left is less than a quarter of a first step, or than the work that a step for it would repeat
 - repeated work larger than the largest step: a transaction that runs for long holds restart_lsn back
 - a large transaction, which the server spills to its disk anew in each step until the one that meets its commit, and
   then holds in temporary files besides; the walsender can stream it. It is known by more having been spilled than given
 
 WAL of other databases and unpublished tables, out of which little comes, goes faster in steps too.
 
-A stream that fell far behind goes back to steps, and steps that were refused are tried again, after a pause that grows
-with each attempt in vain (`Pauses`).
+A stream that fell far behind goes back to steps where they save more than the new connection costs. Steps that were
+refused are tried again after a pause that grows with each attempt in vain (`Pauses`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-#: Steps begin when so many first steps are left to read.
+#: The smallest backlog that a step is worth, as a part of a first step.
+LEAST = 1 / 4
+#: A stream makes way for steps when so many first steps are left to read.
 FAR_BEHIND = 2
 #: The largest step, in first steps.
 LARGEST = 8
@@ -34,7 +37,10 @@ LARGEST = 8
 SPILLED_FOR_GIVEN = 4
 
 Reason = Literal[
-    "the tail is near", "a long transaction makes every step repeat its WAL", "a large transaction is on its way"
+    "the tail is near",
+    "a long transaction makes every step repeat its WAL",
+    "a large transaction is on its way",
+    "a required standby does not have what was read",
 ]
 
 
@@ -95,12 +101,17 @@ class StepPolicy:
         self._met_large = False
 
     def is_far_behind(self, backlog: Backlog) -> bool:
-        """Whether steps are worth beginning."""
+        """Whether a step pays: at the beginning of a connection, and for what the last one left."""
+        least = max(1, int(LEAST * self._first))
+        return backlog.left >= min(self._first, max(least, backlog.repeated))
+
+    def is_worth_another_connection(self, backlog: Backlog) -> bool:
+        """Whether a stream should make way for steps."""
         return backlog.left >= FAR_BEHIND * self._first
 
     def next(self, backlog: Backlog) -> Step | Stream:
         """What comes next; the first step too is decided here."""
-        if backlog.left < self._first:
+        if not self.is_far_behind(backlog):
             return Stream("the tail is near")
         if backlog.repeated > self._largest:
             return Stream("a long transaction makes every step repeat its WAL")

@@ -19,7 +19,7 @@ from support.seed import announced_seed
 from support.stepping_rig import ACTIVE, MortalLog, OneStep, RandomSteps, Stepping, begin, live, wait_for_log
 from support.waiting import wait_for
 from support.writers import Writers
-from walbus.capture import loop
+from walbus.capture import loop, stepping
 from walbus.capture.steps import Pauses, Step, Stream
 from walbus.errors import SourceGap
 from walbus.log import StandbyBound
@@ -211,6 +211,9 @@ class Restless(RandomSteps):
     def is_far_behind(self, backlog):
         return True
 
+    def is_worth_another_connection(self, backlog):
+        return True
+
     def next(self, backlog):
         return Stream("the tail is near") if self._dice.random() < 0.4 else super().next(backlog)
 
@@ -261,14 +264,81 @@ def test_steps_that_were_refused_are_taken_again_once_they_are_not(database, tmp
     assert capsys.readouterr().out.count("catch_up.off") == 1
 
 
-def test_a_backlog_of_less_than_two_steps_goes_by_the_walsender(database, tmp_path):
+@pytest.mark.parametrize(("step", "steps"), [(4, 1), (16, 0)])
+def test_a_backlog_of_half_a_step_is_read_in_one_and_an_eighth_goes_by_the_walsender(database, tmp_path, step, steps):
     make_table(database)
     log, status = MemoryLog(), tmp_path / "capture.json"
     begin(database, log)
     backlog(database, 2)
-    source = source_of(database.dsn, catch_up_step_bytes=2 * MIB)
-    wait_for_log(CaptureThread(source, log, status), database.insert_lsn())
+    capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=step * MIB), log, status)
+    wait_for(lambda: told(status)["state"] == "streaming", 20, what="it streams")
+    wait_for_log(capture, database.insert_lsn())
+    assert told(status)["walbus_capture_catch_up_steps_total"] == steps
+
+
+def test_a_capture_that_begins_far_behind_while_a_required_standby_is_away_streams(database, oracle, tmp_path):
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    held = StandbyBound(log.bounds().end_lsn, ("relay-b",))
+    backlog(database, 6)
+    source = source_of(database.dsn, catch_up_step_bytes=MIB)
+    capture = Stepping(source, log, None, status, standbys=lambda: held)
+    wait_for_log(capture, database.insert_lsn())
     assert told(status)["walbus_capture_catch_up_steps_total"] == 0
+    assert as_oracle_sees(log) == changes_of(truth)
+
+
+@pytest.mark.parametrize("away", [("relay-b",), ()], ids=["goes away", "comes no nearer"])
+def test_a_standby_that_fails_in_the_middle_of_steps_leaves_the_rest_to_the_stream(
+    database, oracle, tmp_path, monkeypatch, capsys, away
+):
+    monkeypatch.setattr(stepping, "STANDBY_SECONDS", 0.5)
+    make_table(database)
+    log, status = MemoryLog(), tmp_path / "capture.json"
+    begin(database, log)
+    truth = oracle("walbus", messages=True)
+    limit = log.bounds().end_lsn + 3 * MIB
+    backlog(database, 12)
+
+    def standbys():
+        reached = log.bounds().end_lsn
+        return StandbyBound(reached, ()) if reached < limit else StandbyBound(limit, away)
+
+    capture = Stepping(source_of(database.dsn, catch_up_step_bytes=MIB), log, None, status, standbys=standbys)
+    wait_for_log(capture, database.insert_lsn())
+    assert told(status)["walbus_capture_catch_up_steps_total"] > 0
+    assert "a required standby does not have what was read" in capsys.readouterr().out
+    assert database.confirmed_lsn() <= limit
+    assert as_oracle_sees(log) == changes_of(truth)
+
+
+def test_what_waits_for_synchronized_standbys_is_no_backlog_to_leave_the_stream_for(own_pg_server, tmp_path, capsys):
+    server = own_pg_server()
+    with fresh_database(server) as database:
+        database.needs(17, "synchronized_standby_slots")
+        make_table(database)
+        log, status = MemoryLog(), tmp_path / "capture.json"
+        begin(database, log)
+        database.execute("SELECT pg_create_physical_replication_slot('standby', true)")
+        database.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
+        database.execute("SELECT pg_reload_conf()")
+        source = source_of(database.dsn, catch_up_step_bytes=MIB)
+        capture = Stepping(source, log, None, status, Pauses(first=0.0))
+        wait_for(lambda: told(status)["state"] == "streaming", what="it streams")
+        before = log.bounds().end_lsn
+        backlog(database, 6)
+        wait_for(lambda: told(status)["walbus_capture_retained_wal_bytes"] > 5 * MIB, what="it is seen to be behind")
+        written = told(status)["updated"]
+        wait_for(lambda: told(status)["updated"] > written + 2, what="and stays")
+        held = log.bounds().end_lsn
+        database.execute("ALTER SYSTEM RESET synchronized_standby_slots")
+        database.execute("SELECT pg_reload_conf()")
+        wait_for_log(capture, database.insert_lsn())
+        database.execute("SELECT pg_drop_replication_slot('standby')")
+    assert held < before + MIB  # it waited for the standby indeed
+    assert capsys.readouterr().out.count("catch_up.returns") == 0
 
 
 def test_the_setting_switches_it_off(database, tmp_path):

@@ -5,7 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walbus.capture.steps import FAR_BEHIND, LARGEST, SPILLED_FOR_GIVEN, Backlog, Pauses, Step, StepPolicy, Stream
+from walbus.capture.steps import (
+    FAR_BEHIND,
+    LARGEST,
+    LEAST,
+    SPILLED_FOR_GIVEN,
+    Backlog,
+    Pauses,
+    Step,
+    StepPolicy,
+    Stream,
+)
 
 FIRST = 1000
 
@@ -21,10 +31,23 @@ def sizes(backlog, policy=None):
     return taken, step.reason
 
 
-def test_steps_begin_when_more_than_two_first_ones_are_left():
-    policy = StepPolicy(FIRST)
-    assert policy.is_far_behind(Backlog(0, 0, FAR_BEHIND * FIRST))
-    assert not policy.is_far_behind(Backlog(0, 0, FAR_BEHIND * FIRST - 1))
+def test_steps_begin_when_a_quarter_of_a_first_one_is_left():
+    least = int(LEAST * FIRST)
+    assert StepPolicy(FIRST).is_far_behind(Backlog(0, 0, least))
+    assert StepPolicy(FIRST).next(Backlog(0, 0, least)) == Step(least)
+    assert not StepPolicy(FIRST).is_far_behind(Backlog(0, 0, least - 1))
+    assert StepPolicy(FIRST).next(Backlog(0, 0, least - 1)) == Stream("the tail is near")
+
+
+def test_less_than_a_first_step_is_not_read_by_one_that_would_repeat_more():
+    assert StepPolicy(FIRST).is_far_behind(Backlog(restart=0, confirmed=500, end=1000))
+    assert not StepPolicy(FIRST).is_far_behind(Backlog(restart=0, confirmed=501, end=1000))
+    assert StepPolicy(FIRST).is_far_behind(Backlog(restart=0, confirmed=5000, end=5000 + FIRST))
+
+
+def test_a_stream_makes_way_when_two_first_steps_are_left():
+    assert StepPolicy(FIRST).is_worth_another_connection(Backlog(0, 0, FAR_BEHIND * FIRST))
+    assert not StepPolicy(FIRST).is_worth_another_connection(Backlog(0, 0, FAR_BEHIND * FIRST - 1))
 
 
 def test_steps_double_up_to_the_largest_and_the_last_takes_what_would_not_pay_for_one_of_its_own():
