@@ -13,7 +13,7 @@ read-only, and names go in as parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import LiteralString, cast
@@ -64,8 +64,12 @@ _SCHEMAS: LiteralString = """
 
 _PUBLICATION: LiteralString = """
     SELECT oid::int8, xmin::text::int8, pubowner::int8, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate,
-           pubviaroot, {generated}
-    FROM pg_publication WHERE pubname = %(publication)s"""
+           pubviaroot, {generated},
+           ARRAY(SELECT r.oid::int8 FROM pg_publication_rel r WHERE r.prpubid = p.oid ORDER BY 1) || {schemas}
+    FROM pg_publication p WHERE pubname = %(publication)s"""
+_PUBLISHED_SCHEMAS: LiteralString = (
+    "ARRAY(SELECT s.oid::int8 FROM pg_publication_namespace s WHERE s.pnpubid = p.oid ORDER BY 1)"
+)
 
 # A table's columns of the system are never touched again: their xmin and cmin are those of its making.
 _MADE_HERE: LiteralString = """
@@ -121,6 +125,27 @@ _PARTITIONS: LiteralString = """
     JOIN pg_inherits i ON i.inhrelid = m.oid
     JOIN pg_attribute made ON made.attrelid = m.oid AND made.attname = 'ctid'
     ORDER BY 1, 2"""
+
+# The tables above a partition that is published as itself.
+_ABOVE: LiteralString = """
+    WITH RECURSIVE above (relid, parent, level) AS (
+        SELECT c.oid, i.inhparent, 1
+        FROM pg_get_publication_tables(%(publication)s) g
+        JOIN pg_class c ON c.oid = g.relid AND c.relispartition
+        JOIN pg_inherits i ON i.inhrelid = c.oid
+        UNION ALL
+        SELECT above.relid, i.inhparent, above.level + 1 FROM above JOIN pg_inherits i ON i.inhrelid = above.parent)
+    SELECT above.relid::int8, array_remove(array_agg(r.oid::int8), NULL) || array_remove(array_agg({by_schema}), 0),
+           coalesce(array_agg(i.xmin::text::int8 ORDER BY level) FILTER (WHERE i.xmin IS NOT NULL AND NOT {made_here}),
+                    '{{}}')
+    FROM above
+    JOIN pg_class c ON c.oid = above.parent
+    JOIN pg_publication p ON p.pubname = %(publication)s
+    JOIN pg_attribute made ON made.attrelid = above.parent AND made.attname = 'ctid'
+    LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = above.parent
+    LEFT JOIN pg_inherits i ON i.inhrelid = above.parent
+    {schemas}
+    GROUP BY 1"""
 
 _TYPES: LiteralString = """
     WITH RECURSIVE used (oid) AS (
@@ -228,30 +253,46 @@ def _one_snapshot(session: Session) -> Iterator[None]:
 
 
 def _read_publication(session: Session, publication: str) -> PublicationState | None:
-    generated = "pubgencols::text" if session.info.server_version >= 180_000 else "''"
-    query = _PUBLICATION.format(generated=generated)
+    version = session.info.server_version
+    generated = "pubgencols::text" if version >= 180_000 else "''"
+    query = _PUBLICATION.format(
+        generated=generated, schemas=_PUBLISHED_SCHEMAS if version >= 150_000 else "'{}'::int8[]"
+    )
     row = session.execute(query.encode(), {"publication": publication}).fetchone()
     if row is None:
         return None
-    oid, xmin, owner, all_tables, *published, via_root, gencols = cast(tuple[int, int, int, bool, bool, bool, str], row)
+    oid, xmin, owner, all_tables, *published, via_root, gencols, entries = cast(_PublicationRow, row)
     operations = tuple(name for name, on in zip(_OPERATIONS, published, strict=True) if on)
-    return PublicationState(oid, xmin, owner, all_tables, operations, via_root, str(gencols))
+    return PublicationState(oid, xmin, owner, all_tables, operations, via_root, gencols, tuple(entries))
+
+
+_PublicationRow = tuple[int, int, int, bool, bool, bool, bool, bool, bool, str, list[int]]
 
 
 def _read_tables(session: Session, parameters: _Parameters) -> dict[int, TableState]:
     version = session.info.server_version
+    by_schema = "coalesce(s.oid, 0)::int8" if version >= 150_000 else "0::int8"
+    schemas = _BY_SCHEMA if version >= 150_000 else ""
     query = _TABLES.format(
-        by_schema="coalesce(s.oid, 0)::int8" if version >= 150_000 else "0::int8",
-        schemas=_BY_SCHEMA if version >= 150_000 else "",
+        by_schema=by_schema,
+        schemas=schemas,
         row_filter="pg_get_expr(g.qual, g.relid)" if version >= 150_000 else "NULL::text",
         sent=_sent(version),
         made_here=_MADE_HERE,
     )
     rows = cast(list[_TableRow], session.execute(query.encode(), parameters).fetchall())
     partitions: dict[int, list[FileState]] = {}
+    above: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
     if any(row[3] == "p" for row in rows):
         partitions = _read_partitions(session, parameters)
-    return {row[0]: _table(row, partitions.get(row[0], [])) for row in rows}
+    if any(row[12] for row in rows):  # partitions that are published as themselves
+        query = _ABOVE.format(by_schema=by_schema, schemas=schemas, made_here=_MADE_HERE)
+        found = session.execute(query.encode(), parameters).fetchall()
+        above = {oid: (entries, attached) for oid, entries, attached in cast(list[_AboveRow], found)}
+    return {row[0]: _table(row, partitions.get(row[0], []), *above.get(row[0], ((), ()))) for row in rows}
+
+
+_AboveRow = tuple[int, list[int], list[int]]
 
 
 def _sent(server_version: int) -> str:
@@ -270,7 +311,9 @@ _traces = msgspec.json.Decoder(tuple[tuple[int, int, bool], ...]).decode
 _members = msgspec.json.Decoder(dict[str, str]).decode
 
 
-def _table(row: _TableRow, partitions: list[FileState]) -> TableState:
+def _table(
+    row: _TableRow, partitions: list[FileState], entries_above: Sequence[int], attached_above: Sequence[int]
+) -> TableState:
     oid, namespace, name, kind, identity, listed, by_schema, row_filter, fresh, columns_json = row[:10]
     filenode, toast, inherited, made_here = row[10:]
     columns = _columns(columns_json or "[]")
@@ -290,6 +333,8 @@ def _table(row: _TableRow, partitions: list[FileState]) -> TableState:
         fresh=fresh,
         columns=columns,
         files=files,
+        entries=tuple(sorted({*entries_above, listed, by_schema} - {0})),
+        attached_above=tuple(attached_above),
     )
 
 

@@ -71,6 +71,9 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         fresh: its file is the one that it was made with, in the schema that it was made in.
         columns: all, by number.
         files: where its rows lie.
+        entries: OIDs of all entries of the publication that take it in: its own, its schema's, and those of the
+            partitioned tables above it; None where an older version remembered it.
+        attached_above: xmin of the pg_inherits rows of those tables above it that were attached, the nearest first.
     """
 
     oid: int
@@ -84,6 +87,8 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool
     columns: tuple[ColumnState, ...]
     files: tuple[FileState, ...]
+    entries: tuple[int, ...] | None = None
+    attached_above: tuple[int, ...] = ()
 
     @property
     def table(self) -> str:
@@ -124,6 +129,8 @@ class PublicationState(msgspec.Struct, frozen=True):
         operations: what it publishes, of insert, update, delete and truncate.
         via_root: partitions are published as their root.
         generated: `pubgencols` (18), else empty.
+        entries: OIDs of its rows in pg_publication_rel and pg_publication_namespace; empty where an older version
+            remembered it.
     """
 
     oid: int
@@ -133,6 +140,7 @@ class PublicationState(msgspec.Struct, frozen=True):
     operations: tuple[str, ...]
     via_root: bool
     generated: str
+    entries: tuple[int, ...] = ()
 
 
 class CatalogState(msgspec.Struct, frozen=True):

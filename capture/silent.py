@@ -10,7 +10,9 @@ or the publication sends nothing for the rows that exist (measured on 14 to 18, 
     another type, the same file                             ALTER TYPE between types of one storage
     a label or attribute of a type                          ALTER TYPE … RENAME VALUE, ADD ATTRIBUTE, DROP ATTRIBUTE
     the rows of pg_inherits                                 ATTACH, DETACH, DROP of a partition
-    the entry in the publication (OID), its filter          taken out and put back; a new row filter
+    the entries in the publication (OIDs), their filter     taken out and put back; a new row filter. An entry may be
+                                                            that of a schema, or of a partitioned table above
+    a column that is new, and another file                  ADD COLUMN … DEFAULT, and VACUUM FULL behind it
     columns that are sent and were not                      column list, publish_generated_columns
     the publication's row (xmin)                            its operations, publish_via_partition_root
     the replica identity's columns                          another key: rows are known by other names
@@ -158,8 +160,10 @@ def _membership(before: CatalogState, old: TableState, after: CatalogState, new:
         return
     if old.listed != new.listed or old.by_schema != new.by_schema:
         yield Reason.REPUBLISHED, text
-    elif new.kind == "r" and _inherited(old) != _inherited(new):
+    elif new.kind == "r" and (_inherited(old), old.attached_above) != (_inherited(new), new.attached_above):
         yield Reason.REPUBLISHED, "it was detached from its partitioned table and attached again"
+    elif old.entries is not None and not set(old.entries) & set(new.entries or ()):
+        yield Reason.REPUBLISHED, text
 
 
 def _inherited(table: TableState) -> int:
@@ -167,17 +171,24 @@ def _inherited(table: TableState) -> int:
 
 
 def _arrival(before: CatalogState, after: CatalogState, new: TableState) -> Iterator[_Finding]:
-    """A table made under a publication that takes in whatever is made was published from its first row on."""
-    by_itself = after.publication.all_tables or new.by_schema
+    """A table made under a publication that takes in whatever is made was published from its first row on.
+
+    The entry that takes it in must have been there before: else it may be younger than the table and its rows.
+    """
+    by_itself = after.publication.all_tables or new.by_schema in before.publication.entries
     whole = new.kind == "r" or all(file.made_here for file in new.files)
-    from_birth = (by_itself and new.fresh and whole) or (new.kind == "r" and not new.listed and _made_here(new))
+    from_birth = (by_itself and new.fresh and whole) or _made_below_published(before, new)
     if new.oid in before.others or not from_birth:
         yield Reason.PUBLISHED, "it is newly published: rows from before are not in the log"
 
 
-def _made_here(table: TableState) -> bool:
-    """Whether it was made as a partition of a table that was published already."""
-    return bool(table.files) and bool(table.files[0].inherited) and table.files[0].made_here
+def _made_below_published(before: CatalogState, table: TableState) -> bool:
+    """Whether it was made as a partition of a table that was published already, by itself or by one above it."""
+    if table.kind != "r" or table.listed or not (_inherited(table) and table.files[0].made_here):
+        return False
+    above = table.attached_above
+    stood = not above or any(known.attached_above == above for known in before.tables.values())
+    return stood and not set(table.entries or ()).isdisjoint(before.publication.entries)
 
 
 def _departure(after: CatalogState, oid: int) -> _Finding:
@@ -271,6 +282,7 @@ def _columns(
 ) -> Iterator[_Finding]:
     was = {column.number: column for column in old.columns}
     added = new.kind == "p" and any(_with_default(file, old) for file in new.files)
+    rewritten = new.kind == "r" and bool(old.files and new.files) and old.files[0].filenode != new.files[0].filenode
     for column in new.columns:
         if not column.sent:
             continue
@@ -278,6 +290,9 @@ def _columns(
         if earlier is None:
             if column.missing or added:
                 yield Reason.COLUMN_ADDED, f"column {column.name} was added with a default, which its rows have now"
+            elif rewritten:  # VACUUM FULL and CLUSTER write the default into the rows, and clear atthasmissing
+                what = f"column {column.name} was added, perhaps with a default, and VACUUM FULL or CLUSTER came behind"
+                yield Reason.COLUMN_ADDED, what
         elif not earlier.sent:
             yield Reason.COLUMNS_PUBLISHED, f"column {column.name} is published now and was not"
         else:

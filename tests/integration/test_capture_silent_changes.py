@@ -204,6 +204,64 @@ def test_partitions_that_are_published_as_themselves_come_and_go_by_name(databas
     assert captured(folder) == truth.transactions()
 
 
+def test_partitions_whose_root_left_the_publication_for_a_while_are_told(database, folder):
+    make_parts(database)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, '"p2"')
+    database.execute("ALTER PUBLICATION walbus DROP TABLE parts; INSERT INTO parts VALUES (2, 'unseen')")
+    database.execute("ALTER PUBLICATION walbus ADD TABLE parts")
+    with capturing(database.dsn, folder):
+        assert sentinel(database, folder, 1) == [("public.p1", "republished"), ("public.p2", "republished")]
+
+
+def test_partitions_that_were_filled_before_their_root_was_published_are_told(database, folder):
+    database.execute("CREATE TABLE sentinel (id int PRIMARY KEY)")
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "sentinel")
+        make = "CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id)"
+        part = "CREATE TABLE p1 PARTITION OF parts FOR VALUES FROM (0) TO (10)"
+        database.execute(f"BEGIN; {make}; {part}; INSERT INTO parts VALUES (1); COMMIT")
+        assert told(folder, 1) == [("public.p1", "published")]
+
+
+def test_partitions_below_one_that_was_detached_and_attached_again_are_told(database, folder):
+    make_parts(database)
+    limits = "FOR VALUES FROM (20) TO (30)"
+    database.execute(f"CREATE TABLE sub PARTITION OF parts {limits} PARTITION BY RANGE (id)")
+    database.execute(f"CREATE TABLE leaf PARTITION OF sub {limits}")
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, '"leaf"')
+        detach, attach = "ALTER TABLE parts DETACH PARTITION sub", f"ALTER TABLE parts ATTACH PARTITION sub {limits}"
+        database.execute(f"BEGIN; {detach}; INSERT INTO sub VALUES (21, 'unseen'); {attach}; COMMIT")
+        assert sentinel(database, folder, 1) == [("public.leaf", "republished")]
+        database.execute("CREATE TABLE twig PARTITION OF sub DEFAULT; INSERT INTO parts VALUES (22, 'seen')")
+        assert sentinel(database, folder, 2, 2) == []
+
+
+def test_a_default_that_vacuum_full_wrote_into_the_rows_is_told(database, folder):
+    make_tables(database)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+    for table in ("t", "thin"):
+        database.execute(f"ALTER TABLE {table} ADD late int DEFAULT 7")
+        database.execute(f"VACUUM FULL {table}")
+    with capturing(database.dsn, folder):
+        assert sentinel(database, folder, 1) == [("public.t", "column_added"), ("public.thin", "rewritten")]
+
+
+def test_a_table_that_is_older_than_its_schemas_entry_is_told(database, folder):
+    database.needs(15, "publications of schemas")
+    database.execute("CREATE SCHEMA other; CREATE TABLE sentinel (id int PRIMARY KEY)")
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "sentinel")
+    database.execute("CREATE TABLE other.late (id int PRIMARY KEY); INSERT INTO other.late VALUES (1)")
+    database.execute("ALTER PUBLICATION walbus ADD TABLES IN SCHEMA other")
+    with capturing(database.dsn, folder):
+        assert sentinel(database, folder, 1) == [("other.late", "published")]
+        database.execute("CREATE TABLE other.born (id int PRIMARY KEY); INSERT INTO other.born VALUES (1)")
+        assert sentinel(database, folder, 2, 2) == []
+
+
 def test_changes_of_the_publication_are_told_of_the_tables_that_they_concern(database, folder):
     make_tables(database)
     lists = int(database.value("SHOW server_version_num")) >= 150_000

@@ -26,6 +26,7 @@ PUBLICATION = PublicationState(
     operations=("insert", "update", "delete", "truncate"),
     via_root=False,
     generated="",
+    entries=(3, 7),
 )
 
 
@@ -137,6 +138,15 @@ def test_a_new_column_is_told_if_rows_have_its_default(options, told):
     assert reasons(World(), World({"columns": (column(1), column(2), column(3, **options))})) == told
 
 
+@pytest.mark.parametrize("toast", [0, 3])
+def test_a_new_column_is_told_where_another_file_hides_whether_rows_have_its_default(toast):
+    columns = (column(1), column(2), column(3))
+    written = file(filenode=2, toast=toast, columns=((1, 5, False), (2, 5, False), (3, 9, False)))
+    before, after = World({"files": (file(toast=toast),)}), World({"columns": columns, "files": (written,)})
+    (told,) = differences(before.state(), after.state())
+    assert "VACUUM FULL" in told.what
+
+
 def enum_type(*labels: str) -> TypeState:
     return TypeState("public", "mood", 0, (0,), {str(number): label for number, label in enumerate(labels)}, True)
 
@@ -183,6 +193,10 @@ def test_an_option_of_the_publication_concerns_every_table(before, after, told):
             [Reason.REPUBLISHED],
         ),
         ({"listed": 7, "files": (file(inherited=5),)}, {"listed": 7, "files": (file(inherited=6),)}, []),
+        ({"listed": 0, "entries": (7,)}, {"listed": 0, "entries": (8,)}, [Reason.REPUBLISHED]),
+        ({"listed": 0, "entries": (7, 8)}, {"listed": 0, "entries": (8, 9)}, []),
+        ({"listed": 0, "entries": None}, {"listed": 0, "entries": (8,)}, []),
+        ({"listed": 0, "entries": (7,)}, {"listed": 0, "entries": (7,), "attached_above": (6,)}, [Reason.REPUBLISHED]),
     ],
 )
 def test_an_entry_of_the_publication_that_is_another_one_is_told(before, after, told):
@@ -221,6 +235,9 @@ def test_a_partitions_file_may_have_been_truncated_without_an_event():
     assert reasons(root(file(2, toast=3)), root(file(2, 9, toast=3))) == [Reason.FILE_REPLACED]
 
 
+MADE_HERE = (file(inherited=5, made_here=True),)
+
+
 def gone(others: frozenset[int] = frozenset()) -> CatalogState:
     return CatalogState(PUBLICATION, {}, {}, others)
 
@@ -238,8 +255,11 @@ def test_a_table_that_is_gone_was_dropped_or_is_published_no_more():
         ({"listed": 0, "fresh": False}, {"all_tables": True}, (), [Reason.PUBLISHED]),
         ({"listed": 0}, {"all_tables": True}, (OID,), [Reason.PUBLISHED]),
         ({"listed": 0, "by_schema": 3}, {}, (), []),
-        ({"listed": 0, "files": (file(inherited=5, made_here=True),)}, {}, (), []),
-        ({"listed": 0, "files": (file(inherited=5),)}, {}, (), [Reason.PUBLISHED]),
+        ({"listed": 0, "by_schema": 4}, {}, (), [Reason.PUBLISHED]),
+        ({"listed": 0, "entries": (7,), "files": MADE_HERE}, {}, (), []),
+        ({"listed": 0, "entries": (8,), "files": MADE_HERE}, {}, (), [Reason.PUBLISHED]),
+        ({"listed": 0, "entries": (7,), "attached_above": (6,), "files": MADE_HERE}, {}, (), [Reason.PUBLISHED]),
+        ({"listed": 0, "entries": (7,), "files": (file(inherited=5),)}, {}, (), [Reason.PUBLISHED]),
     ],
 )
 def test_a_new_table_is_told_unless_it_was_published_from_its_first_row(table, publication, others, told):
@@ -247,3 +267,11 @@ def test_a_new_table_is_told_unless_it_was_published_from_its_first_row(table, p
         gone(frozenset(others)), publication=World(publication=publication).state().publication
     )
     assert [r.reason for r in differences(before, World(table, publication).state())] == told
+
+
+def test_a_table_made_below_one_that_was_attached_before_another_look_was_published_from_its_first_row():
+    below = {"listed": 0, "entries": (7,), "attached_above": (6,), "files": MADE_HERE}
+    before, after = World(below).state(), World(below).state()
+    sister = msgspec.structs.replace(after.tables[OID], oid=OID + 1)
+    after = msgspec.structs.replace(after, tables={**after.tables, OID + 1: sister})
+    assert differences(before, after) == ()
