@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import LiteralString, cast
 
+from psycopg import sql
+
 from walbus.capture.publication import check_tables
 from walbus.capture.replication import Walsender
 from walbus.capture.sessions import Session, open_session, place_of, refused
@@ -13,8 +15,13 @@ from walbus.log import SourceIdentity
 
 OLDEST_VERSION = 140_000
 
+#: Whether a role (`r`) may replicate. Amazon RDS gives that by membership, and leaves the attribute as it is.
+MAY_REPLICATE: LiteralString = """
+    (r.rolreplication OR EXISTS (
+        SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER')))"""
+
 _FACTS: LiteralString = """
-    SELECT current_setting('wal_level'), pg_is_in_recovery(), r.rolreplication OR r.rolsuper, r.rolname::text,
+    SELECT current_setting('wal_level'), pg_is_in_recovery(), {may_replicate} OR r.rolsuper, r.rolname::text,
            current_database()::text, has_database_privilege(current_database(), 'CREATE'),
            EXISTS (SELECT FROM pg_publication WHERE pubname = %s), current_setting('server_encoding')
     FROM pg_roles r WHERE r.rolname = current_user"""
@@ -58,7 +65,8 @@ def check_source(session: Session, source: SourceConfig) -> None:
             f"PostgreSQL {version // 10_000} is too old", where=where, mend="upgrade to 14 or later"
         )
     with refused("reading settings and privileges"):
-        row = session.execute(_FACTS, [source.publication]).fetchone()
+        query = _FACTS.format(may_replicate=MAY_REPLICATE)
+        row = session.execute(query.encode(), [source.publication]).fetchone()
     if row is None:
         raise SourceMisconfigured("the session's role is not in pg_roles", where=where)
     wal_level, in_recovery, may_replicate, role, database, may_create, has_publication, encoding = cast(_Facts, row)
@@ -73,12 +81,18 @@ def check_source(session: Session, source: SourceConfig) -> None:
         mend = "run ALTER SYSTEM SET wal_level = logical and restart the server"
         raise SourceMisconfigured(f"wal_level is {wal_level}", where=where, mend=mend)
     if not may_replicate:
-        mend = f'run ALTER ROLE "{role}" REPLICATION'
+        mend = f"run {_written('ALTER ROLE {} REPLICATION', role)}"
         raise SourceMisconfigured(f"role {role} lacks REPLICATION", where=where, mend=mend)
     if not has_publication and not may_create:
-        mend = f'run GRANT CREATE ON DATABASE "{database}" TO "{role}", or create publication {source.publication}'
+        grant = _written("GRANT CREATE ON DATABASE {} TO {}", database, role)
+        mend = f"run {grant}, or create publication {source.publication}"
         raise SourceMisconfigured(f"role {role} may not create a publication", where=where, mend=mend)
     check_tables(session, source)
+
+
+def _written(statement: LiteralString, *names: str) -> str:
+    """A statement with names as SQL writes them."""
+    return sql.SQL(statement).format(*map(sql.Identifier, names)).as_string()
 
 
 _Facts = tuple[str, bool, bool, str, str, bool, bool, str]

@@ -254,7 +254,8 @@ class Completion:
             elif not table.addable:
                 reason = f"it belongs to role {table.owner}, and only the owner of publication and table may add it"
                 adding = _adding(self.source.publication, [table]).as_string()
-                mend = f'as a superuser run {adding}; or GRANT "{table.owner}" TO the role of source.dsn'
+                granting = sql.SQL("GRANT {}").format(sql.Identifier(table.owner)).as_string()
+                mend = f"as a superuser run {adding}; or {granting} TO the role of source.dsn"
                 if table.named:
                     raise SourceMisconfigured(f"table {table.table} cannot be published: {reason}", mend=mend)
                 self._warn("publication.table_left_out", table, reason, mend)
@@ -304,9 +305,10 @@ def _warn_of_unpublished_operations(session: Session, publication: str) -> None:
         row = session.execute(query, [publication]).fetchone()
     missing = [name for name, published in zip(_OPERATIONS, row or (), strict=False) if not published]
     if missing:
+        altering = sql.SQL("ALTER PUBLICATION {}").format(sql.Identifier(publication)).as_string()
         logger.warning(
             "publication.operations_left_out",
             publication=publication,
             operations=missing,
-            mend=f"ALTER PUBLICATION {publication} SET (publish = '{', '.join(_OPERATIONS)}')",
+            mend=f"{altering} SET (publish = '{', '.join(_OPERATIONS)}')",
         )

@@ -1,9 +1,9 @@
 """What a connection is sent: frames from the walsender into the intake, a round at a time. A thin I/O loop.
 
 A round ends when the socket is dry, when a bound of bytes is reached, or when a streamed transaction has committed and
-is to be replayed out of its spool; a replay goes in parts of a round's size, and nothing is read meanwhile. Rows go from
-libpq straight into the core, or into the spool of the transaction that is being streamed; what neither takes is looked
-at here.
+is to be replayed out of its spool; a replay goes in parts of a round's size, and nothing is read meanwhile. Rows go
+from libpq straight into the core, or into the spool of the transaction that is being streamed; what neither takes is
+looked at here.
 
 Each frame says how far the server is and what its clock shows. When the last one came is what silence is judged by.
 """

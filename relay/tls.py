@@ -24,6 +24,7 @@ _log = structlog.get_logger(__name__)
 WARN_SECONDS = 14 * 86400.0  #: before it expires
 _WARN_EVERY = 86400.0
 _EXPIRED_EVERY = 3600.0
+_MEND_READ = "name a PEM file that this user may read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,58 @@ class CertificateFiles:
     client_ca: Path | None
     room: str
 
+    def load(self) -> tuple[ssl.SSLContext, float]:
+        """What connections are made with, and when the certificate expires, in Unix seconds.
+
+        Raises:
+            ConfigError: the files cannot be used.
+        """
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        expires = self._certificate_end()
+        self._load_pair(context)
+        if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            self._load_authorities(context, self.client_ca)
+        return context, expires
+
+    def _certificate_end(self) -> float:
+        where = f"{self.cert}, key {self.room}.tls_cert"
+        try:
+            return valid_until(self.cert.read_text())
+        except OSError as error:
+            raise ConfigError(f"cannot read the certificate: {error.strerror}", where=where, mend=_MEND_READ) from None
+        except ValueError:
+            mend = "give the PEM file of the server's certificate (BEGIN CERTIFICATE)"
+            raise ConfigError("that is no certificate", where=where, mend=mend) from None
+
+    def _load_pair(self, context: ssl.SSLContext) -> None:
+        where = f"{self.key}, key {self.room}.tls_key"
+        asked: list[bool] = []
+
+        def no_password() -> bytes:
+            asked.append(True)
+            return b""
+
+        try:
+            context.load_cert_chain(self.cert, self.key, no_password)
+        except ssl.SSLError as error:
+            what, mend = _key_problem(error, encrypted=bool(asked))
+            raise ConfigError(what, where=where, mend=mend) from None
+        except OSError as error:
+            raise ConfigError(f"cannot read the key: {error.strerror}", where=where, mend=_MEND_READ) from None
+
+    def _load_authorities(self, context: ssl.SSLContext, path: Path) -> None:
+        where = f"{path}, key {self.room}.tls_client_ca"
+        try:
+            context.load_verify_locations(path)
+        except ssl.SSLError:
+            mend = "give a PEM file of certificates (BEGIN CERTIFICATE)"
+            raise ConfigError("there is no authority in it", where=where, mend=mend) from None
+        except OSError as error:
+            raise ConfigError(f"cannot read the authorities: {error.strerror}", where=where, mend=_MEND_READ) from None
+
 
 class ServerTls:
     """The TLS side of one server.
@@ -58,7 +111,7 @@ class ServerTls:
         self._files = files
         self._wall = wall
         self._signatures = self._look()
-        self.context, self._expires = self._load()
+        self.context, self._expires = self._files.load()
         if self._expires <= wall():
             raise ConfigError(
                 f"the certificate expired on {_day(self._expires)}",
@@ -74,7 +127,7 @@ class ServerTls:
         if signatures != self._signatures:
             self._signatures = signatures
             try:
-                self.context, self._expires = self._load()
+                self.context, self._expires = self._files.load()
             except ConfigError as error:
                 _log.error("tls_kept", error=error.what, where=error.where, mend=error.mend)
             else:
@@ -97,54 +150,6 @@ class ServerTls:
     def _look(self) -> tuple[object, ...]:
         files = self._files
         return tuple(signature_of(path) for path in (files.cert, files.key, files.client_ca) if path is not None)
-
-    def _load(self) -> tuple[ssl.SSLContext, float]:
-        files = self._files
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
-        expires = self._certificate_end()
-        self._load_pair(context)
-        if files.client_ca is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
-            self._load_authorities(context, files.client_ca)
-        return context, expires
-
-    def _certificate_end(self) -> float:
-        where = f"{self._files.cert}, key {self._files.room}.tls_cert"
-        try:
-            return valid_until(self._files.cert.read_text())
-        except OSError as error:
-            raise ConfigError(f"cannot read the certificate: {error.strerror}", where=where) from None
-        except ValueError:
-            mend = "give the PEM file of the server's certificate (BEGIN CERTIFICATE)"
-            raise ConfigError("that is no certificate", where=where, mend=mend) from None
-
-    def _load_pair(self, context: ssl.SSLContext) -> None:
-        where = f"{self._files.key}, key {self._files.room}.tls_key"
-        asked: list[bool] = []
-
-        def no_password() -> bytes:
-            asked.append(True)
-            return b""
-
-        try:
-            context.load_cert_chain(self._files.cert, self._files.key, no_password)
-        except ssl.SSLError as error:
-            what, mend = _key_problem(error, encrypted=bool(asked))
-            raise ConfigError(what, where=where, mend=mend) from None
-        except OSError as error:
-            raise ConfigError(f"cannot read the key: {error.strerror}", where=where) from None
-
-    def _load_authorities(self, context: ssl.SSLContext, path: Path) -> None:
-        where = f"{path}, key {self._files.room}.tls_client_ca"
-        try:
-            context.load_verify_locations(path)
-        except ssl.SSLError:
-            mend = "give a PEM file of certificates (BEGIN CERTIFICATE)"
-            raise ConfigError("there is no authority in it", where=where, mend=mend) from None
-        except OSError as error:
-            raise ConfigError(f"cannot read the authorities: {error.strerror}", where=where) from None
 
 
 def _key_problem(error: ssl.SSLError, *, encrypted: bool) -> tuple[str, str]:

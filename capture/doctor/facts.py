@@ -135,6 +135,7 @@ class RoleFacts:
     """The role of source.dsn.
 
     Attributes:
+        replication: may replicate: by its own attribute, or as a member of Amazon's rds_replication.
         creates: may CREATE in the database.
         sees_sessions: sees what other roles' sessions do.
         connection_limit: None for none.
@@ -161,7 +162,8 @@ class PublicationFacts:
         schemas: published by TABLES IN SCHEMA.
         operations: of insert, update, delete and truncate, those that are published.
         generated: `publish_generated_columns`: `stored`, `none`; None before PostgreSQL 18.
-        others: tables that it publishes and that the configuration does not mean.
+        others: tables that it publishes and that the configuration does not mean, neither by their own name nor by that
+            of a partitioned table above them.
     """
 
     oid: int
@@ -368,3 +370,10 @@ class Facts:
     log: LogFacts | None
     stream_refused: WalbusError | None = None
     unread: tuple[Unread, ...] = field(default=())
+
+    @property
+    def carriers(self) -> list[TableFacts]:
+        """Tables under whose names rows are sent and read: roots with publish_via_partition_root, else leaves."""
+        if self.publication is not None and self.publication.via_root:
+            return [table for table in self.tables if table.is_root]
+        return [table for table in self.tables if not table.partitioned]

@@ -23,7 +23,7 @@ def publication_findings(facts: Facts) -> Iterator[Finding]:
         return
     yield from _members(facts, facts.publication)
     yield from _operations(facts, facts.publication)
-    yield from _parts(facts)
+    yield from _parts(facts, facts.publication)
     yield from _shape(facts, facts.publication)
 
 
@@ -128,14 +128,14 @@ def _operations(facts: Facts, publication: PublicationFacts) -> Iterator[Finding
         yield warning("publication-operations", found, mend, of=[name])
 
 
-def _parts(facts: Facts) -> Iterator[Finding]:
+def _parts(facts: Facts, publication: PublicationFacts) -> Iterator[Finding]:
     """Column lists and row filters: parts of a table are captured, and some statements of the application fail."""
     parts = [t for t in facts.tables if t.is_root and (t.listed_columns is not None or t.filtered)]
     if parts:
         found = "column lists or row filters of the publication leave parts of these tables out"
         yield info("publication-parts", found, of=_names(parts))
     blind = [table for table in parts if _hides_identity(table)]
-    if blind:
+    if blind and {"update", "delete"} & publication.operations:
         found = "a column list or row filter misses the replica identity: the application's UPDATE and DELETE fail"
         mends = [statement(_whole_table(facts.wanted.publication, table)) for table in blind]
         yield error("publication-identity", found, *mends, of=_names(blind))

@@ -30,8 +30,8 @@ def columns(names: Iterable[str]) -> str:
     return ", ".join(identifier(name) for name in names)
 
 
-def set_setting(name: str, value: str) -> str:
-    """ALTER SYSTEM SET; the names of settings are PostgreSQL's own."""
+def set_setting(name: str, value: str, *more: str) -> str:
+    """ALTER SYSTEM SET; the names of settings are PostgreSQL's own. Of a list each member is quoted by itself."""
     if not _SETTING.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a setting")
-    return f"ALTER SYSTEM SET {name} = {literal(value)}"
+    return f"ALTER SYSTEM SET {name} = {', '.join(map(literal, (value, *more)))}"

@@ -32,6 +32,7 @@ from walbus.capture.doctor.facts import (
     Wanted,
 )
 from walbus.capture.doctor.reading_tables import read_never_sent, read_tables
+from walbus.capture.identity import MAY_REPLICATE
 from walbus.capture.refusals import refusal
 from walbus.capture.replication import Walsender
 from walbus.capture.sessions import Session, parameters_of, refused
@@ -84,12 +85,12 @@ _SERVER: LiteralString = """
     FROM pg_database d WHERE d.datname = current_database()"""
 
 _ROLE: LiteralString = """
-    SELECT r.rolname::text AS name, r.rolsuper AS superuser, r.rolreplication AS replication,
+    SELECT r.rolname::text AS name, r.rolsuper AS superuser, {may_replicate} AS replication,
            r.rolbypassrls AS bypasses_row_security,
            has_database_privilege(current_database(), 'CREATE') AS creates,
            pg_has_role('pg_read_all_stats', 'USAGE') AS sees_sessions,
            nullif(r.rolconnlimit, -1) AS connection_limit,
-           (SELECT coalesce(array_agg(c), '{}') FROM pg_db_role_setting s, unnest(s.setconfig) c
+           (SELECT coalesce(array_agg(c), '{{}}') FROM pg_db_role_setting s, unnest(s.setconfig) c
             WHERE s.setrole IN (0, r.oid) AND s.setdatabase IN (
                 0, (SELECT oid FROM pg_database WHERE datname = current_database())))::text[] AS settings
     FROM pg_roles r WHERE r.rolname = current_user"""
@@ -106,8 +107,13 @@ _PUBLISHED_SCHEMAS: LiteralString = """
     JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = %s ORDER BY 1"""
 
 _PUBLISHED: LiteralString = """
-    SELECT schemaname::text AS namespace, tablename::text AS name
-    FROM pg_publication_tables WHERE pubname = %s ORDER BY 1, 2"""
+    SELECT n.nspname::text AS namespace, c.relname::text AS name,
+           ARRAY(SELECT m.nspname || '.' || up.relname
+                 FROM pg_partition_ancestors(c.oid) a JOIN pg_class up ON up.oid = a.relid
+                 JOIN pg_namespace m ON m.oid = up.relnamespace) AS above
+    FROM pg_publication p CROSS JOIN LATERAL pg_get_publication_tables(p.pubname) g
+    JOIN pg_class c ON c.oid = g.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE p.pubname = %s ORDER BY 1, 2"""
 
 _SLOTS: LiteralString = """
     SELECT to_jsonb(s) AS columns, coalesce(a.application_name, '')::text AS application,
@@ -215,7 +221,7 @@ def _server(reader: _Reader, clock: Callable[[], float]) -> ServerFacts:
 
 
 def _role(reader: _Reader) -> RoleFacts:
-    row = reader.row(_ROLE)
+    row = reader.row(_ROLE.format(may_replicate=MAY_REPLICATE))
     settings: list[str] = row.pop("settings")
     return RoleFacts(**row, settings=dict(entry.split("=", 1) for entry in settings))
 
@@ -242,8 +248,9 @@ def _publication(reader: _Reader, wanted: Wanted) -> PublicationFacts | None:
 
 def _unmatched(published: list[_Row], patterns: Sequence[str]) -> list[str]:
     """Published tables that no pattern means."""
-    named = [(row["namespace"], f"{row['namespace']}.{row['name']}") for row in published]
-    return [table for namespace, table in named if f"{namespace}.*" not in patterns and table not in patterns]
+    meant = set(patterns)
+    named = [(row, f"{row['namespace']}.{row['name']}") for row in published]
+    return [name for row, name in named if not meant & {f"{row['namespace']}.*", name, *row["above"]}]
 
 
 def _slots(reader: _Reader, name: str) -> tuple[SlotFacts | None, tuple[IdleSlot, ...]]:

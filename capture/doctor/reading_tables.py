@@ -29,7 +29,7 @@ _DETAILS: LiteralString = """
            pk.immediate IS NOT NULL AS primary_key, coalesce(NOT pk.immediate, false) AS deferrable,
            pg_get_userbyid(c.relowner)::text AS owner,
            has_table_privilege(c.oid, 'SELECT') AS readable, has_schema_privilege(n.oid, 'USAGE') AS usable_schema,
-           c.relrowsecurity AS row_security, coalesce(member.filtered, false) AS filtered,
+           row_security_active(c.oid) AS row_security, coalesce(member.filtered, false) AS filtered,
            member.columns AS listed_columns, member.depends AS filter_columns,
            generated.all_of_them AS generated, generated.virtual
     FROM wanted w JOIN pg_class c ON c.oid = w.oid JOIN pg_namespace n ON n.oid = c.relnamespace

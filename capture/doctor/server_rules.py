@@ -1,8 +1,8 @@
 """Rules about the server's settings and state. Pure.
 
-Settings that only a restart applies are mended by ALTER SYSTEM, which writes postgresql.auto.conf and changes nothing
-that runs. It has no effect where the value is given on the command line, and managed services have their own ways; the
-mend then says so instead.
+Settings are mended by ALTER SYSTEM, which writes postgresql.auto.conf and changes nothing that runs, until a restart
+or, where that is enough, a reload. It has no effect where the value is given on the command line, and managed services
+have their own ways; the mend then says so instead.
 """
 
 from __future__ import annotations
@@ -49,14 +49,24 @@ def server_findings(facts: Facts) -> Iterator[Finding]:
     yield from _synchronized(facts)
 
 
-def set_server(server: ServerFacts, name: str, value: str, *, safe: bool, restart: bool) -> Mend:
-    """The mend that changes a setting of the server, in the way that this server takes."""
-    setting = server.settings.get(name)
+def set_server(server: ServerFacts, name: str, value: str, *more: str, safe: bool, restart: bool) -> tuple[Mend, ...]:
+    """The steps that change a setting of the server, in the way that this server takes.
+
+    Args:
+        server: the server.
+        name: of the setting.
+        value: its value.
+        *more: further members of a list.
+        safe: whether `--fix` runs them.
+        restart: it counts only after a restart; else after a reload.
+    """
+    setting, text = server.settings.get(name), ", ".join((value, *more))
     if server.managed is not None:
-        return advice(f"set {name} = {value} where {server.managed} keeps the server's parameters")
+        return (advice(f"set {name} = {text} where {server.managed} keeps the server's parameters"),)
     if setting is not None and setting.source == "command line":
-        return advice(f"change {name} to {value} on the server's command line, where it is given, and restart it")
-    return Mend("sql", set_setting(name, value), safe=safe, restart=restart)
+        return (advice(f"change {name} to {text} on the server's command line, where it is given, and restart it"),)
+    change = Mend("sql", set_setting(name, value, *more), safe=safe, restart=restart)
+    return (change,) if restart else (change, Mend("sql", "SELECT pg_reload_conf()", safe=safe))
 
 
 def _recovery(server: ServerFacts) -> Iterator[Finding]:
@@ -76,8 +86,8 @@ def _wal_level(server: ServerFacts) -> Iterator[Finding]:
         yield error("wal-level", found, advice("restart PostgreSQL"), of=["wal_level"])
     else:
         managed = _MANAGED_WAL_LEVEL.get(server.managed or "")
-        mend = advice(managed) if managed else set_server(server, "wal_level", "logical", safe=True, restart=True)
-        yield error("wal-level", f"wal_level is {setting.value}", mend, of=["wal_level"])
+        mends = (advice(managed),) if managed else set_server(server, "wal_level", "logical", safe=True, restart=True)
+        yield error("wal-level", f"wal_level is {setting.value}", *mends, of=["wal_level"])
 
 
 def _slots(facts: Facts) -> Iterator[Finding]:
@@ -105,7 +115,7 @@ def _left(facts: Facts, code: str, name: str, used: int, needed: bool) -> Iterat
     # A standby refuses to go on when max_wal_senders of its primary is above its own.
     safe = not (server.standbys and name == "max_wal_senders")
     mends = [] if safe else [advice(f"raise {name} on every standby first")]
-    mends.append(set_server(server, name, str(used + _ROOM), safe=safe, restart=True))
+    mends += set_server(server, name, str(used + _ROOM), safe=safe, restart=True)
     yield error(code, found, *mends, of=[name])
 
 
@@ -118,8 +128,8 @@ def _connections(facts: Facts) -> Iterator[Finding]:
         left = int(most - reserved) - server.connections_used
         found = f"{max(left, 0)} of {most:.0f} connections are left, and Walbus opens up to {wanted.sessions}"
         if left < wanted.sessions:
-            mend = set_server(server, "max_connections", str(int(most) + 100), safe=False, restart=True)
-            yield warning("connections", found, mend, of=["max_connections"])
+            mends = set_server(server, "max_connections", str(int(most) + 100), safe=False, restart=True)
+            yield warning("connections", found, *mends, of=["max_connections"])
         else:
             yield ok("connections", found)
     limit = role.connection_limit
@@ -134,12 +144,13 @@ def _keep_size(server: ServerFacts) -> Iterator[Finding]:
     if limit is None:
         return
     name = "max_slot_wal_keep_size"
+    mends = set_server(server, name, "50GB", safe=False, restart=False)
     if limit < 0:
         found = f"{name} is -1: while capture is away, WAL grows until the source's disk is full"
-        yield info("slot-wal-limit", found, Mend("sql", set_setting(name, "50GB")), of=[name])
+        yield info("slot-wal-limit", found, *mends, of=[name])
     elif limit < _GIB:
         found = f"{name} is {human_bytes(limit)}: a capture that falls further behind loses its slot"
-        yield warning("slot-wal-limit", found, set_server(server, name, "50GB", safe=False, restart=False), of=[name])
+        yield warning("slot-wal-limit", found, *mends, of=[name])
     else:
         yield ok("slot-wal-limit", f"{name} is {human_bytes(limit)}")
 
@@ -150,8 +161,8 @@ def _idle_slots(server: ServerFacts) -> Iterator[Finding]:
     if not limit:
         return
     found = f"{name} is {human_seconds(limit)}: a capture that is down for longer loses its slot"
-    mend = set_server(server, name, "0", safe=False, restart=False)
-    yield (warning if limit < _DAY else info)("idle-slot-timeout", found, mend, of=[name])
+    mends = set_server(server, name, "0", safe=False, restart=False)
+    yield (warning if limit < _DAY else info)("idle-slot-timeout", found, *mends, of=[name])
 
 
 def _sender_timeout(server: ServerFacts) -> Iterator[Finding]:
@@ -162,16 +173,14 @@ def _sender_timeout(server: ServerFacts) -> Iterator[Finding]:
     if limit >= _SHORT_TIMEOUT:
         yield ok("sender-timeout", f"{name} is {human_seconds(limit)}")
         return
-    mend = set_server(server, name, "60s", safe=False, restart=False)
+    mends = set_server(server, name, "60s", safe=False, restart=False)
     if limit:
         found = f"{name} is {human_seconds(limit)}: a short pause of this machine or of the network ends the stream"
     else:
         idle = server.seconds("tcp_keepalives_idle") or 0
-        after = (
-            f"TCP notices after {human_seconds(idle)} at the earliest" if idle else "TCP notices after about two hours"
-        )
+        after = f"{human_seconds(idle)} at the earliest" if idle else "about two hours"
         found = f"{name} is 0: a stream whose network is cut holds the slot until TCP notices, after {after}"
-    yield warning("sender-timeout", found, mend, of=[name])
+    yield warning("sender-timeout", found, *mends, of=[name])
 
 
 def _durability(server: ServerFacts) -> Iterator[Finding]:
@@ -179,9 +188,8 @@ def _durability(server: ServerFacts) -> Iterator[Finding]:
         setting = server.settings.get(name)
         if setting is not None and setting.value == "off":
             found = f"{name} is off: a crash of the server's machine loses commits that consumers have seen"
-            yield warning(
-                "server-durability", found, set_server(server, name, "on", safe=False, restart=False), of=[name]
-            )
+            mends = set_server(server, name, "on", safe=False, restart=False)
+            yield warning("server-durability", found, *mends, of=[name])
 
 
 def _plugins(server: ServerFacts) -> Iterator[Finding]:
@@ -190,16 +198,18 @@ def _plugins(server: ServerFacts) -> Iterator[Finding]:
         return
     allowed = [name.strip().strip("\"'") for name in setting.value.split(",")]
     if "pgoutput" not in allowed and "*" not in allowed:
-        value = ", ".join([*filter(None, allowed), "pgoutput"])
-        mend = set_server(server, setting.name, value, safe=False, restart=False)
-        yield error("output-plugin", f"{setting.name} is {literal(setting.value)}, without pgoutput", mend)
+        names = [*filter(None, allowed), "pgoutput"]
+        mends = set_server(server, setting.name, *names, safe=False, restart=False)
+        yield error("output-plugin", f"{setting.name} is {literal(setting.value)}, without pgoutput", *mends)
 
 
 def _encoding(server: ServerFacts) -> Iterator[Finding]:
     if server.encoding == "SQL_ASCII":
-        found = f"database {server.database} has encoding SQL_ASCII: bytes that are no UTF-8 stop capture"
+        found = (
+            f"database {server.database} has encoding SQL_ASCII: nobody knows what its texts mean, and capture refuses"
+        )
         mend = advice("dump the database and restore it into one made with ENCODING 'UTF8'")
-        yield warning("encoding", found, mend, of=[server.database])
+        yield error("encoding", found, mend, of=[server.database])
     else:
         yield ok("encoding", f"the database's encoding is {server.encoding}")
 

@@ -93,9 +93,7 @@ def _costs(facts: Facts) -> Iterator[Finding]:
 
 def _keyless(facts: Facts) -> Iterator[Finding]:
     keyless = [
-        table
-        for table in facts.tables
-        if table.is_root and table.identity == "f" and (table.deferrable or not table.primary_key)
+        table for table in facts.carriers if table.identity == "f" and (table.deferrable or not table.primary_key)
     ]
     if not keyless:
         return

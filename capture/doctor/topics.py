@@ -78,6 +78,8 @@ TOPICS: Final[dict[str, str]] = {
     "native-core": "the native core does the work per change; its twin in Python gives the same bytes, slower",
     "packages": "what was installed with Walbus, for a report of a problem",
     "config-permissions": "whoever can read the file can become the source's role",
+    "tokens-file": "a server whose file of tokens is broken does not start, and what has expired is turned away",
+    "certificate": "whoever verifies a certificate refuses one that has expired, and with a broken one nothing starts",
     "listen-address": "two servers cannot share a port, and a public one shows rows to the network",
     "sinks": "a consumer without its package cannot start",
 }

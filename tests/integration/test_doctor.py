@@ -14,7 +14,10 @@ import pytest
 from support.database import Database, fresh_database
 from support.waiting import wait_for
 from support.walbus_command import Ended, Running, walbus, write_config
+from walbus.capture import identify
+from walbus.config import SourceConfig
 from walbus.demo.postgres import EmbeddedPostgres, free_port
+from walbus.errors import SourceMisconfigured
 
 SECRET = "hunter22-canary"
 #: What depends on the machine that the tests run on.
@@ -251,6 +254,75 @@ def test_a_role_with_few_privileges_is_told_what_it_may_not_see(database: Databa
     assert all(step["failed"] for step in report["fixed"])
     assert {"replication-privilege", "select-privilege", "publication"} <= wrong(report)
     assert "monitoring-privilege" in {finding["code"] for finding in report["findings"]}
+
+
+@pytest.fixture
+def app(database: Database) -> Iterator[str]:
+    """A role that may replicate and owns nothing yet."""
+    name = f"app_{database.name}"
+    database.execute(f"CREATE ROLE {name} LOGIN REPLICATION PASSWORD '{SECRET}'")
+    yield name
+    database.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER; DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def as_app(database: Database, name: str) -> str:
+    return f"postgresql://{name}:{SECRET}@127.0.0.1:{database.server.port}/{database.name}"
+
+
+def test_row_level_security_that_does_not_bind_the_tables_owner_is_no_finding(
+    database: Database, config: Callable[..., str], app: str
+) -> None:
+    database.execute(f"CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t OWNER TO {app}")
+    database.execute("ALTER TABLE t ENABLE ROW LEVEL SECURITY")
+    path = config(as_app(database, app))
+    assert "row-security" not in {finding["code"] for finding in examined(path)[1]["findings"]}
+    database.execute("ALTER TABLE t FORCE ROW LEVEL SECURITY")
+    [finding] = [finding for finding in examined(path)[1]["findings"] if finding["code"] == "row-security"]
+    assert finding["subjects"] == ["public.t"]
+
+
+def test_a_role_that_replicates_as_a_member_like_those_of_rds_does_not_lack_the_attribute(
+    database: Database, config: Callable[..., str], app: str
+) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    database.execute(f"ALTER ROLE {app} NOREPLICATION; CREATE ROLE rds_replication; GRANT rds_replication TO {app}")
+    try:
+        found = {f["code"]: f["severity"] for f in examined(config(as_app(database, app)))[1]["findings"]}
+    finally:
+        database.execute("DROP ROLE rds_replication")
+    assert found["replication-privilege"] == "ok"
+    assert found["replication-connection"] == "error"  # since this server is not Amazon's
+
+
+def test_partitions_of_a_table_that_is_named_are_meant_with_it(database: Database, config: Callable[..., str]) -> None:
+    database.execute(
+        'CREATE TABLE "e.v" (id int PRIMARY KEY) PARTITION BY RANGE (id);'
+        'CREATE TABLE sub PARTITION OF "e.v" FOR VALUES FROM (0) TO (9) PARTITION BY RANGE (id);'
+        "CREATE TABLE leaf PARTITION OF sub FOR VALUES FROM (0) TO (9);"
+        "CREATE TABLE stray (id int PRIMARY KEY);"
+        'CREATE PUBLICATION walbus FOR TABLE "e.v", stray'
+    )
+    path = config(database.dsn, tables=["public.e.v"])
+    [others] = [f for f in examined(path)[1]["findings"] if f["code"] == "publication-others"]
+    assert others["subjects"] == ["public.stray"]
+
+
+@pytest.mark.one_version
+def test_a_capture_that_is_refused_says_the_statement_with_its_names_quoted(database: Database) -> None:
+    database.execute(f'CREATE ROLE "odd""role" LOGIN PASSWORD \'{SECRET}\'')
+    try:
+        dsn = f"postgresql://odd%22role:{SECRET}@127.0.0.1:{database.server.port}/{database.name}"
+        with pytest.raises(SourceMisconfigured) as refused:
+            identify(SourceConfig(dsn=dsn, tables=("public.*",)))
+        assert refused.value.mend is not None
+        database.execute(refused.value.mend.removeprefix("run "))
+        with pytest.raises(SourceMisconfigured, match="may not create a publication") as refused:
+            identify(SourceConfig(dsn=dsn, tables=("public.*",)))
+        assert refused.value.mend is not None
+        database.execute(refused.value.mend.removeprefix("run ").split(", or ")[0])
+        assert identify(SourceConfig(dsn=dsn, tables=("public.*",))).database == database.name
+    finally:
+        database.execute('DROP OWNED BY "odd""role"; DROP ROLE "odd""role"')
 
 
 def test_an_administrator_of_another_database_is_refused(database: Database, config: Callable[..., str]) -> None:

@@ -104,6 +104,7 @@ CASES: dict[str, Case] = {
         INFO,
         "is -1",
         "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'",
+        "SELECT pg_reload_conf()",
     ),
     "a limit that loses the slot": case(
         server(settings=settings(max_slot_wal_keep_size="100")),
@@ -111,6 +112,7 @@ CASES: dict[str, Case] = {
         WARNING,
         "100.0 MiB",
         "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'",
+        "SELECT pg_reload_conf()",
     ),
     "an idle timeout of minutes": case(
         server(settings=settings(idle_replication_slot_timeout="600")),
@@ -118,6 +120,7 @@ CASES: dict[str, Case] = {
         WARNING,
         "10 min",
         "ALTER SYSTEM SET idle_replication_slot_timeout = '0'",
+        "SELECT pg_reload_conf()",
     ),
     "an idle timeout of days": case(
         server(settings=settings(idle_replication_slot_timeout="259200")),
@@ -125,6 +128,7 @@ CASES: dict[str, Case] = {
         INFO,
         "3 d",
         "ALTER SYSTEM SET idle_replication_slot_timeout = '0'",
+        "SELECT pg_reload_conf()",
     ),
     "no sender timeout": case(
         server(settings=settings(wal_sender_timeout="0")),
@@ -132,6 +136,7 @@ CASES: dict[str, Case] = {
         WARNING,
         "about two hours",
         "ALTER SYSTEM SET wal_sender_timeout = '60s'",
+        "SELECT pg_reload_conf()",
     ),
     "a sender timeout of a second": case(
         server(settings=settings(wal_sender_timeout="1000")),
@@ -139,6 +144,7 @@ CASES: dict[str, Case] = {
         WARNING,
         "is 1 s",
         "ALTER SYSTEM SET wal_sender_timeout = '60s'",
+        "SELECT pg_reload_conf()",
     ),
     "fsync off": case(
         server(settings=settings(fsync="off")),
@@ -146,15 +152,17 @@ CASES: dict[str, Case] = {
         WARNING,
         "fsync is off",
         "ALTER SYSTEM SET fsync = 'on'",
+        "SELECT pg_reload_conf()",
     ),
     "pgoutput not allowed": case(
         server(settings=settings(output_plugin_libraries="test_decoding")),
         "output-plugin",
         ERROR,
         "without pgoutput",
-        "ALTER SYSTEM SET output_plugin_libraries = 'test_decoding, pgoutput'",
+        "ALTER SYSTEM SET output_plugin_libraries = 'test_decoding', 'pgoutput'",
+        "SELECT pg_reload_conf()",
     ),
-    "SQL_ASCII": case(server(encoding="SQL_ASCII"), "encoding", WARNING, "SQL_ASCII"),
+    "SQL_ASCII": case(server(encoding="SQL_ASCII"), "encoding", ERROR, "SQL_ASCII"),
     "a standby": case(server(in_recovery=True), "standby", ERROR, "is a standby"),
     "another clock": case(server(clock_ahead=-7200.0), "clock", WARNING, "2 h behind"),
     "failover without an order": case(

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from support.certificates import Authority
 from walbus.capture.doctor import Attempt, Finding, Mend, Severity, in_order
 from walbus.capture.doctor.findings import advice, error, info, ok, safe_statement, warning
-from walbus.cli.doctor_machine import sync_times
+from walbus.cli.doctor_access import CertificateFacts, TokensFacts
+from walbus.cli.doctor_machine import read_machine, sync_times
 from walbus.cli.doctor_mounts import Mount, mount_of
 from walbus.cli.doctor_report import Report, document, lines
 from walbus.cli.doctor_rules import (
@@ -23,6 +25,8 @@ from walbus.cli.doctor_rules import (
     log_findings,
     machine_findings,
 )
+from walbus.config import ClientConfig, Settings
+from walbus.demo.postgres import free_port
 from walbus.errors import ConfigError, DamagedRecord
 
 GIB = 1 << 30
@@ -52,12 +56,73 @@ def log(**changes: object) -> MachineFacts:
     return replace(HEALTHY, folders=(replace(LOG, **changes),))  # type: ignore[arg-type]
 
 
+def tokens(**changes: object) -> MachineFacts:
+    healthy = TokensFacts("/etc/walbus/tokens.toml", None, 0o640, 2)
+    return replace(HEALTHY, tokens=(replace(healthy, **changes),))  # type: ignore[arg-type]
+
+
+def certificate(**changes: object) -> MachineFacts:
+    healthy = CertificateFacts("relay.tls_cert", "/etc/walbus/cert.pem", None, 90 * 86_400.0, "/etc/walbus/key.pem")
+    return replace(HEALTHY, certificates=(replace(healthy, **changes),))  # type: ignore[arg-type]
+
+
 def only(facts: MachineFacts, code: str) -> Finding:
     return in_order(finding for finding in machine_findings(facts) if finding.code == code)[0]
 
 
-def test_a_healthy_machine_has_nothing_but_ok() -> None:
-    assert {finding.severity for finding in machine_findings(HEALTHY)} == {Severity.OK}
+@pytest.mark.parametrize("facts", [HEALTHY, tokens(), certificate(), certificate(left=None, key_path="")])
+def test_a_healthy_machine_has_nothing_but_ok(facts: MachineFacts) -> None:
+    assert {finding.severity for finding in machine_findings(facts)} == {Severity.OK}
+
+
+@pytest.mark.parametrize(("hard", "command"), [(4096, "ulimit -n 4096"), (-1, "ulimit -n 65536")])
+def test_a_limit_of_open_files_is_mended_by_what_the_shell_takes(hard: int, command: str) -> None:
+    assert only(replace(HEALTHY, open_files=(256, hard)), "open-files").mends[0].text == command
+
+
+def settings_with(tmp_path: Path, **relay: object) -> Settings:
+    return Settings(
+        data_dir=tmp_path,
+        source={"dsn": "postgresql://nobody@127.0.0.1/nothing"},
+        relay={"listen": f"127.0.0.1:{free_port()}", **relay},
+        bootstrap={"enabled": False},
+    )  # type: ignore[arg-type]
+
+
+def access_codes(settings: Settings) -> list[tuple[str, str]]:
+    found = machine_findings(read_machine(settings, None))
+    return [(f.code, f.severity.value) for f in found if f.code in {"tokens-file", "certificate"}]
+
+
+def test_the_tokens_file_is_looked_at_as_the_servers_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    settings = settings_with(tmp_path, tokens_file=file)
+    assert access_codes(settings) == [("tokens-file", "error")]
+    file.write_text("")
+    file.chmod(0o600)
+    assert access_codes(settings) == [("tokens-file", "warning")]
+    line = f'sha256 = "{"0" * 64}"\ntables = ["*.*"]\n'
+    file.write_text(f"[app]\n{line}")
+    assert access_codes(settings) == [("tokens-file", "ok")]
+    file.write_text(f"[app]\n{line}expires = 2020-01-01T00:00:00Z\n")
+    assert access_codes(settings) == [("tokens-file", "warning")]
+    file.write_text("[app")
+    assert access_codes(settings) == [("tokens-file", "error")]
+
+
+@pytest.mark.parametrize(("days", "severity"), [(200, "ok"), (3, "warning"), (-3, "error")])
+def test_a_certificate_is_looked_at_as_the_servers_load_it(tmp_path: Path, days: float, severity: str) -> None:
+    files = Authority(tmp_path).server("localhost", ends_in_days=days)
+    files["tls_key"].chmod(0o600)
+    assert access_codes(settings_with(tmp_path, **files)) == [("certificate", severity)]
+
+
+def test_a_key_of_another_certificate_and_authorities_that_are_none_are_errors(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    one, other = authority.server("localhost"), authority.server("localhost")
+    assert access_codes(settings_with(tmp_path, **{**one, "tls_key": other["tls_key"]})) == [("certificate", "error")]
+    client = ClientConfig(ca_file=tmp_path / "nothing.pem")
+    assert access_codes(settings_with(tmp_path).model_copy(update={"client": client})) == [("certificate", "error")]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +154,15 @@ def test_a_healthy_machine_has_nothing_but_ok() -> None:
             "already in use",
         ),
         (replace(HEALTHY, sinks=(ConfigError("there is no sink 'x'"),)), "sinks", "error", "no sink"),
+        (tokens(problem=ConfigError("the file of tokens is not TOML")), "tokens-file", "error", "not TOML"),
+        (tokens(mode=0o664), "tokens-file", "warning", "mode 664"),
+        (tokens(count=0), "tokens-file", "warning", "everybody is turned away"),
+        (tokens(expired=("old",)), "tokens-file", "warning", "have expired"),
+        (tokens(expiring=("soon",)), "tokens-file", "warning", "within 14 d"),
+        (certificate(problem=ConfigError("that is no key")), "certificate", "error", "that is no key"),
+        (certificate(left=-1.0), "certificate", "error", "has expired"),
+        (certificate(left=5 * 86_400.0), "certificate", "warning", "expires in 5 d"),
+        (certificate(key_mode=0o644), "certificate", "warning", "everybody may read the private key"),
     ],
 )
 def test_a_finding_names_what_is_wrong_with_this_machine(

@@ -156,6 +156,29 @@ def test_a_partitioned_table_with_a_bad_partition_is_not_published_by_fix() -> N
     assert texts(finding) == ['CREATE PUBLICATION "walbus" FOR TABLE "public"."orders"']
 
 
+@pytest.mark.parametrize(("via_root", "asked"), [(True, "public.events"), (False, "public.events_1")])
+def test_privileges_and_keys_are_asked_of_the_tables_under_whose_names_rows_are_published(
+    via_root: bool, asked: str
+) -> None:
+    poor = {"readable": False, "row_security": True, "identity": "f", "primary_key": False}
+    given = (table("events", partitioned=True, **poor), table("events_1", root="public.events", **poor))
+    facts = tables(*given, publication=replace(PUBLICATION, via_root=via_root))
+    for code in ("select-privilege", "row-security", "keyless"):
+        assert only(facts, code).subjects == (asked,)
+
+
+def test_where_neither_update_nor_delete_is_published_a_column_list_breaks_none() -> None:
+    inserts = replace(PUBLICATION, operations=frozenset({"insert", "truncate"}))
+    facts = tables(table(listed_columns=frozenset({"state"})), publication=inserts)
+    assert "publication-identity" not in {finding.code for finding in diagnose(facts)}
+
+
+@pytest.mark.parametrize("value", ["-1", "100"])
+def test_the_limit_of_a_managed_server_is_set_where_the_service_keeps_it(value: str) -> None:
+    finding = only(server(managed="Amazon RDS", settings=settings(max_slot_wal_keep_size=value)), "slot-wal-limit")
+    assert [mend.kind for mend in finding.mends] == ["advice"]
+
+
 def test_without_bootstrap_privileges_to_read_are_no_errors() -> None:
     facts = replace(tables(table(readable=False, row_security=True)), wanted=replace(WANTED, bootstrap=False))
     assert only(facts, "select-privilege").severity is Severity.INFO

@@ -1,4 +1,4 @@
-"""What `walbus doctor` looks at on this machine: folders, their disks, ports, the installation. I/O.
+"""What `walbus doctor` looks at on this machine: folders, their disks, ports, who is let in, the installation. I/O.
 
 Nothing is made and nothing stays: a folder that does not exist yet is judged by the nearest one above it that does,
 and the speed of its disk is measured on a temporary file without a name.
@@ -15,18 +15,24 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
+from walbus.cli.doctor_access import SOON, CertificateFacts, TokensFacts
 from walbus.cli.doctor_mounts import Mount, mount_of
 from walbus.cli.doctor_rules import ConfigFileFacts, FolderFacts, ListenFacts, MachineFacts
-from walbus.config import ServerConfig, Settings
+from walbus.config import ClientConfig, ServerConfig, Settings
 from walbus.credentials import Credentials, credentials_of, new_client
 from walbus.diagnostics import passwords_in
 from walbus.errors import ConfigError
 from walbus.native import core_in_use
+
+if TYPE_CHECKING:
+    from walbus.relay.tls import CertificateFiles
 
 _PACKAGES = ("psycopg", "psycopg-binary", "fastavro", "zstandard", "google-crc32c", "rocksdict", "aiohttp", "httpx")
 _SYNCS, _BLOCK = 20, b"\0" * 4096
@@ -51,6 +57,8 @@ def read_machine(settings: Settings, file: Path | None) -> MachineFacts:
         packages={name: found for name in ("walbus", *_PACKAGES) if (found := _version(name))},
         config_file=_config_file(settings, file),
         listeners=tuple(_listeners(settings)),
+        tokens=tuple(_tokens(settings, time.time())),
+        certificates=tuple(_certificates(settings, time.time())),
         sinks=tuple(_sink_problems(settings)),
     )
 
@@ -119,10 +127,80 @@ def _config_file(settings: Settings, file: Path | None) -> ConfigFileFacts | Non
 
 
 def _listeners(settings: Settings) -> Iterable[ListenFacts]:
-    credentials = credentials_of(settings.client)
-    yield _listener("relay", settings.relay, f"{settings.relay_url}/v1/info", credentials)
-    if settings.bootstrap.enabled:
-        yield _listener("bootstrap", settings.bootstrap, f"{settings.bootstrap_url}/v1/tables", credentials)
+    credentials, asked = credentials_of(settings.client), {"relay": "/v1/info", "bootstrap": "/v1/tables"}
+    for room, server in _servers(settings).items():
+        yield _listener(room, server, f"{server.own_url}{asked[room]}", credentials)
+
+
+def _servers(settings: Settings) -> dict[str, ServerConfig]:
+    """The servers that are to run, by section."""
+    return {"relay": settings.relay} | ({"bootstrap": settings.bootstrap} if settings.bootstrap.enabled else {})
+
+
+def _tokens(settings: Settings, now: float) -> Iterable[TokensFacts]:
+    """Each file once, though both servers may name it."""
+    files = {
+        server.tokens_file: room
+        for room, server in reversed(_servers(settings).items())
+        if server.tokens_file is not None
+    }
+    for path, room in files.items():
+        yield _tokens_of(path, f"{room}.tokens_file", now)
+
+
+def _tokens_of(path: Path, key: str, now: float) -> TokensFacts:
+    from walbus.relay.token_file import TokenFile  # noqa: PLC0415 - a command loads its own room alone
+
+    try:
+        tokens = TokenFile(path, key).tokens
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except ConfigError as problem:
+        return TokensFacts(str(path), problem)
+    return TokensFacts(
+        str(path),
+        mode=mode,
+        count=len(tokens),
+        expired=tuple(token.name for token in tokens if token.expired(now)),
+        expiring=tuple(token.name for token in tokens if token.expired(now + SOON) and not token.expired(now)),
+    )
+
+
+def _certificates(settings: Settings, now: float) -> Iterable[CertificateFacts]:
+    from walbus.relay.tls import CertificateFiles  # noqa: PLC0415
+
+    for room, server in _servers(settings).items():
+        if server.tls_cert is not None and server.tls_key is not None:
+            files = CertificateFiles(server.tls_cert, server.tls_key, server.tls_client_ca, room)
+            yield _certificate(f"{room}.tls_cert", files.cert, files.key, partial(_end_of_servers, files), now)
+    client, end = settings.client, partial(_end_of_clients, settings.client)
+    if client.tls_cert is not None:
+        yield _certificate("client.tls_cert", client.tls_cert, client.tls_key, end, now)
+    elif client.ca_file is not None:
+        yield _certificate("client.ca_file", client.ca_file, None, end, now)
+
+
+def _end_of_servers(files: CertificateFiles) -> float:
+    return files.load()[1]
+
+
+def _end_of_clients(client: ClientConfig) -> float | None:
+    """When it expires, Unix seconds; None where only authorities are named."""
+    from walbus.relay.certificate_dates import valid_until  # noqa: PLC0415
+
+    credentials_of(client).context()
+    return None if client.tls_cert is None else valid_until(client.tls_cert.read_text())
+
+
+def _certificate(
+    key: str, path: Path, private: Path | None, end_of: Callable[[], float | None], now: float
+) -> CertificateFacts:
+    try:
+        end = end_of()
+        mode = 0 if private is None else stat.S_IMODE(private.stat().st_mode)
+    except ConfigError as problem:
+        return CertificateFacts(key, str(path), problem)
+    left = None if end is None else end - now
+    return CertificateFacts(key, str(path), None, left, "" if private is None else str(private), mode)
 
 
 def _listener(room: str, server: ServerConfig, url: str, credentials: Credentials) -> ListenFacts:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from walbus.amounts import human_bytes, human_seconds
 from walbus.capture.doctor import Finding, Mend
 from walbus.capture.doctor.findings import advice, error, info, ok, shell, warning
+from walbus.cli.doctor_access import CertificateFacts, TokensFacts, access_findings
 from walbus.cli.doctor_mounts import Mount
 from walbus.errors import WalbusError
 
@@ -74,6 +75,7 @@ class MachineFacts:
         core: as `walbus.native.core_in_use` says it.
         packages: versions by name.
         sinks: what is wrong with consumers' sinks.
+        tokens, certificates: by which the servers, and those who reach them, know each other.
     """
 
     folders: tuple[FolderFacts, ...]
@@ -84,6 +86,8 @@ class MachineFacts:
     config_file: ConfigFileFacts | None
     listeners: tuple[ListenFacts, ...]
     sinks: tuple[WalbusError, ...]
+    tokens: tuple[TokensFacts, ...] = ()
+    certificates: tuple[CertificateFacts, ...] = ()
 
 
 def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
@@ -95,6 +99,7 @@ def machine_findings(facts: MachineFacts) -> Iterator[Finding]:
     yield from _config_file(facts.config_file)
     for listener in facts.listeners:
         yield from _listener(listener)
+    yield from access_findings(facts.tokens, facts.certificates)
     for problem in facts.sinks:
         yield error(
             "sinks", problem.what, advice(problem.mend or "correct the configuration"), of=[problem.where or ""]
@@ -171,7 +176,8 @@ def _speed(folder: FolderFacts) -> Iterator[Finding]:
 def _open_files(limits: tuple[int, int]) -> Iterator[Finding]:
     soft, hard = limits
     found = f"a process may open {soft:,} files" + (f", {hard:,} at most" if hard > soft else "")
-    mends = (shell(f"ulimit -n {min(hard, _MANY_FILES)}"), advice("or LimitNOFILE in the service's unit"))
+    most = _MANY_FILES if hard < 0 else min(hard, _MANY_FILES)  # a negative one is no limit
+    mends = (shell(f"ulimit -n {most}"), advice("or LimitNOFILE in the service's unit"))
     if 0 <= soft < _FEW_FILES:
         yield warning("open-files", found, *mends)
     else:
