@@ -14,8 +14,7 @@ from support.capturing import CaptureProcess, CaptureThread, captured, capturing
 from support.memory_log import MemoryLog
 from support.oracle import Oracle
 from support.waiting import wait_for
-from walbus.capture import CATALOG_FILE
-from walbus.capture import loop as receiving
+from walbus.capture import CATALOG_FILE, receiving
 from walbus.status import read_status
 
 
