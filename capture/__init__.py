@@ -40,6 +40,7 @@ Instead of the walsender, while a backlog is large:
 Around it:
 
     service        the process: connects, verifies, streams, connects again      `run_capture`
+    pauses         before it connects again                                      pure
     identity       whether the source can be captured, and which it is           `identify`
     resumption     taking up where the log ends
       verification   whether the source can give what follows it            pure

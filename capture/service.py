@@ -31,6 +31,7 @@ from walbus.capture.identity import StandbyAnswers, check_source
 from walbus.capture.layouts import key_under_full
 from walbus.capture.loop import StreamLoop
 from walbus.capture.noticed import Noticed
+from walbus.capture.pauses import Backoff
 from walbus.capture.publication import Completion, ensure_publication
 from walbus.capture.reconciling import Reconciling
 from walbus.capture.regrouped import LOOKS_AGAIN_SINCE, regrouped
@@ -55,8 +56,6 @@ from walbus.position import ORIGIN
 
 logger = structlog.get_logger(__name__)
 
-#: Seconds of the first and of the longest pause before connecting again.
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 #: Seconds that a statement of the start may take.
 SETUP_SECONDS = 60.0
 #: A connection that streamed for so many seconds was a good one: the next pause is the first one again.
@@ -106,28 +105,6 @@ def run_capture(  # noqa: PLR0913  (what a process is given)
         term=term,
         standbys=standbys,
     ).run()
-
-
-class Backoff:
-    """Growing pauses with full jitter.
-
-    Args:
-        random: gives numbers from 0 to 1.
-    """
-
-    def __init__(self, random: Callable[[], float]) -> None:
-        self._random = random
-        self._ceiling = FIRST_PAUSE
-
-    def next_pause(self) -> float:
-        """Seconds to wait now; between half of a doubling ceiling and all of it."""
-        pause = self._ceiling * (0.5 + self._random() / 2)
-        self._ceiling = min(LONGEST_PAUSE, self._ceiling * 2)
-        return pause
-
-    def reset(self) -> None:
-        """Begins with the first pause again."""
-        self._ceiling = FIRST_PAUSE
 
 
 class Capture:

@@ -28,8 +28,8 @@ def folder(open_folder):
 @pytest.fixture
 def quick_reconnects(monkeypatch):
     """Pauses between two connections do not grow."""
-    monkeypatch.setattr("walbus.capture.service.LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr("walbus.capture.service.FIRST_PAUSE", 0.05)
+    monkeypatch.setattr("walbus.capture.pauses.LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("walbus.capture.pauses.FIRST_PAUSE", 0.05)
 
 
 @contextmanager

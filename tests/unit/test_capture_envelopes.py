@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from walbus.capture.frames import Keepalive, parse_keepalive, server_state, status_update
 from walbus.capture.messages import POSTGRES_EPOCH
-from walbus.capture.service import FIRST_PAUSE, LONGEST_PAUSE, Backoff
+from walbus.capture.pauses import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from walbus.capture.timelines import Timelines, parse_history
 from walbus.capture.xids import widen_xid
 from walbus.errors import ProtocolError
