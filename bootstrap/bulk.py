@@ -15,6 +15,7 @@ follows; keys that were touched meanwhile are taken out, and the file is written
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,13 +38,13 @@ class Offer:
 
     Attributes:
         prepared: what needs no decision.
-        keys: the store keys of `prepared`.
+        keys: the store keys of `prepared`, in order.
         decided: (store key, packed entry) of rows whose keys events have touched.
         seen: the seq up to which events were looked at.
     """
 
     prepared: Prepared
-    keys: frozenset[bytes]
+    keys: Sequence[bytes]
     decided: list[tuple[bytes, bytes]]
     seen: int
 
@@ -87,10 +88,12 @@ class Bulk:
             present = None if run.touched is None else run.touched.intersection(keys)
         if present is None:
             present = {key for key, entry in zip(keys, store.get_many(keys), strict=True) if entry is not None}
+        if not present:  # as for nearly every slice, which is then not looked at key by key
+            return Offer(store.prepare(zip(keys, entries, strict=True)), keys, [], seen)
         pairs = list(zip(keys, entries, strict=True))
-        free = [pair for pair in pairs if pair[0] not in present] if present else pairs
-        decided = [pair for pair in pairs if pair[0] in present] if present else []
-        return Offer(store.prepare(free), frozenset(key for key, _ in free), decided, seen)
+        free = [pair for pair in pairs if pair[0] not in present]
+        decided = [pair for pair in pairs if pair[0] in present]
+        return Offer(store.prepare(free), [key for key, _ in free], decided, seen)
 
     def accept(self, run: TableRun, origin: FromSnapshot, offer: Offer) -> bool:
         """Moves the file in, if no event has touched any of its keys meanwhile; False if it must be made again."""
@@ -99,7 +102,7 @@ class Bulk:
             if ledger.verdict(run, origin) is not Verdict.COUNTS:
                 offer.prepared.discard()
                 return True
-            if any(key in offer.keys for _, key in ledger.store.changes(run.space, offer.seen)):
+            if any(_holds(offer.keys, key) for _, key in ledger.store.changes(run.space, offer.seen)):
                 offer.prepared.discard()
                 return False
             run.rows += offer.prepared.count
@@ -124,3 +127,9 @@ class Bulk:
             self._ledger.fold_rows(run, origin, [(key[SPACE_SIZE:], entry[prefix:]) for key, entry in part])
             for part in parts
         )
+
+
+def _holds(keys: Sequence[bytes], key: bytes) -> bool:
+    """Whether a key is among others that are in order."""
+    at = bisect_left(keys, key)
+    return at < len(keys) and keys[at] == key
