@@ -5,6 +5,7 @@
     python bench/run.py memory  [--small N] [--large N] [--tables N]
     python bench/run.py relay   [--rows N] [--transactions N] [--rounds N] [--gigabytes N]
                                 [--megabytes N] [--followers N] [--fast N] [--seconds N]
+    python bench/run.py bootstrap [--seeded N] [--seconds N] [--rounds N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars
 
@@ -19,6 +20,7 @@ import argparse
 import os
 import sys
 
+import bootstrap_seed
 import capture_backlog
 import capture_memory
 import catch_up_backlog
@@ -36,6 +38,7 @@ _NUMBERS = {
     "rows": (1_000_000, "rows in the one large transaction"),
     "transactions": (100_000, "transactions of one row"),
     "backlog": (2_200_000, "rows of the backlog that is caught up with"),
+    "seeded": (5_000_000, "rows of the table that is seeded"),
     "rounds": (3, "rounds over each backlog; medians are reported"),
     "fast": (1_000, "transactions a second while capture's latency is measured"),
     "rate": (500, "transactions a second while the latency of all rooms is measured"),
@@ -52,7 +55,7 @@ _NUMBERS = {
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("all", "capture", "debezium", "latency", "memory", "relay"))
+    parser.add_argument("what", choices=("all", "bootstrap", "capture", "debezium", "latency", "memory", "relay"))
     parser.add_argument("--quick", action="store_true", help="a tenth of each size that is not given")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     for name, (default, meaning) in _NUMBERS.items():
@@ -72,6 +75,7 @@ def main() -> None:
     """Runs what was asked for, prints the ratios, and writes them if told to."""
     given = _arguments()
     runs = {
+        "bootstrap": lambda: [bootstrap_seed.run(given.seeded, given.rounds, given.seconds)],
         "capture": lambda: [
             capture_backlog.run(given.rows, given.transactions, given.rounds),
             catch_up_backlog.run(given.backlog, given.rounds),
