@@ -372,8 +372,16 @@ class Facts:
     unread: tuple[Unread, ...] = field(default=())
 
     @property
+    def via_root(self) -> bool:
+        """Whether partitions are published as their topmost parent; capture makes a publication without that."""
+        return self.publication is not None and self.publication.via_root
+
+    @property
     def carriers(self) -> list[TableFacts]:
-        """Tables under whose names rows are sent and read: roots with publish_via_partition_root, else leaves."""
-        if self.publication is not None and self.publication.via_root:
-            return [table for table in self.tables if table.is_root]
-        return [table for table in self.tables if not table.partitioned]
+        """Tables under whose names rows are sent."""
+        return [table for table in self.tables if (table.is_root if self.via_root else not table.partitioned)]
+
+    @property
+    def read(self) -> list[TableFacts]:
+        """Tables that seeding reads: where rows lie, and those under whose names they are sent."""
+        return [table for table in self.tables if not table.partitioned or (self.via_root and table.is_root)]

@@ -84,8 +84,8 @@ def _stream(facts: Facts) -> Iterator[Finding]:
 
 def _reading(facts: Facts) -> Iterator[Finding]:
     role = identifier(facts.role.name)
-    closed = sorted({table.namespace for table in facts.carriers if not table.usable_schema})
-    unread = [table for table in facts.carriers if not table.readable]
+    closed = sorted({table.namespace for table in facts.read if not table.usable_schema})
+    unread = [table for table in facts.read if not table.readable]
     grade = error if facts.wanted.bootstrap else info
     if closed:
         grants = [safe_statement(f"GRANT USAGE ON SCHEMA {identifier(schema)} TO {role}") for schema in closed]
@@ -103,7 +103,7 @@ def _row_security(facts: Facts) -> Iterator[Finding]:
     role = facts.role
     if role.superuser or role.bypasses_row_security:
         return
-    secured = [table for table in facts.carriers if table.row_security]
+    secured = [table for table in facts.read if table.row_security]
     if secured:
         found = f"row-level security hides rows of these tables from role {role.name}, so seeding them is refused"
         grade = error if facts.wanted.bootstrap else info
