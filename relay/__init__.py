@@ -10,7 +10,8 @@ Writing     engine opens; lease says who may write, recovery what a dead writer 
             sequence says what comes next, packs and compresses it; schemas keeps the table layouts, held knows a
             transaction again that is sent twice.
 Files       segment, control, manifest, index: one form each; scan frames records (sans-IO); fs is what faults enter by.
-Reading     reader puts the parts together; index_loader says where to begin; wake tells that there is more.
+Reading     reader puts the parts together; index_loader says where to begin, index_search in huge segments; wake tells
+            that there is more.
 Looking     log_info, log_check and log_dump are what `walbus log` tells, and only read: record_walk goes over a
             segment, segment_check and body_check judge it.
 Forms       stream_query and selection read what is asked for; table_filter and projection say what that

@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from walbus.errors import DamagedRecord, PositionTrimmed, PositionUnknown
 from walbus.native import good_records
@@ -19,11 +19,12 @@ from walbus.position import ORIGIN, Position
 from walbus.records import HEADER_SIZE as RECORD_HEADER
 from walbus.records import Kind, RecordHeader, read_header
 from walbus.relay.fs import Files
-from walbus.relay.index import SegmentIndex
+from walbus.relay.index import Places
 from walbus.relay.scan import is_done, record_length, split_records
 from walbus.relay.segment import HEADER_SIZE, SegmentHeader, parse_segment_header, segment_path
 from walbus.relay.view import LogView
 
+_T = TypeVar("_T")
 _MEND = "read a snapshot from the bootstrap server, or read from `earliest`"
 SPAN_BYTES = 4 << 20  #: of a span, about
 _CHECKED_BYTES = 512 << 10  # at a time: they are in the processor's cache when they are checked
@@ -89,7 +90,7 @@ class FileCursor:
         folder: Path,
         files: Files,
         view: Callable[[], LogView],
-        index: Callable[[LogView, int], SegmentIndex],
+        index: Callable[[LogView, int], Places],
     ) -> None:
         self._folder = folder
         self._files = files
@@ -114,7 +115,9 @@ class FileCursor:
             PositionTrimmed: what comes after `after` is no longer held.
             PositionUnknown: `after` is past the end.
         """
-        view = self._view()
+        self._while_it_is_held(lambda view: self._seek(view, after))
+
+    def _seek(self, view: LogView, after: Position) -> None:
         if after < view.manifest.trimmed:
             raise _trimmed(after, view)
         if after > view.mark.tip.position:
@@ -128,7 +131,9 @@ class FileCursor:
 
     def seek_time(self, microseconds: int) -> None:
         """Stands before the first record with a commit time of at least this, or at the end if there is none."""
-        view = self._view()
+        self._while_it_is_held(lambda view: self._seek_time(view, microseconds))
+
+    def _seek_time(self, view: LogView, microseconds: int) -> None:
         at = bisect_left(view.manifest.latest_times, microseconds)
         self._open(view, at)
         place = self._index(view, at).place_for_time(microseconds)
@@ -141,7 +146,9 @@ class FileCursor:
             PositionTrimmed: the log no longer holds the change of this seq.
             PositionUnknown: the seq is more than one past the end.
         """
-        view = self._view()
+        return self._while_it_is_held(lambda view: self._seek_seq(view, seq))
+
+    def _seek_seq(self, view: LogView, seq: int) -> Position:
         if seq > view.mark.tip.last_seq + 1:
             raise PositionUnknown(f"seq {seq} is past the log's end", where=f"last seq {view.mark.tip.last_seq}")
         at = bisect_left(view.manifest.last_seqs, seq)
@@ -159,10 +166,25 @@ class FileCursor:
             return self._done
         return header.first._replace(ordinal=header.first_ordinal + seq - header.first_seq - 1)
 
+    def _while_it_is_held(self, seek: Callable[[LogView], _T]) -> _T:
+        """Seeks in the log as it is; once more if retention has dropped meanwhile what the seek was about to open."""
+        while True:
+            view = self._view()
+            try:
+                return seek(view)
+            except (PositionTrimmed, FileNotFoundError):
+                if self._view().manifest.generation == view.manifest.generation:
+                    raise
+
     @property
     def place(self) -> tuple[int, int] | None:
         """Segment and offset of what will be read next; None while records are held that were read in seeking."""
         return None if self._skipped else (self._number, self._offset)
+
+    @property
+    def found(self) -> RecordHeader | None:
+        """The record that a seek has found; None if it found none, or reading has gone on."""
+        return read_header(self._skipped[0]) if self._skipped else None
 
     def fork(self) -> FileCursor:
         """Another cursor at the same place. A closed one cannot be forked."""

@@ -15,6 +15,7 @@ import struct
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import google_crc32c
 
@@ -27,7 +28,30 @@ _MAGIC = b"WALBUSIX"
 _HEADER = struct.Struct("<8sIIQQQI")
 _ENTRY = struct.Struct("<QIIQQqI")
 _SIZE = 48
+ENTRY_SIZE = _SIZE  #: bytes of an entry, and of the header before the first one
 assert _HEADER.size == _ENTRY.size == _SIZE - 4  # noqa: S101  # a mistake here must not survive the import
+
+
+class Entry(NamedTuple):
+    """An entry; the attributes are those of `SegmentIndex`."""
+
+    offset: int
+    before: Position
+    seq: int
+    time: int
+
+
+class Places(Protocol):
+    """Where to begin looking in a segment: an offset, and what is done there; None: at the segment's start."""
+
+    def place_for_position(self, after: Position) -> tuple[int, Position] | None:
+        """For the first record that is not done at `after`."""
+
+    def place_for_seq(self, seq: int) -> tuple[int, Position] | None:
+        """For the first record that ends with a seq of `seq` or above."""
+
+    def place_for_time(self, time: int) -> tuple[int, Position] | None:
+        """For the first record with a commit time of `time` or later."""
 
 
 @dataclass
@@ -67,18 +91,15 @@ class SegmentIndex:
             del column[keep:]
 
     def place_for_position(self, after: Position) -> tuple[int, Position] | None:
-        """From where to look for the first record that is not done at `after`, and what is done there.
-
-        None: from the segment's start.
-        """
+        """See `Places`."""
         return self._place(bisect_left(self.before, after))
 
     def place_for_seq(self, seq: int) -> tuple[int, Position] | None:
-        """From where to look for the first record that ends with a seq of `seq` or above; None as above."""
+        """See `Places`."""
         return self._place(bisect_left(self.seqs, seq))
 
     def place_for_time(self, time: int) -> tuple[int, Position] | None:
-        """From where to look for the first record with a commit time of `time` or later; None as above."""
+        """See `Places`."""
         return self._place(bisect_left(self.times, time))
 
     def _place(self, found: int) -> tuple[int, Position] | None:
@@ -106,21 +127,33 @@ def pack_index_header(segment: int, writer_epoch: int, entries: int) -> bytes:
     return _summed(_HEADER.pack(_MAGIC, 1, 0, segment, writer_epoch, entries, 0))
 
 
-def parse_index(data: bytes, segment: int, *, sealed: bool) -> SegmentIndex | None:
-    """The index in a file's bytes; None if it is damaged, of another segment, or not complete though sealed."""
-    header = data[:_SIZE]
+def parse_index_header(header: bytes, segment: int) -> int | None:
+    """The number of entries that an index file's first bytes tell; None if they are none, or of another segment."""
     if len(header) < _SIZE or not _is_whole(header):
         return None
     magic, version, _, number, _, entries, _ = _HEADER.unpack(header[:-4])
-    if (magic, version, number) != (_MAGIC, 1, segment):
+    return int(entries) if (magic, version, number) == (_MAGIC, 1, segment) else None
+
+
+def parse_entry(block: bytes) -> Entry | None:
+    """An entry's bytes; None if they are not whole."""
+    if len(block) < _SIZE or not _is_whole(block):
+        return None
+    offset, epoch, ordinal, lsn, seq, time, _ = _ENTRY.unpack(block[:-4])
+    return Entry(offset, Position(epoch, lsn, ordinal), seq, time)
+
+
+def parse_index(data: bytes, segment: int, *, sealed: bool) -> SegmentIndex | None:
+    """The index in a file's bytes; None if it is damaged, of another segment, or not complete though sealed."""
+    entries = parse_index_header(data[:_SIZE], segment)
+    if entries is None:
         return None
     index = SegmentIndex()
     for at in range(_SIZE, len(data) - _SIZE + 1, _SIZE):
-        block = data[at : at + _SIZE]
-        offset, epoch, ordinal, lsn, seq, time, _ = _ENTRY.unpack(block[:-4])
-        if not _is_whole(block) or (index.offsets and offset <= index.offsets[-1]):
+        entry = parse_entry(data[at : at + _SIZE])
+        if entry is None or (index.offsets and entry.offset <= index.offsets[-1]):
             return None
-        index.add(offset, Position(epoch, lsn, ordinal), seq, time)
+        index.add(*entry)
     if sealed and len(index) < max(entries, 1):
         return None
     return index
@@ -136,10 +169,8 @@ def index_health(files: Files, path: Path, segment: int, *, sealed: bool) -> str
         header, size = files.pread(fd, _SIZE, 0), files.size(fd)
     finally:
         files.close(fd)
-    if len(header) < _SIZE or not _is_whole(header):
-        return "damaged"
-    magic, version, _, number, _, entries, _ = _HEADER.unpack(header[:-4])
-    if (magic, version, number) != (_MAGIC, 1, segment):
+    entries = parse_index_header(header, segment)
+    if entries is None:
         return "damaged"
     return "short" if sealed and size < _SIZE * (1 + max(entries, 1)) else "whole"
 

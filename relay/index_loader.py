@@ -1,16 +1,22 @@
-"""Loads the indexes of segments, and builds one again from its segment when the file is missing or damaged."""
+"""Gives the indexes of segments, and builds one again from its segment when the file is missing or damaged.
+
+Those of segments as the configuration has them are read whole, and kept. That of a segment that a huge transaction
+filled stays in its file (`walbus.relay.index_search`).
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from walbus.errors import LogFull
 from walbus.relay.fs import Files, read_whole, replace_whole
-from walbus.relay.index import SegmentIndex, pack_index_header, parse_index
+from walbus.relay.index import Places, SegmentIndex, pack_index_header, parse_index
+from walbus.relay.index_search import StoredIndex, stored_entries
 from walbus.relay.scan import TailScanner
 from walbus.relay.segment import HEADER_SIZE, index_path, parse_segment_header, segment_path
 from walbus.relay.tip import Tip
@@ -36,7 +42,7 @@ class IndexLoader:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, SegmentIndex] = OrderedDict()
 
-    def __call__(self, view: LogView, at: int) -> SegmentIndex:
+    def __call__(self, view: LogView, at: int) -> Places:
         """The index of the segment at an index of the manifest's numbers."""
         number = view.manifest.numbers[at]
         with self._lock:
@@ -45,11 +51,31 @@ class IndexLoader:
                 self._kept.move_to_end(number)
                 return kept
         sealed = at < len(view.manifest.sealed)
+        return self._stored(view, at, sealed=sealed) or self._whole(view, at, sealed=sealed)
+
+    def _stored(self, view: LogView, at: int, *, sealed: bool) -> StoredIndex | None:
+        number = view.manifest.numbers[at]
+        path = index_path(self._folder, number)
+        entries = stored_entries(self._files, path, number, sealed=sealed)
+        if entries is None:
+            return None
+        rebuilt = partial(self._rebuilt, view, at) if sealed else None
+        return StoredIndex(self._files, path, entries, view.limit(at), rebuilt)
+
+    def _whole(self, view: LogView, at: int, *, sealed: bool) -> SegmentIndex:
+        number = view.manifest.numbers[at]
         loaded = self._load(number, sealed=sealed)
-        index = loaded if loaded is not None else self._rebuild(view, at)
+        if loaded is None:
+            return self._rebuilt(view, at)
+        return self._cut(view, at, loaded, keep=number < view.mark.segment)
+
+    def _rebuilt(self, view: LogView, at: int) -> SegmentIndex:
+        return self._cut(view, at, self._rebuild(view, at), keep=True)
+
+    def _cut(self, view: LogView, at: int, index: SegmentIndex, *, keep: bool) -> SegmentIndex:
         index.cut(max(view.limit(at), HEADER_SIZE))
-        if number < view.mark.segment or loaded is None:  # one that the view cuts may be needed whole later
-            self._keep(number, index)
+        if keep:  # one that the view cuts may be needed whole later
+            self._keep(view.manifest.numbers[at], index)
         return index
 
     def _keep(self, number: int, index: SegmentIndex) -> None:

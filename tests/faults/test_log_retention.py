@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.relay_log import FileEngine, UnsyncedFiles, commits, read_all, transaction
-from walbus.errors import ConfigError
+from walbus.errors import ConfigError, PositionTrimmed
 from walbus.position import ORIGIN, Position
 from walbus.relay.writer import FileLogWriter
 from walbus.status import write_status
@@ -153,3 +153,28 @@ def test_a_reader_without_a_writer_polls_and_says_so_once(tmp_path, capsys):
         assert not reader.wait(ORIGIN, 0.02)
     assert capsys.readouterr().out.count("log_writer_away") == 1
     engine.close()
+
+
+@pytest.mark.parametrize("missing_index", [False, True])
+def test_a_reader_that_retention_overtakes_while_it_seeks_is_told_no_loss_that_is_none(
+    engine, writer, monkeypatch, missing_index
+):
+    reader = engine.open_reader()
+    stale, view = [reader.view()], reader._views.view
+    trimmed = writer.trim(FAR_FUTURE)
+    assert ORIGIN < trimmed < writer.bounds().end
+    if missing_index:
+        for path in (engine.folder / "segments").glob("*.idx"):
+            path.unlink()
+    seeks = {
+        "position": lambda: reader.cursor(trimmed).close(),
+        "time": lambda: reader.position_at(0.0),
+        "seq": lambda: reader.position_at_seq(read_all(reader, trimmed)[0].first_seq),
+    }
+    for kind, seek in seeks.items():
+        monkeypatch.setattr(reader._views, "view", lambda left=[*stale]: left.pop() if left else view())
+        seek()
+        assert commits(read_all(reader, trimmed))[0] == trimmed.commit_lsn + 16, kind
+    monkeypatch.setattr(reader._views, "view", lambda left=[*stale]: left.pop() if left else view())
+    with pytest.raises(PositionTrimmed, match="after 1:0/10:1"):
+        reader.cursor(Position(1, 16, 1))
