@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from walbus.compressed_records import FLAGS_AT, plain_length
 from walbus.jsonlines import LineRenderer
 from walbus.log import Bounds
 from walbus.native import new_filter
@@ -28,7 +29,7 @@ from walbus.relay.stream_query import Format
 from walbus.relay.table_filter import TableFilter
 
 _SPAN_BYTES = 64 << 10  #: fewer are read, as they cost less so
-BLOCK_BYTES = 256 << 10  #: read in one step, about; the most that a stream holds beside the socket's buffer
+BLOCK_BYTES = 256 << 10  #: made in one step, about; the most that a stream holds beside the socket's buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class Bound:
             return True
         return self.seq is not None and last.last_seq >= self.seq
 
+    def lies_behind(self, after: Position) -> bool:
+        """Whether the transaction at a position is none that a stream goes to."""
+        return self.position is not None and self.position < after._replace(ordinal=0)
+
     def lies_ahead(self, last: RecordHeader) -> bool:
         """Whether a stream goes on at least up to here, whatever lies before."""
         if self.time is not None or (self.position is not None and last.last > self.position):
@@ -97,7 +102,7 @@ class StreamForm:
 
 
 _TRANSACTION, _SCHEMA, _PROGRESS = int(Kind.TRANSACTION), int(Kind.SCHEMA), int(Kind.PROGRESS)
-_BEGIN, _END = int(Flag.BEGIN), int(Flag.END)
+_BEGIN, _END, _ZSTD = int(Flag.BEGIN), int(Flag.END), int(Flag.ZSTD)
 Encode = Callable[[RecordHeader, bytes], bytes]
 
 
@@ -127,14 +132,20 @@ class Delivery:
     ) -> None:
         self._lock = threading.Lock()
         self._bound = bound
-        self._renderer, self._filter = _encoders(reader, after, form)
+        self._cursor: FileCursor | None = reader.cursor(after)
+        try:  # behind the cursor: the layouts of all that lies before it are known by now
+            self._renderer, self._filter = _encoders(reader, after, form)
+            self._last = _before(after, reader.bounds())
+        except BaseException:
+            self._cursor.close()
+            raise
         self._encode = self._encoder()
-        self._last = _before(after, reader.bounds())
-        self._whole = True  # whether the last record ended its transaction
+        self._held: list[bytes] = []  # records that were read, and wait for the next step
+        # whether no transaction is under way
+        self._whole = bound.lies_behind(after) or not _inside(self._cursor.found, after)
         self._started = False  # whether a record of a transaction was read
         self._cut_off = False  # whether the bound's time was met
         self.told = True  #: whether what was sent says how far the stream has looked
-        self._cursor: FileCursor | None = reader.cursor(after)
 
     @property
     def scanned(self) -> Position:
@@ -143,10 +154,12 @@ class Delivery:
 
     def pending(self) -> int:
         """Durable bytes that lie before the cursor in its segment, as of the last step; a hint."""
-        return self._cursor.pending() if self._cursor is not None else 0
+        if self._cursor is None:
+            return 0
+        return self._cursor.pending() + (BLOCK_BYTES if self._held else 0)
 
     def step(self) -> Step:
-        """Reads and encodes about `BLOCK_BYTES`.
+        """Reads and encodes about `BLOCK_BYTES`; of compressed records as many as are that large without.
 
         Raises:
             DamagedRecord: names file and offset.
@@ -156,8 +169,15 @@ class Delivery:
             if self._cursor is None or self._is_finished():
                 return Step(b"", at_end=False, finished=True)
             cursor = self._cursor
-            parts = self._verbatim(cursor) if self.verbatim else self._made_of(cursor.read(BLOCK_BYTES))
-            at_end = not parts
+            if self.verbatim:
+                parts = self._verbatim(cursor)
+                at_end = not parts
+            else:
+                records = self._held or cursor.read(BLOCK_BYTES)
+                portion = _portion(records)
+                self._held = records[portion:]
+                parts = self._made_of(records[:portion])
+                at_end = not records
             finished = self._is_finished()
             if finished and not self.told:
                 parts.append(self._heartbeat())
@@ -166,7 +186,7 @@ class Delivery:
     @property
     def verbatim(self) -> bool:
         """Whether the log's own bytes are sent."""
-        return self._encode is _as_it_is
+        return self._cursor is not None and self._encode is _as_it_is
 
     def span(self) -> Span | None:
         """The next part of the log's files, to be sent as it lies there; None where `step` has to go on.
@@ -240,18 +260,23 @@ class Delivery:
     def heartbeat(self, flags: int = 0) -> bytes:
         """A sign of life that says how far the stream has looked; it carries further flags if it is told to.
 
-        It is a PROGRESS record, whose position is that of the last record that was read. Inside a transaction of which
-        a part was sent it is a piece without changes, and inside one of which nothing was sent yet the PROGRESS says
-        that everything before the transaction has been looked at.
+        It is a PROGRESS record, whose position is that of the last record that was read: everything up to there is
+        done. Inside a transaction of which the client has a part, that would be too much: there it is a piece without
+        changes, and in lines and events the place before the transaction. Inside one of which a filter has sent nothing
+        yet, the binary form tells the place before it too.
         """
         with self._lock:
             return self._heartbeat(flags)
 
     def _heartbeat(self, flags: int = 0) -> bytes:
         last = self._last
-        inside = not self._whole and self._renderer is None
-        in_window = inside and (self._filter is None or self._filter.in_window)
-        ordinal = 0 if inside and not in_window else last.last_ordinal
+        if self._renderer is not None:
+            in_window, before = False, not self._whole and self._renderer.in_window(last)
+        else:
+            in_window = not self._whole and (self._filter is None or self._filter.in_window)
+            before = not self._whole and not in_window
+        ordinal = 0 if before else last.last_ordinal
+        seq = last.last_seq - (last.last_ordinal - ordinal)  # a transaction's seqs rise with its ordinals
         record = pack_record(
             Kind.TRANSACTION if in_window else Kind.PROGRESS,
             flags=flags | Flag.FILTERED,  # no record of the log has it: a copy of the log leaves this one out
@@ -259,8 +284,8 @@ class Delivery:
             commit_lsn=last.commit_lsn,
             first_ordinal=ordinal,
             last_ordinal=ordinal,
-            first_seq=last.last_seq,
-            last_seq=last.last_seq,
+            first_seq=max(seq, 0),
+            last_seq=max(seq, 0),
             xid=last.xid if in_window else 0,
             commit_time=last.commit_time,
         )
@@ -272,7 +297,7 @@ class Delivery:
 
         Two deliveries of one form at the same place give the same from then on.
         """
-        return self._cursor.place if self._cursor is not None and self._whole else None
+        return self._cursor.place if self._cursor is not None and self._whole and not self._held else None
 
     def fork(self) -> Delivery:
         """Another delivery that goes on from here as this one does. A closed one cannot be forked."""
@@ -287,11 +312,13 @@ class Delivery:
             return twin
 
     def close(self) -> None:
-        """Waits for a step under way and frees the cursor."""
+        """Waits for a step under way and frees the cursor, and what it takes to make the form."""
         with self._lock:
             if self._cursor is not None:
                 self._cursor.close()
                 self._cursor = None
+            self._renderer = self._filter = None
+            self._encode, self._held = _as_it_is, []
 
     def _encoder(self) -> Encode:
         if self._renderer is not None:
@@ -307,6 +334,18 @@ class Delivery:
 
     def _is_finished(self) -> bool:
         return self._cut_off or (self._whole and self._bound.reached(self._last))
+
+
+def _portion(records: list[bytes]) -> int:
+    """How many of some records are made into a form at once: decompressed they could be a thousand times as large."""
+    if not any(record[FLAGS_AT] & _ZSTD for record in records):
+        return len(records)
+    total = 0
+    for count, record in enumerate(records, 1):
+        total += plain_length(record)
+        if total >= BLOCK_BYTES:
+            return count
+    return len(records)
 
 
 def _encoders(
@@ -328,6 +367,15 @@ def _encoders(
     if form.format == "json":
         return LineRenderer(layout, after=after, columns=columns), record_filter
     return EventRenderer(layout, after=after, columns=columns, log_id=reader.bounds().log_id), record_filter
+
+
+def _inside(first: RecordHeader | None, after: Position) -> bool:
+    """Whether a stream that begins with this record begins inside a transaction."""
+    if first is None or first.kind not in (_TRANSACTION, _SCHEMA):
+        return False
+    if first.kind == _SCHEMA:
+        return first.last_ordinal > 0
+    return not first.flags & _BEGIN or first.first <= after
 
 
 def _before(after: Position, bounds: Bounds) -> RecordHeader:

@@ -4,9 +4,11 @@ A follower reads its own way through the log until it has everything. Then its s
 feed reads what is new, makes it into the form once, frames and compresses it once, and puts the same block into every
 member's transport. A member costs no cursor, no task that wakes up and no timer, only its connection.
 
-- A stream joins where its delivery and the feed's stand at the same place of the log, between two transactions.
+- A stream joins where its delivery and the feed's stand at the same place of the log, between two transactions, and
+  its peer has taken nearly all that it was sent.
 - A member whose peer has not taken what it was sent leaves before the feed reads on, with a fork of the feed's delivery
-  as its own, and reads on by itself at its peer's pace until it is at the end again. It delays nobody.
+  as its own, and reads on by itself at its peer's pace until it is at the end again. It delays nobody. While a thread
+  reads for the feed nobody joins and nobody leaves: the delivery is then ahead of what members were sent.
 - After each round the feed rests for as long as sending took. So rounds follow each change while followers are few, and
   take many changes at once when they are many; and serving followers leaves at least half of a core to others.
 
@@ -19,20 +21,18 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from walbus.records import Flag
 from walbus.relay.content_coding import CodingName
 from walbus.relay.delivery import Delivery, Step, StreamForm
-from walbus.relay.outlet import Outlet
+from walbus.relay.outlet import LAG_BYTES, Outlet
 from walbus.relay.tail import Tail
 
 HEARTBEAT_SECONDS = 1.0
 
 #: A read this small at the log's end is not worth a thread: its bytes have just been written.
 INLINE_BYTES = 32 << 10
-
-#: Bytes that wait for a member's peer from which it reads on by itself.
-LAG_BYTES = 64 << 10
 
 _SHORT_ROUND = 0.001  # seconds; a shorter one needs no rest behind it
 _TRIES = 3  # to meet a stream at one place, while the log moves on
@@ -56,13 +56,17 @@ class Feed:
         tail: tells when the end has moved.
         step: steps a delivery, in a thread if need be.
         stopping: is set when the server stops.
+        ended: is told once the last member has left.
     """
 
-    def __init__(self, delivery: Delivery, tail: Tail, step: StepOf, stopping: asyncio.Event) -> None:
+    def __init__(
+        self, delivery: Delivery, tail: Tail, step: StepOf, stopping: asyncio.Event, ended: Callable[[Feed], None]
+    ) -> None:
         self._delivery = delivery
         self._tail = tail
         self._step_of = step
         self._stopping = stopping
+        self._ended = ended
         self._members: dict[Outlet, asyncio.Future[Delivery | None]] = {}
         self._asked: set[Outlet] = set()  # of members to whom something may be told out of turn
         self._busy = False  # whether a thread reads
@@ -85,9 +89,11 @@ class Feed:
 
     def meets(self, delivery: Delivery, outlet: Outlet) -> bool:
         """Brings a stream and the feed to the same place; False if that is not possible now."""
+        if self._busy:
+            return False
         self._part_with_laggards()
         for _ in range(_TRIES):
-            if self._busy or max(self._delivery.pending(), delivery.pending()) > INLINE_BYTES:
+            if max(self._delivery.pending(), delivery.pending()) > INLINE_BYTES:
                 return False
             self._send(self._delivery.step().data)
             outlet.put(delivery.step().data)
@@ -131,6 +137,7 @@ class Feed:
             for left in self._members.values():
                 _settle(left, None)
             self._delivery.close()
+            self._ended(self)
 
     async def _round(self) -> None:
         loop = asyncio.get_running_loop()
@@ -159,7 +166,10 @@ class Feed:
     def _part_with_laggards(self) -> None:
         for outlet, left in self._members.items():
             if outlet.waiting() > LAG_BYTES and not left.done():
-                left.set_result(self._delivery.fork())
+                try:
+                    left.set_result(self._delivery.fork())
+                except OSError as error:  # no descriptors: the others need none
+                    left.set_exception(error)
 
     def _answer_asked(self) -> None:
         """Here the members have been sent all that the delivery has read, and nothing else may say so."""
@@ -209,13 +219,28 @@ class Feeds:
 
     def meeting(self, kind: Kind, delivery: Delivery, outlet: Outlet) -> Feed | None:
         """The feed that a stream at the log's end may join now; its delivery is not needed any more then."""
+        if outlet.waiting() > LAG_BYTES:
+            return None
         feed = self._feeds.get(kind)
         if feed is None or not feed.members:
             if delivery.place is None:
                 return None
-            feed = self._feeds[kind] = Feed(delivery.fork(), self._tail, self._step, self._stopping)
+            try:
+                own = delivery.fork()
+            except OSError:  # no descriptors: it goes on with the one that it has
+                return None
+            ended = partial(self._forget, kind)
+            feed = self._feeds[kind] = Feed(own, self._tail, self._step, self._stopping, ended)
         elif not feed.meets(delivery, outlet):
             return None
         if not delivery.told:
             outlet.put(delivery.heartbeat())
         return feed
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def _forget(self, kind: Kind, feed: Feed) -> None:
+        """What streams may ask for has no bound, so nothing is kept of what nobody asks for any more."""
+        if self._feeds.get(kind) is feed:
+            del self._feeds[kind]

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import structlog
-from aiohttp import ClientConnectionResetError, web
+from aiohttp import web
 
 from walbus.errors import Directive, UsageError, WalbusError
 from walbus.relay.bounds import BODY_BYTES
@@ -80,7 +80,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except Exception as error:
         refused = refusal(error)
-        if isinstance(error, ClientConnectionResetError):  # nobody's fault, and nobody hears the answer
+        if isinstance(error, ConnectionError):  # nobody's fault, and nobody hears the answer
             _log.debug("http_client_left", path=request.path)
         elif refused.status >= 500 and not isinstance(error, RequestError):
             _log_failure(request, error)

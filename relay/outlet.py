@@ -14,10 +14,12 @@ from typing import BinaryIO, cast
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
+from walbus.errors import DamagedRecord
 from walbus.position import Position
 from walbus.relay.content_coding import CodingName, new_coding
 from walbus.relay.cursor import Span
 
+LAG_BYTES = 64 << 10  #: that wait for a peer, from which a stream stands still; TLS would take eight times as many
 _UNSENT_BYTES = 512 << 10  #: that the kernel takes for a peer whose window is full; what is on its way does not count
 
 
@@ -31,6 +33,7 @@ class Outlet:
     Attributes:
         sent: bytes so far, framing and all.
         asked: places behind which the client is to be told that somebody waits for it there; ascending.
+        compresses: whether a block takes time to be made.
         shared: whether the body is framed as chunks, so that a block framed for others will do.
         takes_files: whether parts of files may be sent as they are.
     """
@@ -41,6 +44,7 @@ class Outlet:
         self._request = request
         self._transport = request.transport
         self._coding = new_coding(coding)
+        self.compresses = coding != "identity"
         self._writer: AbstractStreamWriter | None = None
         self._response: web.StreamResponse | None = None
         self.shared = request.version >= HttpVersion11
@@ -59,14 +63,23 @@ class Outlet:
         connection = self._transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        self._transport.set_write_buffer_limits(LAG_BYTES)
         self._writer, self._response = await response.prepare(self._request), response
         self._put(self._coding.began())
 
     def put(self, data: bytes) -> None:
         """Sends a block, or leaves it in the transport's buffer; never waits. Data may be empty."""
         if data:
-            self._put(self._coding.block(data))
-            self._coding.note(data)
+            self.put_block(self.block(data), data)
+
+    def block(self, data: bytes) -> bytes:
+        """A block as it travels; on any thread."""
+        return self._coding.block(data)
+
+    def put_block(self, block: bytes, data: bytes) -> None:
+        """As `put` of data that `block` has made into this."""
+        self._put(block)
+        self._coding.note(data)
 
     def put_framed(self, block: bytes) -> None:
         """Sends a block out of `framed`. A stream that takes these never comes to its `finish`."""
@@ -82,12 +95,16 @@ class Outlet:
 
         Raises:
             ConnectionError: the client left.
+            DamagedRecord: the file has become shorter.
         """
         if self._transport.is_closing():
             raise ConnectionResetError("the client left")
         self._transport.write(b"%x\r\n" % span.length)
         file = cast(BinaryIO, span)  # of which a file's number is all that is used
-        await asyncio.get_running_loop().sendfile(self._transport, file, span.offset, span.length, fallback=False)
+        loop = asyncio.get_running_loop()
+        sent = await loop.sendfile(self._transport, file, span.offset, span.length, fallback=False)
+        if sent != span.length:  # the client was promised so many bytes
+            raise DamagedRecord("a segment's file is shorter than it was", where=f"offset {span.offset + sent}")
         self._transport.write(b"\r\n")
         self.sent += span.length
 

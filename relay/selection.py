@@ -22,7 +22,7 @@ from walbus.relay.table_filter import split_pattern
 #: Operations that a client may choose from, by name.
 OPS: Final = {op.name.lower(): op for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE, Op.MESSAGE)}
 
-_COLUMNS = re.compile(r"\s*([^(),]+)\(([^()]*)\)\s*(?:,|\Z)")
+_COLUMNS = re.compile(r"([^(),]+)\(([^()]*)\)\s*(?:,|\Z)")
 _PARTITION = re.compile(r"(\d{1,5})/(\d{1,5})\Z", re.ASCII)
 _MEND_COLUMNS = "write it as in public.orders(id,total),public.items(sku)"
 

@@ -10,7 +10,7 @@ lest its `commit` be missed, so it may come again behind such a begin. A page th
 of a `commit` or `heartbeat` event, which stand between transactions.
 
 A stream that has nothing to say sends a comment, or, when it has looked at more of the log than it has told, a
-`heartbeat` event with the new position.
+`heartbeat` event with the new position; between a `begin` and its `commit` always a comment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 
 from walbus.jsonlines import Line, LineRenderer, encode_line
 from walbus.position import Position
-from walbus.records import Flag, RecordHeader
+from walbus.records import Flag, Kind, RecordHeader
 from walbus.schema import TableSchema
 
 #: Sent first: how long a browser waits before it connects again, in milliseconds.
@@ -49,6 +49,7 @@ class EventRenderer(LineRenderer):
         super().__init__(schemas, after=after, columns=columns)
         self._log_id = log_id
         self._told = ""  # the position of the last event
+        self._shown = after  # the client has seen everything up to here, or nothing of it was for it
 
     def render(self, header: RecordHeader, record: bytes) -> bytes:
         """The events of one record; empty where it holds nothing for this stream.
@@ -56,6 +57,9 @@ class EventRenderer(LineRenderer):
         Raises:
             DamagedRecord: the record's body makes no sense.
         """
+        if header.kind == Kind.PROGRESS and header.last < self._shown:  # the place before a window that was begun
+            return _COMMENT
+        self._shown = header.last
         unsaid = str(header.last) if header.flags & Flag.END else None
         return b"".join([self._event(line, unsaid) for line in self.lines(header, record)])
 

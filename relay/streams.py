@@ -12,9 +12,11 @@ broken connection and never with a clean end, so that a bounded stream's end can
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import structlog
@@ -39,6 +41,9 @@ from walbus.relay.tail import Tail
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
+
+_NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+_DESCRIPTOR_SECONDS = 0.2  # between two tries to open a segment
 
 
 @dataclass(eq=False)
@@ -170,10 +175,7 @@ class StreamServer:
 
     async def _open(self, query: StreamQuery, bounds: Bounds, bound: Bound, form: StreamForm) -> Delivery:
         try:
-            after = await self._start(query, bounds)
-            if after > bounds.end and query.follow and query.log_id is not None:
-                await self._reached(after)
-            return await self._opened(lambda: Delivery(self._reader, after, bound=bound, form=form))
+            return await self._opened_at(await self._start(query, bounds), query, bounds, bound, form)
         except PositionTrimmed as error:
             more = {"log_id": bounds.log_id, "trimmed": str(bounds.trimmed), "bootstrap": self._bootstrap_url}
             raise RequestError(410, error.what, where=error.where, mend=error.mend, more=more) from None
@@ -181,6 +183,22 @@ class StreamServer:
             mend = "send log_id and follow=true to wait for it, or read a snapshot from the bootstrap server"
             more = {"log_id": bounds.log_id, "end": str(bounds.end)}
             raise RequestError(409, error.what, where=error.where, mend=mend, more=more) from None
+
+    async def _opened_at(
+        self, after: Position, query: StreamQuery, bounds: Bounds, bound: Bound, form: StreamForm
+    ) -> Delivery:
+        if after > bounds.end and query.follow and query.log_id is not None:
+            await self._reached(after)
+        while True:
+            try:
+                return await self._opened(partial(Delivery, self._reader, after, bound=bound, form=form))
+            except PositionTrimmed:
+                if query.start != "earliest" and not isinstance(query.start, AtTime):
+                    raise
+                bounds = self._reader.bounds()  # retention was faster; the client has asked for no certain change
+                if bounds.trimmed <= after:
+                    raise
+                after = await self._start(query, bounds)
 
     async def _opened(self, work: Callable[[], Delivery]) -> Delivery:
         """Makes a delivery on a thread; closes it again if the client has left meanwhile."""
@@ -246,7 +264,7 @@ class StreamServer:
             if stream.outlet.take_asked(stream.scanned):
                 data += stream.delivery.heartbeat(Flag.ASKED)
             if data:
-                stream.outlet.put(data)
+                await self._put(stream.outlet, data)
                 await stream.outlet.drained()
                 heartbeat_at = loop.time() + HEARTBEAT_SECONDS
             if step.finished:
@@ -254,6 +272,13 @@ class StreamServer:
             if step.at_end and not await self._followed(stream):
                 await wait_until(moved, heartbeat_at)
         return False
+
+    async def _put(self, outlet: Outlet, data: bytes) -> None:
+        """Sends a block. A large one is compressed on a thread: that takes milliseconds in which nobody is served."""
+        if outlet.compresses and len(data) > INLINE_BYTES:
+            outlet.put_block(await self._run(partial(outlet.block, data)), data)
+        else:
+            outlet.put(data)
 
     async def _sent_files(self, stream: OpenStream) -> bool:
         """Sends what lies ahead straight from the log's files, while there is much of it; whether there was.
@@ -268,6 +293,9 @@ class StreamServer:
                 ahead = self._ahead(stream.delivery)
                 await stream.outlet.put_file(span)
                 sent = True
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                raise
         finally:
             ahead.cancel()
         return sent
@@ -291,9 +319,16 @@ class StreamServer:
         return True
 
     async def _step(self, delivery: Delivery) -> Step:
-        if delivery.pending() <= INLINE_BYTES:
-            return delivery.step()
-        return await self._run(delivery.step)
+        """A step; where it takes a descriptor, for the next segment, and there is none, as soon as there is one."""
+        while True:
+            try:
+                if delivery.pending() <= INLINE_BYTES:
+                    return delivery.step()
+                return await self._run(delivery.step)
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTORS or self._stopping.is_set():
+                    raise
+            await asyncio.sleep(_DESCRIPTOR_SECONDS)
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

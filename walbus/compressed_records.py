@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import google_crc32c
 
-from walbus.compression import Compressor
+from walbus.compression import Compressor, claimed_size
 from walbus.records import HEADER_SIZE, Flag, body_of, origin_of, read_header
 
-_LENGTH_AT, _FLAGS_AT = 4, 10
+FLAGS_AT = 10  #: where a record's flags lie, of which all that concern compression are in the first byte
+_LENGTH_AT = 4
 
 
 def plain(record: bytes) -> bytes:
@@ -25,6 +26,18 @@ def plain(record: bytes) -> bytes:
         return record
     found = _with_body(record, header.flags & ~Flag.ZSTD, origin_of(record, header), body_of(record, header))
     return int(google_crc32c.value(found[4:])).to_bytes(4, "little") + found[4:]
+
+
+def plain_length(record: bytes) -> int:
+    """The length of a record whose body is decompressed, by what it claims.
+
+    Raises:
+        DamagedRecord: as `body_of`.
+    """
+    if not record[FLAGS_AT] & Flag.ZSTD:
+        return len(record)
+    begin = HEADER_SIZE + read_header(record).origin_length
+    return begin + claimed_size(record[begin:])
 
 
 def compress_unsealed(records: bytes, compressor: Compressor) -> bytes:
@@ -45,5 +58,5 @@ def _with_body(record: bytes, flags: int, origin: bytes, body: bytes) -> bytes:
     """A record with other flags and another body; its checksum is left to the caller."""
     header = bytearray(record[:HEADER_SIZE])
     header[_LENGTH_AT : _LENGTH_AT + 4] = (HEADER_SIZE + len(origin) + len(body)).to_bytes(4, "little")
-    header[_FLAGS_AT : _FLAGS_AT + 2] = int(flags).to_bytes(2, "little")
+    header[FLAGS_AT : FLAGS_AT + 2] = int(flags).to_bytes(2, "little")
     return b"".join((header, origin, body))

@@ -37,6 +37,24 @@ class Compressor:
         return frame if len(frame) < len(body) else None
 
 
+def claimed_size(frame: bytes) -> int:
+    """How large the body is that a frame holds, by its header.
+
+    Raises:
+        DamagedRecord: the bytes are no frame that says its size, or it is larger than a body may be.
+    """
+    import zstandard  # noqa: PLC0415
+
+    try:
+        size: int = zstandard.frame_content_size(frame)
+    except zstandard.ZstdError as error:
+        raise DamagedRecord("a compressed body is damaged") from error
+    if not 0 < size <= MAX_BODY_SIZE:
+        claim = "no size" if size <= 0 else f"{size} bytes"
+        raise DamagedRecord(f"a compressed body claims {claim}; at most {MAX_BODY_SIZE} bytes are allowed")
+    return size
+
+
 def decompress(frame: bytes) -> bytes:
     """The body that a frame holds.
 
@@ -45,11 +63,8 @@ def decompress(frame: bytes) -> bytes:
     """
     import zstandard  # noqa: PLC0415
 
+    size = claimed_size(frame)
     try:
-        size = zstandard.frame_content_size(frame)
-        if not 0 < size <= MAX_BODY_SIZE:
-            claim = "no size" if size <= 0 else f"{size} bytes"
-            raise DamagedRecord(f"a compressed body claims {claim}; at most {MAX_BODY_SIZE} bytes are allowed")
         body: bytes = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise DamagedRecord("a compressed body is damaged") from error

@@ -113,6 +113,10 @@ class LineRenderer:
             line["net"] = True
         return line | {"continues": True} if continues else line
 
+    def in_window(self, header: RecordHeader) -> bool:
+        """Whether the client has a part of this record's transaction: of this stream, or of an earlier one."""
+        return self._begun or self._continues(header)
+
     def _continues(self, header: RecordHeader) -> bool:
         """Whether the stream started in the middle of this record's transaction."""
         return Position(header.epoch, header.commit_lsn, 0) < self._after < header.last

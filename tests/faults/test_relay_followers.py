@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import pytest
 from support.relay_log import commits, transaction
 from support.relay_server import Follower, Relay, fill, rows_of
 from support.waiting import wait_for
+from walbus.relay.fs import Files
 
 pytestmark = pytest.mark.one_version
 
@@ -131,6 +133,28 @@ def test_a_reader_that_goes_on_after_a_stop_has_missed_nothing(relay):
     wait_for(lambda: commits_so_far(member)[-1:] == [last + 16], what="what came afterwards")
     assert commits(member.headers()) == list(range(3216, last + 17, 16))
     member.close()
+
+
+def test_followers_outlast_a_time_without_descriptors(relay, monkeypatch):
+    """At each new segment the server opens a file; who follows is not to pay for those who took all descriptors."""
+    members = [Follower(relay, f"from=latest&name=m{i}") for i in range(3)]
+    behind = Follower(relay, "from=earliest&tables=public.orders")
+    wait_for(lambda: all(one.headers() for one in (*members, behind)), what="a heartbeat")
+    opened, refused = Files.open_for_reading, []
+
+    def refusing(files: Files, path: Path) -> int:
+        if path.suffix == ".seg" and len(refused) < 30:
+            refused.append(path)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(files, path)
+
+    monkeypatch.setattr(Files, "open_for_reading", refusing)
+    last = write(relay, 1, 3200)
+    wait_for(lambda: all(commits_so_far(one)[-1:] == [last] for one in members), deadline=30, what="all of it")
+    assert len(refused) == 30
+    for one in (*members, behind):
+        assert not one.ended
+        one.close()
 
 
 def stalled(relay: Relay, name: str, last: int) -> bool:

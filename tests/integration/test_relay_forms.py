@@ -7,6 +7,7 @@ import dataclasses
 import http.client
 import json
 import socket
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,16 @@ import httpx
 import pytest
 import zstandard
 
+from support.guarded_relay import listened
 from support.relay_log import BASE_TIME, commits, piece, progress, schema_piece, table_schema, transaction
 from support.relay_server import Follower, Relay, fill, parsed, rows_of
 from support.waiting import wait_for
 from walbus.record_parser import RecordParser
 from walbus.records import Flag, Kind, Op, iter_changes, key_hash, pack_change, read_header
+from walbus.relay.content_coding import Gzip
+from walbus.relay.cursor import FileCursor, Span
+from walbus.relay.feed import INLINE_BYTES
+from walbus.relay.reader import FileLogReader
 from walbus.values import row_encoder
 
 pytestmark = pytest.mark.one_version
@@ -98,6 +104,21 @@ def test_a_seq_that_is_trimmed_is_answered_with_the_way_out(relay):
     relay.writer.trim(1e12)
     status, body = relay.json(f"/v1/stream?from=seq:{first}")
     assert (status, body["bootstrap"]) == (410, "http://127.0.0.1:7071")
+
+
+def test_the_earliest_place_is_where_retention_has_got_to_meanwhile(relay, monkeypatch):
+    relay.engine.retention_bytes = 1
+    for i in range(201, 2000):
+        relay.writer.append(transaction(i * 16, 2, size=300))
+    relay.writer.sync()
+    stale, bounds = iter([relay.writer.bounds()]), FileLogReader.bounds
+    relay.writer.trim(1e12)
+    trimmed = relay.writer.bounds().trimmed
+    monkeypatch.setattr(FileLogReader, "bounds", lambda reader: next(stale, None) or bounds(reader))
+    status, body = relay.get("/v1/stream?from=earliest&follow=false")
+    assert status == 200
+    assert next(stale, None) is None
+    assert commits([header for header, _ in parsed(body)])[0] == trimmed.commit_lsn + 16
 
 
 # --- parts of changes ---------------------------------------------------------------------------------------------
@@ -439,3 +460,39 @@ def test_a_row_whose_key_moves_to_another_partition_is_deleted_in_the_one_that_i
 def test_a_partition_that_does_not_exist_is_refused_by_its_parameter(relay, text):
     status, body = relay.get(f"/v1/stream?partition={quote(text)}&follow=false")
     assert (status, json.loads(body)["where"]) == (400, "partition")
+
+
+def test_a_large_block_is_compressed_beside_the_loop(relay, monkeypatch):
+    """Milliseconds for each block of each client would be milliseconds in which nobody is served."""
+    made: dict[bool, set[str]] = {True: set(), False: set()}
+    block = Gzip.block
+
+    def watched(coding: Gzip, data: bytes) -> bytes:
+        made[len(data) > INLINE_BYTES].add(threading.current_thread().name)
+        return block(coding, data)
+
+    monkeypatch.setattr(Gzip, "block", watched)
+    status, body = relay.get("/v1/stream?follow=false&ops=insert", **{"Accept-Encoding": "gzip"})
+    assert status == 200
+    found = parsed(zlib.decompress(body, wbits=31))
+    assert len(commits([header for header, _ in found])) == 200
+    assert made[True]
+    assert all(name.startswith("walbus-read") for name in made[True])
+
+
+def test_a_file_that_became_shorter_while_it_is_sent_breaks_the_stream(relay, monkeypatch):
+    span = FileCursor.span
+
+    def longer(cursor: FileCursor) -> Span | None:
+        found = span(cursor)
+        return None if found is None else found._replace(length=found.length + (1 << 20))
+
+    monkeypatch.setattr(FileCursor, "span", longer)
+    for i in range(10):  # a segment of a megabyte
+        flags = (Flag.BEGIN if i == 0 else 0) | (Flag.END if i == 9 else 0)
+        relay.writer.append(piece(LAST + 16, 1 + i, 1, flags, size=100_000))
+    relay.writer.sync()
+    with listened() as said, pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        relay.get(f"/v1/stream?after=1:0/{LAST:X}:2&follow=false")
+    (failed,) = [event for event in said if event["event"] == "stream_failed"]
+    assert "shorter than it was" in failed["error"]

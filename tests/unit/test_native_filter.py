@@ -375,3 +375,33 @@ def test_left_out_columns_are_told_and_all_else_is_as_it_was(name, made, columns
             if row is not None:
                 texts, whole = row_texts(LAYOUTS[now.schema_id], row), row_texts(LAYOUTS[now.schema_id], before)
                 assert texts == [None if mask >> i & 1 else whole[i] for i in range(len(names))]
+
+
+def test_a_copy_learns_of_new_tables_by_itself():
+    """A feed's filter and that of a stream that left it read the same layouts, each on a thread of its own."""
+    for one in both(learning := Learning()):
+        twin = copy.copy(one)
+        record = pack_record(
+            Kind.SCHEMA, flags=0, epoch=1, commit_lsn=16, first_ordinal=0, last_ordinal=0, first_seq=1, last_seq=1,
+            commit_time=1, count=0,
+        )  # fmt: skip
+        twin.filter(read_header(record), record)
+        assert learning.learned == 0
+        one.filter(read_header(record), record)
+        assert learning.learned == 1
+        learning.learned = 0
+
+
+class Learning:
+    """A choice of everything that counts how often it learns."""
+
+    bits = 1
+
+    def __init__(self) -> None:
+        self.learned = 0
+
+    def learn(self) -> None:
+        self.learned += 1
+
+    def wants_change(self, op: int, table: int, schema_id: int) -> bool:
+        return True

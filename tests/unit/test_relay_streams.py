@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.guarded_relay import listened
 from support.memory_log import MemorySchemas
 from support.relay_log import table_schema
 from walbus.config import RelayConfig
@@ -25,8 +30,9 @@ from walbus.records import (
     read_header,
 )
 from walbus.relay.gate import listen_address
+from walbus.relay.http import errors_as_json
 from walbus.relay.projection import Projection
-from walbus.relay.selection import EVERYTHING
+from walbus.relay.selection import EVERYTHING, parse_selection
 from walbus.relay.stream_query import After, AtTime, StreamQuery, parse_stream_query
 from walbus.relay.table_filter import TableFilter
 
@@ -184,3 +190,25 @@ def changes_of(sent: list[bytes]) -> list[tuple[int, int, int, bytes | None, byt
 @pytest.mark.parametrize("listen", ["127.0.0.1:7070", "localhost:0", "[::1]:7070", "127.9.9.9:1"])
 def test_loopback_needs_no_insecure(listen):
     assert str(listen_address(RelayConfig(listen=listen), "relay")) == listen
+
+
+def test_a_choice_of_columns_is_judged_in_one_pass():
+    """A megabyte of spaces takes hours in two nested ones."""
+    with pytest.raises(UsageError) as refused:
+        parse_selection(None, None, " " * (1 << 20), None)
+    assert refused.value.where == "columns"
+    chosen = parse_selection(None, None, " public.orders ( id , total ) , public.items(sku),", None)
+    assert [(one.pattern, sorted(one.columns)) for one in chosen.columns] == [
+        ("public.orders", ["id", "total"]),
+        ("public.items", ["sku"]),
+    ]
+
+
+@pytest.mark.parametrize("left", [ConnectionResetError("gone"), BrokenPipeError(32, "Broken pipe")])
+def test_a_client_that_leaves_is_no_failure_of_the_server(left):
+    async def leaving(_: web.Request) -> web.StreamResponse:
+        raise left
+
+    with listened() as events:
+        asyncio.run(errors_as_json(make_mocked_request("GET", "/v1/stream"), leaving))
+    assert [event["level"] for event in events] == ["debug"]

@@ -27,6 +27,8 @@ from libc.stdint cimport INT32_MAX, INT32_MIN, INT64_MAX, UINT32_MAX, int64_t, u
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from copy import copy
+
 from walbus.compression import decompress
 from walbus.errors import DamagedRecord
 from walbus.log import Piece, Run

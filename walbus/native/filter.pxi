@@ -151,7 +151,7 @@ cdef class RecordFilter:
         free(self.out.data)
 
     def __copy__(self):
-        twin = RecordFilter(self.choice, self.columns, (self.index, self.count))
+        twin = RecordFilter(copy(self.choice), self.columns, (self.index, self.count))
         twin.in_window = self.in_window
         return twin
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import google_crc32c
@@ -78,6 +79,11 @@ class RecordFilter:
         self._columns = columns
         self._whole_rows = columns.everything
         self.in_window = False
+
+    def __copy__(self) -> RecordFilter:
+        twin = RecordFilter(copy(self._choice), self._columns, Partition(self._index, self._count))
+        twin.in_window = self.in_window
+        return twin
 
     def scan(self, records: Sequence[bytes]) -> list[bytes]:
         """See the interface."""

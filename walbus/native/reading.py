@@ -40,7 +40,7 @@ WHOLE = Partition(0, 1)
 
 
 class Choice(Protocol):
-    """Which changes pass, by what their headers say."""
+    """Which changes pass, by what their headers say. `copy.copy` gives one that learns by itself."""
 
     @property
     def bits(self) -> int:
@@ -73,7 +73,9 @@ class Columns(Protocol):
 
 
 class RecordFilter(Protocol):
-    """Filters the records of one stream, in their order. `copy.copy` gives another one that goes on from there.
+    """Filters the records of one stream, in their order.
+
+    `copy.copy` gives another one that goes on from there, with a copy of the choice: the two may run on two threads.
 
     Attributes:
         in_window: whether BEGIN was sent and END was not.
