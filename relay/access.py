@@ -11,6 +11,7 @@ so. A response that is under way ends when its token is taken out of the file, n
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -150,10 +151,23 @@ def require_everything(request: web.Request, mend: str) -> None:
 
 @dataclass(eq=False, slots=True)
 class _Served:
-    """A request under way, and the token that opened it."""
+    """A request under way, and the token that opened it, without its end."""
 
     request: web.Request
     token: Token
+    task: asyncio.Task[object] | None  # that handles it
+
+    def end(self) -> None:
+        """Breaks the connection.
+
+        What is being sent from a file is given up first: it waits for the socket by itself, and would go on waiting for
+        the number of a socket that is closed, which the next connection gets.
+        """
+        transport = self.request.transport
+        if self.task is not None:
+            self.task.cancel()
+        if transport is not None:
+            transport.abort()
 
 
 class Access:
@@ -216,7 +230,7 @@ class Access:
             raise AccessError(403, "the route has no rule", reason="no rule", where="path", mend=mend)
         if need is not None and need is not Need.NOTHING:
             _require_role(grant, need.value)
-        return _Served(request, token)
+        return _Served(request, _without_end(token), asyncio.current_task())
 
     def _token(self, shown: Sequence[str], tokens: TokenFile) -> Token:
         scheme, _, secret = (shown[0] if len(shown) == 1 else "").partition(" ")
@@ -247,9 +261,9 @@ class Access:
         now = self._wall()
         valid = {_without_end(token) for token in self._tokens.tokens if not token.expired(now)}
         for served in list(self._served):
-            if _without_end(served.token) not in valid and served.request.transport is not None:
+            if served.token not in valid and served.request.transport is not None:
                 _log.warning("access_ended", token_name=served.token.name, address=served.request.remote)
-                served.request.transport.abort()
+                served.end()
 
 
 def _without_end(token: Token) -> Token:

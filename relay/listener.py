@@ -179,8 +179,8 @@ class Listener:
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     self._shed(listening)
-                    await asyncio.sleep(_SHED_SECONDS)
-                continue  # anything else befell the one connection
+                await asyncio.sleep(_SHED_SECONDS if error.errno in _NO_ROOM else 0)  # it befell the one connection
+                continue
             self._admit(connection, str(place[0]))
             await asyncio.sleep(0)  # while others wait, accepting does not; without this a flood would stop all streams
 

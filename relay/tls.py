@@ -1,8 +1,8 @@
 """A server's certificate: read again when it is renewed, refused when it cannot work, told before it expires.
 
 Each connection is made with the context that is current when it comes, so a renewed certificate serves new connections
-and drops none. Files that do not fit together (as between the two writes of a renewal) leave the old context in place,
-which is said once for each change. TLS 1.2 is the least.
+and drops none. Files that do not fit together (as between the two writes of a renewal) or cannot be read leave the old
+context in place, which is said once for each change, and are tried again. TLS 1.2 is the least.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class ServerTls:
     def __init__(self, files: CertificateFiles, wall: Callable[[], float]) -> None:
         self._files = files
         self._wall = wall
-        self._signatures = self._look()
+        self._signatures = self._told = self._look()
         self.context, self._expires = self._files.load()
         if self._expires <= wall():
             raise ConfigError(
@@ -125,12 +125,14 @@ class ServerTls:
         """Takes over files that have changed, and warns of the end."""
         signatures = self._look()
         if signatures != self._signatures:
-            self._signatures = signatures
             try:
                 self.context, self._expires = self._files.load()
             except ConfigError as error:
-                _log.error("tls_kept", error=error.what, where=error.where, mend=error.mend)
+                if signatures != self._told:
+                    _log.error("tls_kept", error=error.what, where=error.where, mend=error.mend)
+                self._told = signatures
             else:
+                self._signatures = self._told = signatures
                 self._next_warning = 0.0
                 _log.info("tls_reloaded", cert=str(self._files.cert), expires=_day(self._expires))
         self._warn(self._wall())

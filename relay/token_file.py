@@ -2,7 +2,8 @@
 
 It has changed if another file lies under its name (inode), or its time or size is another one. A file that is broken or
 gone leaves the tokens as they were, which is said once for each change: a slip of an editor locks nobody out, and lets
-nobody in either. At the start there is nothing to keep, so there the error is the caller's.
+nobody in either. One that cannot be read is tried again each time: for want of a descriptor, no token that was taken
+out may stay. At the start there is nothing to keep, so there the error is the caller's.
 """
 
 from __future__ import annotations
@@ -45,20 +46,29 @@ class TokenFile:
         self._path = path
         self._key = key
         self._signature = signature_of(path)
-        self.tokens: tuple[Token, ...] = self._read()
+        self._told: Signature | tuple[()] = ()  # of the state that is told to be of no use
+        try:
+            self.tokens: tuple[Token, ...] = self._parsed(self._read())
+        except OSError as error:
+            raise self._unreadable(error) from None
 
     def refresh(self) -> bool:
         """Reads the file if it has changed; whether the tokens are other ones now."""
         signature = signature_of(self._path)
         if signature == self._signature:
             return False
-        self._signature = signature
         before = self.tokens
         try:
-            self.tokens = self._read()
-        except ConfigError as error:
-            _log.error("tokens_kept", error=error.what, where=error.where, mend=error.mend, kept=len(before))
+            data = self._read()
+            self._signature = signature
+            self.tokens = self._parsed(data)
+        except OSError as error:
+            self._tell(signature, self._unreadable(error))
             return False
+        except ConfigError as error:
+            self._tell(signature, error)
+            return False
+        self._told = ()
         _log.info("tokens_read", file=str(self._path), count=len(self.tokens))
         return self.tokens != before
 
@@ -66,14 +76,25 @@ class TokenFile:
         """The token that a client shows; one that has expired is found too."""
         return find_token(self.tokens, shown)
 
-    def _read(self) -> tuple[Token, ...]:
-        where = f"{self._path}, key {self._key}"
-        try:
-            with self._path.open("rb") as file:
-                data = file.read(_LARGEST + 1)
-        except OSError as error:
-            mend = "make it with `walbus token new NAME --file FILE`"
-            raise ConfigError(f"cannot read the tokens: {error.strerror}", where=where, mend=mend) from None
+    def _tell(self, signature: Signature, error: ConfigError) -> None:
+        if signature != self._told:
+            _log.error("tokens_kept", error=error.what, where=error.where, mend=error.mend, kept=len(self.tokens))
+        self._told = signature
+
+    @property
+    def _where(self) -> str:
+        return f"{self._path}, key {self._key}"
+
+    def _unreadable(self, error: OSError) -> ConfigError:
+        mend = "make it with `walbus token new NAME --file FILE`"
+        return ConfigError(f"cannot read the tokens: {error.strerror}", where=self._where, mend=mend)
+
+    def _read(self) -> bytes:
+        with self._path.open("rb") as file:
+            return file.read(_LARGEST + 1)
+
+    def _parsed(self, data: bytes) -> tuple[Token, ...]:
+        where = self._where
         if len(data) > _LARGEST:
             raise ConfigError("the file of tokens is larger than 4 MiB", where=where, mend="take out what is not used")
         try:

@@ -203,7 +203,7 @@ def parse_tokens(text: str, where: str) -> tuple[Token, ...]:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for a number, or a nesting, that Python does not take
         raise ConfigError(f"the file of tokens is not TOML: {_place(error)}", where=where, mend=_MEND) from None
     tokens = tuple(_token(name, section, where) for name, section in document.items())
     twice = {token.digest for token in tokens}
@@ -215,7 +215,7 @@ def parse_tokens(text: str, where: str) -> tuple[Token, ...]:
 _MEND = "write sections as `walbus token new` prints them"
 
 
-def _place(error: tomllib.TOMLDecodeError) -> str:
+def _place(error: Exception) -> str:
     """Where it is wrong: the parser's sentence may quote what stands there."""
     found = re.search(r"\(at .*\)$", str(error))
     return found[0] if found else "it does not parse"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import re
@@ -321,6 +322,31 @@ def test_accepting_a_flood_leaves_the_loop_to_others_between_any_two():
 
     at = asyncio.run(turns_while_accepting(100))
     assert all(later > earlier for earlier, later in itertools.pairwise(at))
+
+
+def test_a_socket_that_cannot_be_accepted_from_leaves_the_loop_to_others():
+    class Refusing(socket.socket):
+        tries = 0
+
+        def accept(self) -> tuple[socket.socket, object]:
+            self.tries += 1
+            if self.tries > 1000:
+                raise asyncio.CancelledError
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+    async def turns_of_others() -> int:
+        turns = 0
+        with Refusing() as listening:
+            listening.setblocking(False)
+            accepting = Listener(web.AppRunner(web.Application()), gate_of(RelayConfig(listen="127.0.0.1:0"), "relay"))
+            accepting.listen([listening])
+            while listening.tries <= 1000:
+                turns += 1
+                await asyncio.sleep(0)
+            await accepting.close()
+        return turns
+
+    assert asyncio.run(turns_of_others()) >= 1000
 
 
 def test_one_address_cannot_take_all_connections(tmp_path):

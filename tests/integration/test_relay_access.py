@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from support.guarded_relay import GuardedRelay, listened, new_token, token_section
-from support.relay_log import table_schema
+from support.relay_log import piece, table_schema
 from support.waiting import wait_for
 from walbus.config import RelayConfig
 from walbus.errors import ConfigError
 from walbus.record_parser import RecordParser
-from walbus.records import Kind, iter_changes
+from walbus.records import Flag, Kind, iter_changes
 from walbus.relay import serve_relay
 from walbus.relay.access import RULES, Need
 from walbus.relay.tokens import Token, digest_of, section_of
@@ -142,6 +142,38 @@ def test_a_narrow_token_learns_no_name_beyond_its_scope(relay):
     assert relay.get("/v1/consumers", relay.tokens["all"])[0] == 200
     everything = relay.json("/v1/info", relay.tokens["all"])[1]
     assert "secrets" in everything["consumers"]
+
+
+def test_a_socket_whose_stream_was_ended_while_it_was_sent_a_file_leaves_its_number_to_others(relay):
+    for i in range(160):  # more than the sockets hold, in one segment
+        flags = (Flag.BEGIN if i == 0 else 0) | (Flag.END if i == 159 else 0)
+        relay.writer.append(piece(1600, 1 + i, 1, flags, table=1, size=100_000))
+    relay.writer.sync()
+    stalled = [stalled_reader(relay, relay.tokens["all"]) for _ in range(4)]
+    streams = lambda: relay.json("/v1/info", relay.tokens["admin"])[1]["streams"]  # noqa: E731
+    wait_for(lambda: len(streams()) == 4, what="the streams to begin")
+    others = [socket.socket() for _ in range(8)]  # now, so that it is the server's sockets that get the numbers
+    for other in others:
+        other.settimeout(5)
+    relay.write_tokens({name: tables for name, tables in TOKENS.items() if name != "all"})
+    wait_for(lambda: not streams(), what="the streams to end")
+    for other in others:
+        other.connect(("127.0.0.1", relay.port))
+    for other in others:
+        other.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert other.recv(100).startswith(b"HTTP/1.1 200")
+    for client in (*others, *stalled):
+        client.close()
+
+
+def stalled_reader(relay: GuardedRelay, token: str) -> socket.socket:
+    """A client that reads the log from its beginning, and takes nothing of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", relay.port))
+    head = f"GET /v1/stream?from=earliest HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
+    client.sendall(head.encode())
+    return client
 
 
 def test_an_expired_token_is_told_so_and_a_longer_one_lets_in_again(relay):

@@ -7,7 +7,8 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,9 @@ from pydantic import SecretStr
 
 import walbus
 from support.certificates import Authority
+from support.descriptors import no_descriptors
 from support.guarded_relay import GuardedRelay, listened, new_token
+from support.relay_log import transaction
 from support.waiting import wait_for
 from support.walbus_command import walbus as run
 from walbus.config import RelayConfig
@@ -24,6 +27,10 @@ from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import Credentials, credentials_from_environment
 from walbus.errors import ConfigError, RelayUnavailable, RequestRefused
 from walbus.relay import serve_relay
+from walbus.relay.delivery import Delivery
+from walbus.relay.feed import Feed
+from walbus.relay.outlet import Outlet
+from walbus.relay.tls import CertificateFiles, ServerTls
 
 pytestmark = pytest.mark.one_version
 
@@ -176,6 +183,22 @@ def served(relay: GuardedRelay, authority: Authority) -> bytes:
         return shown
 
 
+def test_files_that_could_not_be_read_for_want_of_descriptors_are_read_later(tmp_path, authority):
+    files, renewed = authority.server("localhost"), authority.server("localhost")
+    tls = ServerTls(CertificateFiles(files["tls_cert"], files["tls_key"], None, "relay"), time.time)
+    before = tls.context
+    for kind, path in renewed.items():
+        path.replace(files[kind])
+    with listened() as events:
+        with no_descriptors():
+            for _ in range(3):
+                tls.refresh()
+        assert [event["event"] for event in events] == ["tls_kept"]
+        assert tls.context is before
+        tls.refresh()
+    assert tls.context is not before
+
+
 def test_a_wrong_key_is_told_at_the_start(tmp_path, authority):
     one, other = authority.server("localhost"), authority.server("localhost")
     error = start(tmp_path, tls_cert=one["tls_cert"], tls_key=other["tls_key"])
@@ -269,3 +292,42 @@ def test_tail_reads_over_tls_with_the_environments_token(relay, authority):
     assert "does not reach" in narrow.one_line()
     stranger = run("tail", "--url", url, WALBUS_CLIENT__TOKEN=relay.tokens["all"])
     assert "authority is not known here" in stranger.one_line()
+
+
+def test_a_reader_under_tls_that_stands_still_leaves_the_feed_once(relay, authority, monkeypatch):
+    """TLS holds back a writer late: a stream that does not stand still then would join and leave without a pause."""
+    joined: list[object] = []
+    follow = Feed.follow
+
+    def counted(feed: Feed, outlet: Outlet) -> Awaitable[object]:
+        joined.append(outlet)
+        return follow(feed, outlet)
+
+    monkeypatch.setattr(Feed, "follow", counted)
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.connect(("localhost", relay.port))
+    stopped = authority.believed().wrap_socket(plain, server_hostname="localhost")
+    token = relay.tokens["all"]
+    stopped.sendall(f"GET /v1/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+    assert b"200 OK" in stopped.recv(1000)
+    wait_for(lambda: len(joined) == 1, what="the reader to be a member")
+    live = relay.connection()
+    live.request("GET", "/v1/stream?tables=public.orders,public.items", headers={"Authorization": f"Bearer {token}"})
+    stream = live.getresponse()
+    end = relay.writer.bounds().end.commit_lsn
+    forks: list[object] = []
+    fork = Delivery.fork
+    monkeypatch.setattr(Delivery, "fork", lambda delivery: forks.append(delivery) or fork(delivery))
+    while not [delivery for delivery in forks if delivery.verbatim]:
+        end += 16
+        relay.writer.append(transaction(end, 1, table=1, size=32_000))
+        relay.writer.sync()
+        heard = 0
+        while heard < 32_000:
+            heard += len(stream.read1(1 << 16))
+    for _ in range(2):  # two seconds
+        assert stream.read1(1 << 16)
+    assert len(joined) <= 4
+    live.close()
+    stopped.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support.descriptors import no_descriptors
 from support.guarded_relay import listened, new_token, token_section
 from walbus.config import LogConfig
 from walbus.diagnostics import Redactor, configure_logging
@@ -112,6 +113,8 @@ DIGEST = "ab" * 32
     ("text", "named"),
     [
         ("[a\n", "not TOML"),
+        (f"[a]\nx = {'1' * 5000}\n", "not TOML"),
+        ("[a]\nx = " + "[" * 10_000, "not TOML"),
         ("x = 1\n", "outside of a section"),
         ('[a]\ntables = ["public.a"]\n', "sha256"),
         (f'[a]\nsha256 = "{DIGEST.upper()}"\ntables = ["public.a"]\n', "sha256"),
@@ -181,6 +184,21 @@ def test_a_broken_or_missing_file_keeps_the_tokens_and_says_so_once_a_change(tmp
         held.path.write_text(token_section("first", held.secret, ["public.a"]))
         held.file.refresh()
         assert events[-1]["event"] == "tokens_read"
+
+
+def test_a_token_that_was_taken_out_while_no_descriptor_was_left_is_gone_once_there_is_one(tmp_path):
+    held = Held(tmp_path)
+    beside = tmp_path / "beside"
+    beside.write_text(token_section("second", new_token(), ["public.a"]))
+    beside.replace(held.path)
+    with listened() as events:
+        with no_descriptors():
+            for _ in range(3):
+                assert not held.file.refresh()
+        assert [event["event"] for event in events] == ["tokens_kept"]
+        assert held.file.find(held.secret).name == "first"
+        assert held.file.refresh()
+    assert held.file.find(held.secret) is None
 
 
 @pytest.mark.parametrize("content", [None, b"[broken", b"\xff\xfe", b"#" * (5 << 20)])
