@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _POLL_SECONDS = 0.2
+_WAITING = 64  # who wait for consumers at a time
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class AsyncBus:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._subscriptions: list[AsyncSubscription] = []
+        self._waiting = ThreadPoolExecutor(_WAITING, "walbus-wait")  # the loop's own are few, and for short work
 
     def subscribe(
         self, *tables: str, name: str, start: Start = "snapshot", checkpoints: CheckpointStore | None = None
@@ -149,16 +151,18 @@ class AsyncBus:
     ) -> ConsumerPlace:
         """Waits until a consumer has done what was committed, as `walbus.consumers.client.Bus.wait_for` does.
 
-        A thread waits; one that nobody waits for any more goes on for at most `timeout` seconds.
+        A thread waits; one that nobody waits for any more goes on for at most `timeout` seconds. Of more than 64 at a
+        time those that came last wait for a thread first.
         """
         waiting = partial(self._bus.wait_for, name, lsn, timeout, position=position)
-        return await asyncio.get_running_loop().run_in_executor(None, waiting)
+        return await asyncio.get_running_loop().run_in_executor(self._waiting, waiting)
 
     async def close(self) -> None:
         """Ends all subscriptions."""
         for subscription in self._subscriptions:
             await subscription.close()
         self._subscriptions = []
+        self._waiting.shutdown(wait=False, cancel_futures=True)
         await asyncio.get_running_loop().run_in_executor(None, self._bus.close)
 
     async def __aenter__(self) -> Self:

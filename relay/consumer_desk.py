@@ -24,6 +24,7 @@ import structlog
 
 from walbus.config import RelayConfig
 from walbus.consumer_reports import CONSUMER_NAME, ConsumerReport
+from walbus.errors import WalbusError
 from walbus.log import Bounds
 from walbus.position import Position
 from walbus.relay.consumer_waits import Goal, Waits
@@ -114,15 +115,21 @@ class ConsumerDesk:
         self._attached = reader, LagMeter(reader, self._kept_for), threads
 
     async def run(self, tail: Tail, stopping: asyncio.Event) -> None:
-        """Works until the server stops, and ends all waiting then."""
-        following, keeping = asyncio.create_task(self._follow_end(tail)), asyncio.create_task(self._keep())
+        """Works until the server stops, and ends all waiting then.
+
+        Raises:
+            Exception: the work failed in a way that nobody thought of.
+        """
+        work = [asyncio.create_task(one) for one in (self._follow_end(tail), self._keep(), _set(stopping))]
         try:
-            await stopping.wait()
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done:
+                ended.result()
         finally:
             self.waits.close()
-            following.cancel()
-            keeping.cancel()
-            await asyncio.gather(following, keeping, return_exceptions=True)
+            for one in work:
+                one.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
 
     async def close(self) -> None:
         """Writes what was not written yet, and lets another relay go on with it."""
@@ -217,11 +224,20 @@ class ConsumerDesk:
 
     async def _follow_end(self, tail: Tail) -> None:
         reader, meter, _ = self._attachment()
+        blind = False
         while True:
             moved = tail.moved()
-            meter.sample(self._monotonic())
-            if len(self.waits):
-                self._log_moved(reader.bounds())
+            try:
+                meter.sample(self._monotonic())
+                if len(self.waits):
+                    self._log_moved(reader.bounds())
+            except (OSError, WalbusError) as error:  # no descriptors, say: the log is there again when there are some
+                if not blind:
+                    _log.error("relay_cannot_look_at_log", error=str(error), note="who waits for consumers waits on")
+                blind = True
+                await asyncio.sleep(_TURN_SECONDS)
+                continue
+            blind = False
             await moved.wait()
 
     def _log_moved(self, bounds: Bounds) -> None:
@@ -293,6 +309,10 @@ class ConsumerDesk:
 
 
 _NOWHERE = Place(Position(0, 0, 0), -1)
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _place(known: KnownConsumer, log_id: str) -> Place | None:

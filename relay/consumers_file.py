@@ -11,6 +11,7 @@ serving.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -69,7 +70,7 @@ def parse_consumers(data: bytes) -> list[StoredConsumer]:
 
 
 class ConsumersFile:
-    """The file of one relay. `load` first; then `pack` and `write`, in turn, on whatever thread.
+    """The file of one relay. `load` first; then `write`, on whatever thread: nothing is written over what is newer.
 
     Args:
         path: of the file.
@@ -79,6 +80,7 @@ class ConsumersFile:
     def __init__(self, path: Path, files: Files) -> None:
         self._path = path
         self._files = files
+        self._writing = threading.Lock()
         self._written = 0  # `KnownConsumers.changes` as of the last time
         self._due = 0.0
         self._loaded: str | None = None  # what was wrong with the file that was found
@@ -115,6 +117,10 @@ class ConsumersFile:
             changes: `KnownConsumers.changes` when it was packed.
             now: monotonic seconds.
         """
+        with self._writing:
+            return changes < self._written or self._replace(data, changes, now)
+
+    def _replace(self, data: bytes, changes: int, now: float) -> bool:
         try:
             replace_whole(self._files, self._path, data)
         except (OSError, LogFull) as error:

@@ -181,11 +181,15 @@ class RelayServer:
             whole = open_reader(self._folder)
             self._whole = Served(whole, StreamServer(whole, self._bootstrap_url, threads, stopping, self._desk))
         _log.info("relay_serves_log", folder=str(self._folder), end=str(reader.bounds().end))
-        async with asyncio.TaskGroup() as tasks:
-            for streams in self._all_streams():
-                tasks.create_task(streams.wake_at_stop())
-            tasks.create_task(self._desk.run(self._streams.tail, stopping))
-            tasks.create_task(self._tables.run(reader, stopping, threads))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for streams in self._all_streams():
+                    tasks.create_task(streams.wake_at_stop())
+                tasks.create_task(self._desk.run(self._streams.tail, stopping))
+                tasks.create_task(self._tables.run(reader, stopping, threads))
+        except* Exception as failed:  # what streams rest on is gone: better no relay than half of one
+            self.failure = failed.exceptions[0]
+            stopping.set()
 
     def _all_streams(self) -> list[StreamServer]:
         whole = self._whole.streams if self._whole is not None else None

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from walbus.errors import DamagedRecord, PositionTrimmed
+from walbus.errors import DamagedRecord, PositionTrimmed, WalbusError
 from walbus.native import tally_changes
 from walbus.position import Position
 from walbus.relay.cursor import FileCursor
@@ -49,10 +49,11 @@ class TableTally:
         if self._cursor is None:
             return False
         try:
-            return self._read(self._cursor)
-        except PositionTrimmed:
-            self._begin_again(self._cursor)
-        except (DamagedRecord, OSError) as error:  # streams meet it themselves
+            try:
+                return self._read(self._cursor)
+            except PositionTrimmed:
+                self._begin_again(self._cursor)
+        except (PositionTrimmed, DamagedRecord, OSError) as error:  # streams meet it themselves
             _log.error("relay_counts_no_more", error=str(error), note="the figures by table stand still")
             self.close()
         return False
@@ -85,6 +86,7 @@ class TableTally:
 
     def _begin_again(self, lost: FileCursor) -> None:
         lost.close()
+        self._cursor = None
         end: Position = self._reader.bounds().end
         _log.warning("relay_counts_have_a_gap", up_to=str(end), why="retention was faster than the relay")
         self._cursor = self._reader.cursor(end)
@@ -103,7 +105,11 @@ class TableFigures:
     async def run(self, reader: FileLogReader, stopping: asyncio.Event, threads: ThreadPoolExecutor) -> None:
         """Counts from the log's end on until the server stops."""
         loop = asyncio.get_running_loop()
-        tally = self._tally = await loop.run_in_executor(threads, TableTally, reader)
+        try:
+            tally = self._tally = await loop.run_in_executor(threads, TableTally, reader)
+        except (WalbusError, OSError) as error:
+            _log.error("relay_counts_no_more", error=str(error), note="there are no figures by table")
+            return
         try:
             while not stopping.is_set():
                 if not await loop.run_in_executor(threads, tally.step):

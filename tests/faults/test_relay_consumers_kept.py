@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -127,6 +129,36 @@ class NoRoom(Files):
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
         return super().pwrite(fd, data, offset)
+
+
+class SlowFirst(Files):
+    """A disk whose first rename waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.at_it, self.go_on = threading.Event(), threading.Event()
+
+    def replace(self, source: Path, target: Path) -> None:
+        first = not self.at_it.is_set()
+        self.at_it.set()
+        if first:
+            assert self.go_on.wait(10)
+        super().replace(source, target)
+
+
+@pytest.mark.parametrize("first", [1, 3], ids=["older first", "newer first"])
+def test_two_who_write_at_a_time_leave_what_is_newer(tmp_path, first):
+    path, files = tmp_path / "consumers.json", SlowFirst()
+    file = ConsumersFile(path, files)
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(file.write, pack_consumers(some(first).dump()), first, 0.0)
+        assert files.at_it.wait(10)
+        other = threads.submit(file.write, pack_consumers(some(2).dump()), 2, 0.0)
+        wait([other], timeout=0.2)  # it waits for the first, or runs into it
+        files.go_on.set()
+        assert one.result(10)
+        assert other.result(10)
+    assert file.problem is None
+    assert len(loaded(path)) == max(first, 2)
 
 
 def test_a_full_disk_is_said_once_tried_seldom_and_leaves_the_old_file(tmp_path, capsys):

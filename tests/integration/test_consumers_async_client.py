@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import walbus
 from support.model_source import ITEMS, ModelSource, insert
 from support.scripted_relay import ScriptedRelay
+from walbus.consumers.client import Bus
 from walbus.errors import ConfigError, UsageError
 
 pytestmark = pytest.mark.one_version
@@ -92,3 +94,32 @@ def test_an_error_that_only_an_operator_mends_reaches_who_asks(relay, tmp_path: 
 
     relay.names_bootstrap = False
     asyncio.run(read())
+
+
+def test_many_who_wait_for_a_consumer_hold_up_nothing_else(relay, tmp_path: Path) -> None:
+    """Each takes a thread for as long as the relay lets it wait."""
+
+    async def wait() -> None:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            waiting = [asyncio.ensure_future(bus.wait_for("reader", "0/1")) for _ in range(40)]
+            await asyncio.to_thread(entered.acquire)
+            async with asyncio.timeout(5):
+                await asyncio.to_thread(int)
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            async with asyncio.timeout(5):
+                await bus.close()
+
+    entered, answer = threading.Semaphore(0), threading.Event()
+
+    def stuck(*_: object, **__: object) -> None:
+        entered.release()
+        assert answer.wait(20)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bus, "wait_for", stuck)
+        try:
+            asyncio.run(wait())
+        finally:
+            answer.set()

@@ -132,7 +132,7 @@ def test_what_a_consumer_has_not_done_shows_as_lag_in_changes_bytes_and_seconds(
         assert lag["bytes"] == writer.bounds().bytes - before
         assert 0 <= lag["seconds"] < 10
         assert 0.9 < lag["leaves_in_hours"] <= 168
-        assert seen(relay, "slow")["sent"] == str(at(0x140))  # it was sent what it has not done
+        wait_for(lambda: seen(relay, "slow")["sent"] == str(at(0x140)), what="it to be sent what it has not done")
         reader.may_commit.set()
         wait_for(lambda: seen(relay, "slow")["lag"]["changes"] == 0, what="it to catch up")
 
