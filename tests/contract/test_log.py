@@ -6,14 +6,11 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from support.relay_log import (
     BASE_TIME,
-    ENGINES,
     SOURCE,
     FileEngine,
     commits,
@@ -35,13 +32,6 @@ from walbus.log import Held, SourceIdentity
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, check_record
 from walbus.relay.lease import Clock
-
-
-@pytest.fixture(params=sorted(ENGINES))
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileEngine]:
-    made = ENGINES[request.param](tmp_path / "log")
-    yield made
-    made.close()
 
 
 def test_a_reader_sees_what_was_synced_and_nothing_else(engine):

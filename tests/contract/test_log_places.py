@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from support.relay_log import (
     BASE_TIME,
-    ENGINES,
-    FileEngine,
     fill,
     progress,
     read_all,
@@ -21,13 +16,6 @@ from support.relay_log import (
 from walbus.errors import PositionTrimmed, PositionUnknown
 from walbus.position import ORIGIN, Position
 from walbus.records import Kind
-
-
-@pytest.fixture(params=sorted(ENGINES))
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileEngine]:
-    made = ENGINES[request.param](tmp_path / "log")
-    yield made
-    made.close()
 
 
 def test_a_cursor_begins_behind_its_position_wherever_that_is(engine):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from requests.adapters import HTTPAdapter
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -78,7 +82,7 @@ def test_the_server_answers_as_the_document_says(relay, operation):
     @given(case=operation.as_strategy())
     def answers(case: Case) -> None:
         if case.path in {"/v1/stream", "/v1/chain/stream"}:
-            case.query = {**(case.query or {}), "follow": "false"}  # a stream without an end has no answer to look at
+            case.query = {**(case.query or {}), "follow": "false"}  # without an end: below
         if case.path.endswith("/wait"):
             case.query = {**(case.query or {}), "timeout": "0"}
         response = case.call(base_url=f"http://127.0.0.1:{relay.port}", timeout=20)
@@ -86,6 +90,40 @@ def test_the_server_answers_as_the_document_says(relay, operation):
         case.validate_response(response, checks=CHECKS[1:] if late else CHECKS)
 
     answers()
+
+
+class FirstBlock(HTTPAdapter):
+    """Hangs up once something has been told: an answer without an end is never whole."""
+
+    def send(self, request: requests.PreparedRequest, **how: Any) -> requests.Response:  # type: ignore[override]
+        response = super().send(request, **{**how, "stream": True})
+        response._content = response.raw.read1(1 << 16, decode_content=True)
+        response.close()
+        return response
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/chain/stream"])
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+def test_a_stream_without_an_end_begins_as_the_document_says(relay, path, monkeypatch):
+    for module in ("feed", "streams"):
+        monkeypatch.setattr(f"walbus.relay.{module}.HEARTBEAT_SECONDS", 0.05)
+    operation = next(one for one in operations() if one.path == path)
+    begun = []
+
+    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(), open_end=st.booleans())
+    def answers(case: Case, open_end: bool) -> None:
+        query = {name: value for name, value in (case.query or {}).items() if name != "until" or not open_end}
+        case.query = {**query, "follow": "true"}
+        with requests.Session() as session:
+            session.mount("http://", FirstBlock())
+            response = case.call(base_url=f"http://127.0.0.1:{relay.port}", session=session, timeout=20)
+        begun.append(response.status_code)
+        case.validate_response(response, checks=CHECKS)
+
+    answers()
+    assert begun.count(200) >= 5
+    wait_for(lambda: relay.json("/v1/info")[1]["streams"] == [], what="the server to see that all have hung up")
 
 
 @pytest.mark.parametrize("path", ["/v1/stream?log_id=0", "/v1/stream?from=x", "/nothing"])
