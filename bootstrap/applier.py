@@ -31,7 +31,7 @@ import structlog
 from walbus.bootstrap.entry import Entry, FromEvent
 from walbus.bootstrap.fold import Removal, Upsert, fold_key_change, fold_removal, fold_upsert, survives_truncate
 from walbus.bootstrap.ledger import Ledger
-from walbus.bootstrap.reseed import reseed_of
+from walbus.bootstrap.reseed import difference_of, reseed_of
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import APPLIED, Applied, encode
@@ -59,6 +59,7 @@ READ_BYTES = 1 << 20
 MAX_BATCH_BYTES = 8 << 20
 _IDLE_WAIT = 0.5
 _LOST = "a failover lost transactions that it held"
+_GAP = "the slot was lost, and changes with it"
 _SHORTEST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 
@@ -131,6 +132,7 @@ class EventFolder:
 
     def _altered(self, stage: Stage, record: bytes, header: RecordHeader) -> None:
         """Notes that the table must be seeded again; a generation that began behind the statement need not."""
+        self._note_difference(stage, record, header)
         reseed = reseed_of(record, header)
         for run in [] if reseed is None else self._ledger.runs_of(reseed.oid):
             if reseed is None or not run.folding or reseed.is_behind(parse_position(run.state.p0), header.last):
@@ -140,24 +142,36 @@ class EventFolder:
             else:
                 self._ledger.mark_stale(stage, run, reseed.reason, header.last)
 
+    def _note_difference(self, stage: Stage, record: bytes, header: RecordHeader) -> None:
+        """Notes that a net difference has come by the log, and where it stands."""
+        oid, number = difference_of(record, header) or (0, 0)
+        for run in self._ledger.runs_of(oid):
+            if number > run.state.net_seen:
+                state = msgspec.structs.replace(run.state, net_seen=number, net_at=str(header.last))
+                self._ledger.save_state(stage, run, state)
+
     def _epoch_changed(self) -> None:
         for run in self._ledger.runs():
             if run.seeding and not run.again:
                 run.again = "the timeline changed"
 
     def _switched(self, stage: Stage, record: bytes, header: RecordHeader) -> None:
-        """Notes which tables hold what a failover lost; a generation that began behind the switch does not."""
-        lost = [table for change in iter_changes(body_of(record, header)) for table in _lost_tables(change)]
-        if not lost:
-            return
-        self._ledger.unseen = UnseenCommits(complete=self._ledger.unseen.complete)
-        for run in [run for oid in lost for run in self._ledger.runs_of(oid)]:
-            if not run.folding or run.state.epoch >= header.epoch:
-                continue
-            if run.seeding:
-                self._ledger.break_table(stage, run, _LOST)
-            else:
-                self._ledger.mark_wrong(stage, run, _LOST)
+        """Notes which tables hold what a failover lost, or lack what a gap did; none that began behind it does."""
+        for change in iter_changes(body_of(record, header)):
+            told = msgspec.json.decode(change.after or b"{}")
+            why = _GAP if told.get("gap") and not told.get("lost") else _LOST
+            oids = [int(table["oid"]) for table in told.get("reseed", ())]
+            if oids and why is _LOST:
+                self._ledger.unseen = UnseenCommits(complete=self._ledger.unseen.complete)
+            for run in [run for oid in oids for run in self._ledger.runs_of(oid)]:
+                if not run.folding or parse_position(run.state.p0) >= header.last:
+                    continue
+                if run.seeding:
+                    self._ledger.break_table(stage, run, why)
+                elif why is _GAP:
+                    self._ledger.mark_stale(stage, run, why, header.last)
+                else:
+                    self._ledger.mark_wrong(stage, run, why)
 
     def _change(self, stage: Stage, run: TableRun, change: RawChange, seq: int, origin: FromEvent) -> None:
         op = change.op
@@ -353,11 +367,6 @@ def _behind(record: bytes, header: RecordHeader, done: Position) -> Iterator[Raw
         for change in changes
         if Position(header.epoch, header.commit_lsn, header.first_ordinal + change.ordinal_delta) > done
     )
-
-
-def _lost_tables(change: RawChange) -> list[int]:
-    """The OIDs of the tables that an EPOCH change names."""
-    return [table["oid"] for table in msgspec.json.decode(change.after or b"{}").get("reseed", ())]
 
 
 def _key(change: RawChange, run: TableRun) -> bytes:

@@ -163,16 +163,33 @@ class Generations:
             oid, state = run.state.oid, run.state
             stage = Stage(self.store)
             self._drop_documents(stage, run)
+            since, number = state.net_since, state.net_number  # it may have been consistent before
             if self.successors.get(oid) is run:
+                since, number = self.tables[oid].state.net_since if run.told else "", run.told
                 self._drop_rows(stage, self.tables[oid])
                 self._vacate(stage, oid)
                 self.tables[oid] = run
-            state = msgspec.structs.replace(state, phase=Phase.CONSISTENT, reason="", cut=Cut(()))
+            state = msgspec.structs.replace(
+                state,
+                phase=Phase.CONSISTENT,
+                reason="",
+                cut=Cut(()),
+                net_since=since or self._begin_of_chain(state.generation),
+                net_number=number,
+            )
             self.save_state(stage, run, state)
             stage.commit()
             run.forget_chunks()
             run.missing, run.touched = False, None
             return True
+
+    def _begin_of_chain(self, generation: int) -> str:
+        """Since when who has a table's rows has them by the log, where no difference leads to them from earlier ones.
+
+        The rows of an earlier generation may have been read at the very position that the log stands at.
+        """
+        position = self._require_applied().position
+        return str(position if generation == 1 else position._replace(ordinal=position.ordinal + 1))
 
     def reopen(self, run: TableRun) -> None:
         """A consistent table has an entry with a column that was never seen: it is seeding until that is read."""
@@ -188,6 +205,14 @@ class Generations:
         """A consistent generation is to be followed by another one, at somebody's request."""
         with self.lock:
             stage = Stage(self.store)
+            self.mark_stale(stage, run, why, None)
+            stage.commit()
+
+    def break_chain(self, run: TableRun, why: str) -> None:
+        """What was to be told of a generation's rows will not be in the log: who has other rows must read them anew."""
+        with self.lock:
+            stage = Stage(self.store)
+            run.state = msgspec.structs.replace(run.state, net_since="")
             self.mark_stale(stage, run, why, None)
             stage.commit()
 

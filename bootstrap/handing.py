@@ -62,7 +62,7 @@ class Handing:
         schemas: Iterable[int],
         reason: str,
         since: str = "",
-        reseeded: bool = False,
+        folds_from: str = "",
     ) -> tuple[int, int]:
         """Makes a file of differences as of an applied position; durable on return.
 
@@ -74,7 +74,7 @@ class Handing:
             schemas: numbers of the layouts that their rows are in.
             reason: for people.
             since: as `walbus.capture.difference_file.About` has it.
-            reseeded: likewise.
+            folds_from: likewise.
 
         Returns:
             the file's number, and how many differences there are.
@@ -94,7 +94,7 @@ class Handing:
             after=str(applied.position),
             reason=reason,
             since=since,
-            reseeded=reseeded,
+            folds_from=folds_from,
         )
         count = write_difference(self._folder, about, _changes(differences, oid))
         log.info("difference_handed_over", table=table, number=number, changes=count, reason=reason)

@@ -41,6 +41,15 @@ class Reseed:
         return p0 >= event or (self.settled is not None and p0.commit_lsn >= self.settled)
 
 
+def difference_of(record: bytes, header: RecordHeader) -> tuple[int, int] | None:
+    """Table and number of the net difference that a SCHEMA record tells of; None for any other one."""
+    for change in iter_changes(body_of(record, header)):
+        told = json.loads(change.after or b"{}").get("difference")
+        if told:
+            return change.table, int(told["number"])
+    return None
+
+
 def reseed_of(record: bytes, header: RecordHeader) -> Reseed | None:
     """The table that a SCHEMA record says must be seeded again; None for one that only tells a layout."""
     for change in iter_changes(body_of(record, header)):

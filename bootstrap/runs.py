@@ -33,6 +33,7 @@ class TableRun:
         touched_up_to: the seq up to which `touched` speaks.
         stride: blocks of the next chunk; 0 before the first one.
         held: whether the source is too crowded to be read.
+        told: number of the net difference by which it follows the generation that is served; 0 before it is told.
         space: prefix of its store keys.
     """
 
@@ -47,6 +48,7 @@ class TableRun:
     touched_up_to: int = 0
     stride: int = 0
     held: bool = False
+    told: int = 0
     space: bytes = field(init=False)
     _covered: list[tuple[int, int]] = field(init=False)  # the blocks of `done`, as few ranges
 

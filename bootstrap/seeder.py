@@ -25,11 +25,13 @@ from msgspec import structs
 from psycopg_pool import ConnectionPool
 
 from walbus.bootstrap.catalog import SourceMoment, describes, read_identity, read_moment, read_published
+from walbus.bootstrap.handing import Handing
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.requests import RequestFolder
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.seeding import SeedingJobs
 from walbus.bootstrap.state import Phase, PublishedTable
+from walbus.bootstrap.telling import Telling
 from walbus.capture.refusals import refusal
 from walbus.capture.sessions import parameters_of
 from walbus.config import BootstrapConfig, SourceConfig
@@ -121,6 +123,7 @@ class Seeder:
         config: BootstrapConfig,
         ledger: Ledger,
         requests: RequestFolder,
+        handing: Handing,
         *,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
@@ -130,6 +133,8 @@ class Seeder:
         self._config = config
         self._ledger = ledger
         self._requests = requests
+        self._handing = handing
+        self._telling = Telling(ledger, handing, clock)
         self._stop = stop
         self._clock = clock
         self._jitter = jitter
@@ -151,8 +156,11 @@ class Seeder:
             _open_pool(self._source, self._config.workers + 1) as pool,
             ThreadPoolExecutor(self._config.workers, thread_name_prefix="seeding") as workers,
         ):
-            while not self._stop.wait(_TICK):
-                self._tick(pool, workers)
+            try:
+                while not self._stop.wait(_TICK):
+                    self._tick(pool, workers)
+            finally:
+                self._telling.close()
 
     def _tick(self, pool: Pool, workers: ThreadPoolExecutor) -> None:
         self._collect()
@@ -163,6 +171,7 @@ class Seeder:
             self._next_poll = now + _POLL_SECONDS
             self._attempt(None, partial(_on_connection, pool, self._poll))
             self._grant()
+            self._heed_refusals()
         self._start_wanted()
         self._finish()
         self._dispatch(pool, workers)
@@ -199,6 +208,14 @@ class Seeder:
                 self._requests.refuse(request.id, f"{refused[0].state.table} cannot be seeded", refused[0].state.reason)
             else:
                 self._requests.grant(request.id, {name: self._again(tables[name]) for name in request.tables})
+
+    def _heed_refusals(self) -> None:
+        """A difference that capture could not take is lost to those who follow the log: its table is seeded again."""
+        for refused in self._handing.refused():
+            run = self._ledger.tables.get(refused.oid)
+            log.error("difference_was_refused", table=run.state.table if run else None, why=refused.why)
+            if run is not None and run.settled:
+                self._ledger.break_chain(run, "its net difference was refused")
 
     def _again(self, served: TableRun) -> int:
         """The number of the generation that is seeded from now on, or has not been seeded to its end yet."""
@@ -262,9 +279,9 @@ class Seeder:
 
     def _finish(self) -> None:
         for run in self._ledger.runs():
-            if run.state.phase is Phase.CONSISTENT and run.missing:
+            if run.state.phase is Phase.CONSISTENT and run.missing and not run.state.stale:
                 self._ledger.reopen(run)
-            elif run.seeding and self._ledger.finish(run):
+            elif run.seeding and self._ledger.ready(run) and self._telling.told(run) and self._ledger.finish(run):
                 log.info("table_consistent", table=run.state.table, generation=run.state.generation, rows=run.rows)
 
     def _dispatch(self, pool: Pool, workers: ThreadPoolExecutor) -> None:

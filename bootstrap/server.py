@@ -191,6 +191,8 @@ def _described(state: TableState) -> dict[str, object]:
         "folds_from": state.p0 or None,
         "stale": state.stale or None,
         "stale_at": state.stale_at or None,
+        "net_since": state.net_since or None,
+        "net_told": state.net_told or None,
         "rows": state.rows,
     }
 

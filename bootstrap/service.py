@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from walbus.bootstrap.applier import Applier
+from walbus.bootstrap.handing import Handing
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.report import Report
 from walbus.bootstrap.requests import RequestFolder
@@ -21,6 +22,7 @@ from walbus.bootstrap.rocks import RocksStore
 from walbus.bootstrap.seeder import Seeder
 from walbus.bootstrap.server import BootstrapServer
 from walbus.bootstrap.upkeep import IndexUpkeep
+from walbus.bootstrap.verify_requests import Verifier
 from walbus.config import BootstrapConfig, SourceConfig
 from walbus.errors import LogError
 from walbus.log import LogReader
@@ -43,6 +45,8 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
     reader: Callable[[], LogReader],
     holds_dir: Path,
     requests_dir: Path,
+    verify_dir: Path,
+    differences_dir: Path | None,
     status_path: Path | None,
     stop: threading.Event,
     on_listening: Callable[[int], None] | None = None,
@@ -56,6 +60,8 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         reader: opens the log; LogMissing is waited for.
         holds_dir: where the hold on the log's retention is written.
         requests_dir: where `walbus snapshot` leaves requests.
+        verify_dir: where `walbus verify` does.
+        differences_dir: where net differences are handed to capture; None if no capture writes this log.
         status_path: the status file; None for none.
         stop: ends it within a few seconds, with everything synced.
         on_listening: is told the HTTP port.
@@ -73,7 +79,9 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         threads = Threads(stop)
         threads.start("applier", Applier(ledger, reader, stop=stop).run)
         requests = RequestFolder(requests_dir)
-        threads.start("seeder", Seeder(source, config, ledger, requests, stop=stop).run)
+        handing = Handing(differences_dir)
+        threads.start("seeder", Seeder(source, config, ledger, requests, handing, stop=stop).run)
+        threads.start("verifier", Verifier(verify_dir, ledger, source, reader, handing, stop=stop).run)
         threads.start("http", lambda: BootstrapServer(ledger, report).serve(gate, stop, on_listening))
         keeper = Keeper(ledger, report, reader, hold=holds_dir / HOLD_FILE, status_path=status_path)
         threads.start("keeper", lambda: keeper.run(stop))

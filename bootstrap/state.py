@@ -156,6 +156,11 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         stale: why a consistent generation is not what the source has, as the log or an operator said; the next one
             follows. Empty if nothing said so.
         stale_at: the position ("last done") of what said so, as text; empty where nothing did.
+        net_since: the position, as text, at which the first of the generations was served from which this one was
+            reached by net differences in the log: who had the rows as of then or later has them by the log alone.
+        net_number: number of the difference by which it was reached; 0 if it was not.
+        net_seen: number of the last difference of the table that came by the log.
+        net_at: where that one stands, a position as text.
         published: what the catalog said when the generation began.
         schema_id: the registered layout of the rows that chunks read.
         p0: the position that the generation folds from, as text.
@@ -178,6 +183,10 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     stale: str = ""
     stale_at: str = ""
+    net_since: str = ""
+    net_number: int = 0
+    net_seen: int = 0
+    net_at: str = ""
     published: PublishedTable | None = None
     schema_id: int = 0
     p0: str = ""
@@ -190,6 +199,11 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     truncated_by: int | None = None
     truncated_seq: int = 0
     rows: int = 0
+
+    @property
+    def net_told(self) -> str:
+        """Whoever has had the rows since `net_since` has them behind this position; empty while that is to come."""
+        return (self.net_at or self.net_since) if self.net_seen >= self.net_number else ""
 
 
 class ChunkDone(msgspec.Struct, frozen=True):

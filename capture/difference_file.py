@@ -9,8 +9,8 @@ rise.
     file     magic `WALBUSDF` | u32 version 1 | u32 length of the document | u32 CRC32C of the document | document |
              record+
     document JSON: `number`, `log_id`, `table`, `oid`, `schemas` (numbers of the layouts that its rows are in), `after`
-             (position, "last done": the difference is that of the rows as they are here), `reason`, `since`
-             (position, or empty), `reseeded` (bool)
+             (position, "last done": the difference is that of the rows as they are here), `reason`, `since` and
+             `folds_from` (positions, or empty)
     record   of the log's format: TRANSACTION with the flag NET; ordinals and seqs from 1, END on the last one, which
              may be empty
 
@@ -71,7 +71,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
         reason: why it was made, for people.
         since: as text: whoever has had the table's rows as of this position or later, and the log behind it, has the
             source's rows behind the difference. Empty if only the reader of one table's rows can tell (a repair).
-        reseeded: whether it answers all events up to `after` that said that the table must be seeded again.
+        folds_from: as text: the rows were read from the source behind this position, so the difference answers what
+            changed them before it. Empty for single rows.
     """
 
     number: int
@@ -82,7 +83,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     after: str
     reason: str
     since: str = ""
-    reseeded: bool = False
+    folds_from: str = ""
 
     @property
     def position(self) -> Position:

@@ -12,8 +12,7 @@ The transaction carries the flag NET, the origin `walbus:NUMBER` and no xid. It 
 
     BEGIN piece   without a change, so that what follows is there whole or not at all
     SCHEMA        the layouts of its rows
-    SCHEMA        with `difference`: what it is and what it answers; readers that had the table down as stale learn by
-                  it that it is not
+    SCHEMA        with `difference`: what it is
     pieces        with the changes; the last one has END
 
 Of a difference of which nothing is left the event is all.
@@ -44,7 +43,7 @@ from walbus.capture.difference_file import (
     waiting,
     write_difference,
 )
-from walbus.capture.pieces import NetTransaction, layout_piece, names_stale
+from walbus.capture.pieces import NetTransaction, layout_piece
 from walbus.errors import DamagedRecord, LogFull, PositionTrimmed, ProtocolError, WalbusError
 from walbus.log import LogWriter, Piece
 from walbus.position import Position
@@ -173,7 +172,7 @@ class Handover:
             after=str(given.scanned),
             reason=about.reason,
             since=about.since,
-            reseeded=about.reseeded and not given.superseded,
+            folds_from=about.folds_from,
         )
         with _room():
             write_difference(file.path.parent, moved, given.touched.carried(file.changes()))
@@ -235,7 +234,7 @@ class Handover:
             "number": about.number,
             "reason": about.reason,
             "since": about.since,
-            "reseeded": about.reseeded and not given.superseded,
+            "folds_from": about.folds_from,
         }
         event = layout_piece(place, now, self._newest(about), told)
         transaction = NetTransaction(place, now, origin_name(about.number), about.oid)
@@ -286,7 +285,6 @@ class _Given:
         touched: what the log did since.
         scanned: up to where ("last done").
         schemas: numbers of the layouts of rows that the log has left incomplete.
-        superseded: whether another event said meanwhile that the table must be seeded again.
     """
 
     def __init__(self, file: DifferenceFile, touched: Touched, scanned: Position) -> None:
@@ -294,16 +292,14 @@ class _Given:
         self.touched = touched
         self.scanned = scanned
         self.schemas: set[int] = set()
-        self.superseded = False
 
     def fold(self, record: bytes, header: RecordHeader) -> None:
         """Takes note of a record."""
         about = self.file.about
-        if header.kind == Kind.TRANSACTION:
-            if header.tables >> about.oid % 64 & 1 and not self._is_older(record, header):
-                self._fold(iter_changes(body_of(record, header)))
-        elif header.kind in (Kind.SCHEMA, Kind.EPOCH):
-            self.superseded = self.superseded or names_stale(record, header, about.oid)
+        if header.kind != Kind.TRANSACTION or not header.tables >> about.oid % 64 & 1:
+            return
+        if not self._is_older(record, header):
+            self._fold(iter_changes(body_of(record, header)))
 
     def _fold(self, changes: Iterable[RawChange]) -> None:
         oid = self.file.about.oid

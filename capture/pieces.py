@@ -9,7 +9,7 @@ from dataclasses import replace
 from walbus.log import Piece
 from walbus.native.interface import Transaction
 from walbus.position import Position
-from walbus.records import Flag, Kind, Op, RecordHeader, body_of, iter_changes, pack_change
+from walbus.records import Flag, Kind, Op, pack_change
 from walbus.schema import TableSchema
 
 
@@ -139,16 +139,3 @@ class NetTransaction:
             self._piece, flags=int(flags), first_ordinal=first, last_ordinal=self._done, count=count, tables=self._bit,
             body=body, end_lsn=end_lsn or 0,
         )  # fmt: skip
-
-
-def names_stale(record: bytes, header: RecordHeader, oid: int) -> bool:
-    """Whether a SCHEMA or EPOCH record says that a table must be seeded again."""
-    for change in iter_changes(body_of(record, header)):
-        told = json.loads(change.after or b"{}").get("reseed")
-        if not told:
-            continue
-        if header.kind == Kind.SCHEMA and change.table == oid:
-            return True
-        if header.kind == Kind.EPOCH and any(table["oid"] == oid for table in told):
-            return True
-    return False

@@ -261,6 +261,11 @@ class Settings(BaseSettings):
         return self.data_dir / "requests"
 
     @property
+    def verify_dir(self) -> Path:
+        """Folder where `walbus verify` asks the bootstrap for comparisons."""
+        return self.data_dir / "verify"
+
+    @property
     def spool_dir(self) -> Path:
         """Folder of capture's spool: transactions that have not committed yet."""
         return self.data_dir / "spool"

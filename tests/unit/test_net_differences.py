@@ -35,7 +35,7 @@ from walbus.capture.difference_file import (
     write_difference,
 )
 from walbus.capture.handover import Handover
-from walbus.capture.pieces import progress_piece, reseed_piece
+from walbus.capture.pieces import progress_piece
 from walbus.capture.places import GAP, difference_place, is_of_difference, moved_lsn
 from walbus.errors import DamagedRecord, LogFull, ProtocolError
 from walbus.position import Position, parse_position
@@ -97,7 +97,7 @@ def test_memory_is_counted_and_given_back() -> None:
 def about(number: int = 1, after: int = A, **more: object) -> About:
     fields = {
         "number": number, "log_id": "memory", "table": "public.t", "oid": OID, "schemas": (1,),
-        "after": str(Position(1, after, 0)), "reason": "rewritten", "since": "1:0/10:0", "reseeded": True,
+        "after": str(Position(1, after, 0)), "reason": "rewritten", "since": "1:0/10:0", "folds_from": "1:0/20:0",
     }  # fmt: skip
     return About(**{**fields, **more})
 
@@ -259,7 +259,7 @@ def test_a_difference_is_one_transaction_that_can_be_told_from_others(tmp_path: 
     assert [origin_of(record, read_header(record)) for record in rig.log.durable][-1] == b"walbus:7"
     assert pieces[-1].last_seq - pieces[0].last_seq == 10_000
     assert rig.bound == A  # the slot is confirmed by commits alone
-    assert rig.told() == [{"number": 7, "reason": "rewritten", "since": "1:0/10:0", "reseeded": True}]
+    assert rig.told() == [{"number": 7, "reason": "rewritten", "since": "1:0/10:0", "folds_from": "1:0/20:0"}]
 
 
 def test_of_a_difference_of_which_nothing_is_left_only_the_event_is_told(tmp_path: Path) -> None:
@@ -270,17 +270,6 @@ def test_of_a_difference_of_which_nothing_is_left_only_the_event_is_told(tmp_pat
     assert rig.take() == Position(1, A + 0x129, 0)
     assert [read_header(record).kind for record in rig.log.durable[2:]] == [Kind.SCHEMA]
     assert len(rig.told()) == 1
-
-
-def test_an_event_that_the_table_must_be_seeded_again_is_not_answered_by_an_earlier_difference(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
-    write_difference(tmp_path, about(), CHANGES)
-    rig.log.append(progress_piece(1, A + 0x80, 2))
-    rig.log.append(reseed_piece(1, A + 0x80, 3, LAYOUT, {"reason": "retyped", "what": "", "lsn": "0/1"}))
-    rig.log.sync()
-    rig.take()
-    assert [event["reseeded"] for event in rig.told()] == [False]
-    assert followed({1: (1, "a"), 2: (2, "b")}, rig.changes()) == {2: (3, "c"), 3: (3, None)}
 
 
 @pytest.mark.parametrize("budget", [1, 1 << 20])

@@ -25,6 +25,7 @@ from walbus.cli.snapshot import command as snapshot
 from walbus.cli.status import command as status
 from walbus.cli.tail import command as tail
 from walbus.cli.token import app as token
+from walbus.cli.verify import command as verify
 
 app = typer.Typer(
     name="walbus",
@@ -48,6 +49,7 @@ app.command("snapshot")(snapshot)
 app.command("tail")(tail)
 app.command("status")(status)
 app.command("ready")(ready)
+app.command("verify")(verify)
 app.add_typer(log, name="log")
 app.add_typer(token, name="token")
 

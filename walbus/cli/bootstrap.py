@@ -23,6 +23,8 @@ def command(context: typer.Context, config: ConfigFile = None) -> None:
         reader=lambda: open_reader(settings.relay_dir),
         holds_dir=settings.holds_dir,
         requests_dir=settings.requests_dir,
+        verify_dir=settings.verify_dir,
+        differences_dir=None if settings.relay.upstream else settings.differences_dir,
         status_path=settings.status_dir / "bootstrap.json",
         stop=stop,
     )
