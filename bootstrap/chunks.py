@@ -88,7 +88,7 @@ def chunk_transaction(
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         connection.execute(f"SET LOCAL lock_timeout = {int(_LOCK_TIMEOUT * 1000)}")
-        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(_rows_of(table, part)))
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(_locked(table, part)))
         moment = read_moment(connection)
         oids = [part.oid] if part else [oid for oid, *_ in table.leaves] if table.partitioned else [table.oid]
         rows = connection.execute(_PARTS, [oids]).fetchall()
@@ -208,6 +208,18 @@ def _copy(table: PublishedTable, schema: TableSchema, condition: sql.Composable,
         where = sql.SQL("({}) AND ({})").format(condition, sql.SQL(table.row_filter))
     rows = _rows_of(table, part)
     return sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT").format(columns, rows, where)
+
+
+def _locked(table: PublishedTable, part: Part | None) -> sql.Composable:
+    """What is locked, in PostgreSQL's own order, the root first.
+
+    The look at the catalog opens the root. A statement that alters the root holds it, and then wants its partitions:
+    whoever holds a partition and wants the root would make a deadlock, which may end that statement.
+    """
+    rows = _rows_of(table, part)
+    if part is None or not table.partitioned:
+        return rows
+    return sql.SQL("ONLY {}, {}").format(sql.Identifier(table.namespace, table.name), rows)
 
 
 def _rows_of(table: PublishedTable, part: Part | None) -> sql.Composed:
