@@ -26,8 +26,7 @@ from walbus.relay.view import LogView
 
 _T = TypeVar("_T")
 _MEND = "read a snapshot from the bootstrap server, or read from `earliest`"
-SPAN_BYTES = 4 << 20  #: of a span, about
-_CHECKED_BYTES = 512 << 10  # at a time: they are in the processor's cache when they are checked
+SPAN_BYTES = 512 << 10  #: of a span at most: it is in the processor's cache when it is checked
 _SEEK_BLOCK = 128 << 10  # bytes read at a time while looking for a place
 
 
@@ -35,7 +34,7 @@ class _Scratch(threading.local):
     """Where a thread reads what it only checks."""
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(_CHECKED_BYTES))
+        self.view = memoryview(bytearray(SPAN_BYTES))
 
 
 _SCRATCH = _Scratch()
@@ -214,23 +213,21 @@ class FileCursor:
         records = self.read(max_bytes)
         return (b"".join(records), read_header(records[-1])) if records else None
 
-    def span(self) -> Span | None:
-        """What lies ahead in the segment's file, checked, about SPAN_BYTES; the cursor stays (`skip` it).
+    def span(self, least: int) -> Span | None:
+        """What lies ahead in the segment's file, checked, at most SPAN_BYTES; the cursor stays (`skip` it).
 
-        None at the durable end, and where records have to be read: they were read in seeking, the next one is damaged,
-        or it is large.
+        None where less than `least` bytes are durable, and where records have to be read: they were read in seeking,
+        the next one is damaged, or it is large.
         """
         if self._skipped or (limit := self._ahead(self._view())) is None or self._fd is None:
             return None
-        at, header = self._offset, None
-        while at < min(limit, self._offset + SPAN_BYTES):
-            buffer = _SCRATCH.view[: min(_CHECKED_BYTES, limit - at)]
-            used, last = good_records(buffer[: self._files.read_into(self._fd, buffer, at)])
-            if not used:
-                break
-            header = bytes(buffer[last : last + RECORD_HEADER])
-            at += used
-        return None if header is None else Span(self._fd, self._offset, at - self._offset, read_header(header))
+        if limit - self._offset < least:
+            return None
+        buffer = _SCRATCH.view[: min(SPAN_BYTES, limit - self._offset)]
+        used, last = good_records(buffer[: self._files.read_into(self._fd, buffer, self._offset)])
+        if not used:
+            return None
+        return Span(self._fd, self._offset, used, read_header(bytes(buffer[last : last + RECORD_HEADER])))
 
     def skip(self, span: Span) -> None:
         """Goes behind a span, which is the last one that this cursor gave."""

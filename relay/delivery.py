@@ -7,6 +7,7 @@ step and the closing apart.
 from __future__ import annotations
 
 import copy
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from walbus.native.reading import WHOLE, RecordFilter
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader, pack_record, read_header
 from walbus.relay.cursor import FileCursor, Span
+from walbus.relay.file_push import Pushed, opened, push, whole
 from walbus.relay.projection import Projection
 from walbus.relay.reader import FileLogReader
 from walbus.relay.scan import split_records
@@ -188,22 +190,32 @@ class Delivery:
         """Whether the log's own bytes are sent."""
         return self._cursor is not None and self._encode is _as_it_is
 
-    def span(self) -> Span | None:
-        """The next part of the log's files, to be sent as it lies there; None where `step` has to go on.
+    def push(self, connection: socket.socket | None) -> Pushed:
+        """Sends the next parts of the log's files as they lie there (`file_push`); `step` goes on behind them.
+
+        Args:
+            connection: closed here; None where a part is only to be handed out.
 
         Raises:
-            As `step`.
+            As `step`, and as `file_push.push`.
         """
         with self._lock:
-            cursor = self._cursor
-            if cursor is None or not self.verbatim or cursor.pending() < _SPAN_BYTES:
-                return None
-            span = cursor.span()
-            if span is None or not self._bound.lies_ahead(span.last):
-                return None
-            cursor.skip(span)
-            self._note(span.last, told=True)
-            return span
+            if connection is not None:
+                return push(self._span, connection)
+            span = opened(self._span)
+            return Pushed(0, None, over=True) if span is None else Pushed(span.length, whole(span), over=False)
+
+    def _span(self) -> Span | None:
+        """The next part; None where `step` has to go on."""
+        cursor = self._cursor
+        if cursor is None or not self.verbatim:
+            return None
+        span = cursor.span(_SPAN_BYTES)
+        if span is None or not self._bound.lies_ahead(span.last):
+            return None
+        cursor.skip(span)
+        self._note(span.last, told=True)
+        return span
 
     def _verbatim(self, cursor: FileCursor) -> list[bytes]:
         """A block: only its last record is looked at, unless the stream ends in it."""

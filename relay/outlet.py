@@ -2,7 +2,7 @@
 
 Bytes are put into the connection's transport directly, framed as chunks here, so that a block that goes to many
 followers is framed and compressed once. What the peer does not take waits in the transport's buffer, whose size the
-stream looks at before it puts more. Parts of a file that need no compression are sent by the kernel (`sendfile`).
+stream looks at before it puts more. Parts of a file that need no compression are sent by the kernel (`file_push`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import BinaryIO, cast
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
-from walbus.errors import DamagedRecord
 from walbus.position import Position
 from walbus.relay.content_coding import CodingName, new_coding
-from walbus.relay.cursor import Span
+from walbus.relay.file_push import NO_DESCRIPTORS, Unsent, shorter
 
 LAG_BYTES = 64 << 10  #: that wait for a peer, from which a stream stands still; TLS would take eight times as many
 _UNSENT_BYTES = 512 << 10  #: that the kernel takes for a peer whose window is full; what is on its way does not count
@@ -90,8 +89,26 @@ class Outlet:
         """A block as `put_framed` takes it, for every shared outlet of the same coding."""
         return _chunk(self._coding.block(data))
 
-    async def put_file(self, span: Span) -> None:
-        """Sends a part of a file; waits until the kernel has taken it.
+    def handle(self) -> socket.socket | None:
+        """The connection once more, for `push`; None while bytes wait that must go first, and without a descriptor.
+
+        Raises:
+            ConnectionError: the client left.
+        """
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client left")
+        if self._transport.get_write_buffer_size():
+            return None
+        try:
+            connection: socket.socket = self._transport.get_extra_info("socket").dup()
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTORS:
+                raise
+            return None
+        return connection
+
+    async def put_unsent(self, unsent: Unsent) -> None:
+        """Sends what a push has left over; waits until the kernel has taken the file's part of it.
 
         Raises:
             ConnectionError: the client left.
@@ -99,14 +116,14 @@ class Outlet:
         """
         if self._transport.is_closing():
             raise ConnectionResetError("the client left")
-        self._transport.write(b"%x\r\n" % span.length)
-        file = cast(BinaryIO, span)  # of which a file's number is all that is used
-        loop = asyncio.get_running_loop()
-        sent = await loop.sendfile(self._transport, file, span.offset, span.length, fallback=False)
-        if sent != span.length:  # the client was promised so many bytes
-            raise DamagedRecord("a segment's file is shorter than it was", where=f"offset {span.offset + sent}")
-        self._transport.write(b"\r\n")
-        self.sent += span.length
+        self._transport.write(unsent.head)
+        if (span := unsent.span) is not None:
+            file = cast(BinaryIO, span)  # of which a file's number is all that is used
+            loop = asyncio.get_running_loop()
+            sent = await loop.sendfile(self._transport, file, span.offset, span.length, fallback=False)
+            if sent != span.length:  # the client was promised so many bytes
+                raise shorter(span.offset + sent)
+        self._transport.write(unsent.tail)
 
     def waiting(self) -> int:
         """Bytes that the peer has not taken, beside those that the kernel holds."""

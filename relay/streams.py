@@ -12,7 +12,6 @@ broken connection and never with a clean end, so that a bounded stream's end can
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,9 +27,9 @@ from walbus.position import Position
 from walbus.records import Flag
 from walbus.relay.access import require_consumer, require_tables
 from walbus.relay.content_coding import CodingName, negotiate
-from walbus.relay.cursor import Span
 from walbus.relay.delivery import ENDLESS, Bound, Delivery, Step, StreamForm
 from walbus.relay.feed import HEARTBEAT_SECONDS, INLINE_BYTES, Feed, Feeds, Kind, wait_until
+from walbus.relay.file_push import NO_DESCRIPTORS
 from walbus.relay.http import RequestError
 from walbus.relay.outlet import Outlet
 from walbus.relay.peer import Peer
@@ -42,7 +41,6 @@ from walbus.relay.tail import Tail
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
-_NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
 _DESCRIPTOR_SECONDS = 0.2  # between two tries to open a segment
 
 
@@ -281,27 +279,19 @@ class StreamServer:
             outlet.put(data)
 
     async def _sent_files(self, stream: OpenStream) -> bool:
-        """Sends what lies ahead straight from the log's files, while there is much of it; whether there was.
-
-        The next part is checked while one is sent.
-        """
+        """Sends what lies ahead straight from the log's files, while there is much of it; whether there was."""
         if not stream.delivery.verbatim or stream.delivery.pending() <= INLINE_BYTES:
             return False
-        sent, ahead = False, self._ahead(stream.delivery)
-        try:
-            while (span := await ahead) is not None and not self._stopping.is_set():
-                ahead = self._ahead(stream.delivery)
-                await stream.outlet.put_file(span)
-                sent = True
-        except OSError as error:
-            if error.errno not in _NO_DESCRIPTORS:
-                raise
-        finally:
-            ahead.cancel()
+        outlet, sent = stream.outlet, False
+        while not self._stopping.is_set():
+            pushed = await self._run(partial(stream.delivery.push, outlet.handle()))
+            if pushed.unsent is not None:
+                await outlet.put_unsent(pushed.unsent)
+            outlet.sent += pushed.sent
+            sent = sent or pushed.sent > 0
+            if pushed.over:
+                break
         return sent
-
-    def _ahead(self, delivery: Delivery) -> asyncio.Future[Span | None]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, delivery.span)
 
     async def _followed(self, stream: OpenStream) -> bool:
         """Lets a stream be a feed's member for as long as it keeps up; False if it cannot be one now."""
@@ -326,7 +316,7 @@ class StreamServer:
                     return delivery.step()
                 return await self._run(delivery.step)
             except OSError as error:
-                if error.errno not in _NO_DESCRIPTORS or self._stopping.is_set():
+                if error.errno not in NO_DESCRIPTORS or self._stopping.is_set():
                     raise
             await asyncio.sleep(_DESCRIPTOR_SECONDS)
 

@@ -1,0 +1,145 @@
+"""Parts of the log's files on their way to a connection: a peer that reads, one that is full, one that left."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import pytest
+
+from support.relay_log import FileEngine, transaction
+from walbus.errors import DamagedRecord
+from walbus.position import ORIGIN
+from walbus.relay.delivery import Delivery
+from walbus.relay.file_push import Unsent
+
+CHUNK = re.compile(rb"([0-9a-f]+)\r\n")
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """A reader of a log of about 6 MiB."""
+    engine = FileEngine(tmp_path / "log")
+    writer = engine.open_writer()
+    for number in range(1, 3001):
+        writer.append(transaction(number * 16, size=2000))
+    writer.sync()
+    yield engine.open_reader()
+    engine.close()
+
+
+@pytest.fixture
+def ends():
+    """The server's end of a connection, which does not block, and the client's."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    with here, there:
+        yield here, there
+
+
+def everything(reader):
+    """The log's bytes behind what a first step takes."""
+    delivery = Delivery(reader, ORIGIN)
+    delivery.step()
+    rest = b""
+    while data := delivery.step().data:
+        rest += data
+    delivery.close()
+    return rest
+
+
+def begun(reader):
+    delivery = Delivery(reader, ORIGIN)
+    delivery.step()
+    return delivery
+
+
+def taken(there, wanted=1 << 30):
+    """What a client has waiting, up to a number of bytes."""
+    there.setblocking(False)
+    data = b""
+    try:
+        while len(data) < wanted and (part := there.recv(wanted - len(data))):
+            data += part
+    except BlockingIOError:
+        pass
+    return data
+
+
+def sent_by_hand(unsent: Unsent):
+    """What the event loop sends of a chunk."""
+    part = b""
+    if unsent.span is not None:
+        with open(unsent.span.fd, "rb", closefd=False) as file:
+            file.seek(unsent.span.offset)
+            part = file.read(unsent.span.length)
+    return unsent.head + part + unsent.tail
+
+
+def unframed(data):
+    body = b""
+    while data:
+        head = CHUNK.match(data)
+        size = int(head[1], 16)
+        body += data[head.end() : head.end() + size]
+        assert data[head.end() + size :][:2] == b"\r\n"
+        data = data[head.end() + size + 2 :]
+    return body
+
+
+@pytest.mark.parametrize("room", [0, 1 << 16, 1 << 22], ids=["tiny", "small", "large"])
+def test_whatever_a_peer_takes_what_is_left_over_is_told(reader, ends, room):
+    here, there = ends
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+    expected, delivery = everything(reader), begun(reader)
+    got, told, full = b"", 0, 0
+    over = False
+    while not over:
+        pushed = delivery.push(here.dup())
+        got += taken(there)
+        if pushed.unsent is not None:
+            full += 1
+            got += sent_by_hand(pushed.unsent)
+        told, over = told + pushed.sent, pushed.over
+    while data := delivery.step().data:
+        expected = expected.removesuffix(data)
+    delivery.close()
+    assert unframed(got) == expected
+    assert told == len(expected) > 4 << 20
+    assert full or room > 1 << 20
+
+
+def test_a_part_that_is_handed_out_is_not_sent(reader):
+    delivery = begun(reader)
+    pushed = delivery.push(None)
+    data = sent_by_hand(pushed.unsent)
+    delivery.close()
+    assert everything(reader).startswith(unframed(data))
+    assert pushed.sent == len(unframed(data))
+
+
+def test_a_peer_that_left_ends_the_push(reader, ends):
+    here, there = ends
+    delivery = begun(reader)
+    there.close()
+    with pytest.raises(ConnectionError):
+        delivery.push(here.dup())
+    delivery.close()
+
+
+def test_nothing_is_pushed_of_a_closed_delivery(reader, ends):
+    here, there = ends
+    delivery = begun(reader)
+    delivery.close()
+    pushed = delivery.push(handle := here.dup())
+    assert (pushed.sent, pushed.over, taken(there)) == (0, True, b"")
+    assert handle.fileno() == -1, "a handle is closed where it was used"
+
+
+def test_a_file_that_became_shorter_is_no_end(reader, ends, monkeypatch):
+    here, _ = ends
+    delivery = begun(reader)
+    monkeypatch.setattr("walbus.relay.file_push.os.sendfile", lambda *_: 0)
+    with pytest.raises(DamagedRecord, match="shorter than it was"):
+        delivery.push(here.dup())
+    delivery.close()
