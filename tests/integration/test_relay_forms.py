@@ -17,14 +17,12 @@ import httpx
 import pytest
 import zstandard
 
-from support.guarded_relay import listened
 from support.relay_log import BASE_TIME, commits, piece, progress, schema_piece, table_schema, transaction
 from support.relay_server import Follower, Relay, fill, parsed, rows_of
 from support.waiting import wait_for
 from walbus.record_parser import RecordParser
 from walbus.records import Flag, Kind, Op, iter_changes, key_hash, pack_change, read_header
 from walbus.relay.content_coding import Gzip
-from walbus.relay.cursor import FileCursor, Span
 from walbus.relay.feed import INLINE_BYTES
 from walbus.relay.reader import FileLogReader
 from walbus.values import row_encoder
@@ -478,21 +476,3 @@ def test_a_large_block_is_compressed_beside_the_loop(relay, monkeypatch):
     assert len(commits([header for header, _ in found])) == 200
     assert made[True]
     assert all(name.startswith("walbus-read") for name in made[True])
-
-
-def test_a_file_that_became_shorter_while_it_is_sent_breaks_the_stream(relay, monkeypatch):
-    span = FileCursor.span
-
-    def longer(cursor: FileCursor) -> Span | None:
-        found = span(cursor)
-        return None if found is None else found._replace(length=found.length + (1 << 20))
-
-    monkeypatch.setattr(FileCursor, "span", longer)
-    for i in range(10):  # a segment of a megabyte
-        flags = (Flag.BEGIN if i == 0 else 0) | (Flag.END if i == 9 else 0)
-        relay.writer.append(piece(LAST + 16, 1 + i, 1, flags, size=100_000))
-    relay.writer.sync()
-    with listened() as said, pytest.raises((http.client.IncompleteRead, ConnectionError)):
-        relay.get(f"/v1/stream?after=1:0/{LAST:X}:2&follow=false")
-    (failed,) = [event for event in said if event["event"] == "stream_failed"]
-    assert "shorter than it was" in failed["error"]
