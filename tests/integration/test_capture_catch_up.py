@@ -67,6 +67,23 @@ def role(database, name):
         database.execute(f"DROP ROLE {name}")
 
 
+@contextmanager
+def waiting_for_a_standby(database, log):
+    """A table and a slot that gives nothing which a standby does not have; there is only the standby's slot."""
+    database.needs(17, "synchronized_standby_slots")
+    make_table(database)
+    begin(database, log)
+    database.execute("SELECT pg_create_physical_replication_slot('standby', true)")
+    database.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
+    database.execute("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        database.execute("ALTER SYSTEM RESET synchronized_standby_slots")
+        database.execute("SELECT pg_reload_conf()")
+        database.execute("SELECT pg_drop_replication_slot('standby')")
+
+
 def changes_of(truth):
     """(commit LSN, changes) of the oracle's transactions."""
     return [(transaction.commit_lsn, transaction.changes) for transaction in truth.transactions()]
@@ -317,26 +334,20 @@ def test_a_standby_that_fails_in_the_middle_of_steps_leaves_the_rest_to_the_stre
 def test_what_waits_for_synchronized_standbys_is_no_backlog_to_leave_the_stream_for(own_pg_server, tmp_path, capsys):
     server = own_pg_server()
     with fresh_database(server) as database:
-        database.needs(17, "synchronized_standby_slots")
-        make_table(database)
         log, status = MemoryLog(), tmp_path / "capture.json"
-        begin(database, log)
-        database.execute("SELECT pg_create_physical_replication_slot('standby', true)")
-        database.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
-        database.execute("SELECT pg_reload_conf()")
-        source = source_of(database.dsn, catch_up_step_bytes=MIB)
-        capture = Stepping(source, log, None, status, Pauses(first=0.0))
-        wait_for(lambda: told(status)["state"] == "streaming", what="it streams")
-        before = log.bounds().end_lsn
-        backlog(database, 6)
-        wait_for(lambda: told(status)["walbus_capture_retained_wal_bytes"] > 5 * MIB, what="it is seen to be behind")
-        written = told(status)["updated"]
-        wait_for(lambda: told(status)["updated"] > written + 2, what="and stays")
-        held = log.bounds().end_lsn
-        database.execute("ALTER SYSTEM RESET synchronized_standby_slots")
-        database.execute("SELECT pg_reload_conf()")
+        with waiting_for_a_standby(database, log):
+            source = source_of(database.dsn, catch_up_step_bytes=MIB)
+            capture = Stepping(source, log, None, status, Pauses(first=0.0))
+            wait_for(lambda: told(status)["state"] == "streaming", what="it streams")
+            before = log.bounds().end_lsn
+            backlog(database, 6)
+            wait_for(
+                lambda: told(status)["walbus_capture_retained_wal_bytes"] > 5 * MIB, what="it is seen to be behind"
+            )
+            written = told(status)["updated"]
+            wait_for(lambda: told(status)["updated"] > written + 2, what="and stays")
+            held = log.bounds().end_lsn
         wait_for_log(capture, database.insert_lsn())
-        database.execute("SELECT pg_drop_replication_slot('standby')")
     assert held < before + MIB  # it waited for the standby indeed
     assert capsys.readouterr().out.count("catch_up.returns") == 0
 
@@ -538,23 +549,14 @@ def test_a_full_disk_ends_the_steps_and_the_stream_waits_for_room(database, orac
 def test_steps_go_no_further_than_the_standbys_that_must_have_the_changes_first(own_pg_server, tmp_path):
     server = own_pg_server()
     with fresh_database(server) as database:
-        if int(database.value("SHOW server_version_num")) < 170_000:
-            pytest.skip("synchronized_standby_slots came with PostgreSQL 17")
-        make_table(database)
         log, status = MemoryLog(), tmp_path / "capture.json"
-        begin(database, log)
-        database.execute("SELECT pg_create_physical_replication_slot('standby', true)")
-        database.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
-        database.execute("SELECT pg_reload_conf()")
-        backlog(database, 6)
-        reached = database.value("SELECT end_lsn FROM pg_replication_slot_advance('standby', pg_current_wal_lsn())")
-        backlog(database, 6)
-        capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=MIB), log, status)
-        wait_for(lambda: told(status)["state"] == "streaming", 20, what="the steps end")
-        steps, end = told(status)["walbus_capture_catch_up_steps_total"], log.bounds().end_lsn
-        database.execute("ALTER SYSTEM RESET synchronized_standby_slots")
-        database.execute("SELECT pg_reload_conf()")
+        with waiting_for_a_standby(database, log):
+            backlog(database, 6)
+            reached = database.value("SELECT end_lsn FROM pg_replication_slot_advance('standby', pg_current_wal_lsn())")
+            backlog(database, 6)
+            capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=MIB), log, status)
+            wait_for(lambda: told(status)["state"] == "streaming", 20, what="the steps end")
+            steps, end = told(status)["walbus_capture_catch_up_steps_total"], log.bounds().end_lsn
         wait_for_log(capture, database.insert_lsn())
-        database.execute("SELECT pg_drop_replication_slot('standby')")
     assert steps > 0
     assert end <= parse_lsn(reached)
