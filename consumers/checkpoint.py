@@ -7,8 +7,9 @@
 
 Every checkpoint carries the `log_id` that its positions and seqs belong to, the `Marks` that make sweeping safe, and
 the tables that are `unread`: they came to the log after the consumer's snapshot, with rows that the log does not hold,
-and are to be read once the bootstrap has them. `layouts` is the largest number of a layout that the consumer was told:
-the log's writer may tell an older one again, which is no new table.
+and are to be read once the bootstrap has them. `rows` is the lowest state of the bootstrap that the rows of any table
+came from before they followed the log (ORIGIN: not known). `layouts` is the largest number of a layout that the
+consumer was told: the log's writer may tell an older one again, which is no new table.
 
 Its stored form is one JSON object with a version. No I/O.
 """
@@ -54,6 +55,7 @@ class Following:
     point: Point
     unread: tuple[str, ...] = ()
     layouts: int = 0
+    rows: Position = ORIGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Snapshotting:
         low: the log is replayed from here: the lowest state that any row came from, and no later than where the
             consumer was if only some of its tables are read again. None before the first answer.
         high: the highest state that any row came from. None before the first answer.
+        rows: as in the other phases, if only some tables are read; None: all are, so it will be `low`.
     """
 
     log_id: str
@@ -86,6 +89,7 @@ class Snapshotting:
     high: Point | None = None
     unread: tuple[str, ...] = ()
     layouts: int = 0
+    rows: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class CatchingUp:
     until: Position
     unread: tuple[str, ...] = ()
     layouts: int = 0
+    rows: Position = ORIGIN
 
 
 Checkpoint: TypeAlias = Following | Snapshotting | CatchingUp
@@ -137,6 +142,8 @@ def dump_checkpoint(checkpoint: Checkpoint) -> str:
         document["unread"] = checkpoint.unread
     if checkpoint.layouts:
         document["layouts"] = checkpoint.layouts
+    if checkpoint.rows is not None and (checkpoint.rows > ORIGIN or isinstance(checkpoint, Snapshotting)):
+        document["rows"] = str(checkpoint.rows)
     return json.dumps(document, separators=(",", ":"))
 
 
@@ -163,17 +170,18 @@ def load_checkpoint(text: str) -> Checkpoint:
 def _load(document: dict[str, Any]) -> Checkpoint:
     log_id, marks = document["log_id"], Marks(*document["marks"])
     unread, layouts = tuple(document.get("unread", ())), int(document.get("layouts", 0))
+    rows = parse_position(document["rows"]) if "rows" in document else None
     match document["phase"]:
         case "online":
-            return Following(log_id, marks, _load_point(document["point"]), unread, layouts)
+            return Following(log_id, marks, _load_point(document["point"]), unread, layouts, rows or ORIGIN)
         case "catchup":
             until = parse_position(document["until"])
-            return CatchingUp(log_id, marks, _load_point(document["point"]), until, unread, layouts)
+            return CatchingUp(log_id, marks, _load_point(document["point"]), until, unread, layouts, rows or ORIGIN)
         case "snapshot":
             tables = tuple(_load_table(table) for table in document["tables"])
             low, high = document["low"], document["high"]
             points = (low and _load_point(low), high and _load_point(high))
-            return Snapshotting(log_id, marks, tables, *points, unread, layouts)
+            return Snapshotting(log_id, marks, tables, *points, unread, layouts, rows)
         case _:
             raise ValueError("phase")
 

@@ -72,6 +72,7 @@ from walbus.consumers.steps import (
     RecordRead,
     RowsIncomplete,
     RowsRead,
+    RowsSettled,
     RowsStale,
     Start,
     Sweep,
@@ -83,7 +84,7 @@ from walbus.consumers.steps import (
 from walbus.consumers.windows import end_of_filtered, layout_window, log_window, snapshot_window
 from walbus.errors import PositionUnknown, ProtocolError
 from walbus.events import Window
-from walbus.position import Position
+from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, RecordHeader
 
 
@@ -202,6 +203,10 @@ class ConsumerMachine:
         self._state = Listing(state, event.tables)
         return outputs
 
+    def _rows_settled(self, state: Following, event: RowsSettled) -> list[Output]:
+        self._state = replace(state, unread=tuple(table for table in state.unread if table not in event.tables))
+        return [] if self._open else [Advance(self._state)]
+
     def _tables_listed(self, listing: Listing, event: TablesListed) -> list[Output]:
         if self._log is None or event.log_id != self._log.log_id or not event.tables:
             return []  # the bootstrap is not there yet: the driver backs off, and asks again
@@ -212,7 +217,8 @@ class ConsumerMachine:
         unread = before.unread if before is not None and same_log else ()
         left = tuple(table for table in unread if table not in event.tables)
         layouts = before.layouts if low is not None and before is not None else event.layouts
-        state = Snapshotting(event.log_id, next_marks(before, event), tables, low, low, left, layouts)
+        rows = before.rows or ORIGIN if low is not None and before is not None else None
+        state = Snapshotting(event.log_id, next_marks(before, event), tables, low, low, left, layouts, rows)
         self._state = state
         return [Advance(state)]
 
@@ -250,7 +256,8 @@ class ConsumerMachine:
         match state:
             case Snapshotting(low=Point() as low, high=Point() as high) if all(table.done for table in state.tables):
                 self._received = low
-                behind = CatchingUp(state.log_id, state.marks, low, high.last_done, state.unread, state.layouts)
+                rows = low.last_done if state.rows is None else state.rows
+                behind = CatchingUp(state.log_id, state.marks, low, high.last_done, state.unread, state.layouts, rows)
                 self._state = caught_up(behind)
         return self._state
 
@@ -367,6 +374,7 @@ _TRANSITIONS = _table(
     ((*_LOG, Snapshotting, Listing), LogReplaced, _M._need_snapshot),
     (_LOG, RecordRead, _M._record_read),
     ((Following,), RowsIncomplete, _M._rows_incomplete),
+    ((Following,), RowsSettled, _M._rows_settled),
     ((Listing,), TablesListed, _M._tables_listed),
     ((Snapshotting,), TableOpened, _M._table_opened),
     ((Snapshotting,), RowsStale, _M._rows_stale),

@@ -77,7 +77,7 @@ def with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
 def caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
     """Catching up ends where the newest state that was read has been passed."""
     if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
-        return Following(state.log_id, state.marks, state.point, state.unread, state.layouts)
+        return Following(state.log_id, state.marks, state.point, state.unread, state.layouts, state.rows)
     return state
 
 

@@ -33,6 +33,7 @@ from walbus.consumers.steps import (
     RecordRead,
     RowsIncomplete,
     RowsRead,
+    RowsSettled,
     RowsStale,
     Start,
     TableGone,
@@ -184,7 +185,14 @@ class Session:
             listed = self._bootstrap_peer().tables()
         except RelayUnavailable:
             return ()
-        return self._unread.served(tables, listed) if listed.log_id == self._log_id else ()
+        if listed.log_id != self._log_id:
+            return ()
+        good = self._unread.served(tables, listed)
+        done, to_come = self._unread.by_log(good, listed, self._machine.state)
+        if done:
+            _log.info("consumer.rows_came_by_the_log", consumer=self.subscribed.name, tables=list(done))
+            self._receive(RowsSettled(done))
+        return tuple(table for table in good if table not in (*done, *to_come))
 
     def close(self) -> None:
         """Ends all connections of this session."""

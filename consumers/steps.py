@@ -94,6 +94,13 @@ class RowsStale:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsSettled:
+    """Tables that were stale are right by the log: what they lacked came as net differences."""
+
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TableGone:
     """The bootstrap does not know the table that is being read any more (dropped meanwhile)."""
 
@@ -123,6 +130,7 @@ Event: TypeAlias = (
     | TableOpened
     | RowsRead
     | RowsStale
+    | RowsSettled
     | TableGone
     | LogReplaced
     | Disconnected

@@ -98,6 +98,8 @@ class TableList:
         folds_from: where the rows of those that it serves now were begun to be read at the source; none from a
             bootstrap that does not say so.
         stale: those of `consistent` whose rows are no longer the source's, and are being seeded again.
+        net_since: by table, since when who has had its rows has them by the log alone, net differences in it.
+        net_told: by table, behind which position he has; none while that is to come.
     """
 
     log_id: str
@@ -107,6 +109,8 @@ class TableList:
     refused: tuple[str, ...]
     folds_from: Mapping[str, Position] = field(default_factory=dict)
     stale: frozenset[str] = frozenset()
+    net_since: Mapping[str, Position] = field(default_factory=dict)
+    net_told: Mapping[str, Position] = field(default_factory=dict)
 
 
 class RecordStream:
@@ -359,6 +363,7 @@ class BootstrapPeer:
         refused: list[str] = []
         folds_from: dict[str, Position] = {}
         stale: list[str] = []
+        net: dict[str, dict[str, Position]] = {"net_since": {}, "net_told": {}}
         for table in _field(document, "tables", list):
             name = _field(table, "table", str)
             if table.get("state") == "refused":
@@ -370,9 +375,14 @@ class BootstrapPeer:
                 stale += [name] if table.get("stale") else []
                 if table.get("folds_from"):
                     folds_from[name] = parse_position(_field(table, "folds_from", str))
+                for member, places in net.items():
+                    if table.get(member):
+                        places[name] = parse_position(_field(table, member, str))
         applied = parse_position(_field(document, "applied", str))
         log_id = _field(document, "log_id", str)
-        return TableList(log_id, applied, tables, frozenset(consistent), tuple(refused), folds_from, frozenset(stale))
+        return TableList(
+            log_id, applied, tables, frozenset(consistent), tuple(refused), folds_from, frozenset(stale), **net
+        )
 
     def snapshot(self, table: str, after_key: bytes | None) -> RecordStream:
         """`GET /v1/snapshot`: the table's rows in key order, behind a key."""

@@ -19,7 +19,7 @@ from walbus.consumers.steps import Start
 from walbus.consumers.tables import matching
 from walbus.consumers.transport import TableList
 from walbus.events import Change
-from walbus.position import Position
+from walbus.position import ORIGIN, Position
 from walbus.records import Kind, RecordHeader
 from walbus.schema import TableSchema
 
@@ -108,6 +108,28 @@ class Unread:
             )
         self._unreadable = unreadable
         return good
+
+    @staticmethod
+    def by_log(tables: Iterable[str], listed: TableList, state: State) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Which of these stale tables the log mends, by net differences: those that it has mended, and those to come.
+
+        The bootstrap's rows were reached from older ones by differences in the log, since some state of it. Whoever has
+        had the rows as of that state or later, and followed the log, has them too (`docs/adr/0142…`).
+
+        Args:
+            tables: that the bootstrap serves, and has right.
+            listed: what it says.
+            state: of the consumer.
+        """
+        done: list[str] = []
+        to_come: list[str] = []
+        if isinstance(state, Following) and state.rows > ORIGIN:
+            for table in tables:
+                since, told = listed.net_since.get(table), listed.net_told.get(table)
+                if table in state.unread and since is not None and since <= state.rows:
+                    has = told is not None and state.point.last_done >= told
+                    (done if has else to_come).append(table)
+        return tuple(done), tuple(to_come)
 
     def _new_table(self, changes: Sequence[Change], layouts: int) -> TableSchema | None:
         """The layout that a SCHEMA event tells, if the consumer wants all rows and was never told the table before."""

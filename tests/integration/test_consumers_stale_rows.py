@@ -24,6 +24,11 @@ def equal(dsn, replica) -> bool:
     return True
 
 
+def came_by_log(system) -> list[str]:
+    lines = [line for line in system.log().splitlines() if "consumer.rows_came_by_the_log" in line]
+    return [table for line in lines for table in ("t", "u") if f"'public.{table}'" in line]
+
+
 @pytest.mark.long
 def test_a_replica_follows_statements_that_change_rows_without_events(database, oracle, open_folder):
     make_marker(database)
@@ -46,7 +51,7 @@ def test_a_replica_follows_statements_that_change_rows_without_events(database, 
 
 
 @pytest.mark.long
-def test_rows_are_read_again_once_while_the_source_is_idle(database, open_folder):
+def test_rows_come_by_the_log_and_none_is_read_again_while_the_source_is_idle(database, open_folder):
     """The log's last position is the event's own, and whoever goes on there is told it again."""
     make_marker(database)
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)")
@@ -59,9 +64,10 @@ def test_rows_are_read_again_once_while_the_source_is_idle(database, open_folder
         wait_for((system.data_dir / "relay" / "catalog.json").exists, what="the catalog is remembered")
         for table in ("t", "u"):
             database.execute(f"ALTER TABLE {table} ADD d int DEFAULT 7")
-            wait_for(lambda: equal(database.dsn, replica), 60, what=f"{table} is read again", every=0.2)
-        lines = [line for line in system.log().splitlines() if "consumer.rows_incomplete" in line]
-    assert [table for line in lines for table in ("t", "u") if f"'public.{table}'" in line] == ["t", "u"]
+            wait_for(lambda: equal(database.dsn, replica), 60, what=f"{table} is right", every=0.2)
+            wait_for(lambda table=table: came_by_log(system)[-1:] == [table], 60, what=f"{table} is not stale any more")
+        assert came_by_log(system) == ["t", "u"]
+        assert "consumer.rows_incomplete" not in system.log()
 
 
 @pytest.mark.long

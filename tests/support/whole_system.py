@@ -186,8 +186,8 @@ class WholeSystem:
         """At rest: the log and `walbus tail` equal what a second slot saw, and every sink equals the source."""
         expected = truth.transactions()
         with closing(open_reader(self.data_dir / "relay")) as reader:
-            assert log_transactions(reader) == expected
-        check_tail(row_changes(self.tail()), expected)
+            assert [one for one in log_transactions(reader) if one.xid] == expected
+        check_tail([line for line in row_changes(self.tail()) if not line.get("net")], expected)
         folders = {name: self.data_dir / "consumers" / name for name in self.consumers}
         cache, search = folders.get("cache"), folders.get("search")
         assert_sinks_equal(

@@ -546,7 +546,8 @@ def test_a_snapshot_of_several_states_is_swept_and_replayed_from_the_lowest() ->
     sweep = outputs[-1]
     assert isinstance(sweep, Sweep)
     assert sweep.seq == 20
-    assert sweep.checkpoint == CatchingUp(LOG, Marks(3, 3), Point(Position(1, 0x200, 1), 20), Position(1, 0x300, 1))
+    at = Position(1, 0x200, 1)
+    assert sweep.checkpoint == CatchingUp(LOG, Marks(3, 3), Point(at, 20), Position(1, 0x300, 1), rows=at)
     (done,) = machine.receive(record(0x300, 0, 1, 30))
     assert isinstance(done, Advance)
     assert isinstance(done.checkpoint, Following)
@@ -562,7 +563,8 @@ def test_a_table_that_was_stale_when_it_was_read_is_read_again_later() -> None:
     machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
     outputs = machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
     assert isinstance(outputs[-1], Sweep)
-    assert outputs[-1].checkpoint == Following(LOG, Marks(3, 3), Point(Position(1, 0x200, 1), 20), (ITEMS,))
+    at = Position(1, 0x200, 1)
+    assert outputs[-1].checkpoint == Following(LOG, Marks(3, 3), Point(at, 20), (ITEMS,), rows=at)
 
 
 def checkpoint_of(machine: ConsumerMachine) -> Checkpoint:
