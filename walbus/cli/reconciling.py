@@ -6,6 +6,7 @@ from contextlib import closing
 
 import typer
 
+from walbus.cli.options import require_source
 from walbus.config import Settings
 from walbus.errors import StoreError, UsageError
 
@@ -27,6 +28,7 @@ def consent(settings: Settings, *, force: bool) -> None:
     from walbus.relay.promotion import check_not_a_copy  # noqa: PLC0415
 
     check_not_a_copy(settings.relay_dir)
+    require_source(settings, "walbus snapshot --reconcile")
     with closing(open_reader(settings.relay_dir)) as reader:
         bounds = reader.bounds()
     why = find_gap(settings.source, bounds)
