@@ -167,6 +167,11 @@ def test_under_load_nothing_is_named_that_is_right_and_everything_that_is_wrong(
         rig.assert_equals_source("public.items")
 
 
+def update_row_7(database: Database) -> None:
+    with database.connect() as session:
+        session.execute("UPDATE public.t SET n = 1 WHERE id = 7")
+
+
 def test_a_commit_that_is_not_visible_yet_is_not_called_a_difference(own_pg_server: Any, tmp_path: Path) -> None:
     """Committed in the WAL and in the log, and held back for a synchronous standby that is not there."""
     server = own_pg_server(max_wal_senders="8")
@@ -179,14 +184,16 @@ def test_a_commit_that_is_not_visible_yet_is_not_called_a_difference(own_pg_serv
             database.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
             database.execute("SELECT pg_reload_conf()")
             wait_for(lambda: database.value("SHOW synchronous_standby_names") == "nobody", what="it is required")
-            writer = threading.Thread(target=lambda: database.execute("UPDATE public.t SET n = 1 WHERE id = 7"))
+            writer = threading.Thread(target=update_row_7, args=(database,), daemon=True)
             writer.start()
-            wait_for(lambda: rig.rows("public.t")[KEY_7]["n"] == "1", 20, what="the store has it")
-            assert database.value("SELECT n FROM public.t WHERE id = 7") == 0
-            found = verify(rig, code=3)["public.t"]
-            assert (found["differing"], found["undecided"]) == (0, 1)
-            database.execute("ALTER SYSTEM RESET synchronous_standby_names")
-            database.execute("SELECT pg_reload_conf()")
+            try:
+                wait_for(lambda: rig.rows("public.t")[KEY_7]["n"] == "1", 20, what="the store has it")
+                assert database.value("SELECT n FROM public.t WHERE id = 7") == 0
+                found = verify(rig, code=3)["public.t"]
+                assert (found["differing"], found["undecided"]) == (0, 1)
+            finally:
+                database.execute("ALTER SYSTEM RESET synchronous_standby_names")
+                database.execute("SELECT pg_reload_conf()")
             writer.join(20)
             assert verify(rig)["public.t"]["undecided"] == 0
 
