@@ -9,11 +9,14 @@ The way of the data, in the order of the files:
       seeding.py   one job: plan, chunk, read again    ─┴─► bulk.py ───────┘ past the fold
         chunks.py, catalog.py: the source; pace.py         entry.py, visibility.py: what the rule speaks of
     generations.py      which generations a table has; the ledger's other half
+    net_difference.py   what separates two of them ─► telling.py, handing.py ─► files for capture, and by it the log
+    verifying.py        store and source compared, by key_ranges.py; judging.py, seen_rows.py: what is really wrong
+      verify_requests.py  who asks for it
     state.py, runs.py   where each table stands: stored, and at work
     serving.py     a view of the store as records ─► server.py (HTTP)
     service.py     the process
 
-`fold`, `visibility`, `entry`, `unseen` and `pace` do no I/O; COPY's rows are encoded by
+`fold`, `visibility`, `entry`, `unseen`, `net_difference`, `seen_rows` and `pace` do no I/O; COPY's rows are encoded by
 `walbus.native`. `docs/bootstrap.md` explains the rule.
 """
 

@@ -25,6 +25,10 @@ The way of the data:
       timelines      the epoch of a commit
       epochs         what a promotion means: switches, and what they lost
       xids           32 bits made 64
+    handover       net differences of the bootstrap's, from files into the log
+      difference_file  the files
+      carrying       from the position that one was made at to the log's end      pure
+      places         where one stands between two commits                         pure
     loop           read, append, sync, confirm: one connection's life
       receiving      a round of reading: frames into the intake
       grouping       how long whole transactions wait for others to be synced with them       pure
@@ -44,6 +48,7 @@ Around it:
     identity       whether the source can be captured, and which it is           `identify`
     resumption     taking up where the log ends
       verification   whether the source can give what follows it            pure
+    reconciling    going on behind a lost slot, by consent
     slot           looked at, made, freed
     publication    made from the configured tables; what is lost is told
     watch          the catalog, looked at each second from a thread
