@@ -31,6 +31,7 @@ from walbus.records import Flag, Kind, RecordHeader, read_header
 
 _PAUSE = 0.1  # seconds until a follower whose relay failed asks the next one
 _BUFFER = 1 << 18
+_BESIDE = (Kind.SCHEMA, Kind.EPOCH)  # what stands at the position of the record before it
 
 Digest = tuple[int, int]
 
@@ -62,16 +63,33 @@ class _Follower:
     digest: int = 0
 
 
+@dataclass(frozen=True)
+class _Block:
+    """A block's records; followers of one feed get the same blocks, so each is taken apart once.
+
+    Attributes:
+        records: with their headers, signs of life left out.
+        data: their bytes in a row.
+        beside: layouts and epochs at the position of the last one.
+    """
+
+    records: tuple[tuple[RecordHeader, bytes], ...]
+    data: bytes
+    beside: tuple[bytes, ...]
+
+
 @functools.lru_cache(maxsize=256)
-def _records(chunk: bytes) -> tuple[tuple[RecordHeader, bytes], ...]:
-    """The records of a block; followers of one feed get the same blocks."""
+def _block(chunk: bytes) -> _Block:
     found, at = [], 0
     while at < len(chunk):
         header = read_header(chunk, at)
-        found.append((header, chunk[at : at + header.length]))
+        if not header.flags & Flag.FILTERED:
+            found.append((header, chunk[at : at + header.length]))
         at += header.length
     assert at == len(chunk), "a block ends inside a record"
-    return tuple(found)
+    last = found[-1][0].last if found else ORIGIN
+    beside = tuple(record for header, record in found if header.last == last and header.kind in _BESIDE)
+    return _Block(tuple(found), b"".join(record for _, record in found), beside)
 
 
 class Crowd:
@@ -205,16 +223,26 @@ class Crowd:
 
     @staticmethod
     def _take_records(follower: _Follower, chunk: bytes) -> None:
-        for header, record in _records(chunk):
-            if header.flags & Flag.FILTERED:
-                continue
-            if follower.again and record == follower.again[0]:
-                del follower.again[0]
-                continue
-            follower.again = []
-            if header.last != follower.last:
-                follower.last, follower.beside = header.last, []
-            if header.kind in (Kind.SCHEMA, Kind.EPOCH):
-                follower.beside.append(record)
-            follower.count += 1
-            follower.digest = google_crc32c.extend(follower.digest, record)
+        block = _block(chunk)
+        if not block.records:
+            return
+        if follower.again or block.records[0][0].last == follower.last:
+            for header, record in block.records:
+                _take_record(follower, header, record)
+            return
+        follower.count += len(block.records)
+        follower.digest = google_crc32c.extend(follower.digest, block.data)
+        follower.last, follower.beside = block.records[-1][0].last, [*block.beside]
+
+
+def _take_record(follower: _Follower, header: RecordHeader, record: bytes) -> None:
+    if follower.again and record == follower.again[0]:
+        del follower.again[0]
+        return
+    follower.again = []
+    if header.last != follower.last:
+        follower.last, follower.beside = header.last, []
+    if header.kind in _BESIDE:
+        follower.beside.append(record)
+    follower.count += 1
+    follower.digest = google_crc32c.extend(follower.digest, record)
