@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import fastavro
 
 from report import Report
-from walbus.consumers.arrow import arrays_of
+from walbus.arrow_arrays import arrays_of
 from walbus.native import Implementation, native_implementation, pure_implementation
 from walbus.native.reading import ALL_TABLES, WHOLE, Partition, RecordFilter
 from walbus.records import Flag, Kind, Op, body_of, iter_changes, pack_change, pack_record, read_header

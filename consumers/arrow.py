@@ -13,8 +13,7 @@ An update of the key is two rows at one seq: the delete of the old key, and the 
 where the replica identity gives it, and its key otherwise. Messages, layouts and epochs are no rows of a table, and not
 here.
 
-Buffers come from the native core and are not copied. pyarrow is imported when the first batch is made: it is an extra,
-`walbus[arrow]`. `walbus.values.column_form` says which type becomes what.
+Buffers come from the native core and are not copied (`walbus.arrow_arrays`). pyarrow is an extra, `walbus[arrow]`.
 """
 
 from __future__ import annotations
@@ -23,15 +22,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from walbus.errors import UsageError
+from walbus.arrow_arrays import arrays_of, pyarrow
 from walbus.events import Change, Window
 from walbus.keys import key_texts
 from walbus.native import new_row_columns
-from walbus.native.reading import ColumnBuffers, TakenRows
 from walbus.records import Op
 from walbus.schema import TableSchema
 from walbus.values import row_encoder
-from walbus.values.column_form import ColumnForm, column_form
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,7 +103,7 @@ class _Table:
         self._rows = []
 
     def batch(self) -> pa.RecordBatch:
-        pa = _pyarrow()
+        pa = pyarrow()
         self._flush()
         taken = self._columns.take()
         arrays = arrays_of(self.schema, taken)
@@ -159,42 +156,4 @@ class _Told:
 _NAMES = {op.value: op.name.lower() for op in _ROW_OPS}
 
 
-def arrow_type(form: ColumnForm) -> pa.DataType:
-    """The Arrow type of a column's form."""
-    pa = _pyarrow()
-    if form.item is not None:
-        return pa.large_list(arrow_type(form.item))
-    if form.kind == "decimal":
-        return pa.decimal128(form.precision, form.scale)
-    times = {
-        "date": pa.date32(),
-        "time": pa.time64("us"),
-        "timestamp": pa.timestamp("us"),
-        "timestamptz": pa.timestamp("us", "UTC"),
-    }
-    names = {"bit": "bool", "bytes": "large_binary", "text": "large_string", "float32": "float", "float64": "double"}
-    return times.get(form.name) or pa.type_for_alias(names.get(form.kind, form.kind))
-
-
-def arrays_of(schema: TableSchema, taken: TakenRows) -> list[pa.Array]:
-    """The columns of a layout as Arrow arrays over the same memory."""
-    pa = _pyarrow()
-    forms = (column_form(column) for column in schema.columns)
-    return [_array(pa, form, column) for form, column in zip(forms, taken.columns, strict=True)]
-
-
-def _array(pa: Any, form: ColumnForm, column: ColumnBuffers) -> pa.Array:  # noqa: ANN401
-    children = [_array(pa, form.item, column.items)] if form.item is not None and column.items is not None else []
-    buffers = [pa.py_buffer(data) for data in column.buffers]
-    return pa.Array.from_buffers(arrow_type(form), column.length, buffers, null_count=column.nulls, children=children)
-
-
-def _pyarrow() -> Any:  # noqa: ANN401
-    try:
-        import pyarrow  # noqa: PLC0415  (an extra)
-    except ImportError:
-        raise UsageError("pyarrow is not installed", mend="pip install 'walbus[arrow]'") from None
-    return pyarrow
-
-
-__all__ = ["arrays_of", "arrow_type", "record_batches"]
+__all__ = ["record_batches"]

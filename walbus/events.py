@@ -138,8 +138,9 @@ class Window:
     """One committed transaction, or a piece of one, or a batch of snapshot rows.
 
     Attributes:
-        kind: TRANSACTION, or SNAPSHOT for rows of a bootstrap snapshot (their op is INSERT, xid is 0), or PROGRESS
-            for "nothing for you up to `last`" (no changes), or SCHEMA or EPOCH for such an event by itself.
+        kind: TRANSACTION, or SNAPSHOT for rows of a bootstrap snapshot (their op is INSERT, xid is 0), or DELTA for the
+            last changes of keys (an INSERT is the row as it is, new or not; xid is 0), or PROGRESS for "nothing for you
+            up to `last`" (no changes), or SCHEMA or EPOCH for such an event by itself.
         changes: in commit order.
         xid, commit_lsn, commit_time, origin: of the transaction.
         last: "last done" once this window has been dealt with.
@@ -205,8 +206,8 @@ def located_changes(
 ) -> Iterator[tuple[Position, RawChange]]:
     """The changes of a record with their positions, but for those at or before `after` ("last done").
 
-    A snapshot's rows all stand at the snapshot's position, and `after` does not concern them. A SCHEMA or EPOCH event
-    stands at the position of the change before it, so that one at `after` itself is given (again).
+    All that a snapshot or a delta tells stands at its position, and `after` does not concern it. A SCHEMA or EPOCH
+    event stands at the position of the change before it, so that one at `after` itself is given (again).
 
     Raises:
         DamagedRecord: the body makes no sense.
@@ -214,10 +215,10 @@ def located_changes(
     if header.kind == Kind.PROGRESS:
         return
     epoch, commit_lsn = header.epoch, header.commit_lsn
-    first, snapshot = header.first_ordinal, header.kind == Kind.SNAPSHOT
+    first, served = header.first_ordinal, header.kind in (Kind.SNAPSHOT, Kind.DELTA)
     events = header.kind != Kind.TRANSACTION
     for raw in iter_changes(body_of(record, header)):
-        if snapshot:
+        if served:
             yield header.last, raw
             continue
         position = Position(epoch, commit_lsn, first + raw.ordinal_delta)

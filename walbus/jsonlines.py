@@ -11,8 +11,9 @@ with the first change that passes the filter, so that a transaction of which not
 that starts in the middle of a transaction tells its begin, with `"continues":true` and the position where it started,
 and its commit, whatever passes of the rest. The lines of a net difference (`docs/log-format.md`) have `"net":true`,
 all but its commit. The other lines are `heartbeat` (all up to its position has been scanned),
-`schema` and `epoch` events, and for bootstrap snapshots rows with `"snapshot":true` and one last `snapshot_end`. Values
-look as `walbus.values.row_json` says.
+`schema` and `epoch` events; for bootstrap snapshots rows with `"snapshot":true` and one last `snapshot_end`; for deltas
+changes with `"delta":true` (an `insert` is the row as it is now, whether it was there before or not) and `delta_end`.
+Values look as `walbus.values.row_json` says.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class LineRenderer:
         if header.kind == Kind.PROGRESS:
             return [_heartbeat(header.last)]
         if header.kind == Kind.SNAPSHOT:
-            return self._snapshot(header, record)
+            return self._served(header, record, "snapshot")
+        if header.kind == Kind.DELTA:
+            return self._served(header, record, "delta")
         if header.kind == Kind.TRANSACTION:
             return self._transaction(header, record)
         return self._events(header, record)
@@ -127,14 +130,15 @@ class LineRenderer:
             for position, change in located_changes(header, record, self._after)
         ]
 
-    def _snapshot(self, header: RecordHeader, record: bytes) -> list[Line]:
-        head = {"op": "insert", "snapshot": True, "position": str(header.last)}
-        lines = [
-            head | {"seq": change.seq_delta} | self._content(change)
+    def _served(self, header: RecordHeader, record: bytes, what: str) -> list[Line]:
+        """The lines of a record of a `snapshot` or a `delta`."""
+        place = {what: True, "position": str(header.last)}
+        lines: list[Line] = [
+            {"op": _OP_NAMES[change.op], **place, "seq": change.seq_delta} | self._content(change)
             for _, change in located_changes(header, record, self._after)
         ]
         if header.flags & Flag.END:
-            lines.append({"op": "snapshot_end", "position": str(header.last), "seq": header.last_seq})
+            lines.append({"op": f"{what}_end", "position": str(header.last), "seq": header.last_seq})
         return lines
 
     def _content(self, change: RawChange) -> Line:

@@ -48,6 +48,7 @@ class Kind(enum.IntEnum):
     SCHEMA = 3  #: one `schema` change: a layout that rows behind it use; takes no ordinal and no seq
     EPOCH = 4  #: one `epoch` change: the timeline switched, or the log was reconciled
     SNAPSHOT = 5  #: rows of a bootstrap snapshot; never in a log
+    DELTA = 6  #: what a bootstrap delta says of the keys that changed; never in a log
 
 
 class Flag(enum.IntFlag):

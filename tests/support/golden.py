@@ -89,6 +89,13 @@ RECORDS = {
         pack_change(Op.INSERT, table=16385, schema_id=3, seq_delta=77, ordinal_delta=0, key=_KEY, after=b"\x02\x0e"), 1,
         first_seq=0, first_ordinal=0,
     ),
+    "delta-begin-end": _record(
+        Kind.DELTA, _WHOLE,
+        pack_change(Op.TRUNCATE, table=16385, seq_delta=70, ordinal_delta=0)
+        + pack_change(Op.DELETE, table=16385, schema_id=3, seq_delta=76, ordinal_delta=0, key=_OLD_KEY)
+        + pack_change(Op.INSERT, table=16385, schema_id=3, seq_delta=77, ordinal_delta=0, key=_KEY, after=b"\x02\x0e"),
+        3,        first_seq=0, first_ordinal=0,
+    ),
 }  # fmt: skip
 
 

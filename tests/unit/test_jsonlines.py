@@ -169,6 +169,16 @@ def test_progress_is_a_heartbeat() -> None:
     assert lines(data) == [{"op": "heartbeat", "position": "1:0/500:0"}]
 
 
+def test_changes_of_a_delta_carry_its_position_and_the_end_is_told() -> None:
+    delete = pack_change(Op.DELETE, table=16400, schema_id=3, seq_delta=41, ordinal_delta=0, key=key(2))
+    place = {"first": 9, "last_ordinal": 9, "first_seq": 0, "last_seq": 77}
+    data = record(insert(1, 40), delete, kind=Kind.DELTA, flags=Flag.END, **place)
+    row, gone, end = lines(data)
+    assert (row["op"], row["delta"], row["position"], row["seq"]) == ("insert", True, "1:0/500:9", 40)
+    assert (gone["op"], gone["seq"], gone["key"]) == ("delete", 41, {"id": 2})
+    assert end == {"op": "delta_end", "position": "1:0/500:9", "seq": 77}
+
+
 def test_rows_of_a_snapshot_carry_its_position_and_the_end_is_told() -> None:
     data = record(insert(1, 40), kind=Kind.SNAPSHOT, flags=Flag.END, first=9, first_seq=0, last_seq=77)
     row, end = lines(data)
