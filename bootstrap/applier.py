@@ -135,12 +135,20 @@ class EventFolder:
         self._note_difference(stage, record, header)
         reseed = reseed_of(record, header)
         for run in [] if reseed is None else self._ledger.runs_of(reseed.oid):
-            if reseed is None or not run.folding or reseed.is_behind(parse_position(run.state.p0), header.last):
+            if reseed is None or not run.folding:
                 continue
-            if run.seeding or reseed.ending:
+            if reseed.is_behind(parse_position(run.state.p0), header.last):
+                self._told(stage, run, header)
+            elif run.seeding or reseed.ending:
                 self._ledger.break_table(stage, run, reseed.reason)
             else:
                 self._ledger.mark_stale(stage, run, reseed.reason, header.last)
+
+    def _told(self, stage: Stage, run: TableRun, header: RecordHeader) -> None:
+        """Notes that the log tells only here what the generation has read already: deltas from before it lack that."""
+        if parse_position(run.state.p0) <= header.last:
+            state = msgspec.structs.replace(run.state, told_at=str(header.last), told_seq=header.last_seq)
+            self._ledger.save_state(stage, run, state)
 
     def _note_difference(self, stage: Stage, record: bytes, header: RecordHeader) -> None:
         """Notes that a net difference has come by the log, and where it stands."""

@@ -124,3 +124,9 @@ def live_row(value: bytes) -> tuple[int, int, bytes] | None:
     if flags & _TOMBSTONE:
         return None
     return seq, schema_id, value[_HEADER.size + length :]
+
+
+def served_version(value: bytes) -> tuple[int, int, bytes | None]:
+    """Seq, schema id and row of a stored entry; the row of a tombstone is None."""
+    flags, seq, schema_id, _, length = _HEADER.unpack_from(value)
+    return seq, schema_id, None if flags & _TOMBSTONE else value[_HEADER.size + length :]

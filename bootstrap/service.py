@@ -82,7 +82,7 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         handing = Handing(differences_dir)
         threads.start("seeder", Seeder(source, config, ledger, requests, handing, stop=stop).run)
         threads.start("verifier", Verifier(verify_dir, ledger, source, reader, handing, stop=stop).run)
-        threads.start("http", lambda: BootstrapServer(ledger, report).serve(gate, stop, on_listening))
+        threads.start("http", lambda: BootstrapServer(ledger, report, reader).serve(gate, stop, on_listening))
         keeper = Keeper(ledger, report, reader, hold=holds_dir / HOLD_FILE, status_path=status_path)
         threads.start("keeper", lambda: keeper.run(stop))
         threads.join()

@@ -173,6 +173,9 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         last_snapshot: number of its latest snapshot. Numbers are never used twice: entries keep them.
         truncated_by: xid of the last TRUNCATE since P0; None without one.
         truncated_seq: seq of the last TRUNCATE; 0 without one.
+        told_at: the last event, behind P0, by which the log told that rows had changed without events, which this
+            generation had read as they are now; as text, empty without one. Whoever is not behind it lacks those rows.
+        told_seq: the log's last seq at that event.
         rows: rows held, an estimate.
     """
 
@@ -198,6 +201,8 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     last_snapshot: int = 0
     truncated_by: int | None = None
     truncated_seq: int = 0
+    told_at: str = ""
+    told_seq: int = 0
     rows: int = 0
 
     @property

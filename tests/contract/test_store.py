@@ -103,6 +103,16 @@ def test_missing_keys_are_those_last_written_so(store: Any) -> None:
     assert store.missing(SPACE, 1) == [SPACE + b"a"]
 
 
+def test_a_view_gives_single_entries_as_they_were(store: Any) -> None:
+    fill(store, SPACE + b"a", SPACE + b"c", OTHER + b"b")
+    view = store.view()
+    store.write(WriteSet(entries={SPACE + b"a": b"new", SPACE + b"b": b"new", SPACE + b"c": None}))
+    found = view.get_many(SPACE, [b"c", b"b", b"a"])
+    assert found == [b"value of " + SPACE + b"c", None, b"value of " + SPACE + b"a"]
+    assert view.get_many(SPACE, []) == []
+    assert [key for key, _ in view.entries(SPACE)] == [b"a", b"c"]
+
+
 def test_changes_come_by_seq_behind_a_seq(store: Any) -> None:
     places = [change_key(SPACE + b"b", 5), change_key(SPACE + b"a", 1 << 40), change_key(SPACE + b"c", 6)]
     store.write(WriteSet(changes=[*places, change_key(OTHER + b"x", 6)]))

@@ -21,6 +21,9 @@ class MemoryView:
             if key.startswith(space) and (not after or key[SPACE_SIZE:] > after):
                 yield key[SPACE_SIZE:], self._entries[key]
 
+    def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._entries.get(space + key) for key in keys]
+
     def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
         start = change_key(space, after_seq + 1)
         for place in sorted(self._changes):

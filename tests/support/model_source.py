@@ -4,6 +4,7 @@ source = ModelSource()
 source.commit([insert("public.items", 1, "one"), update("public.items", 1, "two")])
 source.records            [(header, record)], as a relay sends them
 source.snapshot("public.items", after_key=None)    records, as a bootstrap server sends them
+source.delta("public.items", since=42)             the same of what changed behind a seq
 source.rows("public.items")                        {id: row}, what every sink must equal
 
 Tables have `id int4` (the key), `name text` and `body text`; `body` plays the TOASTed column: an update without it
@@ -86,6 +87,8 @@ class ModelSource:
         self.current: dict[str, TableSchema] = {}
         self.state: State = {}
         self.history: list[tuple[Position, int, State]] = [(ORIGIN, first_seq - 1, {})]
+        self.edits: list[tuple[int, str, Op, tuple[str, ...]]] = []  # seq, table, what was done, ids
+        self.horizon = ORIGIN  # deltas are complete for who is behind it
         self._seq = first_seq
         self._lsn = 0x1000
         self._xid = 700
@@ -176,31 +179,49 @@ class ModelSource:
         position, seq, state = self.history[at]
         entries = sorted((self._key(stored.layout, id), stored) for id, stored in state.get(table, {}).items())
         behind = [(key, stored) for key, stored in entries if after_key is None or key > after_key]
-        chunks = [behind[i : i + rows_a_record] for i in range(0, len(behind), rows_a_record)] or [[]]
-        flags = [Flag(0)] * (len(chunks) - 1) + [Flag.END]
-        return [self._snapshot_record(c, f, position, seq) for c, f in zip(chunks, flags, strict=True)]
+        bodies = [
+            (stored.seq, _served(Op.INSERT, stored.layout, stored.seq, key, stored.row)) for key, stored in behind
+        ]
+        return _served_records(Kind.SNAPSHOT, bodies, position, seq, rows_a_record)
 
-    def _snapshot_record(
-        self, rows: list[tuple[bytes, StoredRow]], flags: Flag, position: Position, seq: int
-    ) -> tuple[RecordHeader, bytes]:
-        body = b"".join(
-            pack_change(
-                Op.INSERT, table=s.layout.oid, schema_id=s.layout.id, seq_delta=s.seq, ordinal_delta=0, key=key,
-                after=_payload(s.layout, s.row),
+    def delta(
+        self, table: str, since: int, at: int = -1, changes_a_record: int = 2
+    ) -> list[tuple[RecordHeader, bytes]]:
+        """What became of the table's keys that changed behind a seq, as of `history[at]`; the last record has END."""
+        position, seq, state = self.history[at]
+        latest, truncated, layout = (
+            self._latest(table, since, seq),
+            self._truncated(table, since, seq),
+            self.current[table],
+        )
+        bodies = [(truncated, _served(Op.TRUNCATE, layout, truncated, None))] if truncated else []
+        for changed_at, id in sorted((at, id) for id, at in latest.items()):
+            stored = state.get(table, {}).get(id)
+            key = self._key(layout, id)
+            body = (
+                _served(Op.DELETE, layout, changed_at, key)
+                if stored is None
+                else _served(Op.INSERT, stored.layout, stored.seq, key, stored.row)
             )
-            for key, s in rows
-        )  # fmt: skip
-        record = pack_record(
-            Kind.SNAPSHOT, flags=flags, epoch=position.epoch, commit_lsn=position.commit_lsn,
-            first_ordinal=position.ordinal, last_ordinal=position.ordinal, first_seq=0, last_seq=seq,
-            commit_time=START_TIME, count=len(rows), body=body,
-        )  # fmt: skip
-        return read_header(record), record
+            bodies.append((changed_at, body))
+        return _served_records(Kind.DELTA, bodies, position, seq, changes_a_record)
+
+    def _truncated(self, table: str, since: int, until: int) -> int:
+        """Seq of the last TRUNCATE in between; 0 without one."""
+        found = (seq for seq, name, op, _ in self.edits if name == table and op is Op.TRUNCATE and since < seq <= until)
+        return max(found, default=0)
+
+    def _latest(self, table: str, since: int, until: int) -> dict[str, int]:
+        """The last seq in between, and behind the last TRUNCATE, of each id."""
+        since = max(since, self._truncated(table, since, until))
+        return {id: seq for seq, name, _, ids in self.edits if name == table and since < seq <= until for id in ids}
 
     def _apply(self, edit: Edit, _: int) -> Callable[[int], bytes]:
         layout, rows = self.current[edit.table], self.state[edit.table]
         seq = self._seq
         self._seq += 1
+        ids = () if edit.op is Op.TRUNCATE else (edit.id,) if edit.new_id is None else (edit.id, edit.new_id)
+        self.edits.append((seq, edit.table, edit.op, ids))
         key = self._key(layout, edit.id)
         parts: dict[str, object] = {"table": layout.oid, "schema_id": layout.id}
         match edit.op:
@@ -232,9 +253,36 @@ class ModelSource:
         record = pack_record(
             kind, flags=flags, epoch=1, commit_lsn=lsn, end_lsn=lsn + 8 if flags & Flag.END else 0,
             first_ordinal=first, last_ordinal=last, first_seq=first_seq, last_seq=last_seq, xid=self._xid,
-            commit_time=self.wall(), count=count, body=body,
+            commit_time=self.wall(), count=count, tables=(1 << 64) - 1, body=body,
         )  # fmt: skip
         self.records.append((read_header(record), record))
+
+
+def _served(op: Op, layout: TableSchema, seq: int, key: bytes | None, row: Row | None = None) -> bytes:
+    after = None if row is None else _payload(layout, row)
+    return pack_change(op, table=layout.oid, schema_id=layout.id, seq_delta=seq, ordinal_delta=0, key=key, after=after)
+
+
+def _served_records(
+    kind: Kind, bodies: list[tuple[int, bytes]], position: Position, seq: int, changes_a_record: int
+) -> list[tuple[RecordHeader, bytes]]:
+    """Records of so many changes (seq, bytes), or of one more: what has one seq stays together."""
+    chunks: list[list[bytes]] = [[]]
+    last = -1
+    for at, body in bodies:
+        if len(chunks[-1]) >= changes_a_record and (at != last or kind is Kind.SNAPSHOT):
+            chunks.append([])
+        chunks[-1].append(body)
+        last = at
+    made = []
+    for number, chunk in enumerate(chunks, 1):
+        record = pack_record(
+            kind, flags=Flag.END if number == len(chunks) else Flag(0), epoch=position.epoch,
+            commit_lsn=position.commit_lsn, first_ordinal=position.ordinal, last_ordinal=position.ordinal, first_seq=0,
+            last_seq=seq, commit_time=START_TIME, count=len(chunk), body=b"".join(chunk),
+        )  # fmt: skip
+        made.append((read_header(record), record))
+    return made
 
 
 def _payload(layout: TableSchema, row: Row) -> bytes:

@@ -32,14 +32,17 @@ from support.mvcc_model import (
 )
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.bulk import Bulk, Offer
+from walbus.bootstrap.delta import Since, delta_records, horizon_of
 from walbus.bootstrap.entry import FromSnapshot, pack_prefix, unpack_entry
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.runs import TableRun
+from walbus.bootstrap.serving import ServedView
 from walbus.bootstrap.state import Applied, ChunkDone, Phase, PublishedTable
 from walbus.bootstrap.store import SPACE_SIZE
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
-from walbus.position import ORIGIN
+from walbus.position import ORIGIN, Position
+from walbus.records import Op, body_of, check_record, iter_changes
 
 KEYS = 4
 BLOCKS = 3
@@ -265,6 +268,8 @@ class World:
         else:
             raise AssertionError("the table never became consistent")
         self.check()
+        for done in range(self.applied):
+            self.check_delta(done)
 
     def check(self) -> None:
         run = self.ledger.tables.get(OID)
@@ -284,6 +289,30 @@ class World:
             assert without_rewrites(stored) == without_rewrites(expected)
         else:
             assert stored == expected
+            self.check_delta(self.next_value % (self.applied + 1))
+
+    def check_delta(self, done: int) -> None:
+        """Whoever had replayed so many transactions has the table as it is now behind a delta, if that is complete."""
+        served = ServedView(self.store.view())
+        state, seq, position = served.tables["public.t"], FIRST_SEQ - 1, ORIGIN
+        if done:
+            last = self.table.log[done - 1]
+            seq, position = last.last_seq, Position(1, last.lsn, len(last.events))
+        if not horizon_of(state).is_before(Since(seq, position)):
+            return
+        rows = {key_bytes(key): row_bytes(*row) for key, row in self.table.state_after(done)[0].items()}
+        changed: set[bytes] = set()
+        for record in delta_records(served, state, seq):
+            for change in iter_changes(body_of(record, check_record(record))):
+                if change.op == Op.TRUNCATE:
+                    rows.clear()
+                    continue
+                assert change.key is not None and change.key not in changed
+                changed.add(change.key)
+                rows.pop(change.key, None)
+                if change.op == Op.INSERT and change.after is not None:
+                    rows[change.key] = change.after
+        assert rows == {key_bytes(key): row_bytes(*row) for key, row in self.table.state_after(self.applied)[0].items()}
 
 
 def as_entries(run: TableRun, origin: FromSnapshot, rows: list[tuple[bytes, bytes]]) -> tuple[list[bytes], list[bytes]]:

@@ -117,7 +117,7 @@ def test_a_snapshot_states_its_position_and_ends_with_the_end(ledger: Ledger) ->
     table.commit(writer)
     EventFolder(ledger).fold(table.log[0].records())
     served = ServedView(ledger.store.view())
-    records = list(served.records(served.tables["public.t"]))
+    records = list(served.snapshot([served.tables["public.t"]]))
     headers = [check_record(record) for record in records]
     assert [bool(header.flags & Flag.END) for header in headers] == [False] * (len(headers) - 1) + [True]
     assert sum(header.count for header in headers) == 2

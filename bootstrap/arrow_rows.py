@@ -1,0 +1,110 @@
+"""A table's rows as an Arrow stream: its columns in the present layout, and `_walbus_seq` behind them.
+
+A value that its column's type does not have (`infinity`, a date before Christ) is null, and stands with its text in
+`_walbus_texts`, as in `walbus.consumers.arrow`. Rows of an earlier layout are brought to the present one by their
+columns' names; a column that they do not have is null.
+
+A stream that was broken off has no end mark, and its HTTP response no end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from walbus.arrow_arrays import arrays_of, pyarrow
+from walbus.bootstrap.serving import ServedRow
+from walbus.native import new_row_columns
+from walbus.schema import TableSchema
+from walbus.values import merge_unchanged, row_encoder
+
+_ROWS = 16_384  # of one batch
+
+
+class _Outlet:
+    """A file that gives away what was written."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: object) -> int:
+        part = bytes(data)  # type: ignore[call-overload]  # a buffer
+        self._parts.append(part)
+        self._size += len(part)
+        return len(part)
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None:
+        """All is here."""
+
+    def close(self) -> None:
+        self.closed = True
+
+    def take(self) -> bytes:
+        taken, self._parts = b"".join(self._parts), []
+        return taken
+
+
+def arrow_stream(
+    layout: TableSchema, rows: Iterator[ServedRow], layout_of: Callable[[int], TableSchema]
+) -> Iterator[bytes]:
+    """The bytes of an Arrow IPC stream.
+
+    Args:
+        layout: the columns.
+        rows: in any layout of the table.
+        layout_of: a layout by its number.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+    """
+    pa = pyarrow()
+    outlet = _Outlet()
+    columns = [column.name for column in layout.columns]
+    fitted = _Fitting(layout, layout_of)
+    first = _batch(pa, layout, columns, [], fitted)
+    writer = pa.ipc.new_stream(pa.PythonFile(outlet, mode="w"), first.schema)
+    while part := list(islice(rows, _ROWS)):
+        writer.write_batch(_batch(pa, layout, columns, part, fitted))
+        yield outlet.take()
+    writer.close()
+    yield outlet.take()
+
+
+class _Fitting:
+    """Brings rows to one layout."""
+
+    def __init__(self, layout: TableSchema, layout_of: Callable[[int], TableSchema]) -> None:
+        self._layout, self._layout_of = layout, layout_of
+        count = len(layout.columns)
+        self._empty = row_encoder(layout).encode([None] * count)
+        self._all = ((1 << count) - 1).to_bytes((count + 7) // 8, "little")
+
+    def __call__(self, row: ServedRow) -> bytes:
+        if row.schema_id == self._layout.id:
+            return row.row
+        stored = self._layout_of(row.schema_id)
+        return merge_unchanged(self._layout, self._empty, self._all, stored, row.row)[0]
+
+
+def _batch(pa: Any, layout: TableSchema, names: list[str], rows: list[ServedRow], fitted: _Fitting) -> Any:  # noqa: ANN401
+    collected = new_row_columns(layout)
+    collected.add([fitted(row) for row in rows])
+    taken = collected.take()
+    texts: list[list[tuple[str, str]]] = [[] for _ in rows]
+    for outside in taken.outside:
+        texts[outside.row].append((names[outside.column], outside.text))
+    told = {
+        "_walbus_seq": pa.array([row.seq for row in rows], pa.int64()),
+        "_walbus_texts": pa.array(texts, pa.map_(pa.string(), pa.string())),
+    }
+    arrays = [*arrays_of(layout, taken), *told.values()]
+    fields = [pa.field(name, array.type) for name, array in zip([*names, *told], arrays, strict=True)]
+    metadata = {"walbus.table": layout.table, "walbus.schema_id": str(layout.id)}
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, metadata=metadata))

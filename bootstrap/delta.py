@@ -1,0 +1,143 @@
+"""Deltas: the last version of each key that changed since a place of the log, deletes included. Bytes out, no sockets.
+
+A delta behind a seq is the log from there to the store's position with all but the last change of each key taken out.
+It is read through the change index, in the order of the seqs, so its cost is that of the keys that changed, however
+often each of them did. A place whose seq is not its entry's is stale: the key stands again at a later one.
+
+**Complete** it is for whoever has done everything up to a place that lies behind the table's horizon. Rows that chunks
+read have no place in the index; they are as old as P0, where the generation began to fold, or older. So nothing is
+missing behind P0: what changed there was changed by events. Below it something may be, and the reader is told to take a
+snapshot. Two more things raise the horizon:
+
+- an event that told that rows had changed without events, if the generation had read them already (`told_at`): who has
+  not seen that event lacks those rows, and this delta does not have them;
+- tombstones that were purged, with all that is older.
+
+The place must lie *behind* the horizon, not at it: events stand at the position of the change before them, so of a
+reader that is there nobody knows whether it has seen them.
+
+**TRUNCATE** takes entries and places with it; a table that was emptied behind the reader's place begins with it.
+
+**Resumed** it is behind the last seq that was dealt with, in any later process: that is another delta, which goes on
+from there to a later position. A key of the first part that changed since comes again, with a larger seq. So a delta in
+several parts is whole at the *last* part's position, unlike a snapshot. The two sides of a key change have one seq, and
+are never parted by the end of a record: who has dealt with a record may go on behind its last seq.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from walbus.bootstrap.entry import served_version
+from walbus.bootstrap.serving import LOOKED_AT, RECORD_BYTES, Batch, ServedView
+from walbus.bootstrap.state import TableState
+from walbus.bootstrap.store import space_of
+from walbus.native.reading import WHOLE, Partition
+from walbus.position import ORIGIN, Position, parse_position
+from walbus.records import Flag, Kind, Op, key_hash
+
+_PAGE = 1_000  # places whose entries are looked up together
+
+
+class Since(NamedTuple):
+    """Where a reader of a delta is.
+
+    Attributes:
+        seq: it has every change of the table up to this one.
+        position: it had done the whole log up to here ("last done") when it began; None if it does not say.
+    """
+
+    seq: int
+    position: Position | None = None
+
+
+class Horizon(NamedTuple):
+    """Deltas are complete for readers that are behind this place of the log."""
+
+    position: Position
+    seq: int
+
+    def is_before(self, since: Since) -> bool:
+        """Whether a delta since there is complete."""
+        return since.seq > self.seq if since.position is None else since.position > self.position
+
+
+#: Below every place.
+NOWHERE = Horizon(ORIGIN, -1)
+
+
+def horizon_of(table: TableState, purged: Horizon = NOWHERE) -> Horizon:
+    """Where a table's deltas begin to be complete.
+
+    Args:
+        table: its state.
+        purged: tombstones up to here may be gone.
+    """
+    places = [Horizon(parse_position(table.p0), table.seq_p0), purged]
+    if table.told_at:
+        places.append(Horizon(parse_position(table.told_at), table.told_seq))
+    return Horizon(max(place.position for place in places), max(place.seq for place in places))
+
+
+def delta_records(
+    served: ServedView, table: TableState, after_seq: int, partition: Partition = WHOLE
+) -> Iterator[bytes]:
+    """DELTA records of a table behind a seq; the first has the BEGIN flag, and the last, perhaps empty, END.
+
+    Args:
+        served: of the store.
+        table: from `served`.
+        after_seq: what was dealt with already.
+        partition: of the keys; a TRUNCATE concerns every one.
+    """
+    batch = Batch(Kind.DELTA, served.applied, table.oid)
+    if table.truncated_seq > after_seq:
+        batch.add(Op.TRUNCATE, None, table.truncated_seq, table.schema_id, None)
+    since, last = 0, -1
+    for page in _pages(served, table, after_seq):
+        since += len(page)
+        for key, seq, schema_id, row in _current(served, table, page, partition):
+            if batch.size >= RECORD_BYTES and seq != last:
+                yield batch.record()
+                since = 0
+            batch.add(Op.DELETE if row is None else Op.INSERT, key, seq, schema_id, row)
+            last = seq
+        if since >= LOOKED_AT:
+            yield batch.record()
+            since = 0
+    yield batch.record(Flag.END)
+
+
+def count_changes(served: ServedView, table: TableState, after_seq: int, limit: int) -> int:
+    """At most so many changes are in a delta (stale places count too); counting ends at `limit`."""
+    places = served.view.changes(space_of(table.oid, table.generation), after_seq)
+    return int(table.truncated_seq > after_seq) + sum(1 for _ in islice(places, limit))
+
+
+def _pages(served: ServedView, table: TableState, after_seq: int) -> Iterator[list[tuple[int, bytes]]]:
+    page: list[tuple[int, bytes]] = []
+    for place in served.view.changes(space_of(table.oid, table.generation), after_seq):
+        if len(page) >= _PAGE and place[0] != page[-1][0]:
+            yield page
+            page = []
+        page.append(place)
+    if page:
+        yield page
+
+
+def _current(
+    served: ServedView, table: TableState, page: list[tuple[int, bytes]], partition: Partition
+) -> Iterator[tuple[bytes, int, int, bytes | None]]:
+    """(key, seq, schema id, row) of the places that are not stale, by seq."""
+    part, parts = partition
+    if parts > 1:
+        page = [(seq, key) for seq, key in page if key_hash(key) % parts == part]
+    values = served.view.get_many(space_of(table.oid, table.generation), [key for _, key in page])
+    for (place, key), value in zip(page, values, strict=True):
+        if value is None:
+            continue
+        seq, schema_id, row = served_version(value)
+        if seq == place:
+            yield key, seq, schema_id, row

@@ -1,0 +1,160 @@
+"""The bootstrap's HTTP interface as an OpenAPI 3.1 document, served at `/v1/openapi.json`. No I/O.
+
+A test compares the paths with the server's routes, and another one sends what schemathesis makes of the document to a
+running server. docs/bootstrap.md says the same in words, and what no schema can say.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from walbus import __version__
+from walbus.bootstrap.queries import DELTA_PARAMETERS, KEY_COLUMN, MEDIA_TYPES, MOST_COUNTED, ROW_PARAMETERS
+from walbus.bootstrap.queries import SNAPSHOT_PARAMETERS as SNAPSHOT
+from walbus.relay.openapi_parts import (
+    POSITION,
+    Json,
+    get_of,
+    list_of,
+    object_of,
+    operation_of,
+    parameter,
+    ref,
+    ref_response,
+    text,
+)
+
+_NULLABLE: Final[Json] = {"type": ["string", "null"]}
+_COUNT: Final[Json] = {"type": "integer", "minimum": 0}
+_PATTERN: Final = r"[^.,()]+\.[^,()]+"
+
+#: What each parameter means, and which values it takes.
+_PARAMETERS: Final[dict[str, tuple[str, Json]]] = {
+    "table": ("the table, `schema.name`", {"type": "string"}),
+    "tables": ("several, by patterns `schema.name`, either of which may be `*`", text(list_of(_PATTERN))),
+    "after_table": ("go on with this table, behind `after_key`; those before it are done", {"type": "string"}),
+    "after_key": ("go on behind this key", text("([0-9a-fA-F]{2})*")),
+    "partition": ("`i/n`: the part i, from 0, of n parts of all keys", text("[0-9]{1,5}/[0-9]{1,5}")),
+    "log_id": ("refuse the state of any other log", {"type": "string"}),
+    "format": ("wins over the Accept header", {"enum": list(MEDIA_TYPES)}),
+    "after": ("what was done: a position of the log, or `seq:N`", text(f"(seq:[0-9]{{1,15}}|{POSITION})")),
+    "seq": ("the log's last seq at `after`; needed once the log no longer holds that", text("[0-9]{1,15}")),
+    "count": ("tell how many changes that would be, and not which", {"enum": ["true", "false"]}),
+    "limit": ("count no further", {"type": "integer", "minimum": 1, "maximum": MOST_COUNTED}),
+    "key": (f"the key, a JSON object by column; or a parameter `{KEY_COLUMN}COLUMN` for each", {"type": "string"}),
+}
+
+
+def openapi_document() -> Json:
+    """The document, as what `json` writes."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Walbus bootstrap",
+            "version": __version__,
+            "summary": "The latest row of every key, and what changed since, without the source",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "security": [{}, {"token": []}],
+        "paths": {
+            "/v1/tables": {"get": get_of("tables", "Which tables there are, and how far each is", ref("Tables"))},
+            "/v1/snapshot": {"get": _snapshot()},
+            "/v1/delta": {"get": _delta()},
+            "/v1/row": {"get": _row()},
+            "/v1/openapi.json": {"get": get_of("openapi", "This document", {"type": "object"})},
+            "/healthz": {"get": get_of("alive", "Whether the server lives", _status("alive"))},
+            "/readyz": {"get": get_of("ready", "Whether every table is consistent: 503 if not", _status("ready"))},
+            "/metrics": {"get": operation_of("metrics", "Figures for Prometheus", {"text/plain": {}})},
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(),
+            "responses": _responses(),
+        },
+    }  # fmt: skip
+
+
+def _status(name: str) -> Json:
+    return object_of({"status": {"const": name}}, "status")
+
+
+def _snapshot() -> Json:
+    forms: Json = {media_type: {"schema": {}} for media_type in MEDIA_TYPES.values()}
+    operation = operation_of("snapshot", "Rows of tables in the order of their keys, as of one position", forms)
+    operation["description"] = (
+        "The first record of each table has the BEGIN flag, the last of all END; JSON has an object a line and one "
+        "last `snapshot_end`. A response without it was broken off: go on behind the last key. Arrow has one table."
+    )
+    return _serving(operation, SNAPSHOT, "400", "404", "409")
+
+
+def _delta() -> Json:
+    forms: Json = {MEDIA_TYPES[form]: {"schema": {}} for form in ("binary", "json")}
+    operation = operation_of("delta", "The last version of each key that changed, as of one position", forms)
+    operation["description"] = (
+        "One `insert` (the row as it is now) or `delete` for each key, in the order of their seqs, behind a `truncate` "
+        "if the table was emptied. A response without END was broken off: go on behind the last seq."
+    )
+    operation["responses"]["200"]["content"]["application/json"] = {"schema": ref("Count")}
+    return _serving(operation, DELTA_PARAMETERS, "400", "404", "409", "410")
+
+
+def _row() -> Json:
+    operation = operation_of("row", "One row, as of one position", {"application/json": {"schema": ref("Row")}})
+    return _serving(operation, ROW_PARAMETERS, "400", "404", "409", headers=False)
+
+
+def _serving(operation: Json, parameters: tuple[str, ...], *refusals: str, headers: bool = True) -> Json:
+    required = () if parameters is SNAPSHOT else ("after", "table")
+    operation["parameters"] = [
+        parameter(name, "query", *_PARAMETERS[name]) | {"required": name in required} for name in parameters
+    ]
+    responses = operation["responses"]
+    if headers:
+        responses["200"]["headers"] = {
+            "Walbus-Log-Id": {"description": "name of the log", "schema": {"type": "string"}},
+            "Walbus-Position": {"description": "of which all of it is the state", "schema": ref("Position")},
+        }
+    responses |= {status: ref_response("TooOld" if status == "410" else "Refused") for status in refusals}
+    return operation
+
+
+def _schemas() -> Json:
+    position = ref("Position")
+    place: Json = {"log_id": {"type": "string"}, "position": position}
+    error: Json = {"error": {"type": "string"}, "where": _NULLABLE, "mend": _NULLABLE}
+    table: Json = {
+        "table": {"type": "string"}, "oid": _COUNT, "schema_id": _COUNT, "generation": _COUNT, "rows": _COUNT,
+        "state": {"enum": ["seeding", "consistent", "refused", "broken"]}, "reason": _NULLABLE, "folds_from": _NULLABLE,
+    }  # fmt: skip
+    listed: Json = {
+        "log_id": {"type": "string"}, "applied": position, "tables": {"type": "array", "items": ref("Table")},
+    }  # fmt: skip
+    count: Json = {
+        **place, "table": {"type": "string"}, "changes_at_most": _COUNT, "more": {"type": "boolean"}, "rows": _COUNT,
+    }  # fmt: skip
+    row: Json = {
+        **place, "table": {"type": "string"}, "seq": _COUNT, "schema_id": _COUNT, "row": {"type": "object"},
+    }  # fmt: skip
+    horizon: Json = {"horizon": object_of({"position": position, "seq": {"type": "integer"}}, "position", "seq")}
+    return {
+        "Position": text(POSITION) | {"examples": ["1:16/B374D848:4"]},
+        "Error": object_of(error, *error),
+        "ErrorOfTooOld": object_of({**error, **place, **horizon}, *error),
+        "Table": object_of(table, *table),
+        "Tables": object_of(listed | {"scope": {"type": "array", "items": {"type": "string"}}}, *listed),
+        "Count": object_of(count, *count),
+        "Row": object_of(row, *row),
+    }
+
+
+def _responses() -> Json:
+    def answer(what: str, schema: str) -> Json:
+        return {"description": what, "content": {"application/json": {"schema": ref(schema)}}}
+
+    retry = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+    return {
+        "Refused": answer("What is wrong, where, and how to mend it", "Error"),
+        "TooOld": answer("A delta since then would not be complete: read a snapshot", "ErrorOfTooOld"),
+        "NotReady": answer("Not now", "Error") | {"headers": retry},
+    }
