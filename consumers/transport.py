@@ -1,35 +1,31 @@
-"""HTTP to the relay and to the bootstrap server: requests, status codes, and streams read by a thread.
+"""HTTP to the relay and to the bootstrap server: their routes, and what their refusals mean to a session.
 
-    status                error               what the session does
-    410                   PositionTrimmed     reads a snapshot
-    409 (relay)           LogMismatch         asks the relay again: the log is another one
-    404, 409 (bootstrap)  RequestRefused      goes on without that table: it is gone, or has no key
-    429, 5xx              NotReady            waits, at least as long as Retry-After says
-    other 4xx             RequestRefused      stops: 401 and 403 say what the token lacks
-    no connection         RelayUnavailable    waits
-
-A stream is read by a thread of its own into a bounded queue, so that the reader can wait with a deadline, and network
-and sink work at the same time; a slow sink fills the queue, then the sockets, and the server's writes stand still.
+status                error               what the session does
+410                   PositionTrimmed     reads a delta or a snapshot; of a delta: a snapshot
+409 (relay)           LogMismatch         asks the relay again: the log is another one
+404, 409 (bootstrap)  RequestRefused      goes on without that table: it is gone, or has no key
+429, 5xx              NotReady            waits, at least as long as Retry-After says
+other 4xx             RequestRefused      stops: 401 and 403 say what the token lacks
+no connection         RelayUnavailable    waits
 """
 
 from __future__ import annotations
 
-import queue
-import socket
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
 
+from walbus import http_peer
 from walbus.consumer_reports import ConsumerReport, dump_report
+from walbus.consumers.checkpoint import Point
+from walbus.consumers.record_stream import RecordStream
 from walbus.consumers.steps import (
     LogSeen,
 )
 from walbus.consumers.tables import EVERYTHING
-from walbus.credentials import ANONYMOUS, Credentials, connection_problem, is_loopback, new_client
+from walbus.credentials import ANONYMOUS, Credentials, is_loopback
 from walbus.errors import (
     ConfigError,
     PositionTrimmed,
@@ -37,25 +33,20 @@ from walbus.errors import (
     ProtocolError,
     RelayUnavailable,
     RequestRefused,
+    WalbusError,
 )
 from walbus.position import Position, parse_position
-from walbus.record_parser import RecordParser
-from walbus.records import RecordHeader
 from walbus.schema import TableSchema
 
 T = TypeVar("T")
-
-BINARY = "application/vnd.walbus.stream"
-
-_STREAM_HEADERS = {"Accept": BINARY, "Accept-Encoding": "identity"}
 
 #: Seconds. A stream that is idle still carries a progress record each second, so silence means a dead peer.
 TIMEOUTS = httpx.Timeout(connect=5.0, read=15.0, write=5.0, pool=5.0)
 
 _PUT_TIMEOUT = httpx.Timeout(5.0)
 
-#: Chunks (of at most 64 KiB) that wait for the reader of a stream.
-QUEUED_CHUNKS = 64
+#: No further parameters.
+NOTHING_MORE: Mapping[str, str] = {}
 
 
 class NotReady(RelayUnavailable):
@@ -95,6 +86,7 @@ class TableList:
         tables: the number of each table's newest layout, by the table's name.
         consistent: those of them that it serves now.
         refused: tables that it will never serve, such as those without a key.
+        rows: about how many rows each table has.
         folds_from: where the rows of those that it serves now were begun to be read at the source; none from a
             bootstrap that does not say so.
         stale: those of `consistent` whose rows are no longer the source's, and are being seeded again.
@@ -107,70 +99,33 @@ class TableList:
     tables: dict[str, int]
     consistent: frozenset[str]
     refused: tuple[str, ...]
+    rows: Mapping[str, int] = field(default_factory=dict)
     folds_from: Mapping[str, Position] = field(default_factory=dict)
     stale: frozenset[str] = frozenset()
     net_since: Mapping[str, Position] = field(default_factory=dict)
     net_told: Mapping[str, Position] = field(default_factory=dict)
 
 
-class RecordStream:
-    """The records of one answer. `records` and `close` belong to one thread; reading is done by another."""
-
-    def __init__(self, response: httpx.Response, where: str) -> None:
-        self.headers: Mapping[str, str] = response.headers
-        self._response = response
-        self._where = where
-        self._parser = RecordParser()
-        self._chunks: queue.Queue[bytes | RelayUnavailable] = queue.Queue(QUEUED_CHUNKS)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._read, name=f"walbus-stream {where}", daemon=True)
-        self._thread.start()
-
-    def records(self, timeout: float) -> list[tuple[RecordHeader, bytes]]:
-        """The next whole records; [] if none came within `timeout` seconds.
-
-        Raises:
-            RelayUnavailable: the stream has ended or broken, and everything before that was handed out.
-            DamagedRecord: a checksum or a length is wrong.
-        """
-        try:
-            chunk = self._chunks.get(timeout=timeout) if timeout > 0 else self._chunks.get_nowait()
-        except queue.Empty:
-            return []
-        if isinstance(chunk, RelayUnavailable):
-            raise chunk
-        self._parser.feed(chunk)
-        return list(self._parser.records())
-
-    def close(self) -> None:
-        """Ends the stream. The reading thread may be blocked in the socket, which is therefore shut down first."""
-        self._closed.set()
-        _shut_down(self._response)
-        while self._thread.is_alive():
-            _drain(self._chunks)
-            self._thread.join(0.05)
-
-    def _read(self) -> None:
-        ended = RelayUnavailable("the stream ended", where=self._where)
-        try:
-            for chunk in self._response.iter_raw():
-                self._chunks.put(chunk)
-                if self._closed.is_set():
-                    break
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            ended = RelayUnavailable(f"the stream broke ({type(error).__name__})", where=self._where)
-        finally:
-            self._response.close()
-            self._chunks.put(ended)
+def error_of(refusal: http_peer.Refusal) -> WalbusError:
+    """What a refusal means to a session; see the module's table."""
+    status, what, mend, path, where, retry_after = refusal
+    match status:
+        case 410:
+            return PositionTrimmed(what, where=where, mend=mend)
+        case 409 if path == "/v1/stream":
+            return LogMismatch(what, where=where, mend=mend)
+        case _ if status == 429 or status >= 500:
+            return NotReady(f"{what} ({status})", where=where, retry_after=retry_after)
+        case _:
+            return RequestRefused(f"{what} ({status})", status=status, where=where, mend=mend)
 
 
-class HttpPeer:
-    """One server: an address and a connection pool."""
+class HttpPeer(http_peer.HttpPeer):
+    """One server, as a session speaks with it; errors are those of the module's table."""
 
     def __init__(self, url: str, credentials: Credentials = ANONYMOUS) -> None:
-        self.url = url.rstrip("/")
+        super().__init__(url, credentials, TIMEOUTS, error_of)
         self._credentials = credentials
-        self._client = new_client(self.url, credentials, TIMEOUTS)
 
     def beside(self, url: str) -> HttpPeer:
         """Another server, to which the same is shown.
@@ -185,95 +140,23 @@ class HttpPeer:
         return HttpPeer(url, self._credentials)
 
     def get_json(self, path: str, **params: str) -> dict[str, Any]:
-        """The JSON object at a path.
-
-        Raises:
-            RelayUnavailable, RequestRefused, ProtocolError: see the module's table.
-        """
-        with self._errors():
-            response = self._client.get(path, params=params)
-        self._check(response)
-        return self._document(response)
+        """The JSON object at a path."""
+        return self.json("GET", path, params=params)
 
     def wait_json(self, path: str, **params: str) -> tuple[bool, dict[str, Any]]:
-        """The JSON object of a path that answers 200 when something has come about, and 504 when it has not.
-
-        Raises:
-            RelayUnavailable, RequestRefused, ProtocolError: see the module's table.
-        """
-        with self._errors():
-            response = self._client.get(path, params=params)
-        if response.status_code == httpx.codes.GATEWAY_TIMEOUT:
-            return False, self._document(response)
-        self._check(response)
-        return True, self._document(response)
+        """The JSON object of a path that answers 200 when something has come about, and 504 when it has not."""
+        timeout = httpx.codes.GATEWAY_TIMEOUT
+        response = self.answer("GET", path, accepted=timeout, params=params)
+        return response.status_code != timeout, http_peer.document_of(response)
 
     def put(self, path: str, body: bytes) -> None:
-        """Puts a JSON document at a path.
-
-        Raises:
-            RelayUnavailable, RequestRefused: see the module's table.
-        """
-        with self._errors():
-            headers = {"Content-Type": "application/json"}
-            response = self._client.put(path, content=body, headers=headers, timeout=_PUT_TIMEOUT)
-        self._check(response)
-
-    def _document(self, response: httpx.Response) -> dict[str, Any]:
-        where = f"{self.url}{response.request.url.path}"
-        try:
-            document = response.json()
-        except ValueError:
-            raise ProtocolError("the answer is not JSON", where=where) from None
-        if not isinstance(document, dict):
-            raise ProtocolError("the answer is not a JSON object", where=where)
-        return document
+        """Puts a JSON document at a path."""
+        headers = {"Content-Type": "application/json"}
+        self.answer("PUT", path, content=body, headers=headers, timeout=_PUT_TIMEOUT)
 
     def open_stream(self, path: str, **params: str) -> RecordStream:
-        """The records at a path. The caller closes the stream.
-
-        Raises:
-            RelayUnavailable, PositionTrimmed, LogMismatch, RequestRefused: see the module's table.
-        """
-        request = self._client.build_request("GET", path, params=params, headers=_STREAM_HEADERS)
-        with self._errors():
-            response = self._client.send(request, stream=True)
-            if response.status_code != httpx.codes.OK:
-                response.read()
-        try:
-            self._check(response)
-        except BaseException:
-            response.close()
-            raise
-        return RecordStream(response, f"{self.url}{path}")
-
-    def close(self) -> None:
-        """Closes idle connections; streams have their own `close`."""
-        self._client.close()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx.HTTPError, OSError) as error:
-            what, mend = connection_problem(error)
-            raise RelayUnavailable(what, where=self.url, mend=mend) from None
-
-    def _check(self, response: httpx.Response) -> None:
-        status = response.status_code
-        if status == httpx.codes.OK:
-            return
-        what, mend = _error_of(response)
-        where = f"{self.url}{response.request.url.path}"
-        match status:
-            case 410:
-                raise PositionTrimmed(what, where=where, mend=mend)
-            case 409 if response.request.url.path == "/v1/stream":
-                raise LogMismatch(what, where=where, mend=mend)
-            case _ if status == 429 or status >= 500:
-                raise NotReady(f"{what} ({status})", where=where, retry_after=_retry_after(response))
-            case _:
-                raise RequestRefused(f"{what} ({status})", status=status, where=where, mend=mend)
+        """The records at a path. The caller closes the stream."""
+        return RecordStream(self.stream(path, params), f"{self.url}{path}")
 
 
 class RelayPeer:
@@ -287,14 +170,17 @@ class RelayPeer:
         """The server's address."""
         return self._peer.url
 
-    def info(self) -> RelayInfo:
-        """`GET /v1/info`."""
-        document = self._peer.get_json("/v1/info")
+    def info(self, place: Point | None = None) -> RelayInfo:
+        """`GET /v1/info`, with how far the log goes on behind a consumer's place, if one is given."""
+        params = {} if place is None else {"after": str(place.last_done), "seq": str(place.seq)}
+        document = self._peer.get_json("/v1/info", **params)
+        behind = document.get("behind") or {}
         log = LogSeen(
             _field(document, "log_id", str),
             parse_position(_field(document, "trimmed", str)),
             parse_position(_field(document, "end", str)),
             _field(document, "last_seq", int),
+            _field(behind, "changes", int) if behind else 0,
         )
         return RelayInfo(log, document.get("bootstrap"), document.get("term", 1))
 
@@ -306,9 +192,16 @@ class RelayPeer:
         """`GET /v1/schemas`: every layout that the log has."""
         return [_layout(document) for document in _field(self._peer.get_json("/v1/schemas"), "schemas", list)]
 
-    def stream(self, after: Position, log_id: str, tables: tuple[str, ...], name: str) -> RecordStream:
-        """`GET /v1/stream`, following, behind a position."""
-        params = {"after": str(after), "log_id": log_id, "follow": "true", "name": name}
+    def stream(
+        self,
+        after: Position,
+        log_id: str,
+        tables: tuple[str, ...],
+        name: str,
+        narrowing: Mapping[str, str] = NOTHING_MORE,
+    ) -> RecordStream:
+        """`GET /v1/stream`, following, behind a position; `narrowing` is further parameters."""
+        params = {"after": str(after), "log_id": log_id, "follow": "true", "name": name, **narrowing}
         if tables != EVERYTHING:
             params["tables"] = ",".join(tables)
         return self._peer.open_stream("/v1/stream", **params)
@@ -361,6 +254,7 @@ class BootstrapPeer:
         tables: dict[str, int] = {}
         consistent: list[str] = []
         refused: list[str] = []
+        rows: dict[str, int] = {}
         folds_from: dict[str, Position] = {}
         stale: list[str] = []
         net: dict[str, dict[str, Position]] = {"net_since": {}, "net_told": {}}
@@ -370,6 +264,7 @@ class BootstrapPeer:
                 refused.append(name)
                 continue
             tables[name] = _field(table, "schema_id", int)
+            rows[name] = int(table.get("rows") or 0)
             if table.get("state") == "consistent":
                 consistent.append(name)
                 stale += [name] if table.get("stale") else []
@@ -381,19 +276,45 @@ class BootstrapPeer:
         applied = parse_position(_field(document, "applied", str))
         log_id = _field(document, "log_id", str)
         return TableList(
-            log_id, applied, tables, frozenset(consistent), tuple(refused), folds_from, frozenset(stale), **net
+            log_id, applied, tables, frozenset(consistent), tuple(refused), rows, folds_from, frozenset(stale), **net
         )
 
-    def snapshot(self, table: str, after_key: bytes | None) -> RecordStream:
+    def snapshot(
+        self, table: str, after_key: bytes | None, narrowing: Mapping[str, str] = NOTHING_MORE
+    ) -> RecordStream:
         """`GET /v1/snapshot`: the table's rows in key order, behind a key."""
-        params = {"table": table}
+        params = {"table": table, **narrowing}
         if after_key is not None:
             params["after_key"] = after_key.hex()
         return self._peer.open_stream("/v1/snapshot", **params)
 
+    def delta(self, table: str, since: Point, narrowing: Mapping[str, str] = NOTHING_MORE) -> RecordStream:
+        """`GET /v1/delta`: what became of the table's keys that changed behind a seq.
+
+        Raises:
+            PositionTrimmed: the delta would not be complete (410).
+        """
+        return self._peer.open_stream("/v1/delta", **_since(table, since), **narrowing)
+
+    def delta_cost(self, table: str, since: Point) -> int | None:
+        """How many changes a delta has at most; None if there is none, or none yet.
+
+        Raises:
+            RelayUnavailable: the server did not answer.
+        """
+        try:
+            document = self._peer.get_json("/v1/delta", count="true", **_since(table, since))
+        except (PositionTrimmed, RequestRefused, NotReady):  # a bootstrap of before has no such route
+            return None
+        return None if document.get("more") else _field(document, "changes_at_most", int)
+
     def close(self) -> None:
         """Closes idle connections."""
         self._peer.close()
+
+
+def _since(table: str, since: Point) -> dict[str, str]:
+    return {"table": table, "after": str(since.last_done), "seq": str(since.seq)}
 
 
 def _layout(document: dict[str, Any]) -> TableSchema:
@@ -408,37 +329,3 @@ def _field(document: dict[str, Any], name: str, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise ProtocolError(f"the answer has no {name} of type {kind.__name__}")
     return value
-
-
-def _error_of(response: httpx.Response) -> tuple[str, str | None]:
-    try:
-        document = response.json()
-        return str(document["error"]), document.get("mend")
-    except (ValueError, KeyError, TypeError):
-        return f"answered {response.status_code}", None
-
-
-def _retry_after(response: httpx.Response) -> float:
-    try:
-        return min(30.0, max(0.0, float(response.headers.get("Retry-After", "0"))))
-    except ValueError:  # the date form: the ordinary back-off will do
-        return 0.0
-
-
-def _shut_down(response: httpx.Response) -> None:
-    stream = response.extensions.get("network_stream")
-    connection = stream.get_extra_info("socket") if stream is not None else None
-    if connection is None:
-        return
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # closed already
-
-
-def _drain(chunks: queue.Queue[bytes | RelayUnavailable]) -> None:
-    try:
-        while True:
-            chunks.get_nowait()
-    except queue.Empty:
-        return

@@ -219,6 +219,12 @@ class ConsumerDesk:
         lags = await loop.run_in_executor(threads, meter.lags, list(places.values()), self._wall())
         return [self._sight(known, lags.get(places.get(known.name, _NOWHERE))) for known in seen]
 
+    async def lag_of(self, place: Place) -> Lag:
+        """How far a place is behind the end, as of now."""
+        _, meter, threads = self._attachment()
+        found = await asyncio.get_running_loop().run_in_executor(threads, meter.lags, [place], self._wall())
+        return found[place]
+
     def _sight(self, known: KnownConsumer, lag: Lag | None) -> Sight:
         streams = self._streams.get(known.name, ())
         sent = max((stream.scanned for stream in streams), default=known.sent)

@@ -53,7 +53,7 @@ def _paths() -> Json:
     schema_id = parameter("id", "path", "number of the layout", {"type": "integer", "minimum": 1})
     return {
         "/v1/stream": {"get": _stream()},
-        "/v1/info": {"get": get_of("info", "What the log holds, and what the rooms say of themselves", ref("Info"))},
+        "/v1/info": {"get": _info()},
         "/v1/schemas": {"get": get_of("schemas", "Every table layout", ref("Layouts"))},
         "/v1/schemas/{id}": {"get": get_of("schema", "One table layout", ref("Layout"), schema_id, "404")},
         **consumer_paths(),
@@ -63,6 +63,15 @@ def _paths() -> Json:
         "/readyz": {"get": get_of("ready", "Whether it can serve: 503 without a log", flag("ready"))},
         "/metrics": {"get": operation_of("metrics", "Figures for Prometheus", {"text/plain": {}})},
     }
+
+
+def _info() -> Json:
+    operation = get_of("info", "What the log holds, and what the rooms say of themselves", ref("Info"), None, "400")
+    operation["parameters"] = [
+        parameter("after", "query", "tell how much is `behind` this position too", ref("Position")),
+        parameter("seq", "query", "the last seq at `after`: makes `behind` more exact", text("[0-9]{1,15}")),
+    ]
+    return operation
 
 
 def _chain() -> Json:
@@ -142,6 +151,11 @@ def _schemas() -> Json:
         "log_id": log_id, "version": {"type": "string"}, "trimmed": position, "end": position,
         "last_seq": {"type": "integer"}, "commit_time": {"type": "integer"}, "bootstrap": nullable,
     }  # fmt: skip
+    count = {"type": "integer", "minimum": 0}
+    more = {
+        "scope": {"type": "array", "items": {"type": "string"}},
+        "behind": object_of({"changes": count, "bytes": count}, "changes", "bytes"),
+    }
     return {
         "Position": text(POSITION) | {"examples": ["1:16/B374D848:4"]},
         "Place": text(f"(earliest|latest|seq:[0-9]{{1,15}}|{POSITION})"),
@@ -152,7 +166,7 @@ def _schemas() -> Json:
             {**error, "log_id": log_id, "trimmed": position, "bootstrap": nullable},
             *error, "log_id", "trimmed", "bootstrap",
         ),
-        "Info": object_of(log | {"scope": {"type": "array", "items": {"type": "string"}}}, *log),
+        "Info": object_of(log | more, *log),
         "Tip": object_of({"end": position, "end_lsn": {"type": "string"}, "last_seq": {"type": "integer"}}, "end"),
         "Layout": object_of({"schema": ref("Table"), "avro": {"type": "object"}}, "schema", "avro"),
         "Layouts": object_of({"schemas": {"type": "array", "items": ref("Layout")}}, "schemas"),

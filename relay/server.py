@@ -29,7 +29,8 @@ from aiohttp import web
 
 from walbus import __version__
 from walbus.config import RelayConfig
-from walbus.errors import LogMissing
+from walbus.errors import InvalidText, LogMissing, UsageError
+from walbus.position import parse_position
 from walbus.relay.access import AccessError, granted
 from walbus.relay.chain_routes import ChainRoutes, Served
 from walbus.relay.consumer_desk import ConsumerDesk
@@ -44,6 +45,7 @@ from walbus.relay.http import (
     json_response,
     new_application,
 )
+from walbus.relay.lag import Place
 from walbus.relay.lineage import read_lineage
 from walbus.relay.listener import run_server
 from walbus.relay.openapi import openapi_document
@@ -60,6 +62,7 @@ _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 0.2  # between two looks for a log that is not there yet
 _THREADS = 4
 _NUMBER = re.compile(r"[0-9]{1,9}\Z")
+_SEQ = re.compile(r"[0-9]{1,16}\Z")
 
 
 def serve_relay(  # noqa: PLR0913  # the signature that all rooms' servers have, and what tests pass in
@@ -240,6 +243,8 @@ class RelayServer:
     async def _info(self, request: web.Request) -> web.Response:
         reader = self._log_reader()
         bounds = reader.bounds()
+        place = _place_of(request)
+        behind = None if place is None else await self._desk.lag_of(place)
         document: dict[str, object] = {
             "log_id": bounds.log_id,
             "version": __version__,
@@ -249,6 +254,7 @@ class RelayServer:
             "commit_time": bounds.commit_time,
             "term": read_lineage(self._folder).term,
             "bootstrap": self._bootstrap_url,
+            **({} if behind is None else {"behind": {"changes": behind.changes, "bytes": behind.bytes}}),
         }
         grant = granted(request)
         if not grant.everything:  # other consumers, and what rooms say of tables, are not for this token
@@ -346,6 +352,25 @@ def _not_ready() -> RequestError:
     return RequestError(
         503, "there is no log yet", mend="start `walbus capture`, which makes it", headers={"Retry-After": "1"}
     )
+
+
+def _place_of(request: web.Request) -> Place | None:
+    """The place that `after` and `seq` name; None if none is named.
+
+    Raises:
+        UsageError: they name none.
+    """
+    after, seq = request.query.get("after"), request.query.get("seq", "0")
+    if after is None:
+        return None
+    if not _SEQ.match(seq):
+        raise UsageError(
+            f"{seq[:80]!r} is no seq", where="seq", mend="give the last seq of the position, or leave it out"
+        )
+    try:
+        return Place(parse_position(after), int(seq))
+    except InvalidText as error:
+        raise UsageError(error.what, where="after", mend=error.mend) from None
 
 
 def _schema_document(schema: TableSchema) -> dict[str, object]:

@@ -10,7 +10,6 @@ PUT /v1/chain/standbys/NAME     how far the copy is durable, for a required stan
 from __future__ import annotations
 
 import select
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +17,16 @@ from typing import Any, Final
 
 import httpx
 
-from walbus.credentials import ANONYMOUS, Credentials, connection_problem, new_client
+from walbus.credentials import ANONYMOUS, Credentials
 from walbus.errors import (
     LogDiverged,
     PositionTrimmed,
     ProtocolError,
     RelayUnavailable,
     RequestRefused,
+    WalbusError,
 )
+from walbus.http_peer import HttpPeer, Refusal, shut_down, socket_of
 from walbus.log import SourceIdentity
 from walbus.position import Position, parse_position
 from walbus.record_parser import RecordParser
@@ -37,7 +38,6 @@ from walbus.schema import TableSchema
 
 #: Seconds. A stream that is idle carries a sign of life each second: silence means a dead peer.
 TIMEOUTS: Final = httpx.Timeout(connect=5.0, read=6.0, write=5.0, pool=5.0)
-_HEADERS: Final = {"Accept": "application/vnd.walbus.stream", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,27 +117,17 @@ class UpstreamStream:
 
     def more_has_arrived(self) -> bool:
         """Whether `records` would not wait; a hint."""
-        connection = self._socket()
+        connection = socket_of(self._response)
         return connection is not None and bool(select.select([connection], [], [], 0)[0])
 
     def shut_down(self) -> None:
         """Makes a call of `records` that waits on another thread fail."""
-        connection = self._socket()
-        if connection is not None:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return
+        shut_down(self._response)
 
     def close(self) -> None:
         """Ends the stream."""
         self.shut_down()  # what is on its way is not read to its end
         self._response.close()
-
-    def _socket(self) -> socket.socket | None:
-        stream = self._response.extensions.get("network_stream")
-        found = stream.get_extra_info("socket") if stream is not None else None
-        return found if isinstance(found, socket.socket) and found.fileno() >= 0 else None
 
 
 class Upstream:
@@ -150,9 +140,9 @@ class Upstream:
     """
 
     def __init__(self, url: str, name: str, credentials: Credentials = ANONYMOUS) -> None:
-        self.url = url.rstrip("/")
+        self._peer = HttpPeer(url, credentials, TIMEOUTS, _error_of)
+        self.url = self._peer.url
         self._name = name
-        self._client = new_client(self.url, credentials, TIMEOUTS)
 
     def origin(self) -> Origin:
         """What it holds.
@@ -160,20 +150,21 @@ class Upstream:
         Raises:
             RelayUnavailable, RequestRefused, ProtocolError
         """
-        document = self._json("GET", "/v1/chain", params={"name": self._name})
+        document = self._peer.json("GET", "/v1/chain", params={"name": self._name})
         with self._well_formed("/v1/chain"):
             return _parse_origin(document)
 
     def schemas(self) -> list[TableSchema]:
         """Every layout of the log."""
-        document = self._json("GET", "/v1/schemas")
+        document = self._peer.json("GET", "/v1/schemas")
         with self._well_formed("/v1/schemas"):
             return [TableSchema.from_dict(one["schema"]) for one in document["schemas"]]
 
     def catalog(self) -> bytes | None:
         """What capture remembers of the catalog; None if it does not."""
-        response = self._answer("GET", "/v1/chain/catalog")
-        return None if response.status_code == httpx.codes.NO_CONTENT else response.content
+        nothing = httpx.codes.NO_CONTENT
+        response = self._peer.answer("GET", "/v1/chain/catalog", accepted=nothing)
+        return None if response.status_code == nothing else response.content
 
     def report(self, log_id: str, term: int, tip: Tip) -> Tip:
         """Reports how far the copy is durable; how far the log itself is.
@@ -182,7 +173,7 @@ class Upstream:
             RelayUnavailable, RequestRefused
         """
         document = {"log_id": log_id, "term": term, **tip_document(tip)}
-        answer = self._json("PUT", f"/v1/chain/standbys/{self._name}", json=document)
+        answer = self._peer.json("PUT", f"/v1/chain/standbys/{self._name}", json=document)
         with self._well_formed("/v1/chain/standbys"):
             return parse_tip(answer)
 
@@ -195,41 +186,11 @@ class Upstream:
             LogDiverged: it serves another log.
         """
         params = {"name": self._name, "after": str(after), "log_id": log_id, "follow": "true"}
-        request = self._client.build_request("GET", "/v1/chain/stream", params=params, headers=_HEADERS)
-        with self._reached():
-            response = self._client.send(request, stream=True)
-            if response.status_code != httpx.codes.OK:
-                response.read()
-        try:
-            self._check(response)
-        except BaseException:
-            response.close()
-            raise
-        return UpstreamStream(response, self.url)
+        return UpstreamStream(self._peer.stream("/v1/chain/stream", params), self.url)
 
     def close(self) -> None:
         """Closes idle connections; streams have their own `close`."""
-        self._client.close()
-
-    def _json(self, method: str, path: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own parameters
-        response = self._answer(method, path, **more)
-        with self._well_formed(path):
-            document: dict[str, Any] = response.json()
-        return document
-
-    def _answer(self, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401
-        with self._reached():
-            response = self._client.request(method, path, **more)
-        self._check(response)
-        return response
-
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx.HTTPError, OSError) as error:
-            what, mend = connection_problem(error)
-            raise RelayUnavailable(what, where=self.url, mend=mend) from None
+        self._peer.close()
 
     @contextmanager
     def _well_formed(self, path: str) -> Iterator[None]:
@@ -239,18 +200,13 @@ class Upstream:
             what = f"the answer makes no sense ({type(error).__name__})"
             raise ProtocolError(what, where=f"{self.url}{path}", mend="run the same Walbus on both sides") from None
 
-    def _check(self, response: httpx.Response) -> None:
-        status, where = response.status_code, f"{self.url}{response.request.url.path}"
-        if status in (httpx.codes.OK, httpx.codes.NO_CONTENT):
-            return
-        try:
-            what = str(response.json()["error"])
-        except (ValueError, KeyError, TypeError):
-            what = f"answered {status}"
-        if status == httpx.codes.GONE:
-            raise PositionTrimmed(what, where=where, mend=BEGIN_ANEW)
-        if status == httpx.codes.CONFLICT:
-            raise LogDiverged(what, where=where, mend=BEGIN_ANEW)
-        if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise RelayUnavailable(f"{what} ({status})", where=where)
-        raise RequestRefused(f"{what} ({status})", status=status, where=where, mend="look at the upstream's log")
+
+def _error_of(refusal: Refusal) -> WalbusError:
+    status, what, _, _, where, _ = refusal
+    if status == httpx.codes.GONE:
+        return PositionTrimmed(what, where=where, mend=BEGIN_ANEW)
+    if status == httpx.codes.CONFLICT:
+        return LogDiverged(what, where=where, mend=BEGIN_ANEW)
+    if status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        return RelayUnavailable(f"{what} ({status})", where=where)
+    return RequestRefused(f"{what} ({status})", status=status, where=where, mend="look at the upstream's log")
