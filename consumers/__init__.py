@@ -2,10 +2,12 @@
 
 The way of the data:
 
-    transport   HTTP: requests, status codes, streams of records
+    transport   HTTP: routes and status codes; record_stream reads what they send
     decoding    records to changes
     steps       what goes into the state machine, and what comes out
-    machine     the pure state machine: log, snapshot, and the way back to the log; phases are its states
+    machine     the pure state machine: log, snapshot, delta, and the way back to the log; phases are its states
+    phase_events  what is told of that way
+    narrowing   which part of the tables' changes is asked for
     stale       which rows an event has made stale
     unread      which tables must be read again, and whether the bootstrap has them
     session     drives the machine: opens what it wants, waits out what comes right by itself
@@ -25,6 +27,7 @@ from walbus.consumers.async_client import AsyncBus, AsyncDelivery, AsyncSubscrip
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
 from walbus.consumers.client import Batches, Bus, Delivery, Subscription, connect
+from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerBehind, ConsumerPlace
 from walbus.consumers.runner import run_consumer
 from walbus.consumers.steps import (
@@ -44,6 +47,7 @@ __all__ = [
     "Delivery",
     "FileCheckpointStore",
     "MemoryCheckpointStore",
+    "PhaseEvent",
     "Subscription",
     "Sweep",
     "aconnect",

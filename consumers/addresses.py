@@ -17,14 +17,16 @@ The one that was chosen is kept until it fails. A relay that is passed over is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 
 from walbus.consumer_reports import ConsumerReport
-from walbus.consumers.transport import BootstrapPeer, RecordStream, RelayInfo, RelayPeer
+from walbus.consumers.checkpoint import Point
+from walbus.consumers.record_stream import RecordStream
+from walbus.consumers.transport import NOTHING_MORE, BootstrapPeer, RelayInfo, RelayPeer
 from walbus.errors import Directive, RelayUnavailable, RequestRefused, WalbusError, directive_of
 from walbus.position import Position
 from walbus.schema import TableSchema
@@ -57,12 +59,13 @@ class Relays:
     def _peer(self) -> RelayPeer:
         return self._peers[self._at]
 
-    def info(self, log_id: str, done: Position) -> RelayInfo:
+    def info(self, log_id: str, done: Position, seq: int = 0) -> RelayInfo:
         """What the relay says that is read from now on.
 
         Args:
             log_id: of the consumer's log; empty if it has none yet.
             done: the consumer's position ("last done").
+            seq: the last seq given at that position; 0 if it is not known.
 
         Raises:
             RelayUnavailable: none can be read now.
@@ -75,7 +78,7 @@ class Relays:
             self._term = self._latest_term(log_id)
         for index in ((self._at + step) % count for step in range(count)):
             try:
-                info = self._peers[index].info()
+                info = self._peers[index].info(Point(done, seq) if seq else None)
             except WalbusError as error:
                 if count == 1:
                     raise
@@ -104,9 +107,16 @@ class Relays:
         """Every layout that the log has."""
         return self._peer.schemas()
 
-    def stream(self, after: Position, log_id: str, tables: tuple[str, ...], name: str) -> RecordStream:
+    def stream(
+        self,
+        after: Position,
+        log_id: str,
+        tables: tuple[str, ...],
+        name: str,
+        narrowing: Mapping[str, str] = NOTHING_MORE,
+    ) -> RecordStream:
         """The log behind a position; see `RelayPeer.stream`."""
-        return self._peer.stream(after, log_id, tables, name)
+        return self._peer.stream(after, log_id, tables, name, narrowing)
 
     def bootstrap(self, url: str) -> BootstrapPeer:
         """The bootstrap server at an address; see `RelayPeer.bootstrap`."""

@@ -14,7 +14,7 @@ for when the asking task is cancelled is not lost: the next one who asks gets it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from walbus.consumers.checkpoint_store import CheckpointStore
 from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, Delivery, Subscription, connect
+from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerPlace
 from walbus.consumers.session import Clock
 from walbus.consumers.steps import Start, Sweep
@@ -64,7 +65,7 @@ class AsyncDelivery:
 
     @property
     def phase(self) -> str:
-        """`snapshot`, `catchup` or `online`."""
+        """`snapshot`, `delta`, `catchup` or `online`."""
         return self.delivery.phase
 
     @property
@@ -138,11 +139,32 @@ class AsyncBus:
         self._subscriptions: list[AsyncSubscription] = []
         self._waiting = ThreadPoolExecutor(_WAITING, "walbus-wait")  # the loop's own are few, and for short work
 
-    def subscribe(
-        self, *tables: str, name: str, start: Start = "snapshot", checkpoints: CheckpointStore | None = None
+    def subscribe(  # noqa: PLR0913  # those of `Bus.subscribe`
+        self,
+        *tables: str,
+        name: str,
+        start: Start = "snapshot",
+        checkpoints: CheckpointStore | None = None,
+        partition: str | None = None,
+        ops: Sequence[str] = (),
+        columns: Mapping[str, Sequence[str]] | None = None,
+        delta_above: int | None = None,
+        on_phase: Callable[[PhaseEvent], object] | None = None,
     ) -> AsyncSubscription:
-        """The changes of tables, as `walbus.consumers.client.Bus.subscribe` gives them."""
-        subscription = AsyncSubscription(self._bus.subscribe(*tables, name=name, start=start, checkpoints=checkpoints))
+        """The changes of tables, as `walbus.consumers.client.Bus.subscribe` gives them; a thread calls `on_phase`."""
+        subscription = AsyncSubscription(
+            self._bus.subscribe(
+                *tables,
+                name=name,
+                start=start,
+                checkpoints=checkpoints,
+                partition=partition,
+                ops=ops,
+                columns=columns,
+                delta_above=delta_above,
+                on_phase=on_phase,
+            )
+        )
         self._subscriptions.append(subscription)
         return subscription
 

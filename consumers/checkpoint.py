@@ -1,8 +1,8 @@
 """Checkpoints: exactly where a consumer is, in which phase, so that a crash anywhere resumes there.
 
     Following      the log, live; everything up to `last_done` is dealt with
-    Snapshotting   the bootstrap's rows, table by table in key order; `low` and `high` bound the states that they
-                   came from
+    Snapshotting   the bootstrap's rows, table by table: all rows of one in key order, or a delta of it in the order of
+                   seqs; `low` and `high` bound the states that they came from
     CatchingUp     the log again, from the lowest of those states; consistent once `until` is passed
 
 Every checkpoint carries the `log_id` that its positions and seqs belong to, the `Marks` that make sweeping safe, and
@@ -11,7 +11,8 @@ and are to be read once the bootstrap has them. `rows` is the lowest state of th
 came from before they followed the log (ORIGIN: not known). `layouts` is the largest number of a layout that the
 consumer was told: the log's writer may tell an older one again, which is no new table.
 
-Its stored form is one JSON object with a version. No I/O.
+Its stored form is one JSON object with a version: 2 where a table is read as a delta, which version 1 did not know, and
+1 otherwise. No I/O.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 from walbus.errors import InvalidText
 from walbus.position import ORIGIN, Position, parse_position
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Point(NamedTuple):
@@ -60,19 +61,25 @@ class Following:
 
 @dataclass(frozen=True, slots=True)
 class TableProgress:
-    """How far one table's snapshot is: the key of the last row dealt with (None: not begun), and whether it ended.
+    """How far the reading of one table is.
 
-    A table that is done has been swept too.
+    Attributes:
+        table: its name.
+        after_key: of a snapshot, the key of the last row dealt with; None: not begun.
+        done: whether it ended. A table whose snapshot is done has been swept too.
+        since: of a delta, where the consumer was when it began, with the seq of the last change dealt with; None: all
+            of the table's rows are read.
     """
 
     table: str
     after_key: bytes | None = None
     done: bool = False
+    since: Point | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshotting:
-    """Some rows of the snapshot are dealt with.
+    """Some of what the bootstrap gives is dealt with.
 
     Attributes:
         tables: in the order in which they are read.
@@ -109,21 +116,23 @@ Checkpoint: TypeAlias = Following | Snapshotting | CatchingUp
 
 _PHASES: dict[type[Checkpoint], str] = {
     Following: "online",
-    Snapshotting: "snapshot",
     CatchingUp: "catchup",
 }
 
 
 def phase_of(checkpoint: Checkpoint) -> str:
-    """The phase's name: `online`, `snapshot` or `catchup`."""
+    """The phase's name: `online`, `snapshot`, `delta` or `catchup`."""
+    if isinstance(checkpoint, Snapshotting):
+        read = next((table for table in checkpoint.tables if not table.done), None)
+        return "snapshot" if read is None or read.since is None else "delta"
     return _PHASES[type(checkpoint)]
 
 
 def dump_checkpoint(checkpoint: Checkpoint) -> str:
     """The checkpoint as one line of JSON; equal checkpoints give equal text."""
     document: dict[str, Any] = {
-        "version": FORMAT,
-        "phase": phase_of(checkpoint),
+        "version": 2 if _has_delta(checkpoint) else 1,
+        "phase": _PHASES.get(type(checkpoint), "snapshot"),
         "log_id": checkpoint.log_id,
         "marks": checkpoint.marks,
     }
@@ -155,9 +164,9 @@ def load_checkpoint(text: str) -> Checkpoint:
     """
     try:
         document = json.loads(text)
-        if document["version"] != FORMAT:
+        if document["version"] not in range(1, FORMAT + 1):
             raise InvalidText(
-                f"a checkpoint of version {document['version']} is not of version {FORMAT}",
+                f"a checkpoint of version {document['version']} is not of version 1 to {FORMAT}",
                 mend="use the Walbus that wrote it, or remove it to start again",
             )
         return _load(document)
@@ -194,15 +203,23 @@ def _load_point(document: dict[str, Any]) -> Point:
     return Point(parse_position(document["last_done"]), int(document["seq"]))
 
 
+def _has_delta(checkpoint: Checkpoint) -> bool:
+    return isinstance(checkpoint, Snapshotting) and any(table.since is not None for table in checkpoint.tables)
+
+
 def _dump_table(table: TableProgress) -> dict[str, object]:
     after_key = None if table.after_key is None else table.after_key.hex()
-    return {"table": table.table, "after_key": after_key, "done": table.done}
+    document: dict[str, object] = {"table": table.table, "after_key": after_key, "done": table.done}
+    return document if table.since is None else document | {"since": _dump_point(table.since)}
 
 
 def _load_table(document: dict[str, Any]) -> TableProgress:
-    after_key = document["after_key"]
+    after_key, since = document["after_key"], document.get("since")
     return TableProgress(
-        document["table"], None if after_key is None else bytes.fromhex(after_key), bool(document["done"])
+        document["table"],
+        None if after_key is None else bytes.fromhex(after_key),
+        bool(document["done"]),
+        None if since is None else _load_point(since),
     )
 
 

@@ -14,7 +14,7 @@ of two changes of one key, the later one has the larger seq.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,8 @@ from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.arrow import record_batches
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
+from walbus.consumers.narrowing import Narrowing
+from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
 from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Clock, Session, Subscribed
@@ -65,7 +67,7 @@ class Delivery:
 
     Attributes:
         window: the changes.
-        phase: `snapshot`, `catchup` or `online`; what is read in the first two may be older than what follows.
+        phase: `snapshot`, `delta`, `catchup` or `online`; what is read before the last may be older than what follows.
         sweep: set behind a table's last snapshot row, on a delivery without changes: rows of that table that the
             snapshot did not bring, and whose seq is at most `sweep.seq`, are gone at the source.
     """
@@ -90,12 +92,12 @@ class Delivery:
 
     @property
     def kind(self) -> Kind:
-        """TRANSACTION, SNAPSHOT, SCHEMA or EPOCH."""
+        """TRANSACTION, SNAPSHOT, DELTA, SCHEMA or EPOCH."""
         return self.window.kind
 
     @property
     def xid(self) -> int:
-        """The transaction's id; 0 for a snapshot."""
+        """The transaction's id; 0 for what the bootstrap gives."""
         return self.window.xid
 
     @property
@@ -162,8 +164,16 @@ class Subscription:
     Made by `Bus.subscribe`. Belongs to one thread.
     """
 
-    def __init__(self, session: Session, store: CheckpointStore, reporter: Reporter, clock: Clock) -> None:
+    def __init__(
+        self,
+        session: Session,
+        store: CheckpointStore,
+        reporter: Reporter,
+        clock: Clock,
+        on_phase: Callable[[PhaseEvent], object] | None = None,
+    ) -> None:
         self._session = session
+        self._on_phase = on_phase
         self._store = store
         self._reporter = reporter
         self._clock = clock
@@ -175,7 +185,7 @@ class Subscription:
 
     @property
     def phase(self) -> str:
-        """`starting`, `listing`, `snapshot`, `catchup` or `online`."""
+        """`starting`, `listing`, `snapshot`, `delta`, `catchup` or `online`."""
         return self._session.phase
 
     @property
@@ -207,6 +217,9 @@ class Subscription:
                 case Asked(position):
                     self._reporter.asked(position)
                     self._stored_at = float("-inf")
+                case PhaseEvent() as event:
+                    if self._on_phase is not None:
+                        self._on_phase(event)
                 case Discard() | None:
                     pass
             self._store_idle()
@@ -291,8 +304,17 @@ class Bus:
         self._clock = clock
         self._subscriptions: list[Subscription] = []
 
-    def subscribe(
-        self, *tables: str, name: str, start: Start = "snapshot", checkpoints: CheckpointStore | None = None
+    def subscribe(  # noqa: PLR0913  # all but the name have a default
+        self,
+        *tables: str,
+        name: str,
+        start: Start = "snapshot",
+        checkpoints: CheckpointStore | None = None,
+        partition: str | None = None,
+        ops: Sequence[str] = (),
+        columns: Mapping[str, Sequence[str]] | None = None,
+        delta_above: int | None = None,
+        on_phase: Callable[[PhaseEvent], object] | None = None,
     ) -> Subscription:
         """The changes of tables, from the consumer's checkpoint on.
 
@@ -302,18 +324,32 @@ class Bus:
             start: where a consumer without a checkpoint begins: with a `snapshot` of all rows, at the `earliest`
                 position that the relay holds, or with what commits from now on (`latest`).
             checkpoints: another place for the checkpoint.
+            partition: `i/n`: of n parts of all keys (by their hash) the part i, from 0; each in a consumer of its own.
+            ops: of `insert`, `update`, `delete`, `truncate` and `message`, those that come; default: all. Without one
+                of the first four there is nothing to be had from the bootstrap: `start` is then `earliest` or
+                `latest`.
+            columns: the columns that come of a table, by pattern, as in `{"public.orders": ["id", "total"]}`; the key's
+                always do. Default: all.
+            delta_above: so many changes behind, the last change of each key is read from the bootstrap instead of each
+                change from the log, where that is less; default: never while the log holds the position.
+            on_phase: called between two deliveries when a bootstrap, or a table of it, begins or ends; see
+                `walbus.consumers.phase_events`.
 
         Raises:
-            UsageError: the name or a table is none.
+            UsageError: the name or a table is none, or a choice makes no sense.
         """
+        narrowing = Narrowing(partition, tuple(ops), columns or {})
+        if narrowing.of_log_alone and start == "snapshot":
+            mend = "start at earliest or latest, or take insert, update, delete and truncate"
+            raise UsageError("a snapshot says nothing of single operations", where="ops", mend=mend)
         store = checkpoints or FileCheckpointStore(self._folder / checked_name(name) / "checkpoint.json")
-        subscribed = Subscribed(name, check_patterns(tables), start, self._bootstrap)
+        subscribed = Subscribed(name, check_patterns(tables), start, self._bootstrap, delta_above, narrowing)
         checkpoint = store.load()
         relays = Relays(self._peers)
         reporter = Reporter(Reported(name, subscribed.tables), relays, self._clock)
         reporter.begin(checkpoint)
         session = Session(relays, subscribed, checkpoint, self._clock)
-        subscription = Subscription(session, store, reporter, self._clock)
+        subscription = Subscription(session, store, reporter, self._clock, on_phase)
         self._subscriptions.append(subscription)
         return subscription
 

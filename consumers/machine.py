@@ -6,21 +6,28 @@
           │ start = snapshot                                 ▼ incomplete rows   │
           └───────────────────────────────────────────────► LISTING          CATCHUP
                                                              │  ▲                ▲ │
-                                      tables and their state │  │ 410,           │ │
+                           tables, their state, their deltas │  │ delta gone,    │ │
                                                              ▼  │ another log    │ │ 410, another log
-                                                           SNAPSHOT ─────────────┘ └──► LISTING
-                                                                     last table swept
+                                                  SNAPSHOT or DELTA, a table ────┘ └──► LISTING
+                                                                     last table read
+
+A consumer that is so far behind that it asks (`delta_above`) goes from ONLINE or CATCHUP to DELTA too, if the bootstrap
+has one of every table and they have fewer changes than the log.
 
 `wanted` says which connection the machine needs next: a function of its state, so that after a broken connection
 the driver simply asks again. `receive` takes an event and gives the outputs that it causes, in order. Which event
 is allowed in which phase stands in one table, `_TRANSITIONS`; any other is the driver's mistake.
 
-Four rules keep a consumer right:
+These rules keep a consumer right:
 
 - Only a window that ends a transaction carries a checkpoint. Pieces before it carry none, and `Discard` says that
   those handed on will not be completed.
 - A snapshot whose answers came from the states Q1…Qn is replayed from the lowest and is consistent after the
   highest. Its tables are swept at the lowest, so that no change behind it is ever taken for a ghost.
+- A delta tells deletes, so its table is not swept. One that can be had no more is given up together with the snapshot
+  that it is a part of: rows that it brought carry its mark, and only a later one tells them from ghosts.
+- Where the log no longer holds the lowest state, what the bootstrap is read for is finished all the same: a delta
+  since then takes the replay's place. A snapshot that takes longer than the log is kept so comes to an end.
 - A table that comes to the log later may have rows that the log does not hold, and one of which a failover has lost
   transactions, or that a statement changed without events, has rows here that the source does not. So has one whose
   snapshot says that it is stale. It is `unread`, in every checkpoint from then on, until the bootstrap has it
@@ -48,7 +55,9 @@ from walbus.consumers.phases import (
     Starting,
     State,
     caught_up,
+    chosen_reading,
     current,
+    highest_of,
     next_marks,
     point_of,
     resumed,
@@ -59,6 +68,7 @@ from walbus.consumers.steps import (
     Asked,
     AskLog,
     Deliver,
+    DeltaGone,
     Discard,
     Disconnected,
     Event,
@@ -67,6 +77,7 @@ from walbus.consumers.steps import (
     LogSeen,
     Output,
     PositionGone,
+    ReadDelta,
     ReadLog,
     ReadSnapshot,
     RecordRead,
@@ -81,9 +92,9 @@ from walbus.consumers.steps import (
     TablesListed,
     Want,
 )
-from walbus.consumers.windows import end_of_filtered, layout_window, log_window, snapshot_window
+from walbus.consumers.windows import end_of_filtered, layout_window, log_window, served_window
 from walbus.errors import PositionUnknown, ProtocolError
-from walbus.events import Window
+from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, RecordHeader
 
@@ -94,13 +105,17 @@ class ConsumerMachine:
     Args:
         checkpoint: where to go on; None for a consumer's first start.
         start: where a consumer without a checkpoint begins.
+        delta_above: changes of the log that are still to be read from which on a delta is weighed against them; None:
+            the log is followed as long as it holds the position.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None, start: Start) -> None:
+    def __init__(self, checkpoint: Checkpoint | None, start: Start, delta_above: int | None = None) -> None:
         self._state: State = Starting(start) if checkpoint is None else resumed(checkpoint)
         self._log: LogSeen | None = None  # what the relay said since the last disconnect
         self._received = point_of(checkpoint)  # the log has been handed on up to here, pieces included
         self._open: tuple[int, int] | None = None  # (epoch, commit LSN) of a transaction that has begun to arrive
+        self._delta_above = delta_above
+        self._weighing = False  # whether the bootstrap is to be asked what deltas cost, before the log is read on
 
     @property
     def state(self) -> State:
@@ -118,6 +133,11 @@ class ConsumerMachine:
         return self._received.last_done
 
     @property
+    def received_seq(self) -> int:
+        """The last seq given at `received`; 0 where that is not known."""
+        return self._received.seq
+
+    @property
     def layouts(self) -> int:
         """The largest number of a layout that the consumer was told."""
         return 0 if isinstance(self._state, (Starting, Listing)) else self._state.layouts
@@ -128,13 +148,13 @@ class ConsumerMachine:
         if self._log is None:
             return AskLog()
         match self._state:
-            case Following(log_id=log_id) | CatchingUp(log_id=log_id):
-                return ReadLog(log_id, self._received.last_done)
-            case Snapshotting(log_id=log_id) as state:
-                table = current(state)
-                return ReadSnapshot(log_id, table.table, table.after_key)
-            case Listing(only=only):
-                return ListTables(only)
+            case Following(log_id=log_id) | CatchingUp(log_id=log_id) as state:
+                weighing = ListTables(None, state, waits=False)
+                return weighing if self._weighing else ReadLog(log_id, self._received.last_done)
+            case Snapshotting() as state:
+                return _reading(state)
+            case Listing(only=only, before=before):
+                return ListTables(only, before if only is None else None)
             case Starting():
                 return AskLog()
 
@@ -165,8 +185,6 @@ class ConsumerMachine:
                 pass
             case _ if state.log_id != event.log_id:
                 return self._need_snapshot(state, event)
-            case Snapshotting(low=Point(last_done, _)) if last_done < event.trimmed:
-                return self._need_snapshot(state, event)  # what must be replayed behind the snapshot is gone already
             case Snapshotting():
                 pass
             case Following() | CatchingUp():
@@ -183,11 +201,13 @@ class ConsumerMachine:
             return self._need_snapshot(state, event)
         if event.end >= self._received.last_done and event.last_seq < self._received.seq:
             raise _regress(event.last_seq, event.end, self._received)
+        above = self._delta_above
+        self._weighing = above is not None and event.behind >= above and self._open is None and self._received.seq > 0
         return []
 
     def _need_snapshot(self, state: Listing | Checkpoint, _: Event) -> list[Output]:
         outputs: list[Output] = [Discard()] if self._open else []
-        self._open, self._log = None, None  # the relay is asked again: it may be another log by now
+        self._open, self._log, self._weighing = None, None, False  # the relay is asked again: it may be another log
         self._state = Listing(state.before if isinstance(state, Listing) else state)
         return outputs
 
@@ -213,13 +233,33 @@ class ConsumerMachine:
         before, only = listing.before, listing.only
         same_log = before is not None and before.log_id == event.log_id
         low = self._received if only is not None and same_log else None
-        tables = tuple(TableProgress(table) for table in event.tables)
+        known = before if only is None and same_log else None
+        tables = tuple(chosen_reading(known, event, table) for table in event.tables)
         unread = before.unread if before is not None and same_log else ()
         left = tuple(table for table in unread if table not in event.tables)
         layouts = before.layouts if low is not None and before is not None else event.layouts
-        rows = before.rows or ORIGIN if low is not None and before is not None else None
-        state = Snapshotting(event.log_id, next_marks(before, event), tables, low, low, left, layouts, rows)
+        goes_on = low is not None or any(table.since is not None for table in tables)
+        rows = before.rows or ORIGIN if goes_on and before is not None else None
+        high = low or highest_of(known)
+        state = Snapshotting(event.log_id, next_marks(before, event), tables, low, high, left, layouts, rows)
         self._state = state
+        return [Advance(state)]
+
+    def _weighed(self, before: Following | CatchingUp, event: TablesListed) -> list[Output]:
+        """Whether deltas of all tables are cheaper than the log."""
+        self._weighing = False
+        log = self._log
+        if log is None or event.log_id != before.log_id or event.refused or not event.tables:
+            return []
+        wanted = [table for table in event.tables if table not in before.unread]
+        if not wanted or any(table not in event.deltas for table in wanted):
+            return []
+        if _DELTAS_WORTH * sum(event.deltas[table] for table in wanted) > log.behind:
+            return []
+        tables = tuple(TableProgress(table, since=before.point) for table in wanted)
+        marks, layouts = next_marks(before, event), max(before.layouts, event.layouts)
+        high = highest_of(before)
+        self._state = state = Snapshotting(event.log_id, marks, tables, None, high, before.unread, layouts, before.rows)
         return [Advance(state)]
 
     def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
@@ -231,18 +271,21 @@ class ConsumerMachine:
         return []
 
     def _rows_read(self, before: Snapshotting, event: RowsRead) -> list[Output]:
-        at = Point(event.header.last, event.header.last_seq)
+        table, at = current(before), Point(event.header.last, event.header.last_seq)
+        if table.since is not None and at.last_done < table.since.last_done:
+            at = Point(table.since.last_done, at.seq)  # nothing of the table changed between the two
         low, high = min(before.low or at, at), max(before.high or at, at)
         state = replace(before, low=low, high=high)
         outputs: list[Output] = []
         if event.changes:
-            state = with_table(state, replace(current(state), after_key=event.changes[-1].raw.key))
-            outputs.append(Deliver(snapshot_window(event), state.marks, state))
+            table = _read_up_to(table, event.changes[-1])
+            state = with_table(state, table)
+            outputs.append(Deliver(served_window(event), state.marks, state))
         self._state = state
         if event.header.flags & Flag.END:
-            table = current(state)
             after = self._after_table(with_table(state, replace(table, done=True)))
-            outputs.append(Sweep(table.table, low.seq, state.marks, after))
+            ended = Sweep(table.table, low.seq, state.marks, after) if table.since is None else Advance(after)
+            outputs.append(ended)
         return outputs
 
     def _table_gone(self, state: Snapshotting, event: TableGone) -> list[Output]:
@@ -344,6 +387,23 @@ class ConsumerMachine:
             raise _regress(header.last_seq, header.last, self._received)
 
 
+def _reading(state: Snapshotting) -> ReadSnapshot | ReadDelta:
+    table = current(state)
+    if table.since is not None:
+        return ReadDelta(state.log_id, table.table, table.since)
+    return ReadSnapshot(state.log_id, table.table, table.after_key)
+
+
+def _read_up_to(table: TableProgress, change: Change) -> TableProgress:
+    if table.since is None:
+        return replace(table, after_key=change.raw.key)
+    return replace(table, since=Point(table.since.last_done, change.seq))
+
+
+#: Changes of the log that one change of a delta must be worth, or the log is read on: a delta has no transactions.
+_DELTAS_WORTH = 2
+
+
 def _regress(seq: int, position: Position, received: Point) -> PositionUnknown:
     return PositionUnknown(
         f"seq {seq} is not above {received.seq}, which the earlier position {received.last_done} had: this log does "
@@ -376,8 +436,10 @@ _TRANSITIONS = _table(
     ((Following,), RowsIncomplete, _M._rows_incomplete),
     ((Following,), RowsSettled, _M._rows_settled),
     ((Listing,), TablesListed, _M._tables_listed),
+    (_LOG, TablesListed, _M._weighed),
     ((Snapshotting,), TableOpened, _M._table_opened),
     ((Snapshotting,), RowsStale, _M._rows_stale),
     ((Snapshotting,), RowsRead, _M._rows_read),
     ((Snapshotting,), TableGone, _M._table_gone),
+    ((Snapshotting,), DeltaGone, _M._need_snapshot),
 )

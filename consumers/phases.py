@@ -49,11 +49,42 @@ def resumed(checkpoint: Checkpoint) -> State:
     """Where a checkpoint goes on.
 
     A snapshot without its first answer begins anew. Rows of that answer may have reached the sink, and the checkpoint
-    that names their state may not: what was deleted since then is told by the sweep of a new generation alone.
+    that names their state may not: what was deleted since then is told by the sweep of a new generation alone. A delta
+    goes on: it tells what was deleted.
     """
     if isinstance(checkpoint, Snapshotting) and checkpoint.low is None:
-        return Listing(checkpoint)
+        return checkpoint if all(table.since is not None for table in checkpoint.tables) else Listing(checkpoint)
     return checkpoint
+
+
+def whole_until(before: Checkpoint | None, table: str) -> Point | None:
+    """Up to where a checkpoint has everything of a table, so that a delta since then brings the rest; None: nowhere.
+
+    A table that was read from the bootstrap is as whole as the log's replay behind it: nothing up to `low` is missing.
+    """
+    match before:
+        case Following(point=point, unread=unread) | CatchingUp(point=point, unread=unread):
+            return None if table in unread else point
+        case Snapshotting(tables=tables, low=low):
+            progress = next((one for one in tables if one.table == table), None)
+            if progress is None:
+                return None
+            return low if progress.done else progress.since
+        case None:
+            return None
+
+
+def chosen_reading(before: Checkpoint | None, event: TablesListed, table: str) -> TableProgress:
+    """How a table is read: as a delta if that is complete, unless it has far more changes than the table has rows."""
+    since, changes = whole_until(before, table), event.deltas.get(table)
+    if since is None or changes is None or changes > _FEW + _CHANGES_A_ROW * event.rows.get(table, changes):
+        return TableProgress(table)
+    return TableProgress(table, since=since)
+
+
+#: A delta may have so many changes, and so many more for each row of the table: half of them might be deletes, which
+#: are small, and a snapshot makes a sink write every row and look for those that are gone.
+_FEW, _CHANGES_A_ROW = 1_000, 2
 
 
 def next_marks(before: Checkpoint | None, event: TablesListed) -> Marks:
@@ -79,6 +110,17 @@ def caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
     if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
         return Following(state.log_id, state.marks, state.point, state.unread, state.layouts, state.rows)
     return state
+
+
+def highest_of(before: Checkpoint | None) -> Point | None:
+    """The highest state that any row of a checkpoint came from; None where that is not above what is done."""
+    match before:
+        case Snapshotting(high=high):
+            return high
+        case CatchingUp(until=until):
+            return Point(until, 0)
+        case _:
+            return None
 
 
 def point_of(checkpoint: Checkpoint | None) -> Point:

@@ -26,12 +26,14 @@ class Tally:
     Attributes:
         changes: of the log.
         snapshot_rows: of a snapshot.
-        windows: of either kind.
+        delta_changes: of a delta.
+        windows: of any kind.
         commit_times: of the transactions, Unix seconds, in order.
     """
 
     changes: int = 0
     snapshot_rows: int = 0
+    delta_changes: int = 0
     windows: int = 0
     commit_times: list[float] = field(default_factory=list)
 
@@ -41,6 +43,8 @@ class Tally:
         for window in windows:
             if window.kind == Kind.SNAPSHOT:
                 self.snapshot_rows += len(window.changes)
+            if window.kind == Kind.DELTA:
+                self.delta_changes += len(window.changes)
             if window.kind != Kind.TRANSACTION:
                 continue
             self.changes += len(window.changes)
@@ -81,6 +85,7 @@ class ConsumerProgress:
         self._total.windows += tally.windows
         self._total.changes += tally.changes
         self._total.snapshot_rows += tally.snapshot_rows
+        self._total.delta_changes += tally.delta_changes
         for commit_time in tally.commit_times:
             self._latency.add(now, max(0.0, now - commit_time))
         self._behind = max(0.0, now - tally.commit_times[-1]) if tally.commit_times else 0.0
@@ -112,6 +117,7 @@ class ConsumerProgress:
             "last_done": str(self.last_done),
             "windows": self._total.windows,
             "snapshot_rows": self._total.snapshot_rows,
+            "delta_changes": self._total.delta_changes,
             "latency_p50_seconds": p50,
             "latency_p99_seconds": p99,
             "walbus_consumer_changes_total": self._total.changes,

@@ -21,6 +21,7 @@ from walbus.config import ConsumerConfig
 from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
 from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Clock, Session, Subscribed
@@ -36,7 +37,7 @@ from walbus.consumers.steps import (
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import ANONYMOUS, Credentials
-from walbus.errors import Directive, WalbusError, directive_of
+from walbus.errors import Directive, UsageError, WalbusError, directive_of
 from walbus.events import Window
 
 _log = structlog.get_logger(__name__)
@@ -171,6 +172,12 @@ class ConsumerRun:
     clock: Clock
     backoff: Backoff = field(default_factory=lambda: Backoff(longest=10.0))
 
+    def __post_init__(self) -> None:
+        """Raises UsageError: a sink would take a column that is left out for one whose value did not change."""
+        if self.subscribed.narrowing.columns or self.subscribed.narrowing.ops:
+            what = "a sink holds whole rows, and needs every column and operation"
+            raise UsageError(what, where=f"consumer {self.subscribed.name}", mend="leave columns and ops out")
+
     def run(self) -> None:
         """Works until stopped.
 
@@ -204,7 +211,7 @@ class ConsumerRun:
             now = self.clock.monotonic()
             if isinstance(output, Asked):
                 self.reporter.asked(output.position)
-            if output is not None:
+            if output is not None and not isinstance(output, PhaseEvent):
                 feed.take(output, now)
             feed.flush_due(now)
             if session.phase == "online" and (tables := self.sink.incomplete()):
@@ -259,7 +266,8 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     relays = Relays(peers)
     reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relays, clock)
     try:
-        ConsumerRun(Subscribed(name, tables, config.start), relays, reporter, sink, progress, stop, clock).run()
+        subscribed = Subscribed(name, tables, config.start, delta_above=config.delta_above or None)
+        ConsumerRun(subscribed, relays, reporter, sink, progress, stop, clock).run()
     finally:
         sink.close()
         reporter.close()

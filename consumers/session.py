@@ -19,15 +19,20 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.machine import ConsumerMachine
-from walbus.consumers.phases import Listing, Starting
+from walbus.consumers.narrowing import WHOLE, Narrowing
+from walbus.consumers.phase_events import PhaseEvent, PhaseEvents
+from walbus.consumers.phases import Listing, Starting, whole_until
+from walbus.consumers.record_stream import RecordStream
 from walbus.consumers.steps import (
     AskLog,
+    DeltaGone,
     Disconnected,
     Event,
     ListTables,
     LogReplaced,
     Output,
     PositionGone,
+    ReadDelta,
     ReadLog,
     ReadSnapshot,
     RecordRead,
@@ -46,13 +51,14 @@ from walbus.consumers.transport import (
     BootstrapPeer,
     LogMismatch,
     NotReady,
-    RecordStream,
+    TableList,
 )
 from walbus.consumers.unread import Unread
 from walbus.errors import (
     ConfigError,
     Directive,
     PositionTrimmed,
+    PositionUnknown,
     RelayUnavailable,
     RequestRefused,
     SourceMisconfigured,
@@ -89,12 +95,17 @@ class Subscribed:
         tables: patterns, see `walbus.consumers.tables`.
         start: where it begins without a checkpoint.
         bootstrap: address of the bootstrap server; None for the one that the relay names.
+        delta_above: changes of the log that are still to be read from which on deltas are weighed against them; None:
+            the log is followed as long as it holds the position.
+        narrowing: the part of the tables' changes.
     """
 
     name: str
     tables: tuple[str, ...]
     start: Start
     bootstrap: str | None = None
+    delta_above: int | None = None
+    narrowing: Narrowing = WHOLE
 
 
 @dataclass
@@ -115,13 +126,14 @@ class Session:
     backoff: Backoff = field(default_factory=Backoff)
 
     def __post_init__(self) -> None:
-        self._machine = ConsumerMachine(self.checkpoint, self.subscribed.start)
+        self._machine = ConsumerMachine(self.checkpoint, self.subscribed.start, self.subscribed.delta_above)
         self._layouts = Layouts(self.relay.schema)
         self._stream: RecordStream | None = None
         self._target: _Target = ()  # what `_stream` reads
         self._bootstrap: BootstrapPeer | None = None
         self._records: deque[tuple[RecordHeader, bytes]] = deque()
-        self._outputs: deque[Output] = deque()
+        self._outputs: deque[Output | PhaseEvent] = deque()
+        self._phases = PhaseEvents()
         self._retry_at = 0.0
         self._reread_at = 0.0
         self._unread = Unread(
@@ -137,7 +149,7 @@ class Session:
 
     @property
     def phase(self) -> str:
-        """`starting`, `listing`, `snapshot`, `catchup` or `online`."""
+        """`starting`, `listing`, `snapshot`, `delta`, `catchup` or `online`."""
         return _phase(self._machine)
 
     @property
@@ -145,7 +157,7 @@ class Session:
         """Why nothing is read at present; None while something is."""
         return self._waiting_for
 
-    def poll(self, timeout: float) -> Output | None:
+    def poll(self, timeout: float) -> Output | PhaseEvent | None:
         """The next output; None if there was none within about `timeout` seconds (at least one attempt is made).
 
         Raises:
@@ -216,16 +228,18 @@ class Session:
 
     def _process(self, header: RecordHeader, record: bytes) -> None:
         changes = decode_record(header, record, self._layouts)
-        if header.kind == Kind.SNAPSHOT:
-            self._receive(RowsRead(header, changes))
+        if header.kind in (Kind.SNAPSHOT, Kind.DELTA):
+            self._receive(RowsRead(header, [self.subscribed.narrowing.narrowed(change) for change in changes]))
         else:
             told = self._unread.told(header, changes, self._machine.state, self._machine.layouts)
             self._receive(RecordRead(header, changes, origin_of(record, header).decode(), *told))
         self._recovered()
 
     def _receive(self, event: Event) -> None:
-        before = self.phase
-        self._outputs.extend(self._machine.receive(event))
+        before, was = self.phase, self._machine.state
+        outputs = self._machine.receive(event)
+        state = self._machine.state
+        self._outputs += (*self._phases.before(was, event, state), *outputs, *self._phases.behind(event, state))
         if self._stream is not None and _target(self._machine.wanted) != self._target:
             self._close_stream()
         if self.phase != before:
@@ -237,15 +251,17 @@ class Session:
         match want:
             case AskLog():
                 self._ask_log()
-            case ListTables(only):
-                self._list_tables(only)
-            case ReadSnapshot(log_id, table, after_key):
-                self._open_snapshot(log_id, table, after_key)
+            case ListTables(waits=True):
+                self._list_tables(want)
+            case ListTables():
+                self._weigh(want)
+            case ReadSnapshot() | ReadDelta():
+                self._open_table(want)
             case ReadLog():
                 self._open_log(want)
 
     def _ask_log(self) -> None:
-        info = self.relay.info(self._log_id, self._machine.received)
+        info = self.relay.info(self._log_id, self._machine.received, self._machine.received_seq)
         if info.log.log_id != self._log_id:
             self._layouts.forget()
             self._unread.forget()
@@ -270,15 +286,16 @@ class Session:
             )
         return self._bootstrap
 
-    def _list_tables(self, only: tuple[str, ...] | None) -> None:
+    def _list_tables(self, want: ListTables) -> None:
+        if self.subscribed.narrowing.of_log_alone:
+            raise self._no_way_back()
         bootstrap = self._bootstrap_peer()
         listed = bootstrap.tables()
-        patterns = self.subscribed.tables if only is None else only
+        patterns = self.subscribed.tables if want.only is None else want.only
         wanted, without = matching(listed.tables, patterns), matching(listed.refused, patterns)
         if listed.log_id == self._log_id:
             self._unread.reading(wanted, listed.folds_from)
-        layouts = max(listed.tables.values(), default=0)
-        self._receive(TablesListed(listed.log_id, wanted, int(self.clock.wall() * 1000), layouts))
+        self._receive(self._tables_listed(listed, wanted, without, want.before))
         if not isinstance(self._machine.state, Listing):
             unknown = [name for name in patterns if "*" not in name and name not in (*wanted, *without)]
             if unknown:
@@ -291,6 +308,40 @@ class Session:
             raise self._no_table(patterns, without)
         self._receive(LogReplaced())
         raise NotReady("the bootstrap does not follow the relay's log yet", where=bootstrap.url)
+
+    def _weigh(self, want: ListTables) -> None:
+        """Asks what deltas cost. The log is there all the same: a bootstrap that does not answer is not waited for."""
+        listed = TablesListed(self._log_id, (), 0)
+        try:
+            if self._bootstrap is not None:
+                found, patterns = self._bootstrap.tables(), self.subscribed.tables
+                wanted, without = matching(found.tables, patterns), matching(found.refused, patterns)
+                listed = self._tables_listed(found, wanted, without, want.before)
+                self._unread.reading(listed.deltas, found.folds_from)
+        except WalbusError as error:
+            _log.info("consumer.delta_not_weighed", consumer=self.subscribed.name, reason=str(error))
+        self._receive(listed)
+
+    def _tables_listed(
+        self, listed: TableList, wanted: tuple[str, ...], without: tuple[str, ...], before: Checkpoint | None
+    ) -> TablesListed:
+        deltas: dict[str, int] = {}
+        if before is not None and before.log_id == listed.log_id == self._log_id:
+            for table in wanted:
+                since = whole_until(before, table)
+                cost = None if since is None else self._bootstrap_peer().delta_cost(table, since)
+                if cost is not None:
+                    deltas[table] = cost
+        stamp, layouts = int(self.clock.wall() * 1000), max(listed.tables.values(), default=0)
+        return TablesListed(listed.log_id, wanted, stamp, layouts, listed.rows, deltas, bool(without))
+
+    def _no_way_back(self) -> WalbusError:
+        return PositionUnknown(
+            "the log no longer holds what comes behind the checkpoint, and rows as they are now say nothing to a "
+            "consumer of some operations",
+            where=f"consumer {self.subscribed.name}",
+            mend="remove its checkpoint to begin anew at earliest or latest, or have the log kept for longer",
+        )
 
     def _no_table(self, patterns: tuple[str, ...], refused: tuple[str, ...]) -> WalbusError:
         """A pattern, or a table that nobody knows, may come to have rows; a table that was refused will not."""
@@ -306,11 +357,20 @@ class Session:
             where=self._bootstrap_peer().url,
         )
 
-    def _open_snapshot(self, log_id: str, table: str, after_key: bytes | None) -> None:
-        bootstrap = self._bootstrap_peer()
+    def _open_table(self, want: ReadSnapshot | ReadDelta) -> None:
+        bootstrap, log_id, table = self._bootstrap_peer(), want.log_id, want.table
+        narrowing = self.subscribed.narrowing.of_bootstrap()
         layout = self._layouts.get(bootstrap.tables().tables.get(table, 0))
         try:
-            stream = bootstrap.snapshot(table, after_key)
+            stream = (
+                bootstrap.delta(table, want.since, narrowing)
+                if isinstance(want, ReadDelta)
+                else bootstrap.snapshot(table, want.after_key, narrowing)
+            )
+        except PositionTrimmed as error:
+            _log.warning("consumer.delta_gone", consumer=self.subscribed.name, table=table, why=error.what)
+            self._receive(DeltaGone())
+            return
         except RequestRefused as error:
             if error.status not in (404, 409):
                 raise
@@ -321,7 +381,7 @@ class Session:
             stream.close()
             self._receive(LogReplaced())
             raise NotReady("the bootstrap follows another log than before", where=bootstrap.url)
-        self._stream, self._target = stream, ("snapshot", log_id, table)
+        self._stream, self._target = stream, _target(want)
         if _STALE_HEADER in stream.headers:
             self._receive(RowsStale())
         if layout is not None:
@@ -329,7 +389,10 @@ class Session:
 
     def _open_log(self, want: ReadLog) -> None:
         try:
-            self._stream = self.relay.stream(want.after, want.log_id, self.subscribed.tables, self.subscribed.name)
+            asked = self.subscribed
+            self._stream = self.relay.stream(
+                want.after, want.log_id, asked.tables, asked.name, asked.narrowing.of_stream()
+            )
             self._target = ("log", want.log_id)
         except PositionTrimmed:
             self._receive(PositionGone())
@@ -372,6 +435,8 @@ def _target(want: Want) -> _Target:
             return ("log", log_id)
         case ReadSnapshot(log_id=log_id, table=table):
             return ("snapshot", log_id, table)
+        case ReadDelta(log_id=log_id, table=table):
+            return ("delta", log_id, table)
         case AskLog() | ListTables():
             return ()
 

@@ -6,11 +6,11 @@ consumer is to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.consumers.checkpoint import Checkpoint, Marks, Point
 from walbus.events import Change, Window
 from walbus.position import Position
 from walbus.records import RecordHeader
@@ -23,12 +23,20 @@ Start: TypeAlias = Literal["snapshot", "earliest", "latest"]
 
 @dataclass(frozen=True, slots=True)
 class LogSeen:
-    """The relay said what it holds; `last_seq` is the last seq given at `end`."""
+    """The relay said what it holds.
+
+    Attributes:
+        log_id: of the log.
+        trimmed, end: what it holds lies between them.
+        last_seq: the last seq given at `end`.
+        behind: changes of the log that the consumer has not done, at most.
+    """
 
     log_id: str
     trimmed: Position
     end: Position
     last_seq: int
+    behind: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +53,18 @@ class TablesListed:
         tables: those that the consumer wants.
         stamp: Unix milliseconds, passed in: marks must rise even where the last checkpoint was lost.
         layouts: the largest number of a layout that any of its tables has.
+        rows: about how many rows each table has, where that is known.
+        deltas: of the tables whose delta since the consumer's place is complete, at most how many changes it has.
+        refused: whether the consumer wants tables that the bootstrap never serves.
     """
 
     log_id: str
     tables: tuple[str, ...]
     stamp: int
     layouts: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
+    deltas: Mapping[str, int] = field(default_factory=dict)
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +89,14 @@ class RecordRead:
 
 @dataclass(frozen=True, slots=True)
 class TableOpened:
-    """A table's snapshot is about to be read; its rows have this layout, or an earlier one."""
+    """A table's snapshot, or its delta, is about to be read; its rows have this layout, or an earlier one."""
 
     layout: TableSchema
 
 
 @dataclass(frozen=True, slots=True)
 class RowsRead:
-    """A record of a table's snapshot; its header carries the state Q, and END in the last record of the answer."""
+    """A record of a table's snapshot or delta; its header carries the state Q, and END in the answer's last record."""
 
     header: RecordHeader
     changes: Sequence[Change]
@@ -103,6 +117,11 @@ class RowsSettled:
 @dataclass(frozen=True, slots=True)
 class TableGone:
     """The bootstrap does not know the table that is being read any more (dropped meanwhile)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaGone:
+    """The delta that is wanted would not be complete any more (410)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +151,7 @@ Event: TypeAlias = (
     | RowsStale
     | RowsSettled
     | TableGone
+    | DeltaGone
     | LogReplaced
     | Disconnected
     | RowsIncomplete
@@ -147,9 +167,17 @@ class AskLog:
 
 @dataclass(frozen=True, slots=True)
 class ListTables:
-    """Ask the bootstrap which tables it holds (`TablesListed`); None means all that the consumer subscribes to."""
+    """Ask the bootstrap which tables it holds (`TablesListed`).
+
+    Attributes:
+        only: these; None means all that the consumer subscribes to.
+        before: where the consumer is, if deltas since then are to be weighed.
+        waits: whether nothing else can be done until the bootstrap answers.
+    """
 
     only: tuple[str, ...] | None
+    before: Checkpoint | None = None
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +190,19 @@ class ReadSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadDelta:
+    """Read what became of a table's keys that changed (`RowsRead`).
+
+    Attributes:
+        since: the seq behind which it is read, and where the consumer was when the delta began.
+    """
+
+    log_id: str
+    table: str
+    since: Point
+
+
+@dataclass(frozen=True, slots=True)
 class ReadLog:
     """Follow the log behind a position (`RecordRead`)."""
 
@@ -169,7 +210,7 @@ class ReadLog:
     after: Position
 
 
-Want: TypeAlias = AskLog | ListTables | ReadSnapshot | ReadLog
+Want: TypeAlias = AskLog | ListTables | ReadSnapshot | ReadDelta | ReadLog
 
 # --- outputs: what the consumer is to do --------------------------------------------------------------------------
 

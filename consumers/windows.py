@@ -30,11 +30,11 @@ def log_window(event: RecordRead, changes: Sequence[Change], *, begins: bool, en
     )
 
 
-def snapshot_window(event: RowsRead) -> Window:
-    """A batch of a snapshot's rows."""
+def served_window(event: RowsRead) -> Window:
+    """A batch of a snapshot's rows, or of a delta's changes."""
     header = event.header
     return Window(
-        kind=Kind.SNAPSHOT,
+        kind=Kind(header.kind),
         changes=event.changes,
         xid=0,
         commit_lsn=header.commit_lsn,

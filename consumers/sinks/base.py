@@ -16,7 +16,8 @@ Durability
     with its checkpoint, so that the log brings it again.
 Versions
     Each row keeps the seq and the mark (`Marks.generation`) that it was written with. A change of the log applies if
-    its seq is above the row's; a snapshot's row applies if its seq is not below, so that an unchanged row is marked.
+    its seq is above the row's; a snapshot's row applies if its seq is not below, so that an unchanged row is marked. A
+    delta's insert is such a row; its deletes and truncates apply as those of the log do.
     A row whose mark is below `Marks.log_generation` is older than everything. A deleted row stays deleted against
     anything older that comes late.
 Errors

@@ -197,6 +197,9 @@ class RedisSink:
             case Kind.SNAPSHOT:
                 for change in window.changes:
                     self._load(change)
+            case Kind.DELTA:
+                for change in window.changes:
+                    (self._load if change.raw.op == Op.INSERT else self._take)(change)
             case Kind.SCHEMA:
                 for change in window.changes:
                     if change.schema is not None and matching([change.schema.table], self._tables_wanted):

@@ -188,6 +188,9 @@ class SqliteSink:
             case Kind.SNAPSHOT:
                 for change in window.changes:
                     self._load(change, marks)
+            case Kind.DELTA:
+                for change in window.changes:
+                    (self._load if change.raw.op == Op.INSERT else self._apply)(change, marks)
             case Kind.SCHEMA:
                 for change in window.changes:
                     self._relayout(change.schema, marks)

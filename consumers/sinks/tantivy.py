@@ -199,6 +199,9 @@ class TantivySink:
             case Kind.SNAPSHOT:
                 for change in window.changes:
                     self._load(change, marks)
+            case Kind.DELTA:
+                for change in window.changes:
+                    (self._load if change.raw.op == Op.INSERT else self._apply)(change, marks)
             case Kind.SCHEMA:
                 for change in window.changes:
                     if change.schema is not None and matching([change.schema.table], self._tables_wanted):

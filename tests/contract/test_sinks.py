@@ -393,6 +393,59 @@ def test_rows_of_an_earlier_layout_come_under_the_present_names(
     assert row == {"id": "1", "title": "a", "body": "b"}
 
 
+# Deltas
+
+
+def delta_of(source: ModelSource, since: int, table: str = ITEMS) -> list[Window]:
+    return [window_of(h, r, source.layouts.__getitem__) for h, r in source.delta(table, since)]
+
+
+def test_a_delta_brings_rows_and_deletes_and_spares_the_rest(
+    sink: Sink, under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n, "v1", "toasted") for n in range(6)])
+    put(sink, windows_after(source))
+    since = source.last_seq
+    source.commit([delete(ITEMS, 0), update(ITEMS, 1, new_id=77, name="m"), update(ITEMS, 2, name="v2")])
+    source.commit([insert(ITEMS, 0, "again"), delete(ITEMS, 3), insert(ITEMS, 8), delete(ITEMS, 8)])
+    for _ in range(2):  # it may come again
+        put(sink, delta_of(source, since), Marks(2, 1))
+        assert under_test.rows() == source.rows()
+
+
+def test_a_delta_behind_a_truncate_empties_the_table_first(
+    sink: Sink, under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n) for n in range(4)])
+    put(sink, windows_after(source))
+    since = source.last_seq
+    source.commit([insert(ITEMS, 9), truncate(ITEMS), insert(ITEMS, 2, "new")])
+    put(sink, delta_of(source, since), Marks(2, 1))
+    assert under_test.rows() == source.rows()
+
+
+def test_a_delta_that_lags_overwrites_nothing_newer(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
+    source.commit([insert(ITEMS, n, "v1") for n in range(4)])
+    source.commit([update(ITEMS, 1, name="v2"), delete(ITEMS, 2), insert(ITEMS, 5)])
+    late = delta_of(source, 0)
+    source.commit([update(ITEMS, 1, name="v3"), insert(ITEMS, 2, "new"), update(ITEMS, 5, name="v2")])
+    put(sink, windows_after(source))
+    sink.write(late, Marks(2, 1))
+    sink.commit(following(source.end, source.last_seq, Marks(2, 1)))
+    assert under_test.rows() == source.rows()
+
+
+def test_a_delta_fills_what_a_row_lacked(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
+    source.commit([insert(ITEMS, 1, "one", "toasted")])
+    since, done = source.last_seq, source.end
+    source.commit([update(ITEMS, 1, name="uno")])
+    put(sink, windows_after(source, done))
+    assert sink.incomplete() == (ITEMS,)
+    put(sink, delta_of(source, since), Marks(2, 1))
+    assert sink.incomplete() == ()
+    assert under_test.rows() == source.rows()
+
+
 # Snapshots
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,10 @@ import walbus
 from support.model_source import ITEMS, ModelSource, delete, insert, update
 from support.scripted_relay import ScriptedRelay
 from support.waiting import wait_for
-from walbus.consumers import Delivery, MemoryCheckpointStore, Subscription
+from walbus.consumers import Delivery, MemoryCheckpointStore, PhaseEvent, Subscription
 from walbus.errors import ConfigError, PositionUnknown, SourceMisconfigured, UsageError
+from walbus.position import ORIGIN
+from walbus.records import Kind, Op
 
 pytestmark = pytest.mark.one_version
 
@@ -277,3 +281,166 @@ def test_windows_come_as_arrow_batches_and_are_committed_together(
         (delivery,) = take(bus.subscribe(name="reader"), 1)
         (batch,) = delivery.to_arrow()
         assert batch.column("name").to_pylist() == [f"n{len(rows)}"]
+
+
+# Deltas
+
+
+Wake = Callable[..., Subscription]
+
+
+@pytest.fixture
+def wake(source: ModelSource, relay: ScriptedRelay, tmp_path: Path) -> Iterator[Wake]:
+    """Opens a subscription that had ten rows, of which two changed, one of them often, while it slept."""
+    source.commit([insert(ITEMS, n, f"n{n}") for n in range(10)])
+    with ExitStack() as opened:
+
+        def subscription(**options: Any) -> Subscription:
+            bus = opened.enter_context(walbus.connect(relay.url, folder=tmp_path))
+            return bus.subscribe(name="sleeper", **options)
+
+        first = subscription()
+        until_present(first, source)
+        source.commit([insert(ITEMS, 99, "last")])
+        take(first, 1)[0].commit()
+        first.close()
+        for n in range(50):
+            source.commit([update(ITEMS, 1, name=f"v{n}")])
+        source.commit([delete(ITEMS, 2)])
+        relay.requests.clear()
+        yield subscription
+
+
+def until_present(subscription: Subscription, source: ModelSource) -> list[Delivery]:
+    """Takes and commits everything up to the present."""
+    taken: list[Delivery] = []
+
+    def present() -> bool:
+        delivery = subscription.next(0.05)
+        if delivery is not None:
+            taken.append(delivery)
+            delivery.commit()
+        reached = max((delivery.last for delivery in taken), default=ORIGIN)
+        return delivery is None and subscription.phase == "online" and reached >= source.end
+
+    wait_for(present, 10)
+    return taken
+
+
+def test_a_reader_asleep_past_retention_is_told_what_changed_and_no_more(
+    source: ModelSource, relay: ScriptedRelay, wake: Wake
+) -> None:
+    told: list[PhaseEvent] = []
+    source.trim(source.end)
+    deliveries = until_present(wake(on_phase=told.append), source)
+    changes = [change for delivery in deliveries if delivery.kind == Kind.DELTA for change in delivery]
+    assert [(c.op, c.key) for c in changes] == [(Op.INSERT, {"id": 1}), (Op.DELETE, {"id": 2})]
+    assert dict(changes[0].after or {})["name"] == "v49"
+    assert relay.asked("/v1/snapshot") == []
+    assert told == [
+        PhaseEvent("bootstrap_begins"),
+        PhaseEvent("table_begins", ITEMS, "delta"),
+        PhaseEvent("table_ends", ITEMS, "delta"),
+        PhaseEvent("bootstrap_ends"),
+    ]
+    assert not any(delivery.sweep for delivery in deliveries)
+
+
+def test_a_reader_asleep_past_the_horizon_reads_a_snapshot_and_sweeps(source: ModelSource, wake: Wake) -> None:
+    source.trim(source.end)
+    source.horizon = source.end
+    deliveries = until_present(wake(), source)
+    assert {delivery.kind for delivery in deliveries} == {Kind.SCHEMA, Kind.SNAPSHOT}
+    assert [delivery.sweep.table for delivery in deliveries if delivery.sweep] == [ITEMS]
+
+
+def test_a_bootstrap_of_before_that_has_no_deltas_is_asked_for_a_snapshot(
+    source: ModelSource, relay: ScriptedRelay, wake: Wake
+) -> None:
+    relay.has_deltas = False
+    source.trim(source.end)
+    assert Kind.SNAPSHOT in {delivery.kind for delivery in until_present(wake(), source)}
+
+
+def test_a_delta_that_breaks_or_whose_reader_restarts_goes_on_behind_its_last_seq(
+    source: ModelSource, relay: ScriptedRelay, wake: Wake
+) -> None:
+    source.commit([update(ITEMS, n, name="again") for n in range(3, 9)])
+    source.trim(source.end)
+    subscription = wake()
+    first = next(d for d in iter(lambda: subscription.next(1), None) if d.kind == Kind.DELTA)
+    first.commit()
+    subscription.close()
+    relay.break_after = 1
+    rest = [c.key["id"] for d in until_present(wake(), source) if d.kind == Kind.DELTA for c in d if c.key is not None]
+    assert [c.key["id"] for c in first if c.key is not None] + rest == [1, 2, *range(3, 9)]
+    seqs = [int(asked["seq"]) for asked in relay.asked("/v1/delta") if "count" not in asked]
+    assert seqs == sorted(set(seqs)) and len(seqs) == 3
+
+
+@pytest.mark.parametrize(
+    ("above", "kinds"),
+    [(None, {Kind.TRANSACTION}), (20, {Kind.DELTA, Kind.SCHEMA}), (1000, {Kind.TRANSACTION})],
+)
+def test_a_reader_that_is_far_behind_takes_a_delta_if_it_asks_for_it(
+    source: ModelSource, wake: Wake, above: int | None, kinds: set[Kind]
+) -> None:
+    assert {delivery.kind for delivery in until_present(wake(delta_above=above), source)} == kinds
+
+
+def test_a_reader_that_is_far_behind_does_not_wait_for_a_bootstrap(
+    source: ModelSource, relay: ScriptedRelay, wake: Wake
+) -> None:
+    relay.seeding = True
+    first = wake(delta_above=20)
+    assert {delivery.kind for delivery in until_present(first, source)} == {Kind.TRANSACTION}
+    first.close()
+    relay.names_bootstrap = False
+    source.commit([update(ITEMS, 3, name="x"), update(ITEMS, 4, name="x")])
+    assert {delivery.kind for delivery in until_present(wake(delta_above=1), source)} == {Kind.TRANSACTION}
+
+
+# Choices
+
+
+def test_what_a_subscription_chooses_reaches_the_relay_and_the_bootstrap(
+    source: ModelSource, relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    source.commit([insert(ITEMS, 1, "one", "long")])
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        subscription = bus.subscribe(name="part", partition="0/1", columns={ITEMS: ["name"]})
+        (row,) = [change for delivery in until_present(subscription, source) for change in delivery if change.key]
+        assert dict(row.after or {}) == {"id": 1, "name": "one"}
+        assert row.left_out == {"body"}
+        wait_for(lambda: subscription.next(0.05) is None and relay.asked("/v1/stream"), 10)
+    (asked,) = relay.asked("/v1/stream")
+    assert relay.asked("/v1/snapshot")[0]["partition"] == "0/1"
+    assert (asked["partition"], asked["columns"]) == ("0/1", f"{ITEMS}(name)")
+
+
+def test_single_operations_are_a_choice_of_the_log_alone(
+    source: ModelSource, relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    source.commit([insert(ITEMS, 1, "one")])
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        with pytest.raises(UsageError, match="single operations"):
+            bus.subscribe(name="ops", ops=["delete"])
+        subscription = bus.subscribe(name="ops", ops=["insert", "delete"], start="earliest")
+        take(subscription, 1)[0].commit()
+        assert relay.asked("/v1/stream")[0]["ops"] == "insert,delete"
+    source.commit([insert(ITEMS, 2, "two")])
+    source.trim(source.end)
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        subscription = bus.subscribe(name="ops", ops=["insert", "delete"], start="earliest")
+        with pytest.raises(PositionUnknown, match="some operations"):
+            take(subscription, 1)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"partition": "4/4"}, {"ops": ["upsert"]}, {"columns": {"items": ["id"]}}, {"columns": {ITEMS: "id"}},
+     {"columns": {ITEMS: []}}],
+)  # fmt: skip
+def test_a_choice_that_makes_no_sense_is_refused_at_once(choice: dict[str, Any], tmp_path: Path) -> None:
+    with walbus.connect("http://127.0.0.1:1", folder=tmp_path) as bus, pytest.raises(UsageError):
+        bus.subscribe(name="x", **choice)

@@ -69,9 +69,35 @@ def test_a_sink_too_far_behind_is_swept(under_test: SinkUnderTest, relay: Script
         equal(under_test, relay)
     source.commit([delete(ITEMS, 1), delete(ITEMS, 2), update(ITEMS, 3, name="x")])
     source.trim(source.end)
+    source.horizon = source.end
     with consumer(relay, under_test):
         equal(under_test, relay)
     assert len(relay.asked("/v1/snapshot")) == 2
+
+
+def test_a_sink_asleep_past_retention_reads_what_changed_and_no_more(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n, "v1", "toasted") for n in range(10)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+    for n in range(20):
+        source.commit(
+            [update(ITEMS, 3, name=f"v{n}"), update(ITEMS, 4, new_id=40 + n) if n == 5 else delete(ITEMS, n + 50)]
+        )
+    source.commit([delete(ITEMS, 1), update(ITEMS, 5, 50, body="new"), insert(ITEMS, 1, "again")])
+    source.trim(source.end)
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        wait_for(lambda: running.status().get("phase") == "online", 10)
+        assert running.status()["snapshot_rows"] == 0
+        assert running.status()["delta_changes"] <= 30
+    assert len(relay.asked("/v1/snapshot")) == 1
+    source.commit([truncate(ITEMS), insert(ITEMS, 7, "behind the truncate")])
+    source.trim(source.end)
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+    assert len(relay.asked("/v1/snapshot")) == 1
 
 
 def test_another_log_is_noticed_and_the_sink_filled_anew(

@@ -1,7 +1,8 @@
 """A consumer that stands still is nobody's trouble: not capture's, not the slot's, not the other consumers' (fault 18).
 
 One of two consumers is stopped (SIGSTOP) with its stream open, while more is written than all buffers between it and
-the log hold, and more than the relay retains. When it goes on, it finds the way to the present by itself.
+the log hold, and more than the relay retains. When it goes on, it finds the way to the present by itself: through a
+delta, which has each key that changed once, or, where its table was seeded again meanwhile, through a snapshot.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SEGMENT, RETAINED = 1 << 20, 4 << 20
 #: More than sockets, the consumer's queue and the relay hold together.
 WRITTEN = 40 << 20
 ROUNDS = 10
+#: Rows of one round.
+ROWS = WRITTEN // ROUNDS // 8000
 #: WAL that a slot which keeps pace may hold back at the moment of a look.
 PACE = 2 << 20
 
@@ -44,7 +47,10 @@ def system(database: Database, open_folder: Path) -> Iterator[WholeSystem]:
         yield running
 
 
-def test_a_stopped_consumer_delays_nobody_and_holds_back_no_wal(database: Database, system: WholeSystem) -> None:
+@pytest.mark.parametrize("seeded_again", [False, True], ids=["delta", "snapshot"])
+def test_a_stopped_consumer_delays_nobody_and_holds_back_no_wal(
+    database: Database, system: WholeSystem, seeded_again: bool
+) -> None:
     slot = f"s_{database.name}"
     with standing_still(system, "consumer-still"):
         stood_at = system.status("consumer-still")["last_done"]
@@ -53,6 +59,8 @@ def test_a_stopped_consumer_delays_nobody_and_holds_back_no_wal(database: Databa
             lsn = database.insert_lsn()
             wait_for(lambda lsn=lsn: database.confirmed_lsn(slot) >= lsn, 20, what="the slot is confirmed")
             wait_for(lambda lsn=lsn: arrived(system, "consumer-cache", lsn - PACE), 20, what="the other one follows")
+            if seeded_again and number == ROUNDS // 2:
+                database.execute("ALTER TABLE items ADD size int DEFAULT 7")
         assert retained_wal(database, slot) < PACE
         assert system.children()["capture"]["restarts"] == 0
         wait_for(lambda: parse_position(system.info()["trimmed"]) > parse_position(stood_at), 20, what="it is trimmed")
@@ -65,19 +73,25 @@ def test_a_stopped_consumer_delays_nobody_and_holds_back_no_wal(database: Databa
     assert {name: child["restarts"] for name, child in system.children().items()} == dict.fromkeys(
         ["capture", "relay", "bootstrap", "consumer-cache", "consumer-still"], 0
     )
-    assert system.status("consumer-still")["snapshot_rows"] > 0, "it came by way of a snapshot"
+    status, keys = system.status("consumer-still"), ROUNDS * ROWS + 1
+    assert database.value("SELECT count(*) FROM items") < keys * 0.9, "many were deleted meanwhile"
+    if seeded_again:
+        assert status["snapshot_rows"] > keys / 2, "it came by way of a snapshot"
+    else:
+        assert status["snapshot_rows"] <= 1, "the marker, at the start"
+        assert keys / 2 < status["delta_changes"] <= keys, "each key that changed, once"
     assert system.stop() == 0
 
 
 def write(database: Database, number: int) -> None:
     """A tenth of what is written: rows in transactions of their own, then deletes of some of them."""
-    rows = WRITTEN // ROUNDS // 8000
-    first = number * rows
+    first = number * ROWS
     note = "repeat(md5((n + %s)::text), 250)"  # 8000 bytes that are stored as they are
     database.execute(
-        f"INSERT INTO items SELECT n, {note} FROM generate_series(%s::int, %s) n", [number, first, first + rows - 1]
+        f"INSERT INTO items (id, note) SELECT n, {note} FROM generate_series(%s::int, %s) n",
+        [number, first, first + ROWS - 1],
     )
-    database.execute("DELETE FROM items WHERE id %% 7 = %s", [number % 7])
+    database.execute("DELETE FROM items WHERE id % 7 = 3")
 
 
 def arrived(system: WholeSystem, room: str, lsn: int) -> bool:

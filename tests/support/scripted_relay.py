@@ -1,7 +1,7 @@
 """A relay and a bootstrap server in one, in this process, that tell a `ModelSource` and can be told to misbehave.
 
 with ScriptedRelay(source) as relay:
-    relay.url                        serves /v1/info, /v1/schemas/N, /v1/stream, /v1/tables and /v1/snapshot
+    relay.url                        serves /v1/info, /v1/schemas/N, /v1/stream, /v1/tables, /v1/snapshot and /v1/delta
     relay.away = True                every request is answered with 503
     relay.break_after = 2            the next streams break after so many records
     relay.requests                   paths asked for, with their parameters
@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from support.model_source import ModelSource
 from walbus.position import Position, parse_position
-from walbus.records import Flag, Kind, pack_record
+from walbus.records import Flag, Kind, RecordHeader, pack_record
 
 
 class ScriptedRelay:
@@ -35,6 +35,7 @@ class ScriptedRelay:
         self.refused: set[str] = set()  # tables without a key, as the bootstrap sees it
         self.idle_progress = True
         self.names_bootstrap = True
+        self.has_deltas = True  # or it is a bootstrap of before
         self.stopping = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -89,6 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
                     "/v1/schemas": self._schemas,
                     "/v1/tables": self._tables,
                     "/v1/snapshot": self._snapshot,
+                    "/v1/delta": self._delta,
                 }[url.path](parameters)
         except (ConnectionError, BrokenPipeError):
             self.close_connection = True
@@ -101,11 +103,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _info(self, _: dict[str, str]) -> None:
+    def _info(self, parameters: dict[str, str]) -> None:
         source = self.relay.source
+        behind = max(0, source.last_seq - int(parameters.get("seq", source.last_seq)))
         self._answer(
             200,
             {
+                "behind": {"changes": behind, "bytes": 100 * behind},
                 "log_id": source.log_id,
                 "trimmed": str(source.trimmed),
                 "end": str(source.end),
@@ -124,7 +128,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _tables(self, _: dict[str, str]) -> None:
         source, unlisted = self.relay.source, self.relay.unlisted
         tables = [
-            {"table": name, "oid": layout.oid, "schema_id": layout.id, "state": self._state(name), "rows": 0}
+            {
+                "table": name,
+                "oid": layout.oid,
+                "schema_id": layout.id,
+                "state": self._state(name),
+                "rows": len(source.rows(name)),
+            }
             for name, layout in source.current.items()
             if name not in unlisted
         ]
@@ -139,7 +149,25 @@ class _Handler(BaseHTTPRequestHandler):
             return
         key = parameters.get("after_key")
         after_key = None if key is None else bytes.fromhex(key)
-        records = self.relay.source.snapshot(parameters["table"], after_key, self.relay.applied)
+        self._send_all(self.relay.source.snapshot(parameters["table"], after_key, self.relay.applied))
+
+    def _delta(self, parameters: dict[str, str]) -> None:
+        source = self.relay.source
+        if not self.relay.has_deltas:
+            self._answer(404, {"error": "Not Found"})
+        elif self.relay.seeding:
+            self._answer(503, {"error": "the table is being seeded"})
+        elif parse_position(parameters["after"]) <= source.horizon:
+            self._answer(410, {"error": "not complete since then"})
+        else:
+            records = source.delta(parameters["table"], int(parameters["seq"]), self.relay.applied)
+            if parameters.get("count") == "true":
+                count = sum(header.count for header, _ in records)
+                self._answer(200, {"changes_at_most": count, "more": False})
+            else:
+                self._send_all(records)
+
+    def _send_all(self, records: list[tuple[RecordHeader, bytes]]) -> None:
         self._begin()
         for _, record in records:
             if not self._send(record):

@@ -21,12 +21,13 @@ from walbus.consumers.checkpoint import (
 )
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.machine import ConsumerMachine
-from walbus.consumers.phases import Listing
+from walbus.consumers.phases import Listing, whole_until
 from walbus.consumers.steps import (
     Advance,
     Asked,
     AskLog,
     Deliver,
+    DeltaGone,
     Discard,
     Disconnected,
     ListTables,
@@ -34,6 +35,7 @@ from walbus.consumers.steps import (
     LogSeen,
     Output,
     PositionGone,
+    ReadDelta,
     ReadLog,
     ReadSnapshot,
     RecordRead,
@@ -117,7 +119,7 @@ class ModelSink:
         key = (table, raw.key)
         there = self.rows.get(key)
         old_log = there is not None and there.mark < marks.log_generation
-        snapshot = kind == Kind.SNAPSHOT
+        snapshot = kind == Kind.SNAPSHOT or (kind == Kind.DELTA and raw.op == Op.INSERT)
         newer = there is None or old_log or change.seq + snapshot > there.seq or (snapshot and there.lacks)
         moved_from = None if raw.old_key is None else self.rows.get((table, raw.old_key))
         if moved_from is not None and moved_from.seq >= change.seq:
@@ -144,19 +146,22 @@ class ModelSink:
 class World:
     """A source, a consumer with its sink, and everything that can come between them."""
 
-    def __init__(self, *, torn: bool = False) -> None:
+    def __init__(self, *, torn: bool = False, delta_above: int | None = None) -> None:
         self.layouts = (items_layout(), items_layout("others", oid=16500))
         self.source = ModelSource(layouts=self.layouts)
         self.sink = ModelSink(torn)
         self.stamp = 1_000
         self.tearing = False  # whether the next window's rows are written, and its checkpoint is not
         self.lag = 0  # commits by which the bootstrap is behind; never further than the log reaches back
+        self.deltas = True  # whether the bootstrap has deltas
+        self.delta_above = delta_above
+        self.read: list[str] = []  # what was opened: log, snapshot, delta
         self.restart()
 
     def restart(self) -> None:
         self.tearing = False
         self.sink.crash()
-        self.machine = ConsumerMachine(self.sink.checkpoint, "snapshot")
+        self.machine = ConsumerMachine(self.sink.checkpoint, "snapshot", self.delta_above)
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -196,6 +201,18 @@ class World:
                 self._receive(RowsIncomplete(self.sink.incomplete()))
         raise AssertionError(f"does not settle: {self.machine.state}")
 
+    def _deltas(self, before: Checkpoint | None) -> dict[str, int]:
+        source = self.source
+        if not self.deltas or before is None or before.log_id != source.log_id:
+            return {}
+        places = {table: whole_until(before, table) for table in (ITEMS, OTHER)}
+        applied = self._applied()
+        return {
+            table: sum(header.count for header, _ in source.delta(table, since.seq, applied))
+            for table, since in places.items()
+            if since is not None and since.last_done > source.horizon and source.history[applied][1] >= since.seq
+        }
+
     def _applied(self) -> int:
         """Index of the state that the bootstrap is at."""
         history = self.source.history
@@ -206,8 +223,8 @@ class World:
         match want:
             case ReadLog(log_id):
                 return log_id
-            case ReadSnapshot(log_id, table):
-                return log_id, table
+            case ReadSnapshot(log_id, table) | ReadDelta(log_id, table):
+                return type(want), log_id, table
         return None
 
     def _receive(self, event: object) -> None:
@@ -218,28 +235,44 @@ class World:
                 return
             self.sink.take(output)
 
-    def _open(self, want: object) -> None:
+    def _open(self, want: object) -> None:  # noqa: PLR0912  # every want, and every answer to it
         source, self.target = self.source, self._target(want)
         layouts = Layouts(source.layouts.__getitem__)
         self.reading = []
         match want:
             case AskLog():
-                self._receive(LogSeen(source.log_id, source.trimmed, source.end, source.last_seq))
-            case ListTables(only):
+                behind = max(0, source.last_seq - self.machine.received_seq)
+                self._receive(LogSeen(source.log_id, source.trimmed, source.end, source.last_seq, behind))
+            case ListTables(only, before):
                 self.stamp += 1
-                self._receive(TablesListed(source.log_id, only or (ITEMS, OTHER), self.stamp))
+                tables = only or (ITEMS, OTHER)
+                self._receive(TablesListed(source.log_id, tables, self.stamp, deltas=self._deltas(before)))
             case ReadSnapshot(log_id, table, after_key):
                 if log_id != source.log_id:
                     self._receive(LogReplaced())
                     return
+                self.read.append("snapshot")
                 records = source.snapshot(table, after_key, self._applied())
                 self.reading = [RowsRead(h, decode_record(h, r, layouts)) for h, r in records]
+            case ReadDelta(log_id, table, since):
+                if log_id != source.log_id:
+                    self._receive(LogReplaced())
+                elif not self.deltas or since.last_done <= source.horizon:
+                    self._receive(DeltaGone())
+                elif source.history[self._applied()][1] < since.seq:
+                    self.lag = 0  # it is asked to wait until the bootstrap is there
+                    self.lose_connection()
+                else:
+                    self.read.append("delta")
+                    records = source.delta(table, since.seq, self._applied())
+                    self.reading = [RowsRead(h, decode_record(h, r, layouts)) for h, r in records]
             case ReadLog(log_id, after):
                 if log_id != source.log_id:
                     self._receive(LogReplaced())
                 elif after < source.trimmed:
                     self._receive(PositionGone())
                 else:
+                    self.read.append("log")
                     self.reading = [RecordRead(h, decode_record(h, r, layouts)) for h, r in source.after(after)]
 
 
@@ -275,18 +308,23 @@ def edits_of(source: ModelSource, numbers: list[int]) -> list:
 commits = st.tuples(st.just("commit"), st.lists(st.integers(0, 20_000), min_size=1, max_size=6), st.integers(1, 3))
 steps = st.tuples(st.just("step"), st.integers(1, 6))
 lags = st.tuples(st.just("lag"), st.integers(0, 3))
-troubles = st.sampled_from([("crash",), ("disconnect",), ("trim",), ("progress",), ("replace",), ("tear",)])
+troubles = st.sampled_from(
+    [("crash",), ("disconnect",), ("trim",), ("progress",), ("replace",), ("tear",), ("purge",), ("deltas",)]
+)
 scripts = st.lists(st.one_of(commits, commits, steps, steps, steps, lags, troubles), max_size=40)
 
 
+@pytest.mark.parametrize("delta_above", [None, 1], ids=["follows", "weighs"])
 @pytest.mark.parametrize("torn", [False, True], ids=["transactional", "torn"])
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(script=scripts)
 @example(
     script=[("commit", [1, 4887, 6266], 1), ("step", 4), ("crash",), ("commit", [1, 8499, 183], 1)]
 )  # a key changes hands
-def test_the_sink_ends_as_the_source_whatever_happens_on_the_way(torn: bool, script: list[tuple]) -> None:
-    world = World(torn=torn)
+def test_the_sink_ends_as_the_source_whatever_happens_on_the_way(  # noqa: PLR0912  # each thing that can happen
+    torn: bool, delta_above: int | None, script: list[tuple]
+) -> None:
+    world = World(torn=torn, delta_above=delta_above)
     replaced = 0
     for action, *arguments in script:
         match action:
@@ -307,6 +345,10 @@ def test_the_sink_ends_as_the_source_whatever_happens_on_the_way(torn: bool, scr
                 world.lag = arguments[0]
             case "progress":
                 world.source.progress()
+            case "purge":
+                world.source.horizon = world.source.end
+            case "deltas":
+                world.deltas = not world.deltas
             case "replace" if replaced < 2:
                 replaced += 1
                 world.replace_log()
@@ -346,6 +388,143 @@ def test_a_crash_at_any_step_of_bootstrap_and_catch_up_is_resumed(crash_after: i
     world.restart()
     world.settle()
     assert {row.row["id"]: row.row for (t, _), row in world.sink.rows.items() if t == ITEMS} == world.source.rows()
+
+
+def behind_the_log(*, commits: int = 8, delta_above: int | None = None) -> World:
+    """A consumer that had everything and slept; its tables changed since, items more than once."""
+    world = World(delta_above=delta_above)
+    world.source.commit([insert(ITEMS, n) for n in range(6)] + [insert(OTHER, n) for n in range(6)])
+    world.source.progress()
+    world.settle()
+    for n in range(commits):
+        world.source.commit([update(ITEMS, 0, name=f"n{n}"), update(ITEMS, 1, name=f"n{n}")])
+    world.source.commit([delete(ITEMS, 2), delete(OTHER, 2), update(ITEMS, 3, 30)])
+    world.restart()
+    world.read.clear()
+    return world
+
+
+def is_the_source(world: World) -> bool:
+    return all(
+        {row.row["id"]: row.row for (name, _), row in world.sink.rows.items() if name == table}
+        == world.source.rows(table)
+        for table in (ITEMS, OTHER)
+    )
+
+
+def test_a_consumer_whose_position_is_gone_takes_a_delta_of_each_table() -> None:
+    world = behind_the_log()
+    world.source.trim(world.source.end)
+    world.settle()
+    assert world.read == ["delta", "delta", "log"]
+    assert is_the_source(world)
+
+
+@pytest.mark.parametrize("crash_after", range(24))
+def test_a_crash_at_any_step_of_a_delta_is_resumed(crash_after: int) -> None:
+    world = behind_the_log()
+    world.source.trim(world.source.end)
+    for step in range(crash_after):
+        world.step()
+        if step % 5 == 4:
+            world.source.commit([update(ITEMS, 0, name=f"s{step}"), insert(ITEMS, 100 + step)])
+    world.restart()
+    world.settle()
+    assert "snapshot" not in world.read
+    assert is_the_source(world)
+
+
+def test_a_delta_that_is_gone_half_way_becomes_a_snapshot_whose_sweep_sees_what_it_brought() -> None:
+    world = behind_the_log()
+    world.source.commit([insert(ITEMS, 7)])
+    world.source.trim(world.source.end)
+    while not any(row.row["id"] == "30" for row in world.sink.rows.values()):
+        world.step()
+    assert world.read == ["delta"]
+    world.source.commit([delete(ITEMS, 30)])
+    world.source.horizon = world.source.end
+    world.source.trim(world.source.end)
+    world.lose_connection()
+    world.settle()
+    assert world.read.count("delta") == 1 and "snapshot" in world.read
+    assert is_the_source(world)
+
+
+def test_a_snapshot_that_takes_longer_than_the_log_is_kept_comes_to_an_end() -> None:
+    world = World()
+    world.source.commit([insert(ITEMS, n) for n in range(20)] + [insert(OTHER, n) for n in range(20)])
+    world.source.progress()
+    for n in range(60):
+        world.step()
+        world.source.commit([update(ITEMS, n % 20, name=f"n{n}"), update(OTHER, n % 20, name=f"n{n}")])
+        world.source.trim(world.source.end)
+        if n % 7 == 6:
+            world.lose_connection()
+    world.settle()
+    assert world.read.count("delta") >= 2
+    assert is_the_source(world)
+
+
+def test_a_consumer_that_is_far_behind_takes_deltas_only_if_they_are_worth_it() -> None:
+    world = behind_the_log(delta_above=10)
+    world.settle()
+    assert world.read[:2] == ["delta", "delta"]
+    assert is_the_source(world)
+    for commits, above in ((8, None), (8, 1000), (0, 1)):
+        world = behind_the_log(commits=commits, delta_above=above)
+        world.settle()
+        assert set(world.read) == {"log"}, (commits, above)
+        assert is_the_source(world)
+
+
+def test_a_log_that_is_there_is_not_left_for_a_bootstrap_that_lacks_a_table() -> None:
+    machine = ConsumerMachine(following(), "snapshot", 5)
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000, behind=990))
+    assert machine.wanted == ListTables(None, following(), waits=False)
+    for listed in (
+        TablesListed(LOG, (), 0),
+        TablesListed("log-b", (ITEMS,), 0, deltas={ITEMS: 1}),
+        TablesListed(LOG, (ITEMS, OTHER), 0, deltas={ITEMS: 1}),
+        TablesListed(LOG, (ITEMS,), 0, deltas={ITEMS: 1}, refused=True),
+        TablesListed(LOG, (ITEMS,), 0, deltas={ITEMS: 496}),
+    ):
+        machine.receive(Disconnected())
+        machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000, behind=990))
+        assert machine.receive(listed) == []
+        assert machine.wanted == ReadLog(LOG, AT.last_done)
+    machine.receive(Disconnected())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000, behind=990))
+    (begun,) = machine.receive(TablesListed(LOG, (ITEMS,), 7, deltas={ITEMS: 495}))
+    assert isinstance(begun, Advance)
+    assert machine.wanted == ReadDelta(LOG, ITEMS, AT)
+
+
+def test_a_table_that_is_to_be_read_again_gets_no_delta() -> None:
+    machine = connected(replace(following(), unread=(ITEMS,)))
+    machine.receive(PositionGone())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    machine.receive(TablesListed(LOG, (ITEMS, OTHER), 7, deltas={ITEMS: 1, OTHER: 1}))
+    assert isinstance(machine.state, Snapshotting)
+    assert [table.since for table in machine.state.tables] == [None, AT]
+
+
+def test_a_delta_of_far_more_changes_than_rows_is_not_read() -> None:
+    machine = connected(following())
+    machine.receive(PositionGone())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    rows = {ITEMS: 10_000, OTHER: 10}
+    machine.receive(TablesListed(LOG, (ITEMS, OTHER), 7, rows=rows, deltas=dict.fromkeys(rows, 20_000)))
+    assert isinstance(machine.state, Snapshotting)
+    assert [table.since for table in machine.state.tables] == [AT, None]
+
+
+def test_a_delta_is_not_swept_and_its_end_is_a_place_to_go_on() -> None:
+    machine = connected(following())
+    machine.receive(PositionGone())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    machine.receive(TablesListed(LOG, (ITEMS,), 7, deltas={ITEMS: 1}))
+    (ended,) = machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
+    assert ended == Advance(Following(LOG, Marks(7, 1), Point(Position(1, 0x200, 1), 20)))
 
 
 # The rules one by one
@@ -508,7 +687,7 @@ def test_another_log_or_a_trimmed_position_leads_to_a_snapshot(seen: LogSeen) ->
     machine.receive(seen)
     assert machine.wanted == AskLog()  # once more: it may be another one by now
     machine.receive(seen)
-    assert machine.wanted == ListTables(None)
+    assert machine.wanted == ListTables(None, following())
 
 
 def test_pieces_of_a_transaction_that_will_not_be_completed_are_discarded() -> None:
@@ -584,7 +763,7 @@ def test_a_snapshot_without_its_first_answer_begins_anew_under_a_higher_generati
     stored = listed(ITEMS).state
     assert isinstance(stored, Snapshotting)
     machine = connected(stored)
-    assert machine.wanted == ListTables(None)
+    assert machine.wanted == ListTables(None, stored)
     machine.receive(TablesListed(LOG, (ITEMS,), 3))
     assert isinstance(machine.state, Snapshotting)
     assert machine.state.marks == Marks(4, 3)

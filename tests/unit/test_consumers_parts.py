@@ -40,7 +40,7 @@ from walbus.schema import ReplicaIdentity, TableSchema
 positions = st.builds(Position, st.integers(0, 9), st.integers(0, 2**64 - 1), st.integers(0, 2**31))
 points = st.builds(Point, positions, st.integers(0, 2**53))
 marks = st.builds(Marks, st.integers(0, 2**53), st.integers(0, 2**53))
-progress = st.builds(TableProgress, st.text(min_size=1), st.none() | st.binary(), st.booleans())
+progress = st.builds(TableProgress, st.text(min_size=1), st.none() | st.binary(), st.booleans(), st.none() | points)
 unread = st.lists(st.text(), max_size=2).map(tuple)
 checkpoints = st.one_of(
     st.builds(Following, st.text(), marks, points, unread, st.integers(0, 99)),
