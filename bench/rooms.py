@@ -40,6 +40,7 @@ class Rooms:
 
     Attributes:
         cache: the SQLite file that the consumer keeps.
+        relay_url, bootstrap_url: addresses of the servers.
     """
 
     def __init__(self, source: Source, folder: Path, start: str) -> None:
@@ -49,6 +50,7 @@ class Rooms:
         self._log = folder / "log"
         config = folder / "walbus.toml"
         relay, bootstrap = _free_ports()
+        self.relay_url, self.bootstrap_url = f"http://127.0.0.1:{relay}", f"http://127.0.0.1:{bootstrap}"
         quoted = {"data_dir": str(self._data), "dsn": source.dsn, "cache": str(self.cache)}
         strings = {name: json.dumps(text) for name, text in quoted.items()}
         config.write_text(_CONFIG.format(relay=relay, bootstrap=bootstrap, start=start, **strings))
