@@ -61,6 +61,7 @@ def openapi_document() -> Json:
             "/v1/snapshot": {"get": _snapshot()},
             "/v1/delta": {"get": _delta()},
             "/v1/row": {"get": _row()},
+            "/v1/seeding": {"get": get_of("seeding", "How far tables are that are being seeded", _seeding())},
             "/v1/openapi.json": {"get": get_of("openapi", "This document", {"type": "object"})},
             "/healthz": {"get": get_of("alive", "Whether the server lives", _status("alive"))},
             "/readyz": {"get": get_of("ready", "Whether every table is consistent: 503 if not", _status("ready"))},
@@ -72,6 +73,10 @@ def openapi_document() -> Json:
             "responses": _responses(),
         },
     }  # fmt: skip
+
+
+def _seeding() -> Json:
+    return object_of({"seeding": {"type": "array", "items": {"type": "object"}}}, "seeding")
 
 
 def _status(name: str) -> Json:
@@ -113,6 +118,8 @@ def _serving(operation: Json, parameters: tuple[str, ...], *refusals: str, heade
     if headers:
         responses["200"]["headers"] = {
             "Walbus-Log-Id": {"description": "name of the log", "schema": {"type": "string"}},
+            "Walbus-Folds-From": {"description": "place of one table's generation", "schema": ref("Position")},
+            "Walbus-Stale": {"description": "it is being seeded again", "schema": {"const": "yes"}},
             "Walbus-Position": {"description": "of which all of it is the state", "schema": ref("Position")},
         }
     responses |= {status: ref_response("TooOld" if status == "410" else "Refused") for status in refusals}
@@ -125,7 +132,8 @@ def _schemas() -> Json:
     error: Json = {"error": {"type": "string"}, "where": _NULLABLE, "mend": _NULLABLE}
     table: Json = {
         "table": {"type": "string"}, "oid": _COUNT, "schema_id": _COUNT, "generation": _COUNT, "rows": _COUNT,
-        "state": {"enum": ["seeding", "consistent", "refused", "broken"]}, "reason": _NULLABLE, "folds_from": _NULLABLE,
+        "state": {"enum": ["seeding", "consistent", "wrong", "refused", "broken"]}, "reason": _NULLABLE,
+        "folds_from": _NULLABLE, "stale": _NULLABLE, "stale_at": _NULLABLE,
     }  # fmt: skip
     listed: Json = {
         "log_id": {"type": "string"}, "applied": position, "tables": {"type": "array", "items": ref("Table")},

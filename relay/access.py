@@ -58,6 +58,7 @@ RULES: Final[dict[str, Need]] = {
     "GET /v1/chain/catalog": Need.READ,
     "PUT /v1/chain/standbys/{name}": Need.ADMIN,  # what it says decides what the slot is confirmed to
     "GET /v1/tables": Need.READ,
+    "GET /v1/seeding": Need.READ,
     "GET /v1/snapshot": Need.READ,
     "GET /v1/delta": Need.READ,
     "GET /v1/row": Need.READ,

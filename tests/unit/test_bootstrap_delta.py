@@ -8,13 +8,23 @@ import pytest
 from structlog.testing import capture_logs
 
 from support.memory_store import MemoryStore
-from support.mvcc_model import FIRST_SEQ, OID, ModelTable, Transaction, altered, fill, key_bytes, row_bytes
+from support.mvcc_model import (
+    FIRST_SEQ,
+    OID,
+    ModelTable,
+    Transaction,
+    fill,
+    key_bytes,
+    one_file,
+    reseed_record,
+    row_bytes,
+)
 from walbus.bootstrap import delta
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.delta import Horizon, Since, count_changes, delta_records, horizon_of
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.serving import ServedView
-from walbus.bootstrap.state import Applied, Plan, PublishedTable, TableState
+from walbus.bootstrap.state import Applied, PublishedTable, TableState
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.native.reading import WHOLE, Partition
 from walbus.position import Position
@@ -32,7 +42,7 @@ class Rig:
         self.ledger.begin(Applied("log", *P0, FIRST_SEQ - 1, 0), UnseenCommits())
         self.ledger.resume([])
         run = self.ledger.start_generation(PUBLISHED, 1, "test")
-        assert self.ledger.plan(run, Plan(1, 0, 1), 0)
+        assert self.ledger.plan(run, one_file(blocks=0), 0)
         assert self.ledger.finish(run)
         self.table = ModelTable()
 
@@ -164,7 +174,7 @@ def test_it_is_complete_behind_the_horizon_and_not_at_it(rig: Rig) -> None:
 
 def test_who_has_not_seen_an_event_of_silent_changes_gets_no_delta_without_them(rig: Rig) -> None:
     """The generation began behind the statement, and stays; a reader from before the event lacks its rows."""
-    EventFolder(rig.ledger).fold([altered(600, at=650)])
+    EventFolder(rig.ledger).fold([reseed_record(600, at=650)])
     assert rig.state().phase.value == "consistent"
     horizon = horizon_of(rig.state())
     assert horizon.position == Position(1, 650, 0)

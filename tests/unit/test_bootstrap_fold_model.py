@@ -23,6 +23,7 @@ from support.mvcc_model import (
     REWRITE,
     Logged,
     ModelTable,
+    Rewritten,
     Row,
     Transaction,
     fill,
@@ -295,9 +296,11 @@ class World:
         """Whoever had replayed so many transactions has the table as it is now behind a delta, if that is complete."""
         served = ServedView(self.store.view())
         state, seq, position = served.tables["public.t"], FIRST_SEQ - 1, ORIGIN
-        if done:
-            last = self.table.log[done - 1]
-            seq, position = last.last_seq, Position(1, last.lsn, len(last.events))
+        match self.table.log[done - 1] if done else None:
+            case Logged() as last:
+                seq, position = last.last_seq, Position(last.epoch, last.lsn, len(last.events))
+            case Rewritten() as told:
+                seq, position = told.seq, Position(1, told.lsn, 0)
         if not horizon_of(state).is_before(Since(seq, position)):
             return
         rows = {key_bytes(key): row_bytes(*row) for key, row in self.table.state_after(done)[0].items()}
