@@ -82,7 +82,7 @@ def test_a_transaction_that_began_before_its_table_was_published_is_seeded(datab
 def test_a_table_is_served_without_a_gap_while_it_is_seeded_again(database: Database, tmp_path: Path) -> None:
     database.execute(WIDE)
     database.execute("INSERT INTO public.t SELECT i, i FROM generate_series(1, 600) i")
-    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=300) as rig:
+    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=120) as rig:
         rig.start()
         rig.assert_equals_source("public.t")
         database.execute("ALTER TABLE public.t ADD d int DEFAULT 7")
@@ -113,7 +113,7 @@ def test_a_kill_in_the_middle_of_a_reseeding_leaves_the_old_generation_served(
 ) -> None:
     database.execute(WIDE)
     database.execute("INSERT INTO public.t SELECT i, i FROM generate_series(1, 600) i")
-    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=200) as rig:
+    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=100) as rig:
         rig.start()
         rig.assert_equals_source("public.t")
         database.execute("ALTER TABLE public.t ALTER n TYPE int USING n + 1")
