@@ -171,7 +171,7 @@ class BootstrapRig:
 
     def ordered_differences(self, table: str, key: str) -> int:
         """Rows that are not the same on both sides, read side by side in the order of an integer key: for any size."""
-        with source_cursor(self.database, f"SELECT * FROM {table}", f"ORDER BY {key}") as theirs:
+        with source_cursor(self.database, f"SELECT * FROM {table}", f"ORDER BY q.{key}") as theirs:
             different = 0
             for mine, other in zip_longest(self.texts(table), theirs):
                 different += mine != other
@@ -225,7 +225,7 @@ class BootstrapRig:
 def source_cursor(
     database: Database, query: LiteralString, order: LiteralString
 ) -> Iterator[Iterator[tuple[str | None, ...]]]:
-    """A query's rows by canonical text, in an order of its columns, read as they come."""
+    """A query's rows by canonical text, in an order of the columns of `q`, read as they come."""
     with psycopg.connect(database.dsn) as connection:
         connection.execute(settings_sql())
         names = [column.name for column in connection.execute(f"{query} LIMIT 0").description or ()]

@@ -33,7 +33,10 @@ def command(  # noqa: PLR0913, PLR0917  (its options)
         bool, typer.Option("--force", help="With --reconcile: although nothing seems to be lost.")
     ] = False,
 ) -> None:
-    """Read tables from the source again, beside the rows that are served until the new ones are consistent."""
+    """Read tables from the source again, beside the rows that are served until the new ones are consistent.
+
+    A part of a table is kept by a row filter of the publication (ALTER PUBLICATION ... SET TABLE ... WHERE).
+    """
     settings = start_room(context, config, "snapshot")
     if reconcile:
         if tables:
