@@ -227,7 +227,7 @@ class _TableVerification:
         while not end:
             upto = self._key_behind(after, rows)
             end = upto is None
-            self._compare(KeyRange(after, upto), rows, cheap=cheap)
+            self._compare(KeyRange(after, upto), cheap=cheap)
             after = upto or b""
         self._decide()
         self._mend(self._judge, self._found, self._result, self._judging)
@@ -248,31 +248,34 @@ class _TableVerification:
             if entry.row is not None:
                 yield key, entry
 
-    def _compare(self, keys: KeyRange, rows: int, *, cheap: bool) -> None:
+    def _compare(self, keys: KeyRange, *, cheap: bool) -> None:
+        """Compares a range: the checksums of its parts, in one snapshot, then the rows of those that differ."""
+        parts = list(self._parts(keys)) if cheap else [keys]
         if self._sums:
-            theirs = self._their_checksum(keys)
-            mine = Checksum(0, 0)
-            for _, entry in self._entries(keys):
-                mine = mine.plus(self._judge.texts_of(entry))
-            self._result.rows += mine.rows if rows != PART_ROWS else 0
-            if mine == theirs:
-                return
-        if cheap and rows > PART_ROWS:
-            for part in self._parts(keys):
-                self._compare(part, PART_ROWS, cheap=cheap)
-        else:
-            self._compare_rows(keys)
+            parts = [part for part, theirs in self._their_checksums(parts) if self._checksum(part) != theirs]
+        if parts:
+            self._compare_rows(parts)
 
-    def _their_checksum(self, keys: KeyRange) -> Checksum:
-        told: list[tuple[Checksum, int]] = []
+    def _checksum(self, keys: KeyRange) -> Checksum:
+        mine = Checksum(0, 0)
+        for _, entry in self._entries(keys):
+            mine = mine.plus(self._judge.texts_of(entry))
+        self._result.rows += mine.rows
+        return mine
+
+    def _their_checksums(self, parts: Sequence[KeyRange]) -> list[tuple[KeyRange, Checksum]]:
+        """The source's checksums; by the time that they are given the store has what they were computed of."""
+        told: list[tuple[KeyRange, Checksum]] = []
+        moments: list[SourceMoment] = []
 
         def read(moment: SourceMoment) -> None:
-            told.append((read_checksum(self._comparing, self._judge.table, self._judge.schema, keys), moment.w))
+            moments.append(moment)
+            table, schema = self._judge.table, self._judge.schema
+            told.extend((part, read_checksum(self._comparing, table, schema, part)) for part in parts)
 
         self._judge.in_snapshot(self._comparing, read)
-        checksum, w = told[0]
-        self._judge.wait_applied(w)
-        return checksum
+        self._judge.wait_applied(moments[0].w)
+        return told
 
     def _parts(self, keys: KeyRange) -> Iterator[KeyRange]:
         after = keys.after
@@ -281,31 +284,35 @@ class _TableVerification:
             after = upto
         yield KeyRange(after, keys.upto)
 
-    def _compare_rows(self, keys: KeyRange) -> None:
+    def _compare_rows(self, parts: Sequence[KeyRange]) -> None:
         """Puts the keys that differ among those in doubt; a key that is out of order on one side is one of them."""
 
         def read(moment: SourceMoment) -> None:
             self._judge.wait_applied(moment.w)
-            mine = self._entries(keys)
-            entry = next(mine, None)
-            for texts in read_range(self._comparing, self._judge.table, self._judge.schema, keys):
-                key = self._judge.key_of(texts)
-                while entry is not None and entry[0] < key:
-                    self._doubt(entry[0])
-                    entry = next(mine, None)
-                if entry is None or entry[0] != key:
-                    self._doubt(key)
-                    continue
-                if self._judge.texts_of(entry[1]) != list(texts):
-                    self._doubt(key)
-                entry = next(mine, None)
-            while entry is not None:
-                self._doubt(entry[0])
-                entry = next(mine, None)
+            for part in parts:
+                self._compare_part(part)
 
         self._judge.in_snapshot(self._comparing, read)
         if len(self._doubtful) >= _JUDGED_AT_ONCE:
             self._decide()
+
+    def _compare_part(self, keys: KeyRange) -> None:
+        mine = self._entries(keys)
+        entry = next(mine, None)
+        for texts in read_range(self._comparing, self._judge.table, self._judge.schema, keys):
+            key = self._judge.key_of(texts)
+            while entry is not None and entry[0] < key:
+                self._doubt(entry[0])
+                entry = next(mine, None)
+            if entry is None or entry[0] != key:
+                self._doubt(key)
+                continue
+            if self._judge.texts_of(entry[1]) != list(texts):
+                self._doubt(key)
+            entry = next(mine, None)
+        while entry is not None:
+            self._doubt(entry[0])
+            entry = next(mine, None)
 
     def _doubt(self, key: bytes) -> None:
         self._doubtful.append(key)

@@ -145,13 +145,13 @@ def test_under_load_nothing_is_named_that_is_right_and_everything_that_is_wrong(
 ) -> None:
     database.execute(ITEMS)
     database.execute("INSERT INTO public.items SELECT i, i, repeat('x', 3000) FROM generate_series(0, 1999, 2) i")
-    database.execute("INSERT INTO public.items SELECT i, i, 'x' FROM generate_series(10000, 40000) i")
+    database.execute("INSERT INTO public.items SELECT i, i, 'x' FROM generate_series(10000, 30000) i")
     with BootstrapRig(tmp_path, database) as rig:
         rig.start()
         rig.wait_consistent("public.items")
         database.execute("UPDATE public.items SET plain = plain + 1")
         rig.wait_applied()
-        with Writers(database, 11):
+        with Writers(database, 11, count=2):
             for _ in range(2):
                 assert verify(rig)["public.items"]["differing"] == 0
 

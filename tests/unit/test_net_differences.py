@@ -301,6 +301,37 @@ def test_a_crash_before_the_end_of_the_transaction_leaves_nothing_of_it(tmp_path
     assert len(again.changes()) == 10_000
 
 
+@pytest.mark.parametrize("steps", range(9))
+def test_a_kill_at_any_step_of_the_hand_over_leaves_the_log_right(tmp_path: Path, steps: int) -> None:
+    """Steps are pieces; whatever was appended is synced, as a full segment does it. Two differences are queued."""
+    first, second = {1: (1, "a"), 2: (0, None)}, {1: (2, "b"), 3: (0, None)}
+    third = {1: (3, "c"), 4: (9, "d")}
+    write_difference(tmp_path, about(1), difference(first, second))
+    write_difference(tmp_path, about(2), difference(second, third))
+    rig = Rig(tmp_path)
+    left = steps
+    while waiting(tmp_path) and left >= 0:
+        rig.handover.look()
+        assert rig.handover.prepare()
+        place = difference_place(rig.log.bounds().end, 1, rig.bound)
+        assert place is not None
+        rig.handover.begin(place, 5)
+        end = None
+        while end is None and left > 0:
+            end, left = rig.handover.write(1), left - 1
+        rig.log.sync()
+        if end is None:
+            break
+        if left > 0:
+            rig.handover.finish()
+        left -= 1
+    again = rig.crash()
+    while waiting(tmp_path):
+        again.take(1)
+    assert followed(first, again.changes()) == third
+    assert {event["number"] for event in again.told()} == {1, 2}
+
+
 def test_another_connection_forgets_what_was_appended_of_a_difference(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     write_difference(tmp_path, about(), CHANGES)
