@@ -7,7 +7,8 @@ with Crowd([relay.port, standby.port], 1000) as crowd:
 
 A follower keeps what a client has to keep: the log's id, the position that it has done, and which layouts came at that
 position. It goes on behind them, and so gets each record of the log once, whatever happens; its digest is over all
-records but signs of life. It asks for the binary form without a filter, which is the log's own bytes.
+records but those that tell progress alone, which come at any time. It asks for the binary form without a filter, which
+is the log's own bytes.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ Digest = tuple[int, int]
 
 
 def digest_of(records: Iterable[bytes]) -> Digest:
-    """How many records, and the CRC32C of all of them in a row."""
+    """How many records there are but those of progress, and the CRC32C of all of them in a row."""
     count = digest = 0
     for record in records:
-        count, digest = count + 1, google_crc32c.extend(digest, record)
+        if read_header(record).kind != Kind.PROGRESS:
+            count, digest = count + 1, google_crc32c.extend(digest, record)
     return count, digest
 
 
@@ -69,11 +71,13 @@ class _Block:
 
     Attributes:
         records: with their headers, signs of life left out.
+        count: of those that do not tell progress alone.
         data: their bytes in a row.
         beside: layouts and epochs at the position of the last one.
     """
 
     records: tuple[tuple[RecordHeader, bytes], ...]
+    count: int
     data: bytes
     beside: tuple[bytes, ...]
 
@@ -89,7 +93,8 @@ def _block(chunk: bytes) -> _Block:
     assert at == len(chunk), "a block ends inside a record"
     last = found[-1][0].last if found else ORIGIN
     beside = tuple(record for header, record in found if header.last == last and header.kind in _BESIDE)
-    return _Block(tuple(found), b"".join(record for _, record in found), beside)
+    digested = [record for header, record in found if header.kind != Kind.PROGRESS]
+    return _Block(tuple(found), len(digested), b"".join(digested), beside)
 
 
 class Crowd:
@@ -230,7 +235,7 @@ class Crowd:
             for header, record in block.records:
                 _take_record(follower, header, record)
             return
-        follower.count += len(block.records)
+        follower.count += block.count
         follower.digest = google_crc32c.extend(follower.digest, block.data)
         follower.last, follower.beside = block.records[-1][0].last, [*block.beside]
 
@@ -244,5 +249,6 @@ def _take_record(follower: _Follower, header: RecordHeader, record: bytes) -> No
         follower.last, follower.beside = header.last, []
     if header.kind in _BESIDE:
         follower.beside.append(record)
-    follower.count += 1
-    follower.digest = google_crc32c.extend(follower.digest, record)
+    if header.kind != Kind.PROGRESS:
+        follower.count += 1
+        follower.digest = google_crc32c.extend(follower.digest, record)
