@@ -197,12 +197,9 @@ class Session:
             listed = self._bootstrap_peer().tables()
         except RelayUnavailable:
             return ()
-        if listed.log_id != self._log_id:
-            return ()
-        good = self._unread.served(tables, listed)
+        good = self._unread.served(tables, listed) if listed.log_id == self._log_id else ()
         done, to_come = self._unread.by_log(good, listed, self._machine.state)
         if done:
-            _log.info("consumer.rows_came_by_the_log", consumer=self.subscribed.name, tables=list(done))
             self._receive(RowsSettled(done))
         return tuple(table for table in good if table not in (*done, *to_come))
 

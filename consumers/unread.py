@@ -109,8 +109,7 @@ class Unread:
         self._unreadable = unreadable
         return good
 
-    @staticmethod
-    def by_log(tables: Iterable[str], listed: TableList, state: State) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def by_log(self, tables: Iterable[str], listed: TableList, state: State) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Which of these stale tables the log mends, by net differences: those that it has mended, and those to come.
 
         The bootstrap's rows were reached from older ones by differences in the log, since some state of it. Whoever has
@@ -129,6 +128,8 @@ class Unread:
                 if table in state.unread and since is not None and since <= state.rows:
                     has = told is not None and state.point.last_done >= told
                     (done if has else to_come).append(table)
+        if done:
+            _log.info("consumer.rows_came_by_the_log", consumer=self._consumer, tables=done)
         return tuple(done), tuple(to_come)
 
     def _new_table(self, changes: Sequence[Change], layouts: int) -> TableSchema | None:

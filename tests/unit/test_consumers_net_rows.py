@@ -34,6 +34,9 @@ def listed(since: Position | None, told: Position | None) -> TableList:
     )  # fmt: skip
 
 
+UNREAD = Unread("cache", ("public.*",), "snapshot", layouts=tuple, since=ORIGIN)
+
+
 def following(rows: Position, done: Position, unread: tuple[str, ...] = (T,)) -> Following:
     return Following("log", Marks(1, 1), Point(done, 7), unread, rows=rows)
 
@@ -50,12 +53,12 @@ def following(rows: Position, done: Position, unread: tuple[str, ...] = (T,)) ->
     ],
 )
 def test_a_table_is_read_again_where_no_difference_speaks_of_its_rows(since, told, rows, done, expected):
-    assert Unread.by_log((T,), listed(since, told), following(rows, done)) == expected
+    assert UNREAD.by_log((T,), listed(since, told), following(rows, done)) == expected
 
 
 def test_a_table_that_is_only_incomplete_is_read_again_in_any_case():
     state = following(at(150), at(700), unread=(U,))
-    assert Unread.by_log((T,), listed(at(100), at(600)), state) == ((), ())
+    assert UNREAD.by_log((T,), listed(at(100), at(600)), state) == ((), ())
 
 
 def test_what_came_by_the_log_is_not_stale_any_more_and_the_checkpoint_says_so():
