@@ -2,7 +2,7 @@
 # Arguments go through ARGS: make demo ARGS="--seconds 20", make test ARGS="-k position -x".
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-capture test-faults fuzz lint format bench bench-bootstrap bench-capture bench-debezium bench-latency bench-memory bench-relay wheel clean
+.PHONY: help demo test test-capture test-faults fuzz lint format bench bench-bootstrap bench-capture bench-debezium bench-growth bench-latency bench-memory bench-relay wheel clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -60,7 +60,7 @@ format: .venv/.dev
 bench: .venv/.dev
 	@$(BIN)/python bench/run.py all $(ARGS)
 
-bench-bootstrap bench-capture bench-debezium bench-latency bench-memory bench-relay: bench-%: .venv/.dev
+bench-bootstrap bench-capture bench-debezium bench-growth bench-latency bench-memory bench-relay: bench-%: .venv/.dev
 	@$(BIN)/python bench/run.py $* $(ARGS)
 
 wheel: .venv/.dev

@@ -73,6 +73,11 @@ class Measured:
                 command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def mark(self) -> None:
         """Time is counted from here: the process has started up and begins its work."""
         self._cpu_before = cpu_time(self._process.pid)

@@ -5,9 +5,11 @@
     python bench/run.py memory  [--small N] [--large N] [--tables N]
     python bench/run.py relay   [--rows N] [--transactions N] [--rounds N] [--gigabytes N]
                                 [--megabytes N] [--followers N] [--fast N] [--seconds N]
-    python bench/run.py bootstrap [--seeded N] [--seconds N] [--rounds N]
+    python bench/run.py bootstrap [--seeded N] [--applied N] [--served N] [--seconds N] [--rounds N]
+    python bench/run.py growth  [--keys N]
     python bench/run.py debezium [--changes N] [--rounds N]
-    python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars
+    python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars,
+                                                              and growth, which takes an hour and 20 GB
 
 Each option can be given by environment too: WALBUS_BENCH_ROWS=100000 make bench-capture. `--quick` takes a tenth of
 every size that was not given, to try the benchmarks themselves. `--write` puts the results into docs/benchmarks.md,
@@ -20,7 +22,10 @@ import argparse
 import os
 import sys
 
+import bootstrap_apply
+import bootstrap_growth
 import bootstrap_seed
+import bootstrap_serve
 import capture_backlog
 import capture_memory
 import catch_up_backlog
@@ -45,6 +50,9 @@ _NUMBERS = {
     "seconds": (30, "for which latency is measured"),
     "megabytes": (1_000, "of the log that one reader of the relay takes"),
     "followers": (1_000, "followers of the relay"),
+    "applied": (2_000_000, "changes of each backlog that the bootstrap applies"),
+    "served": (1_000_000, "rows of the snapshot that is served"),
+    "keys": (50_000_000, "distinct keys of the store that grows"),
     "changes": (2_000_000, "rows of each of the two backlogs that Debezium reads"),
     "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
     "large": (10_000_000, "rows of the transaction during which capture's memory is measured"),
@@ -55,7 +63,9 @@ _NUMBERS = {
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("all", "bootstrap", "capture", "debezium", "latency", "memory", "relay"))
+    parser.add_argument(
+        "what", choices=("all", "bootstrap", "capture", "debezium", "growth", "latency", "memory", "relay")
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of each size that is not given")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     for name, (default, meaning) in _NUMBERS.items():
@@ -75,7 +85,12 @@ def main() -> None:
     """Runs what was asked for, prints the ratios, and writes them if told to."""
     given = _arguments()
     runs = {
-        "bootstrap": lambda: [bootstrap_seed.run(given.seeded, given.rounds, given.seconds)],
+        "bootstrap": lambda: [
+            bootstrap_seed.run(given.seeded, given.rounds, given.seconds),
+            bootstrap_apply.run(given.applied, given.rounds),
+            bootstrap_serve.run(given.served, given.rounds),
+        ],
+        "growth": lambda: [bootstrap_growth.run(given.keys)],
         "capture": lambda: [
             capture_backlog.run(given.rows, given.transactions, given.rounds),
             catch_up_backlog.run(given.backlog, given.rounds),
@@ -93,7 +108,7 @@ def main() -> None:
         ],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
     }
-    chosen = [name for name in runs if name != "debezium"] if given.what == "all" else [given.what]
+    chosen = [name for name in runs if name not in ("debezium", "growth")] if given.what == "all" else [given.what]
     reports = [done for name in chosen for done in runs[name]()]
     for done in reports:
         print(f"\n{done.table()}")
