@@ -22,7 +22,7 @@ from measured import peak_memory
 from report import Report
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.ledger import Ledger
-from walbus.bootstrap.state import Applied, Plan, PublishedTable
+from walbus.bootstrap.state import Applied, Cut, Part, PublishedTable
 from walbus.bootstrap.store_folder import open_store
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.position import ORIGIN
@@ -104,7 +104,7 @@ def _grow(keys: int, folder: Path) -> None:
     ledger.begin(Applied("bench", *ORIGIN, 0, 0), UnseenCommits())
     ledger.resume([])
     run = ledger.start_generation(PublishedTable(16384, "public", "t", "r", "d", (), None, 0), 1, "bench")
-    ledger.plan(run, Plan(1, 0, 1), 0)
+    ledger.plan(run, Cut((Part(16384, "public", "t", 1, 0),)), 0)
     ledger.finish(run)
     over = threading.Event()
 

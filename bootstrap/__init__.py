@@ -2,7 +2,7 @@
 
 The way of the data, in the order of the files:
 
-    applier.py     the log's events                    ─┐
+    applier.py, batch.py   the log's events            ─┐
                                                         ├─► ledger.py ─► staging.py ─► store.py (rocks*.py)
     seeder.py      what is to be seeded, and when       │      │           ▲
       requests.py  who asks for it                      │      └─ fold.py: the rule of who wins
@@ -14,10 +14,11 @@ The way of the data, in the order of the files:
       verify_requests.py  who asks for it
     state.py, runs.py   where each table stands: stored, and at work
     serving.py     a view of the store as records ─► server.py (HTTP)
-    service.py     the process
+    keeper.py      once a second: sync, hold, figures, upkeep.py (change_index.py, horizon.py)
+    service.py     the process, which is one life.py after the other (store_folder.py, threads.py)
 
-`fold`, `visibility`, `entry`, `unseen`, `net_difference`, `seen_rows` and `pace` do no I/O; COPY's rows are encoded by
-`walbus.native`. `docs/bootstrap.md` explains the rule.
+`change_index`, `fold`, `horizon`, `visibility`, `entry`, `unseen`, `net_difference`, `seen_rows` and `pace` do no I/O;
+COPY's rows are encoded by `walbus.native`. `docs/bootstrap.md` explains the rule.
 """
 
 from __future__ import annotations

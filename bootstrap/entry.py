@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from walbus.bootstrap.visibility import SETTLED, Snapshot
-from walbus.errors import StoreError
+from walbus.errors import StoreDamaged
+from walbus.native.folding import ENTRY_HEADER, FROM_SNAPSHOT, MOVED, TOMBSTONE
 
-_HEADER = struct.Struct("<BQIQH")
-_TOMBSTONE, _FROM_SNAPSHOT, _MOVED = 1, 2, 4
+_HEADER = ENTRY_HEADER
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +71,21 @@ class Entry:
 def pack_entry(entry: Entry) -> bytes:
     """The entry as the store holds it."""
     origin = entry.origin
-    flags = _TOMBSTONE if entry.row is None else 0
+    flags = TOMBSTONE if entry.row is None else 0
     if isinstance(origin, FromSnapshot):
-        flags |= _FROM_SNAPSHOT
+        flags |= FROM_SNAPSHOT
         number = origin.number
     else:
         number = origin.xid
     if entry.moved:
-        flags |= _MOVED
+        flags |= MOVED
     missing = entry.missing
     return _HEADER.pack(flags, entry.seq, entry.schema_id, number, len(missing)) + missing + (entry.row or b"")
 
 
 def pack_prefix(seq: int, schema_id: int, origin: FromSnapshot) -> bytes:
     """What stands before the row in every whole entry with these parts: prefix + row is the packed entry."""
-    return _HEADER.pack(_FROM_SNAPSHOT, seq, schema_id, origin.number, 0)
+    return _HEADER.pack(FROM_SNAPSHOT, seq, schema_id, origin.number, 0)
 
 
 def unpack_entry(value: bytes, snapshots: Mapping[int, Snapshot]) -> Entry:
@@ -96,20 +96,18 @@ def unpack_entry(value: bytes, snapshots: Mapping[int, Snapshot]) -> Entry:
         snapshots: those of the table's running seeding, by number; any other number has settled.
 
     Raises:
-        StoreError: the bytes are no entry.
+        StoreDamaged: the bytes are no entry.
     """
     try:
         flags, seq, schema_id, number, length = _HEADER.unpack_from(value)
     except struct.error:
-        raise StoreError(
-            f"an entry of {len(value)} bytes is cut short", mend="remove the bootstrap folder: it is seeded again"
-        ) from None
+        raise StoreDamaged(f"an entry of {len(value)} bytes is cut short") from None
     start = _HEADER.size + length
     origin: Origin = (
-        FromSnapshot(number, snapshots.get(number, SETTLED)) if flags & _FROM_SNAPSHOT else FromEvent(number)
+        FromSnapshot(number, snapshots.get(number, SETTLED)) if flags & FROM_SNAPSHOT else FromEvent(number)
     )
-    row = None if flags & _TOMBSTONE else value[start:]
-    return Entry(seq, schema_id, row, origin, value[_HEADER.size : start], bool(flags & _MOVED))
+    row = None if flags & TOMBSTONE else value[start:]
+    return Entry(seq, schema_id, row, origin, value[_HEADER.size : start], bool(flags & MOVED))
 
 
 def seq_of(value: bytes) -> int:
@@ -118,10 +116,15 @@ def seq_of(value: bytes) -> int:
     return seq
 
 
+def is_tombstone(value: bytes) -> bool:
+    """Whether a stored entry says that its key is gone."""
+    return bool(value[0] & TOMBSTONE)
+
+
 def live_row(value: bytes) -> tuple[int, int, bytes] | None:
     """Seq, schema id and row of a stored entry, None for a tombstone: all that serving needs, without the rest."""
     flags, seq, schema_id, _, length = _HEADER.unpack_from(value)
-    if flags & _TOMBSTONE:
+    if flags & TOMBSTONE:
         return None
     return seq, schema_id, value[_HEADER.size + length :]
 
@@ -129,4 +132,4 @@ def live_row(value: bytes) -> tuple[int, int, bytes] | None:
 def served_version(value: bytes) -> tuple[int, int, bytes | None]:
     """Seq, schema id and row of a stored entry; the row of a tombstone is None."""
     flags, seq, schema_id, _, length = _HEADER.unpack_from(value)
-    return seq, schema_id, None if flags & _TOMBSTONE else value[_HEADER.size + length :]
+    return seq, schema_id, None if flags & TOMBSTONE else value[_HEADER.size + length :]

@@ -15,6 +15,7 @@ import msgspec
 from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, pack_prefix
 from walbus.bootstrap.fold import ChunkRow, Fill, admitted, fold_chunk_row
 from walbus.bootstrap.generations import Generations
+from walbus.bootstrap.horizon import HORIZON, MARKS
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import (
@@ -109,7 +110,8 @@ class Ledger(Generations):
             for run in self.runs():
                 self.break_table(stage, run, "the log was left behind")
             stage.document(APPLIED, encode(applied))
-            stage.document(LISTED, None)
+            for document in (LISTED, HORIZON, MARKS):
+                stage.document(document, None)
             self.stage_unseen(stage, applied, unseen)
             stage.commit()
             self.applied, self.unseen, self.unseen_at = applied, unseen, applied.position
@@ -122,8 +124,7 @@ class Ledger(Generations):
             xids: of the log behind `unseen_at`, up to the applied position.
         """
         with self.lock:
-            for xid in xids:
-                self.unseen.add(xid)
+            self.unseen.update(xids)
             for run in self.runs():
                 if run.state.cut is None:
                     run.waiting_for = self.unseen.xids().union(run.state.running)
@@ -144,6 +145,10 @@ class Ledger(Generations):
             for run in self.runs():
                 if run.waiting_for:
                     run.waiting_for = frozenset(xid for xid in run.waiting_for if not snapshot.sees(xid))
+
+    def folding(self) -> list[TableRun]:
+        """Every run that events are folded into."""
+        return [run for run in self.runs() if run.folding]
 
     def needed_after(self) -> Position | None:
         """The log is needed behind this "last done" position; None while none is followed."""

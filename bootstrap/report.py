@@ -33,6 +33,8 @@ class Report:
         self._lock = threading.Lock()
         self._told_at = clock()
         self._end_lsn = 0
+        self.tombstones = 0  #: as the upkeep counted them last
+        self.disk_full = False  #: whether nothing is applied for want of room
 
     def observe(self, end_lsn: int) -> None:
         """Takes a sample, about each second; tells the log about seeding every few seconds.
@@ -101,12 +103,19 @@ class Report:
         applied = self._ledger.applied
         applied_lsn = applied.commit_lsn if applied else 0
         done, total = self._chunks()
+        store = self._ledger.store.figures()
         return {
             "walbus_bootstrap_applied_lsn": applied_lsn,
             "walbus_bootstrap_lag_bytes": max(0, self._end_lsn - applied_lsn),
             "walbus_bootstrap_seeding_chunks_done": done,
             "walbus_bootstrap_seeding_chunks_total": total,
-            "walbus_bootstrap_store_bytes": self._ledger.store.bytes_on_disk(),
+            "walbus_bootstrap_store_bytes": store.bytes,
+            "walbus_bootstrap_store_keys": store.keys,
+            "walbus_bootstrap_store_memory_bytes": store.memory_bytes,
+            "walbus_bootstrap_compaction_bytes": store.compaction_bytes,
+            "walbus_bootstrap_writes_slowed": int(store.slowed),
+            "walbus_bootstrap_tombstones": self.tombstones,
+            "walbus_bootstrap_disk_full": int(self.disk_full),
         }
 
     def _seeding(self) -> list[TableRun]:
@@ -135,6 +144,12 @@ _HELP: dict[MetricName, str] = {
     "walbus_bootstrap_seeding_chunks_done": "Chunks read of the tables that are being seeded",
     "walbus_bootstrap_seeding_chunks_total": "Chunks of the tables that are being seeded",
     "walbus_bootstrap_store_bytes": "Bytes of the store's files",
+    "walbus_bootstrap_store_keys": "Keys held, deleted ones too (estimate)",
+    "walbus_bootstrap_store_memory_bytes": "Memory of the store's caches and buffers",
+    "walbus_bootstrap_compaction_bytes": "Bytes of the store that wait to be rewritten in order (estimate)",
+    "walbus_bootstrap_writes_slowed": "1 while the store makes the applier wait for compaction",
+    "walbus_bootstrap_tombstones": "Deleted keys that are kept for deltas, as counted last",
+    "walbus_bootstrap_disk_full": "1 while nothing is applied for want of room",
 }
 
 

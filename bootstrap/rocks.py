@@ -8,106 +8,36 @@ at the first gap, across all families). Flushed tables are fsynced before RocksD
 
 Bulk goes around all of that, as table files (`rocks_bulk`).
 
-Memory is bounded: one block cache, one write buffer budget for all families.
+Memory is bounded (`rocks_options`).
 """
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import cast
 
-from rocksdict import (
-    BlockBasedOptions,
-    Cache,
-    ColumnFamily,
-    DBCompressionType,
-    DBRecoveryMode,
-    Options,
-    Rdict,
-    RdictIter,
-    WriteBatch,
-)
+import structlog
+from rocksdict import Cache, ColumnFamily, Rdict, WriteBatch
 
+from walbus.bootstrap.change_index import page_key, places_of
 from walbus.bootstrap.rocks_bulk import Incoming, SortedFile, move_in
-from walbus.bootstrap.store import SPACE_SIZE, Prepared, WriteSet, change_key, end_of, split_change_key
-from walbus.errors import StoreError
+from walbus.bootstrap.rocks_errors import Refusals
+from walbus.bootstrap.rocks_options import CACHE_BYTES, database_options, family_options
+from walbus.bootstrap.rocks_view import RocksView
+from walbus.bootstrap.store import Prepared, StoreFigures, WriteSet, end_of
+from walbus.errors import StoreDamaged, StoreError, StoreFull
+from walbus.native import in_key_order
+from walbus.relay.fs import Files, sync_folder
 
-_CACHE_BYTES = 64 << 20
-_WRITE_BUFFER_BYTES = 32 << 20
-_ALL_WRITE_BUFFERS_BYTES = 96 << 20
-_WAL_BYTES = 128 << 20
-_PAGE = 500  # entries that a view reads in one go
+log = structlog.get_logger(__name__)
+
 _FAMILIES = ("entries", "changes", "missing")
 _HALF = "half"  #: document that exists while the last transaction in the store is not complete
-
-
-class RocksView:
-    """One iterator of each family, all made between the same two writes.
-
-    An iterator of RocksDB shows the state at its making, however often it seeks. (The snapshots of `rocksdict` do so
-    for single keys only: iterators made from them show later writes.) Readers share the iterators page by page.
-    """
-
-    def __init__(self, documents: RdictIter, entries: RdictIter, changes: RdictIter) -> None:
-        self._documents, self._entries, self._changes = documents, entries, changes
-        self._lock = threading.Lock()
-
-    def documents(self, prefix: str) -> Mapping[str, bytes]:
-        """See `View`."""
-        start = prefix.encode()
-        found = self._scan(self._documents, start, start + b"\xff")
-        return {name.decode(): content for name, content in found}
-
-    def entries(self, space: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """See `View`."""
-        start = space + after + b"\0" if after else space
-        for key, value in self._scan(self._entries, start, end_of(space)):
-            yield key[SPACE_SIZE:], value
-
-    def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See `View`. The iterator goes through the keys in their order: the store's own `get` shows later writes."""
-        found: dict[bytes, bytes | None] = {}
-        iterator = self._entries
-        with self._lock:
-            for key in sorted(keys):
-                store_key = space + key
-                iterator.seek(store_key)
-                there = iterator.valid() and iterator.key() == store_key
-                found[key] = iterator.value() if there else None
-            iterator.status()
-        return [found[key] for key in keys]
-
-    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
-        """See `View`."""
-        for place, _ in self._scan(self._changes, change_key(space, after_seq + 1), end_of(space)):
-            store_key, seq = split_change_key(place)
-            yield seq, store_key[SPACE_SIZE:]
-
-    def _scan(self, iterator: RdictIter, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in [start, end)."""
-        while True:
-            with self._lock:
-                page = _page(iterator, start, end)
-            yield from page
-            if len(page) < _PAGE:
-                return
-            start = page[-1][0] + b"\0"
-
-
-def _page(iterator: RdictIter, start: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
-    page: list[tuple[bytes, bytes]] = []
-    iterator.seek(start)
-    while len(page) < _PAGE and iterator.valid():
-        key: bytes = iterator.key()
-        if key >= end:
-            break
-        page.append((key, iterator.value()))
-        iterator.next()
-    iterator.status()
-    return page
 
 
 class RocksStore:
@@ -117,15 +47,18 @@ class RocksStore:
         """Opens the store, made when missing.
 
         Raises:
-            StoreError: the files cannot be opened, or another process holds them.
+            StoreDamaged: files are damaged, or gone.
+            StoreFull: the disk has no room.
+            StoreError: another process holds the folder, or it cannot be opened.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        cache = Cache(_CACHE_BYTES)
-        families = {name: _family_options(cache) for name in _FAMILIES}
-        try:
-            self._db = Rdict(str(folder), _database_options(cache), column_families=families)
-        except Exception as error:  # rocksdict raises bare Exception for everything
-            raise _store_error(error, folder) from None
+        _make_durably(folder)
+        self._refusals = Refusals(folder)
+        if any(folder.glob("*.sst")) and not (folder / "CURRENT").exists():
+            raise StoreDamaged("CURRENT is missing beside table files", where=str(folder))
+        self._cache = Cache(CACHE_BYTES)
+        families = {name: family_options(self._cache) for name in _FAMILIES}
+        with self._refusals.told():
+            self._db = Rdict(str(folder), database_options(self._cache), column_families=families)
         self._folder = folder
         self._incoming = Incoming(folder / "incoming", families["entries"])
         self._families: dict[str, Rdict] = {name: self._db.get_column_family(name) for name in _FAMILIES}
@@ -137,40 +70,47 @@ class RocksStore:
 
     def get(self, store_key: bytes) -> bytes | None:
         """See `Store`."""
-        value: bytes | None = self._families["entries"].get(store_key)
+        with self._refusals.told():
+            value: bytes | None = self._families["entries"].get(store_key)
         return value
 
     def get_many(self, store_keys: Sequence[bytes]) -> list[bytes | None]:
         """See `Store`."""
         if not store_keys:
             return []
-        values: list[bytes | None] = self._families["entries"].get(list(store_keys))  # type: ignore[assignment]  # Any | None
+        with self._refusals.told():
+            values: list[bytes | None] = self._families["entries"].get(list(store_keys))  # type: ignore[assignment]  # Any | None
         return values
 
     def entries(self, space: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See `Store`."""
-        return _live(self._families["entries"], space, end_of(space))
+        return self._live(self._families["entries"], space, end_of(space))
+
+    def pages(self, space: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """See `Store`."""
+        start = after + b"\0" if after else space
+        return list(islice(self._live(self._families["changes"], start, end_of(space)), limit))
 
     def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
         """See `Store`."""
-        for place, _ in _live(self._families["changes"], change_key(space, after_seq + 1), end_of(space)):
-            store_key, seq = split_change_key(place)
-            yield seq, store_key
+        pages = self._live(self._families["changes"], page_key(space, after_seq + 1), end_of(space))
+        return ((seq, space + key) for _, page in pages for seq, key in places_of(page) if seq > after_seq)
 
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         """See `Store`."""
-        keys = _live(self._families["missing"], space, end_of(space))
+        keys = self._live(self._families["missing"], space, end_of(space))
         return [key for key, _ in islice(keys, limit)]
 
     def document(self, name: str) -> bytes | None:
         """See `Store`."""
-        content: bytes | None = self._db.get(name.encode())
+        with self._refusals.told():
+            content: bytes | None = self._db.get(name.encode())
         return content
 
     def documents(self, prefix: str) -> Mapping[str, bytes]:
         """See `Store`."""
         start = prefix.encode()
-        return {name.decode(): content for name, content in _live(self._db, start, start + b"\xff")}
+        return {name.decode(): content for name, content in self._live(self._db, start, start + b"\xff")}
 
     def write(self, changes: WriteSet) -> None:
         """See `Store`."""
@@ -178,10 +118,8 @@ class RocksStore:
         with self._lock:
             if changes.whole is False and not self._half:
                 self._before_half = self._now()
-            try:
+            with self._refusals.told():
                 self._db.write(batch)
-            except Exception as error:  # rocksdict raises bare Exception for everything
-                raise _store_error(error, self._folder) from None
             if changes.whole is not None:
                 self._half = not changes.whole
             if not self._half:
@@ -189,12 +127,8 @@ class RocksStore:
 
     def prepare(self, entries: Iterable[tuple[bytes, bytes]]) -> SortedFile:
         """See `Store`."""
-        try:
+        with self._refusals.told():
             return self._incoming.write(entries)
-        except (ValueError, StoreError):
-            raise
-        except Exception as error:  # rocksdict raises bare Exception for everything
-            raise _store_error(error, self._folder) from None
 
     def ingest(self, prepared: Prepared) -> None:
         """See `Store`."""
@@ -203,21 +137,16 @@ class RocksStore:
         try:
             if prepared.count:
                 self.sync()
-                with self._lock:
+                with self._lock, self._refusals.told():
                     move_in(self._families["entries"], prepared)
-        except StoreError:
-            raise
-        except Exception as error:  # rocksdict raises bare Exception for everything
-            raise _store_error(error, self._folder) from None
         finally:
             prepared.discard()
 
     def sync(self) -> None:
         """See `Store`."""
-        try:
+        self._refusals.raise_damage()
+        with self._refusals.told():
             self._db.flush_wal(sync=True)
-        except Exception as error:  # rocksdict raises bare Exception for everything
-            raise _store_error(error, self._folder) from None
 
     def view(self) -> RocksView:
         """See `Store`."""
@@ -234,25 +163,55 @@ class RocksStore:
         with self._lock:
             return not self._half or self._before_half is not None
 
-    def bytes_on_disk(self) -> int:
+    def figures(self) -> StoreFigures:
         """See `Store`."""
-        return sum(file.stat().st_size for file in self._folder.glob("*") if file.is_file())
+        families = [self._db, *self._families.values()]
+        cached = self._cache.get_usage()
+        with self._refusals.told():
+            return StoreFigures(
+                bytes=_size_of(self._folder),
+                keys=_property([self._families["entries"]], "estimate-num-keys"),
+                compaction_bytes=_property(families, "estimate-pending-compaction-bytes"),
+                memory_bytes=cached
+                + _property(families, "cur-size-all-mem-tables")
+                + _property(families, "estimate-table-readers-mem"),
+                slowed=_property([self._db], "is-write-stopped") + _property([self._db], "actual-delayed-write-rate")
+                > 0,
+            )
 
     def close(self) -> None:
         """See `Store`."""
         if not self._open:
             return
         self._open = False
-        self.sync()
-        self._before_half = None
-        self._handles.clear()
-        for family in self._families.values():
-            family.close()
-        self._families.clear()
-        self._db.close()
+        try:
+            self.sync()
+        except StoreFull:
+            log.warning("store_closed_on_a_full_disk", folder=str(self._folder))
+        finally:
+            self._before_half = None
+            self._handles.clear()
+            for database in (*self._families.values(), self._db):
+                with suppress(Exception):  # rocksdict raises it for everything; what could be synced is
+                    database.close()
+            self._families.clear()
+            del self._db
+            gc.collect()  # the folder is free once nothing refers to the database any more
 
     def _now(self) -> RocksView:
-        return RocksView(self._db.iter(), self._families["entries"].iter(), self._families["changes"].iter())
+        families = self._families
+        with self._refusals.told():
+            return RocksView(self._db.iter(), families["entries"].iter(), families["changes"].iter(), self._refusals)
+
+    def _live(self, family: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values in [start, end) as of the call: in raw mode both are bytes, which the stubs cannot say."""
+        with self._refusals.told():
+            pairs = cast(Iterator[tuple[bytes, bytes]], family.items(from_key=start))
+        return self._until(pairs, end)
+
+    def _until(self, pairs: Iterator[tuple[bytes, bytes]], end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        with self._refusals.told():
+            yield from takewhile(lambda pair: pair[0] < end, pairs)
 
     def _batch(self, changes: WriteSet) -> WriteBatch:
         batch = WriteBatch(raw_mode=True)
@@ -260,9 +219,8 @@ class RocksStore:
         for space in changes.cleared:
             for handle in (entries, index, missing):
                 batch.delete_range(space, end_of(space), handle)
-        _put_all(batch, changes.entries.items(), entries)
-        _put_all(batch, ((place, None) for place in changes.dropped_changes), index)
-        _put_all(batch, ((place, b"") for place in changes.changes), index)
+        _put_all(batch, in_key_order(changes.entries), entries)
+        _put_all(batch, changes.pages.items(), index)
         _put_all(batch, ((key, b"" if is_missing else None) for key, is_missing in changes.missing.items()), missing)
         _put_all(batch, ((name.encode(), content) for name, content in changes.documents.items()), None)
         if changes.whole is not None:
@@ -271,48 +229,32 @@ class RocksStore:
 
 
 def _put_all(batch: WriteBatch, pairs: Iterable[tuple[bytes, bytes | None]], family: ColumnFamily | None) -> None:
+    batch.set_default_column_family(family)
     for key, value in pairs:
         if value is None:
-            batch.delete(key, family)
+            del batch[key]
         else:
-            batch.put(key, value, family)
+            batch[key] = value  # quicker than `put` with a family
 
 
-def _live(family: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values in [start, end) as of the call: in raw mode both are bytes, which the stubs cannot say."""
-    pairs = cast(Iterator[tuple[bytes, bytes]], family.items(from_key=start))
-    return takewhile(lambda pair: pair[0] < end, pairs)
+def _property(families: Sequence[Rdict], name: str) -> int:
+    """A property of RocksDB that is a number, over some families."""
+    return sum(family.property_int_value(f"rocksdb.{name}") or 0 for family in families)
 
 
-def _database_options(cache: Cache) -> Options:
-    options = _family_options(cache)
-    options.create_if_missing(True)
-    options.create_missing_column_families(True)
-    options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
-    options.set_max_total_wal_size(_WAL_BYTES)
-    options.set_db_write_buffer_size(_ALL_WRITE_BUFFERS_BYTES)
-    options.set_max_background_jobs(2)
-    options.set_keep_log_file_num(4)
-    options.set_max_open_files(512)
-    return options
+def _make_durably(folder: Path) -> None:
+    """Makes a folder whose name survives a power loss; RocksDB syncs what lies inside alone."""
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    sync_folder(Files(), folder.parent)
 
 
-def _family_options(cache: Cache) -> Options:
-    options = Options(raw_mode=True)
-    blocks = BlockBasedOptions()
-    blocks.set_block_cache(cache)
-    blocks.set_bloom_filter(10, False)
-    blocks.set_cache_index_and_filter_blocks(True)
-    options.set_block_based_table_factory(blocks)
-    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
-    options.set_compression_type(DBCompressionType.lz4())
-    return options
-
-
-def _store_error(error: Exception, folder: Path) -> StoreError:
-    text = str(error)
-    if "lock" in text.lower():
-        return StoreError("another process holds it", where=str(folder), mend="stop the other `walbus bootstrap`")
-    return StoreError(
-        f"RocksDB: {text}", where=str(folder), mend="free the disk, or remove the folder: it is seeded again"
-    )
+def _size_of(folder: Path) -> int:
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # compaction removes files at any time
+            if file.is_file():
+                size += file.stat().st_size
+    return size

@@ -16,6 +16,7 @@ from walbus.bootstrap.entry import live_row, served_version
 from walbus.bootstrap.state import APPLIED, TABLES, Applied, TableState, decode
 from walbus.bootstrap.store import View, space_of
 from walbus.errors import StoreError
+from walbus.native import pack_rows
 from walbus.native.reading import WHOLE, Partition
 from walbus.records import Flag, Kind, Op, key_hash, pack_change, pack_record
 
@@ -86,6 +87,10 @@ class ServedView:
 
     def _table(self, table: TableState, after_key: bytes, partition: Partition, *, ends: bool) -> Iterator[bytes]:
         batch = Batch(Kind.SNAPSHOT, self.applied, table.oid)
+        if partition == WHOLE:
+            yield from self._packed(table, after_key, batch)
+            yield batch.record(Flag.END if ends else _NO_FLAG)
+            return
         for row in self._rows(table, after_key, partition):
             if row is None:
                 yield batch.record()
@@ -94,6 +99,16 @@ class ServedView:
             if batch.size >= RECORD_BYTES:
                 yield batch.record()
         yield batch.record(Flag.END if ends else _NO_FLAG)
+
+    def _packed(self, table: TableState, after_key: bytes, batch: Batch) -> Iterator[bytes]:
+        """All rows, packed by the page."""
+        looked_at = 0
+        for page in self.view.entry_pages(space_of(table.oid, table.generation), after_key):
+            batch.add_packed(*pack_rows(page, table.oid))
+            looked_at += len(page)
+            if batch.size >= RECORD_BYTES or looked_at >= LOOKED_AT:
+                looked_at = 0
+                yield batch.record()
 
     def rows(self, table: TableState, after_key: bytes = b"", partition: Partition = WHOLE) -> Iterator[ServedRow]:
         """The rows of a table behind a key, in key order."""
@@ -127,6 +142,7 @@ class Batch:
         self._applied = applied
         self._oid = oid
         self._changes: list[bytes] = []
+        self._count = 0
         self._first = Flag.BEGIN
         self.size = 0  #: bytes that wait for `record`
 
@@ -135,14 +151,19 @@ class Batch:
         change = pack_change(
             op, table=self._oid, schema_id=schema_id, seq_delta=seq, ordinal_delta=0, key=key, after=row
         )
-        self._changes.append(change)
-        self.size += len(change)
+        self.add_packed(change, 1)
+
+    def add_packed(self, changes: bytes, count: int) -> None:
+        """Some more, as they stand in a record's body."""
+        self._changes.append(changes)
+        self._count += count
+        self.size += len(changes)
 
     def record(self, flags: Flag = _NO_FLAG) -> bytes:
         """What waits, as a record; it may be empty."""
-        applied, changes = self._applied, self._changes
+        applied, changes, count = self._applied, self._changes, self._count
         flags |= self._first
-        self._changes, self._first, self.size = [], _NO_FLAG, 0
+        self._changes, self._count, self._first, self.size = [], 0, _NO_FLAG, 0
         return pack_record(
             self._kind,
             flags=flags,
@@ -153,7 +174,7 @@ class Batch:
             first_seq=0,
             last_seq=applied.last_seq,
             commit_time=applied.commit_time,
-            count=len(changes),
+            count=count,
             tables=1 << self._oid % 64,
             body=b"".join(changes),
         )

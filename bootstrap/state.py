@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
-from walbus.errors import StoreError
+from walbus.errors import StoreDamaged
 from walbus.position import ORIGIN, Position
 
 T = TypeVar("T")
@@ -290,12 +290,9 @@ def decode(content: bytes, kind: type[T]) -> T:
     """The inverse of `encode`.
 
     Raises:
-        StoreError: the bytes are no such document.
+        StoreDamaged: the bytes are no such document.
     """
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.MsgspecError as error:
-        raise StoreError(
-            f"a {kind.__name__} document of the store does not parse: {error}",
-            mend="remove the bootstrap folder: it is seeded again",
-        ) from None
+        raise StoreDamaged(f"a {kind.__name__} document of the store does not parse: {error}") from None

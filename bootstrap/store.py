@@ -7,8 +7,9 @@ big-endian. An entry's store key is the space followed by the memcomparable key 
 first by table, then by key, and a whole generation is one range.
 
 Beside the entries lie
-    the change index   (space, seq, key) of every entry that an event made; an entry written again leaves its old
-                       place behind, so who reads the index compares the seq with the entry's,
+    the change index   (seq, key) of every entry that an event made, in pages (`walbus.bootstrap.change_index`); an
+                       entry written again leaves its old place behind, so who reads the index compares the seq with
+                       the entry's,
     the missing keys   of entries with TOASTed columns that were never seen,
     documents          small named values: applied position, tables, chunks, snapshots.
 
@@ -40,9 +41,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from walbus.native import folding
+
 _SPACE = struct.Struct(">II")
-_SEQ = struct.Struct(">Q")
-SPACE_SIZE = _SPACE.size
+SPACE_SIZE = folding.SPACE_SIZE
 
 
 def space_of(oid: int, generation: int) -> bytes:
@@ -56,17 +58,6 @@ def end_of(space: bytes) -> bytes:
     return _SPACE.pack(oid, generation + 1)
 
 
-def change_key(store_key: bytes, seq: int) -> bytes:
-    """The place of an entry in the change index."""
-    return store_key[:SPACE_SIZE] + _SEQ.pack(seq) + store_key[SPACE_SIZE:]
-
-
-def split_change_key(key: bytes) -> tuple[bytes, int]:
-    """Store key and seq of a place in the change index."""
-    (seq,) = _SEQ.unpack_from(key, SPACE_SIZE)
-    return key[:SPACE_SIZE] + key[SPACE_SIZE + _SEQ.size :], seq
-
-
 @dataclass(slots=True)
 class WriteSet:
     """What one `write` changes.
@@ -74,8 +65,7 @@ class WriteSet:
     Attributes:
         cleared: spaces whose entries, change index and missing keys go first, before everything below.
         entries: store key -> packed entry; None removes the entry altogether.
-        changes: new places in the change index.
-        dropped_changes: places of the change index that go.
+        pages: pages of the change index by key; None removes one.
         missing: store key -> whether it now belongs to the missing keys.
         documents: name -> content; None removes it.
         whole: whether the applied position now stands between two transactions; None leaves that as it was.
@@ -83,11 +73,29 @@ class WriteSet:
 
     cleared: list[bytes] = field(default_factory=list)
     entries: dict[bytes, bytes | None] = field(default_factory=dict)
-    changes: list[bytes] = field(default_factory=list)
-    dropped_changes: list[bytes] = field(default_factory=list)
+    pages: dict[bytes, bytes | None] = field(default_factory=dict)
     missing: dict[bytes, bool] = field(default_factory=dict)
     documents: dict[str, bytes | None] = field(default_factory=dict)
     whole: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFigures:
+    """What an engine tells of itself; estimates but for `bytes`.
+
+    Attributes:
+        bytes: size of its files.
+        keys: entries, tombstones too.
+        compaction_bytes: to be rewritten until the files are in order.
+        memory_bytes: what its caches and buffers take.
+        slowed: whether it makes writers wait for that.
+    """
+
+    bytes: int = 0
+    keys: int = 0
+    compaction_bytes: int = 0
+    memory_bytes: int = 0
+    slowed: bool = False
 
 
 class View(Protocol):
@@ -107,8 +115,15 @@ class View(Protocol):
     def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         """The packed entries of keys (without space), in the order of the keys; cheapest for few at a time."""
 
+    def entry_pages(self, space: bytes, after: bytes = b"") -> Iterator[list[tuple[bytes, bytes]]]:
+        """As `entries`, some at a time and with the store keys: a few hundred, of about 128 KiB or one entry."""
+
     def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
-        """(seq, key without space) of the change index behind a seq, by seq; stale places too."""
+        """(seq, key without space) of the change index behind a seq, by seq; stale places too.
+
+        Raises:
+            StoreError: a page is damaged.
+        """
 
 
 class Prepared(Protocol):
@@ -136,6 +151,15 @@ class Store(Protocol):
 
     def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
         """(seq, store key) of the change index behind a seq, by seq, as of the call; stale places too."""
+
+    def pages(self, space: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """The first (key, page) of a space's change index.
+
+        Args:
+            space: the table and generation.
+            after: leaves out the page of this key and all before it; may be empty.
+            limit: how many at most.
+        """
 
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         """The first store keys of a space with columns that were never seen."""
@@ -195,8 +219,8 @@ class Store(Protocol):
     def whole(self) -> bool:
         """Whether `view` can be had."""
 
-    def bytes_on_disk(self) -> int:
-        """Size of the store's files, roughly."""
+    def figures(self) -> StoreFigures:
+        """How large it is, and how much work waits."""
 
     def close(self) -> None:
         """Syncs and frees the files; a second call does nothing."""

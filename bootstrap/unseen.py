@@ -31,9 +31,9 @@ class UnseenCommits:
     def __len__(self) -> int:
         return len(self._xids)
 
-    def add(self, xid: int) -> None:
-        """Notes a transaction of the log."""
-        self._xids.add(xid)
+    def update(self, xids: Iterable[int]) -> None:
+        """Notes transactions of the log."""
+        self._xids.update(xids)
 
     def observe(self, snapshot: Snapshot) -> None:
         """Forgets what the snapshot sees."""

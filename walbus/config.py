@@ -183,6 +183,8 @@ class BootstrapConfig(ServerConfig):
     max_rows_per_second: float | None = Field(None, gt=0)  #: throttle of seeding, all workers together
     #: no chunk begins while more sessions of others than this run a statement at the source; default: no limit
     max_active_sessions: int | None = Field(None, ge=0)
+    tombstone_hours: float = Field(168.0, gt=0, le=87_600)  #: for how long what was deleted can be told in a delta
+    tombstone_limit: int = Field(10_000_000, ge=0)  #: how many tombstones are kept at most, over all tables
 
 
 class ConsumerConfig(BaseModel):

@@ -22,6 +22,8 @@
     │   ├── PositionTrimmed       the log no longer holds the position: bootstrap
     │   └── PositionUnknown       past the end, or of another log
     ├── StoreError            the bootstrap store
+    │   ├── StoreFull             the disk has no room: try again
+    │   └── StoreDamaged          its files or documents make no sense: seed again
     ├── RelayUnavailable      the relay or bootstrap server does not answer: try again
     ├── RequestRefused        the relay or bootstrap server answered with a 4xx
     └── SinkError
@@ -164,6 +166,16 @@ class PositionUnknown(LogError):
 
 class StoreError(WalbusError):
     """The bootstrap store."""
+
+
+class StoreFull(StoreError):
+    """The disk under the store has no room; nothing is applied until it has."""
+
+    directive = Directive.RETRY
+
+
+class StoreDamaged(StoreError):
+    """What the store holds makes no sense; another one is seeded."""
 
 
 class RelayUnavailable(WalbusError):

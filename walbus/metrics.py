@@ -56,6 +56,12 @@ MetricName = Literal[
     "walbus_bootstrap_seeding_chunks_total",
     "walbus_bootstrap_refusals_total",  # as of the relay
     "walbus_bootstrap_store_bytes",  # bytes of the store's files
+    "walbus_bootstrap_store_keys",  # keys held, deleted ones too (estimate)
+    "walbus_bootstrap_store_memory_bytes",  # memory of the store's caches and buffers
+    "walbus_bootstrap_compaction_bytes",  # bytes of the store that wait to be rewritten in order (estimate)
+    "walbus_bootstrap_writes_slowed",  # 1 while the store makes the applier wait for compaction
+    "walbus_bootstrap_tombstones",  # deleted keys that are kept for deltas, as counted last
+    "walbus_bootstrap_disk_full",  # 1 while nothing is applied for want of room
     # consumers
     "walbus_consumer_changes_total",
     "walbus_consumer_last_done_lsn",

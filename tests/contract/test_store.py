@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from support.memory_store import MemoryStore
+from walbus.bootstrap.change_index import page_key, pages_of, seq_of_page
 from walbus.bootstrap.rocks import RocksStore
-from walbus.bootstrap.store import WriteSet, change_key, end_of, space_of, split_change_key
+from walbus.bootstrap.store import WriteSet, end_of, space_of
 from walbus.errors import StoreError
 
 SPACE = space_of(16384, 1)
@@ -32,6 +33,10 @@ def folder(tmp_path: Path) -> Path:
 
 def fill(store: Any, *keys: bytes) -> None:
     store.write(WriteSet(entries={key: b"value of " + key for key in keys}))
+
+
+def listed(space: bytes, *places: tuple[int, bytes]) -> dict[bytes, bytes]:
+    return pages_of(space, places)
 
 
 def test_an_entry_is_read_as_it_was_written(store: Any) -> None:
@@ -87,7 +92,7 @@ def test_two_readers_of_one_view_do_not_disturb_each_other(store: Any) -> None:
 
 def test_clearing_comes_before_everything_else_of_a_write(store: Any) -> None:
     fill(store, SPACE + b"a", SPACE + b"b", OTHER + b"a")
-    store.write(WriteSet(missing={SPACE + b"a": True}, changes=[change_key(SPACE + b"a", 7)]))
+    store.write(WriteSet(missing={SPACE + b"a": True}, pages=listed(SPACE, (7, b"a"))))
     store.write(WriteSet(cleared=[SPACE], entries={SPACE + b"b": b"new"}))
     assert list(store.entries(SPACE)) == [(SPACE + b"b", b"new")]
     assert store.missing(SPACE, 10) == []
@@ -114,16 +119,34 @@ def test_a_view_gives_single_entries_as_they_were(store: Any) -> None:
 
 
 def test_changes_come_by_seq_behind_a_seq(store: Any) -> None:
-    places = [change_key(SPACE + b"b", 5), change_key(SPACE + b"a", 1 << 40), change_key(SPACE + b"c", 6)]
-    store.write(WriteSet(changes=[*places, change_key(OTHER + b"x", 6)]))
+    store.write(WriteSet(pages=listed(SPACE, (5, b"b"), (6, b"c"))))
+    store.write(WriteSet(pages={**listed(SPACE, (1 << 40, b"a")), **listed(OTHER, (6, b"x"))}))
     assert list(store.view().changes(SPACE, 5)) == [(6, b"c"), (1 << 40, b"a")]
     assert next(iter(store.view().changes(SPACE, 0))) == (5, b"b")
 
 
-def test_places_of_the_change_index_can_be_dropped(store: Any) -> None:
-    store.write(WriteSet(changes=[change_key(SPACE + b"a", 5), change_key(SPACE + b"a", 6)]))
-    store.write(WriteSet(dropped_changes=[change_key(SPACE + b"a", 5), change_key(SPACE + b"b", 1)]))
-    assert list(store.view().changes(SPACE, 0)) == [(6, b"a")]
+def test_the_change_index_is_read_as_it_is_in_the_middle_of_a_transaction_too(store: Any) -> None:
+    store.write(WriteSet(pages=listed(SPACE, (5, b"b"))))
+    store.write(WriteSet(pages={**listed(SPACE, (7, b"a")), **listed(NEIGHBOUR, (9, b"c"))}, whole=False))
+    assert list(store.changes(SPACE, 0)) == [(5, SPACE + b"b"), (7, SPACE + b"a")]
+    assert list(store.changes(SPACE, 5)) == [(7, SPACE + b"a")]
+    assert list(store.changes(SPACE, 7)) == []
+
+
+def test_pages_of_the_change_index_are_replaced_and_removed(store: Any) -> None:
+    store.write(WriteSet(pages={**listed(SPACE, (5, b"a"), (6, b"b")), **listed(SPACE, (7, b"c"))}))
+    store.write(WriteSet(pages={page_key(SPACE, 6): listed(SPACE, (6, b"b"))[page_key(SPACE, 6)]}))
+    store.write(WriteSet(pages={page_key(SPACE, 7): None, page_key(SPACE, 99): None}))
+    assert list(store.view().changes(SPACE, 0)) == [(6, b"b")]
+
+
+def test_pages_come_in_order_a_few_at_a_time(store: Any) -> None:
+    pages = {**listed(SPACE, (5, b"a")), **listed(SPACE, (300, b"b")), **listed(SPACE, (7, b"c"))}
+    store.write(WriteSet(pages={**pages, **listed(NEIGHBOUR, (6, b"x"))}))
+    first = store.pages(SPACE, b"", 2)
+    assert [seq_of_page(key) for key, _ in first] == [5, 7]
+    assert store.pages(SPACE, first[-1][0], 2) == [(page_key(SPACE, 300), pages[page_key(SPACE, 300)])]
+    assert store.pages(OTHER, b"", 2) == []
 
 
 def test_documents_are_found_by_prefix(store: Any) -> None:
@@ -177,8 +200,7 @@ def test_what_is_ingested_replaces_what_was_there_and_is_replaced_by_what_comes(
 
 
 def test_ingesting_touches_entries_alone(store: Any) -> None:
-    place = change_key(SPACE + b"a", 7)
-    store.write(WriteSet(changes=[place], missing={SPACE + b"a": True}, documents={"applied": b"1"}))
+    store.write(WriteSet(pages=listed(SPACE, (7, b"a")), missing={SPACE + b"a": True}, documents={"applied": b"1"}))
     store.ingest(store.prepare(bulk(SPACE + b"a")))
     assert list(store.view().changes(SPACE, 0)) == [(7, b"a")]
     assert store.missing(SPACE, 10) == [SPACE + b"a"]
@@ -209,18 +231,14 @@ def test_the_middle_of_a_transaction_is_not_shown_by_ingesting_either(store: Any
     assert [key for key, _ in store.view().entries(SPACE)] == [b"a", b"half"]
 
 
-def test_the_change_index_is_read_as_it_is_in_the_middle_of_a_transaction_too(store: Any) -> None:
-    places = [change_key(SPACE + b"b", 5), change_key(SPACE + b"a", 7), change_key(NEIGHBOUR + b"c", 9)]
-    store.write(WriteSet(changes=places[:1]))
-    store.write(WriteSet(changes=places[1:], whole=False))
-    assert list(store.changes(SPACE, 0)) == [(5, SPACE + b"b"), (7, SPACE + b"a")]
-    assert list(store.changes(SPACE, 5)) == [(7, SPACE + b"a")]
-    assert list(store.changes(SPACE, 7)) == []
-
-
-def test_spaces_and_changes_sort_and_split() -> None:
+def test_spaces_sort() -> None:
     assert SPACE < end_of(SPACE) <= OTHER < NEIGHBOUR
-    assert split_change_key(change_key(SPACE + b"key", 77)) == (SPACE + b"key", 77)
+
+
+def test_a_store_tells_its_figures(store: Any) -> None:
+    fill(store, *(SPACE + b"%d" % number for number in range(100)))
+    assert 90 <= store.figures().keys <= 110
+    assert not store.figures().slowed
 
 
 def test_a_store_that_is_opened_again_is_what_it_was(folder: Path) -> None:

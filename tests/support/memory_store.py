@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import Any
 
-from walbus.bootstrap.store import SPACE_SIZE, WriteSet, change_key, end_of, split_change_key
+from walbus.bootstrap.change_index import page_key, places_of
+from walbus.bootstrap.store import SPACE_SIZE, StoreFigures, WriteSet, end_of
 from walbus.errors import StoreError
 
 
 class MemoryView:
-    def __init__(self, documents: dict[str, bytes], entries: dict[bytes, bytes], changes: set[bytes]) -> None:
-        self._documents, self._entries, self._changes = dict(documents), dict(entries), set(changes)
+    def __init__(self, documents: dict[str, bytes], entries: dict[bytes, bytes], pages: dict[bytes, bytes]) -> None:
+        self._documents, self._entries, self._pages = dict(documents), dict(entries), dict(pages)
 
     def documents(self, prefix: str) -> Mapping[str, bytes]:
         return {name: self._documents[name] for name in sorted(self._documents) if name.startswith(prefix)}
@@ -24,12 +26,15 @@ class MemoryView:
     def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self._entries.get(space + key) for key in keys]
 
+    def entry_pages(self, space: bytes, after: bytes = b"") -> Iterator[list[tuple[bytes, bytes]]]:
+        entries = ((space + key, value) for key, value in self.entries(space, after))
+        while page := list(islice(entries, 3)):
+            yield page
+
     def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
-        start = change_key(space, after_seq + 1)
-        for place in sorted(self._changes):
-            if start <= place < end_of(space):
-                key, seq = split_change_key(place)
-                yield seq, key[SPACE_SIZE:]
+        for page in sorted(self._pages):
+            if page_key(space, after_seq + 1) <= page < end_of(space):
+                yield from ((seq, key) for seq, key in places_of(self._pages[page]) if seq > after_seq)
 
 
 class MemoryPrepared:
@@ -48,7 +53,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._documents: dict[str, bytes] = {}
         self._entries: dict[bytes, bytes] = {}
-        self._changes: set[bytes] = set()
+        self._pages: dict[bytes, bytes] = {}
         self._missing: set[bytes] = set()
         self._half = False
         self._before_half: MemoryView | None = None
@@ -63,9 +68,11 @@ class MemoryStore:
         return iter([(key, self._entries[key]) for key in sorted(self._entries) if key.startswith(space)])
 
     def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
-        start = change_key(space, after_seq + 1)
-        places = [split_change_key(place) for place in sorted(self._changes) if start <= place < end_of(space)]
-        return iter([(seq, store_key) for store_key, seq in places])
+        return iter([(seq, space + key) for seq, key in self._snapshot().changes(space, after_seq)])
+
+    def pages(self, space: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        found = sorted(key for key in self._pages if key.startswith(space) and key > after)
+        return [(key, self._pages[key]) for key in found[:limit]]
 
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         return sorted(key for key in self._missing if key.startswith(space))[:limit]
@@ -81,22 +88,13 @@ class MemoryStore:
             self._before_half = self._snapshot()
         for space in changes.cleared:
             self._entries = {key: value for key, value in self._entries.items() if not key.startswith(space)}
-            self._changes = {key for key in self._changes if not key.startswith(space)}
+            self._pages = {key: page for key, page in self._pages.items() if not key.startswith(space)}
             self._missing = {key for key in self._missing if not key.startswith(space)}
-        for key, value in changes.entries.items():
-            if value is None:
-                self._entries.pop(key, None)
-            else:
-                self._entries[key] = value
-        self._changes.difference_update(changes.dropped_changes)
-        self._changes.update(changes.changes)
+        _put_all(self._entries, changes.entries)
+        _put_all(self._pages, changes.pages)
         for key, is_missing in changes.missing.items():
             (self._missing.add if is_missing else self._missing.discard)(key)
-        for name, content in changes.documents.items():
-            if content is None:
-                self._documents.pop(name, None)
-            else:
-                self._documents[name] = content
+        _put_all(self._documents, changes.documents)
         if changes.whole is not None:
             self._half = not changes.whole
         if not self._half:
@@ -126,11 +124,19 @@ class MemoryStore:
     def whole(self) -> bool:
         return not self._half or self._before_half is not None
 
-    def bytes_on_disk(self) -> int:
-        return 0
+    def figures(self) -> StoreFigures:
+        return StoreFigures(keys=len(self._entries))
 
     def close(self) -> None:
         pass
 
     def _snapshot(self) -> MemoryView:
-        return MemoryView(self._documents, self._entries, self._changes)
+        return MemoryView(self._documents, self._entries, self._pages)
+
+
+def _put_all(stored: dict[Any, bytes], changes: Mapping[Any, bytes | None]) -> None:
+    for key, value in changes.items():
+        if value is None:
+            stored.pop(key, None)
+        else:
+            stored[key] = value

@@ -10,7 +10,7 @@ from walbus.bootstrap.catalog import end_of_wal
 from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, live_row, pack_entry, pack_prefix, unpack_entry
 from walbus.bootstrap.pace import Breath, ChunkRead, Progress, Throttle, next_stride
 from walbus.bootstrap.visibility import SETTLED, Snapshot
-from walbus.errors import StoreError
+from walbus.errors import StoreDamaged
 
 SNAPSHOT = Snapshot(3, 9, frozenset({4}))
 
@@ -43,7 +43,7 @@ def test_an_entry_of_a_finished_seeding_has_settled() -> None:
 
 
 def test_a_cut_entry_is_refused() -> None:
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreDamaged):
         unpack_entry(b"\0\1", {})
 
 

@@ -178,7 +178,7 @@ def test_a_table_that_was_seeded_behind_a_failover_is_not_broken_by_its_record_a
 
 
 def test_transactions_that_a_failover_lost_are_not_waited_for(ledger: Ledger) -> None:
-    ledger.unseen.add(77)
+    ledger.unseen.update([77])
     ledger.observe(Snapshot(70, 70, frozenset()))
     EventFolder(ledger).fold([switch(OID)])
     run = ledger.start_generation(PUBLISHED, 1, "test")

@@ -54,7 +54,7 @@ def test_of_two_snapshots_of_one_history_exactly_the_one_that_sees_more_is_later
 
 def test_unseen_commits_are_forgotten_once_a_snapshot_sees_them() -> None:
     unseen = UnseenCommits([5, 7])
-    unseen.add(9)
+    unseen.update([9])
     unseen.observe(parse_snapshot("7:9:7"))
     assert unseen.xids() == {7, 9}
     unseen.observe(parse_snapshot("10:10:"))

@@ -132,6 +132,7 @@ def test_a_key_of_another_certificate_and_authorities_that_are_none_are_errors(t
         (log(free=100 << 20), "log-disk-space", "error", "100.0 MiB of 250.0 GiB"),
         (log(free=3 * GIB), "log-disk-space", "warning", "3.0 GiB"),
         (log(role="spool", free=100 << 20), "spool-folder", "warning", "100.0 MiB"),
+        (log(role="store", free=100 << 20), "store-folder", "warning", "100.0 MiB"),
         (log(mount=Mount("tmpfs", "/dev/shm", "tmpfs")), "log-file-system", "error", "gone after a restart"),
         (log(mount=Mount("nfs4", "/srv", "far:/x")), "log-file-system", "warning", "another machine"),
         (log(mount=Mount("overlay", "/", "overlay")), "log-file-system", "warning", "container"),

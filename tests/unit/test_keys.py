@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import msgspec
@@ -47,6 +47,32 @@ def test_texts_that_begin_alike_sort_by_their_bytes(texts: list[str]) -> None:
     prefixes = [text[:length] for text in texts for length in range(len(text) + 1)]
     ordered = sorted(prefixes, key=lambda text: key_of((text,), (TEXT,)))
     assert ordered == sorted(prefixes, key=str.encode)
+
+
+@given(st.data())
+def test_moments_uuids_and_bytes_sort_by_value(data: st.DataObject) -> None:
+    """From the year 1 to 9999, and infinity at both ends; docs/bootstrap.md says so to readers of snapshots."""
+    kind = data.draw(st.sampled_from(["date", "timestamp", "timestamptz", "time", "uuid", "bytea"]))
+    values = {
+        "date": (1082, st.dates(), str),
+        "timestamp": (1114, st.datetimes(), _moment),
+        "timestamptz": (1184, st.datetimes(), lambda value: _moment(value) + "+00"),
+        "time": (1083, st.times(), lambda value: _moment(datetime.combine(date(2000, 1, 1), value)).split()[1]),
+        "uuid": (2950, st.uuids(), str),
+        "bytea": (17, st.binary(max_size=9), lambda value: "\\x" + value.hex()),
+    }
+    oid, strategy, text = values[kind]
+    one, other = data.draw(strategy), data.draw(strategy)
+    first, second = (key_of((text(value),), (oid,)) for value in (one, other))
+    assert (first < second) == (one < other)
+    if kind in ("date", "timestamp", "timestamptz"):
+        assert key_of(("-infinity",), (oid,)) < first < key_of(("infinity",), (oid,))
+
+
+def _moment(value: datetime) -> str:
+    """As PostgreSQL prints it: no zeros at the end of the fraction."""
+    text = f"{value.year:04d}-{value:%m-%d %H:%M:%S}"
+    return text if not value.microsecond else f"{text}.{value.microsecond:06d}".rstrip("0")
 
 
 @given(VALUES, VALUES)

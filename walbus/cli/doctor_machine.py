@@ -50,7 +50,10 @@ def read_machine(settings: Settings, file: Path | None) -> MachineFacts:
         file: where it was read from.
     """
     return MachineFacts(
-        folders=_folders({"log": settings.relay_dir, "spool": settings.spool_dir}),
+        folders=_folders(
+            {"log": settings.relay_dir, "spool": settings.spool_dir}
+            | ({"store": settings.bootstrap_dir} if settings.bootstrap.enabled else {})
+        ),
         segment_bytes=settings.relay.segment_bytes,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
         core=core_in_use(),

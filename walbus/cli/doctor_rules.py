@@ -29,7 +29,7 @@ class FolderFacts:
     """A folder that must outlive a crash.
 
     Attributes:
-        role: `log` or `spool`.
+        role: `log`, `spool` or `store` (of the bootstrap).
         exists: else the nearest folder above it was looked at.
         problem: why it cannot be used.
         free, total: bytes of its disk.
@@ -125,6 +125,9 @@ def _folder(folder: FolderFacts, segment_bytes: int) -> Iterator[Finding]:
     if folder.role == "spool" and folder.free < _GIB:
         mend = advice("make room: a transaction in progress is as large as it likes")
         yield warning(code, f"{human_bytes(folder.free)} are free under the spool", mend, of=[folder.path])
+    if folder.role == "store" and folder.free < _GIB:
+        mend = advice("make room: the store holds every row, and needs half as much again while it is put in order")
+        yield warning(code, f"{human_bytes(folder.free)} are free under the store", mend, of=[folder.path])
     if folder.role == "log":
         yield from _space(folder, segment_bytes)
         yield from _file_system(folder)

@@ -101,8 +101,16 @@ def _bootstrap(part: Mapping[str, Any], end: int | None) -> _Cells:
     done, total = (said.get(f"walbus_bootstrap_seeding_chunks_{which}") for which in ("done", "total"))
     seeding = f"chunks {done}/{total}" if total and done != total else ""
     summary = f"{len(tables) - len(others)} of {len(tables)} tables consistent" if tables else ""
-    applied = served.get("applied")
-    return _Cells(str(applied or ""), _behind(end, _lsn_of(applied)), _joined(summary, *others[:5], seeding))
+    applied, size = served.get("applied"), said.get("walbus_bootstrap_store_bytes")
+    details = _joined(
+        "the disk is full: nothing is applied" if said.get("walbus_bootstrap_disk_full") else "",
+        summary,
+        *others[:5],
+        seeding,
+        f"store of {human_bytes(size)}" if size else "",
+        "waits for compaction" if said.get("walbus_bootstrap_writes_slowed") else "",
+    )
+    return _Cells(str(applied or ""), _behind(end, _lsn_of(applied)), details)
 
 
 def _consumer(part: Mapping[str, Any], end: int | None) -> _Cells:

@@ -7,6 +7,7 @@
     pure_columns  rows as columns in Python
     pure_scan, pure_tally  records checked, and counted by table, in Python
     copying     what a collector of copied rows does; pure_copied, copy_text in Python
+    folding     what the cores of the bootstrap do; pure_fold is it in Python
     _core       all of it in C, one small optional extension:
       buffer.pxi  bytes in memory, CRC32C
       values.pxi  text to Avro; times.pxi has dates and times
@@ -21,6 +22,7 @@
       columns.pxi rows to columns in Arrow's layout
       tally.pxi   changes counted by table
       copied.pxi  rows of COPY to sorted entries
+      fold.pxi    changes folded into entries
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
 a working tree `pip install -e .` builds the extension.
@@ -33,8 +35,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import records
-from walbus.native import pure, pure_columns, pure_copied, pure_filter, pure_scan, pure_tally
+from walbus.native import pure, pure_columns, pure_copied, pure_filter, pure_fold, pure_scan, pure_tally
 from walbus.native.copying import NewCopiedRows
+from walbus.native.folding import InKeyOrder, NewFold, PackPages, PackRows
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
 from walbus.native.reading import NewFilter, NewRowColumns, NewRowReader
 from walbus.values.avro_rows import AvroRows
@@ -57,6 +60,10 @@ class Implementation(NamedTuple):
     new_row_columns: NewRowColumns
     tally_changes: Callable[[bytes, dict[int, tuple[int, int]]], None]
     new_copied_rows: NewCopiedRows
+    new_fold: NewFold
+    pack_pages: PackPages
+    pack_rows: PackRows
+    in_key_order: InKeyOrder
 
 
 def pure_implementation(why: str) -> Implementation:
@@ -73,6 +80,10 @@ def pure_implementation(why: str) -> Implementation:
         pure_columns.RowColumns,
         pure_tally.tally_changes,
         pure_copied.CopiedRows,
+        pure_fold.Fold,
+        pure_fold.pack_pages,
+        pure_fold.pack_rows,
+        pure_fold.in_key_order,
     )
 
 
@@ -98,6 +109,10 @@ def native_implementation() -> Implementation:
         core.RowColumns,
         core.tally_changes,
         core.CopiedRows,
+        core.Fold,
+        core.pack_pages,
+        core.pack_rows,
+        core.in_key_order,
     )
 
 
@@ -140,6 +155,11 @@ tally_changes = _IN_USE.tally_changes
 
 #: Makes what collects a chunk's rows; see `walbus.native.copying`.
 new_copied_rows = _IN_USE.new_copied_rows
+#: Makes the fold of one batch; see `walbus.native.folding`.
+new_fold = _IN_USE.new_fold
+
+#: Lists entries by seq, packs their rows, and sorts them; see there.
+pack_pages, pack_rows, in_key_order = _IN_USE.pack_pages, _IN_USE.pack_rows, _IN_USE.in_key_order
 
 
 def core_in_use() -> str:
@@ -151,11 +171,15 @@ __all__ = [
     "Core",
     "core_in_use",
     "good_records",
+    "in_key_order",
     "new_copied_rows",
     "new_core",
     "new_filter",
+    "new_fold",
     "new_row_columns",
     "new_row_reader",
+    "pack_pages",
+    "pack_rows",
     "replay_rows",
     "seal",
     "spool_rows",

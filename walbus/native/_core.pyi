@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from walbus.native import copying, interface, reading
+from walbus.native import copying, folding, interface, reading
 
 INTERFACE: int
 Core: Callable[[], interface.Core]
@@ -10,6 +10,10 @@ RecordFilter: reading.NewFilter
 RowReader: reading.NewRowReader
 RowColumns: reading.NewRowColumns
 CopiedRows: copying.NewCopiedRows
+Fold: folding.NewFold
+pack_pages: folding.PackPages
+pack_rows: folding.PackRows
+in_key_order: folding.InKeyOrder
 
 spool_rows: interface.SpoolRows
 replay_rows: interface.ReplayRows

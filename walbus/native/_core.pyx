@@ -21,10 +21,11 @@ counted by its layout, and a tuple of another width is refused before its first 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_GET_BUFFER
 from libc.math cimport isfinite, isinf
 from libc.stdint cimport INT32_MAX, INT32_MIN, INT64_MAX, UINT32_MAX, int64_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from copy import copy
@@ -33,6 +34,7 @@ from walbus.compression import decompress
 from walbus.errors import DamagedRecord
 from walbus.log import Piece, Run
 from walbus.native.copy_text import encoded_line
+from walbus.native.folding import PAGE_BYTES, SPACE_SIZE
 from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Drained, Transaction
 from walbus.native.reading import ALL_TABLES, ColumnBuffers, Outside, TakenRows
 from walbus.position import ORIGIN, Position
@@ -47,7 +49,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 10  # as in interface.py when this was built
+INTERFACE = 11  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -393,3 +395,4 @@ include "reader.pxi"
 include "columns.pxi"
 include "tally.pxi"
 include "copied.pxi"
+include "fold.pxi"

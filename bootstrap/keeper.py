@@ -1,0 +1,78 @@
+"""What is done once a second: sync, hold, a little upkeep, status.
+
+About each second the store is synced, and only then the hold that keeps the log's retention away is moved up to what
+the sync made durable: whatever a power loss takes from the store, the log still holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from walbus.bootstrap.ledger import Ledger
+from walbus.bootstrap.report import Report
+from walbus.bootstrap.upkeep import IndexUpkeep
+from walbus.errors import LogError
+from walbus.log import LogReader
+from walbus.status import write_status
+
+_SYNC_SECONDS = 1.0
+_UPKEEP_SECONDS = 0.1
+
+
+class Keeper:
+    """Once a second: sync, hold, a little upkeep, status."""
+
+    def __init__(  # noqa: PLR0913  # it ties the parts together
+        self,
+        ledger: Ledger,
+        report: Report,
+        upkeep: IndexUpkeep,
+        reader: Callable[[], LogReader],
+        *,
+        hold: Path,
+        status_path: Path | None,
+    ) -> None:
+        self._ledger = ledger
+        self._report = report
+        self._open_reader = reader
+        self._reader: LogReader | None = None
+        self._upkeep = upkeep
+        self._hold = hold
+        self._status_path = status_path
+
+    def run(self, stop: threading.Event) -> None:
+        """Goes on until `stop` is set, and once more behind it.
+
+        Raises:
+            StoreError: the store cannot be synced; the process must end.
+        """
+        try:
+            while not stop.wait(_SYNC_SECONDS):
+                self.keep()
+            self.keep()
+        finally:
+            if self._reader is not None:
+                self._reader.close()
+
+    def keep(self) -> None:
+        """Makes durable what is applied, and says so."""
+        needed = self._ledger.needed_after()
+        self._ledger.store.sync()
+        if needed is not None:
+            write_status(self._hold, {"last_done": str(needed)})
+        self._upkeep.work(_UPKEEP_SECONDS)
+        self._report.tombstones = self._upkeep.tombstones
+        self._report.observe(self._log_end())
+        if self._status_path is not None:
+            write_status(self._status_path, self._report.status())
+
+    def _log_end(self) -> int:
+        """Commit LSN of the log's end; 0 while there is no log."""
+        try:
+            if self._reader is None:
+                self._reader = self._open_reader()
+            return self._reader.bounds().end.commit_lsn
+        except LogError:
+            return 0

@@ -1,0 +1,99 @@
+"""A RocksDB store at one instant: iterators, read page by page.
+
+An iterator of RocksDB shows the state at its making, however often it seeks. (The snapshots of `rocksdict` do so for
+single keys only: iterators made from them show later writes.) So a view is one iterator of each family, all made
+between the same two writes; its readers share them page by page.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+from rocksdict import RdictIter
+
+from walbus.bootstrap.change_index import page_key, places_of
+from walbus.bootstrap.rocks_errors import Refusals
+from walbus.bootstrap.store import SPACE_SIZE, end_of
+
+_PAGE = 500  # entries that a view reads in one go, at most
+_PAGE_BYTES = 128 << 10
+
+
+class RocksView:
+    """See `walbus.bootstrap.store.View`."""
+
+    def __init__(self, documents: RdictIter, entries: RdictIter, changes: RdictIter, refusals: Refusals) -> None:
+        self._documents, self._entries, self._changes = documents, entries, changes
+        self._refusals = refusals
+        self._lock = threading.Lock()
+
+    def documents(self, prefix: str) -> Mapping[str, bytes]:
+        """See `View`."""
+        start = prefix.encode()
+        found = self._scan(self._documents, start, start + b"\xff")
+        return {name.decode(): content for name, content in found}
+
+    def entries(self, space: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """See `View`."""
+        for page in self.entry_pages(space, after):
+            for key, value in page:
+                yield key[SPACE_SIZE:], value
+
+    def entry_pages(self, space: bytes, after: bytes = b"") -> Iterator[list[tuple[bytes, bytes]]]:
+        """See `View`."""
+        return self._pages(self._entries, space + after + b"\0" if after else space, end_of(space))
+
+    def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `View`. The iterator goes through the keys in their order: the store's own `get` shows later writes."""
+        found: dict[bytes, bytes | None] = {}
+        iterator = self._entries
+        with self._lock, self._refusals.told():
+            for key in sorted(keys):
+                store_key = space + key
+                iterator.seek(store_key)
+                there = iterator.valid() and iterator.key() == store_key
+                found[key] = iterator.value() if there else None
+            iterator.status()
+        return [found[key] for key in keys]
+
+    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
+        """See `View`."""
+        for _, page in self._scan(self._changes, page_key(space, after_seq + 1), end_of(space)):
+            for seq, key in places_of(page):
+                if seq > after_seq:
+                    yield seq, key
+
+    def _scan(self, iterator: RdictIter, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values in [start, end)."""
+        for page in self._pages(iterator, start, end):
+            yield from page
+
+    def _pages(self, iterator: RdictIter, start: bytes, end: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
+        """The same, page by page; none is empty."""
+        while True:
+            with self._lock, self._refusals.told():
+                page, start = _page(iterator, start, end)
+            if page:
+                yield page
+            if not start:
+                return
+
+
+def _page(iterator: RdictIter, start: bytes, end: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Keys and values from a key on, and where the next page begins; that is empty behind the last one."""
+    page: list[tuple[bytes, bytes]] = []
+    size = 0
+    key_of, value_of, go_on = iterator.key, iterator.value, iterator.next
+    iterator.seek(start)
+    key: bytes | None = key_of()  # None behind the last key
+    while key is not None and key < end:
+        if len(page) == _PAGE or size >= _PAGE_BYTES:
+            return page, key
+        value: bytes = value_of()
+        page.append((key, value))
+        size += len(value)
+        go_on()
+        key = key_of()
+    iterator.status()
+    return page, b""

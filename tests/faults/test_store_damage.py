@@ -1,0 +1,132 @@
+"""Fault 4 for the bootstrap store: files that are damaged or gone are noticed, set aside, and seeded again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.bootstrap_rig import ITEMS, BootstrapRig
+from support.database import Database
+from support.waiting import wait_for
+from walbus.bootstrap.rocks import RocksStore
+from walbus.bootstrap.store import WriteSet, space_of
+from walbus.bootstrap.store_folder import FORMAT, open_store, set_aside
+from walbus.errors import StoreDamaged, StoreError
+
+pytestmark = pytest.mark.one_version
+
+SPACE = space_of(16384, 1)
+KEYS = [SPACE + b"%05d" % number for number in range(20_000)]
+
+
+def filled(folder: Path) -> None:
+    """A store with a table file, and a write-ahead log with more."""
+    store = open_store(folder)
+    store.ingest(store.prepare([(key, os.urandom(100)) for key in KEYS]))
+    store.write(WriteSet(entries=dict.fromkeys(KEYS[:100], b"again"), documents={"applied": b"1"}))
+    store.close()
+
+
+def garble(path: Path) -> None:
+    """Overwrites the middle of a file."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 3)
+        file.write(os.urandom(size // 3))
+
+
+def largest(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_size)
+
+
+def read_everything(folder: Path) -> None:
+    store = open_store(folder)
+    try:
+        assert len(list(store.view().entries(SPACE))) == len(KEYS)
+        assert None not in store.get_many(KEYS)
+    finally:
+        store.close()
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "harm"),
+    [
+        *((pattern, harm) for pattern in ("*.sst", "CURRENT") for harm in (garble, cut, Path.unlink)),
+        *(("MANIFEST-*", harm) for harm in (garble, Path.unlink)),  # one that is cut is what a crash leaves
+    ],
+)
+def test_a_file_that_is_harmed_is_noticed(tmp_path: Path, pattern: str, harm: Callable[[Path], None]) -> None:
+    filled(tmp_path)
+    harm(largest(tmp_path, pattern))
+    with pytest.raises(StoreDamaged):
+        read_everything(tmp_path)
+
+
+def test_damage_that_a_reader_meets_is_told_by_the_next_sync(tmp_path: Path) -> None:
+    filled(tmp_path)
+    garble(largest(tmp_path, "*.sst"))
+    store = RocksStore(tmp_path)
+    with pytest.raises(StoreDamaged):
+        list(store.view().entries(SPACE))
+    with pytest.raises(StoreDamaged):
+        store.sync()
+    with pytest.raises(StoreDamaged):
+        store.close()
+
+
+def test_a_damaged_store_is_moved_aside_and_not_for_ever(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        filled(tmp_path)
+        files = {path.name for path in tmp_path.iterdir() if path.is_file()}
+        aside = set_aside(tmp_path)
+        assert aside == tmp_path / f"damaged-{number}"
+        assert {path.name for path in aside.iterdir() if path.is_file()} == files
+        assert not [path for path in tmp_path.iterdir() if path.is_file()]
+    filled(tmp_path)
+    with pytest.raises(StoreError, match="damaged 4 times"):
+        set_aside(tmp_path)
+
+
+def test_a_store_in_an_older_form_is_emptied_and_one_in_a_newer_form_refused(tmp_path: Path) -> None:
+    filled(tmp_path)
+    store = open_store(tmp_path)
+    store.write(WriteSet(documents={"format": b"1"}))
+    store.close()
+    again = open_store(tmp_path)
+    assert again.documents("") == {"format": b"%d" % FORMAT}
+    assert list(again.entries(SPACE)) == []
+    again.write(WriteSet(documents={"format": b"%d" % (FORMAT + 1)}))
+    again.close()
+    with pytest.raises(StoreError, match="run the Walbus that wrote it"):
+        open_store(tmp_path)
+    old = RocksStore(tmp_path / "old")  # of a Walbus that told no format
+    old.write(WriteSet(documents={"applied": b"1"}))
+    old.close()
+    empty = open_store(tmp_path / "old")
+    assert empty.document("applied") is None
+    empty.close()
+
+
+def test_a_store_damaged_while_it_stood_still_or_is_read_is_seeded_again(database: Database, tmp_path: Path) -> None:
+    database.execute(ITEMS)
+    database.execute("INSERT INTO public.items SELECT i, i, md5(i::text) FROM generate_series(1, 3000) i")
+    with BootstrapRig(tmp_path, database) as rig:
+        rig.start()
+        rig.assert_equals_source("public.items")
+        folder = rig.data_dir / "bootstrap"
+        rig.kill_bootstrap()
+        largest(folder, "MANIFEST-*").unlink()
+        rig.start_bootstrap()
+        wait_for(lambda: "store_damaged" in rig.log(), 30, what="the damage is told")
+        rig.assert_equals_source("public.items")
+        assert [path.name for path in folder.glob("damaged-*")] == ["damaged-1"]
+        assert rig.bootstrap is not None and rig.bootstrap.stop() == 0
+        rig.start_bootstrap()  # what was in its log is flushed into table files now, or at the next start
+        rig.assert_equals_source("public.items")
