@@ -27,7 +27,7 @@ def run(small: int) -> Report:
         ("process", f"MiB at {small:,} rows", f"MiB at {large:,} rows"),
         notes=[
             "Peak resident memory of each process; all rows in one transaction. The store of bootstrap has a cache of"
-            " 64 MiB and write buffers of 96 MiB, which fill up with the first rows and then stay as they are."
+            " 64 MiB and write buffers of 128 MiB, which fill up with the first rows and then stay as they are."
         ],
     )
     with open_server() as (server, folder):
