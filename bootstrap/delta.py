@@ -31,8 +31,10 @@ from itertools import islice
 from typing import NamedTuple
 
 from walbus.bootstrap.entry import served_version
+from walbus.bootstrap.horizon import HORIZON
+from walbus.bootstrap.horizon import Horizon as TombstoneHorizon
 from walbus.bootstrap.serving import LOOKED_AT, RECORD_BYTES, Batch, ServedView
-from walbus.bootstrap.state import TableState
+from walbus.bootstrap.state import TableState, decode
 from walbus.bootstrap.store import space_of
 from walbus.native.reading import WHOLE, Partition
 from walbus.position import ORIGIN, Position, parse_position
@@ -79,6 +81,15 @@ def horizon_of(table: TableState, purged: Horizon = NOWHERE) -> Horizon:
     if table.told_at:
         places.append(Horizon(parse_position(table.told_at), table.told_seq))
     return Horizon(max(place.position for place in places), max(place.seq for place in places))
+
+
+def purged_up_to(served: ServedView) -> Horizon:
+    """Up to where tombstones of the view may be gone, of every table."""
+    content = served.view.documents(HORIZON).get(HORIZON)
+    if content is None:
+        return NOWHERE
+    told = decode(content, TombstoneHorizon)
+    return Horizon(told.position, told.seq)
 
 
 def delta_records(

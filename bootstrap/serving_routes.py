@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from aiohttp import web
 
 from walbus.bootstrap.arrow_rows import arrow_stream
-from walbus.bootstrap.delta import Horizon, Since, count_changes, delta_records, horizon_of
+from walbus.bootstrap.delta import Horizon, Since, count_changes, delta_records, horizon_of, purged_up_to
 from walbus.bootstrap.queries import (
     DELTA_PARAMETERS,
     KEY_COLUMN,
@@ -307,7 +307,7 @@ def _require_complete(served: ServedView, table: TableState, since: Since) -> No
     if since.seq > applied.last_seq:
         what = f"the store is at seq {applied.last_seq}, before {since.seq}"
         raise RequestError(503, what, where="after", mend="ask again later", more=_place(served), headers=_RETRY)
-    horizon = horizon_of(table)
+    horizon = horizon_of(table, purged_up_to(served))
     if not horizon.is_before(since):
         raise _too_old(served, table, horizon)
 

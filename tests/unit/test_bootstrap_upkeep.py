@@ -12,9 +12,11 @@ from structlog.testing import capture_logs
 from support.memory_store import MemoryStore
 from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, key_bytes, one_file
 from walbus.bootstrap.applier import EventFolder
+from walbus.bootstrap.delta import NOWHERE, horizon_of, purged_up_to
 from walbus.bootstrap.entry import is_tombstone, seq_of
 from walbus.bootstrap.horizon import HORIZON, MARKS, Horizon, Marks, seq_for_limit
 from walbus.bootstrap.ledger import Ledger
+from walbus.bootstrap.serving import ServedView
 from walbus.bootstrap.state import Applied, Phase, PublishedTable, decode
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.upkeep import IndexUpkeep, Retention
@@ -144,6 +146,20 @@ def test_a_tombstone_goes_once_it_is_old_enough_and_says_so_before() -> None:
     assert rig.keys(tombstones=False) == {key_bytes(3)}
     assert rig.delta(horizon.seq) == {key_bytes(2): False}
     assert Position(1, rig.table.log[1].lsn, 1) == horizon.position
+
+
+def test_a_delta_knows_of_the_horizon() -> None:
+    rig = Rig(Retention(HOUR, 1000))
+    rig.write(1)
+    assert purged_up_to(ServedView(rig.store.view())) == NOWHERE
+    rig.work()
+    rig.wall += 2 * HOUR
+    rig.work()
+    horizon = rig.horizon()
+    assert horizon is not None
+    purged = purged_up_to(ServedView(rig.store.view()))
+    assert purged == (horizon.position, horizon.seq)
+    assert horizon_of(rig.run.state, purged) == purged
 
 
 def test_the_horizon_is_kept_over_a_restart_and_never_moves_back() -> None:
