@@ -5,7 +5,7 @@
     python bench/run.py memory  [--small N] [--large N] [--tables N]
     python bench/run.py relay   [--rows N] [--transactions N] [--rounds N] [--gigabytes N]
                                 [--megabytes N] [--followers N] [--fast N] [--seconds N]
-    python bench/run.py bootstrap [--seeded N] [--applied N] [--served N] [--seconds N] [--rounds N]
+    python bench/run.py bootstrap [--seeded N] [--rows N] [--applied N] [--served N] [--seconds N] [--rounds N]
     python bench/run.py growth  [--keys N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars,
@@ -23,6 +23,7 @@ import os
 import sys
 
 import bootstrap_apply
+import bootstrap_delta
 import bootstrap_growth
 import bootstrap_seed
 import bootstrap_serve
@@ -87,6 +88,7 @@ def main() -> None:
     runs = {
         "bootstrap": lambda: [
             bootstrap_seed.run(given.seeded, given.rounds, given.seconds),
+            bootstrap_delta.run(given.rows, given.rounds),
             bootstrap_apply.run(given.applied, given.rounds),
             bootstrap_serve.run(given.served, given.rounds),
         ],
