@@ -2,7 +2,8 @@
 
 A delta behind a seq is the log from there to the store's position with all but the last change of each key taken out.
 It is read through the change index, in the order of the seqs, so its cost is that of the keys that changed, however
-often each of them did. A place whose seq is not its entry's is stale: the key stands again at a later one.
+often each of them did. A place whose seq is not its entry's is stale: the key stands again at a later one. Many places
+are read together, and only the last of each key is looked up; stale ones go in time (`walbus.bootstrap.upkeep`).
 
 **Complete** it is for whoever has done everything up to a place that lies behind the table's horizon. Rows that chunks
 read have no place in the index; they are as old as P0, where the generation began to fold, or older. So nothing is
@@ -40,7 +41,8 @@ from walbus.native.reading import WHOLE, Partition
 from walbus.position import ORIGIN, Position, parse_position
 from walbus.records import Flag, Kind, Op, key_hash
 
-_PAGE = 1_000  # places whose entries are looked up together
+_PAGE = 50_000  # places that are looked at together: of one key only the last can be no stale one
+_LOOKED_UP = 1_000  # entries that are looked up together
 
 
 class Since(NamedTuple):
@@ -107,8 +109,8 @@ def delta_records(
     if table.truncated_seq > after_seq:
         batch.add(Op.TRUNCATE, None, table.truncated_seq, table.schema_id, None)
     since, last = 0, -1
-    for page in _pages(served, table, after_seq):
-        since += len(page)
+    for looked_at, page in _pages(served, table, after_seq):
+        since += looked_at
         for key, seq, schema_id, row in _current(served, table, page, partition):
             if batch.size >= RECORD_BYTES and seq != last:
                 yield batch.record()
@@ -121,21 +123,32 @@ def delta_records(
     yield batch.record(Flag.END)
 
 
-def count_changes(served: ServedView, table: TableState, after_seq: int, limit: int) -> int:
-    """At most so many changes are in a delta (stale places count too); counting ends at `limit`."""
-    places = served.view.changes(space_of(table.oid, table.generation), after_seq)
-    return int(table.truncated_seq > after_seq) + sum(1 for _ in islice(places, limit))
+def count_changes(served: ServedView, table: TableState, after_seq: int, limit: int) -> tuple[int, bool]:
+    """At most how many changes a delta has, and whether there may be more behind the `limit` places looked at.
+
+    Places that are stale for a key's later place, far behind, count too.
+    """
+    found, looked_at = int(table.truncated_seq > after_seq), 0
+    for count, page in _pages(served, table, after_seq, limit):
+        found, looked_at = found + len(page), looked_at + count
+    return found, looked_at >= limit
 
 
-def _pages(served: ServedView, table: TableState, after_seq: int) -> Iterator[list[tuple[int, bytes]]]:
-    page: list[tuple[int, bytes]] = []
-    for place in served.view.changes(space_of(table.oid, table.generation), after_seq):
-        if len(page) >= _PAGE and place[0] != page[-1][0]:
-            yield page
-            page = []
-        page.append(place)
+def _pages(
+    served: ServedView, table: TableState, after_seq: int, limit: int | None = None
+) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """How many places were looked at, and the last (seq, key) of each key among them, by seq."""
+    page: dict[bytes, int] = {}  # in the order of the seqs
+    looked_at, last = 0, -1
+    for seq, key in islice(served.view.changes(space_of(table.oid, table.generation), after_seq), limit):
+        if looked_at >= _PAGE and seq != last:
+            yield looked_at, [(at, one) for one, at in page.items()]
+            page, looked_at = {}, 0
+        page.pop(key, None)
+        page[key] = last = seq
+        looked_at += 1
     if page:
-        yield page
+        yield looked_at, [(at, one) for one, at in page.items()]
 
 
 def _current(
@@ -145,10 +158,13 @@ def _current(
     part, parts = partition
     if parts > 1:
         page = [(seq, key) for seq, key in page if key_hash(key) % parts == part]
-    values = served.view.get_many(space_of(table.oid, table.generation), [key for _, key in page])
-    for (place, key), value in zip(page, values, strict=True):
-        if value is None:
-            continue
-        seq, schema_id, row = served_version(value)
-        if seq == place:
-            yield key, seq, schema_id, row
+    space = space_of(table.oid, table.generation)
+    for at in range(0, len(page), _LOOKED_UP):
+        places = page[at : at + _LOOKED_UP]
+        values = served.view.get_many(space, [key for _, key in places])
+        for (place, key), value in zip(places, values, strict=True):
+            if value is None:
+                continue
+            seq, schema_id, row = served_version(value)
+            if seq == place:
+                yield key, seq, schema_id, row

@@ -111,9 +111,9 @@ class ServingRoutes:
         if limit is None:
             parts = delta_records(served, table, since.seq, partition)
             return await self._stream(request, served, [table], parts, form)
-        found = await asyncio.to_thread(count_changes, served, table, since.seq, limit)
+        found, more = await asyncio.to_thread(count_changes, served, table, since.seq, limit)
         return json_response(
-            {**_place(served), "table": name, "changes_at_most": found, "more": found >= limit, "rows": table.rows}
+            {**_place(served), "table": name, "changes_at_most": found, "more": more, "rows": table.rows}
         )
 
     async def _row(self, request: web.Request) -> web.StreamResponse:
