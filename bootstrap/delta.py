@@ -91,7 +91,7 @@ def purged_up_to(served: ServedView) -> Horizon:
     if content is None:
         return NOWHERE
     told = decode(content, TombstoneHorizon)
-    return Horizon(told.position, told.seq)
+    return Horizon(told.position, told.seq) if told.log_id == served.applied.log_id else NOWHERE
 
 
 def delta_records(

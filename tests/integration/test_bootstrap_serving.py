@@ -12,7 +12,10 @@ import pytest
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.relay_log import FileEngine, progress, transaction
 from support.serving_bootstrap import ServingBootstrap
+from walbus.bootstrap.horizon import HORIZON, Horizon
 from walbus.bootstrap.serving_routes import seq_at
+from walbus.bootstrap.state import encode
+from walbus.bootstrap.store import WriteSet
 from walbus.consumers.checkpoint import Point
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, Op
@@ -172,6 +175,17 @@ def test_a_delta_that_would_not_be_complete_is_refused_with_the_horizon(
     assert bootstrap.get(since(OTHERS, point))[0] == 200, "its generation is the same"
     assert bootstrap.json(f"/v1/delta?table={ITEMS}&after=seq:{point.seq}")[0] == 410
     assert bootstrap.get(f"/v1/delta?table={ITEMS}&after=seq:{point.seq + 1}")[0] == 200
+
+
+def test_a_delta_from_where_tombstones_are_gone_is_refused(source: ModelSource, bootstrap: ServingBootstrap) -> None:
+    source.commit([insert(ITEMS, 1)])
+    point = place(source)
+    source.commit([delete(ITEMS, 1)])
+    bootstrap.follow()
+    for log_id, status in (("another", 200), (source.log_id, 410)):
+        purged = Horizon(log_id, source.last_seq, *source.end)
+        bootstrap.ledger.store.write(WriteSet(documents={HORIZON: encode(purged)}))
+        assert bootstrap.get(since(ITEMS, point))[0] == status
 
 
 def test_a_store_that_is_not_there_yet_is_waited_for(source: ModelSource, bootstrap: ServingBootstrap) -> None:
