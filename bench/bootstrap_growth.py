@@ -47,6 +47,8 @@ def run(keys: int) -> Report:
         command = [sys.executable, __file__, str(keys), folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout or ():
+                if not line.startswith("{"):
+                    continue  # what the ledger says
                 told = json.loads(line)
                 report.row(
                     f"{told['keys']:,}",
@@ -112,7 +114,7 @@ def _grow(keys: int, folder: Path) -> None:
         while not over.wait(1.0):
             store.sync()
 
-    threading.Thread(target=sync).start()
+    threading.Thread(target=sync, daemon=True).start()
     folder_of_events = EventFolder(ledger)
     done = payload = 0
     portion = 0.0
