@@ -74,6 +74,7 @@ TOPICS: Final[dict[str, str]] = {
     "log-file-system": "the slot is confirmed once fdatasync returns, so that must mean what it says",
     "log-sync-speed": "no commit is confirmed before a sync; a slow one delays every change",
     "spool-folder": "transactions in progress are kept on disk until they commit",
+    "store-folder": "the rows that late consumers read are kept on disk, and a full one stops their following",
     "open-files": "each stream, segment and table of the store takes a file",
     "native-core": "the native core does the work per change; its twin in Python gives the same bytes, slower",
     "packages": "what was installed with Walbus, for a report of a problem",

@@ -402,7 +402,7 @@ def test_a_disk_without_room_for_the_memory_is_waited_for(database, folder, monk
     with capturing(database.dsn, folder) as capture:
         wait_remembered(folder, "typed")
         with monkeypatch.context() as disk:
-            disk.setattr("walbus.capture.remembered._replace", full)
+            disk.setattr("walbus.capture.remembered.replace_file", full)
             database.execute("ALTER TABLE t ADD late int DEFAULT 1")
             assert told(folder, 1) == [("public.t", "column_added")]
             database.execute("INSERT INTO t (id) VALUES (7)")

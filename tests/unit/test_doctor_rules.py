@@ -238,7 +238,7 @@ def test_every_topic_is_given_by_a_rule_and_every_code_is_a_topic() -> None:
     sources = [*(ROOT / "capture/doctor").glob("*.py"), *(ROOT / "walbus/cli").glob("doctor*.py")]
     text = "".join(file.read_text() for file in sources if file.name != "topics.py")
     used = {code for code in re.findall(r'"([a-z]+(?:-[a-z]+)*)"', text) if code in TOPICS}
-    used |= {f"{role}-folder" for role in ("log", "spool")}
+    used |= {f"{role}-folder" for role in ("log", "spool", "store")}
     assert used == set(TOPICS)
 
 
