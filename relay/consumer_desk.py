@@ -12,7 +12,6 @@ there is no room, a file that cannot be written, are told and passed over.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -40,7 +39,6 @@ from walbus.relay.tail import Tail
 
 _log = structlog.get_logger(__name__)
 
-_REST_SECONDS = 0.1  # between two looks at the log's end while nobody waits for a consumer
 _TURN_SECONDS = 0.5  # between two looks whether the file is to be written
 _EXPIRY_SECONDS = 60.0  # between two looks for names that are too old
 _FILE: Final = "consumers.json"
@@ -101,7 +99,6 @@ class ConsumerDesk:
         self._forget_seconds = config.forget_consumers_hours * 3600
         self._wall, self._monotonic = wall, monotonic
         self._streams: defaultdict[str, set[NamedStream]] = defaultdict(set)
-        self._waited = asyncio.Event()  # somebody has begun to wait
         self._refusing = False  # whether it was told that there is no room for names
         self._attached: tuple[FileLogReader, LagMeter, ThreadPoolExecutor] | None = None
 
@@ -198,7 +195,6 @@ class ConsumerDesk:
         if goal.met_by(known.proves(bounds.log_id), bounds):
             return True
         waiter = self.waits.add(known.name, goal)
-        self._waited.set()
         self._ask(known.name)
         try:
             async with asyncio.timeout(timeout):
@@ -249,15 +245,6 @@ class ConsumerDesk:
                 continue
             blind = False
             await moved.wait()
-            if not len(self.waits):
-                await self._rest()
-
-    async def _rest(self) -> None:
-        """Nobody waits for a consumer, so the log's end need not be followed step by step."""
-        self._waited.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REST_SECONDS):
-                await self._waited.wait()
 
     def _log_moved(self, bounds: Bounds) -> None:
         for name in self.waits.log_moved(bounds):

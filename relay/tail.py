@@ -1,14 +1,8 @@
-"""One thread that waits for the log's durable end, for all streams of the server.
-
-It waits only while somebody asks to be woken. A busy log's end moves a thousand times a second, and a crowd of
-followers looks at it some twenty times a second: between two looks the thread sleeps, and the writer, whose last word
-it has not fetched yet, has nobody to wake.
-"""
+"""One thread that waits for the log's durable end, for all streams of the server."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 
 import structlog
@@ -33,18 +27,12 @@ class Tail:
         self._reader = reader
         self._loop = asyncio.get_running_loop()
         self._moved = asyncio.Event()
-        self._wanted = threading.Event()  # whether somebody has taken `_moved`
-        self._seen = ORIGIN  # the end when that was done first, or before
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="walbus-tail", daemon=True)
         self._thread.start()
 
     def moved(self) -> asyncio.Event:
         """An event that is set when the end moves from now on. Take it before looking at the log."""
-        if not self._wanted.is_set():
-            with contextlib.suppress(OSError, WalbusError):  # who looks at the log meets it
-                self._seen = self._reader.bounds().end
-            self._wanted.set()
         return self._moved
 
     async def close(self) -> None:
@@ -53,12 +41,11 @@ class Tail:
         await asyncio.to_thread(self._thread.join)
 
     def _watch(self) -> None:
+        seen = ORIGIN
         while not self._stop.is_set():
-            if not self._wanted.wait(_TURN_SECONDS):
-                continue
             try:
-                if self._reader.wait(self._seen, _TURN_SECONDS):
-                    self._wanted.clear()  # first: who asks from here on is waited for anew, and woken once for nothing
+                if self._reader.wait(seen, _TURN_SECONDS):
+                    seen = self._reader.bounds().end
                     self._loop.call_soon_threadsafe(self.wake)
             except (OSError, WalbusError) as error:  # streams meet it themselves, in their own reads
                 _log.error("relay_cannot_follow", error=str(error))
