@@ -13,6 +13,7 @@ from walbus.bootstrap.queries import DELTA_PARAMETERS, KEY_COLUMN, MEDIA_TYPES, 
 from walbus.bootstrap.queries import SNAPSHOT_PARAMETERS as SNAPSHOT
 from walbus.relay.openapi_parts import (
     POSITION,
+    TABLE_PATTERN,
     Json,
     get_of,
     list_of,
@@ -26,12 +27,11 @@ from walbus.relay.openapi_parts import (
 
 _NULLABLE: Final[Json] = {"type": ["string", "null"]}
 _COUNT: Final[Json] = {"type": "integer", "minimum": 0}
-_PATTERN: Final = r"[^.,()]+\.[^,()]+"
 
 #: What each parameter means, and which values it takes.
 _PARAMETERS: Final[dict[str, tuple[str, Json]]] = {
     "table": ("the table, `schema.name`", {"type": "string"}),
-    "tables": ("several, by patterns `schema.name`, either of which may be `*`", text(list_of(_PATTERN))),
+    "tables": ("several, by patterns `schema.name`, either of which may be `*`", text(list_of(TABLE_PATTERN))),
     "after_table": ("go on with this table, behind `after_key`; those before it are done", {"type": "string"}),
     "after_key": ("go on behind this key", text("([0-9a-fA-F]{2})*")),
     "partition": ("`i/n`: the part i, from 0, of n parts of all keys", text("[0-9]{1,5}/[0-9]{1,5}")),

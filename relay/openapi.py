@@ -6,12 +6,11 @@ running server. docs/relay.md says the same in words, and what no schema can say
 
 from __future__ import annotations
 
-from typing import Final
-
 from walbus import __version__
 from walbus.relay.openapi_consumers import consumer_paths, consumer_schemas
 from walbus.relay.openapi_parts import (
     POSITION,
+    TABLE_PATTERN,
     Json,
     flag,
     get_of,
@@ -25,8 +24,6 @@ from walbus.relay.openapi_parts import (
 )
 from walbus.relay.selection import OPS
 from walbus.relay.stream_query import LAST_EVENT_ID, MEDIA_TYPES
-
-_PATTERN: Final = r"[^.,()]+\.[^,()]+"
 
 
 def openapi_document() -> Json:
@@ -116,9 +113,13 @@ def _stream_parameters() -> list[Json]:
     ops = ",".join(OPS)
     place = {"anyOf": [ref("Place"), ref("Time")]}
     texts: list[tuple[str, str, Json]] = [
-        ("tables", "patterns `schema.table`, either of which may be `*`; may be repeated", text(list_of(_PATTERN))),
+        (
+            "tables",
+            "patterns `schema.table`, either of which may be `*`; may be repeated",
+            text(list_of(TABLE_PATTERN)),
+        ),
         ("ops", f"operations that pass, of {ops}", text(list_of(f"({'|'.join(OPS)})"))),
-        ("columns", "columns of tables, as in `public.orders(id,total)`", text(list_of(_PATTERN + r"\([^()]+\)"))),
+        ("columns", "columns of tables, as in `public.orders(id,total)`", text(list_of(TABLE_PATTERN + r"\([^()]+\)"))),
         ("partition", "`i/n`: the part i, from 0, of n parts of all keys", text("[0-9]{1,5}/[0-9]{1,5}")),
         ("after", "go on behind a change that was done; wins over `from`", ref("Position")),
         ("from", "begin with; default: latest when following, earliest otherwise", place),

@@ -7,6 +7,7 @@ from typing import Any, Final
 Json = dict[str, Any]
 
 POSITION: Final = r"[0-9]{1,10}:[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}:[0-9]{1,10}"
+TABLE_PATTERN: Final = r"[^.,()]+\.[^,()]+"
 
 
 def get_of(name: str, summary: str, schema: Json, parameter: Json | None = None, *refusals: str) -> Json:
