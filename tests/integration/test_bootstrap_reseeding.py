@@ -33,7 +33,7 @@ def test_rows_that_a_statement_changed_without_events_are_seeded_again(database:
         ):
             before = generation(rig, "public.t")
             database.execute(statement)
-            wait_for(lambda before=before: generation(rig, "public.t") > before, 20, what="it is seeded again")
+            wait_for(lambda before=before: generation(rig, "public.t") > before, 60, what="it is seeded again")
             rig.assert_equals_source("public.t")
 
 
@@ -52,9 +52,9 @@ def test_what_was_altered_while_nobody_looked_is_seeded_again(database: Database
         database.execute("UPDATE public.t SET n = 0 WHERE id <= 10")
         before_capture = catalog.read_bytes()
         rig.start_capture()
-        wait_for(lambda: catalog.read_bytes() != before_capture, 20, what="the event is told")
+        wait_for(lambda: catalog.read_bytes() != before_capture, 60, what="the event is told")
         rig.start_bootstrap()
-        wait_for(lambda: generation(rig, "public.t") == 2, 20, what="it is seeded again")
+        wait_for(lambda: generation(rig, "public.t") == 2, 60, what="it is seeded again")
         rig.assert_equals_source("public.t")
 
 
@@ -69,7 +69,7 @@ def test_a_transaction_that_began_before_its_table_was_published_is_seeded(datab
         database.execute("CREATE SCHEMA hidden; CREATE TABLE hidden.late (id int PRIMARY KEY)")
         writer.execute("INSERT INTO hidden.late VALUES (1)")
         database.execute("ALTER PUBLICATION walbus ADD TABLE hidden.late")
-        wait_for(lambda: "hidden.late" in rig.tables(), 20, what="it is noticed")
+        wait_for(lambda: "hidden.late" in rig.tables(), 60, what="it is noticed")
         writer.execute("INSERT INTO hidden.late VALUES (2)")
         database.execute("INSERT INTO hidden.late VALUES (3)")
         with suppress(AssertionError):
@@ -86,7 +86,7 @@ def test_a_table_is_served_without_a_gap_while_it_is_seeded_again(database: Data
         rig.start()
         rig.assert_equals_source("public.t")
         database.execute("ALTER TABLE public.t ADD d int DEFAULT 7")
-        wait_for(rig.seeding, 20, what="it is seeded again")
+        wait_for(rig.seeding, 60, what="it is seeded again")
         database.execute("UPDATE public.t SET n = -1 WHERE id <= 5")
         database.execute("DELETE FROM public.t WHERE id = 600")
         rig.wait_applied()
@@ -117,11 +117,11 @@ def test_a_kill_in_the_middle_of_a_reseeding_leaves_the_old_generation_served(
         rig.start()
         rig.assert_equals_source("public.t")
         database.execute("ALTER TABLE public.t ALTER n TYPE int USING n + 1")
-        wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 20, what="some rows are read again")
+        wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 60, what="some rows are read again")
         rig.kill_bootstrap()
         database.execute("UPDATE public.t SET n = 0 WHERE id <= 10")
         rig.start_bootstrap()
-        wait_for(lambda: rig.snapshot("public.t").status_code == 200, 20, what="it serves")
+        wait_for(lambda: rig.snapshot("public.t").status_code == 200, 60, what="it serves")
         assert generation(rig, "public.t") == 1
         wait_for(lambda: generation(rig, "public.t") == 2, 60, what="the new generation is served")
         assert rig.log().count("seeding_planned") == 2
@@ -135,7 +135,7 @@ def test_a_table_with_another_key_is_not_served_under_the_old_one(database: Data
         rig.start()
         rig.assert_equals_source("public.t")
         database.execute("ALTER TABLE public.t ADD UNIQUE (n), DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (n)")
-        wait_for(lambda: generation(rig, "public.t") > 1, 20, what="it is seeded again")
+        wait_for(lambda: generation(rig, "public.t") > 1, 60, what="it is seeded again")
         assert rig.snapshot("public.t").status_code == 503
         rig.assert_equals_source("public.t")
 
@@ -148,7 +148,7 @@ def test_a_renamed_table_is_served_under_its_new_name_alone(database: Database, 
         rig.assert_equals_source("public.t")
         database.execute("ALTER TABLE public.t RENAME TO u")
         database.execute("INSERT INTO public.u VALUES (0)")
-        wait_for(lambda: "public.u" in rig.tables(), 20, what="the name is noticed")
+        wait_for(lambda: "public.u" in rig.tables(), 60, what="the name is noticed")
         rig.assert_equals_source("public.u")
         assert rig.snapshot("public.t").status_code == 404
 

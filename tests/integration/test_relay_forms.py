@@ -382,7 +382,8 @@ def parsed_so_far(body: bytes) -> list:
 def test_many_followers_share_one_reading_of_the_log(relay):
     followers = [Follower(relay, f"from=latest&name=f{i}") for i in range(20)]
     wait_for(lambda: all(f.headers() for f in followers), what="a heartbeat for each")
-    readings = sum(target.endswith(".seg") for target in open_files()) - 1  # the writer's
+    segments = [target for target in open_files() if target.endswith(".seg")]
+    readings = sum(target.startswith(str(relay.engine.folder)) for target in segments) - 1  # the writer's
     assert 1 <= readings <= 3
     for i in range(1, 51):
         relay.writer.append(transaction(LAST + i * 16))

@@ -243,7 +243,7 @@ def test_retention_waits_for_a_required_standby_that_never_reported(relay: Relay
     copy = ChainedRelay(tmp_path / "b", [relay.port], name="b")
     copy.has(writer.bounds().end)
     wait_for(lambda: held_at(relay.engine.folder) == writer.bounds().end, what="its report")
-    assert writer.trim(0.0) > Position(0, 0, 0)
+    wait_for(lambda: writer.trim(0.0) > Position(0, 0, 0), what="its hold, written behind the report")
     copy.stop()
 
 
