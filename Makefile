@@ -2,7 +2,7 @@
 # Arguments go through ARGS: make demo ARGS="--seconds 20", make test ARGS="-k position -x".
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-capture test-faults fuzz lint format bench bench-bootstrap bench-capture bench-debezium bench-growth bench-latency bench-memory bench-relay wheel clean
+.PHONY: help demo test test-capture test-faults test-long fuzz lint format bench bench-bootstrap bench-capture bench-debezium bench-growth bench-latency bench-memory bench-relay wheel clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -18,6 +18,7 @@ help:
 	@echo "make demo         everything on an embedded PostgreSQL with a live workload, compared at the end"
 	@echo "make test         unit, contract and integration tests on real servers"
 	@echo "make test-capture tests of capture and of values alone (ARGS=--pg=all: on PostgreSQL 14 to 18)"
+	@echo "make test-long    what takes minutes each, and is left out of make test"
 	@echo "make test-faults  kills, torn files and cut connections; prints its seed"
 	@echo "make fuzz         crafted pgoutput messages for minutes (ARGS=\"--minutes 5\")"
 	@echo "make lint         ruff, mypy, import rules"
@@ -34,11 +35,16 @@ demo: .venv/.demo
 
 test: .venv/.dev
 	@.ci/provide redis-server
-	@$(PYTEST) tests/unit tests/contract tests/house tests/integration tests/fuzz $(ARGS)
+	@$(PYTEST) -m 'not long' tests/unit tests/contract tests/house tests/integration tests/fuzz $(ARGS)
+
+# What takes minutes each; of tests/faults too, which `make test-faults` runs whole.
+test-long: .venv/.dev
+	@.ci/provide redis-server strace fusermount3=fuse3
+	@$(PYTEST) -m 'long and not exhaustive' tests $(ARGS)
 
 # What depends on PostgreSQL's version; `make test ARGS=--pg=all` runs it too, with all else.
 test-capture: .venv/.dev
-	@$(PYTEST) tests/integration/test_capture_*.py tests/integration/test_values_*.py $(ARGS)
+	@$(PYTEST) -m 'not long' tests/integration/test_capture_*.py tests/integration/test_values_*.py $(ARGS)
 
 test-faults: .venv/.dev
 	@.ci/provide redis-server strace fusermount3=fuse3
