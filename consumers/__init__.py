@@ -15,6 +15,7 @@ The way of the data:
     arrow       windows as Arrow record batches
     reporting   tells the relay where the consumer is; report_schedule when, progress also for people
     read_your_writes   waits until a consumer has done what was committed
+    deliveries  what a subscription yields
     client      `walbus.connect(url).subscribe(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: batches windows into a sink
@@ -26,7 +27,8 @@ from __future__ import annotations
 from walbus.consumers.async_client import AsyncBus, AsyncDelivery, AsyncSubscription, aconnect
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
-from walbus.consumers.client import Batches, Bus, Delivery, Subscription, connect
+from walbus.consumers.client import Bus, Subscription, connect
+from walbus.consumers.deliveries import Batches, Delivery
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerBehind, ConsumerPlace
 from walbus.consumers.runner import run_consumer

@@ -14,68 +14,34 @@ for when the asking task is cancelled is not lost: the next one who asks gets it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Concatenate, ParamSpec, Self
 
 from pydantic import SecretStr
 
-from walbus.consumers.checkpoint_store import CheckpointStore
-from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, Delivery, Subscription, connect
-from walbus.consumers.phase_events import PhaseEvent
+from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, Subscription, connect
+from walbus.consumers.deliveries import Delivered, Delivery
 from walbus.consumers.read_your_writes import ConsumerPlace
 from walbus.consumers.session import Clock
-from walbus.consumers.steps import Start, Sweep
-from walbus.events import Change, Window
 from walbus.position import Position
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+_Parameters = ParamSpec("_Parameters")
 
 _POLL_SECONDS = 0.2
 _WAITING = 64  # who wait for consumers at a time
 
 
 @dataclass(frozen=True)
-class AsyncDelivery:
-    """One window as it came; see `walbus.consumers.client.Delivery`, whose attributes these are."""
+class AsyncDelivery(Delivered):
+    """One window, and its commit by the thread of its subscription."""
 
-    delivery: Delivery
+    _commit: Callable[[], None]
     _thread: ThreadPoolExecutor
-
-    def __iter__(self) -> Iterator[Change]:
-        return iter(self.delivery)
-
-    def __len__(self) -> int:
-        return len(self.delivery)
-
-    @property
-    def window(self) -> Window:
-        """The changes, and what is said of them."""
-        return self.delivery.window
-
-    @property
-    def changes(self) -> Sequence[Change]:
-        """In commit order."""
-        return self.delivery.changes
-
-    @property
-    def phase(self) -> str:
-        """`snapshot`, `delta`, `catchup` or `online`."""
-        return self.delivery.phase
-
-    @property
-    def sweep(self) -> Sweep | None:
-        """What a table's snapshot did not bring; see there."""
-        return self.delivery.sweep
-
-    def to_arrow(self) -> list[pa.RecordBatch]:
-        """The changes as Arrow record batches; see there."""
-        return self.delivery.to_arrow()
 
     async def commit(self) -> None:
         """Stores that this window, and all before it, have been dealt with; durable when it returns.
@@ -83,7 +49,7 @@ class AsyncDelivery:
         Raises:
             OSError: the checkpoint's file cannot be written.
         """
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.delivery.commit)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._commit)
 
 
 class AsyncSubscription:
@@ -97,8 +63,13 @@ class AsyncSubscription:
 
     @property
     def phase(self) -> str:
-        """`starting`, `listing`, `snapshot`, `catchup` or `online`."""
+        """`starting`, `listing`, `snapshot`, `delta`, `catchup` or `online`."""
         return self._subscription.phase
+
+    @property
+    def waiting_for(self) -> str | None:
+        """Why nothing is read at present; None while something is."""
+        return self._subscription.waiting_for
 
     def __aiter__(self) -> Self:
         return self
@@ -116,7 +87,7 @@ class AsyncSubscription:
                 raise
             self._asked = None
             if delivery is not None:
-                return AsyncDelivery(delivery, self._thread)
+                return AsyncDelivery(delivery.window, delivery.phase, delivery.sweep, delivery.commit, self._thread)
         raise StopAsyncIteration
 
     async def close(self) -> None:
@@ -131,6 +102,13 @@ class AsyncSubscription:
         self._thread.shutdown()
 
 
+def _with_parameters_of(
+    twin: Callable[Concatenate[Bus, _Parameters], Subscription],
+) -> Callable[[Callable[..., AsyncSubscription]], Callable[Concatenate[AsyncBus, _Parameters], AsyncSubscription]]:
+    """Gives a method of `AsyncBus` the parameters of its twin of `Bus`, to type checkers and to `help`."""
+    return wraps(twin, assigned=(), updated=())
+
+
 class AsyncBus:
     """A connection to one relay, for asyncio."""
 
@@ -139,32 +117,10 @@ class AsyncBus:
         self._subscriptions: list[AsyncSubscription] = []
         self._waiting = ThreadPoolExecutor(_WAITING, "walbus-wait")  # the loop's own are few, and for short work
 
-    def subscribe(  # noqa: PLR0913  # those of `Bus.subscribe`
-        self,
-        *tables: str,
-        name: str,
-        start: Start = "snapshot",
-        checkpoints: CheckpointStore | None = None,
-        partition: str | None = None,
-        ops: Sequence[str] = (),
-        columns: Mapping[str, Sequence[str]] | None = None,
-        delta_above: int | None = None,
-        on_phase: Callable[[PhaseEvent], object] | None = None,
-    ) -> AsyncSubscription:
+    @_with_parameters_of(Bus.subscribe)
+    def subscribe(self, *tables: Any, **chosen: Any) -> AsyncSubscription:  # noqa: ANN401  # those of `Bus.subscribe`
         """The changes of tables, as `walbus.consumers.client.Bus.subscribe` gives them; a thread calls `on_phase`."""
-        subscription = AsyncSubscription(
-            self._bus.subscribe(
-                *tables,
-                name=name,
-                start=start,
-                checkpoints=checkpoints,
-                partition=partition,
-                ops=ops,
-                columns=columns,
-                delta_above=delta_above,
-                on_phase=on_phase,
-            )
-        )
+        subscription = AsyncSubscription(self._bus.subscribe(*tables, **chosen))
         self._subscriptions.append(subscription)
         return subscription
 

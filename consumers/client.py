@@ -15,11 +15,10 @@ of two changes of one key, the later one has the larger seq.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import SecretStr
 
@@ -28,6 +27,7 @@ from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.arrow import record_batches
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
+from walbus.consumers.deliveries import Batches, Delivery
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
@@ -45,12 +45,9 @@ from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import Credentials, credentials_from_environment
 from walbus.errors import UsageError, WalbusError
-from walbus.events import Change, Window, time_of
+from walbus.events import Window, time_of
 from walbus.position import Position
 from walbus.records import Kind
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: Where checkpoints of named consumers lie unless `connect` is told otherwise: one folder a consumer.
 CHECKPOINT_FOLDER = Path("walbus-data") / "consumers"
@@ -59,103 +56,6 @@ CHECKPOINT_FOLDER = Path("walbus-data") / "consumers"
 IDLE_COMMIT_SECONDS = 1.0
 
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One window as it came to a subscription.
-
-    Attributes:
-        window: the changes.
-        phase: `snapshot`, `delta`, `catchup` or `online`; what is read before the last may be older than what follows.
-        sweep: set behind a table's last snapshot row, on a delivery without changes: rows of that table that the
-            snapshot did not bring, and whose seq is at most `sweep.seq`, are gone at the source.
-    """
-
-    window: Window
-    phase: str
-    sweep: Sweep | None
-    _number: int
-    _checkpoint: Checkpoint | None
-    _subscription: Subscription
-
-    def __iter__(self) -> Iterator[Change]:
-        return iter(self.window.changes)
-
-    def __len__(self) -> int:
-        return len(self.window.changes)
-
-    @property
-    def changes(self) -> Sequence[Change]:
-        """In commit order."""
-        return self.window.changes
-
-    @property
-    def kind(self) -> Kind:
-        """TRANSACTION, SNAPSHOT, DELTA, SCHEMA or EPOCH."""
-        return self.window.kind
-
-    @property
-    def xid(self) -> int:
-        """The transaction's id; 0 for what the bootstrap gives."""
-        return self.window.xid
-
-    @property
-    def commit_time(self) -> datetime:
-        """When the transaction committed, UTC."""
-        return self.window.commit_time
-
-    @property
-    def last(self) -> Position:
-        """The position of the last change."""
-        return self.window.last
-
-    @property
-    def begins(self) -> bool:
-        """Whether this is the transaction's first piece."""
-        return self.window.begins
-
-    @property
-    def ends(self) -> bool:
-        """Whether this is the transaction's last piece."""
-        return self.window.ends
-
-    def to_arrow(self) -> list[pa.RecordBatch]:
-        """The changes as Arrow record batches, one for each layout; see `walbus.consumers.arrow`.
-
-        Raises:
-            UsageError: pyarrow is not installed.
-        """
-        return record_batches([self.window])
-
-    def commit(self) -> None:
-        """Stores that this window, and all before it, have been dealt with; blocks until that is durable.
-
-        For a piece that does not end its transaction nothing is stored: progress is by whole transactions. A commit
-        of an earlier window than the one last committed changes nothing: progress never moves backward.
-
-        Raises:
-            OSError: the checkpoint's file cannot be written.
-        """
-        self._subscription.committed(self._number, self._checkpoint)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Windows that came behind each other, as Arrow record batches.
-
-    Attributes:
-        batches: one for each layout; see `walbus.consumers.arrow`.
-        deliveries: the windows, whose `sweep` says which rows of a table are gone behind its snapshot.
-    """
-
-    batches: list[pa.RecordBatch]
-    deliveries: Sequence[Delivery]
-
-    def commit(self) -> None:
-        """Stores that all of it has been dealt with, as `Delivery.commit` does."""
-        for delivery in self.deliveries:
-            delivery.commit()
 
 
 class Subscription:
@@ -256,13 +156,6 @@ class Subscription:
             if failure is not None:
                 raise failure
 
-    def committed(self, number: int, checkpoint: Checkpoint | None) -> None:
-        """A delivery was committed (`Delivery.commit`)."""
-        if number <= self._committed or checkpoint is None:
-            return
-        self._save(checkpoint)
-        self._committed = number
-
     def close(self) -> None:
         """Ends the subscription; the last commit stands."""
         self._closed = True
@@ -278,7 +171,13 @@ class Subscription:
     def _deliver(self, window: Window, checkpoint: Checkpoint | None, sweep: Sweep | None) -> Delivery:
         self._idle = None
         self._delivered += 1
-        return Delivery(window, self._session.phase, sweep, self._delivered, checkpoint, self)
+        return Delivery(window, self._session.read_in, sweep, self._delivered, checkpoint, self._commit)
+
+    def _commit(self, number: int, checkpoint: Checkpoint | None) -> None:
+        """A delivery was committed (`Delivery.commit`)."""
+        if number > self._committed and checkpoint is not None:
+            self._save(checkpoint)
+            self._committed = number
 
     def _store_idle(self) -> None:
         due = self._clock.monotonic() - self._stored_at >= IDLE_COMMIT_SECONDS

@@ -132,7 +132,8 @@ class Session:
         self._target: _Target = ()  # what `_stream` reads
         self._bootstrap: BootstrapPeer | None = None
         self._records: deque[tuple[RecordHeader, bytes]] = deque()
-        self._outputs: deque[Output | PhaseEvent] = deque()
+        self._outputs: deque[tuple[str, Output | PhaseEvent]] = deque()  # each with the phase that it was read in
+        self._read_in = self.phase
         self._phases = PhaseEvents()
         self._retry_at = 0.0
         self._reread_at = 0.0
@@ -157,6 +158,11 @@ class Session:
         """Why nothing is read at present; None while something is."""
         return self._waiting_for
 
+    @property
+    def read_in(self) -> str:
+        """The phase in which what `poll` gave last was read; the session itself may have left it."""
+        return self._read_in
+
     def poll(self, timeout: float) -> Output | PhaseEvent | None:
         """The next output; None if there was none within about `timeout` seconds (at least one attempt is made).
 
@@ -174,7 +180,8 @@ class Session:
                 self._failed(error)
             if not self._outputs and self.clock.monotonic() >= deadline:
                 return None
-        return self._outputs.popleft()
+        self._read_in, output = self._outputs.popleft()
+        return output
 
     def reread(self, tables: tuple[str, ...]) -> None:
         """Has tables read from the bootstrap, as soon as it has them; until then the log is followed on.
@@ -236,7 +243,8 @@ class Session:
         before, was = self.phase, self._machine.state
         outputs = self._machine.receive(event)
         state = self._machine.state
-        self._outputs += (*self._phases.before(was, event, state), *outputs, *self._phases.behind(event, state))
+        told = (*self._phases.before(was, event, state), *outputs, *self._phases.behind(event, state))
+        self._outputs += ((before, output) for output in told)
         if self._stream is not None and _target(self._machine.wanted) != self._target:
             self._close_stream()
         if self.phase != before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import walbus
 from support.model_source import ITEMS, ModelSource, insert
 from support.scripted_relay import ScriptedRelay
+from walbus.consumers import AsyncSubscription
 from walbus.consumers.client import Bus
 from walbus.errors import ConfigError, UsageError
+from walbus.records import Kind
 
 pytestmark = pytest.mark.one_version
 
@@ -71,6 +74,33 @@ def test_a_task_that_is_cancelled_while_it_waits_loses_no_window(source, relay, 
 
     source.commit([insert(ITEMS, 0, "n0")])
     assert asyncio.run(read()) == ["n1"]
+
+
+def test_a_window_and_a_subscription_say_what_their_twins_say(source, relay, tmp_path: Path) -> None:
+    async def read() -> None:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            subscription = bus.subscribe(name="reader", start="earliest")
+            await names(subscription, 1)
+            source.commit([insert(ITEMS, 1, "n1")])
+            async with asyncio.timeout(20):
+                window = await anext(subscription)
+            assert said(type(window)) == said(walbus.consumers.Delivery)
+            assert (window.kind, window.last, window.begins, window.ends) == (
+                Kind.TRANSACTION, source.end, True, True,
+            )  # fmt: skip
+            assert said(AsyncSubscription) >= said(walbus.consumers.Subscription) - {"next", "batches"}
+            assert subscription.waiting_for is None
+
+    def said(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    source.commit([insert(ITEMS, 0, "n0")])
+    asyncio.run(read())
+
+
+def test_a_bus_takes_what_its_twin_takes() -> None:
+    parameters = inspect.signature(Bus.subscribe).parameters
+    assert inspect.signature(walbus.consumers.AsyncBus.subscribe).parameters == parameters
 
 
 def test_a_subscription_that_was_closed_ends(relay, tmp_path: Path) -> None:

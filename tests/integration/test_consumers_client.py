@@ -59,7 +59,7 @@ def test_five_lines_read_every_row_and_then_every_change(
             for change in window:
                 seen.append((change.op.name, change.key, change.after))
             window.commit()
-            if window.phase == "online" and not source.rows().keys() - {"1", "2"}:
+            if window.sweep and not source.rows().keys() - {"1", "2"}:
                 source.commit([insert(ITEMS, 3, "three"), delete(ITEMS, 1)])
             if len(seen) >= 5:
                 break
@@ -81,6 +81,23 @@ def test_a_restart_goes_on_behind_the_last_commit(source: ModelSource, relay: Sc
         first.commit()  # progress never moves backward
     with walbus.connect(relay.url, folder=tmp_path) as bus:
         assert names(take(bus.subscribe(name="reader"), 2)) == ["n2", "n3"]
+
+
+def test_each_window_says_the_phase_that_it_was_read_in(
+    source: ModelSource, relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    source.commit([insert(ITEMS, 1, "one")])
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        subscription = bus.subscribe("public.items", name="reader")
+        deliveries = until_present(subscription, source)
+        source.commit([insert(ITEMS, 2, "two")])
+        deliveries += take(subscription, 1)
+    assert [(delivery.kind, delivery.phase) for delivery in deliveries if delivery.changes] == [
+        (Kind.SCHEMA, "snapshot"),
+        (Kind.SNAPSHOT, "snapshot"),
+        (Kind.TRANSACTION, "online"),
+    ]
+    assert [delivery.phase for delivery in deliveries if delivery.sweep] == ["snapshot"]
 
 
 def test_two_names_are_two_consumers(source: ModelSource, relay: ScriptedRelay, tmp_path: Path) -> None:
@@ -333,6 +350,7 @@ def test_a_reader_asleep_past_retention_is_told_what_changed_and_no_more(
     told: list[PhaseEvent] = []
     source.trim(source.end)
     deliveries = until_present(wake(on_phase=told.append), source)
+    assert {delivery.phase for delivery in deliveries if delivery.kind == Kind.DELTA} == {"delta"}
     changes = [change for delivery in deliveries if delivery.kind == Kind.DELTA for change in delivery]
     assert [(c.op, c.key) for c in changes] == [(Op.INSERT, {"id": 1}), (Op.DELETE, {"id": 2})]
     assert dict(changes[0].after or {})["name"] == "v49"

@@ -20,7 +20,8 @@ from support.database import Database
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker, standing_still
 from walbus.consumers.checkpoint import Checkpoint, Snapshotting, load_checkpoint
-from walbus.consumers.client import Delivery, Subscription
+from walbus.consumers.client import Subscription
+from walbus.consumers.deliveries import Delivery
 from walbus.events import Change
 from walbus.records import Kind, Op
 
