@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from walbus import __version__
 from walbus.bootstrap.queries import DELTA_PARAMETERS, KEY_COLUMN, MEDIA_TYPES, MOST_COUNTED, ROW_PARAMETERS
 from walbus.bootstrap.queries import SNAPSHOT_PARAMETERS as SNAPSHOT
 from walbus.relay.openapi_parts import (
+    COUNT,
+    ERROR,
+    NULLABLE,
     POSITION,
+    SEQ,
     TABLE_PATTERN,
     Json,
+    document_of,
     get_of,
     list_of,
     object_of,
@@ -25,9 +29,6 @@ from walbus.relay.openapi_parts import (
     text,
 )
 
-_NULLABLE: Final[Json] = {"type": ["string", "null"]}
-_COUNT: Final[Json] = {"type": "integer", "minimum": 0}
-
 #: What each parameter means, and which values it takes.
 _PARAMETERS: Final[dict[str, tuple[str, Json]]] = {
     "table": ("the table, `schema.name`", {"type": "string"}),
@@ -37,8 +38,8 @@ _PARAMETERS: Final[dict[str, tuple[str, Json]]] = {
     "partition": ("`i/n`: the part i, from 0, of n parts of all keys", text("[0-9]{1,5}/[0-9]{1,5}")),
     "log_id": ("refuse the state of any other log", {"type": "string"}),
     "format": ("wins over the Accept header", {"enum": list(MEDIA_TYPES)}),
-    "after": ("what was done: a position of the log, or `seq:N`", text(f"(seq:[0-9]{{1,15}}|{POSITION})")),
-    "seq": ("the log's last seq at `after`; needed once the log no longer holds that", text("[0-9]{1,15}")),
+    "after": ("what was done: a position of the log, or `seq:N`", text(f"(seq:{SEQ}|{POSITION})")),
+    "seq": ("the log's last seq at `after`; needed once the log no longer holds that", text(SEQ)),
     "count": ("tell how many changes that would be, and not which", {"enum": ["true", "false"]}),
     "limit": ("count no further", {"type": "integer", "minimum": 1, "maximum": MOST_COUNTED}),
     "key": (f"the key, a JSON object by column; or a parameter `{KEY_COLUMN}COLUMN` for each", {"type": "string"}),
@@ -47,32 +48,22 @@ _PARAMETERS: Final[dict[str, tuple[str, Json]]] = {
 
 def openapi_document() -> Json:
     """The document, as what `json` writes."""
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Walbus bootstrap",
-            "version": __version__,
-            "summary": "The latest row of every key, and what changed since, without the source",
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
-        "security": [{}, {"token": []}],
-        "paths": {
-            "/v1/tables": {"get": get_of("tables", "Which tables there are, and how far each is", ref("Tables"))},
-            "/v1/snapshot": {"get": _snapshot()},
-            "/v1/delta": {"get": _delta()},
-            "/v1/row": {"get": _row()},
-            "/v1/seeding": {"get": get_of("seeding", "How far tables are that are being seeded", _seeding())},
-            "/v1/openapi.json": {"get": get_of("openapi", "This document", {"type": "object"})},
-            "/healthz": {"get": get_of("alive", "Whether the server lives", _status("alive"))},
-            "/readyz": {"get": get_of("ready", "Whether every table is consistent: 503 if not", _status("ready"))},
-            "/metrics": {"get": operation_of("metrics", "Figures for Prometheus", {"text/plain": {}})},
-        },
-        "components": {
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(),
-            "responses": _responses(),
-        },
-    }  # fmt: skip
+    paths: Json = {
+        "/v1/tables": {"get": get_of("tables", "Which tables there are, and how far each is", ref("Tables"))},
+        "/v1/snapshot": {"get": _snapshot()},
+        "/v1/delta": {"get": _delta()},
+        "/v1/row": {"get": _row()},
+        "/v1/seeding": {"get": get_of("seeding", "How far tables are that are being seeded", _seeding())},
+        "/healthz": {"get": get_of("alive", "Whether the server lives", _status("alive"))},
+        "/readyz": {"get": get_of("ready", "Whether every table is consistent: 503 if not", _status("ready"))},
+    }
+    return document_of(
+        "Walbus bootstrap",
+        "The latest row of every key, and what changed since, without the source",
+        paths,
+        _schemas(),
+        {"TooOld": ("A delta since then would not be complete: read a snapshot", "ErrorOfTooOld")},
+    )
 
 
 def _seeding() -> Json:
@@ -129,40 +120,25 @@ def _serving(operation: Json, parameters: tuple[str, ...], *refusals: str, heade
 def _schemas() -> Json:
     position = ref("Position")
     place: Json = {"log_id": {"type": "string"}, "position": position}
-    error: Json = {"error": {"type": "string"}, "where": _NULLABLE, "mend": _NULLABLE}
     table: Json = {
-        "table": {"type": "string"}, "oid": _COUNT, "schema_id": _COUNT, "generation": _COUNT, "rows": _COUNT,
-        "state": {"enum": ["seeding", "consistent", "wrong", "refused", "broken"]}, "reason": _NULLABLE,
-        "folds_from": _NULLABLE, "stale": _NULLABLE, "stale_at": _NULLABLE,
+        "table": {"type": "string"}, "oid": COUNT, "schema_id": COUNT, "generation": COUNT, "rows": COUNT,
+        "state": {"enum": ["seeding", "consistent", "wrong", "refused", "broken"]}, "reason": NULLABLE,
+        "folds_from": NULLABLE, "stale": NULLABLE, "stale_at": NULLABLE, "net_since": NULLABLE, "net_told": NULLABLE,
     }  # fmt: skip
     listed: Json = {
         "log_id": {"type": "string"}, "applied": position, "tables": {"type": "array", "items": ref("Table")},
     }  # fmt: skip
     count: Json = {
-        **place, "table": {"type": "string"}, "changes_at_most": _COUNT, "more": {"type": "boolean"}, "rows": _COUNT,
+        **place, "table": {"type": "string"}, "changes_at_most": COUNT, "more": {"type": "boolean"}, "rows": COUNT,
     }  # fmt: skip
     row: Json = {
-        **place, "table": {"type": "string"}, "seq": _COUNT, "schema_id": _COUNT, "row": {"type": "object"},
+        **place, "table": {"type": "string"}, "seq": COUNT, "schema_id": COUNT, "row": {"type": "object"},
     }  # fmt: skip
     horizon: Json = {"horizon": object_of({"position": position, "seq": {"type": "integer"}}, "position", "seq")}
     return {
-        "Position": text(POSITION) | {"examples": ["1:16/B374D848:4"]},
-        "Error": object_of(error, *error),
-        "ErrorOfTooOld": object_of({**error, **place, **horizon}, *error),
+        "ErrorOfTooOld": object_of({**ERROR, **place, **horizon}, *ERROR),
         "Table": object_of(table, *table),
         "Tables": object_of(listed | {"scope": {"type": "array", "items": {"type": "string"}}}, *listed),
         "Count": object_of(count, *count),
         "Row": object_of(row, *row),
-    }
-
-
-def _responses() -> Json:
-    def answer(what: str, schema: str) -> Json:
-        return {"description": what, "content": {"application/json": {"schema": ref(schema)}}}
-
-    retry = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
-    return {
-        "Refused": answer("What is wrong, where, and how to mend it", "Error"),
-        "TooOld": answer("A delta since then would not be complete: read a snapshot", "ErrorOfTooOld"),
-        "NotReady": answer("Not now", "Error") | {"headers": retry},
     }

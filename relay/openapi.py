@@ -6,12 +6,16 @@ running server. docs/relay.md says the same in words, and what no schema can say
 
 from __future__ import annotations
 
-from walbus import __version__
 from walbus.relay.openapi_consumers import consumer_paths, consumer_schemas
 from walbus.relay.openapi_parts import (
+    COUNT,
+    ERROR,
+    NULLABLE,
     POSITION,
+    SEQ,
     TABLE_PATTERN,
     Json,
+    document_of,
     flag,
     get_of,
     list_of,
@@ -28,22 +32,13 @@ from walbus.relay.stream_query import LAST_EVENT_ID, MEDIA_TYPES
 
 def openapi_document() -> Json:
     """The document, as what `json` writes."""
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Walbus relay",
-            "version": __version__,
-            "summary": "The ordered log of committed changes of one PostgreSQL database, to any number of readers",
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
-        "security": [{}, {"token": []}],
-        "paths": _paths(),
-        "components": {
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(),
-            "responses": _responses(),
-        },
+    refusals: Json = {
+        "AnotherLog": ("Another log, or a position past this one's end", "ErrorOfLog"),
+        "Trimmed": ("The position is no longer held: read a snapshot from `bootstrap`", "ErrorOfTrimmed"),
+        "NotThere": ("A consumer did not get there in time", "ErrorOfWait"),
     }
+    summary = "The ordered log of committed changes of one PostgreSQL database, to any number of readers"
+    return document_of("Walbus relay", summary, _paths(), _schemas(), refusals)
 
 
 def _paths() -> Json:
@@ -55,10 +50,8 @@ def _paths() -> Json:
         "/v1/schemas/{id}": {"get": get_of("schema", "One table layout", ref("Layout"), schema_id, "404")},
         **consumer_paths(),
         **_chain(),
-        "/v1/openapi.json": {"get": get_of("openapi", "This document", {"type": "object"})},
         "/healthz": {"get": get_of("alive", "Whether the server lives", flag("alive"))},
         "/readyz": {"get": get_of("ready", "Whether it can serve: 503 without a log", flag("ready"))},
-        "/metrics": {"get": operation_of("metrics", "Figures for Prometheus", {"text/plain": {}})},
     }
 
 
@@ -66,7 +59,7 @@ def _info() -> Json:
     operation = get_of("info", "What the log holds, and what the rooms say of themselves", ref("Info"), None, "400")
     operation["parameters"] = [
         parameter("after", "query", "tell how much is `behind` this position too", ref("Position")),
-        parameter("seq", "query", "the last seq at `after`: makes `behind` more exact", text("[0-9]{1,15}")),
+        parameter("seq", "query", "the last seq at `after`: makes `behind` more exact", text(SEQ)),
     ]
     return operation
 
@@ -145,27 +138,22 @@ def _stream_headers() -> Json:
 
 
 def _schemas() -> Json:
-    nullable = {"type": ["string", "null"]}
-    error = {"error": {"type": "string"}, "where": nullable, "mend": nullable}
     position, log_id = ref("Position"), {"type": "string"}
     log = {
         "log_id": log_id, "version": {"type": "string"}, "trimmed": position, "end": position,
-        "last_seq": {"type": "integer"}, "commit_time": {"type": "integer"}, "bootstrap": nullable,
+        "last_seq": {"type": "integer"}, "commit_time": {"type": "integer"}, "bootstrap": NULLABLE,
     }  # fmt: skip
-    count = {"type": "integer", "minimum": 0}
     more = {
         "scope": {"type": "array", "items": {"type": "string"}},
-        "behind": object_of({"changes": count, "bytes": count}, "changes", "bytes"),
+        "behind": object_of({"changes": COUNT, "bytes": COUNT}, "changes", "bytes"),
     }
     return {
-        "Position": text(POSITION) | {"examples": ["1:16/B374D848:4"]},
-        "Place": text(f"(earliest|latest|seq:[0-9]{{1,15}}|{POSITION})"),
+        "Place": text(f"(earliest|latest|seq:{SEQ}|{POSITION})"),
         "Time": {"type": "string", "format": "date-time"},
-        "Error": object_of(error, *error),
-        "ErrorOfLog": object_of({**error, "log_id": log_id, "end": position}, *error, "log_id", "end"),
+        "ErrorOfLog": object_of({**ERROR, "log_id": log_id, "end": position}, *ERROR, "log_id", "end"),
         "ErrorOfTrimmed": object_of(
-            {**error, "log_id": log_id, "trimmed": position, "bootstrap": nullable},
-            *error, "log_id", "trimmed", "bootstrap",
+            {**ERROR, "log_id": log_id, "trimmed": position, "bootstrap": NULLABLE},
+            *ERROR, "log_id", "trimmed", "bootstrap",
         ),
         "Info": object_of(log | more, *log),
         "Tip": object_of({"end": position, "end_lsn": {"type": "string"}, "last_seq": {"type": "integer"}}, "end"),
@@ -174,17 +162,3 @@ def _schemas() -> Json:
         **consumer_schemas(),
         "Table": {"type": "object", "description": "docs/log-format.md has its members"},
     }  # fmt: skip
-
-
-def _responses() -> Json:
-    def answer(what: str, schema: str) -> Json:
-        return {"description": what, "content": {"application/json": {"schema": ref(schema)}}}
-
-    retry = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
-    return {
-        "Refused": answer("What is wrong, where, and how to mend it", "Error"),
-        "AnotherLog": answer("Another log, or a position past this one's end", "ErrorOfLog"),
-        "Trimmed": answer("The position is no longer held: read a snapshot from `bootstrap`", "ErrorOfTrimmed"),
-        "NotThere": answer("A consumer did not get there in time", "ErrorOfWait"),
-        "NotReady": answer("Not now", "Error") | {"headers": retry},
-    }

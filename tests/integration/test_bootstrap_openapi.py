@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterator
 from typing import cast
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from schemathesis import Case
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
+from support.described_server import TRIES, as_sent, check_answer, check_routes, operations, query_parameters, takes
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout
 from support.serving_bootstrap import ServingBootstrap
 from walbus.bootstrap.ledger import Ledger
@@ -29,13 +22,6 @@ from walbus.bootstrap.server import BootstrapServer
 pytestmark = pytest.mark.one_version
 
 DOCUMENT = openapi_document()
-CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
-    response_headers_conformance,
-]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +35,7 @@ def bootstrap() -> Iterator[ServingBootstrap]:
 
 
 def test_the_document_has_the_servers_routes_and_no_others() -> None:
-    router = BootstrapServer(cast(Ledger, None), cast(Report, None)).application().router
-    routes = {(route.method.lower(), route.resource.canonical) for route in router.routes() if route.resource}
-    assert routes == {(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    check_routes(DOCUMENT, BootstrapServer(cast(Ledger, None), cast(Report, None)).application())
 
 
 @pytest.mark.parametrize(
@@ -59,22 +43,22 @@ def test_the_document_has_the_servers_routes_and_no_others() -> None:
     [("/v1/snapshot", SNAPSHOT_PARAMETERS), ("/v1/delta", DELTA_PARAMETERS), ("/v1/row", ROW_PARAMETERS)],
 )
 def test_the_document_has_the_routes_parameters_and_no_others(path: str, parameters: tuple[str, ...]) -> None:
-    described = DOCUMENT["paths"][path]["get"]["parameters"]
-    assert tuple(one["name"] for one in described) == parameters
+    assert query_parameters(DOCUMENT, path) == parameters
+
+
+def test_the_document_takes_the_seqs_that_there_are() -> None:
+    seq = time.time_ns() // 1000  # where a log of today begins to count
+    assert takes(DOCUMENT, "/v1/delta", "seq", str(seq)) and takes(DOCUMENT, "/v1/delta", "after", f"seq:{seq}")
 
 
 def test_the_server_serves_the_document(bootstrap: ServingBootstrap) -> None:
-    assert bootstrap.json("/v1/openapi.json") == (200, json.loads(json.dumps(DOCUMENT)))
+    assert bootstrap.json("/v1/openapi.json") == (200, as_sent(DOCUMENT))
 
 
-def operations() -> list:
-    return [found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
-
-
-@pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.label)
+@pytest.mark.parametrize("operation", operations(DOCUMENT), ids=lambda operation: operation.label)
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 def test_the_server_answers_as_the_document_says(bootstrap: ServingBootstrap, operation) -> None:
-    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @TRIES
     @given(case=operation.as_strategy())
     def answers(case: Case) -> None:
         check(case, bootstrap)
@@ -88,4 +72,4 @@ def test_the_server_answers_as_the_document_says(bootstrap: ServingBootstrap, op
 def check(case: Case, bootstrap: ServingBootstrap) -> None:
     response = case.call(base_url=bootstrap.url, timeout=20)
     later = response.status_code == 503 and "retry-after" in map(str.lower, response.headers)  # a place still to come
-    case.validate_response(response, checks=CHECKS[1:] if later else CHECKS)
+    check_answer(case, response, may_fail=later)

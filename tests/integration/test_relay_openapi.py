@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 from schemathesis import Case
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
+from support.described_server import TRIES, as_sent, check_answer, check_routes, operations, query_parameters, takes
 from support.relay_log import table_schema
 from support.relay_server import Relay, rows_of
 from support.waiting import wait_for
@@ -33,13 +26,6 @@ from walbus.relay.stream_query import PARAMETERS
 pytestmark = pytest.mark.one_version
 
 DOCUMENT = openapi_document()
-CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
-    response_headers_conformance,
-]
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +42,26 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 
 def test_the_document_has_the_servers_routes_and_no_others(tmp_path: Path):
-    router = RelayServer(tmp_path, RelayConfig(), None, tmp_path, {}).application().router
-    routes = {(route.method.lower(), route.resource.canonical) for route in router.routes()}
-    assert routes == {(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    check_routes(DOCUMENT, RelayServer(tmp_path, RelayConfig(), None, tmp_path, {}).application())
 
 
 def test_the_document_has_the_streams_parameters_and_no_others():
-    described = DOCUMENT["paths"]["/v1/stream"]["get"]["parameters"]
-    assert tuple(one["name"] for one in described if one["in"] == "query") == PARAMETERS
+    assert query_parameters(DOCUMENT, "/v1/stream") == PARAMETERS
+
+
+def test_the_document_takes_the_seqs_that_there_are():
+    seq = time.time_ns() // 1000  # where a log of today begins to count
+    assert takes(DOCUMENT, "/v1/info", "seq", str(seq)) and takes(DOCUMENT, "/v1/stream", "from", f"seq:{seq}")
 
 
 def test_the_server_serves_the_document(relay):
-    status, document = relay.json("/v1/openapi.json")
-    assert (status, document) == (200, json.loads(json.dumps(DOCUMENT)))
+    assert relay.json("/v1/openapi.json") == (200, as_sent(DOCUMENT))
 
 
-def operations() -> list:
-    return [found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
-
-
-@pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.label)
+@pytest.mark.parametrize("operation", operations(DOCUMENT), ids=lambda operation: operation.label)
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 def test_the_server_answers_as_the_document_says(relay, operation):
-    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @TRIES
     @given(case=operation.as_strategy())
     def answers(case: Case) -> None:
         if case.path in {"/v1/stream", "/v1/chain/stream"}:
@@ -87,7 +70,7 @@ def test_the_server_answers_as_the_document_says(relay, operation):
             case.query = {**(case.query or {}), "timeout": "0"}
         response = case.call(base_url=f"http://127.0.0.1:{relay.port}", timeout=20)
         late = case.path.endswith("/wait") and response.status_code == 504  # what the client asked for, and no failure
-        case.validate_response(response, checks=CHECKS[1:] if late else CHECKS)
+        check_answer(case, response, may_fail=late)
 
     answers()
 
@@ -107,10 +90,10 @@ class FirstBlock(HTTPAdapter):
 def test_a_stream_without_an_end_begins_as_the_document_says(relay, path, monkeypatch):
     for module in ("feed", "streams"):
         monkeypatch.setattr(f"walbus.relay.{module}.HEARTBEAT_SECONDS", 0.05)
-    operation = next(one for one in operations() if one.path == path)
+    operation = next(one for one in operations(DOCUMENT) if one.path == path)
     begun = []
 
-    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @TRIES
     @given(case=operation.as_strategy(), open_end=st.booleans())
     def answers(case: Case, open_end: bool) -> None:
         query = {name: value for name, value in (case.query or {}).items() if name != "until" or not open_end}
@@ -119,7 +102,7 @@ def test_a_stream_without_an_end_begins_as_the_document_says(relay, path, monkey
             session.mount("http://", FirstBlock())
             response = case.call(base_url=f"http://127.0.0.1:{relay.port}", session=session, timeout=20)
         begun.append(response.status_code)
-        case.validate_response(response, checks=CHECKS)
+        check_answer(case, response)
 
     answers()
     assert begun.count(200) >= 5

@@ -23,6 +23,7 @@ Fixtures (tests/conftest.py):
 
 Modules:
 
+    support.described_server   a server against its OpenAPI document: the same routes, and answers as it says
     support.waiting     wait_for(condition, deadline, what=…): instead of sleeping
     support.compare     a source table against SQLite, tantivy, Redis or JSON lines, value by value
     support.capturing   capture in a thread, or as a process to kill, into a log of the file engine or of `memory_log`
