@@ -10,11 +10,10 @@ A row that lacks columns in the older generation counts as different: nobody who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from walbus.bootstrap.entry import Entry, FromEvent, unpack_entry
-from walbus.bootstrap.store import View
 from walbus.records import Op, RawChange
 from walbus.schema import TableSchema
 from walbus.values import row_texts
@@ -47,21 +46,20 @@ class Difference:
 
 
 def net_difference(
-    view: View, old_space: bytes, new_space: bytes, schema_of: Callable[[int], TableSchema]
+    olds: Iterable[tuple[bytes, bytes]], news: Iterable[tuple[bytes, bytes]], schema_of: Callable[[int], TableSchema]
 ) -> Iterator[Difference]:
     """The differences of two generations, in key order.
 
     Args:
-        view: holds both, folded to the same position.
-        old_space: of the older generation.
-        new_space: of the newer one.
+        olds: keys and packed entries of the older generation, in key order.
+        news: of the newer one, folded to the same position.
         schema_of: the layout with a number.
 
     Raises:
         DamagedRecord: a row is none of its layout.
     """
     same = SameRow(schema_of)
-    for key, old, new in _merged(_live(view, old_space), _live(view, new_space)):
+    for key, old, new in _merged(_live(olds), _live(news)):
         found = difference_of(key, old, new, same)
         if found is not None:
             yield found
@@ -80,9 +78,9 @@ def difference_of(key: bytes, old: Entry | None, new: Entry | None, same: SameRo
     return Difference(Op.UPDATE, key, now.schema_id, now.row, now.missing)
 
 
-def _live(view: View, space: bytes) -> Iterator[tuple[bytes, Entry]]:
+def _live(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Entry]]:
     """Keys and entries of the rows of a generation, in key order; origins do not count here."""
-    for key, value in view.entries(space):
+    for key, value in entries:
         entry = unpack_entry(value, {})
         if entry.row is not None:
             yield key, entry
