@@ -5,7 +5,7 @@
 
 Files, and not a route of the server: a comparison reads the source, and mending writes the log; a token to read the
 bootstrap must be good for neither. One request is dealt with at a time. Whoever asked removes both files; a request
-that is gone before its end is given up.
+that is gone before its end is given up. One that a bootstrap was dealing with when it was killed is begun again.
 """
 
 from __future__ import annotations
@@ -102,10 +102,17 @@ class Verifier:
 
     def run(self) -> None:
         """Waits for requests, and deals with one after the other."""
+        self._begin_again()
         while not self._stop.wait(_LOOK_SECONDS):
             for path in sorted(self._folder.glob(f"*{_REQUEST}")):
                 if not self._status_path(path).exists():
                     self._deal_with(path)
+
+    def _begin_again(self) -> None:
+        """Takes back what a process that is no more said last: whoever asked would wait for its next word for ever."""
+        for path in self._folder.glob(f"*{_STATUS}"):
+            if (read_status(path) or {}).get("state") == "running":
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def _status_path(path: Path) -> Path:

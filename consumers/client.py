@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
 from pydantic import SecretStr
 
@@ -237,6 +237,7 @@ class Bus:
         Raises:
             UsageError: the name or a table is none, or a choice makes no sense.
         """
+        _check_choices(start, ops, delta_above)
         narrowing = Narrowing(partition, tuple(ops), columns or {})
         if narrowing.of_log_alone and start == "snapshot":
             mend = "start at earliest or latest, or take insert, update, delete and truncate"
@@ -319,6 +320,17 @@ def connect(  # noqa: PLR0913  # all but the address have a default
     if ca_file is not None:
         credentials = replace(credentials, ca_file=Path(ca_file))
     return Bus(urls, bootstrap=bootstrap, folder=Path(folder), clock=clock or Clock(), credentials=credentials)
+
+
+def _check_choices(start: str, ops: Sequence[str], delta_above: int | None) -> None:
+    """What type checkers would find: a start that is none would be taken for another one."""
+    if start not in get_args(Start):
+        raise UsageError(f"{start!r} is no start", where="start", mend=f"use {', '.join(get_args(Start))}")
+    if isinstance(ops, str):
+        raise UsageError("the operations are a text", where="ops", mend='give a list: ["insert", "update"]')
+    if delta_above is not None and (type(delta_above) is not int or delta_above < 1):
+        mend = "give a number of changes from 1 on; without it the log is followed as long as it holds the position"
+        raise UsageError(f"{delta_above!r} is no number of changes", where="delta_above", mend=mend)
 
 
 _EMPTY = Window(

@@ -83,6 +83,24 @@ def test_a_restart_goes_on_behind_the_last_commit(source: ModelSource, relay: Sc
         assert names(take(bus.subscribe(name="reader"), 2)) == ["n2", "n3"]
 
 
+@pytest.mark.parametrize(
+    ("choice", "where"),
+    [
+        ({"start": "snapshots"}, "start"),
+        ({"ops": "insert", "start": "latest"}, "ops"),
+        ({"delta_above": 0}, "delta_above"),
+        ({"delta_above": "5"}, "delta_above"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused_by_its_name(
+    relay: ScriptedRelay, tmp_path: Path, choice: dict[str, Any], where: str
+) -> None:
+    with walbus.connect(relay.url, folder=tmp_path) as bus, pytest.raises(UsageError) as refused:
+        bus.subscribe("public.items", name="reader", **choice)
+    assert refused.value.where == where
+    assert refused.value.mend
+
+
 def test_each_window_says_the_phase_that_it_was_read_in(
     source: ModelSource, relay: ScriptedRelay, tmp_path: Path
 ) -> None:

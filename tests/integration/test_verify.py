@@ -19,8 +19,10 @@ from support.walbus_command import walbus
 from walbus.bootstrap.entry import Entry, FromEvent, pack_entry, unpack_entry
 from walbus.bootstrap.rocks import RocksStore
 from walbus.bootstrap.store import WriteSet, space_of
+from walbus.bootstrap.verify_requests import VerifyFolder
 from walbus.keys import encode_key
 from walbus.relay import open_reader
+from walbus.status import write_status
 from walbus.values import row_encoder, row_texts
 
 
@@ -206,11 +208,25 @@ def test_tables_that_cannot_be_compared_are_named_with_the_reason(database: Data
         rig.start()
         rig.wait_consistent("public.t")
         wait_for(lambda: "public.keyless" in rig.tables(), what="both are known")
-        found = verify(rig, "--table", "public.keyless", "--table", "public.nowhere", "--table", "public.t")
+        assert verify(rig, code=0)["public.keyless"]["state"] == "skipped"
+        asked = ("--table", "public.keyless", "--table", "public.nowhere", "--table", "public.t")
+        found = verify(rig, *asked, code=3)
         assert {name: one["state"] for name, one in found.items()} == {
             "public.keyless": "skipped", "public.nowhere": "skipped", "public.t": "done",
         }  # fmt: skip
         assert "no key" in found["public.keyless"]["reason"]
+
+
+def test_a_comparison_whose_bootstrap_was_killed_is_begun_again_by_the_next_one(
+    database: Database, tmp_path: Path
+) -> None:
+    database.execute("CREATE TABLE public.t (id int PRIMARY KEY)")
+    with BootstrapRig(tmp_path, database) as rig:
+        folder = VerifyFolder(rig.data_dir / "verify")
+        request = folder.ask([], repair=False)
+        write_status(rig.data_dir / "verify" / f"{request}.status.json", {"state": "running", "tables": []})
+        rig.start()
+        wait_for(lambda: (folder.status(request) or {}).get("state") == "done", 30, what="somebody deals with it")
 
 
 def test_without_a_bootstrap_that_answers_it_says_so(database: Database, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def command(
     typer.echo(json.dumps(status) if as_json else _text(status, repair=repair))
     if status["state"] == "failed":
         raise StoreError(f"the comparison did not come to its end: {status['error']}")
-    return _FOUND if any(_is_left(one, repair=repair) for one in status["tables"]) else 0
+    named = set(table or ())
+    return _FOUND if any(_is_left(one, named, repair=repair) for one in status["tables"]) else 0
 
 
 def _looks(settings: Settings, tables: list[str], *, repair: bool) -> Generator[Status, None, None]:
@@ -117,8 +118,10 @@ def _lines(looks: Iterator[Status]) -> Status:
     return status
 
 
-def _is_left(one: Status, *, repair: bool) -> bool:
+def _is_left(one: Status, named: set[str], *, repair: bool) -> bool:
     """Whether a table differs, or could not be compared although that was asked for."""
+    if one["state"] == "skipped" and one["table"] in named:
+        return True
     return bool(one["differing"] - (one["mended"] if repair else 0)) or bool(one["undecided"])
 
 
