@@ -12,13 +12,15 @@ The way of the data, in the order of the files:
     net_difference.py   what separates two of them ─► telling.py, handing.py ─► files for capture, and by it the log
     verifying.py        store and source compared, by key_ranges.py; judging.py, seen_rows.py: what is really wrong
       verify_requests.py  who asks for it
+    completions.py      what rows were before their changes ─► completing.py: records with whole rows
+      completed_log.py, completed_routes.py: the log so, over HTTP
     state.py, runs.py   where each table stands: stored, and at work
     serving.py     a view of the store as records ─► server.py (HTTP)
     keeper.py      once a second: sync, hold, figures, upkeep.py (change_index.py, horizon.py)
     service.py     the process, which is one life.py after the other (store_folder.py, threads.py)
 
-`change_index`, `fold`, `horizon`, `visibility`, `entry`, `unseen`, `net_difference`, `seen_rows` and `pace` do no I/O;
-COPY's rows are encoded by `walbus.native`. `docs/bootstrap.md` explains the rule.
+`change_index`, `completing`, `fold`, `horizon`, `visibility`, `entry`, `unseen`, `net_difference`, `seen_rows` and
+`pace` do no I/O; COPY's rows are encoded by `walbus.native`. `docs/bootstrap.md` explains the rule.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ class EventFolder:
             batch = Batch(ledger, ledger.applied)
             batch.fold(list(records))
             batch.write()
+        ledger.moved()
 
 
 class Applier:

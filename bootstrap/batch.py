@@ -3,7 +3,8 @@
 For a consistent table an event is written blindly: what it says is the state, whatever was there. So the native core
 takes those events from the records' bytes (`walbus.native.folding`); only what it leaves, and the columns that an
 update left out, are Python's. While a table is seeded, every event reads the key's entry and follows
-`walbus.bootstrap.fold`, in Python.
+`walbus.bootstrap.fold`, in Python. So does every event of a table whose completions are kept
+(`walbus.bootstrap.completions`): the entry that it meets is the completion.
 
 A table may have two generations (`walbus.bootstrap.generations`); each event is folded into both, by the rule of each.
 
@@ -16,6 +17,7 @@ are stale. A seeding that began before such a record begins again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
@@ -33,10 +35,12 @@ from walbus.position import Position, parse_position
 from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, read_header
 
 # As numbers, since enums are slow where each record asks.
-_TRANSACTION, _SCHEMA, _EPOCH, _END = int(Kind.TRANSACTION), int(Kind.SCHEMA), int(Kind.EPOCH), int(Flag.END)
+_TRANSACTION, _SCHEMA, _EPOCH = int(Kind.TRANSACTION), int(Kind.SCHEMA), int(Kind.EPOCH)
+_END, _NET = int(Flag.END), int(Flag.NET)
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = int(Op.INSERT), int(Op.UPDATE), int(Op.DELETE), int(Op.TRUNCATE)
 _LOST = "a failover lost transactions that it held"
 _GAP = "the slot was lost, and changes with it"
+_READ_AHEAD = 512  # changes whose rows before them are read at once
 
 
 class Batch:
@@ -49,6 +53,8 @@ class Batch:
         self._stage = Stage(ledger.store, ledger.fill)
         self._unseen_before = ledger.unseen
         self._touched: dict[bytes, TableRun] = {}  # by space
+        self._completed: frozenset[bytes] = frozenset()  # spaces whose completions are kept
+        self._net = False  # whether the change at hand is part of a net difference
         self._whole: bool | None = None
 
     def fold(self, records: list[bytes]) -> None:
@@ -76,19 +82,24 @@ class Batch:
         for run in ledger.folding():
             run.missing = run.missing or (run.space in lacking and not run.seeding)
         stage.document(APPLIED, encode(applied))
+        ledger.completions.settle(stage, applied, whole=self._whole is True)
         for run in self._touched.values():
             ledger.save_state(stage, run, run.state)
         if ledger.unseen is not self._unseen_before:
             ledger.stage_unseen(stage, applied, ledger.unseen)
         stage.commit(self._whole)
         ledger.applied = applied
+        if self._whole is not False and (self._whole or ledger.applied_whole is not None):
+            ledger.applied_whole = applied
         if ledger.unseen is not self._unseen_before:
             ledger.unseen_at = applied.position
 
     def _runs(self) -> tuple[list[TableRun], list[TableRun]]:
         """Those whose events are written blindly, and those whose events read the entry first."""
         runs = self._ledger.folding()
-        known = {run.state.oid: run for run in runs if not run.seeding}
+        wants = self._ledger.completions.wants
+        self._completed = frozenset(run.space for run in runs if not run.seeding and wants(run.state))
+        known = {run.state.oid: run for run in runs if not run.seeding and run.space not in self._completed}
         return list(known.values()), [run for run in runs if known.get(run.state.oid) is not run]
 
     def _taken(self, records: list[bytes], fold: Fold, known: list[TableRun], others: list[TableRun]) -> None:
@@ -100,12 +111,7 @@ class Batch:
                 _count(run, counts[run.state.oid])
         self._ledger.unseen.update(fold.xids)
         fold.xids.clear()
-        bits = _bits(others)
-        if bits:
-            for record in records:
-                header = read_header(record)
-                if header.kind == _TRANSACTION and header.tables & bits:
-                    self._changes(record, header, others)
+        self._changes(records, others)
         last = next((h for h in map(read_header, reversed(records)) if h.kind == _TRANSACTION), None)
         if last is not None:
             self._whole = bool(last.flags & _END)
@@ -127,22 +133,38 @@ class Batch:
             self._altered(record, header)
         elif header.kind == _TRANSACTION:
             self._ledger.unseen.update((header.xid,))
-            self._changes(record, header, runs)
+            self._changes([record], runs)
             self._whole = bool(header.flags & _END)
         self._passed(header)
 
-    def _changes(self, record: bytes, header: RecordHeader, runs: list[TableRun]) -> None:
-        """The part of a record that concerns some tables, change by change."""
+    def _changes(self, records: list[bytes], runs: list[TableRun]) -> None:
+        """The part of records that concerns some tables, change by change."""
         by_oid: dict[int, list[TableRun]] = {}
         for run in runs:
             by_oid.setdefault(run.state.oid, []).append(run)
-        if not header.tables & _bits(runs):
-            return
-        origin = FromEvent(header.xid)
-        for change in _behind(record, header, self._done):
-            for run in by_oid.get(change.table, ()):
-                self._touch(run)
-                self._change(run, change, header.first_seq + change.seq_delta, origin)
+        bits = _bits(runs)
+        found = (
+            (header, change)
+            for record, header in zip(records, map(read_header, records), strict=True)
+            if header.kind == _TRANSACTION and header.tables & bits
+            for change in _behind(record, header, self._done)
+            if change.table in by_oid
+        )
+        while portion := list(islice(found, _READ_AHEAD)):
+            if self._completed:
+                self._stage.read_ahead(
+                    run.space + key
+                    for _, change in portion
+                    if (key := _key_before(change)) is not None
+                    for run in by_oid[change.table]
+                    if run.space in self._completed
+                )
+            for header, change in portion:
+                origin = FromEvent(header.xid)
+                self._net = bool(header.flags & _NET)
+                for run in by_oid[change.table]:
+                    self._touch(run)
+                    self._change(run, change, header.first_seq + change.seq_delta, origin)
 
     def _touch(self, run: TableRun) -> None:
         self._touched[run.space] = run
@@ -203,7 +225,7 @@ class Batch:
         if op in (_INSERT, _UPDATE):
             self._upsert(run, change, seq, origin)
         elif op == _DELETE:
-            self._remove(run, _key(change, run), Removal(seq, change.schema_id, origin))
+            self._remove(run, change, Removal(seq, change.schema_id, origin))
         elif op == _TRUNCATE:
             self._truncate(run, seq, origin)
 
@@ -212,27 +234,42 @@ class Batch:
         if change.after is None:
             raise ProtocolError("an insert or update without a row", where=run.state.table)
         event = Upsert(seq, change.schema_id, change.after, change.unchanged, origin)
-        reads = run.seeding or bool(change.unchanged)
+        completes = change.op == _UPDATE and self._completes(run, change)
+        reads = run.seeding or completes or bool(change.unchanged)
         if change.old_key is not None and change.old_key != key:
-            self._move(run, (run.space + change.old_key, run.space + key), event, reads=reads)
+            before = self._move(run, (run.space + change.old_key, run.space + key), event, reads=reads)
+            self._complete(seq, before, completes=completes)
             return
         store_key = run.space + key
         before = self._stage.get(store_key, run.snapshots) if reads else None
+        self._complete(seq, before, completes=completes)
         entry = fold_upsert(before, event, self._ledger.fill)
         self._put(run, store_key, entry, before)
         _count(run, int(before is None or before.row is None) if run.seeding else int(change.op == _INSERT))
 
-    def _move(self, run: TableRun, keys: tuple[bytes, bytes], event: Upsert, *, reads: bool) -> None:
+    def _move(self, run: TableRun, keys: tuple[bytes, bytes], event: Upsert, *, reads: bool) -> Entry | None:
+        """A row's way to another key; the old key's entry before it, where that was read."""
         old_key, new_key = keys
         old = self._stage.get(old_key, run.snapshots) if reads else None
         new = self._stage.get(new_key, run.snapshots) if run.seeding else None
         removed, entry = fold_key_change(old, new, event, self._ledger.fill)
         self._put(run, old_key, removed, old)
         self._put(run, new_key, entry, new)
+        return old
 
-    def _remove(self, run: TableRun, key: bytes, event: Removal) -> None:
-        store_key = run.space + key
-        before = self._stage.get(store_key, run.snapshots) if run.seeding else None
+    def _completes(self, run: TableRun, change: RawChange) -> bool:
+        """Whether a completion of this change is to be kept: the log does not have the row before it."""
+        return run.space in self._completed and change.before is None and not self._net
+
+    def _complete(self, seq: int, before: Entry | None, *, completes: bool) -> None:
+        if completes and before is not None and before.row is not None:
+            self._stage.complete(seq, before)
+
+    def _remove(self, run: TableRun, change: RawChange, event: Removal) -> None:
+        store_key = run.space + _key(change, run)
+        completes = self._completes(run, change)
+        before = self._stage.get(store_key, run.snapshots) if run.seeding or completes else None
+        self._complete(event.seq, before, completes=completes)
         entry = fold_removal(before, event)
         self._put(run, store_key, entry, before)
         if not run.seeding or (before is not None and before.row is not None and entry.row is None):
@@ -267,6 +304,13 @@ def _behind(record: bytes, header: RecordHeader, done: Position) -> Iterator[Raw
         for change in changes
         if Position(header.epoch, header.commit_lsn, header.first_ordinal + change.ordinal_delta) > done
     )
+
+
+def _key_before(change: RawChange) -> bytes | None:
+    """The key of the row that a change finds; None if it finds none."""
+    if change.op == _UPDATE and change.old_key is not None:
+        return change.old_key
+    return change.key if change.op in (_UPDATE, _DELETE) else None
 
 
 def _key(change: RawChange, run: TableRun) -> bytes:

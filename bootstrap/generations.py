@@ -60,6 +60,7 @@ class Generations:
         lock: guards the tables and every write of the store.
         store: nobody else writes to it.
         applied: how far the log is folded in; None while none is followed.
+        applied_whole: the last such place between two transactions that this process knows of.
         unseen: logged transactions that may not be visible at the source yet.
         tables: by OID, the generation that is served, or will be.
         successors: by OID, the generation that is seeded beside it.
@@ -70,6 +71,7 @@ class Generations:
         self.store = store
         content = store.document(APPLIED)
         self.applied: Applied | None = None if content is None else decode(content, Applied)
+        self.applied_whole = self.applied if store.whole else None
         self.unseen = UnseenCommits()
         self.tables = load_runs(store, TABLES)
         self.successors = load_runs(store, SUCCESSORS)

@@ -1,7 +1,8 @@
 """What is done once a second: sync, hold, a little upkeep, status.
 
 About each second the store is synced, and only then the hold that keeps the log's retention away is moved up to what
-the sync made durable: whatever a power loss takes from the store, the log still holds.
+the sync made durable: whatever a power loss takes from the store, the log still holds. Completions go when the log has
+dropped their changes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.report import Report
+from walbus.bootstrap.serving_routes import seq_at
 from walbus.bootstrap.upkeep import IndexUpkeep
 from walbus.errors import LogError
 from walbus.log import LogReader
@@ -62,6 +64,7 @@ class Keeper:
         self._ledger.store.sync()
         if needed is not None:
             write_status(self._hold, {"last_done": str(needed)})
+        self._trim_completions()
         self._upkeep.work(_UPKEEP_SECONDS)
         self._report.tombstones = self._upkeep.tombstones
         self._report.observe(self._log_end())
@@ -71,8 +74,27 @@ class Keeper:
     def _log_end(self) -> int:
         """Commit LSN of the log's end; 0 while there is no log."""
         try:
-            if self._reader is None:
-                self._reader = self._open_reader()
-            return self._reader.bounds().end.commit_lsn
+            return self._log().bounds().end.commit_lsn
         except LogError:
             return 0
+
+    def _trim_completions(self) -> None:
+        """Drops completions of what the log has dropped."""
+        kept = self._ledger.completions.kept
+        if kept is None:
+            return
+        try:
+            log = self._log()
+            bounds = log.bounds()
+            seq = (
+                seq_at(log, bounds.trimmed) if bounds.log_id == kept.log_id and bounds.trimmed > kept.position else None
+            )
+        except LogError:
+            return
+        if seq is not None:
+            self._ledger.trim_completions(bounds.trimmed, seq)
+
+    def _log(self) -> LogReader:
+        if self._reader is None:
+            self._reader = self._open_reader()
+        return self._reader

@@ -8,10 +8,11 @@ is what is in the store.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from walbus.bootstrap.completions import Completions
 from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot, pack_prefix
 from walbus.bootstrap.fold import ChunkRow, Fill, admitted, fold_chunk_row
 from walbus.bootstrap.generations import Generations
@@ -52,14 +53,17 @@ class Verdict(enum.Enum):
 class Ledger(Generations):
     """All tables, the applied position, and the lock that guards both."""
 
-    def __init__(self, store: Store, fill: Fill | None = None) -> None:
+    def __init__(self, store: Store, fill: Fill | None = None, complete: Sequence[str] = ()) -> None:
         """Loads what the store holds.
 
         Args:
             store: nobody else writes to it.
             fill: how columns are filled from another state of a row; a test's rows need not be Avro.
+            complete: patterns of the tables of which completions are kept.
         """
         super().__init__(store)
+        self.completions = Completions(store, complete)
+        self._watchers: list[Callable[[], object]] = []
         self.schemas: SchemaRegistry | None = None  # of the log, once that is open
         self.source: SourceIdentity | None = None  # likewise
         self.fill = fill or self._merge
@@ -113,8 +117,10 @@ class Ledger(Generations):
             for document in (LISTED, HORIZON, MARKS):
                 stage.document(document, None)
             self.stage_unseen(stage, applied, unseen)
+            self.completions.begin(stage, applied)
             stage.commit()
-            self.applied, self.unseen, self.unseen_at = applied, unseen, applied.position
+            self.applied = self.applied_whole = applied
+            self.unseen, self.unseen_at = unseen, applied.position
             self._listed = None
 
     def resume(self, xids: Iterable[int]) -> None:
@@ -130,7 +136,39 @@ class Ledger(Generations):
                     run.waiting_for = self.unseen.xids().union(run.state.running)
                 if run.seeding and self.applied is not None and 0 < run.state.epoch < self.applied.epoch:
                     run.again = "the timeline changed"
+            if self.applied is not None:
+                stage = Stage(self.store)
+                self.completions.settle(stage, self.applied, whole=self.store.whole)
+                stage.commit()
             self.following = True
+
+    def watch(self, watcher: Callable[[], object]) -> Callable[[], None]:
+        """Has a function called, by the thread that folds, whenever the applied position has moved.
+
+        Returns:
+            what ends that.
+        """
+        self._watchers = [*self._watchers, watcher]
+
+        def unwatch() -> None:
+            self._watchers = [one for one in self._watchers if one is not watcher]
+
+        return unwatch
+
+    def moved(self) -> None:
+        """The applied position has moved."""
+        for watcher in self._watchers:
+            watcher()
+
+    def trim_completions(self, position: Position, seq: int) -> None:
+        """The log has dropped what lies up to a position, which has the last seq given there."""
+        with self.lock:
+            kept = self.completions.kept
+            if kept is None or position <= kept.position:
+                return
+            stage = Stage(self.store)
+            self.completions.trim(stage, position, seq)
+            stage.commit()
 
     def observe(self, snapshot: Snapshot) -> None:
         """Takes note of what the source shows now."""

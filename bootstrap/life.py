@@ -52,6 +52,7 @@ class Life:
         *,
         folder: Path,
         reader: Callable[[], LogReader],
+        log_dir: Path | None,
         hold: Path,
         requests: RequestFolder,
         verify_dir: Path,
@@ -64,6 +65,7 @@ class Life:
         self._gate = gate
         self._folder = folder
         self._reader = reader
+        self._log_dir = log_dir
         self._hold = hold
         self._requests = requests
         self._verify_dir = verify_dir
@@ -84,7 +86,7 @@ class Life:
             self._wait_for_room(stop, error, lambda: {})
             return
         try:
-            ledger = Ledger(store)
+            ledger = Ledger(store, complete=self._config.complete)
             retention = Retention(self._config.tombstone_hours * 3600, self._config.tombstone_limit)
             upkeep = IndexUpkeep(ledger, time.monotonic, time.time, retention)
             report = Report(ledger, time.monotonic, self._gate.audit.counts)
@@ -95,7 +97,7 @@ class Life:
 
     def _work(self, stop: threading.Event, ledger: Ledger, report: Report, keeper: Keeper) -> None:
         server, workers = Threads(), Threads()
-        listen = BootstrapServer(ledger, report, self._reader)
+        listen = BootstrapServer(ledger, report, self._reader, self._log_dir)
         server.start("http", lambda: listen.serve(self._gate, server.over, self._on_listening))
         workers.start("applier", Applier(ledger, self._reader, stop=workers.over).run)
         seeder = Seeder(self._source, self._config, ledger, self._requests, self._handing, stop=workers.over)

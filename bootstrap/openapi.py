@@ -28,6 +28,8 @@ from walbus.relay.openapi_parts import (
     ref_response,
     text,
 )
+from walbus.relay.stream_query import MEDIA_TYPES as STREAM_TYPES
+from walbus.relay.stream_query import PARAMETERS as STREAM_PARAMETERS
 
 #: What each parameter means, and which values it takes.
 _PARAMETERS: Final[dict[str, tuple[str, Json]]] = {
@@ -53,6 +55,7 @@ def openapi_document() -> Json:
         "/v1/snapshot": {"get": _snapshot()},
         "/v1/delta": {"get": _delta()},
         "/v1/row": {"get": _row()},
+        "/v1/stream": {"get": _stream()},
         "/v1/seeding": {"get": get_of("seeding", "How far tables are that are being seeded", _seeding())},
         "/healthz": {"get": get_of("alive", "Whether the server lives", _status("alive"))},
         "/readyz": {"get": get_of("ready", "Whether every table is consistent: 503 if not", _status("ready"))},
@@ -100,6 +103,25 @@ def _row() -> Json:
     return _serving(operation, ROW_PARAMETERS, "400", "404", "409", headers=False)
 
 
+def _stream() -> Json:
+    forms: Json = {media_type: {"schema": {}} for media_type in STREAM_TYPES.values()}
+    operation = operation_of("stream", "The log's changes with whole rows, from a place on", forms)
+    operation["description"] = (
+        "The relay's `/v1/stream` with the same parameters, positions and seqs, as far as the log is applied. Updates "
+        "and deletes have the old row as `before`, new rows no `unchanged` columns, save where that cannot be known."
+    )
+    operation["parameters"] = [
+        parameter("complete", "query", "the relay has what is not", {"const": "true"}) | {"required": True},
+        *(
+            parameter(name, "query", "as of the relay's stream", {"type": "string"})
+            for name in STREAM_PARAMETERS
+            if name != "complete"
+        ),
+    ]
+    operation["responses"] |= {status: ref_response("Refused") for status in ("400", "409", "410")}
+    return operation
+
+
 def _serving(operation: Json, parameters: tuple[str, ...], *refusals: str, headers: bool = True) -> Json:
     required = () if parameters is SNAPSHOT else ("after", "table")
     operation["parameters"] = [
@@ -127,6 +149,7 @@ def _schemas() -> Json:
     }  # fmt: skip
     listed: Json = {
         "log_id": {"type": "string"}, "applied": position, "tables": {"type": "array", "items": ref("Table")},
+        "complete_since": NULLABLE,
     }  # fmt: skip
     count: Json = {
         **place, "table": {"type": "string"}, "changes_at_most": COUNT, "more": {"type": "boolean"}, "rows": COUNT,

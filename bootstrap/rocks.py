@@ -1,9 +1,9 @@
 """The store's engine: RocksDB through `rocksdict`, in raw mode (bytes in, bytes out).
 
-One column family each for entries, change index, missing keys and (the default one) documents. All of a `WriteSet`
-goes into one WriteBatch, which RocksDB writes to its own write-ahead log before the memtables, so the families
-change together. That log is written by each batch and fsynced by `sync` alone (about once a second): the death of
-the process loses nothing, a power loss loses the newest batches, always from the end (`point_in_time` recovery stops
+One column family each for entries, change index, missing keys, completions and (the default one) documents. All of a
+`WriteSet` goes into one WriteBatch, which RocksDB writes to its own write-ahead log before the memtables, so the
+families change together. That log is written by each batch and fsynced by `sync` alone (about once a second): the death
+of the process loses nothing, a power loss loses the newest batches, always from the end (`point_in_time` recovery stops
 at the first gap, across all families). Flushed tables are fsynced before RocksDB forgets the log that fed them.
 
 Bulk goes around all of that, as table files (`rocks_bulk`).
@@ -14,6 +14,7 @@ Memory is bounded (`rocks_options`).
 from __future__ import annotations
 
 import gc
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +37,8 @@ from walbus.relay.fs import Files, sync_folder
 
 log = structlog.get_logger(__name__)
 
-_FAMILIES = ("entries", "changes", "missing")
+_FAMILIES = ("entries", "changes", "missing", "completions")
+_SEQ = struct.Struct(">Q")  # key of a completion
 _HALF = "half"  #: document that exists while the last transaction in the store is not complete
 
 
@@ -100,6 +102,11 @@ class RocksStore:
         """See `Store`."""
         keys = self._live(self._families["missing"], space, end_of(space))
         return [key for key, _ in islice(keys, limit)]
+
+    def completions(self, first_seq: int, last_seq: int) -> Iterator[tuple[int, bytes]]:
+        """See `Store`."""
+        found = self._live(self._families["completions"], _SEQ.pack(first_seq), _SEQ.pack(last_seq + 1))
+        return ((_SEQ.unpack(key)[0], value) for key, value in found)
 
     def document(self, name: str) -> bytes | None:
         """See `Store`."""
@@ -215,13 +222,16 @@ class RocksStore:
 
     def _batch(self, changes: WriteSet) -> WriteBatch:
         batch = WriteBatch(raw_mode=True)
-        entries, index, missing = (self._handles[name] for name in _FAMILIES)
+        entries, index, missing, completions = (self._handles[name] for name in _FAMILIES)
         for space in changes.cleared:
             for handle in (entries, index, missing):
                 batch.delete_range(space, end_of(space), handle)
         _put_all(batch, in_key_order(changes.entries), entries)
         _put_all(batch, changes.pages.items(), index)
         _put_all(batch, ((key, b"" if is_missing else None) for key, is_missing in changes.missing.items()), missing)
+        if changes.forgotten is not None:
+            batch.delete_range(_SEQ.pack(0), _SEQ.pack(changes.forgotten + 1), completions)
+        _put_all(batch, ((_SEQ.pack(seq), row) for seq, row in changes.completions.items()), completions)
         _put_all(batch, ((name.encode(), content) for name, content in changes.documents.items()), None)
         if changes.whole is not None:
             _put_all(batch, [(_HALF.encode(), None if changes.whole else b"1")], None)

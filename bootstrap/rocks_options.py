@@ -38,7 +38,7 @@ def database_options(cache: Cache) -> Options:
 
 
 def family_options(cache: Cache) -> Options:
-    """Of entries, change index and missing keys."""
+    """Of entries, change index, missing keys and completions."""
     options = Options(raw_mode=True)
     blocks = BlockBasedOptions()
     blocks.set_block_cache(cache)

@@ -2,6 +2,7 @@
 
     GET /v1/tables                                  what can be had, and how far it is
     GET /v1/snapshot, /v1/delta, /v1/row            rows and changes (`walbus.bootstrap.serving_routes`)
+    GET /v1/stream?complete=true                    the log with whole rows (`walbus.bootstrap.completed_routes`)
     GET /v1/seeding                                 how far the tables are that are being read from the source
     GET /v1/openapi.json                            this interface, for programs
     GET /healthz, /readyz, /metrics
@@ -14,15 +15,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from aiohttp import web
 
+from walbus.bootstrap.completed_routes import CompletedRoutes
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.openapi import openapi_document
 from walbus.bootstrap.report import Report
 from walbus.bootstrap.serving import ServedView
 from walbus.bootstrap.serving_routes import ServingRoutes
-from walbus.bootstrap.state import Phase, TableState
+from walbus.bootstrap.state import Applied, Phase, TableState
 from walbus.errors import StoreError
 from walbus.log import LogReader
 from walbus.relay.access import granted
@@ -42,12 +45,20 @@ class BootstrapServer:
         ledger: the store with its meaning.
         report: figures.
         open_log: opens the log, for requests that name a position without its seq.
+        log_dir: folder of the log, for complete changes.
     """
 
-    def __init__(self, ledger: Ledger, report: Report, open_log: Callable[[], LogReader] | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        report: Report,
+        open_log: Callable[[], LogReader] | None = None,
+        log_dir: Path | None = None,
+    ) -> None:
         self._ledger = ledger
         self._report = report
         self._serving = ServingRoutes(self._view, self._layout, open_log)
+        self._completed = CompletedRoutes(ledger, log_dir)
 
     def serve(self, gate: Gate, stop: threading.Event, on_listening: Callable[[int], None] | None = None) -> None:
         """Serves until `stop` is set.
@@ -70,6 +81,7 @@ class BootstrapServer:
         application = new_application()
         application.add_routes([web.get(path, handler, allow_head=False) for path, handler in routes.items()])
         self._serving.add_to(application.router)
+        self._completed.add_to(application)
         return application
 
     async def _tables(self, request: web.Request) -> web.StreamResponse:
@@ -82,6 +94,7 @@ class BootstrapServer:
             "log_id": applied.log_id,
             "applied": str(applied.position),
             "tables": [_described(state) for state in served.tables.values() if grant.sees(state.table)],
+            "complete_since": self._complete_since(applied),
         }
         return json_response(document if grant.everything else {**document, "scope": list(grant.tables)})
 
@@ -110,6 +123,11 @@ class BootstrapServer:
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         del request
         return web.Response(body=self._report.metrics(), headers={"Content-Type": _METRICS_TYPE})
+
+    def _complete_since(self, applied: Applied) -> str | None:
+        """Behind which position changes can be had complete; None while none can."""
+        kept = self._ledger.completions.kept
+        return None if kept is None or kept.log_id != applied.log_id else str(kept.position)
 
     def _layout(self, schema_id: int) -> TableSchema:
         return self._ledger.schema_of(schema_id)

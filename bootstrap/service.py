@@ -32,6 +32,7 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
     *,
     folder: Path,
     reader: Callable[[], LogReader],
+    log_dir: Path | None,
     holds_dir: Path,
     requests_dir: Path,
     verify_dir: Path,
@@ -47,6 +48,7 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         config: `[bootstrap]`.
         folder: of the store.
         reader: opens the log; LogMissing is waited for.
+        log_dir: folder of the log, whose files are streamed with complete changes; None where they are not at hand.
         holds_dir: where the hold on the log's retention is written.
         requests_dir: where `walbus snapshot` leaves requests.
         verify_dir: where `walbus verify` does.
@@ -67,6 +69,7 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         gate_of(config, "bootstrap"),
         folder=folder,
         reader=reader,
+        log_dir=log_dir,
         hold=holds_dir / HOLD_FILE,
         requests=RequestFolder(requests_dir),
         verify_dir=verify_dir,

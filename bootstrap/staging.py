@@ -10,7 +10,7 @@ seqs, which is the order of the change index.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from walbus.bootstrap.entry import Entry, FromEvent, pack_entry, unpack_entry
@@ -19,6 +19,8 @@ from walbus.bootstrap.store import SPACE_SIZE, Store, WriteSet
 from walbus.bootstrap.visibility import Snapshot
 from walbus.native import new_fold, pack_pages
 from walbus.native.folding import Fold, Unfilled
+
+_COMPLETION_BYTES = 8 << 20  # that a batch holds, about
 
 #: What stands for a key: see the module.
 _Staged = bytes | Entry | Unfilled | None
@@ -41,6 +43,8 @@ class Stage:
         self._cleared: set[bytes] = set()
         self._writes = WriteSet()
         self._lacking: set[bytes] = set()  # spaces in which an unfilled entry stayed so
+        self._read: dict[bytes, bytes | None] = {}  # what `read_ahead` found
+        self._completion_bytes = 0
 
     def get(self, store_key: bytes, snapshots: Mapping[int, Snapshot]) -> Entry | None:
         """The entry as the batch has left it so far."""
@@ -56,6 +60,11 @@ class Stage:
         """The stored entries of keys that the batch has not touched."""
         values = self._store.get_many(store_keys)
         return [None if value is None else unpack_entry(value, snapshots) for value in values]
+
+    def read_ahead(self, store_keys: Iterable[bytes]) -> None:
+        """Reads entries that `get` will be asked for, at once; forgets those that were read so before."""
+        keys = [key for key in dict.fromkeys(store_keys) if key not in self._entries]
+        self._read = dict(zip(keys, self._store.get_many(keys), strict=True))
 
     def fold(self, spaces: Mapping[int, bytes]) -> Fold:
         """Folds records straight into this batch, for tables whose every row is known.
@@ -116,6 +125,23 @@ class Stage:
                 if store_key not in self._entries:
                     yield store_key, unpack_entry(value, snapshots)
 
+    def complete(self, seq: int, before: Entry) -> None:
+        """Keeps what a change's row was before it.
+
+        Where these become many they are written ahead of the batch: nobody is shown them before the position behind
+        their change is applied, and a crash in between has the same ones written again.
+        """
+        packed = pack_entry(before)
+        self._writes.completions[seq] = packed
+        self._completion_bytes += len(packed)
+        if self._completion_bytes > _COMPLETION_BYTES:
+            self._store.write(WriteSet(completions=self._writes.completions))
+            self._writes.completions, self._completion_bytes = {}, 0
+
+    def forget_completions(self, seq: int) -> None:
+        """Takes out the completions of changes up to a seq, but for those of this batch."""
+        self._writes.forgotten = seq
+
     def document(self, name: str, content: bytes | None) -> None:
         """A document that is written with the batch; None removes it."""
         self._writes.documents[name] = content
@@ -161,7 +187,9 @@ class Stage:
             self._writes.missing[store_key] = False
 
     def _stored(self, store_key: bytes) -> bytes | None:
-        return None if store_key[:SPACE_SIZE] in self._cleared else self._store.get(store_key)
+        if store_key[:SPACE_SIZE] in self._cleared:
+            return None
+        return self._read[store_key] if store_key in self._read else self._store.get(store_key)
 
     def _sources(self, unfilled: Sequence[Unfilled]) -> dict[bytes, bytes | None]:
         """What the store holds where the chains of unfilled entries begin, read at once."""

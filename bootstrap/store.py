@@ -11,6 +11,7 @@ Beside the entries lie
                        entry written again leaves its old place behind, so who reads the index compares the seq with
                        the entry's,
     the missing keys   of entries with TOASTed columns that were never seen,
+    completions        by seq, what a change's row was before it (`walbus.bootstrap.completions`),
     documents          small named values: applied position, tables, chunks, snapshots.
 
 Atomicity. `write` applies one `WriteSet` whole or not at all: a crash can never keep rows without the applied
@@ -67,6 +68,8 @@ class WriteSet:
         entries: store key -> packed entry; None removes the entry altogether.
         pages: pages of the change index by key; None removes one.
         missing: store key -> whether it now belongs to the missing keys.
+        forgotten: completions up to this seq go first; None leaves all.
+        completions: seq of a change -> packed entry of its row before it.
         documents: name -> content; None removes it.
         whole: whether the applied position now stands between two transactions; None leaves that as it was.
     """
@@ -75,6 +78,8 @@ class WriteSet:
     entries: dict[bytes, bytes | None] = field(default_factory=dict)
     pages: dict[bytes, bytes | None] = field(default_factory=dict)
     missing: dict[bytes, bool] = field(default_factory=dict)
+    forgotten: int | None = None
+    completions: dict[int, bytes] = field(default_factory=dict)
     documents: dict[str, bytes | None] = field(default_factory=dict)
     whole: bool | None = None
 
@@ -163,6 +168,9 @@ class Store(Protocol):
 
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         """The first store keys of a space with columns that were never seen."""
+
+    def completions(self, first_seq: int, last_seq: int) -> Iterator[tuple[int, bytes]]:
+        """(seq, packed entry) of the completions of changes by seq, both ends included, as of the call."""
 
     def document(self, name: str) -> bytes | None:
         """One document, None if there is none."""

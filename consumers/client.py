@@ -32,7 +32,7 @@ from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
 from walbus.consumers.reporting import Reported, Reporter
-from walbus.consumers.session import Clock, Session, Subscribed
+from walbus.consumers.session import Clock, Session
 from walbus.consumers.steps import (
     Advance,
     Asked,
@@ -41,6 +41,7 @@ from walbus.consumers.steps import (
     Start,
     Sweep,
 )
+from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import Credentials, credentials_from_environment
@@ -214,6 +215,7 @@ class Bus:
         columns: Mapping[str, Sequence[str]] | None = None,
         delta_above: int | None = None,
         on_phase: Callable[[PhaseEvent], object] | None = None,
+        complete: bool = False,
     ) -> Subscription:
         """The changes of tables, from the consumer's checkpoint on.
 
@@ -233,6 +235,10 @@ class Bus:
                 change from the log, where that is less; default: never while the log holds the position.
             on_phase: called between two deliveries when a bootstrap, or a table of it, begins or ends; see
                 `walbus.consumers.phase_events`.
+            complete: whether changes of the log come with whole rows: every update and delete with the old row as
+                `before`, and new rows without gaps, whatever the table's replica identity. The bootstrap server gives
+                them, for the tables that its configuration names (`[bootstrap] complete`). `change.complete` tells
+                whether one is; see docs/consumers.md for what cannot be known.
 
         Raises:
             UsageError: the name or a table is none, or a choice makes no sense.
@@ -243,7 +249,8 @@ class Bus:
             mend = "start at earliest or latest, or take insert, update, delete and truncate"
             raise UsageError("a snapshot says nothing of single operations", where="ops", mend=mend)
         store = checkpoints or FileCheckpointStore(self._folder / checked_name(name) / "checkpoint.json")
-        subscribed = Subscribed(name, check_patterns(tables), start, self._bootstrap, delta_above, narrowing)
+        patterns = check_patterns(tables)
+        subscribed = Subscribed(name, patterns, start, self._bootstrap, delta_above, narrowing, complete)
         checkpoint = store.load()
         relays = Relays(self._peers)
         reporter = Reporter(Reported(name, subscribed.tables), relays, self._clock)

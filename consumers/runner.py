@@ -24,7 +24,7 @@ from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
 from walbus.consumers.reporting import Reported, Reporter
-from walbus.consumers.session import Clock, Session, Subscribed
+from walbus.consumers.session import Clock, Session
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import (
     Advance,
@@ -34,6 +34,7 @@ from walbus.consumers.steps import (
     Output,
     Sweep,
 )
+from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import ANONYMOUS, Credentials

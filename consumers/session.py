@@ -19,7 +19,6 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.machine import ConsumerMachine
-from walbus.consumers.narrowing import WHOLE, Narrowing
 from walbus.consumers.phase_events import PhaseEvent, PhaseEvents
 from walbus.consumers.phases import Listing, Starting, whole_until
 from walbus.consumers.record_stream import RecordStream
@@ -40,12 +39,12 @@ from walbus.consumers.steps import (
     RowsRead,
     RowsSettled,
     RowsStale,
-    Start,
     TableGone,
     TableOpened,
     TablesListed,
     Want,
 )
+from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import matching
 from walbus.consumers.transport import (
     BootstrapPeer,
@@ -54,6 +53,7 @@ from walbus.consumers.transport import (
     TableList,
 )
 from walbus.consumers.unread import Unread
+from walbus.consumers.whole_rows import complete_log
 from walbus.errors import (
     ConfigError,
     Directive,
@@ -84,28 +84,6 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     pause: Callable[[float], object] = time.sleep
-
-
-@dataclass(frozen=True)
-class Subscribed:
-    """What a consumer reads.
-
-    Attributes:
-        name: the consumer's; the relay shows it.
-        tables: patterns, see `walbus.consumers.tables`.
-        start: where it begins without a checkpoint.
-        bootstrap: address of the bootstrap server; None for the one that the relay names.
-        delta_above: changes of the log that are still to be read from which on deltas are weighed against them; None:
-            the log is followed as long as it holds the position.
-        narrowing: the part of the tables' changes.
-    """
-
-    name: str
-    tables: tuple[str, ...]
-    start: Start
-    bootstrap: str | None = None
-    delta_above: int | None = None
-    narrowing: Narrowing = WHOLE
 
 
 @dataclass
@@ -266,13 +244,14 @@ class Session:
                 self._open_log(want)
 
     def _ask_log(self) -> None:
+        asked = self.subscribed
         info = self.relay.info(self._log_id, self._machine.received, self._machine.received_seq)
         if info.log.log_id != self._log_id:
             self._layouts.forget()
             self._unread.forget()
             self._log_id = info.log.log_id
         self._choose_bootstrap(info.bootstrap)
-        self._receive(info.log)
+        self._receive(complete_log(self._bootstrap_peer(), asked, info.log) if asked.complete else info.log)
 
     def _choose_bootstrap(self, named: str | None) -> None:
         url = self.subscribed.bootstrap or named
@@ -285,7 +264,7 @@ class Session:
     def _bootstrap_peer(self) -> BootstrapPeer:
         if self._bootstrap is None:
             raise ConfigError(
-                "a snapshot is needed and the relay names no bootstrap server",
+                "a snapshot, or whole rows, are needed and the relay names no bootstrap server",
                 where=f"consumer {self.subscribed.name}",
                 mend="run the bootstrap beside the relay, or start the consumer with start = earliest or latest",
             )
@@ -395,9 +374,8 @@ class Session:
     def _open_log(self, want: ReadLog) -> None:
         try:
             asked = self.subscribed
-            self._stream = self.relay.stream(
-                want.after, want.log_id, asked.tables, asked.name, asked.narrowing.of_stream()
-            )
+            server = self._bootstrap_peer() if asked.complete else self.relay
+            self._stream = server.stream(want.after, want.log_id, asked.tables, asked.name, asked.narrowing.of_stream())
             self._target = ("log", want.log_id)
         except PositionTrimmed:
             self._receive(PositionGone())

@@ -201,10 +201,8 @@ class RelayPeer:
         narrowing: Mapping[str, str] = NOTHING_MORE,
     ) -> RecordStream:
         """`GET /v1/stream`, following, behind a position; `narrowing` is further parameters."""
-        params = {"after": str(after), "log_id": log_id, "follow": "true", "name": name, **narrowing}
-        if tables != EVERYTHING:
-            params["tables"] = ",".join(tables)
-        return self._peer.open_stream("/v1/stream", **params)
+        params = {"after": str(after), "log_id": log_id, "follow": "true", "name": name}
+        return self._peer.open_stream("/v1/stream", **params, **_of_tables(tables), **narrowing)
 
     def bootstrap(self, url: str) -> BootstrapPeer:
         """The bootstrap server at an address.
@@ -308,9 +306,31 @@ class BootstrapPeer:
             return None
         return None if document.get("more") else _field(document, "changes_at_most", int)
 
+    def stream(
+        self, after: Position, log_id: str, tables: tuple[str, ...], name: str, narrowing: Mapping[str, str]
+    ) -> RecordStream:
+        """`GET /v1/stream?complete=true`, following, behind a position: as `RelayPeer.stream`, with whole rows."""
+        params = {"after": str(after), "log_id": log_id, "follow": "true", "name": name, "complete": "true"}
+        return self._peer.open_stream("/v1/stream", **params, **_of_tables(tables), **narrowing)
+
+    def complete_from(self, log_id: str, tables: tuple[str, ...], narrowing: Mapping[str, str]) -> Position:
+        """Behind which position `stream` can be had.
+
+        Raises:
+            RequestRefused: it cannot be had of these tables at all.
+            LogMismatch: the server follows another log.
+        """
+        params = {"from": "earliest", "until": "earliest", "log_id": log_id, "complete": "true", "format": "binary"}
+        response = self._peer.answer("GET", "/v1/stream", params={**params, **_of_tables(tables), **narrowing})
+        return parse_position(response.headers.get("Walbus-Position", ""))
+
     def close(self) -> None:
         """Closes idle connections."""
         self._peer.close()
+
+
+def _of_tables(tables: tuple[str, ...]) -> dict[str, str]:
+    return {} if tables == EVERYTHING else {"tables": ",".join(tables)}
 
 
 def _since(table: str, since: Point) -> dict[str, str]:

@@ -121,6 +121,7 @@ def _stream_parameters() -> list[Json]:
         ("name", "of the consumer, for logs and gauges", text("[A-Za-z0-9_.-]{0,64}")),
         ("log_id", "refuse any other log", {"type": "string"}),
         ("format", "wins over the Accept header", {"enum": list(MEDIA_TYPES)}),
+        ("complete", "whole rows are the bootstrap server's to give, at the same path", {"const": "false"}),
     ]
     last_event = parameter(
         LAST_EVENT_ID, "header", "id of the last server-sent event: wins over `after` and `from`",

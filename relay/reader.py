@@ -11,8 +11,7 @@ from walbus.relay.cursor import FileCursor, Located
 from walbus.relay.fs import Files
 from walbus.relay.index_loader import IndexLoader
 from walbus.relay.schemas import SchemaFiles
-from walbus.relay.served import ServedViews, base_of
-from walbus.relay.standbys import Standbys
+from walbus.relay.served import Holders, ServedViews, base_of
 from walbus.relay.tip import Tip
 from walbus.relay.view import LogView, ViewFiles
 from walbus.relay.wake import Waker
@@ -21,7 +20,7 @@ from walbus.relay.wake import Waker
 class FileLogReader:
     """See `walbus.log.LogReader`. `wait` may be called by one thread at a time, everything else by any."""
 
-    def __init__(self, folder: Path, files: Files | None = None, standbys: Standbys | None = None) -> None:
+    def __init__(self, folder: Path, files: Files | None = None, standbys: Holders | None = None) -> None:
         self._folder = folder
         self._files = files or Files()
         views = ViewFiles(folder, self._files)

@@ -15,18 +15,31 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from walbus.relay.control import Mark
 from walbus.relay.cursor import FileCursor
 from walbus.relay.fs import Files
 from walbus.relay.index_loader import IndexLoader
 from walbus.relay.segment import HEADER_SIZE, parse_segment_header, segment_path
-from walbus.relay.standbys import Standbys
 from walbus.relay.tip import Tip
 from walbus.relay.view import LogView, ViewFiles
 
 _REMEMBERED = 1024  # ends that are not served yet; of more, every other one is forgotten
 _LOOK_UP_SECONDS = 0.5  # between two looks into the log
+
+
+class Holders(Protocol):
+    """Who must hold what is served: the required standbys, or something else that follows the log. Thread-safe."""
+
+    def hold(self, tip: Tip) -> bool:
+        """Whether all of them hold everything up to a place."""
+
+    def lowest(self) -> Tip | None:
+        """What all of them hold; None if that is not known."""
+
+    def look_again(self, end: Tip) -> None:
+        """Another writer has opened the log, which ends here by now."""
 
 
 class ServedViews:
@@ -45,7 +58,7 @@ class ServedViews:
         folder: Path,
         files: Files,
         views: ViewFiles,
-        standbys: Standbys,
+        standbys: Holders,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._files, self._views, self._standbys = folder, files, views, standbys

@@ -8,6 +8,7 @@ follow=true|false                wait for more at the end; default: true without
 name=CONSUMER                    for logs and gauges
 log_id=…                         refuse any other log
 format=binary|json|sse           default: by the Accept header, binary without one
+complete=true                    whole rows, before each change and behind it; of the bootstrap server alone
 
 A PLACE is a position, a time, `seq:N`, `earliest` or `latest` (the end as of the request). Server-sent events carry
 `POSITION@LOG_ID` as their ids; what a browser sends back as Last-Event-ID is an `after` with its `log_id`, and wins
@@ -36,6 +37,7 @@ MEDIA_TYPES: Final[dict[Format, str]] = {
 
 PARAMETERS: Final = (
     "tables", "ops", "columns", "partition", "after", "from", "until", "follow", "name", "log_id", "format",
+    "complete",
 )  # fmt: skip
 LAST_EVENT_ID: Final = "Last-Event-ID"
 
@@ -83,6 +85,7 @@ class StreamQuery:
         name: of the consumer; may be empty.
         log_id: the log that the client's position belongs to; None if it does not say.
         format: the form of the answer.
+        complete: whether rows are to be whole.
     """
 
     selection: Selection
@@ -92,6 +95,7 @@ class StreamQuery:
     name: str
     log_id: str | None
     format: Format
+    complete: bool = False
 
 
 def parse_stream_query(parameters: Mapping[str, str], headers: Mapping[str, str]) -> StreamQuery:
@@ -118,6 +122,7 @@ def parse_stream_query(parameters: Mapping[str, str], headers: Mapping[str, str]
         name=_name(parameters.get("name", "")),
         log_id=log_id,
         format=form,
+        complete=_truth(parameters.get("complete", "false"), "complete"),
     )
 
 
@@ -129,10 +134,12 @@ def _position(text: str, where: str) -> Position:
 
 
 def _follow(text: str | None, *, bounded: bool) -> bool:
-    if text is None:
-        return not bounded
+    return not bounded if text is None else _truth(text, "follow")
+
+
+def _truth(text: str, parameter: str) -> bool:
     if text not in ("true", "false"):
-        raise UsageError(f"{text[:80]!r} is neither true nor false", where="follow", mend="use true or false")
+        raise UsageError(f"{text[:80]!r} is neither true nor false", where=parameter, mend="use true or false")
     return text == "true"
 
 

@@ -103,21 +103,25 @@ class StreamServer:
         threads: for blocking work.
         stopping: is set when the server stops.
         watcher: is told of streams.
+        complete: whether the rows that the reader gives are whole.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a server is made of
         self,
         reader: FileLogReader,
         bootstrap_url: str | None,
         threads: ThreadPoolExecutor,
         stopping: asyncio.Event,
         watcher: StreamWatcher,
+        *,
+        complete: bool = False,
     ) -> None:
         self._reader = reader
         self._bootstrap_url = bootstrap_url
         self._threads = threads
         self._stopping = stopping
         self._watcher = watcher
+        self._complete = complete
         self.tail = Tail(reader)
         self._feeds = Feeds(self.tail, self._step, stopping)
         self._sent_by_closed = 0
@@ -144,6 +148,8 @@ class StreamServer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answers one request with a stream."""
         query = parse_stream_query(_single(request), request.headers)
+        if query.complete != self._complete:
+            raise _other_server(query, self._bootstrap_url)
         require_tables(request, query.selection.tables or ("*.*",), "tables")
         if query.name:
             require_consumer(request, query.name)
@@ -369,6 +375,14 @@ def _single(request: web.Request) -> dict[str, str]:
         else:
             raise RequestError(400, f"{key!r} is given twice", where=key, mend="give it once")
     return found
+
+
+def _other_server(query: StreamQuery, bootstrap_url: str | None) -> RequestError:
+    """Whole rows are known to one server, and the log as it is to another."""
+    if query.complete:
+        mend = f"ask the bootstrap server{f', {bootstrap_url}' if bootstrap_url else ''}"
+        return RequestError(400, "this server does not have whole rows", where="complete", mend=mend)
+    return RequestError(400, "this server has whole rows only", where="complete", mend="set it, or ask the relay")
 
 
 def _other_log(bounds: Bounds) -> RequestError:

@@ -86,6 +86,10 @@ def checked_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
+def _checked_or_none(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return checked_patterns(patterns) if patterns else patterns
+
+
 def _checked_source_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     for pattern in checked_patterns(patterns):
         if pattern.startswith("*"):
@@ -98,6 +102,7 @@ Url = Annotated[str, AfterValidator(_checked_url)]
 Urls = Annotated[tuple[Annotated[str, AfterValidator(_checked_url)], ...], NoDecode, BeforeValidator(_listed)]
 RelayName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(checked_patterns)]
+AnyPatterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_or_none)]
 SourcePatterns = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_source_patterns)
 ]
@@ -184,6 +189,7 @@ class BootstrapConfig(ServerConfig):
     #: no chunk begins while more sessions of others than this run a statement at the source; default: no limit
     max_active_sessions: int | None = Field(None, ge=0)
     tombstone_hours: float = Field(168.0, gt=0, le=87_600)  #: for how long what was deleted can be told in a delta
+    complete: AnyPatterns = ()  #: tables of which changes can be had with the whole row before and behind them
     tombstone_limit: int = Field(10_000_000, ge=0)  #: how many tombstones are kept at most, over all tables
 
 

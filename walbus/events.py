@@ -67,13 +67,23 @@ class Change:
 
     @cached_property
     def before(self) -> Mapping[str, Any] | None:
-        """The old row, where the table's replica identity is FULL; the columns in `left_out` are not in it."""
+        """The old row, where the table's replica identity is FULL, or the stream is complete and the row is known.
+
+        The columns in `left_out` are not in it.
+        """
         return self._row(self.raw.before, self.left_out)
 
     @cached_property
     def unchanged(self) -> frozenset[str]:
         """Columns whose TOASTed value did not change, and that PostgreSQL therefore did not send."""
         return self._marked(self.raw.unchanged) - self.left_out
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of the rows is missing: of an update or delete the old one, of a new one unchanged values."""
+        if self.raw.op in (Op.UPDATE, Op.DELETE) and self.raw.before is None:
+            return False
+        return not self.unchanged
 
     @cached_property
     def left_out(self) -> frozenset[str]:

@@ -108,6 +108,15 @@ def test_missing_keys_are_those_last_written_so(store: Any) -> None:
     assert store.missing(SPACE, 1) == [SPACE + b"a"]
 
 
+def test_completions_come_by_seq_and_go_up_to_one(store: Any) -> None:
+    store.write(WriteSet(completions={seq: b"row %d" % seq for seq in (3, 1, 300, 2, 1 << 40)}))
+    assert list(store.completions(2, 300)) == [(2, b"row 2"), (3, b"row 3"), (300, b"row 300")]
+    store.write(WriteSet(forgotten=3, completions={2: b"new"}))
+    assert list(store.completions(0, 1 << 50)) == [(2, b"new"), (300, b"row 300"), (1 << 40, b"row %d" % (1 << 40))]
+    store.write(WriteSet(cleared=[SPACE]))
+    assert len(list(store.completions(0, 1 << 50))) == 3
+
+
 def test_a_view_gives_single_entries_as_they_were(store: Any) -> None:
     fill(store, SPACE + b"a", SPACE + b"c", OTHER + b"b")
     view = store.view()

@@ -300,3 +300,15 @@ def test_patterns_leave_out_tables_without_a_key_that_are_not_named(
     bootstrap.refuse(items_layout("keyless", oid=16600), "it has no key")
     assert len(bootstrap.lines("/v1/snapshot?tables=*.*")) == 2
     assert bootstrap.json(f"/v1/snapshot?tables=public.*,{KEYLESS}")[0] == 409
+
+
+# Complete changes; on a real source: test_bootstrap_complete_changes
+
+
+def test_a_table_without_a_key_is_refused_by_name_and_passed_over_under_a_pattern(source: ModelSource) -> None:
+    with ServingBootstrap(source, complete=["public.*"]) as bootstrap:
+        bootstrap.refuse(source.current[OTHERS], "it has no key")
+        status, told = bootstrap.json(f"/v1/stream?complete=true&tables={OTHERS}")
+        assert (status, told["where"], told["mend"]) == (400, "tables", "it has no key")
+        assert bootstrap.json("/v1/stream?complete=true&tables=public.*")[0] == 503  # this log has no files
+        assert bootstrap.json("/v1/tables")[1]["complete_since"] == "0:0/0:0"

@@ -55,6 +55,7 @@ class MemoryStore:
         self._entries: dict[bytes, bytes] = {}
         self._pages: dict[bytes, bytes] = {}
         self._missing: set[bytes] = set()
+        self._completions: dict[int, bytes] = {}
         self._half = False
         self._before_half: MemoryView | None = None
 
@@ -77,6 +78,9 @@ class MemoryStore:
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         return sorted(key for key in self._missing if key.startswith(space))[:limit]
 
+    def completions(self, first_seq: int, last_seq: int) -> Iterator[tuple[int, bytes]]:
+        return iter([(seq, row) for seq, row in sorted(self._completions.items()) if first_seq <= seq <= last_seq])
+
     def document(self, name: str) -> bytes | None:
         return self._documents.get(name)
 
@@ -94,6 +98,9 @@ class MemoryStore:
         _put_all(self._pages, changes.pages)
         for key, is_missing in changes.missing.items():
             (self._missing.add if is_missing else self._missing.discard)(key)
+        if changes.forgotten is not None:
+            self._completions = {seq: row for seq, row in self._completions.items() if seq > changes.forgotten}
+        self._completions.update(changes.completions)
         _put_all(self._documents, changes.documents)
         if changes.whole is not None:
             self._half = not changes.whole

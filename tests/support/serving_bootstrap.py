@@ -109,7 +109,7 @@ class ServingBootstrap:
         self._folded = 0
         self.port = 0
         with capture_logs():
-            self.ledger = Ledger(MemoryStore())
+            self.ledger = Ledger(MemoryStore(), complete=self._config.complete)
             self.ledger.schemas = _Registry(source)
             self.ledger.begin(Applied(source.log_id, *ORIGIN, source.last_seq, 0), UnseenCommits())
             self.ledger.resume([])

@@ -21,6 +21,7 @@ def command(context: typer.Context, config: ConfigFile = None) -> None:
         settings.bootstrap,
         folder=settings.bootstrap_dir,
         reader=lambda: open_reader(settings.relay_dir),
+        log_dir=settings.relay_dir,
         holds_dir=settings.holds_dir,
         requests_dir=settings.requests_dir,
         verify_dir=settings.verify_dir,

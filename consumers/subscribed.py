@@ -1,0 +1,32 @@
+"""What a consumer asks for, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from walbus.consumers.narrowing import WHOLE, Narrowing
+from walbus.consumers.steps import Start
+
+
+@dataclass(frozen=True)
+class Subscribed:
+    """What a consumer reads.
+
+    Attributes:
+        name: the consumer's; the relay shows it.
+        tables: patterns, see `walbus.consumers.tables`.
+        start: where it begins without a checkpoint.
+        bootstrap: address of the bootstrap server; None for the one that the relay names.
+        delta_above: changes of the log that are still to be read from which on deltas are weighed against them; None:
+            the log is followed as long as it holds the position.
+        narrowing: the part of the tables' changes.
+        complete: whether the log's changes are read with whole rows, from the bootstrap server.
+    """
+
+    name: str
+    tables: tuple[str, ...]
+    start: Start
+    bootstrap: str | None = None
+    delta_above: int | None = None
+    narrowing: Narrowing = WHOLE
+    complete: bool = False
