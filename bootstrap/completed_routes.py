@@ -78,7 +78,8 @@ class CompletedRoutes:
         completions = self._ledger.completions
         if not completions.asked:
             raise RequestError(400, "no complete changes are kept", where="complete", mend=_MEND)
-        self._require_completed(request.query.get("tables"))
+        if request.query.get("complete") == "true":  # anything else is refused by who parses it
+            self._require_completed(request.query.get("tables"))
         if completions.kept is None or self._log_dir is None:
             raise RequestError(503, "complete changes have not begun yet", mend="ask again later", headers=_RETRY)
         return await (await self._server(request, self._log_dir)).handle(request)
