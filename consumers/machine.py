@@ -26,6 +26,8 @@ These rules keep a consumer right:
   highest. Its tables are swept at the lowest, so that no change behind it is ever taken for a ghost.
 - A delta tells deletes, so its table is not swept. One that can be had no more is given up together with the snapshot
   that it is a part of: rows that it brought carry its mark, and only a later one tells them from ghosts.
+- A table that is gone when its turn comes may have another name by now, which the log tells as no new table: so all are
+  listed anew. Those that were read go on by a delta.
 - Where the log no longer holds the lowest state, what the bootstrap is read for is finished all the same: a delta
   since then takes the replay's place. A snapshot that takes longer than the log is kept so comes to an end.
 - A table that comes to the log later may have rows that the log does not hold, and one of which a failover has lost
@@ -288,12 +290,6 @@ class ConsumerMachine:
             outputs.append(ended)
         return outputs
 
-    def _table_gone(self, state: Snapshotting, event: TableGone) -> list[Output]:
-        left = replace(state, tables=tuple(table for table in state.tables if table != current(state)))
-        if not left.tables:
-            return self._need_snapshot(state, event)
-        return [Advance(self._after_table(left))]
-
     def _after_table(self, state: Snapshotting) -> Checkpoint:
         self._state = state
         match state:
@@ -440,6 +436,6 @@ _TRANSITIONS = _table(
     ((Snapshotting,), TableOpened, _M._table_opened),
     ((Snapshotting,), RowsStale, _M._rows_stale),
     ((Snapshotting,), RowsRead, _M._rows_read),
-    ((Snapshotting,), TableGone, _M._table_gone),
+    ((Snapshotting,), TableGone, _M._need_snapshot),
     ((Snapshotting,), DeltaGone, _M._need_snapshot),
 )

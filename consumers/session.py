@@ -360,7 +360,7 @@ class Session:
                 raise
             _log.warning("consumer.no_snapshot", consumer=self.subscribed.name, tables=[table], why=error.what)
             self._receive(TableGone())
-            return
+            raise NotReady("the bootstrap has other tables than before", where=bootstrap.url) from None
         if stream.headers.get(_LOG_ID_HEADER, log_id) != log_id:
             stream.close()
             self._receive(LogReplaced())

@@ -116,7 +116,7 @@ class RowsSettled:
 
 @dataclass(frozen=True, slots=True)
 class TableGone:
-    """The bootstrap does not know the table that is being read any more (dropped meanwhile)."""
+    """The bootstrap does not know the table that is being read any more: dropped meanwhile, or renamed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,12 +320,17 @@ def checkpoint_of(machine: ConsumerMachine) -> Checkpoint:
     return machine.state
 
 
-def test_a_table_that_is_gone_is_left_out() -> None:
+def test_behind_a_table_that_is_gone_all_are_listed_anew_for_it_may_have_another_name() -> None:
     machine = listed(ITEMS, OTHER)
+    machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
+    before = checkpoint_of(machine)
     machine.receive(TableGone())
-    assert machine.wanted == ReadSnapshot(LOG, OTHER, None)
-    machine.receive(TableGone())
-    assert isinstance(machine.state, Listing)
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    assert machine.wanted == ListTables(None, before)
+    machine.receive(TablesListed(LOG, (ITEMS, "public.renamed"), 3, deltas={ITEMS: 0}))
+    assert machine.wanted == ReadDelta(LOG, ITEMS, Point(Position(1, 0x200, 1), 20))
+    machine.receive(rows(Position(1, 0x300, 1), 30, Flag.END))
+    assert machine.wanted == ReadSnapshot(LOG, "public.renamed", None)
 
 
 def test_a_snapshot_without_its_first_answer_begins_anew_under_a_higher_generation() -> None:
