@@ -185,8 +185,17 @@ class RelayPeer:
         return RelayInfo(log, document.get("bootstrap"), document.get("term", 1))
 
     def schema(self, schema_id: int) -> TableSchema:
-        """`GET /v1/schemas/{id}`."""
-        return _layout(self._peer.get_json(f"/v1/schemas/{schema_id}"))
+        """`GET /v1/schemas/{id}`.
+
+        Raises:
+            NotReady: the relay does not have it yet: a copy of a log may be behind the bootstrap that names it.
+        """
+        try:
+            return _layout(self._peer.get_json(f"/v1/schemas/{schema_id}"))
+        except RequestRefused as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+            raise NotReady(f"the relay does not have layout {schema_id} yet", where=error.where) from None
 
     def schemas(self) -> list[TableSchema]:
         """`GET /v1/schemas`: every layout that the log has."""

@@ -118,6 +118,20 @@ def test_each_window_says_the_phase_that_it_was_read_in(
     assert [delivery.phase for delivery in deliveries if delivery.sweep] == ["snapshot"]
 
 
+def test_a_relay_that_has_still_to_get_a_rows_layout_is_waited_for(
+    source: ModelSource, relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    """A copy of the log, beside which the bootstrap of the first relay is ahead."""
+    source.commit([insert(ITEMS, 1, "one")])
+    relay.knows_layouts = False
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        subscription = bus.subscribe("public.items", name="reader")
+        wait_for(lambda: subscription.next(0.05) is None and subscription.waiting_for is not None, what="it waits")
+        assert "layout" in str(subscription.waiting_for)
+        relay.knows_layouts = True
+        assert names(take(subscription, 1)) == ["one"]
+
+
 def test_two_names_are_two_consumers(source: ModelSource, relay: ScriptedRelay, tmp_path: Path) -> None:
     source.commit([insert(ITEMS, 1, "one")])
     with walbus.connect(relay.url, folder=tmp_path) as bus:

@@ -33,6 +33,7 @@ class ScriptedRelay:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.unlisted: set[str] = set()  # tables that the bootstrap does not know
         self.refused: set[str] = set()  # tables without a key, as the bootstrap sees it
+        self.knows_layouts = True  # or it is a copy of the log that has still to get them
         self.idle_progress = True
         self.names_bootstrap = True
         self.has_deltas = True  # or it is a bootstrap of before
@@ -119,6 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _schema(self, number: int) -> None:
+        if not self.relay.knows_layouts:
+            self._answer(404, {"error": f"there is no schema {number}"})
+            return
         self._answer(200, {"schema": self.relay.source.layouts[number].to_dict()})
 
     def _schemas(self, _: dict[str, str]) -> None:
