@@ -40,7 +40,8 @@ def test_the_wal_that_the_slot_holds_back_is_told_while_the_disk_is_full(own_pg_
         database.execute("INSERT INTO t VALUES (1)")
         for _ in range(2):
             database.execute("SELECT pg_switch_wal(), pg_logical_emit_message(true, 'x', 'x')")
-        wait_for(lambda: figure("walbus_capture_retained_wal_bytes") > retained + (16 << 20), what="more is held back")
+        more = retained + (16 << 20)
+        wait_for(lambda: figure("walbus_capture_retained_wal_bytes") > more, 60, what="more is held back")
         wait_for(lambda: figure("walbus_capture_slot_safe_bytes") < safe - (16 << 20), what="less is safe")
         assert figure("wal_status") in {"reserved", "extended"}
         wait_for(lambda: figure("walbus_capture_lag_seconds") > 0, what="the lag grows")

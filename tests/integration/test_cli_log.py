@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -125,6 +126,17 @@ def test_a_check_beside_a_live_writer_finds_nothing_and_writes_nothing(engine, w
     assert told["findings"] == []
     assert told["records"] == len(read_all(engine.open_reader()))
     assert {path: path.stat().st_mtime_ns for path in engine.folder.rglob("*")} == files
+
+
+def test_a_check_that_takes_long_says_so_on_stderr_alone(engine, writer):
+    program = (
+        "import sys; from walbus.cli import application, log_progress; log_progress._LINE_SECONDS = 0.0;"
+        " application.main(['log', 'check', sys.argv[1], '--json'])"
+    )
+    command = [sys.executable, "-P", "-c", program, str(engine.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["findings"] == []
+    assert "checking the log" in done.stderr
 
 
 def test_a_flipped_bit_is_named_with_segment_and_offset(engine, writer):

@@ -79,8 +79,9 @@ def test_a_sink_asleep_past_retention_reads_what_changed_and_no_more(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
     source.commit([insert(ITEMS, n, "v1", "toasted") for n in range(10)])
-    with consumer(relay, under_test):
+    with consumer(relay, under_test) as running:
         equal(under_test, relay)
+        wait_for(lambda: running.status().get("phase") == "online", 10)
     for n in range(20):
         source.commit(
             [update(ITEMS, 3, name=f"v{n}"), update(ITEMS, 4, new_id=40 + n) if n == 5 else delete(ITEMS, n + 50)]

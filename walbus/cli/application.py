@@ -26,6 +26,8 @@ from walbus.cli.status import command as status
 from walbus.cli.tail import command as tail
 from walbus.cli.token import app as token
 from walbus.cli.verify import command as verify
+from walbus.config import LogConfig
+from walbus.diagnostics import configure_logging
 
 app = typer.Typer(
     name="walbus",
@@ -72,6 +74,8 @@ def _global_options(
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    else:  # until the command reads a configuration, if it does: stdout is for what was asked for
+        configure_logging(LogConfig(), room=context.invoked_subcommand)
     if debug:
         reporter_of(context).debug = True
         os.environ["WALBUS_DEBUG"] = "1"  # for the processes that this one starts
