@@ -6,7 +6,8 @@ from the first use of its slot until the log holds the last commit durably. Then
 its time counts from its first answer until it has applied the last commit. Medians over the rounds.
 
 In a last round a client reads snapshots of the table without pause while the distinct keys are applied: what readers
-cost the applier.
+cost the applier. In another one the updates are applied with `[bootstrap] complete`: what it costs to keep the row
+before each change.
 """
 
 from __future__ import annotations
@@ -108,6 +109,13 @@ def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report
         _captured(source, backlog, pristine, place, target)
         taken["bootstrap, while read"] = [_while_read(source, place, target)]
         shutil.rmtree(place)
+    else:
+        place = folder / "complete"
+        _captured(source, backlog, pristine, place, target)
+        with open_bootstrap(source, place, WALBUS_BOOTSTRAP__COMPLETE="public.*") as (bootstrap, url):
+            seconds = bootstrap.until(lambda: applied(url) >= target, _DEADLINE)
+            taken["bootstrap, complete"] = [bootstrap.stop(seconds)]
+        shutil.rmtree(place)
     source.drop_slot("walbus")
     source.drop_slot(KEPT)
     seconds = {what: statistics.median(usage.seconds for usage in usages) for what, usages in taken.items()}
@@ -121,6 +129,8 @@ def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report
     report.ratio(f"apply/capture {backlog.name}", seconds["capture"] / seconds["bootstrap"])
     if "bootstrap, while read" in seconds:
         report.ratio("apply-while-read/apply", seconds["bootstrap"] / seconds["bootstrap, while read"])
+    if "bootstrap, complete" in seconds:
+        report.ratio("apply-complete/apply", seconds["bootstrap"] / seconds["bootstrap, complete"])
 
 
 def pristine_store(source: Source, folder: Path, rows: int, keys: str = SCATTERED) -> Path:
@@ -157,8 +167,8 @@ def _captured(source: Source, backlog: Backlog, pristine: Path, place: Path, tar
 
 
 @contextmanager
-def open_bootstrap(source: Source, place: Path) -> Iterator[tuple[Measured, str]]:
-    """`walbus bootstrap` on the data in a folder, from its first answer on, and its address."""
+def open_bootstrap(source: Source, place: Path, **more: str) -> Iterator[tuple[Measured, str]]:
+    """`walbus bootstrap` on the data in a folder, from its first answer on, and its address; `more` is environment."""
     listen = f"127.0.0.1:{free_port()}"
     environment = {
         "WALBUS_SOURCE__DSN": source.dsn,
@@ -166,6 +176,7 @@ def open_bootstrap(source: Source, place: Path) -> Iterator[tuple[Measured, str]
         "WALBUS_LOG__LEVEL": "warning",
         "WALBUS_BOOTSTRAP__LISTEN": listen,
         "PYTHONDONTWRITEBYTECODE": "",
+        **more,
     }
     command = [sys.executable, "-P", "-m", "walbus", "bootstrap", "-c", str(place / "walbus.toml")]
     bootstrap = Measured(command, environment, place / "bootstrap.log")

@@ -25,9 +25,8 @@ from walbus.consumers.steps import (
     LogSeen,
 )
 from walbus.consumers.tables import EVERYTHING
-from walbus.credentials import ANONYMOUS, Credentials, is_loopback
+from walbus.credentials import ANONYMOUS, Credentials, require_no_less_private
 from walbus.errors import (
-    ConfigError,
     PositionTrimmed,
     PositionUnknown,
     ProtocolError,
@@ -133,10 +132,7 @@ class HttpPeer(http_peer.HttpPeer):
         Raises:
             ConfigError: the token would leave this machine in the clear, which it does not do on the way to this one.
         """
-        clear = not url.startswith("https://") and not is_loopback(url)
-        if self._credentials.token is not None and clear and self.url.startswith("https://"):
-            mend = "give the bootstrap server a certificate, and name it with https:// as url under [bootstrap]"
-            raise ConfigError(f"{url} would get the token in the clear", where=self.url, mend=mend)
+        require_no_less_private(self.url, url, self._credentials)
         return HttpPeer(url, self._credentials)
 
     def get_json(self, path: str, **params: str) -> dict[str, Any]:

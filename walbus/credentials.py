@@ -147,6 +147,23 @@ def is_loopback(url: str) -> bool:
         return False
 
 
+def require_no_less_private(url: str, other: str, credentials: Credentials) -> None:
+    """Refuses to show a token to another server than the one that it is for in a way that gives it away.
+
+    Args:
+        url: of the server that is told of the other one.
+        other: of the other one.
+        credentials: what both are shown.
+
+    Raises:
+        ConfigError: the token would leave this machine in the clear, which it does not do on the way to `url`.
+    """
+    clear = not other.startswith("https://") and not is_loopback(other)
+    if credentials.token is not None and clear and url.startswith("https://"):
+        mend = "give the bootstrap server a certificate, and name it with https:// as url under [bootstrap]"
+        raise ConfigError(f"{other} would get the token in the clear", where=url, mend=mend)
+
+
 def connection_problem(error: BaseException) -> tuple[str, str | None]:
     """What is wrong with a connection, and what to do about it if that is known; names no secret."""
     for cause in _causes(error):

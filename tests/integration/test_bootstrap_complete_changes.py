@@ -21,10 +21,12 @@ from support.bootstrap_rig import BootstrapRig
 from support.database import Database
 from support.serving_relay import ServingRelay
 from support.waiting import wait_for
+from support.walbus_command import walbus as run
 from walbus.consumers import MemoryCheckpointStore, Subscription
 from walbus.errors import RequestRefused
 from walbus.events import Change
 from walbus.records import Kind, Op
+from walbus.relay import open_reader
 
 pytestmark = pytest.mark.one_version
 
@@ -220,6 +222,28 @@ def test_lines_filters_and_the_async_client_have_whole_rows_too(
     parts = [lines_of(rig.url, {**params, "ops": "update,delete", "partition": f"{part}/2"}) for part in (0, 1)]
     whole = [line for part in parts for line in part if line["op"] in ("update", "delete")]
     assert [line["before"]["body"] for line in whole] == [body, body]
+
+
+def test_a_bounded_tail_prints_whole_rows_up_to_its_bound(rig: BootstrapRig, database: Database) -> None:
+    """Its bound is the log's end, which the bootstrap need not have applied yet."""
+    body = long_text(random.Random(2))
+    with ServingRelay(rig.data_dir / "relay", bootstrap_url=rig.url) as relay:
+        database.execute("INSERT INTO docs VALUES (1, 'a', %s, NULL)", (body,))
+        for number in range(300):
+            database.execute("UPDATE docs SET kind = %s WHERE id = 1", (f"k{number}",))
+        until = database.insert_lsn()
+        log = open_reader(rig.data_dir / "relay")
+        wait_for(lambda: log.bounds().end.commit_lsn >= until, 30, what="the log has everything")
+        log.close()
+        printed = run("tail", TABLE, "--complete", "--from", "earliest", "--until", "latest", "--url", relay.url)
+        assert printed.code == 0, printed.stderr
+        lines = [json.loads(line) for line in printed.stdout.splitlines()]
+        updates = [line for line in lines if line["op"] == "update"]
+        assert [line["after"]["kind"] for line in updates] == [f"k{number}" for number in range(300)]
+        assert {line["before"]["body"] for line in updates} == {line["after"]["body"] for line in updates} == {body}
+        refused = run("tail", "public.others", "--complete", "--until", "latest", "--url", relay.url)
+        assert refused.code != 0
+        assert "not completed" in refused.one_line()
 
 
 def lines_of(url: str, params: dict[str, str]) -> list[dict[str, Any]]:

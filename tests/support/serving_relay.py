@@ -32,12 +32,13 @@ class ServingRelay:
     Args:
         folder: of the log.
         port: where to listen; 0 for any.
+        bootstrap_url: the bootstrap server that it names.
         config: further keys of `[relay]`.
     """
 
-    def __init__(self, folder: Path, *, port: int = 0, **config: Any) -> None:
+    def __init__(self, folder: Path, *, port: int = 0, bootstrap_url: str | None = None, **config: Any) -> None:
         self._config = RelayConfig(listen=f"127.0.0.1:{port}", **config)
-        self._server = RelayServer(folder, self._config, None, folder / "no-status", {})
+        self._server = RelayServer(folder, self._config, bootstrap_url, folder / "no-status", {})
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)

@@ -44,10 +44,11 @@ def command(  # noqa: PLR0913, PLR0917 - each option is an argument
         typer.Option("--format", help="Default: pretty on a terminal, json elsewhere.", show_default=False),
     ] = None,
     url: Annotated[str | None, typer.Option(metavar="URL", help="The relay; else the configuration's.")] = None,
+    complete: Annotated[bool, typer.Option("--complete", help="Whole rows, before and behind each change.")] = False,
     config: ConfigFile = None,
 ) -> None:
     """Print changes as they are committed, one a line."""
-    request = _request(tables or [], start, until)
+    request = _request(tables or [], start, until, complete=complete)
     if url is None:
         settings = load(context, config)
         address, log_config, credentials = settings.relay_url, settings.log, credentials_of(settings.client)
@@ -80,11 +81,11 @@ def print_changes(changes: Iterable[list[bytes]], render: Render, out: BinaryIO)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that exiting has nothing left to flush
 
 
-def _request(tables: list[str], start: str | None, until: str | None) -> TailRequest:
+def _request(tables: list[str], start: str | None, until: str | None, *, complete: bool) -> TailRequest:
     bound: Bound | None = None if until is None else parse_bound(until, "--until", words=("latest",))
     default = "latest" if until is None else "earliest"
     first = parse_bound(start or default, "--from", words=("earliest", "latest"))
-    return TailRequest(_checked(tables), first, bound)
+    return TailRequest(_checked(tables), first, bound, complete)
 
 
 def _checked(tables: list[str]) -> tuple[str, ...]:

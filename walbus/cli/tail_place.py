@@ -33,11 +33,13 @@ class TailRequest:
         tables: patterns; empty for all.
         start: the first change.
         until: the last one, inclusive; None follows.
+        complete: whether with whole rows, from the bootstrap server.
     """
 
     tables: tuple[str, ...]
     start: Bound
     until: Bound | None
+    complete: bool = False
 
 
 @dataclass(slots=True)

@@ -1,5 +1,7 @@
 """Reads the relay's JSON lines for `walbus tail`: each change once, whatever happens to the connection.
 
+With whole rows the lines come from the bootstrap server that the relay names, by the same positions.
+
 `latest` is pinned to a position before the first byte is read, so that a bounded tail that has to connect again ends
 where it would have ended. What was printed last is remembered; a new connection asks for what comes after it. The
 first connection must succeed; a later one is tried again, without end while following, for a while when bounded.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 import httpx
@@ -17,7 +19,7 @@ import msgspec
 import structlog
 
 from walbus.cli.tail_place import CLOCKS_AGREE, Bound, Place, TailRequest, whole_lines
-from walbus.credentials import Credentials, connection_problem, new_client
+from walbus.credentials import Credentials, connection_problem, new_client, require_no_less_private
 from walbus.errors import (
     PositionTrimmed,
     RelayUnavailable,
@@ -39,6 +41,7 @@ class _Info(msgspec.Struct):
 
     log_id: str
     end: str
+    bootstrap: str | None = None
 
 
 class _Refusal(msgspec.Struct):
@@ -71,13 +74,18 @@ def batches(
         PositionTrimmed: the log no longer holds the start.
         RequestRefused: the relay does not take the request.
     """
-    with new_client(url, credentials, _TIMEOUT, agent="walbus-tail") as client:
-        place = _first_place(client, request, datetime.fromtimestamp(now(), UTC))
+    with ExitStack() as opened:
+        client = opened.enter_context(new_client(url, credentials, _TIMEOUT, agent="walbus-tail"))
+        info = _info(client)
+        place = _first_place(info, request, datetime.fromtimestamp(now(), UTC))
+        if request.complete:
+            beside = _bootstrap(info, url, credentials)
+            client = opened.enter_context(new_client(beside, credentials, _TIMEOUT, agent="walbus-tail"))
         patience = _Patience(now, sleep, endless=place.until is None)
         while not place.done:
             before = place.last_done
             try:
-                yield from _connection(client, request.tables, place, now)
+                yield from _connection(client, request, place, now)
                 if place.last_done == before and not place.follows:
                     return  # a whole answer without anything new: the bound lies behind the log's last change
             except RelayUnavailable as error:
@@ -109,11 +117,23 @@ class _Patience:
         self._sleep(min(_LONGEST_DELAY, 0.1 * 2.0**self._failures) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
 
-def _first_place(client: httpx.Client, request: TailRequest, now: datetime) -> Place:
-    """Where to begin, with `latest` pinned."""
+def _info(client: httpx.Client) -> _Info:
     with _answers(client, "GET", "/v1/info", {}) as response:
         response.read()
-        info = msgspec.json.decode(response.content, type=_Info)
+        return msgspec.json.decode(response.content, type=_Info)
+
+
+def _bootstrap(info: _Info, relay: str, credentials: Credentials) -> str:
+    """The address of the server that has whole rows."""
+    if info.bootstrap is None:
+        mend = "run the bootstrap beside the relay, or leave --complete out"
+        raise UsageError("the relay names no bootstrap server, which has whole rows", where="--complete", mend=mend)
+    require_no_less_private(relay, info.bootstrap, credentials)
+    return info.bootstrap
+
+
+def _first_place(info: _Info, request: TailRequest, now: datetime) -> Place:
+    """Where to begin, with `latest` pinned."""
     end = parse_position(info.end)
     start = end if request.start == "latest" else request.start
     before = request.until if isinstance(request.until, datetime) else None
@@ -128,10 +148,10 @@ def _first_place(client: httpx.Client, request: TailRequest, now: datetime) -> P
 
 
 def _connection(
-    client: httpx.Client, tables: tuple[str, ...], place: Place, now: Callable[[], float]
+    client: httpx.Client, request: TailRequest, place: Place, now: Callable[[], float]
 ) -> Iterator[list[bytes]]:
     """One request's changes."""
-    with _answers(client, "GET", "/v1/stream", _parameters(tables, place)) as response:
+    with _answers(client, "GET", "/v1/stream", _parameters(request, place)) as response:
         for lines in whole_lines(response.iter_bytes()):
             changes = place.take(lines, datetime.fromtimestamp(now(), UTC))
             if changes:
@@ -140,10 +160,14 @@ def _connection(
                 return
 
 
-def _parameters(tables: tuple[str, ...], place: Place) -> dict[str, str]:
-    parameters = {"format": "json", "log_id": place.log_id, "follow": "true" if place.follows else "false"}
-    if tables:
-        parameters["tables"] = ",".join(tables)
+def _parameters(request: TailRequest, place: Place) -> dict[str, str]:
+    """Whole rows come up to what is applied, so that a bounded tail of them waits for its bound."""
+    follows = place.follows or request.complete
+    parameters = {"format": "json", "log_id": place.log_id, "follow": "true" if follows else "false"}
+    if request.tables:
+        parameters["tables"] = ",".join(request.tables)
+    if request.complete:
+        parameters["complete"] = "true"
     if place.last_done is not None:
         parameters["after"] = str(place.last_done)
     else:
