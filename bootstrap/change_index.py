@@ -17,12 +17,16 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from walbus.errors import StoreDamaged
+from walbus.native import take_places
 from walbus.native.folding import PAGE_BYTES, PLACE, SPACE_SIZE
 
 _SEQ = struct.Struct(">Q")
 
 #: Seq of a change, and its key without the space.
 Place = tuple[int, bytes]
+
+#: So many places are walked in one go at most, however few keys they are of.
+PLACES = 1_000_000
 
 
 def page_key(space: bytes, seq: int) -> bytes:
@@ -51,6 +55,47 @@ def places_of(page: bytes) -> Iterator[Place]:
         if at > end:
             raise _damaged()
         yield seq, page[at - length : at]
+
+
+def take(latest: dict[bytes, int], page: bytes, after_seq: int = 0) -> int:
+    """Takes the places of a page behind a seq; how many.
+
+    Args:
+        latest: gets the last seq of each key, in the order of the seqs.
+        page: behind all those that were taken.
+        after_seq: what lies at this seq or before is passed over.
+
+    Raises:
+        StoreDamaged: it is cut short.
+    """
+    try:
+        return take_places(latest, page, after_seq)
+    except ValueError:
+        raise _damaged() from None
+
+
+def latest_of(pages: Iterable[bytes], after_seq: int, keys: int) -> Iterator[tuple[int, list[tuple[bytes, int]]]]:
+    """How many places were walked, and of each key among them the last one: (key, seq), by seq.
+
+    Any earlier place of a key is stale. No two places of one seq are parted.
+
+    Args:
+        pages: that follow each other.
+        after_seq: what lies at this seq or before is passed over.
+        keys: that are held, about; places are walked until there are so many, or `PLACES`.
+
+    Raises:
+        StoreDamaged: a page is cut short.
+    """
+    latest: dict[bytes, int] = {}
+    walked = 0
+    for page in pages:
+        if len(latest) >= keys or walked >= PLACES:
+            yield walked, list(latest.items())
+            latest, walked = {}, 0
+        walked += take(latest, page, after_seq)
+    if walked:
+        yield walked, list(latest.items())
 
 
 def pages_of(space: bytes, places: Iterable[Place]) -> dict[bytes, bytes]:

@@ -3,7 +3,8 @@
 A delta behind a seq is the log from there to the store's position with all but the last change of each key taken out.
 It is read through the change index, in the order of the seqs, so its cost is that of the keys that changed, however
 often each of them did. A place whose seq is not its entry's is stale: the key stands again at a later one. Many places
-are read together, and only the last of each key is looked up; stale ones go in time (`walbus.bootstrap.upkeep`).
+are walked together, in the native core where it was built, and only the last of each key is looked up; stale ones go
+in time (`walbus.bootstrap.upkeep`).
 
 **Complete** it is for whoever has done everything up to a place that lies behind the table's horizon. Rows that chunks
 read have no place in the index; they are as old as P0, where the generation began to fold, or older. So nothing is
@@ -28,20 +29,20 @@ are never parted by the end of a record: who has dealt with a record may go on b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import NamedTuple
 
-from walbus.bootstrap.entry import served_version
+from walbus.bootstrap.change_index import latest_of
 from walbus.bootstrap.horizon import HORIZON
 from walbus.bootstrap.horizon import Horizon as TombstoneHorizon
 from walbus.bootstrap.serving import LOOKED_AT, RECORD_BYTES, Batch, ServedView
 from walbus.bootstrap.state import TableState, decode
 from walbus.bootstrap.store import space_of
+from walbus.native import pack_versions
 from walbus.native.reading import WHOLE, Partition
 from walbus.position import ORIGIN, Position, parse_position
 from walbus.records import Flag, Kind, Op, key_hash
 
-_PAGE = 50_000  # places that are looked at together: of one key only the last can be no stale one
+_KEYS = 50_000  # whose places are walked together: of one key only the last can be no stale one
 _LOOKED_UP = 1_000  # entries that are looked up together
 
 
@@ -108,15 +109,14 @@ def delta_records(
     batch = Batch(Kind.DELTA, served.applied, table.oid)
     if table.truncated_seq > after_seq:
         batch.add(Op.TRUNCATE, None, table.truncated_seq, table.schema_id, None)
-    since, last = 0, -1
-    for looked_at, page in _pages(served, table, after_seq):
+    since = 0
+    for looked_at, places in _latest(served, table, after_seq, _KEYS):
         since += looked_at
-        for key, seq, schema_id, row in _current(served, table, page, partition):
-            if batch.size >= RECORD_BYTES and seq != last:
+        for packed in _packed(served, table, _part(places, partition), batch):
+            batch.add_packed(*packed)
+            if batch.size >= RECORD_BYTES:
                 yield batch.record()
                 since = 0
-            batch.add(Op.DELETE if row is None else Op.INSERT, key, seq, schema_id, row)
-            last = seq
         if since >= LOOKED_AT:
             yield batch.record()
             since = 0
@@ -124,47 +124,49 @@ def delta_records(
 
 
 def count_changes(served: ServedView, table: TableState, after_seq: int, limit: int) -> tuple[int, bool]:
-    """At most how many changes a delta has, and whether there may be more behind the `limit` places looked at.
+    """At most how many changes a delta has, up to a limit, and whether that was reached.
 
     Places that are stale for a key's later place, far behind, count too.
     """
-    found, looked_at = int(table.truncated_seq > after_seq), 0
-    for count, page in _pages(served, table, after_seq, limit):
-        found, looked_at = found + len(page), looked_at + count
-    return found, looked_at >= limit
+    found = int(table.truncated_seq > after_seq)
+    for _, places in _latest(served, table, after_seq, min(_KEYS, limit)):
+        found += len(places)
+        if found >= limit:
+            return limit, True
+    return found, False
 
 
-def _pages(
-    served: ServedView, table: TableState, after_seq: int, limit: int | None = None
-) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
-    """How many places were looked at, and the last (seq, key) of each key among them, by seq."""
-    page: dict[bytes, int] = {}  # in the order of the seqs
-    looked_at, last = 0, -1
-    for seq, key in islice(served.view.changes(space_of(table.oid, table.generation), after_seq), limit):
-        if looked_at >= _PAGE and seq != last:
-            yield looked_at, [(at, one) for one, at in page.items()]
-            page, looked_at = {}, 0
-        page.pop(key, None)
-        page[key] = last = seq
-        looked_at += 1
-    if page:
-        yield looked_at, [(at, one) for one, at in page.items()]
+def _latest(
+    served: ServedView, table: TableState, after_seq: int, keys: int
+) -> Iterator[tuple[int, list[tuple[bytes, int]]]]:
+    pages = served.view.change_pages(space_of(table.oid, table.generation), after_seq)
+    return latest_of(pages, after_seq, keys)
 
 
-def _current(
-    served: ServedView, table: TableState, page: list[tuple[int, bytes]], partition: Partition
-) -> Iterator[tuple[bytes, int, int, bytes | None]]:
-    """(key, seq, schema id, row) of the places that are not stale, by seq."""
+def _part(places: list[tuple[bytes, int]], partition: Partition) -> list[tuple[bytes, int]]:
     part, parts = partition
-    if parts > 1:
-        page = [(seq, key) for seq, key in page if key_hash(key) % parts == part]
+    return places if parts == 1 else [place for place in places if key_hash(place[0]) % parts == part]
+
+
+def _packed(
+    served: ServedView, table: TableState, places: list[tuple[bytes, int]], batch: Batch
+) -> Iterator[tuple[bytes, int]]:
+    """The changes of places that are not stale, as much at a time as the record has room for."""
     space = space_of(table.oid, table.generation)
-    for at in range(0, len(page), _LOOKED_UP):
-        places = page[at : at + _LOOKED_UP]
-        values = served.view.get_many(space, [key for _, key in places])
-        for (place, key), value in zip(places, values, strict=True):
-            if value is None:
-                continue
-            seq, schema_id, row = served_version(value)
-            if seq == place:
-                yield key, seq, schema_id, row
+    begin = 0
+    while begin < len(places):
+        looked_up = places[begin : _end_of(places, begin)]
+        begin += len(looked_up)
+        entries = served.view.get_many(space, [key for key, _ in looked_up])
+        at = 0
+        while at < len(looked_up):
+            changes, count, at = pack_versions(looked_up, entries, at, table.oid, RECORD_BYTES - batch.size)
+            yield changes, count
+
+
+def _end_of(places: list[tuple[bytes, int]], begin: int) -> int:
+    """Where those end that are looked up together; never between two of one seq."""
+    end = begin + _LOOKED_UP
+    while 0 < end < len(places) and places[end][1] == places[end - 1][1]:
+        end += 1
+    return end

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rocksdict import RdictIter
 
-from walbus.bootstrap.change_index import page_key, places_of
+from walbus.bootstrap.change_index import page_key
 from walbus.bootstrap.rocks_errors import Refusals
 from walbus.bootstrap.store import SPACE_SIZE, end_of
+from walbus.native import pack_rows
+from walbus.native.serving import Portion
 
 _PAGE = 500  # entries that a view reads in one go, at most
 _PAGE_BYTES = 128 << 10
@@ -36,13 +38,22 @@ class RocksView:
 
     def entries(self, space: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """See `View`."""
-        for page in self.entry_pages(space, after):
-            for key, value in page:
-                yield key[SPACE_SIZE:], value
+        for key, value in self._scan(self._entries, _behind(space, after), end_of(space)):
+            yield key[SPACE_SIZE:], value
 
-    def entry_pages(self, space: bytes, after: bytes = b"") -> Iterator[list[tuple[bytes, bytes]]]:
+    def packed_rows(
+        self, space: bytes, table: int, portion: Portion, after: bytes = b""
+    ) -> Iterator[tuple[bytes, int]]:
         """See `View`."""
-        return self._pages(self._entries, space + after + b"\0" if after else space, end_of(space))
+        iterator, end = self._entries, end_of(space)
+        start: bytes | None = _behind(space, after)
+        while start is not None and start < end:
+            with self._lock, self._refusals.told():
+                iterator.seek(start)
+                packed = pack_rows(iterator, end, table, portion)
+                start = iterator.key()  # None behind the last key
+                iterator.status()
+            yield packed
 
     def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `View`. The iterator goes through the keys in their order: the store's own `get` shows later writes."""
@@ -57,27 +68,23 @@ class RocksView:
             iterator.status()
         return [found[key] for key in keys]
 
-    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
+    def change_pages(self, space: bytes, after_seq: int) -> Iterator[bytes]:
         """See `View`."""
-        for _, page in self._scan(self._changes, page_key(space, after_seq + 1), end_of(space)):
-            for seq, key in places_of(page):
-                if seq > after_seq:
-                    yield seq, key
+        return (page for _, page in self._scan(self._changes, page_key(space, after_seq + 1), end_of(space)))
 
     def _scan(self, iterator: RdictIter, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in [start, end)."""
-        for page in self._pages(iterator, start, end):
-            yield from page
-
-    def _pages(self, iterator: RdictIter, start: bytes, end: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
-        """The same, page by page; none is empty."""
+        """Keys and values in [start, end), read page by page."""
         while True:
             with self._lock, self._refusals.told():
                 page, start = _page(iterator, start, end)
-            if page:
-                yield page
+            yield from page
             if not start:
                 return
+
+
+def _behind(space: bytes, after: bytes) -> bytes:
+    """Where a space's entries go on behind a key; its begin, if that is empty."""
+    return space + after + b"\0" if after else space
 
 
 def _page(iterator: RdictIter, start: bytes, end: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:

@@ -16,8 +16,8 @@ from walbus.bootstrap.entry import live_row, served_version
 from walbus.bootstrap.state import APPLIED, TABLES, Applied, TableState, decode
 from walbus.bootstrap.store import View, space_of
 from walbus.errors import StoreError
-from walbus.native import pack_rows
 from walbus.native.reading import WHOLE, Partition
+from walbus.native.serving import Portion
 from walbus.records import Flag, Kind, Op, key_hash, pack_change, pack_record
 
 #: Bytes of rows in one record.
@@ -25,6 +25,7 @@ RECORD_BYTES = 128 << 10
 #: Keys that are looked at before a record is sent, be it empty.
 LOOKED_AT = 20_000
 
+_RECORD = Portion(RECORD_BYTES, LOOKED_AT)
 _NO_FLAG = Flag(0)
 
 
@@ -88,7 +89,9 @@ class ServedView:
     def _table(self, table: TableState, after_key: bytes, partition: Partition, *, ends: bool) -> Iterator[bytes]:
         batch = Batch(Kind.SNAPSHOT, self.applied, table.oid)
         if partition == WHOLE:
-            yield from self._packed(table, after_key, batch)
+            for packed in self.view.packed_rows(_space(table), table.oid, _RECORD, after_key):
+                batch.add_packed(*packed)
+                yield batch.record()
             yield batch.record(Flag.END if ends else _NO_FLAG)
             return
         for row in self._rows(table, after_key, partition):
@@ -100,16 +103,6 @@ class ServedView:
                 yield batch.record()
         yield batch.record(Flag.END if ends else _NO_FLAG)
 
-    def _packed(self, table: TableState, after_key: bytes, batch: Batch) -> Iterator[bytes]:
-        """All rows, packed by the page."""
-        looked_at = 0
-        for page in self.view.entry_pages(space_of(table.oid, table.generation), after_key):
-            batch.add_packed(*pack_rows(page, table.oid))
-            looked_at += len(page)
-            if batch.size >= RECORD_BYTES or looked_at >= LOOKED_AT:
-                looked_at = 0
-                yield batch.record()
-
     def rows(self, table: TableState, after_key: bytes = b"", partition: Partition = WHOLE) -> Iterator[ServedRow]:
         """The rows of a table behind a key, in key order."""
         return (row for row in self._rows(table, after_key, partition) if row is not None)
@@ -118,7 +111,7 @@ class ServedView:
         """Rows, and None where there was none for long."""
         part, parts = partition
         since = 0
-        for key, value in self.view.entries(space_of(table.oid, table.generation), after_key):
+        for key, value in self.view.entries(_space(table), after_key):
             row = live_row(value) if parts == 1 or key_hash(key) % parts == part else None
             if row is not None:
                 since = 0
@@ -130,8 +123,12 @@ class ServedView:
 
     def version(self, table: TableState, key: bytes) -> Version | None:
         """What is known of one key; None if nothing is, or was."""
-        (value,) = self.view.get_many(space_of(table.oid, table.generation), [key])
+        (value,) = self.view.get_many(_space(table), [key])
         return None if value is None else Version(*served_version(value))
+
+
+def _space(table: TableState) -> bytes:
+    return space_of(table.oid, table.generation)
 
 
 class Batch:

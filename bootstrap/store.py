@@ -43,6 +43,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from walbus.native import folding
+from walbus.native.serving import Portion
 
 _SPACE = struct.Struct(">II")
 SPACE_SIZE = folding.SPACE_SIZE
@@ -120,15 +121,20 @@ class View(Protocol):
     def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         """The packed entries of keys (without space), in the order of the keys; cheapest for few at a time."""
 
-    def entry_pages(self, space: bytes, after: bytes = b"") -> Iterator[list[tuple[bytes, bytes]]]:
-        """As `entries`, some at a time and with the store keys: a few hundred, of about 128 KiB or one entry."""
+    def packed_rows(
+        self, space: bytes, table: int, portion: Portion, after: bytes = b""
+    ) -> Iterator[tuple[bytes, int]]:
+        """The rows of a space as changes of a snapshot, and how many, a portion at a time (`walbus.native.serving`).
 
-    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
-        """(seq, key without space) of the change index behind a seq, by seq; stale places too.
-
-        Raises:
-            StoreError: a page is damaged.
+        Args:
+            space: the table and generation.
+            table: its OID.
+            portion: of which some may give no row, if they are tombstones all over.
+            after: leaves out this key and all before it.
         """
+
+    def change_pages(self, space: bytes, after_seq: int) -> Iterator[bytes]:
+        """The pages of the change index with places behind a seq, by seq; the first may have others before them."""
 
 
 class Prepared(Protocol):

@@ -6,6 +6,10 @@ what is folded meanwhile. A pass over the index begins when as many changes have
 that the work is a constant part of folding, and the index at most a few times the size of what it has to hold. A pass
 packs what it keeps into full pages, and counts tombstones on its way.
 
+A portion of a pass is as many pages as hold the places of some thousands of keys. Of a key that stands in it more than
+once only the last place is looked up: the others are stale whatever its entry says. So the places that a hot key leaves
+cost a pass next to nothing, and it keeps up with a load of updates of few keys.
+
 Below the horizon (`walbus.bootstrap.horizon`) places say nothing any more, and tombstones go with them. Whenever the
 horizon has moved, the pages before it are taken off the front of each table's index. A tombstone is removed under the
 ledger's lock and only if it is still there, for an event may have brought its key back; and only where a table is not
@@ -22,7 +26,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from walbus.bootstrap.change_index import Place, pages_of, places_of
+from walbus.bootstrap.change_index import Place, pages_of, places_of, take
 from walbus.bootstrap.entry import is_tombstone, seq_of
 from walbus.bootstrap.horizon import HORIZON, MARKS, Horizon, Mark, Marks, seq_for_limit
 from walbus.bootstrap.ledger import Ledger
@@ -33,7 +37,9 @@ from walbus.bootstrap.store import WriteSet
 log = structlog.get_logger(__name__)
 
 _SMALLEST_PASS = 50_000
-_PORTION = 32  # pages
+_PAGES = 32  # that are read together
+#: A portion ends with the pages that bring it to so many keys, or places.
+_KEYS, _PLACES = 10_000, 200_000
 #: Pages are written anew where at least this part of their places goes, or half of the pages.
 _WORTH_IT = 0.1
 
@@ -61,6 +67,27 @@ class _Pass:
     after: bytes = b""
     kept: int = 0
     tombstones: list[tuple[int, int]] = field(default_factory=list)
+
+
+class _Portion:
+    """Pages that follow each other.
+
+    Attributes:
+        pages: by key.
+        places: how many they have.
+        latest: the seq of the last place of each key, in the order of the seqs.
+    """
+
+    def __init__(self) -> None:
+        self.pages: list[tuple[bytes, bytes]] = []
+        self.places = 0
+        self.latest: dict[bytes, int] = {}
+
+    def add(self, pages: list[tuple[bytes, bytes]]) -> None:
+        """Takes the pages that come next."""
+        self.pages += pages
+        for _, page in pages:
+            self.places += take(self.latest, page)
 
 
 class IndexUpkeep:
@@ -148,12 +175,14 @@ class IndexUpkeep:
         for run in self._ledger.folding():
             if run.seeding:
                 continue
-            pages = self._ledger.store.pages(run.space, b"", _PORTION)
+            pages = self._ledger.store.pages(run.space, b"", _PAGES)
             old = [
                 (key, page) for key, page in pages if next(places_of(page), (horizon.seq + 1, b""))[0] <= horizon.seq
             ]
             if old:
-                return self._drop(run, old, horizon.seq)
+                portion = _Portion()
+                portion.add(old)
+                return self._drop(run, portion, horizon.seq)
         if not any(run.seeding for run in self._ledger.folding()):
             self._purged = horizon.seq
         return None
@@ -171,13 +200,23 @@ class IndexUpkeep:
             self._end(current, applied)
             return None
         run = current.waiting[-1]
-        pages = self._ledger.store.pages(run.space, current.after, _PORTION)
-        if not pages:
+        portion = self._portion(run, current.after)
+        if not portion.pages:
             current.waiting.pop()
             current.after = b""
             return 0
-        current.after = pages[-1][0]
-        return self._drop(run, pages, 0, current)
+        current.after = portion.pages[-1][0]
+        return self._drop(run, portion, 0, current)
+
+    def _portion(self, run: TableRun, after: bytes) -> _Portion:
+        portion = _Portion()
+        while len(portion.latest) < _KEYS and portion.places < _PLACES:
+            pages = self._ledger.store.pages(run.space, after, _PAGES)
+            portion.add(pages)
+            if len(pages) < _PAGES:
+                break
+            after = pages[-1][0]
+        return portion
 
     def _end(self, done: _Pass, applied: Applied) -> None:
         self._pass = None
@@ -187,15 +226,16 @@ class IndexUpkeep:
         if seq:
             self._move_to(self._marks.at_least(seq))
 
-    def _drop(self, run: TableRun, pages: list[tuple[bytes, bytes]], horizon: int, tally: _Pass | None = None) -> int:
+    def _drop(self, run: TableRun, portion: _Portion, horizon: int, tally: _Pass | None = None) -> int:
         """Drops what is stale or not above the horizon from pages that follow each other; how many places."""
         truncated = run.state.truncated_seq
-        places = [place for _, page in pages for place in places_of(page)]
-        entries = self._ledger.store.get_many([run.space + key for _, key in places])
+        entries = self._ledger.store.get_many([run.space + key for key in portion.latest])
         kept: list[Place] = []
         gone: dict[bytes, bytes] = {}
         tombstones = 0
-        for (seq, key), entry in zip(places, entries, strict=True):
+        last = 0
+        for (key, seq), entry in zip(portion.latest.items(), entries, strict=True):
+            last = seq
             if entry is None or seq_of(entry) != seq:
                 continue
             if seq > horizon:
@@ -205,11 +245,11 @@ class IndexUpkeep:
                 gone[run.space + key] = entry
         if tally is not None:
             tally.kept += len(kept)
-            tally.tombstones.append((places[-1][0] if places else 0, tombstones))
-        dropped, packed = len(places) - len(kept), pages_of(run.space, kept)
-        if not horizon and dropped < _WORTH_IT * len(places) and 2 * len(packed) > len(pages):
+            tally.tombstones.append((last, tombstones))
+        dropped, packed = portion.places - len(kept), pages_of(run.space, kept)
+        if not horizon and dropped < _WORTH_IT * portion.places and 2 * len(packed) > len(portion.pages):
             return 0
-        now: dict[bytes, bytes | None] = {**dict.fromkeys(key for key, _ in pages), **packed}
+        now: dict[bytes, bytes | None] = {**dict.fromkeys(key for key, _ in portion.pages), **packed}
         with self._ledger.lock:
             current = any(one is run for one in self._ledger.folding())
             if current and run.state.truncated_seq == truncated and not (gone and run.seeding):

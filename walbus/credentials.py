@@ -117,13 +117,18 @@ def credentials_from_environment() -> Credentials:
     )
 
 
+#: Believes nobody. Without TLS it is asked for nothing, and to read the machine's authorities takes longer than many a
+#: request: a client with little to read would spend most of its time on that.
+_UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
 def new_client(url: str, credentials: Credentials, timeout: httpx.Timeout, *, agent: str = "walbus") -> httpx.Client:
     """A connection pool for one server.
 
     Raises:
         ConfigError: the credentials cannot be used.
     """
-    secure = url.startswith("https://")
+    secure = url.lower().startswith("https://")
     if credentials.token is not None and not secure and not is_loopback(url):
         _log.warning(
             "the token travels in the clear", url=url, mend="give the server a certificate, and write https://"
@@ -132,7 +137,7 @@ def new_client(url: str, credentials: Credentials, timeout: httpx.Timeout, *, ag
         base_url=url,
         timeout=timeout,
         headers={"User-Agent": agent, **credentials.headers()},
-        verify=credentials.context() if secure else True,
+        verify=credentials.context() if secure else _UNUSED,
         follow_redirects=False,  # to another host the token must not go, and Walbus's servers send none
         trust_env=False,  # the environment's proxies are for the world outside; a relay is addressed directly
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 from walbus.bootstrap.change_index import page_key, places_of
-from walbus.bootstrap.store import SPACE_SIZE, StoreFigures, WriteSet, end_of
+from walbus.bootstrap.store import SPACE_SIZE, StoreFigures, View, WriteSet, end_of
 from walbus.errors import StoreError
+from walbus.native import pack_rows
+from walbus.native.serving import Portion
 
 
 class MemoryView:
@@ -26,15 +28,39 @@ class MemoryView:
     def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self._entries.get(space + key) for key in keys]
 
-    def entry_pages(self, space: bytes, after: bytes = b"") -> Iterator[list[tuple[bytes, bytes]]]:
-        entries = ((space + key, value) for key, value in self.entries(space, after))
-        while page := list(islice(entries, 3)):
-            yield page
+    def packed_rows(
+        self, space: bytes, table: int, portion: Portion, after: bytes = b""
+    ) -> Iterator[tuple[bytes, int]]:
+        cursor = ListCursor([(space + key, value) for key, value in self.entries(space, after)])
+        while cursor.key() is not None:
+            yield pack_rows(cursor, end_of(space), table, portion)
 
-    def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
+    def change_pages(self, space: bytes, after_seq: int) -> Iterator[bytes]:
         for page in sorted(self._pages):
             if page_key(space, after_seq + 1) <= page < end_of(space):
-                yield from ((seq, key) for seq, key in places_of(self._pages[page]) if seq > after_seq)
+                yield self._pages[page]
+
+
+class ListCursor:
+    """Entries as an engine's cursor gives them."""
+
+    def __init__(self, entries: list[tuple[bytes, bytes]]) -> None:
+        self._entries = entries
+        self._at = 0
+
+    def key(self) -> bytes | None:
+        return self._entries[self._at][0] if self._at < len(self._entries) else None
+
+    def value(self) -> bytes | None:
+        return self._entries[self._at][1] if self._at < len(self._entries) else None
+
+    def next(self) -> None:
+        self._at += 1
+
+
+def places_behind(view: View, space: bytes, after_seq: int) -> list[tuple[int, bytes]]:
+    """(seq, key) of the change index behind a seq, of any engine's view."""
+    return [place for page in view.change_pages(space, after_seq) for place in places_of(page) if place[0] > after_seq]
 
 
 class MemoryPrepared:
@@ -69,7 +95,7 @@ class MemoryStore:
         return iter([(key, self._entries[key]) for key in sorted(self._entries) if key.startswith(space)])
 
     def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
-        return iter([(seq, space + key) for seq, key in self._snapshot().changes(space, after_seq)])
+        return iter([(seq, space + key) for seq, key in places_behind(self._snapshot(), space, after_seq)])
 
     def pages(self, space: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         found = sorted(key for key in self._pages if key.startswith(space) and key > after)

@@ -19,7 +19,7 @@ from support.mvcc_model import (
     reseed_record,
     row_bytes,
 )
-from walbus.bootstrap import delta
+from walbus.bootstrap import change_index, delta
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.delta import Horizon, Since, count_changes, delta_records, horizon_of
 from walbus.bootstrap.ledger import Ledger
@@ -139,7 +139,8 @@ def test_the_two_sides_of_a_key_change_are_never_parted(rig: Rig, monkeypatch: p
     rig.commit(3)
     for record_bytes, page in ((1, 1), (1, 1000), (1 << 20, 1)):
         monkeypatch.setattr(delta, "RECORD_BYTES", record_bytes)
-        monkeypatch.setattr(delta, "_PAGE", page)
+        monkeypatch.setattr(delta, "_KEYS", page)
+        monkeypatch.setattr(delta, "_LOOKED_UP", page)
         monkeypatch.setattr(delta, "LOOKED_AT", page)
         records = [changes for _, changes in rig.records(since) if changes]
         lasts = [changes[-1].seq_delta for changes in records]
@@ -201,7 +202,11 @@ def test_the_count_is_no_less_than_what_comes_and_ends_at_its_limit(rig: Rig) ->
     served = rig.view()
     count, more = count_changes(served, served.tables["public.t"], since, 1000)
     assert len(rig.changes(since)) == 1 <= count <= 9 and not more
-    assert count_changes(served, served.tables["public.t"], since, 5) == (1, True)
+    rig.commit(2, 3, 4, 5, 6)
+    served = rig.view()
+    assert count_changes(served, served.tables["public.t"], since, 7) == (6, False)
+    assert count_changes(served, served.tables["public.t"], since, 6) == (6, True)
+    assert count_changes(served, served.tables["public.t"], since, 2) == (2, True)
     rig.truncate()
     served = rig.view()
     assert count_changes(served, served.tables["public.t"], since, 5) == (1, False)
@@ -209,7 +214,7 @@ def test_the_count_is_no_less_than_what_comes_and_ends_at_its_limit(rig: Rig) ->
 
 def test_a_reader_is_not_left_without_a_word_over_a_long_stale_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delta, "LOOKED_AT", 2)
-    monkeypatch.setattr(delta, "_PAGE", 2)
+    monkeypatch.setattr(change_index, "PLACES", 2)
     since = rig.commit(1)
     for _ in range(9):
         rig.commit(1)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from support.memory_store import MemoryStore
+from support.memory_store import MemoryStore, places_behind
 from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, key_bytes, one_file
+from walbus.bootstrap import upkeep
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.delta import NOWHERE, horizon_of, purged_up_to
 from walbus.bootstrap.entry import is_tombstone, seq_of
@@ -93,9 +94,10 @@ class Rig:
         """Keys that changed behind a seq, and whether each is there."""
         view = self.store.view()
         entries = dict(view.entries(self.run.space))
-        places = list(view.changes(self.run.space, after_seq))
         return {
-            key: not is_tombstone(entries[key]) for seq, key in places if key in entries and seq_of(entries[key]) == seq
+            key: not is_tombstone(entries[key])
+            for seq, key in places_behind(view, self.run.space, after_seq)
+            if key in entries and seq_of(entries[key]) == seq
         }
 
 
@@ -110,10 +112,10 @@ def test_only_places_that_say_nothing_any_more_are_dropped() -> None:
     for value in range(30):
         rig.write(value % 3 + 1)
     rig.write(-1)
-    before = list(rig.store.view().changes(rig.run.space, 0))
+    before = places_behind(rig.store.view(), rig.run.space, 0)
     assert rig.work() == len(before) - 3
     latest = {(seq_of(value), key) for key, value in rig.store.view().entries(rig.run.space)}
-    assert set(rig.store.view().changes(rig.run.space, 0)) == latest
+    assert set(places_behind(rig.store.view(), rig.run.space, 0)) == latest
     assert rig.work() == 0
     assert rig.upkeep.tombstones == 1
 
@@ -124,8 +126,25 @@ def test_many_small_pages_become_a_few() -> None:
         rig.write(key)
     assert len(rig.store.pages(rig.run.space, b"", 100)) == 64
     rig.work()
-    assert len(rig.store.pages(rig.run.space, b"", 100)) == 2
-    assert len(list(rig.store.view().changes(rig.run.space, 0))) == 64
+    assert len(rig.store.pages(rig.run.space, b"", 100)) == 1
+    assert len(places_behind(rig.store.view(), rig.run.space, 0)) == 64
+
+
+def test_a_pass_looks_each_key_of_a_portion_up_once_however_often_it_stands_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(Retention(HOUR, 1000))
+    for value in range(300):
+        rig.write(value % 3 + 1)
+    get_many, asked = rig.store.get_many, []
+
+    def noted(keys: list[bytes]) -> list[bytes | None]:
+        asked.extend(keys)
+        return get_many(keys)
+
+    monkeypatch.setattr(rig.store, "get_many", noted)
+    assert rig.work() == 297
+    assert sorted(asked) == sorted(set(asked)) and len(asked) == 3
 
 
 def test_a_tombstone_goes_once_it_is_old_enough_and_says_so_before() -> None:
@@ -280,7 +299,9 @@ steps = st.lists(
 @given(steps)
 def test_a_delta_from_the_horizon_on_tells_every_change(steps: list[tuple[str, int]]) -> None:
     """Whatever is dropped when: each key that changed behind any later seq is told as it is now, deleted ones too."""
-    with capture_logs():
+    with capture_logs(), pytest.MonkeyPatch.context() as patch:
+        for name, number in (("_PAGES", 2), ("_KEYS", 3), ("_PLACES", 9)):
+            patch.setattr(upkeep, name, number)
         rig = Rig(Retention(HOUR, 4))
         there: set[int] = set()
         history: list[tuple[int, int]] = []  # (seq, key)

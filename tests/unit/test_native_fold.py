@@ -271,40 +271,6 @@ def test_a_batch_is_sorted_by_key(entries: dict[bytes, bytes | None]) -> None:
         assert implementation(name).in_key_order(entries) == sorted(entries.items(), key=lambda item: item[0])
 
 
-stored = st.lists(
-    st.tuples(
-        st.binary(max_size=20),
-        st.builds(
-            Entry,
-            st.integers(0, 2**53),
-            st.integers(0, 2**32 - 1),
-            st.none() | st.binary(max_size=30),
-            st.just(FromEvent(9)),
-            st.binary(max_size=3),
-        ),
-    ),
-    max_size=20,
-)
-
-
-@given(stored)
-def test_rows_are_packed_as_inserts_and_tombstones_are_left_out(entries: list[tuple[bytes, Entry]]) -> None:
-    pairs = [(SPACES[16] + key, pack_entry(entry)) for key, entry in entries]
-    expected = [
-        pack_change(Op.INSERT, table=16, schema_id=e.schema_id, seq_delta=e.seq, ordinal_delta=0, key=key, after=e.row)
-        for key, e in entries
-        if e.row is not None
-    ]
-    for name in NAMES:
-        assert implementation(name).pack_rows(pairs, 16) == (b"".join(expected), len(expected))
-
-
-@pytest.mark.parametrize("pair", [(b"short", b"x" * 30), (SPACES[16], b"x" * 22), (SPACES[16], b"\0" * 21 + b"\1\0")])
-def test_what_is_no_entry_is_not_packed(core: Any, pair: tuple[bytes, bytes]) -> None:
-    with pytest.raises(ValueError, match="no entry"):
-        core.pack_rows([pair], 16)
-
-
 def test_a_page_that_is_cut_short_is_damage() -> None:
     page = pages_of(SPACES[16], [(5, b"abc")])[page_key(SPACES[16], 5)]
     for end in range(1, len(page)):

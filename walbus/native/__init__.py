@@ -8,6 +8,7 @@
     pure_scan, pure_tally  records checked, and counted by table, in Python
     copying     what a collector of copied rows does; pure_copied, copy_text in Python
     folding     what the cores of the bootstrap do; pure_fold is it in Python
+    serving     what the cores of those who read its store do; pure_serving is it in Python
     _core       all of it in C, one small optional extension:
       buffer.pxi  bytes in memory, CRC32C
       values.pxi  text to Avro; times.pxi has dates and times
@@ -23,6 +24,7 @@
       tally.pxi   changes counted by table
       copied.pxi  rows of COPY to sorted entries
       fold.pxi    changes folded into entries
+      serving.pxi entries packed as changes, the change index walked
 
 `WALBUS_PURE=1` forces Python. Which one is in use changes no byte of the log; `core_in_use` tells (`walbus doctor`). In
 a working tree `pip install -e .` builds the extension.
@@ -35,11 +37,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import records
-from walbus.native import pure, pure_columns, pure_copied, pure_filter, pure_fold, pure_scan, pure_tally
+from walbus.native import pure, pure_columns, pure_copied, pure_filter, pure_fold, pure_scan, pure_serving, pure_tally
 from walbus.native.copying import NewCopiedRows
-from walbus.native.folding import InKeyOrder, NewFold, PackPages, PackRows
+from walbus.native.folding import InKeyOrder, NewFold, PackPages
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
 from walbus.native.reading import NewFilter, NewRowColumns, NewRowReader
+from walbus.native.serving import PackRows, PackVersions, TakePlaces
 from walbus.values.avro_rows import AvroRows
 
 #: The variable that forces Python.
@@ -62,8 +65,10 @@ class Implementation(NamedTuple):
     new_copied_rows: NewCopiedRows
     new_fold: NewFold
     pack_pages: PackPages
-    pack_rows: PackRows
     in_key_order: InKeyOrder
+    pack_rows: PackRows
+    pack_versions: PackVersions
+    take_places: TakePlaces
 
 
 def pure_implementation(why: str) -> Implementation:
@@ -82,8 +87,10 @@ def pure_implementation(why: str) -> Implementation:
         pure_copied.CopiedRows,
         pure_fold.Fold,
         pure_fold.pack_pages,
-        pure_fold.pack_rows,
         pure_fold.in_key_order,
+        pure_serving.pack_rows,
+        pure_serving.pack_versions,
+        pure_serving.take_places,
     )
 
 
@@ -111,8 +118,10 @@ def native_implementation() -> Implementation:
         core.CopiedRows,
         core.Fold,
         core.pack_pages,
-        core.pack_rows,
         core.in_key_order,
+        core.pack_rows,
+        core.pack_versions,
+        core.take_places,
     )
 
 
@@ -155,11 +164,15 @@ tally_changes = _IN_USE.tally_changes
 
 #: Makes what collects a chunk's rows; see `walbus.native.copying`.
 new_copied_rows = _IN_USE.new_copied_rows
+
 #: Makes the fold of one batch; see `walbus.native.folding`.
 new_fold = _IN_USE.new_fold
 
-#: Lists entries by seq, packs their rows, and sorts them; see there.
-pack_pages, pack_rows, in_key_order = _IN_USE.pack_pages, _IN_USE.pack_rows, _IN_USE.in_key_order
+#: Lists entries by seq, and sorts them; see there.
+pack_pages, in_key_order = _IN_USE.pack_pages, _IN_USE.in_key_order
+
+#: Packs entries as a snapshot's changes, or a delta's, and walks the change index; see `walbus.native.serving`.
+pack_rows, pack_versions, take_places = _IN_USE.pack_rows, _IN_USE.pack_versions, _IN_USE.take_places
 
 
 def core_in_use() -> str:
@@ -180,8 +193,10 @@ __all__ = [
     "new_row_reader",
     "pack_pages",
     "pack_rows",
+    "pack_versions",
     "replay_rows",
     "seal",
     "spool_rows",
+    "take_places",
     "tally_changes",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from walbus.native import copying, folding, interface, reading
+from walbus.native import copying, folding, interface, reading, serving
 
 INTERFACE: int
 Core: Callable[[], interface.Core]
@@ -12,8 +12,10 @@ RowColumns: reading.NewRowColumns
 CopiedRows: copying.NewCopiedRows
 Fold: folding.NewFold
 pack_pages: folding.PackPages
-pack_rows: folding.PackRows
 in_key_order: folding.InKeyOrder
+pack_rows: serving.PackRows
+pack_versions: serving.PackVersions
+take_places: serving.TakePlaces
 
 spool_rows: interface.SpoolRows
 replay_rows: interface.ReplayRows

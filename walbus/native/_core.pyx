@@ -49,7 +49,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 11  # as in interface.py when this was built
+INTERFACE = 12  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -396,3 +396,4 @@ include "columns.pxi"
 include "tally.pxi"
 include "copied.pxi"
 include "fold.pxi"
+include "serving.pxi"

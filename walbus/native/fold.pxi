@@ -1,4 +1,4 @@
-# The log's changes folded into entries, entries listed by seq, and their rows packed: `pure_fold.py`, in C.
+# The log's changes folded into entries, and entries listed by seq: `pure_fold.py`, in C.
 
 cdef enum:
     OP_TRUNCATE = 4
@@ -280,46 +280,3 @@ def in_key_order(dict entries not None):
         return pairs
     finally:
         free(items)
-
-
-def pack_rows(list entries not None, uint32_t table):
-    """See `walbus.native.folding.PackRows`."""
-    cdef Buffer body
-    cdef size_t count = 0
-    body.data, body.size, body.room = NULL, 0, 0
-    try:
-        for key, entry in entries:
-            count += pack_entrys_row(&body, key, entry, table)
-        return PyBytes_FromStringAndSize(<char *>body.data, <Py_ssize_t>body.size), count
-    finally:
-        free(body.data)
-
-
-cdef int pack_entrys_row(Buffer *body, bytes key, bytes entry, uint32_t table) except -1:
-    """An insert of the entry's row; 0 for a tombstone."""
-    cdef Bytes at = <Bytes>PyBytes_AS_STRING(entry)
-    cdef Bytes key_at = <Bytes>PyBytes_AS_STRING(key) + SPACE
-    cdef size_t key_size = len(key) - SPACE, row_at, row_size
-    cdef unsigned char *to
-    if len(key) < <Py_ssize_t>SPACE or len(entry) < FOLDED_HEADER:
-        raise ValueError("this is no entry of a store")
-    if at[0] & IS_TOMBSTONE:
-        return 0
-    row_at = FOLDED_HEADER + (at[21] | <size_t>at[22] << 8)
-    if row_at > <size_t>len(entry):
-        raise ValueError("this is no entry of a store")
-    row_size = len(entry) - row_at
-    to = reserve(body, CHANGE_HEADER + key_size + row_size)
-    memset(to, 0, CHANGE_HEADER)
-    write_32(to, <uint32_t>(CHANGE_HEADER + key_size + row_size))
-    to[4], to[5] = OP_INSERT, HAS_KEY | HAS_AFTER
-    write_32(to + 8, table)
-    memcpy(to + 12, at + 9, 4)
-    memcpy(to + 16, at + 1, 8)
-    write_32(to + 28, crc32c(key_at, key_size) if key_size else 0)
-    write_32(to + 32, <uint32_t>key_size)
-    write_32(to + 40, <uint32_t>row_size)
-    memcpy(to + CHANGE_HEADER, key_at, key_size)
-    memcpy(to + CHANGE_HEADER + key_size, at + row_at, row_size)
-    body.size += CHANGE_HEADER + key_size + row_size
-    return 1

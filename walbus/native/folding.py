@@ -1,4 +1,4 @@
-"""What the cores of the bootstrap do: fold the log's changes into entries, list and sort these, pack rows. Pure.
+"""What the cores of the bootstrap do: fold the log's changes into entries, list and sort these. Pure.
 
 A table whose every row is known needs no reading: what an event says is the entry of its key, whatever was there. So a
 `Fold` takes the changes of such tables straight from the records' bytes, packs the latest of each key, and leaves the
@@ -94,18 +94,3 @@ class InKeyOrder(Protocol):
 
     def __call__(self, entries: Mapping[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
         """The items in the bytewise order of their keys."""
-
-
-class PackRows(Protocol):
-    """Packs entries as a snapshot's changes."""
-
-    def __call__(self, entries: Sequence[tuple[bytes, bytes]], table: int) -> tuple[bytes, int]:
-        """The body of a SNAPSHOT record, and how many changes it holds: an insert for each entry but the tombstones.
-
-        Args:
-            entries: (store key, packed entry).
-            table: OID of the table.
-
-        Raises:
-            ValueError: something is no entry.
-        """

@@ -8,7 +8,7 @@ from typing import Any
 from walbus.errors import DamagedRecord
 from walbus.native.folding import ENTRY_HEADER, MOVED, PAGE_BYTES, PLACE, SPACE_SIZE, TOMBSTONE, Unfilled
 from walbus.position import Position
-from walbus.records import Kind, Op, RawChange, RecordHeader, body_of, iter_changes, pack_change, read_header
+from walbus.records import Kind, Op, RawChange, RecordHeader, body_of, iter_changes, read_header
 
 # As numbers, since enums are slow where each change asks.
 _TRANSACTION, _PROGRESS = int(Kind.TRANSACTION), int(Kind.PROGRESS)
@@ -111,32 +111,6 @@ def pack_pages(entries: Mapping[bytes, bytes | None]) -> list[tuple[bytes, bytes
 def in_key_order(entries: Mapping[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
     """See `walbus.native.folding.InKeyOrder`."""
     return [(key, entries[key]) for key in sorted(entries)]
-
-
-def pack_rows(entries: Sequence[tuple[bytes, bytes]], table: int) -> tuple[bytes, int]:
-    """See `walbus.native.folding.PackRows`."""
-    body: list[bytes] = []
-    for key, entry in entries:
-        if len(key) < SPACE_SIZE or len(entry) < ENTRY_HEADER.size:
-            raise ValueError("this is no entry of a store")
-        flags, seq, schema_id, _, lacking = ENTRY_HEADER.unpack_from(entry)
-        if flags & TOMBSTONE:
-            continue
-        row_at = ENTRY_HEADER.size + lacking
-        if row_at > len(entry):
-            raise ValueError("this is no entry of a store")
-        body.append(
-            pack_change(
-                _INSERT,
-                table=table,
-                schema_id=schema_id,
-                seq_delta=seq,
-                ordinal_delta=0,
-                key=key[SPACE_SIZE:],
-                after=entry[row_at:],
-            )
-        )
-    return b"".join(body), len(body)
 
 
 class _Page:
