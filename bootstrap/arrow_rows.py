@@ -1,8 +1,9 @@
 """A table's rows as an Arrow stream: its columns in the present layout, and `_walbus_seq` behind them.
 
 A value that its column's type does not have (`infinity`, a date before Christ) is null, and stands with its text in
-`_walbus_texts`, as in `walbus.consumers.arrow`. Rows of an earlier layout are brought to the present one by their
-columns' names; a column that they do not have is null.
+`_walbus_texts`, as in `walbus.consumers.arrow`. Rows of another layout are brought to this one by their columns' names.
+A column that they do not have is null; a value of theirs that has no place here, since the column has another type or
+name there, or came later, stands with its text in `_walbus_texts` too: the other formats have it.
 
 A stream that was broken off has no end mark, and its HTTP response no end.
 """
@@ -17,7 +18,7 @@ from walbus.arrow_arrays import arrays_of, pyarrow
 from walbus.bootstrap.serving import ServedRow
 from walbus.native import new_row_columns
 from walbus.schema import TableSchema
-from walbus.values import merge_unchanged, row_encoder
+from walbus.values import merge_unchanged, row_encoder, row_texts
 
 _ROWS = 16_384  # of one batch
 
@@ -85,19 +86,33 @@ class _Fitting:
         count = len(layout.columns)
         self._empty = row_encoder(layout).encode([None] * count)
         self._all = ((1 << count) - 1).to_bytes((count + 7) // 8, "little")
+        self._without_place: dict[int, list[tuple[int, str]]] = {}  # columns of a layout: index and name
 
-    def __call__(self, row: ServedRow) -> bytes:
+    def __call__(self, row: ServedRow) -> tuple[bytes, list[tuple[str, str]]]:
+        """The row, and the columns and texts of values that have no place in it."""
         if row.schema_id == self._layout.id:
-            return row.row
+            return row.row, []
         stored = self._layout_of(row.schema_id)
-        return merge_unchanged(self._layout, self._empty, self._all, stored, row.row)[0]
+        fitted, missing = merge_unchanged(self._layout, self._empty, self._all, stored, row.row)
+        left = self._without_place.get(row.schema_id)
+        if left is None:
+            left = self._without_place[row.schema_id] = self._left_of(stored, int.from_bytes(missing, "little"))
+        if not left:
+            return fitted, []
+        texts = row_texts(stored, row.row)
+        return fitted, [(name, text) for index, name in left if (text := texts[index]) is not None]
+
+    def _left_of(self, stored: TableSchema, missing: int) -> list[tuple[int, str]]:
+        taken = {column.name for index, column in enumerate(self._layout.columns) if not missing >> index & 1}
+        return [(index, column.name) for index, column in enumerate(stored.columns) if column.name not in taken]
 
 
 def _batch(pa: Any, layout: TableSchema, names: list[str], rows: list[ServedRow], fitted: _Fitting) -> Any:  # noqa: ANN401
     collected = new_row_columns(layout)
-    collected.add([fitted(row) for row in rows])
+    brought = [fitted(row) for row in rows]
+    collected.add([row for row, _ in brought])
     taken = collected.take()
-    texts: list[list[tuple[str, str]]] = [[] for _ in rows]
+    texts = [left for _, left in brought]
     for outside in taken.outside:
         texts[outside.row].append((names[outside.column], outside.text))
     told = {

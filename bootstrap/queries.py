@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Final, Literal
 
 from walbus.errors import InvalidText, UsageError
@@ -49,12 +50,16 @@ _MEND_AFTER = "write it as in 1:16/B374D848:4 (with seq=N, the seq of that place
 
 
 def refuse_unknown(query: Mapping[str, str], known: tuple[str, ...], prefix: str = "") -> None:
-    """Refuses parameters that the route does not have.
+    """Refuses parameters that the route does not have, or has twice: of two values one would be passed over.
 
     Raises:
         UsageError: names the first one.
     """
-    for name in sorted(query):
+    names = sorted(name for name, _ in query.items())
+    for name, following in zip_longest(names, names[1:]):
+        if name == following:
+            mend = "give it once; several tables stand in one list: tables=schema.name,schema.*"
+            raise UsageError(f"{name[:80]} is given twice", where=name[:80], mend=mend)
         if name not in known and not (prefix and name.startswith(prefix) and name != prefix):
             raise UsageError(f"{name[:80]!r} is not a parameter", where=name[:80], mend=f"use {', '.join(known)}")
 

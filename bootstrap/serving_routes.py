@@ -307,6 +307,9 @@ def _require_complete(served: ServedView, table: TableState, since: Since) -> No
     if since.seq > applied.last_seq:
         what = f"the store is at seq {applied.last_seq}, before {since.seq}"
         raise RequestError(503, what, where="after", mend="ask again later", more=_place(served), headers=_RETRY)
+    if since.position is not None and since.position > applied.position:
+        what = f"the store is at {applied.position}, before {since.position}"
+        raise RequestError(503, what, where="after", mend="ask again later", more=_place(served), headers=_RETRY)
     horizon = horizon_of(table, purged_up_to(served))
     if not horizon.is_before(since):
         raise _too_old(served, table, horizon)

@@ -121,6 +121,24 @@ def test_rows_of_an_earlier_layout_stand_under_their_columns_in_arrow(
     assert rows == [{"name": n, "note": None, "id": i} for i, n in enumerate(("one", "two", "three"), 1)]
 
 
+def test_what_has_no_place_in_the_layout_of_an_arrow_stream_stands_there_as_text(
+    source: ModelSource, bootstrap: ServingBootstrap
+) -> None:
+    """A table whose columns changed is served by the layout that it was seeded in until it is seeded again."""
+    pa = pytest.importorskip("pyarrow")
+    source.commit([insert(ITEMS, 1, "one")])
+    key = column("id", 23, "int4", in_key=True)
+    source.add_layout(items_layout("items", key, column("name", 23, "int4"), column("body_new")))
+    source.commit([insert(ITEMS, 2, "42"), update(ITEMS, 2, name="43", body_new="b")])
+    bootstrap.follow()
+    _, _, body = bootstrap.get(f"/v1/snapshot?table={ITEMS}&format=arrow")
+    rows = pa.ipc.open_stream(body).read_all().select(["id", "name", "body", "_walbus_texts"]).to_pylist()
+    assert rows == [
+        {"id": 1, "name": "one", "body": "body", "_walbus_texts": []},
+        {"id": 2, "name": None, "body": None, "_walbus_texts": [("name", "43"), ("body_new", "b")]},
+    ]
+
+
 # Deltas
 
 
@@ -210,6 +228,17 @@ def test_a_position_will_do_as_long_as_the_log_holds_it(source: ModelSource, boo
     assert bootstrap.get(since(ITEMS, point))[0] == 200
 
 
+def test_a_place_that_the_store_has_not_come_to_is_not_called_complete(
+    source: ModelSource, bootstrap: ServingBootstrap
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    bootstrap.follow()
+    beyond = Position(99, 0xFF, 0)
+    for query in (f"after={beyond}", f"after={beyond}&seq=1", "after=seq:99999"):
+        status, headers, body = bootstrap.get(f"/v1/delta?table={ITEMS}&{query}")
+        assert (status, headers["Retry-After"], json.loads(body)["where"]) == (503, "1", "after")
+
+
 def test_the_seq_of_a_position_is_found_in_the_log_as_long_as_it_is_held(tmp_path: Path) -> None:
     engine = FileEngine(tmp_path)
     writer = engine.open_writer()
@@ -281,6 +310,7 @@ def test_what_cannot_be_served_is_refused_in_the_same_way_everywhere(
         ("tables=public.*&after_key=01", "after_table"),
         (f"tables={ITEMS}&after_table={OTHERS}", "after_table"),
         (f"table={ITEMS}&after_key=0", "after_key"),
+        (f"tables={ITEMS}&tables={OTHERS}", "tables"),
         (f"table={ITEMS}&partition=3/3", "partition"),
         (f"table={ITEMS}&format=sse", "format"),
     ],
