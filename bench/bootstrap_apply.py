@@ -101,19 +101,19 @@ def _measure(source: Source, backlog: Backlog, rounds: int, folder: Path, report
         place = folder / f"round-{number}"
         taken["capture"].append(_captured(source, backlog, pristine, place, target))
         with open_bootstrap(source, place) as (bootstrap, url):
-            seconds = bootstrap.until(lambda at=url: applied(at) >= target, _DEADLINE)
+            seconds = _until_applied(bootstrap, url, place)
             taken["bootstrap"].append(bootstrap.stop(seconds))
         shutil.rmtree(place)
     if backlog.name == "distinct":
         place = folder / "read"
         _captured(source, backlog, pristine, place, target)
-        taken["bootstrap, while read"] = [_while_read(source, place, target)]
+        taken["bootstrap, while read"] = [_while_read(source, place)]
         shutil.rmtree(place)
     else:
         place = folder / "complete"
         _captured(source, backlog, pristine, place, target)
         with open_bootstrap(source, place, WALBUS_BOOTSTRAP__COMPLETE="public.*") as (bootstrap, url):
-            seconds = bootstrap.until(lambda: applied(url) >= target, _DEADLINE)
+            seconds = _until_applied(bootstrap, url, place)
             taken["bootstrap, complete"] = [bootstrap.stop(seconds)]
         shutil.rmtree(place)
     source.drop_slot("walbus")
@@ -186,7 +186,14 @@ def open_bootstrap(source: Source, place: Path, **more: str) -> Iterator[tuple[M
     yield bootstrap, url
 
 
-def _while_read(source: Source, place: Path, target: Lsn) -> Usage:
+def _until_applied(bootstrap: Measured, url: str, place: Path) -> float:
+    """Waits until all of the log is applied, to which nothing comes any more; seconds since `bootstrap` was marked."""
+    with closing(open_reader(place / "relay")) as reader:
+        end = reader.bounds().end.commit_lsn
+    return bootstrap.until(lambda: applied(url) >= end, _DEADLINE)
+
+
+def _while_read(source: Source, place: Path) -> Usage:
     over = threading.Event()
 
     def read(url: str) -> None:
@@ -200,7 +207,7 @@ def _while_read(source: Source, place: Path, target: Lsn) -> Usage:
         reader = threading.Thread(target=read, args=(url,))
         reader.start()
         try:
-            seconds = bootstrap.until(lambda: applied(url) >= target, _DEADLINE)
+            seconds = _until_applied(bootstrap, url, place)
         finally:
             over.set()
             reader.join()
