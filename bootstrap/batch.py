@@ -88,8 +88,9 @@ class Batch:
         if ledger.unseen is not self._unseen_before:
             ledger.stage_unseen(stage, applied, ledger.unseen)
         stage.commit(self._whole)
+        was_whole = ledger.applied_whole == ledger.applied
         ledger.applied = applied
-        if self._whole is not False and (self._whole or ledger.applied_whole is not None):
+        if self._whole or (self._whole is None and was_whole):
             ledger.applied_whole = applied
         if ledger.unseen is not self._unseen_before:
             ledger.unseen_at = applied.position

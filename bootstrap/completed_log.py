@@ -79,7 +79,7 @@ class CompletedLog(FileLogReader):
         """Whether everything up to a place is applied."""
         return tip.position <= self._applied().position
 
-    def lowest(self) -> Tip | None:
+    def lowest(self) -> Tip:
         """What is applied."""
         return self._applied()
 
@@ -136,9 +136,9 @@ class CompletedCursor(FileCursor):
                     self.given = last
                 if size >= max_bytes:
                     self._skipped = records[index:] if last < header.last else records[index + 1 :]
-                    self._require_kept(headers[0])
+                    self._require_known(headers[0], header)
                     return given
-        self._require_kept(headers[0])
+        self._require_known(headers[0], headers[-1])
         return given
 
     def read_bytes(self, max_bytes: int) -> tuple[bytes, RecordHeader] | None:
@@ -151,11 +151,16 @@ class CompletedCursor(FileCursor):
         del least
         return None
 
-    def _require_kept(self, first: RecordHeader) -> None:
-        """Behind the reading: what was dropped meanwhile may have been looked for in vain."""
+    def _require_known(self, first: RecordHeader, last: RecordHeader) -> None:
+        """Behind the reading: what was dropped meanwhile may have been looked for in vain.
+
+        So may what is behind the applied position, where the store has begun anew at an earlier one.
+        """
         kept = self._log.kept
         if kept is None or (first.kind == _TRANSACTION and first.last <= kept.position):
             raise _not_kept(kept, first.last)
+        if last.kind == _TRANSACTION and last.last > self._log.lowest().position:
+            raise _not_kept(None, last.last)
 
 
 def _not_kept(kept: Kept | None, after: Position) -> PositionTrimmed:

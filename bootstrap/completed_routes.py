@@ -19,6 +19,7 @@ from aiohttp import web
 from walbus.bootstrap.completed_log import CompletedLog
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.state import Phase
+from walbus.relay.access import require_tables
 from walbus.relay.http import STOPPING, RequestError
 from walbus.relay.peer import Peer
 from walbus.relay.selection import parse_selection
@@ -79,14 +80,15 @@ class CompletedRoutes:
         if not completions.asked:
             raise RequestError(400, "no complete changes are kept", where="complete", mend=_MEND)
         if request.query.get("complete") == "true":  # anything else is refused by who parses it
-            self._require_completed(request.query.get("tables"))
+            self._require_completed(request)
         if completions.kept is None or self._log_dir is None:
             raise RequestError(503, "complete changes have not begun yet", mend="ask again later", headers=_RETRY)
         return await (await self._server(request, self._log_dir)).handle(request)
 
-    def _require_completed(self, tables: str | None) -> None:
+    def _require_completed(self, request: web.Request) -> None:
         """Refuses tables that will never come complete. A pattern may meet some without a key."""
-        patterns = parse_selection(tables, None, None).tables or ("*.*",)
+        patterns = parse_selection(",".join(request.query.getall("tables", [])), None, None).tables or ("*.*",)
+        require_tables(request, patterns, "tables")  # before any that it does not reach is named
         names = self._ledger.completions.names
         for name in patterns:
             if "*" not in name and not names(name):

@@ -26,7 +26,7 @@ def test_the_bootstraps_routes_ask_for_tokens_and_keep_to_their_tables(database:
         + token_section("all", everything, ["*.*"])
         + token_section("metrics", metrics, [], ["metrics"])
     )
-    with BootstrapRig(tmp_path, database, tokens_file=str(tokens)) as rig:
+    with BootstrapRig(tmp_path, database, tokens_file=str(tokens), complete=["public.items"]) as rig:
         rig.start()
 
         def get(path: str, token: str = "") -> httpx.Response:
@@ -53,6 +53,13 @@ def test_the_bootstraps_routes_ask_for_tokens_and_keep_to_their_tables(database:
             assert refused.status_code == 403, table
             assert "the token narrow does not reach" in refused.json()["error"]
         assert get("/v1/snapshot?table=public.secrets", everything).status_code == 200
+        stream = "/v1/stream?complete=true&until=latest&tables="
+        assert get(f"{stream}public.items", narrow).status_code == 200
+        for tables in ("public.secrets", "*.*", "public.items&tables=public.secrets"):
+            refused = get(f"{stream}{tables}", narrow)
+            assert refused.status_code == 403, tables
+            assert "public.secrets" not in refused.json()["error"] or tables != "*.*"
+        assert "public.secrets" in get(f"{stream}*.*", everything).json()["error"]
         assert [get("/metrics", token).status_code for token in (narrow, everything, metrics)] == [403, 403, 200]
-        assert 'walbus_bootstrap_refusals_total{reason="beyond the scope"} 6.0' in get("/metrics", metrics).text
+        assert 'walbus_bootstrap_refusals_total{reason="beyond the scope"} 9.0' in get("/metrics", metrics).text
         assert narrow not in rig.log()

@@ -375,6 +375,22 @@ def test_they_begin_between_two_transactions() -> None:
     assert kept.position == source.end
 
 
+def test_a_layout_inside_a_transaction_is_no_place_between_two() -> None:
+    source = ModelSource()
+    world = Completed(source)
+    source.commit([insert(ITEMS, n) for n in range(4)], pieces=2)
+    first, second = source.records
+    source.records = [first]
+    source.add_layout(items_layout("items", *items_layout().columns, column("note")))
+    source.records.append(second)
+    for _ in range(2):
+        world.fold(1)
+        assert world.ledger.applied_whole is not None
+        assert world.ledger.applied_whole.position == ORIGIN
+    world.fold(1)
+    assert world.ledger.applied_whole == world.ledger.applied
+
+
 def test_they_end_with_the_log() -> None:
     source = ModelSource()
     world = Completed(source)
