@@ -162,7 +162,7 @@ class ServingRoutes:
         parts: Iterator[bytes],
         form: Format,
     ) -> web.StreamResponse:
-        """Sends what the store gives; it is read in a thread, some parts at a time, as fast as the client takes them."""
+        """Sends what the store gives, read in a thread, some parts at a time, as fast as the client takes them."""
         headers = {
             "Content-Type": MEDIA_TYPES[form],
             "Walbus-Log-Id": served.applied.log_id,
