@@ -11,6 +11,7 @@ The way of the data:
     stale       which rows an event has made stale
     unread      which tables must be read again, and whether the bootstrap has them
     subscribed  what a consumer asks for; whole_rows how far back it can be had complete
+    listing     which tables the bootstrap has, and what deltas of them cost
     session     drives the machine: opens what it wants, waits out what comes right by itself
     checkpoint  where a consumer is; checkpoint_store keeps it
     arrow       windows as Arrow record batches

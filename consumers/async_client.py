@@ -25,9 +25,9 @@ from typing import Any, Concatenate, ParamSpec, Self
 from pydantic import SecretStr
 
 from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, Subscription, connect
+from walbus.consumers.clock import Clock
 from walbus.consumers.deliveries import Delivered, Delivery
 from walbus.consumers.read_your_writes import ConsumerPlace
-from walbus.consumers.session import Clock
 from walbus.position import Position
 
 _Parameters = ParamSpec("_Parameters")
@@ -49,7 +49,12 @@ class AsyncDelivery(Delivered):
         Raises:
             OSError: the checkpoint's file cannot be written.
         """
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._commit)
+        loop = asyncio.get_running_loop()
+        try:
+            committed = loop.run_in_executor(self._thread, self._commit)
+        except RuntimeError:  # the subscription was closed, and its thread does nothing any more
+            committed = loop.run_in_executor(None, self._commit)
+        await committed
 
 
 class AsyncSubscription:

@@ -27,12 +27,13 @@ from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.arrow import record_batches
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
+from walbus.consumers.clock import Clock
 from walbus.consumers.deliveries import Batches, Delivery
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
 from walbus.consumers.reporting import Reported, Reporter
-from walbus.consumers.session import Clock, Session
+from walbus.consumers.session import Session
 from walbus.consumers.steps import (
     Advance,
     Asked,

@@ -50,20 +50,21 @@ from walbus.consumers.checkpoint import (
     Marks,
     Point,
     Snapshotting,
-    TableProgress,
 )
 from walbus.consumers.phases import (
     Listing,
     Starting,
     State,
+    begun,
     caught_up,
-    chosen_reading,
     current,
-    highest_of,
-    next_marks,
+    log_regressed,
     point_of,
+    read_up_to,
+    reading_of,
     resumed,
     with_table,
+    worthwhile_deltas,
 )
 from walbus.consumers.steps import (
     Advance,
@@ -79,9 +80,7 @@ from walbus.consumers.steps import (
     LogSeen,
     Output,
     PositionGone,
-    ReadDelta,
     ReadLog,
-    ReadSnapshot,
     RecordRead,
     RowsIncomplete,
     RowsRead,
@@ -95,9 +94,9 @@ from walbus.consumers.steps import (
     Want,
 )
 from walbus.consumers.windows import end_of_filtered, layout_window, log_window, served_window
-from walbus.errors import PositionUnknown, ProtocolError
-from walbus.events import Change, Window
-from walbus.position import ORIGIN, Position
+from walbus.errors import ProtocolError
+from walbus.events import Window
+from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader
 
 
@@ -154,7 +153,7 @@ class ConsumerMachine:
                 weighing = ListTables(None, state, waits=False)
                 return weighing if self._weighing else ReadLog(log_id, self._received.last_done)
             case Snapshotting() as state:
-                return _reading(state)
+                return reading_of(state)
             case Listing(only=only, before=before):
                 return ListTables(only, before if only is None else None)
             case Starting():
@@ -202,7 +201,7 @@ class ConsumerMachine:
         if self._received.last_done < event.trimmed:
             return self._need_snapshot(state, event)
         if event.end >= self._received.last_done and event.last_seq < self._received.seq:
-            raise _regress(event.last_seq, event.end, self._received)
+            raise log_regressed(event.last_seq, event.end, self._received)
         above = self._delta_above
         self._weighing = above is not None and event.behind >= above and self._open is None and self._received.seq > 0
         return []
@@ -232,19 +231,7 @@ class ConsumerMachine:
     def _tables_listed(self, listing: Listing, event: TablesListed) -> list[Output]:
         if self._log is None or event.log_id != self._log.log_id or not event.tables:
             return []  # the bootstrap is not there yet: the driver backs off, and asks again
-        before, only = listing.before, listing.only
-        same_log = before is not None and before.log_id == event.log_id
-        low = self._received if only is not None and same_log else None
-        known = before if only is None and same_log else None
-        tables = tuple(chosen_reading(known, event, table) for table in event.tables)
-        unread = before.unread if before is not None and same_log else ()
-        left = tuple(table for table in unread if table not in event.tables)
-        layouts = before.layouts if low is not None and before is not None else event.layouts
-        goes_on = low is not None or any(table.since is not None for table in tables)
-        rows = before.rows or ORIGIN if goes_on and before is not None else None
-        high = low or highest_of(known)
-        state = Snapshotting(event.log_id, next_marks(before, event), tables, low, high, left, layouts, rows)
-        self._state = state
+        self._state = state = begun(listing, event, self._received)
         return [Advance(state)]
 
     def _weighed(self, before: Following | CatchingUp, event: TablesListed) -> list[Output]:
@@ -253,16 +240,11 @@ class ConsumerMachine:
         log = self._log
         if log is None or event.log_id != before.log_id or event.refused or not event.tables:
             return []
-        wanted = [table for table in event.tables if table not in before.unread]
-        if not wanted or any(table not in event.deltas for table in wanted):
+        deltas = worthwhile_deltas(before, event, log.behind)
+        if deltas is None:
             return []
-        if _DELTAS_WORTH * sum(event.deltas[table] for table in wanted) > log.behind:
-            return []
-        tables = tuple(TableProgress(table, since=before.point) for table in wanted)
-        marks, layouts = next_marks(before, event), max(before.layouts, event.layouts)
-        high = highest_of(before)
-        self._state = state = Snapshotting(event.log_id, marks, tables, None, high, before.unread, layouts, before.rows)
-        return [Advance(state)]
+        self._state = deltas
+        return [Advance(deltas)]
 
     def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
         return [Deliver(layout_window(event.layout, state), state.marks, state)]
@@ -280,7 +262,7 @@ class ConsumerMachine:
         state = replace(before, low=low, high=high)
         outputs: list[Output] = []
         if event.changes:
-            table = _read_up_to(table, event.changes[-1])
+            table = read_up_to(table, event.changes[-1])
             state = with_table(state, table)
             outputs.append(Deliver(served_window(event), state.marks, state))
         self._state = state
@@ -380,34 +362,7 @@ class ConsumerMachine:
             return
         takes_seq = header.kind == Kind.TRANSACTION and header.last_ordinal > 0
         if header.last_seq < self._received.seq + takes_seq:
-            raise _regress(header.last_seq, header.last, self._received)
-
-
-def _reading(state: Snapshotting) -> ReadSnapshot | ReadDelta:
-    table = current(state)
-    if table.since is not None:
-        return ReadDelta(state.log_id, table.table, table.since)
-    return ReadSnapshot(state.log_id, table.table, table.after_key)
-
-
-def _read_up_to(table: TableProgress, change: Change) -> TableProgress:
-    if table.since is None:
-        return replace(table, after_key=change.raw.key)
-    return replace(table, since=Point(table.since.last_done, change.seq))
-
-
-#: Changes of the log that one change of a delta must be worth, or the log is read on: a delta has no transactions.
-_DELTAS_WORTH = 2
-
-
-def _regress(seq: int, position: Position, received: Point) -> PositionUnknown:
-    return PositionUnknown(
-        f"seq {seq} is not above {received.seq}, which the earlier position {received.last_done} had: this log does "
-        "not continue the one that the checkpoint was made on",
-        where=str(position),
-        mend="find out whether the relay's folder was restored from a copy; "
-        "remove the consumer's checkpoint to start again from a snapshot",
-    )
+            raise log_regressed(header.last_seq, header.last, self._received)
 
 
 _M = ConsumerMachine

@@ -18,8 +18,10 @@ from walbus.consumers.checkpoint import (
     Snapshotting,
     TableProgress,
 )
-from walbus.consumers.steps import Start, TablesListed
-from walbus.position import ORIGIN
+from walbus.consumers.steps import ReadDelta, ReadSnapshot, Start, TablesListed
+from walbus.errors import PositionUnknown
+from walbus.events import Change
+from walbus.position import ORIGIN, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,65 @@ def current(state: Snapshotting) -> TableProgress:
     return next(table for table in state.tables if not table.done)
 
 
+def begun(listing: Listing, event: TablesListed, received: Point) -> Snapshotting:
+    """The reading of tables that the bootstrap has just listed, of the log that is followed.
+
+    Args:
+        listing: what was wanted.
+        event: what there is.
+        received: the log has been handed on up to here.
+    """
+    before, only = listing.before, listing.only
+    same_log = before is not None and before.log_id == event.log_id
+    low = received if only is not None and same_log else None
+    known = before if only is None and same_log else None
+    tables = tuple(chosen_reading(known, event, table) for table in event.tables)
+    unread = before.unread if before is not None and same_log else ()
+    left = tuple(table for table in unread if table not in event.tables)
+    layouts = before.layouts if low is not None and before is not None else event.layouts
+    goes_on = low is not None or any(table.since is not None for table in tables)
+    rows = before.rows or ORIGIN if goes_on and before is not None else None
+    high = low or highest_of(known)
+    return Snapshotting(event.log_id, next_marks(before, event), tables, low, high, left, layouts, rows)
+
+
+def worthwhile_deltas(before: Following | CatchingUp, event: TablesListed, behind: int) -> Snapshotting | None:
+    """The reading of deltas in place of the log; None where that lacks a table, or is hardly less.
+
+    Args:
+        before: where the consumer is.
+        event: what deltas since then cost.
+        behind: changes of the log that are still to be read.
+    """
+    wanted = [table for table in event.tables if table not in before.unread]
+    if not wanted or any(table not in event.deltas for table in wanted):
+        return None
+    if _DELTAS_WORTH * sum(event.deltas[table] for table in wanted) > behind:
+        return None
+    tables = tuple(TableProgress(table, since=before.point) for table in wanted)
+    marks, layouts = next_marks(before, event), max(before.layouts, event.layouts)
+    return Snapshotting(event.log_id, marks, tables, None, highest_of(before), before.unread, layouts, before.rows)
+
+
+#: Changes of the log that one change of a delta must be worth, or the log is read on: a delta has no transactions.
+_DELTAS_WORTH = 2
+
+
+def reading_of(state: Snapshotting) -> ReadSnapshot | ReadDelta:
+    """The connection that a reading needs."""
+    table = current(state)
+    if table.since is not None:
+        return ReadDelta(state.log_id, table.table, table.since)
+    return ReadSnapshot(state.log_id, table.table, table.after_key)
+
+
+def read_up_to(table: TableProgress, change: Change) -> TableProgress:
+    """A table of which a change, or a row, has been read."""
+    if table.since is None:
+        return replace(table, after_key=change.raw.key)
+    return replace(table, since=Point(table.since.last_done, change.seq))
+
+
 def with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
     """With another progress of one of its tables."""
     tables = tuple(progress if table.table == progress.table else table for table in state.tables)
@@ -132,3 +193,14 @@ def point_of(checkpoint: Checkpoint | None) -> Point:
             return low
         case _:
             return Point(ORIGIN, 0)
+
+
+def log_regressed(seq: int, position: Position, received: Point) -> PositionUnknown:
+    """A later position carries a seq that is not above the last one."""
+    return PositionUnknown(
+        f"seq {seq} is not above {received.seq}, which the earlier position {received.last_done} had: this log does "
+        "not continue the one that the checkpoint was made on",
+        where=str(position),
+        mend="find out whether the relay's folder was restored from a copy; "
+        "remove the consumer's checkpoint to start again from a snapshot",
+    )

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from walbus.consumers.checkpoint import Checkpoint, last_done_of
+from walbus.consumers.clock import Clock
 from walbus.consumers.latency import LatencyWindow
 from walbus.consumers.reporting import Reporter
-from walbus.consumers.session import Clock
 from walbus.events import Window
 from walbus.position import ORIGIN, Position
 from walbus.records import Kind

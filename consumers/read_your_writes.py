@@ -15,7 +15,7 @@ from typing import Any
 
 from walbus.consumers.addresses import Relays
 from walbus.consumers.backoff import Backoff
-from walbus.consumers.session import Clock
+from walbus.consumers.clock import Clock
 from walbus.errors import Directive, ProtocolError, RelayUnavailable, UsageError, WalbusError
 from walbus.lsn import format_lsn, parse_lsn
 from walbus.position import Position, parse_position

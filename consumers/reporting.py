@@ -27,8 +27,8 @@ from walbus.consumers.checkpoint import (
     last_done_of,
     phase_of,
 )
+from walbus.consumers.clock import Clock
 from walbus.consumers.report_schedule import ReportSchedule
-from walbus.consumers.session import Clock
 from walbus.consumers.transport import NotReady
 from walbus.errors import RequestRefused, WalbusError
 from walbus.position import ORIGIN, Position

@@ -21,10 +21,11 @@ from walbus.config import ConsumerConfig
 from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.consumers.clock import Clock
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
 from walbus.consumers.reporting import Reported, Reporter
-from walbus.consumers.session import Clock, Session
+from walbus.consumers.session import Session
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import (
     Advance,

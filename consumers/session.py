@@ -6,9 +6,7 @@ is waited out with back-off, and logged once when it begins and once when it end
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,10 +15,12 @@ import structlog
 from walbus.consumers.addresses import Relays
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
+from walbus.consumers.clock import Clock
 from walbus.consumers.decoding import Layouts, decode_record
+from walbus.consumers.listing import named_in, no_table, no_way_back, tables_listed
 from walbus.consumers.machine import ConsumerMachine
 from walbus.consumers.phase_events import PhaseEvent, PhaseEvents
-from walbus.consumers.phases import Listing, Starting, whole_until
+from walbus.consumers.phases import Listing, Starting
 from walbus.consumers.record_stream import RecordStream
 from walbus.consumers.steps import (
     AskLog,
@@ -45,12 +45,10 @@ from walbus.consumers.steps import (
     Want,
 )
 from walbus.consumers.subscribed import Subscribed
-from walbus.consumers.tables import matching
 from walbus.consumers.transport import (
     BootstrapPeer,
     LogMismatch,
     NotReady,
-    TableList,
 )
 from walbus.consumers.unread import Unread
 from walbus.consumers.whole_rows import complete_log
@@ -58,10 +56,8 @@ from walbus.errors import (
     ConfigError,
     Directive,
     PositionTrimmed,
-    PositionUnknown,
     RelayUnavailable,
     RequestRefused,
-    SourceMisconfigured,
     WalbusError,
     directive_of,
 )
@@ -75,15 +71,6 @@ _STALE_HEADER = "Walbus-Stale"
 #: Seconds between two looks whether the bootstrap has a table that is to be read; they grow up to the second number.
 _REREAD_SECONDS = 0.25, 30.0
 _Target: TypeAlias = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Time as it is passed in: a monotonic clock, the wall clock (Unix seconds), and a pause of some seconds."""
-
-    monotonic: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
-    pause: Callable[[float], object] = time.sleep
 
 
 @dataclass
@@ -272,14 +259,14 @@ class Session:
 
     def _list_tables(self, want: ListTables) -> None:
         if self.subscribed.narrowing.of_log_alone:
-            raise self._no_way_back()
+            raise no_way_back(self.subscribed.name)
         bootstrap = self._bootstrap_peer()
         listed = bootstrap.tables()
         patterns = self.subscribed.tables if want.only is None else want.only
-        wanted, without = matching(listed.tables, patterns), matching(listed.refused, patterns)
+        wanted, without = named_in(listed, patterns)
         if listed.log_id == self._log_id:
             self._unread.reading(wanted, listed.folds_from)
-        self._receive(self._tables_listed(listed, wanted, without, want.before))
+        self._receive(tables_listed(bootstrap, listed, patterns, self._place_in_log(want), self._stamp()))
         if not isinstance(self._machine.state, Listing):
             unknown = [name for name in patterns if "*" not in name and name not in (*wanted, *without)]
             if unknown:
@@ -289,7 +276,7 @@ class Session:
             self._recovered()
             return
         if not wanted:
-            raise self._no_table(patterns, without)
+            raise no_table(self.subscribed.name, patterns, without, bootstrap.url)
         self._receive(LogReplaced())
         raise NotReady("the bootstrap does not follow the relay's log yet", where=bootstrap.url)
 
@@ -299,47 +286,18 @@ class Session:
         try:
             if self._bootstrap is not None:
                 found, patterns = self._bootstrap.tables(), self.subscribed.tables
-                wanted, without = matching(found.tables, patterns), matching(found.refused, patterns)
-                listed = self._tables_listed(found, wanted, without, want.before)
+                listed = tables_listed(self._bootstrap, found, patterns, self._place_in_log(want), self._stamp())
                 self._unread.reading(listed.deltas, found.folds_from)
         except WalbusError as error:
             _log.info("consumer.delta_not_weighed", consumer=self.subscribed.name, reason=str(error))
         self._receive(listed)
 
-    def _tables_listed(
-        self, listed: TableList, wanted: tuple[str, ...], without: tuple[str, ...], before: Checkpoint | None
-    ) -> TablesListed:
-        deltas: dict[str, int] = {}
-        if before is not None and before.log_id == listed.log_id == self._log_id:
-            for table in wanted:
-                since = whole_until(before, table)
-                cost = None if since is None else self._bootstrap_peer().delta_cost(table, since)
-                if cost is not None:
-                    deltas[table] = cost
-        stamp, layouts = int(self.clock.wall() * 1000), max(listed.tables.values(), default=0)
-        return TablesListed(listed.log_id, wanted, stamp, layouts, listed.rows, deltas, bool(without))
+    def _place_in_log(self, want: ListTables) -> Checkpoint | None:
+        """Where the consumer is, if that is a place of the log that the relay serves."""
+        return want.before if want.before is not None and want.before.log_id == self._log_id else None
 
-    def _no_way_back(self) -> WalbusError:
-        return PositionUnknown(
-            "the log no longer holds what comes behind the checkpoint, and rows as they are now say nothing to a "
-            "consumer of some operations",
-            where=f"consumer {self.subscribed.name}",
-            mend="remove its checkpoint to begin anew at earliest or latest, or have the log kept for longer",
-        )
-
-    def _no_table(self, patterns: tuple[str, ...], refused: tuple[str, ...]) -> WalbusError:
-        """A pattern, or a table that nobody knows, may come to have rows; a table that was refused will not."""
-        if set(patterns) <= set(refused):
-            return SourceMisconfigured(
-                f"there is no snapshot of {', '.join(refused)}: the bootstrap refuses tables without a key",
-                where=f"consumer {self.subscribed.name}",
-                mend="give the table a primary key, or start the consumer with start = earliest or latest",
-            )
-        return NotReady(
-            f"the bootstrap has no table {' or '.join(patterns)} with a key yet; if none is to come, mend the "
-            "consumer's tables, or those of [source]",
-            where=self._bootstrap_peer().url,
-        )
+    def _stamp(self) -> int:
+        return int(self.clock.wall() * 1000)
 
     def _open_table(self, want: ReadSnapshot | ReadDelta) -> None:
         bootstrap, log_id, table = self._bootstrap_peer(), want.log_id, want.table

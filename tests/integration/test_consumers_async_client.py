@@ -76,6 +76,26 @@ def test_a_task_that_is_cancelled_while_it_waits_loses_no_window(source, relay, 
     assert asyncio.run(read()) == ["n1"]
 
 
+def test_a_window_can_be_committed_when_its_bus_is_closed_as_with_the_other_client(
+    source, relay, tmp_path: Path
+) -> None:
+    async def first() -> None:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            subscription = bus.subscribe(name="reader", start="earliest")
+            async with asyncio.timeout(20):
+                windows = [await anext(subscription) for _ in range(2)]
+        await windows[-1].commit()
+
+    async def second() -> list[object]:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            return await names(bus.subscribe(name="reader"), 1)
+
+    for n in range(3):
+        source.commit([insert(ITEMS, n, f"n{n}")])
+    asyncio.run(first())
+    assert asyncio.run(second()) in (["n1"], ["n2"])  # the first window may be a layout
+
+
 def test_a_window_and_a_subscription_say_what_their_twins_say(source, relay, tmp_path: Path) -> None:
     async def read() -> None:
         async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
