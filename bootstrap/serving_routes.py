@@ -37,6 +37,7 @@ from walbus.bootstrap.queries import (
 )
 from walbus.bootstrap.serving import ServedView
 from walbus.bootstrap.state import Phase, TableState
+from walbus.errors import PositionTrimmed
 from walbus.jsonlines import LineRenderer
 from walbus.log import LogReader
 from walbus.position import Position
@@ -142,7 +143,8 @@ class ServingRoutes:
     def _seq_at(self, position: Position) -> int:
         """The log's last seq at a position, which it must still hold."""
         if self._open_log is None:
-            raise RequestError(503, "the log is not at hand", where="seq", mend="give the seq of the position")
+            mend = "give the seq of the position"
+            raise RequestError(503, "the log is not at hand", where="seq", mend=mend, headers=_RETRY)
         reader = self._open_log()
         try:
             found = seq_at(reader, position)
@@ -199,11 +201,14 @@ def seq_at(reader: LogReader, position: Position) -> int | None:
         return bounds.last_seq
     if position < bounds.trimmed:
         return None
-    cursor = reader.cursor(position)
     try:
-        record = cursor.read(_LOOK_BYTES)[0]
-    finally:
-        cursor.close()
+        cursor = reader.cursor(position)
+        try:
+            record = cursor.read(_LOOK_BYTES)[0]
+        finally:
+            cursor.close()
+    except PositionTrimmed:  # retention has passed since
+        return None
     header = read_header(record)
     if header.kind != Kind.TRANSACTION:
         return header.last_seq

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 import pytest
@@ -17,6 +19,7 @@ from walbus.bootstrap.serving_routes import seq_at
 from walbus.bootstrap.state import encode
 from walbus.bootstrap.store import WriteSet
 from walbus.consumers.checkpoint import Point
+from walbus.log import Bounds, LogCursor, LogReader
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, Op
 
@@ -252,6 +255,30 @@ def test_the_seq_of_a_position_is_found_in_the_log_as_long_as_it_is_held(tmp_pat
     found = [seq_at(reader, Position(1, *place)) for place in places]
     assert found == [last - 6, last - 5, last - 4, last - 3, last, last, last]
     assert seq_at(reader, ORIGIN) == last - 9
+    engine.close()
+
+
+def test_a_position_that_retention_passes_while_it_is_looked_for_is_not_held(tmp_path: Path) -> None:
+    engine = FileEngine(tmp_path, segment_bytes=16 << 10)
+    writer = engine.open_writer()
+    for lsn in range(16, 16 * 2000, 16):
+        writer.append(transaction(lsn, changes=3))
+    writer.sync()
+    reader = engine.open_reader()
+    begun = reader.bounds()
+    trimmed = writer.trim(time.time() + 1e9)
+    assert trimmed > Position(1, 32, 3) > begun.trimmed
+
+    class Overtaken:
+        """A reader whose first look was before retention passed."""
+
+        def bounds(self) -> Bounds:
+            return begun
+
+        def cursor(self, after: Position) -> LogCursor:
+            return reader.cursor(after)
+
+    assert seq_at(cast(LogReader, Overtaken()), Position(1, 32, 3)) is None
     engine.close()
 
 
