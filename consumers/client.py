@@ -14,6 +14,7 @@ of two changes of one key, the later one has the larger seq.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from walbus.consumers.steps import (
     Asked,
     Deliver,
     Discard,
+    Output,
     Start,
     Sweep,
 )
@@ -63,7 +65,7 @@ _POLL_SECONDS = 0.5
 class Subscription:
     """An endless iterator of deliveries, in order; closing it (or its bus) ends it.
 
-    Made by `Bus.subscribe`. Belongs to one thread.
+    Made by `Bus.subscribe`. Belongs to one thread; any other may close it.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Subscription:
         self._store = store
         self._reporter = reporter
         self._clock = clock
-        self._closed = False
+        self._closed = threading.Event()
         self._delivered = 0  # number of the newest delivery
         self._committed = 0  # number of the newest one that was committed
         self._idle: Checkpoint | None = None  # holds once everything delivered is committed; not stored yet
@@ -96,20 +98,27 @@ class Subscription:
         return self._session.waiting_for
 
     def __iter__(self) -> Iterator[Delivery]:
-        while not self._closed:
+        while not self._closed.is_set():
             delivery = self.next(_POLL_SECONDS)
             if delivery is not None:
                 yield delivery
 
     def next(self, timeout: float) -> Delivery | None:
-        """The next delivery; None if there was none within about `timeout` seconds.
+        """The next delivery; None if there was none within about `timeout` seconds, or if it is closed meanwhile.
 
         Raises:
             WalbusError: reading can go on only after an operator's act. What may come right by itself is waited for.
+            UsageError: the subscription was closed before.
         """
+        if self._closed.is_set():
+            raise UsageError("the subscription is closed", mend="subscribe again: it goes on behind the last commit")
         deadline = self._clock.monotonic() + timeout
         while True:
-            match self._session.poll(max(0.0, deadline - self._clock.monotonic())):
+            output = self._polled(max(0.0, deadline - self._clock.monotonic()))
+            if self._closed.is_set():
+                self._session.close()  # what it has opened since
+                return None
+            match output:
                 case Deliver(window, _, checkpoint):
                     return self._deliver(window, checkpoint, None)
                 case Sweep(checkpoint=checkpoint) as sweep:
@@ -129,6 +138,15 @@ class Subscription:
             if self._clock.monotonic() >= deadline:
                 return None
 
+    def _polled(self, timeout: float) -> Output | PhaseEvent | None:
+        """What the session gives; what goes wrong because another thread closes it is no error."""
+        try:
+            return self._session.poll(timeout)
+        except Exception:
+            if not self._closed.is_set():
+                raise
+            return None
+
     def batches(self, *, rows: int = 65_536, seconds: float = 1.0) -> Iterator[Batches]:
         """The same windows as Arrow record batches: an endless iterator, as the subscription itself is.
 
@@ -140,7 +158,7 @@ class Subscription:
             UsageError: pyarrow is not installed.
             WalbusError: as `next`.
         """
-        while not self._closed:
+        while not self._closed.is_set():
             first = self.next(_POLL_SECONDS)
             if first is None:
                 continue
@@ -160,7 +178,7 @@ class Subscription:
 
     def close(self) -> None:
         """Ends the subscription; the last commit stands."""
-        self._closed = True
+        self._closed.set()
         self._session.close()
         self._reporter.close()
 
@@ -204,6 +222,7 @@ class Bus:
         self._folder = folder
         self._clock = clock
         self._subscriptions: list[Subscription] = []
+        self._closed = False
 
     def subscribe(  # noqa: PLR0913  # all but the name have a default
         self,
@@ -242,8 +261,9 @@ class Bus:
                 whether one is; see docs/consumers.md for what cannot be known.
 
         Raises:
-            UsageError: the name or a table is none, or a choice makes no sense.
+            UsageError: the name or a table is none, a choice makes no sense, or the bus is closed.
         """
+        self._require_open()
         _check_choices(start, ops, delta_above)
         narrowing = Narrowing(partition, tuple(ops), columns or {})
         if narrowing.of_log_alone and start == "snapshot":
@@ -276,16 +296,22 @@ class Bus:
             ConsumerBehind: it has not in time; says where it is.
             RequestRefused: the relay knows no consumer of this name (`status` 404).
             RelayUnavailable: the relay did not answer in time.
-            UsageError: `lsn` or `position` is none.
+            UsageError: `lsn` or `position` is none, or the bus is closed.
         """
+        self._require_open()
         return wait_for(Relays(self._peers), checked_name(name), goal_of(lsn, position), timeout, self._clock)
 
     def close(self) -> None:
         """Ends all subscriptions."""
+        self._closed = True
         for subscription in self._subscriptions:
             subscription.close()
         for peer in self._peers:
             peer.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError("the bus is closed", mend="connect again")
 
     def __enter__(self) -> Self:
         return self

@@ -178,9 +178,9 @@ class Session:
     def close(self) -> None:
         """Ends all connections of this session."""
         self._close_stream()
-        if self._bootstrap is not None:
-            self._bootstrap.close()
-            self._bootstrap = None
+        bootstrap, self._bootstrap = self._bootstrap, None
+        if bootstrap is not None:
+            bootstrap.close()
 
     # One step: wait out a back-off, or read on, or open what is wanted
 
@@ -342,9 +342,9 @@ class Session:
             raise NotReady(error.what, where=error.where) from None
 
     def _close_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self._stream, self._target = None, ()
+        stream, self._stream, self._target = self._stream, None, ()
+        if stream is not None:
+            stream.close()
         self._records.clear()
 
     # Trouble

@@ -132,6 +132,53 @@ def test_a_relay_that_has_still_to_get_a_rows_layout_is_waited_for(
         assert names(take(subscription, 1)) == ["one"]
 
 
+def test_a_loop_ends_when_another_thread_closes_its_bus(
+    source: ModelSource, relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    seen: list[object] = []
+    ended: list[BaseException | None] = []
+
+    def read(subscription: Subscription) -> None:
+        try:
+            for window in subscription:
+                seen.extend(change.key for change in window)
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    before = set(threading.enumerate())
+    for round_ in range(5):
+        source.commit([insert(ITEMS, round_)])
+        bus = walbus.connect(relay.url, folder=tmp_path)
+        subscription = bus.subscribe("public.items", name="reader")
+        reader = threading.Thread(target=read, args=(subscription,))
+        reader.start()
+        wait_for(lambda: {"id": round_} in seen, what="it reads")  # noqa: B023  # called in this round alone
+        (bus if round_ % 2 else subscription).close()
+        reader.join(10)
+        bus.close()
+        assert len(ended) == round_ + 1
+    assert ended == [None] * 5
+    wait_for(
+        lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("walbus-")], what="all end"
+    )
+
+
+def test_what_is_closed_says_so(relay: ScriptedRelay, tmp_path: Path) -> None:
+    bus = walbus.connect(relay.url, folder=tmp_path)
+    subscription = bus.subscribe("public.items", name="reader")
+    subscription.close()
+    with pytest.raises(UsageError, match="subscription is closed"):
+        subscription.next(0.1)
+    assert list(subscription) == []
+    bus.close()
+    bus.close()
+    with pytest.raises(UsageError, match="bus is closed"):
+        bus.subscribe("public.items", name="reader")
+    with pytest.raises(UsageError, match="bus is closed"):
+        bus.wait_for("reader", "0/1")
+
+
 def test_two_names_are_two_consumers(source: ModelSource, relay: ScriptedRelay, tmp_path: Path) -> None:
     source.commit([insert(ITEMS, 1, "one")])
     with walbus.connect(relay.url, folder=tmp_path) as bus:
