@@ -20,6 +20,7 @@ _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 0.5
 _LINE_SECONDS = 10.0  # between two lines where there is no terminal
 _SILENCE_SECONDS = 30.0  # a bootstrap that runs writes its status each second
+_GONE_SECONDS = 15.0  # that a table may be in no status: a store that was damaged begins anew without any
 
 
 class SeedingWatch:
@@ -53,9 +54,10 @@ class SeedingWatch:
 
         Raises:
             StoreError: the bootstrap says nothing any more.
-            SourceMisconfigured: a table cannot be seeded.
+            SourceMisconfigured: a table cannot be seeded, or is published no longer under its name.
         """
         heard, seen = self._monotonic(), b""
+        told = dict.fromkeys(self._left, heard)
         while self._left:
             content = self._path.read_bytes() if self._path.exists() else b""
             if content != seen:
@@ -66,7 +68,15 @@ class SeedingWatch:
                     where=str(self._path),
                     mend="start it again: the seeding goes on where it was",
                 )
-            yield self._look(read_status(self._path) or {})
+            status = read_status(self._path) or {}
+            told |= {said["table"]: self._monotonic() for said in status.get("tables", ())}
+            gone = [table for table in self.left if self._monotonic() - told[table] > _GONE_SECONDS]
+            if gone and "tables" in status:
+                raise SourceMisconfigured(
+                    f"{', '.join(gone)} is published no longer, or has another name",
+                    mend="see `walbus status --json` for the tables that there are",
+                )
+            yield self._look(status)
             self._pause(_LOOK_SECONDS)
 
     def _look(self, status: dict[str, Any]) -> dict[str, dict[str, Any]]:
