@@ -179,6 +179,17 @@ def test_what_retention_drops_is_gone_in_it_too_also_for_who_reads_there(world: 
     assert all(change.complete for change in rest)
 
 
+def test_changes_whose_completions_went_while_they_were_read_are_not_told_without(world: World) -> None:
+    """The log's files may be open still, and hold what retention has dropped."""
+    world.updates(3, each=30)
+    world.apply()
+    cursor = world.log.cursor(ORIGIN)
+    end = world.log.bounds().end
+    world.ledger.trim_completions(end, world.reader.bounds().last_seq)
+    with pytest.raises(PositionTrimmed):
+        cursor.read(1)
+
+
 def test_a_store_that_begins_anew_leaves_nobody_with_changes_that_it_has_forgotten(world: World) -> None:
     world.updates(3, each=30)
     world.apply()

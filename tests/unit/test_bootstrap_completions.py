@@ -407,14 +407,16 @@ def test_they_end_with_the_log() -> None:
     assert world.ledger.completions.kept == kept
 
 
-def test_another_log_begins_without_those_of_the_one_before() -> None:
-    source = ModelSource()
+@pytest.mark.parametrize("log_id", ["another", "log-a"])
+def test_a_log_that_does_not_go_on_begins_without_those_of_before(log_id: str) -> None:
+    """Another one, or the same in an earlier state, as of a volume that was restored."""
+    source = ModelSource(log_id="log-a")
     world = Completed(source)
     source.commit([insert(ITEMS, 1), update(ITEMS, 1, name="n")])
     world.fold()
     with capture_logs():
-        world.ledger.begin(Applied("another", *ORIGIN, 0, 0), UnseenCommits())
+        world.ledger.begin(Applied(log_id, *ORIGIN, 0, 0), UnseenCommits())
     assert dict(world.store.completions(0, 1 << 50)) == {}
     kept = world.ledger.completions.kept
     assert kept is not None
-    assert (kept.log_id, kept.position) == ("another", ORIGIN)
+    assert (kept.log_id, kept.position) == (log_id, ORIGIN)
