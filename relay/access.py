@@ -2,7 +2,8 @@
 
 Default-deny: a route that stands in no rule is refused to everybody once access is switched on (a file of tokens is
 configured), and a test walks the routes of all servers, so that a new one gets its rule with it. Without a file of
-tokens everybody who reaches the address may do everything; `gate` sees to it that this is the loopback.
+tokens everybody who reaches the address may do everything; `gate` sees to it that this is the loopback, and that it is
+asked by a name of its own (`host_names`).
 
 A handler learns by `granted` what its request may see, and refuses by name what lies beyond: nothing that was asked for
 is left out silently. Where a list is asked for without names (layouts, tables), it holds what the token sees, and says
@@ -21,6 +22,7 @@ import structlog
 from aiohttp import web
 
 from walbus.relay.audit import Audit, Refusal
+from walbus.relay.host_names import HostNames
 from walbus.relay.http import Handler, RequestError
 from walbus.relay.token_file import TokenFile
 from walbus.relay.tokens import EVERYBODY, Grant, Role, Token, grant_of
@@ -179,15 +181,23 @@ class Access:
     Args:
         tokens: None: everybody may do everything.
         audit: is told each refusal.
+        names: that a request without a token may ask by; None: whichever it likes.
         wall: Unix seconds, for expiry.
         monotonic: seconds, for the audit.
     """
 
     def __init__(
-        self, tokens: TokenFile | None, audit: Audit, *, wall: Callable[[], float], monotonic: Callable[[], float]
+        self,
+        tokens: TokenFile | None,
+        audit: Audit,
+        *,
+        names: HostNames | None = None,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._tokens = tokens
         self._audit = audit
+        self.names = names
         self._wall = wall
         self._monotonic = monotonic
         self._served: set[_Served] = set()
@@ -198,10 +208,10 @@ class Access:
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._tokens is None:
-            request[_GRANT] = EVERYBODY
-            return await handler(request)
         try:
+            if self._tokens is None:
+                request[_GRANT] = self._everybody(request)
+                return await handler(request)
             served = self._admit(request, self._tokens)
             if served is None:
                 return await handler(request)
@@ -213,6 +223,23 @@ class Access:
         except AccessError as refused:
             self._note(request, refused)
             raise
+
+    def _everybody(self, request: web.Request) -> Grant:
+        """What a request sees where no tokens are asked for.
+
+        Raises:
+            AccessError: it may be that of a stranger's page.
+        """
+        if self.names is not None and not self.names.know(request.headers.getall("Host", [])):
+            raise AccessError(
+                421,
+                "this server has no tokens, and is not asked by that name",
+                reason="host not known",
+                where="Host",
+                mend="ask for 127.0.0.1 or localhost; or name the host in allowed_hosts of the server's section, or "
+                "as its url, or have tokens asked for (tokens_file)",
+            )
+        return EVERYBODY
 
     def _admit(self, request: web.Request, tokens: TokenFile) -> _Served | None:
         """Sets the request's grant; None for a route that asks for nothing and is shown nothing.

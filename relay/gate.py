@@ -1,13 +1,14 @@
 """What stands between the network and a server's routes, as configured: address, tokens, TLS and bounds.
 
-An address that others can reach needs tokens and TLS, or `insecure = true`, which is said loudly at every start.
+An address that others can reach needs tokens and TLS, or `insecure = true`, which is said loudly at every start. On the
+loopback, where neither is needed, a server without tokens answers to its own names only.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -16,6 +17,7 @@ from walbus.errors import ConfigError
 from walbus.relay.access import Access
 from walbus.relay.audit import Audit
 from walbus.relay.bounds import Bounds
+from walbus.relay.host_names import HostNames, is_loopback_address
 from walbus.relay.tls import CertificateFiles, ServerTls
 from walbus.relay.token_file import TokenFile
 
@@ -43,12 +45,7 @@ class ListenAddress:
     @property
     def loopback(self) -> bool:
         """Whether nobody outside of this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.host == "localhost" or is_loopback_address(self.host)
 
 
 def listen_address(config: ServerConfig, room: str) -> ListenAddress:
@@ -129,4 +126,13 @@ def gate_of(config: ServerConfig, room: str) -> Gate:
             mend=f"set {_keys(config, room)}",
         )
     bounds = Bounds(connections=config.max_connections, connections_per_address=config.max_connections_per_address)
-    return Gate(address, Access(tokens, audit, wall=time.time, monotonic=time.monotonic), tls, audit, bounds)
+    named = tokens is None and (address.loopback or config.allowed_hosts)
+    names = _names(config, address) if named else None
+    access = Access(tokens, audit, names=names, wall=time.time, monotonic=time.monotonic)
+    return Gate(address, access, tls, audit, bounds)
+
+
+def _names(config: ServerConfig, address: ListenAddress) -> HostNames:
+    """What a server is asked by, beside the names of the loopback."""
+    url = urlsplit(config.url or "").hostname
+    return HostNames((address.host, *config.allowed_hosts, *([url] if url else [])))

@@ -12,6 +12,7 @@ and a mend. Secrets are `SecretStr`: they print as stars wherever they go. `docs
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ from walbus.config_problems import InvalidConfig, problems_of, stray_variables
 from walbus.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+_HOST = re.compile(r"[0-9A-Za-z]([0-9A-Za-z._-]*[0-9A-Za-z.])?\Z|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\Z")
 _NAME = r"^[a-z0-9_]{1,63}$"
 
 
@@ -54,6 +56,12 @@ def parse_listen(listen: str) -> tuple[str, int]:
     if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise ValueError("should be HOST:PORT, as in 127.0.0.1:7070")
     return host, int(port)
+
+
+def _checked_host(host: str) -> str:
+    if not _HOST.match(host):
+        raise ValueError("should be a host's name or address without a port, as in cdc.example.com")
+    return host
 
 
 def _checked_listen(listen: str) -> str:
@@ -100,6 +108,7 @@ def _checked_source_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 Listen = Annotated[str, AfterValidator(_checked_listen)]
 Url = Annotated[str, AfterValidator(_checked_url)]
 Urls = Annotated[tuple[Annotated[str, AfterValidator(_checked_url)], ...], NoDecode, BeforeValidator(_listed)]
+Hosts = Annotated[tuple[Annotated[str, AfterValidator(_checked_host)], ...], NoDecode, BeforeValidator(_listed)]
 RelayName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(checked_patterns)]
 AnyPatterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_or_none)]
@@ -142,6 +151,7 @@ class ServerConfig(BaseModel):
     tls_cert: Path | None = None  #: PEM, the server's own certificate first
     tls_key: Path | None = None
     tls_client_ca: Path | None = None  #: PEM; clients must show a certificate of one of these
+    allowed_hosts: Hosts = ()  #: without tokens: names in a request's Host that are answered, beside the loopback's
     max_connections: int = Field(4096, ge=1)
     max_connections_per_address: int = Field(2048, ge=1)
 

@@ -10,9 +10,21 @@ import pytest
 from support.bootstrap_rig import ITEMS, BootstrapRig
 from support.database import Database
 from support.guarded_relay import new_token, token_section
+from support.model_source import ModelSource, items_layout
+from support.serving_bootstrap import ServingBootstrap
 from support.waiting import wait_for
+from walbus.relay.access import RULES
 
 pytestmark = pytest.mark.one_version
+
+
+def test_without_tokens_no_route_of_the_bootstrap_answers_to_a_strangers_name() -> None:
+    with ServingBootstrap(ModelSource(layouts=(items_layout(),)), allowed_hosts=["cdc.internal"]) as bootstrap:
+        paths = {route.split()[1] for route in RULES if route.startswith("GET ")} | {"/", "/v1/nothing"}
+        for path in paths:
+            assert bootstrap.get(path, Host=f"evil.example:{bootstrap.port}")[0] == 421, path
+            assert bootstrap.get(path, Host="cdc.internal")[0] != 421, path
+        assert b'reason="host not known"' in bootstrap.get("/metrics")[2]
 
 
 def test_the_bootstraps_routes_ask_for_tokens_and_keep_to_their_tables(database: Database, tmp_path: Path) -> None:

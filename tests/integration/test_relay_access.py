@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -22,6 +23,7 @@ from walbus.record_parser import RecordParser
 from walbus.records import Flag, Kind, iter_changes
 from walbus.relay import serve_relay
 from walbus.relay.access import RULES, Need
+from walbus.relay.gate import gate_of
 from walbus.relay.tokens import Token, digest_of, section_of
 from walbus.schema import Column
 
@@ -110,6 +112,49 @@ def test_each_route_asks_for_its_role(relay, route):
         assert status != 401
 
 
+def asked_by(relay: GuardedRelay, route: str, host: str) -> int:
+    """The status of a request for a route, with this Host."""
+    method, path = route.split(maxsplit=1)[0], path_of(route)
+    head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    return int(relay.raw(head.encode()).split(b" ")[1])
+
+
+def test_without_tokens_no_route_answers_to_a_strangers_name(tmp_path):
+    """A page whose name was rebound to the loopback sends its own name, and must not read a row."""
+    with listened() as events, GuardedRelay(tmp_path, allowed_hosts=["cdc.internal"]) as relay:
+        own = [route for route in RULES if route not in BOOTSTRAPS]
+        for route in (*own, "GET /", "GET /v1/nothing", "OPTIONS /v1/stream", "POST /v1/info"):
+            for stranger in ("evil.example", f"evil.example:{relay.port}", "localhost.evil.example", "10.0.0.1", ""):
+                assert asked_by(relay, route, stranger) == 421, (route, stranger)
+            for ours in ("localhost", f"127.0.0.1:{relay.port}", "[::1]:80", "cdc.internal"):
+                assert asked_by(relay, route, ours) != 421, (route, ours)
+        status, refused, _ = refusal(relay, "/v1/stream", Host="evil.example")
+        assert (status, refused["where"]) == (421, "Host")
+        assert "allowed_hosts" in refused["mend"]
+        assert b'walbus_relay_refusals_total{reason="host not known"}' in relay.get("/metrics")[1]
+        assert relay.raw(b"GET /readyz HTTP/1.0\r\n\r\n").split(b" ")[1] == b"200"
+        twice = b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+        assert relay.raw(twice).split(b" ")[1] in (b"400", b"421")
+    told = [event for event in events if event["event"] == "access_refused"]
+    assert {(event["reason"], event["address"]) for event in told} >= {("host not known", "127.0.0.1")}
+    assert "evil" not in json.dumps(told)
+
+
+def test_under_tokens_a_name_does_not_matter(relay):
+    assert relay.get("/v1/info", relay.tokens["all"], Host="evil.example")[0] == 200
+
+
+def test_a_server_that_others_reach_is_asked_by_any_name_until_some_are_allowed():
+    open_to_all = gate_of(RelayConfig(listen="0.0.0.0:7070", insecure=True), "relay")
+    named = gate_of(RelayConfig(listen="0.0.0.0:7070", insecure=True, allowed_hosts=["walbus"]), "relay")
+    by_url = gate_of(RelayConfig(listen="127.0.0.1:7070", url="http://cdc.example.com:80"), "relay")
+    assert open_to_all.access.names is None
+    for gate, host in ((named, "walbus:7070"), (named, "127.0.0.1"), (by_url, "cdc.example.com")):
+        assert gate.access.names is not None
+        assert gate.access.names.know([host])
+        assert not gate.access.names.know(["evil.example"])
+
+
 def test_a_stream_beyond_the_scope_is_refused_by_name_and_never_narrowed(relay):
     narrow = relay.tokens["narrow"]
     for asked in ("", "tables=public.items", "tables=public.*", "tables=*.orders", "tables=public.orders,public.items"):
@@ -191,6 +236,7 @@ class Follower:
 
     def __init__(self, relay: GuardedRelay, token: str, query: str = "tables=public.orders") -> None:
         self._connection = relay.connection()
+        relay.closing.callback(self._connection.close)
         self._connection.request("GET", f"/v1/stream?{query}", headers={"Authorization": f"Bearer {token}"})
         response = self._connection.getresponse()
         assert response.status == 200, response.read()
@@ -199,6 +245,7 @@ class Follower:
         self.ended = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+        relay.closing.callback(self.close)
 
     def _read(self) -> None:
         try:
@@ -210,8 +257,10 @@ class Follower:
 
     def close(self) -> None:
         if self._connection.sock is not None:
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # the server has hung up already
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join(10)
+        self._response.close()
         self._connection.close()
 
 

@@ -6,6 +6,7 @@ with GuardedRelay(tmp_path, tokens={"narrow": ["public.orders"]}) as relay:
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import secrets
@@ -48,6 +49,9 @@ class GuardedRelay:
         tokens: names and their tables; None: access is not switched on. `metrics` and `admin` get those roles.
         tls: what clients of the test speak; the server's side is `tls_cert` and `tls_key`.
         keys: further keys of `[relay]`.
+
+    Attributes:
+        closing: what is closed with it, connections of clients above all.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class GuardedRelay:
         self._tls = tls
         self._config = RelayConfig(listen=keys.pop("listen", "127.0.0.1:0"), **keys)
         self._stop = threading.Event()
+        self.closing = contextlib.ExitStack()
         self._ready = threading.Event()
         self.error: Exception | None = None
         self.port = 0
@@ -98,10 +103,11 @@ class GuardedRelay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stop.set()
-        self._thread.join(15)
-        assert not self._thread.is_alive()
-        self.engine.close()
+        with self.closing:
+            self._stop.set()
+            self._thread.join(15)
+            assert not self._thread.is_alive()
+            self.engine.close()
 
     def _serve(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -31,6 +32,9 @@ class Relay:
         folder: for the log and the status files.
         log: folder of a log that is there already; None for one in `folder`.
         options: of `[relay]`.
+
+    Attributes:
+        closing: what is closed with it, followers above all: a failed test leaves no socket to the next one.
     """
 
     writer: FileLogWriter
@@ -41,6 +45,7 @@ class Relay:
         self.status_dir = folder / "status"
         self.status_dir.mkdir(parents=True)
         self.stop = threading.Event()
+        self.closing = contextlib.ExitStack()
         self.port = 0
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._serve, daemon=True)
@@ -79,10 +84,11 @@ class Relay:
         return [read_header(record) for record in self.records(query)]
 
     def close(self) -> None:
-        self.stop.set()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
-        self.engine.close()
+        with self.closing:
+            self.stop.set()
+            self.thread.join(10)
+            assert not self.thread.is_alive()
+            self.engine.close()
 
 
 def parsed(body: bytes) -> list[tuple[RecordHeader, bytes]]:
@@ -107,10 +113,11 @@ def fill(relay: Relay) -> Relay:
 
 
 class Follower:
-    """A client that reads a stream in a thread."""
+    """A client that reads a stream in a thread; closed with its relay at the latest."""
 
     def __init__(self, relay: Relay, query: str, **headers: str) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=20)
+        relay.closing.callback(self.connection.close)
         self.connection.request("GET", f"/v1/stream?{query}", headers=headers)
         self.response = self.connection.getresponse()
         assert self.response.status == 200, self.response.read()
@@ -120,6 +127,7 @@ class Follower:
         self._reading.set()
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
+        relay.closing.callback(self.close)
 
     def pause(self) -> None:
         """Reads nothing from now on but what it is waiting for."""
@@ -144,8 +152,10 @@ class Follower:
 
     def close(self) -> None:
         self._reading.set()
-        self.connection.sock and self.connection.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # the relay has hung up already
+            self.connection.sock and self.connection.sock.shutdown(socket.SHUT_RDWR)
         self.thread.join(10)
+        self.response.close()
         self.connection.close()
 
 

@@ -114,6 +114,13 @@ def test_a_wrong_value_is_shown_with_its_mend(file: Path) -> None:
     assert "write a whole number" in line
 
 
+@pytest.mark.parametrize("host", ["cdc.example.com:7070", "http://cdc", "", "a b", "*", "-x", "[::1]"])
+def test_an_allowed_host_is_a_name_without_a_port(file: Path, host: str) -> None:
+    (line,) = problems(file, DSN + f'[relay]\nallowed_hosts = ["cdc.internal", "fd00::7", "{host}"]\n')
+    assert "relay.allowed_hosts" in line
+    assert "without a port" in line
+
+
 def test_a_secret_is_never_shown_in_a_problem(file: Path) -> None:
     found = problems(file, 'source = "postgresql://app:hunter22@db/shop"\n')
     assert "hunter22" not in "".join(found)
