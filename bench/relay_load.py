@@ -128,7 +128,8 @@ class Followers:
         for number in range(count):
             connection = socket.create_connection(("127.0.0.1", self.port), 30)
             request = (
-                f"GET /v1/stream?{query}&name=f{number} HTTP/1.1\r\nHost: here\r\nAccept-Encoding: identity\r\n\r\n"
+                f"GET /v1/stream?{query}&name=f{number} HTTP/1.1\r\n"
+                "Host: localhost\r\nAccept-Encoding: identity\r\n\r\n"
             )
             connection.sendall(request.encode())
             head = b""

@@ -177,7 +177,7 @@ def _stream(port: int, size: int) -> float:
     """Seconds until the reader has all of the log."""
     begin = time.perf_counter()
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        asked = "GET /v1/stream?from=earliest&until=latest HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        asked = "GET /v1/stream?from=earliest&until=latest HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         connection.sendall(asked.encode())
         received = _drain(connection)
     seconds = time.perf_counter() - begin

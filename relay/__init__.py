@@ -17,12 +17,12 @@ Looking     log_info, log_check and log_dump are what `walbus log` tells, and on
 Forms       stream_query and selection read what is asked for; table_filter and projection say what that
             is of the log, and `walbus.native` cuts it out; sse makes events for browsers, content_coding compresses.
 Serving     server has the routes; streams sends each delivery by itself, and feed what is new at the log's end to all
-            that ask for the same, each through its outlet; tail wakes them, gauges feeds /metrics, http is what every
-            server of Walbus shares.
+            that ask for the same, each through its outlet; ahead answers clients that the log has yet to come to. tail
+            wakes them, gauges feeds /metrics, http is what every server of Walbus shares.
 Copying     chain copies another relay's log, which upstream speaks to, overlap and lineage tell from others, and
             chain_watch reports to; chain_routes, standbys and served are what it meets there; promotion takes over.
 Guarding    gate puts together what stands before the routes: access (the rule of each route), token_file and tokens,
-            tls and certificate_dates, bounds; listener accepts; audit tells what was turned away.
+            host_names, tls and certificate_dates, bounds; listener accepts; audit tells what was turned away.
 """
 
 from __future__ import annotations

@@ -129,14 +129,22 @@ class FileCursor:
             self._done = max(self._done, after)
 
     def seek_time(self, microseconds: int) -> None:
-        """Stands before the first record with a commit time of at least this, or at the end if there is none."""
+        """Stands before the first record with a commit time of at least this, or at the end if there is none.
+
+        Raises:
+            PositionTrimmed: some of what was committed from then on may no longer be held.
+        """
         self._while_it_is_held(lambda view: self._seek_time(view, microseconds))
 
     def _seek_time(self, view: LogView, microseconds: int) -> None:
         at = bisect_left(view.manifest.latest_times, microseconds)
-        self._open(view, at)
+        created = self._open(view, at).created
         place = self._index(view, at).place_for_time(microseconds)
         self._pass_over(place, lambda header: header.commit_time < microseconds)
+        trimmed = view.manifest.trimmed
+        if trimmed > ORIGIN and self._done == trimmed and microseconds <= created:  # nothing older is held
+            what = "the log may no longer hold all that was committed since that time"
+            raise PositionTrimmed(what, where=f"it begins behind {trimmed}", mend=_MEND)
 
     def seek_seq(self, seq: int) -> Position:
         """Stands before the record that holds the first change with a seq of at least this; "last done" before it.

@@ -136,7 +136,7 @@ class Delivery:
         self._bound = bound
         self._cursor: FileCursor | None = reader.cursor(after)
         try:  # behind the cursor: the layouts of all that lies before it are known by now
-            self._renderer, self._filter = _encoders(reader, after, form)
+            self._renderer, self._filter = encoders(reader, after, form)
             self._last = _before(after, reader.bounds())
         except BaseException:
             self._cursor.close()
@@ -360,7 +360,7 @@ def _portion(records: list[bytes]) -> int:
     return len(records)
 
 
-def _encoders(
+def encoders(
     reader: FileLogReader, after: Position, form: StreamForm
 ) -> tuple[LineRenderer | None, RecordFilter | None]:
     """What makes a form out of records: a filter where not everything passes, and behind it what writes lines.

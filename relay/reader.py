@@ -81,6 +81,9 @@ class FileLogReader:
 
         Commit times need not rise with positions; this is the place before the first transaction whose time is late
         enough.
+
+        Raises:
+            PositionTrimmed: none that is held is older, so that some of what was dropped may have been late enough.
         """
         cursor = self._cursor()
         try:

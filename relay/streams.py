@@ -26,6 +26,7 @@ from walbus.log import Bounds
 from walbus.position import Position
 from walbus.records import Flag
 from walbus.relay.access import require_consumer, require_tables
+from walbus.relay.ahead import log_reaches, sign_of_life
 from walbus.relay.content_coding import CodingName, negotiate
 from walbus.relay.delivery import ENDLESS, Bound, Delivery, Step, StreamForm
 from walbus.relay.feed import HEARTBEAT_SECONDS, INLINE_BYTES, Feed, Feeds, Kind, wait_until
@@ -160,16 +161,26 @@ class StreamServer:
             StreamForm(query.format, query.selection),
             negotiate(request.headers.get("Accept-Encoding", ""), query.format),
         )
-        outlet = Outlet(request, kind.coding)
+        outlet, begun = Outlet(request, kind.coding), None
+        if (place := _place_ahead(query, bounds)) is not None:
+            sign = sign_of_life(self._reader, kind.form, place)
+            begun = await self._begun(outlet, kind, place)
+            if not await log_reaches(place, self._reader, self.tail, outlet, sign, self._stopping):
+                return _broken(outlet, begun)
         bound = _bound(query, bounds)
-        delivery = await self._open(query, bounds, bound, kind.form)
+        try:
+            delivery = await self._open(query, bounds, bound, kind.form)
+        except RequestError:
+            if begun is None:
+                raise
+            return _broken(outlet, begun)  # the client asks again, and is told
         stream = OpenStream(query.name, kind, outlet, delivery, self.tail.wake, endless=bound == ENDLESS)
         self.open.add(stream)
         peer = Peer.told(request.remote, request.headers.get("User-Agent"))
         self._watcher.opened(query.name, query.selection.tables, peer, stream)
         _log.info("stream_opened", consumer=query.name, position=str(stream.scanned), tables=query.selection.tables)
         try:
-            return await self._send(stream)
+            return await self._send(stream, begun or await self._begun(outlet, kind, stream.scanned))
         finally:
             self.open.discard(stream)
             self._watcher.closed(query.name, stream)
@@ -191,15 +202,13 @@ class StreamServer:
     async def _opened_at(
         self, after: Position, query: StreamQuery, bounds: Bounds, bound: Bound, form: StreamForm
     ) -> Delivery:
-        if after > bounds.end and query.follow and query.log_id is not None:
-            await self._reached(after)
         while True:
             try:
                 return await self._opened(partial(Delivery, self._reader, after, bound=bound, form=form))
             except PositionTrimmed:
                 if query.start != "earliest" and not isinstance(query.start, AtTime):
                     raise
-                bounds = self._reader.bounds()  # retention was faster; the client has asked for no certain change
+                bounds = self._reader.bounds()  # retention was faster; whether a time is still held is looked up anew
                 if bounds.trimmed <= after:
                     raise
                 after = await self._start(query, bounds)
@@ -225,22 +234,18 @@ class StreamServer:
             return await self._run(lambda: self._reader.position_at_seq(seq))
         return bounds.trimmed if start == "earliest" else bounds.end
 
-    async def _reached(self, position: Position) -> None:
-        """Waits until the log holds a position that a client is ahead with."""
-        while True:
-            moved = self.tail.moved()
-            if self._reader.bounds().end >= position:
-                return
-            await moved.wait()
-
-    async def _send(self, stream: OpenStream) -> web.StreamResponse:
+    async def _begun(self, outlet: Outlet, kind: Kind, after: Position) -> web.StreamResponse:
+        """An answer whose head was sent."""
         response = web.StreamResponse()
-        form = stream.kind.form.format
+        form = kind.form.format
         response.content_type = MEDIA_TYPES[form]
-        response.headers.update(_headers(self._reader.bounds().log_id, stream.scanned, stream.kind.coding))
-        await stream.outlet.open(response)
+        response.headers.update(_headers(self._reader.bounds().log_id, after, kind.coding))
+        await outlet.open(response)
         if form == "sse":
-            stream.outlet.put(PREAMBLE)
+            outlet.put(PREAMBLE)
+        return response
+
+    async def _send(self, stream: OpenStream, response: web.StreamResponse) -> web.StreamResponse:
         try:
             if await self._pump(stream):
                 await stream.outlet.finish()
@@ -250,8 +255,7 @@ class StreamServer:
         except Exception as error:  # the answer has begun, so only a broken connection can tell
             known = str(error) if isinstance(error, WalbusError) else None  # others may quote a row
             _log.error("stream_failed", consumer=stream.name, kind=type(error).__name__, error=known)
-        stream.outlet.abort()
-        return response
+        return _broken(stream.outlet, response)
 
     async def _pump(self, stream: OpenStream) -> bool:
         """Sends until the bound is reached (True) or the server stops (False)."""
@@ -333,6 +337,19 @@ class StreamServer:
 def _close_unwanted(made: asyncio.Future[Delivery]) -> None:
     if not made.cancelled() and made.exception() is None:
         made.result().close()
+
+
+def _broken(outlet: Outlet, response: web.StreamResponse) -> web.StreamResponse:
+    """An answer that is not whole."""
+    outlet.abort()
+    return response
+
+
+def _place_ahead(query: StreamQuery, bounds: Bounds) -> Position | None:
+    """The place of a client that is ahead of its log, and follows it; None if it is not, or is to be told."""
+    if not isinstance(query.start, After) or not query.follow or query.log_id is None:
+        return None
+    return query.start.position if query.start.position > bounds.end else None
 
 
 def _bound(query: StreamQuery, bounds: Bounds) -> Bound:

@@ -3,7 +3,7 @@
 Readers connect, and the writer sends one byte to each after it has published a new end. A reader that has not fetched
 its byte yet needs no second one, so the writer never waits for a reader. The byte carries nothing: readers look into
 the control file. A connection is greeted with a byte, so that nothing published between connecting and being accepted
-is missed.
+is missed; it is one of the readers before anything else can be published.
 
 The socket is named by the writer epoch, and reached through `/proc/self/fd`, since a socket's path may have only 107
 bytes and a log's folder may have more.
@@ -87,8 +87,8 @@ class WakeServer:
                 self._closed.wait(_POLL_SECONDS)
                 continue
             reader.setblocking(False)
-            if _send(reader):
-                with self._lock:
+            with self._lock:  # or what is published between the greeting and the list would be missed
+                if _send(reader):
                     self._readers.append(reader)
 
 

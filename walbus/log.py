@@ -277,7 +277,11 @@ class LogReader(Protocol):
         """
 
     def position_at(self, time: float) -> Position:
-        """The position to read `after` so as to get every transaction committed at or after a time (Unix seconds)."""
+        """The position to read `after` so as to get every transaction committed at or after a time (Unix seconds).
+
+        Raises:
+            PositionTrimmed: the log may no longer hold all of them.
+        """
 
     def position_at_seq(self, seq: int) -> Position:
         """The position to read `after` so as to get every change from a seq on; exact within a record.

@@ -28,7 +28,7 @@ from walbus.relay.listener import Listener
 
 pytestmark = pytest.mark.one_version
 
-HEAD = b"GET /v1/info HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n"
 TOKENS = {"all": ["*.*"]}
 
 
@@ -81,7 +81,7 @@ def test_slowloris_is_hung_up_on_at_the_headers_deadline(tight, first):
 def test_an_idle_connection_is_closed_and_a_used_one_is_not(tight):
     with socket.create_connection(("127.0.0.1", tight.port), timeout=10) as client:
         for _ in range(4):
-            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in client.recv(1000)
         started = time.monotonic()
         assert client.recv(1000) == b""
@@ -107,7 +107,7 @@ def test_a_reader_that_takes_nothing_is_dropped_in_the_end(tight):
     tight.append(2000)
     with socket.create_connection(("127.0.0.1", tight.port)) as stopped:
         stopped.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        stopped.sendall(b"GET /v1/stream?from=earliest&name=stopped HTTP/1.1\r\nHost: x\r\n\r\n")
+        stopped.sendall(b"GET /v1/stream?from=earliest&name=stopped HTTP/1.1\r\nHost: localhost\r\n\r\n")
         wait_for(lambda: tight.json("/v1/info")[1]["streams"], what="its stream")
 
         def gone() -> bool:
@@ -125,13 +125,13 @@ def test_a_reader_that_takes_nothing_is_dropped_in_the_end(tight):
     [
         (HEAD + b"X: " + b"a" * 20_000 + b"\r\n\r\n", {431, 400}),
         (HEAD + b"a" * 20_000 + b": b\r\n\r\n", {431, 400}),
-        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", {431, 400}),
-        (b"GET /v1/stream?tables=" + b"a" * 7000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", {401}),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", {431, 400}),
+        (b"GET /v1/stream?tables=" + b"a" * 7000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", {401}),
         (HEAD + b"X: 1\r\n" * 500 + b"\r\n", {431, 400}),
         (HEAD + b"".join(b"X%d: %s\r\n" % (i, b"a" * 8000) for i in range(60)) + b"\r\n", {None}),
         (HEAD + b"Content-Length: 1000000000\r\n\r\n" + b"a" * 200_000, {401, None}),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffffffffffffffffff\r\n", {400, 401}),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100_000, {200, None}),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100_000, {200, None}),
     ],
     ids=["value", "name", "path", "query", "lines", "bomb", "body", "chunk", "pipelined"],
 )
@@ -190,8 +190,8 @@ SECRET = b"wbt_" + b"canary-0123456789-abcdefghijklmnopqrstuvwxyz"[:43]
         HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
         HEAD + b"Content-Length: -1\r\n\r\n",
         HEAD + b"Content-Length: +1\r\n\r\n",
-        b"GET http://[::1/" + SECRET + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /" + SECRET + b"\x7f\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http://[::1/" + SECRET + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + SECRET + b"\x7f\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=[
         "binary",
@@ -211,7 +211,7 @@ SECRET = b"wbt_" + b"canary-0123456789-abcdefghijklmnopqrstuvwxyz"[:43]
 )
 def test_what_is_no_http_is_answered_with_json_that_quotes_nothing(relay, capfd, sent):
     with listened() as events:
-        heard = relay.raw(sent.replace(b"\r\nHost: x\r\n", b"\r\nHost: x\r\nConnection: close\r\n"))
+        heard = relay.raw(sent.replace(b"\r\nHost: localhost\r\n", b"\r\nHost: localhost\r\nConnection: close\r\n"))
     if heard:
         status, document = answer_of(heard)
         assert 400 <= status < 500
@@ -250,7 +250,7 @@ def test_no_name_in_a_path_or_parameter_leads_anywhere(relay, name):
     parameters = ("tables", "name", "after", "from", "until", "log_id", "format", "ops", "columns", "x")
     paths = [f"/v1/schemas/{name}", f"/v1/{name}", f"/{name}", f"/v1/schemas/{name}/../1", f"/v1/stream?follow={name}"]
     for path in paths + [f"/v1/stream?follow=false&{parameter}={name}" for parameter in parameters]:
-        sent = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ".encode() + token
+        sent = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer ".encode() + token
         heard = relay.raw(sent + b"\r\n\r\n")
         head, _, body = heard.partition(b"\r\n\r\n")
         assert b"X-Injected" not in head
@@ -270,7 +270,7 @@ def test_connections_beyond_the_bound_are_turned_away_and_streams_go_on(tmp_path
     with GuardedRelay(tmp_path, max_connections=50, max_connections_per_address=50) as relay:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=10))
-            stream.sendall(b"GET /v1/stream?name=first HTTP/1.1\r\nHost: x\r\n\r\n")
+            stream.sendall(b"GET /v1/stream?name=first HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in stream.recv(4096)
             turned_away = 0
             with listened() as events:
@@ -285,7 +285,7 @@ def test_connections_beyond_the_bound_are_turned_away_and_streams_go_on(tmp_path
                 )
                 lines = len(events)
             assert lines < 60  # bounded, whatever comes
-            status, document = answer_of(relay.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") or ANSWER_LOST)
+            status, document = answer_of(relay.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") or ANSWER_LOST)
             turned_away += status == 503
             assert document["error"] == "too many connections"
             relay.append()
@@ -358,12 +358,12 @@ def test_one_address_cannot_take_all_connections(tmp_path):
             stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=10))
 
         def refused() -> bool:
-            heard = relay.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            heard = relay.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             return not heard or b"of one address" in heard
 
         wait_for(refused, what="the bound to be reached")
         with socket.create_connection(("127.0.0.1", relay.port), timeout=10, source_address=("127.0.0.2", 0)) as other:
-            other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in other.recv(1000)
 
 
@@ -398,7 +398,7 @@ def test_without_descriptors_the_server_sheds_load_and_serves_on(tmp_path):
             port = int(re.search(r'"port": (\d+)', running.log())[1])
             opened = len(list(Path(f"/proc/{running.process.pid}/fd").iterdir()))
             stream = socket.create_connection(("127.0.0.1", port), timeout=10)
-            stream.sendall(b"GET /v1/stream?from=earliest HTTP/1.1\r\nHost: x\r\n\r\n")
+            stream.sendall(b"GET /v1/stream?from=earliest HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in stream.recv(4096)
             limit = (opened + 12, opened + 12)
             resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, limit)
@@ -415,7 +415,7 @@ def test_without_descriptors_the_server_sheds_load_and_serves_on(tmp_path):
 
             def serves() -> bool:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as client:
-                    client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                     return b" 200 " in client.recv(1000)
                 return False
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.relay_log import FileEngine, UnsyncedFiles, commits, read_all, transaction
+from support.relay_log import BASE_TIME, FileEngine, UnsyncedFiles, commits, read_all, transaction
 from walbus.errors import ConfigError, PositionTrimmed
 from walbus.position import ORIGIN, Position
 from walbus.relay.writer import FileLogWriter
@@ -168,7 +168,7 @@ def test_a_reader_that_retention_overtakes_while_it_seeks_is_told_no_loss_that_i
             path.unlink()
     seeks = {
         "position": lambda: reader.cursor(trimmed).close(),
-        "time": lambda: reader.position_at(0.0),
+        "time": lambda: reader.position_at((BASE_TIME + trimmed.commit_lsn + 32) / 1e6),
         "seq": lambda: reader.position_at_seq(read_all(reader, trimmed)[0].first_seq),
     }
     for kind, seek in seeks.items():
@@ -178,3 +178,6 @@ def test_a_reader_that_retention_overtakes_while_it_seeks_is_told_no_loss_that_i
     monkeypatch.setattr(reader._views, "view", lambda left=[*stale]: left.pop() if left else view())
     with pytest.raises(PositionTrimmed, match="after 1:0/10:1"):
         reader.cursor(Position(1, 16, 1))
+    monkeypatch.setattr(reader._views, "view", lambda left=[*stale]: left.pop() if left else view())
+    with pytest.raises(PositionTrimmed, match="since that time"):
+        reader.position_at(0.0)

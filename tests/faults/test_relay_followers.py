@@ -28,7 +28,7 @@ SEED = int(os.environ.get("WALBUS_TEST_SEED", "0")) or random.SystemRandom().ran
 READER = """
 import socket, sys
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
-    connection.sendall(b"GET /v1/stream?from=latest&name=stopped HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n")
+    connection.sendall(b"GET /v1/stream?from=latest&name=stopped HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     connection.recv(100)
     print("reading", flush=True)
     while connection.recv(1 << 16):
@@ -197,7 +197,7 @@ class Page:
 
     def read_some(self, size: int) -> None:
         query = f"after=1:0/C80:2&tables={self.tables}&follow=false"
-        head = f"GET /v1/stream?{query} HTTP/1.1\r\nHost: here\r\n"
+        head = f"GET /v1/stream?{query} HTTP/1.1\r\nHost: localhost\r\n"
         accept = f"Accept: text/event-stream\r\n{f'Last-Event-ID: {self.last_id}' if self.last_id else 'X: 1'}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", self.relay.port), 20) as connection:
             connection.sendall((head + accept).encode())
@@ -236,7 +236,7 @@ def test_followers_that_hang_up_leave_nothing_behind(relay):
     for turn in range(60):
         client = socket.create_connection(("127.0.0.1", relay.port), 20)
         form = dice.choice(("from=latest", "from=earliest", "tables=public.orders", "format=sse&tables=public.none"))
-        client.sendall(f"GET /v1/stream?{form} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        client.sendall(f"GET /v1/stream?{form} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         if dice.random() < 0.7:
             client.recv(dice.randrange(1, 3000))
         if turn % 5 == 0:

@@ -98,7 +98,7 @@ def test_a_token_in_the_query_counts_for_nothing(relay):
 
 def test_two_headers_are_not_one_token(relay):
     head = "".join(f"Authorization: Bearer {relay.tokens[name]}\r\n" for name in ("all", "admin"))
-    answer = relay.raw(f"GET /v1/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}\r\n".encode())
+    answer = relay.raw(f"GET /v1/info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode())
     assert answer.split(b" ")[1] == b"401"
 
 
@@ -206,7 +206,7 @@ def test_a_socket_whose_stream_was_ended_while_it_was_sent_a_file_leaves_its_num
     for other in others:
         other.connect(("127.0.0.1", relay.port))
     for other in others:
-        other.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        other.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert other.recv(100).startswith(b"HTTP/1.1 200")
     for client in (*others, *stalled):
         client.close()
@@ -217,7 +217,7 @@ def stalled_reader(relay: GuardedRelay, token: str) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", relay.port))
-    head = f"GET /v1/stream?from=earliest HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
+    head = f"GET /v1/stream?from=earliest HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
     client.sendall(head.encode())
     return client
 

@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,30 @@ def test_a_seq_that_is_trimmed_is_answered_with_the_way_out(relay):
     relay.writer.trim(1e12)
     status, body = relay.json(f"/v1/stream?from=seq:{first}")
     assert (status, body["bootstrap"]) == (410, "http://127.0.0.1:7071")
+
+
+def test_a_time_before_all_that_is_held_is_answered_with_the_way_out(relay):
+    """As a position is: history that was asked for and is gone is told, and never left out silently."""
+    relay.engine.retention_bytes = 1
+    assert relay.get(f"/v1/stream?from={BASE_TIME / 1e6 - 3600:.6f}&follow=false")[0] == 200, "nothing was dropped yet"
+    for i in range(201, 2000):
+        relay.writer.append(transaction(i * 16, 2, size=300))
+    relay.writer.sync()
+    trimmed = relay.writer.trim(1e12)
+    first, second = ((BASE_TIME + trimmed.commit_lsn + 16 * i) / 1e6 for i in (1, 2))
+    for moment in (0.0, BASE_TIME / 1e6, first):  # what was dropped last may be as old as what is held first
+        status, body = relay.json(f"/v1/stream?from={moment:.6f}&follow=false")
+        assert (status, body["trimmed"], body["bootstrap"]) == (410, str(trimmed), "http://127.0.0.1:7071"), moment
+    assert commits(relay.headers(f"from={second:.6f}&follow=false"))[0] == trimmed.commit_lsn + 32
+
+
+def test_a_time_behind_the_last_that_was_dropped_is_held_where_nothing_is_left(relay):
+    relay.engine.retention_bytes = 1
+    relay.writer._roll()
+    trimmed = relay.writer.trim(1e12)
+    assert trimmed == relay.writer.bounds().end
+    assert relay.get(f"/v1/stream?from={BASE_TIME / 1e6:.6f}&follow=false")[0] == 410
+    assert relay.headers(f"from={time.time() + 60:.6f}&follow=false") == []
 
 
 def test_the_earliest_place_is_where_retention_has_got_to_meanwhile(relay, monkeypatch):

@@ -209,7 +209,52 @@ def test_a_position_past_the_end_of_the_same_log_waits_for_it(relay):
         relay.writer.append(transaction(i * 16))
         relay.writer.sync()
     thread.join(10)
-    assert commits(answers[0]) == [202 * 16]
+    assert [header.last for header in answers[0] if header.kind == Kind.TRANSACTION] == [Position(1, 202 * 16, 1)]
+    assert {header.last for header in answers[0] if header.kind == Kind.PROGRESS} <= {Position(1, 0xC90, 1)}
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ("binary", None),
+        ("json", b'{"op":"heartbeat","position":"1:0/C90:1"}\n'),
+        ("sse", b"event: heartbeat\ndata: "),
+    ],
+)
+def test_who_is_ahead_of_the_log_is_answered_at_once_and_told_that_somebody_is_there(relay, form, told):
+    log_id = relay.writer.bounds().log_id
+    follower = Follower(relay, f"after=1:0/C90:1&log_id={log_id}&format={form}")
+    assert follower.response.headers["Walbus-Position"] == "1:0/C90:1"
+    if told is None:
+        wait_for(lambda: len(follower.headers()) >= 2, what="two signs of life")
+        assert {(h.kind, h.last, h.flags) for h in follower.headers()} == {(2, Position(1, 0xC90, 1), Flag.FILTERED)}
+    else:
+        wait_for(lambda: follower.body.count(told) and len(follower.body) > 2 * len(told), what="signs of life")
+    orders = relay.writer.schemas.all()[0]
+    for i in (201, 202):
+        relay.writer.append(rows_of(orders, i * 16, range(1)))
+        relay.writer.sync()
+    wait_for(lambda: b"0/CA0" in follower.body or commits(follower.headers())[-1:] == [0xCA0], what="what is behind")
+    assert not follower.ended
+
+
+def test_who_stays_ahead_of_the_log_is_sent_away_with_a_broken_connection(relay, monkeypatch):
+    monkeypatch.setattr("walbus.relay.ahead.WAIT_SECONDS", 0.3)
+    follower = Follower(relay, f"after=1:0/C90:1&log_id={relay.writer.bounds().log_id}")
+    wait_for(lambda: follower.ended, what="the relay to give up")
+    assert follower.ended != "whole"
+    status, _ = relay.json(f"/v1/stream?after=1:0/C90:1&log_id={relay.writer.bounds().log_id}&columns=public.orders(x)")
+    assert status == 400, "what is asked for wrongly is told before the wait"
+
+
+def test_a_place_that_cannot_be_read_from_when_it_is_reached_breaks_the_connection(relay, monkeypatch):
+    async def reached(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr("walbus.relay.streams.log_reaches", reached)
+    follower = Follower(relay, f"after=1:0/C90:1&log_id={relay.writer.bounds().log_id}")
+    wait_for(lambda: follower.ended, what="the end")
+    assert follower.ended != "whole"
 
 
 @pytest.mark.parametrize(
@@ -279,7 +324,7 @@ def test_info_and_metrics_show_the_log_and_the_rooms(relay):
 def test_a_reader_that_stopped_reading_delays_nobody_and_holds_little(relay):
     stopped = socket.create_connection(("127.0.0.1", relay.port))
     stopped.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    stopped.sendall(b"GET /v1/stream?from=earliest&name=stopped HTTP/1.1\r\nHost: x\r\n\r\n")
+    stopped.sendall(b"GET /v1/stream?from=earliest&name=stopped HTTP/1.1\r\nHost: localhost\r\n\r\n")
     follower = Follower(relay, "name=live")
     lsn = 3216
     for _ in range(300):  # some 20 MB, which no socket's buffer holds
@@ -301,7 +346,7 @@ def test_a_header_that_trickles_in_is_cut_off(relay, monkeypatch):
     started = time.monotonic()
     with socket.create_connection(("127.0.0.1", relay.port)) as slow:
         slow.settimeout(0.2)
-        slow.sendall(b"GET /v1/info HTTP/1.1\r\nHost: x\r\n")
+        slow.sendall(b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n")
 
         def closed() -> bool:
             try:
@@ -320,12 +365,12 @@ def test_a_header_that_trickles_in_is_cut_off(relay, monkeypatch):
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /v1/info HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
-        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /v1/info HTTP/1.1\r\nHost: x\r\n" + b"X: 1\r\n" * 500 + b"\r\n",
+        b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n" + b"X: 1\r\n" * 500 + b"\r\n",
         b"GET /v1/info HTTP/9.9\r\n\r\n",
         b"\x00\x01\x02\x03\r\n\r\n",
-        b"GET /v1/info HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
     ids=["huge-header", "huge-path", "many-headers", "odd-version", "binary", "smuggling"],
 )
@@ -360,7 +405,7 @@ def test_a_stream_that_fails_in_its_middle_is_broken_off_and_gets_no_second_answ
 
     monkeypatch.setattr(Delivery, "step", fail_later)
     with socket.create_connection(("127.0.0.1", relay.port), 20) as client:
-        client.sendall(b"GET /v1/stream?from=earliest&follow=true HTTP/1.1\r\nHost: here\r\n\r\n")
+        client.sendall(b"GET /v1/stream?from=earliest&follow=true HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
         with contextlib.suppress(ConnectionResetError):
             while block := client.recv(1 << 16):

@@ -309,7 +309,7 @@ def test_a_reader_under_tls_that_stands_still_leaves_the_feed_once(relay, author
     plain.connect(("localhost", relay.port))
     stopped = authority.believed().wrap_socket(plain, server_hostname="localhost")
     token = relay.tokens["all"]
-    stopped.sendall(f"GET /v1/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+    stopped.sendall(f"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
     assert b"200 OK" in stopped.recv(1000)
     wait_for(lambda: len(joined) == 1, what="the reader to be a member")
     live = relay.connection()

@@ -167,7 +167,7 @@ class Crowd:
 
     def _ask(self, follower: _Follower) -> None:
         place = f"after={follower.last}&log_id={follower.log_id}" if follower.log_id else "from=earliest"
-        request = f"GET /v1/stream?{place}&follow=true&name=f{follower.number} HTTP/1.1\r\nHost: here\r\n\r\n"
+        request = f"GET /v1/stream?{place}&follow=true&name=f{follower.number} HTTP/1.1\r\nHost: localhost\r\n\r\n"
         try:
             connection = socket.create_connection(("127.0.0.1", self._ports[follower.relay]), 10)
             connection.sendall(request.encode())
