@@ -283,11 +283,15 @@ class Access:
         address = request.remote or "unknown"
         self._audit.note(Refusal(refused.reason, address, _route(request), refused.token), self._monotonic())
 
+    def read(self) -> None:
+        """Reads the file of tokens if it has changed; on any thread, since a large file takes a while."""
+        if self._tokens is not None:
+            self._tokens.refresh()
+
     def refresh(self) -> None:
-        """Reads the file of tokens if it has changed, and ends what is under way under a token that counts no more."""
+        """Ends what is under way under a token that counts no more."""
         if self._tokens is None:
             return
-        self._tokens.refresh()
         now = self._wall()
         valid = {_without_end(token) for token in self._tokens.tokens if not token.expired(now)}
         for served in list(self._served):

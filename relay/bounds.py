@@ -1,7 +1,8 @@
 """How much of a server one client, and all of them, may take.
 
 Descriptors: a connection with a stream needs two (the socket, and the segment that it reads), and the server needs some
-for itself, so the number of connections is also bounded by the process's limit of open files.
+for itself, and for the few streams that are sent from files at a time. So the number of connections is also bounded by
+the process's limit of open files.
 """
 
 from __future__ import annotations

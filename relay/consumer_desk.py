@@ -101,16 +101,27 @@ class ConsumerDesk:
         self._streams: defaultdict[str, set[NamedStream]] = defaultdict(set)
         self._refusing = False  # whether it was told that there is no room for names
         self._attached: tuple[FileLogReader, LagMeter, ThreadPoolExecutor] | None = None
+        self._on_keeping: Callable[[], None] | None = None
 
     @property
     def problem(self) -> str | None:
         """What people should know of how consumers are kept; None if all is well."""
         return self._lock.problem or self._file.problem
 
-    async def open(self, reader: FileLogReader, threads: ThreadPoolExecutor) -> None:
-        """Reads what was kept; first of all."""
+    async def open(
+        self, reader: FileLogReader, threads: ThreadPoolExecutor, on_keeping: Callable[[], None] | None = None
+    ) -> None:
+        """Reads what was kept; first of all.
+
+        Args:
+            reader: the log.
+            threads: for blocking work.
+            on_keeping: is called, on one of the threads, once this relay keeps what the log's relays share.
+        """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(threads, self._lock.take)
+        self._on_keeping = on_keeping
+        if await loop.run_in_executor(threads, self._lock.take) and on_keeping is not None:
+            await loop.run_in_executor(threads, on_keeping)
         await loop.run_in_executor(threads, self._file.load, self.known)
         self._attached = reader, LagMeter(reader, self._kept_for), threads
 
@@ -274,6 +285,8 @@ class ConsumerDesk:
             kept = KnownConsumers()
             await loop.run_in_executor(threads, self._file.load, kept)
             self.known.add_missing(kept.dump())
+            if self._on_keeping is not None:
+                await loop.run_in_executor(threads, self._on_keeping)
 
     def _expire(self) -> None:
         self.known.seen(self._streams, self._wall())

@@ -44,7 +44,7 @@ class Span(NamedTuple):
     """Whole, checked records that lie side by side in a segment's file.
 
     Attributes:
-        fd: of the file; good until the cursor has gone into the second segment behind it, or is closed.
+        fd: of the file; good until the cursor is asked for what lies behind, or is closed.
         offset, length: where they lie, in bytes.
         last: header of the last record.
     """
@@ -96,7 +96,6 @@ class FileCursor:
         self._view = view
         self._index = index
         self._fd: int | None = None
-        self._fd_before: int | None = None  # of the segment before; a span of it may be on its way
         self._number = 0  # of the segment that is open
         self._offset = 0
         self._done: Position = Position(0, 0, 0)  # behind the last record that was read or passed over
@@ -197,7 +196,7 @@ class FileCursor:
         """Another cursor at the same place. A closed one cannot be forked."""
         twin = copy.copy(self)
         twin._skipped = self._skipped.copy()
-        twin._fd, twin._fd_before = None if self._fd is None else self._files.duplicate(self._fd), None
+        twin._fd = None if self._fd is None else self._files.duplicate(self._fd)
         return twin
 
     def read(self, max_bytes: int) -> list[bytes]:
@@ -261,11 +260,10 @@ class FileCursor:
         return max(self._limit(self._view()) - self._offset, 0)
 
     def close(self) -> None:
-        """Closes the files."""
-        for fd in (self._fd, self._fd_before):
-            if fd is not None:
-                self._files.close(fd)
-        self._fd = self._fd_before = None
+        """Closes the file."""
+        if self._fd is not None:
+            self._files.close(self._fd)
+            self._fd = None
 
     def _read(self, view: LogView, max_bytes: int) -> list[bytes]:
         limit = self._ahead(view)
@@ -345,9 +343,8 @@ class FileCursor:
             if number not in newest.manifest.numbers:
                 raise _trimmed(self._done, newest) from None
             raise DamagedRecord("a segment's file is missing", where=str(path), mend="restore the file") from None
-        if self._fd_before is not None:
-            self._files.close(self._fd_before)
-        self._fd_before, self._fd = self._fd, fd
+        self.close()
+        self._fd = fd
         header = parse_segment_header(self._files.pread(fd, HEADER_SIZE, 0), str(path))
         if (header.log_id, header.number, header.base) != (view.manifest.log_id, number, base):
             raise DamagedRecord("a segment's file belongs elsewhere", where=str(path), mend="restore the file")

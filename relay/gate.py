@@ -97,11 +97,15 @@ class Gate:
     audit: Audit
     bounds: Bounds
 
-    def refresh(self) -> None:
-        """Takes over files that have changed; to be called about each second."""
-        self.access.refresh()
+    def read(self) -> None:
+        """Reads files that have changed; to be called about each second, on a thread that may take its time."""
+        self.access.read()
         if self.tls is not None:
             self.tls.refresh()
+
+    def refresh(self) -> None:
+        """Lets what was read count for what is under way; to be called behind each `read`, on the event loop."""
+        self.access.refresh()
         self.audit.flush(time.monotonic())
 
 

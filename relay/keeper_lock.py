@@ -1,8 +1,11 @@
-"""Which of several relays on one log keeps its consumers: `consumers.json` has one writer.
+"""Which of several relays on one log keeps its consumers and its holds: `consumers.json` has one writer.
 
 Two relays may serve one folder, on two addresses. Each knows the consumers that report to it, and each would write its
 own over the other's. So the file belongs to whoever holds a lock beside it. The other one serves, and says that what it
 is told is forgotten at its end; it takes the file over when the first one has ended. The lock ends with its process.
+
+So it is with the holds for required standbys: whom retention waits for is the keeper's to say, lest a relay that knows
+of no standby lets go what another one's standbys have not copied.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ async def _refresh_until(stopping: asyncio.Event, gate: Gate) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REFRESH_SECONDS):
                 await stopping.wait()
+        await asyncio.to_thread(gate.read)
         gate.refresh()
 
 

@@ -22,6 +22,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -172,14 +173,13 @@ class RelayServer:
     async def _attach(self, stopping: asyncio.Event, threads: ThreadPoolExecutor) -> None:
         try:
             reader = await self._open_reader()
-            await self._desk.open(reader, threads)
+            await self._desk.open(reader, threads, partial(hold_for, self._folder, self._standbys.required))
             self._reader = reader
         except Exception as error:
             self.failure = error  # a log that cannot be read is not waited for
             stopping.set()
             return
         self._streams = StreamServer(reader, self._bootstrap_url, threads, stopping, self._desk)
-        hold_for(self._folder, self._standbys.required)
         if self._standbys.required:
             whole = open_reader(self._folder)
             self._whole = Served(whole, StreamServer(whole, self._bootstrap_url, threads, stopping, self._desk))

@@ -42,6 +42,7 @@ from walbus.relay.tail import Tail
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
+_PUSHES = 4  # at a time: each takes a descriptor, beside the two that a stream has
 _DESCRIPTOR_SECONDS = 0.2  # between two tries to open a segment
 
 
@@ -125,6 +126,7 @@ class StreamServer:
         self._complete = complete
         self.tail = Tail(reader)
         self._feeds = Feeds(self.tail, self._step, stopping)
+        self._pushing = asyncio.Semaphore(_PUSHES)
         self._sent_by_closed = 0
         self.open: set[OpenStream] = set()
 
@@ -294,7 +296,8 @@ class StreamServer:
             return False
         outlet, sent = stream.outlet, False
         while not self._stopping.is_set():
-            pushed = await self._run(partial(stream.delivery.push, outlet.handle()))
+            async with self._pushing:
+                pushed = await self._run(partial(stream.delivery.push, outlet.handle()))
             if pushed.unsent is not None:
                 await outlet.put_unsent(pushed.unsent)
             outlet.sent += pushed.sent

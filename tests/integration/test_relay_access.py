@@ -21,7 +21,7 @@ from walbus.config import RelayConfig
 from walbus.errors import ConfigError
 from walbus.record_parser import RecordParser
 from walbus.records import Flag, Kind, iter_changes
-from walbus.relay import serve_relay
+from walbus.relay import serve_relay, token_file
 from walbus.relay.access import RULES, Need
 from walbus.relay.gate import gate_of
 from walbus.relay.tokens import Token, digest_of, section_of
@@ -220,6 +220,27 @@ def stalled_reader(relay: GuardedRelay, token: str) -> socket.socket:
     head = f"GET /v1/stream?from=earliest HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
     client.sendall(head.encode())
     return client
+
+
+def test_a_large_file_of_tokens_is_read_while_others_are_served(relay, monkeypatch):
+    parse, reading, go_on = token_file.parse_tokens, threading.Event(), threading.Event()
+
+    def slowly(text: str, where: str) -> tuple[Token, ...]:
+        reading.set()
+        assert go_on.wait(20)
+        return parse(text, where)
+
+    monkeypatch.setattr(token_file, "parse_tokens", slowly)
+    relay.write_tokens({"later": ["*.*"], **TOKENS})
+    try:
+        assert reading.wait(10)
+        follower = Follower(relay, relay.tokens["all"], "follow=true")
+        wait_for(lambda: follower.heard, what="a sign of life")
+        assert relay.get("/v1/info", relay.tokens["later"])[0] == 401
+    finally:
+        go_on.set()
+    wait_for(lambda: relay.get("/v1/info", relay.tokens["later"])[0] == 200, what="the file to be read")
+    assert not follower.ended.is_set()
 
 
 def test_an_expired_token_is_told_so_and_a_longer_one_lets_in_again(relay):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import threading
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from support.relay_log import FileEngine, transaction
+from support.relay_log import FileEngine, commits, transaction
+from support.relay_server import Follower, Relay, fill
+from support.waiting import wait_for
 from walbus.errors import DamagedRecord
 from walbus.position import ORIGIN
 from walbus.relay.delivery import Delivery
 from walbus.relay.file_push import Unsent
+from walbus.relay.outlet import Outlet
 
 CHUNK = re.compile(rb"([0-9a-f]+)\r\n")
 
@@ -143,3 +150,60 @@ def test_a_file_that_became_shorter_is_no_end(reader, ends, monkeypatch):
     with pytest.raises(DamagedRecord, match="shorter than it was"):
         delivery.push(here.dup())
     delivery.close()
+
+
+def test_a_stream_holds_one_segment_wherever_it_is(reader):
+    """What connections are admitted is reckoned by that: a socket and a file each."""
+    before, delivery = open_segments(), begun(reader)
+    assert len(before) == 1, "the writer's"
+    seen = set()
+    while not delivery.push(None).over:
+        (held,) = Counter(open_segments()) - Counter(before)
+        seen.add(held)
+    assert len(seen) > 10
+    delivery.close()
+    assert open_segments() == before
+
+
+def open_segments() -> list[str]:
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sorted(target for link in links if (target := os.path.realpath(link)).endswith(".seg"))
+
+
+def test_streams_that_catch_up_take_a_few_descriptors_more_however_many_they_are(tmp_path, monkeypatch):
+    handle, push, taken_by, go_on = Outlet.handle, Delivery.push, [], threading.Event()
+
+    def counted(outlet):
+        taken_by.append(outlet)
+        return handle(outlet)
+
+    def waiting(delivery, connection):
+        assert go_on.wait(20)
+        return push(delivery, connection)
+
+    monkeypatch.setattr(Outlet, "handle", counted)
+    monkeypatch.setattr(Delivery, "push", waiting)
+    relay = Relay(tmp_path)
+    try:
+        relay.engine.segment_bytes = 4 << 20
+        fill(relay)
+        for number in range(201, 2001):
+            relay.writer.append(transaction(number * 16, 2, size=300))
+        relay.writer.sync()
+        bounded = ("/v1/stream?from=earliest&until=latest",)
+        threads = [threading.Thread(target=relay.get, args=bounded) for _ in range(3)]
+        followers = [Follower(relay, "from=earliest") for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(taken_by) == 4, what="as many as there are threads")
+        assert relay.get("/healthz")[0] == 200
+        assert len(taken_by) == 4
+        go_on.set()
+        for follower in followers:
+            wait_for(lambda f=follower: commits(f.headers())[-1:] == [32_000], what="the log's end")
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+    finally:
+        go_on.set()
+        relay.close()

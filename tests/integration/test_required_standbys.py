@@ -265,3 +265,19 @@ def test_only_an_admin_reads_under_the_name_of_a_required_standby(tmp_path: Path
         origin = relay.json("/v1/chain?name=other", token=relay.tokens["all"])[1]
         assert origin["required"] is False
         assert origin["tip"]["end"] == str(relay.writer.bounds().trimmed)  # nothing is held by b, so nothing is shown
+
+
+def test_a_second_relay_on_a_log_lets_go_no_hold_of_the_first_until_it_has_ended(relay: Relay, tmp_path: Path) -> None:
+    """Each says for whom retention waits, and the second knows of no standby."""
+    log, hold = relay.engine.folder, holds_folder(relay.engine.folder) / "standby-b.json"
+    assert hold.exists()
+    (tmp_path / "second").mkdir()
+    second = Relay(tmp_path / "second", log=log)
+    try:
+        wait_for(lambda: second.get("/readyz")[0] == 200, what="the second relay serves")
+        assert hold.exists()
+        relay.stop.set()
+        relay.thread.join(10)
+        wait_for(lambda: not hold.exists(), what="the second relay to be the one that says")
+    finally:
+        second.close()
