@@ -208,9 +208,9 @@ class StreamServer:
             try:
                 return await self._opened(partial(Delivery, self._reader, after, bound=bound, form=form))
             except PositionTrimmed:
-                if query.start != "earliest" and not isinstance(query.start, AtTime):
+                if query.start != "earliest":
                     raise
-                bounds = self._reader.bounds()  # retention was faster; whether a time is still held is looked up anew
+                bounds = self._reader.bounds()  # retention was faster; the client has asked for no certain change
                 if bounds.trimmed <= after:
                     raise
                 after = await self._start(query, bounds)
