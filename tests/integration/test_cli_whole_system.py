@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -73,15 +75,40 @@ class Tail:
             text=True,
             env=environment(),
         )
+        self._stage = stage
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
 
     def ids(self, count: int) -> list[int]:
-        assert self.process.stdout is not None
-        return [json.loads(self.process.stdout.readline())["after"]["id"] for _ in range(count)]
+        """The keys of the next lines; where they do not come, what is known of where they are."""
+        try:
+            return [json.loads(self._lines.get(timeout=60))["after"]["id"] for _ in range(count)]
+        except queue.Empty:
+            info = self._stage.system.info()
+            newest = self._stage.next_id() - 1
+            _, stderr = self.interrupt()
+            known = f"the log ends at {info['end']}, streams are {info['streams']}, the last row is {newest}"
+            raise AssertionError(f"no line in a minute: {known}; the tail says: {stderr}") from None
 
     def interrupt(self) -> tuple[int, str]:
+        assert self.process.stderr is not None
         self.process.send_signal(signal.SIGINT)
-        _, stderr = self.process.communicate(timeout=10)
-        return self.process.returncode, stderr
+        code = self.process.wait(30)
+        return code, self.process.stderr.read()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+        self._thread.join(10)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
 
 
 @pytest.fixture
@@ -94,8 +121,7 @@ def follow(stage: Stage) -> Iterator[type[Tail]]:
 
     yield make  # type: ignore[misc]
     for tail in tails:
-        tail.process.kill()
-        tail.process.communicate()
+        tail.close()
 
 
 def streams(stage: Stage) -> int:
@@ -115,6 +141,7 @@ def test_a_tail_follows_from_now_until_it_is_interrupted(stage: Stage, follow: t
 
 
 def test_a_tail_goes_on_behind_its_last_line_when_the_relay_was_killed(stage: Stage, follow: type[Tail]) -> None:
+    stage.insert(stage.next_id())  # the table's first row is told with its layout
     stage.system.wait_until_at_rest(stage.database)  # or the tail meets what another test has done
     first = stage.next_id()
     before = streams(stage)
