@@ -4,15 +4,17 @@ Read some records, fold them in memory, write everything they changed together w
 crash in between repeats the batch from the stored position, and folding is a function of the stored state, so nothing
 is skipped and nothing counts twice.
 
-While the log is ahead, a batch takes about `BATCH_BYTES` of it: the more changes a batch folds, the fewer entries a hot
-key costs. It ends between two transactions if it can; one that is larger than `MAX_BATCH_BYTES` is cut, and readers are
-shown the state before that transaction until it is complete (`Store`).
+While the log is ahead, a batch takes up to `BATCH_BYTES` of it: the more changes a batch folds, the fewer entries a hot
+key costs. The ledger is locked meanwhile, so it takes less where that lasts long, as it does for tables that are being
+seeded: their chunks want the ledger too. It ends between two transactions if it can; one that would make it twice as
+large is cut, and readers are shown the state before that transaction until it is complete (`Store`).
 """
 
 from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import structlog
@@ -39,7 +41,9 @@ _TRANSACTION, _END = int(Kind.TRANSACTION), int(Flag.END)
 
 READ_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20
-MAX_BATCH_BYTES = 16 << 20
+_LEAST_BATCH_BYTES = 32 << 10
+#: Seconds for which a batch is to lock the ledger at most.
+_BATCH_SECONDS = 0.25
 _IDLE_WAIT = 0.5
 _SHORTEST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
@@ -51,20 +55,26 @@ class EventFolder:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def fold(self, records: Sequence[bytes]) -> None:
+    def fold(self, records: Sequence[bytes]) -> float:
         """Folds records that follow the applied position, and writes the result as one batch.
+
+        Returns:
+            for how many seconds the ledger was locked.
 
         Raises:
             StoreError: nothing of it was kept.
         """
         ledger = self._ledger
         with ledger.lock:
+            began = time.monotonic()
             if ledger.applied is None:
                 raise AssertionError("the store does not follow a log yet")
             batch = Batch(ledger, ledger.applied)
             batch.fold(list(records))
             batch.write()
+            seconds = time.monotonic() - began
         ledger.moved()
+        return seconds
 
 
 class Applier:
@@ -91,6 +101,7 @@ class Applier:
         self._folder = EventFolder(ledger)
         self._stop = stop
         self._jitter = jitter
+        self._batch_bytes = BATCH_BYTES
 
     def run(self) -> None:
         """Follows the log until `stop` is set.
@@ -135,9 +146,10 @@ class Applier:
         cursor = reader.cursor(self._applied().position)
         try:
             while not self._stop.is_set():
-                records = read_batch(cursor)
+                records = read_batch(cursor, self._batch_bytes)
                 if records:
-                    self._folder.fold(records)
+                    seconds = self._folder.fold(records)
+                    self._batch_bytes = next_batch_bytes(self._batch_bytes, sum(map(len, records)), seconds)
                 elif not reader.wait(self._applied().position, _IDLE_WAIT) and reader.bounds().log_id != log_id:
                     return
         finally:
@@ -172,12 +184,27 @@ class Applier:
         return self._ledger.applied
 
 
-def read_batch(cursor: LogCursor) -> list[bytes]:
-    """The next records: about `BATCH_BYTES`, or what there is; then to a transaction's end, if that is not too far."""
-    records = cursor.read(READ_BYTES)
+def next_batch_bytes(limit: int, taken: int, seconds: float) -> int:
+    """How much the next batch is to take.
+
+    Args:
+        limit: how much the last one was to take, bytes of the log.
+        taken: how much it took.
+        seconds: for which it locked the ledger.
+    """
+    if seconds > _BATCH_SECONDS:
+        return max(_LEAST_BATCH_BYTES, min(limit, taken) // 2)
+    if seconds < _BATCH_SECONDS / 2 and taken >= limit:
+        return min(BATCH_BYTES, limit * 2)
+    return limit
+
+
+def read_batch(cursor: LogCursor, limit: int) -> list[bytes]:
+    """The next records: about `limit` bytes, or what there is; then to a transaction's end, if that is not too far."""
+    records = cursor.read(min(limit, READ_BYTES))
     size = sum(map(len, records))
-    while records and (size < BATCH_BYTES or (size < MAX_BATCH_BYTES and _inside(records))):
-        more = cursor.read(READ_BYTES)
+    while records and (size < limit or (size < 2 * limit and _inside(records))):
+        more = cursor.read(min(limit, READ_BYTES))
         if not more:
             break
         records += more

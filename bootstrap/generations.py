@@ -22,7 +22,6 @@ the kind:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 
 import msgspec
@@ -47,6 +46,7 @@ from walbus.bootstrap.state import (
     table_document,
 )
 from walbus.bootstrap.store import Store
+from walbus.bootstrap.turns import TurnLock
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.position import Position
 
@@ -67,7 +67,7 @@ class Generations:
     """
 
     def __init__(self, store: Store) -> None:
-        self.lock = threading.RLock()
+        self.lock = TurnLock()
         self.store = store
         content = store.document(APPLIED)
         self.applied: Applied | None = None if content is None else decode(content, Applied)
