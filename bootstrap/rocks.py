@@ -28,6 +28,7 @@ from rocksdict import Cache, ColumnFamily, Rdict, WriteBatch
 from walbus.bootstrap.change_index import page_key, places_of
 from walbus.bootstrap.rocks_bulk import Incoming, SortedFile, move_in
 from walbus.bootstrap.rocks_errors import Refusals
+from walbus.bootstrap.rocks_manifest import ManifestNote
 from walbus.bootstrap.rocks_options import CACHE_BYTES, database_options, family_options
 from walbus.bootstrap.rocks_view import RocksView
 from walbus.bootstrap.store import Prepared, StoreFigures, WriteSet, end_of
@@ -57,6 +58,8 @@ class RocksStore:
         self._refusals = Refusals(folder)
         if any(folder.glob("*.sst")) and not (folder / "CURRENT").exists():
             raise StoreDamaged("CURRENT is missing beside table files", where=str(folder))
+        self._manifest = ManifestNote(folder)
+        self._manifest.check()
         self._cache = Cache(CACHE_BYTES)
         families = {name: family_options(self._cache) for name in _FAMILIES}
         with self._refusals.told():
@@ -66,6 +69,7 @@ class RocksStore:
         self._families: dict[str, Rdict] = {name: self._db.get_column_family(name) for name in _FAMILIES}
         self._handles: dict[str, ColumnFamily] = {name: self._db.get_column_family_handle(name) for name in _FAMILIES}
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self._before_half: RocksView | None = None
         self._half = self.document(_HALF) is not None
         self._open = True
@@ -152,7 +156,8 @@ class RocksStore:
     def sync(self) -> None:
         """See `Store`."""
         self._refusals.raise_damage()
-        with self._refusals.told():
+        with self._syncing, self._refusals.told():
+            self._manifest.take()
             self._db.flush_wal(sync=True)
 
     def view(self) -> RocksView:
