@@ -260,7 +260,8 @@ class Assembler:
     def announce(self, schema: TableSchema, reseed: Mapping[str, str], now: int) -> None:
         """Puts a SCHEMA event behind everything that was received: the table must be seeded again.
 
-        Called between transactions only. The table's next row derives its layout anew.
+        Called between transactions only. The table's next row derives its layout anew. Where a net difference stands
+        already behind all that was received, the event stands behind its last change.
 
         Args:
             schema: the table's last layout, registered.
@@ -272,9 +273,10 @@ class Assembler:
             raise AssertionError("an event between transactions was put into one")
         while (progress := self.progress(now)) is not None:
             core.put(progress)
-        epoch = self._timelines.epoch_of(core.bound)
-        core.put(reseed_piece(epoch, core.bound, core.last_commit_time, schema, reseed))
-        self._passes(Position(epoch, core.bound, 0))
+        self._repeats.passed(core.end)
+        at = max(Position(self._timelines.epoch_of(core.bound), core.bound, 0), self._repeats.end)
+        core.put(reseed_piece(at, core.last_commit_time, schema, reseed))
+        self._passes(at)
         self.forget_table(schema.oid)
 
     # Net differences.

@@ -46,21 +46,18 @@ def schema_piece(transaction: Transaction, ordinal: int, origin: bytes, schema: 
     )
 
 
-def reseed_piece(epoch: int, bound: int, now: int, schema: TableSchema, reseed: Mapping[str, str]) -> Piece:
+def reseed_piece(at: Position, now: int, schema: TableSchema, reseed: Mapping[str, str]) -> Piece:
     """The SCHEMA piece between transactions that says: the table's rows changed, and no event said how.
 
     Args:
-        epoch: the timeline that holds `bound`.
-        bound: everything that commits before this LSN is in the log.
+        at: where it stands, behind all that was received.
         now: the server's clock, Unix microseconds.
         schema: the table's last layout.
         reseed: why, as `docs/log-format.md` describes it.
     """
     document = json.dumps({**schema.to_dict(), "reseed": dict(reseed)}).encode()
     body = pack_change(Op.SCHEMA, table=schema.oid, schema_id=schema.id, seq_delta=0, ordinal_delta=0, after=document)
-    return replace(
-        progress_piece(epoch, bound, now), kind=Kind.SCHEMA, count=1, tables=table_bit(schema.oid), body=body
-    )
+    return _schema_between(at, now, schema, body)
 
 
 def progress_piece(epoch: int, bound: int, now: int) -> Piece:
@@ -97,6 +94,11 @@ def layout_piece(at: Position, now: int, schema: TableSchema, difference: Mappin
     told = {} if difference is None else {"difference": dict(difference)}
     document = json.dumps({**schema.to_dict(), **told}).encode()
     body = pack_change(Op.SCHEMA, table=schema.oid, schema_id=schema.id, seq_delta=0, ordinal_delta=0, after=document)
+    return _schema_between(at, now, schema, body)
+
+
+def _schema_between(at: Position, now: int, schema: TableSchema, body: bytes) -> Piece:
+    """A SCHEMA piece that belongs to no transaction of the source."""
     return replace(
         progress_piece(at.epoch, at.commit_lsn, now),
         kind=Kind.SCHEMA, first_ordinal=at.ordinal, last_ordinal=at.ordinal, count=1, tables=table_bit(schema.oid),

@@ -21,6 +21,7 @@ from walbus.bootstrap.state import Cut, Part
 from walbus.bootstrap.visibility import Snapshot
 from walbus.capture.pieces import reseed_piece
 from walbus.lsn import format_lsn
+from walbus.position import Position
 from walbus.records import Flag, Kind, Op, pack_change, pack_record
 from walbus.schema import ReplicaIdentity, TableSchema
 
@@ -149,7 +150,7 @@ def reseed_record(lsn: int, *, at: int, reason: str = "rewritten", seq: int = FI
     """The record of a statement that changed rows of the table silently, seen at an LSN."""
     schema = TableSchema(1, OID, "public", "t", ReplicaIdentity.DEFAULT, ())
     told = {"reason": reason, "what": "it changed", "lsn": format_lsn(lsn), "snapshot": "5:5:"}
-    made = reseed_piece(1, at, 9, schema, told)
+    made = reseed_piece(Position(1, at, 0), 9, schema, told)
     fields = {name: getattr(made, name) for name in made.__slots__}
     return pack_record(fields.pop("kind"), first_seq=seq, last_seq=seq, **fields)
 

@@ -187,6 +187,23 @@ def test_progress_behind_a_difference_at_the_same_place_is_not_told_again(rig):
     assert read_header(rig.log.durable[-1]).last == Position(1, B + 0x100, 0)
 
 
+def test_an_event_between_transactions_stands_behind_a_difference_that_stands_there_already(rig):
+    rig.give(1, DIFFERENCE)
+    end = rig.take()
+    schema = rig.log.schemas.all()[-1]
+    for reason in ("rewritten", "partitions"):
+        rig.assembler.announce(schema, {"reason": reason}, 2)
+    rig.feed()
+    events = [read_header(record) for record in rig.log.durable[-2:]]
+    assert [(event.kind, event.last) for event in events] == [(Kind.SCHEMA, end)] * 2
+    rig.give(2, difference({2: (0, None)}, {}))
+    later = rig.take()
+    assert later > end
+    rig.assembler.announce(schema, {"reason": "rewritten"}, 2)
+    rig.commit(B, 701, made.insert(T, "3", "0", None))
+    assert rig.transactions()[1:] == [(B + 1, 0, 2, True), (later.commit_lsn, 0, 1, True), (B + GAP, 701, 1, False)]
+
+
 def test_a_message_outside_transactions_that_comes_again_is_not_taken_for_a_moved_one(rig, tmp_path):
     rig.feed(made.message(B + 0x40, "p", b"x", transactional=False))
     rig.idle(B + 0x40)
