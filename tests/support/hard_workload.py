@@ -13,14 +13,15 @@ its own, and a table that one of them truncates or alters is left alone by the o
 
 `TABLES` have every replica identity, values out of line, partitions, no key at all; `shifting` changes its columns, its
 name and its replica identity. DDL that changes rows without events is followed by an UPDATE of all rows in the same
-transaction, so that a log folded row by row (`support.folding`) equals the tables in the end.
+transaction, so that a log folded row by row (`support.folding`) equals the tables in the end. With `unsaid` some is
+not, and tables are rewritten (VACUUM FULL).
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -107,6 +108,8 @@ class HardWorkload:
         large_rows: rows of the largest statements.
         two_phase: some transactions are prepared first (the server needs max_prepared_transactions).
         shifting: columns, name and identity of one table change.
+        tables: those of `TABLES` that there are.
+        unsaid: some DDL changes or moves rows without events.
     """
 
     def __init__(
@@ -118,11 +121,15 @@ class HardWorkload:
         large_rows: int = 3000,
         two_phase: bool = False,
         shifting: bool = True,
+        tables: Sequence[str] = tuple(TABLES),
+        unsaid: bool = False,
     ) -> None:
         self._dsn = dsn
         self._dice = random.Random(seed)
         self._count = sessions
         self._large_rows = large_rows
+        self._tables = tables
+        self._unsaid = unsaid
         self._sessions: list[_Session] = []
         self._prepared: list[_Prepared] = []
         self._bases = 0
@@ -131,6 +138,7 @@ class HardWorkload:
         self._weights = {
             **_ACTIONS,
             "alter": _ACTIONS["alter"] * shifting,
+            "rewrite": 1 * unsaid,
             "prepare": 4 * two_phase,
             "resolve": 4 * two_phase,
         }
@@ -139,10 +147,10 @@ class HardWorkload:
     def prepare(self) -> None:
         """Makes the tables and the publication `walbus`, which has them all (a managed one leaves `mute` out)."""
         with psycopg.connect(self._dsn, autocommit=True) as session:
-            for table, statements in TABLES.items():
-                for statement in (*statements, f"ALTER TABLE {table} ALTER big SET STORAGE EXTERNAL"):
+            for table in self._tables:
+                for statement in (*TABLES[table], f"ALTER TABLE {table} ALTER big SET STORAGE EXTERNAL"):
                     session.execute(statement.encode())
-            session.execute(f"CREATE PUBLICATION walbus FOR TABLE {', '.join(TABLES)}".encode())
+            session.execute(f"CREATE PUBLICATION walbus FOR TABLE {', '.join(self._tables)}".encode())
             row = session.execute("SELECT 'shifting'::regclass::oid::int8").fetchone()
             assert row is not None
             self._shifting_oid = row[0]
@@ -233,7 +241,7 @@ class HardWorkload:
         """A table that this session may touch now, by the name that it has now."""
         others: set[str] = set().union(*(p.owned for p in self._prepared))
         others = others.union(*(s.owned for s in self._sessions if s is not session))
-        free = [t for t in TABLES if t not in others and not (updated and t == "mute")]
+        free = [t for t in self._tables if t not in others and not (updated and t == "mute")]
         if not free:
             return None
         table = self._dice.choice(free)
@@ -341,7 +349,7 @@ class HardWorkload:
         return first, first + self._dice.choice((5, 40, self._large_rows))
 
     def _truncate(self, session: _Session) -> None:
-        tables = self._dice.sample([t for t in TABLES if t != "shifting"], self._dice.choice((1, 2)))
+        tables = self._dice.sample([t for t in self._tables if t != "shifting"], self._dice.choice((1, 2)))
         if self._owned(session, tables):
             self._run(session, f"TRUNCATE {', '.join(tables)} {self._dice.choice(('', 'RESTART IDENTITY', 'CASCADE'))}")
 
@@ -349,7 +357,7 @@ class HardWorkload:
         transactional, size = self._dice.random() < 0.7, self._dice.choice((0, 10, 2000))
         self._run(session, "SELECT pg_logical_emit_message(%s, 'hard', %s)", transactional, "m" * size)
 
-    # DDL. What it does to rows without a word is told by an UPDATE of all of them.
+    # DDL. What it does to rows without a word is told by an UPDATE of all of them, unless it is to stay unsaid.
 
     def _alter(self, session: _Session) -> None:
         if not self._owned(session, ["shifting"]):
@@ -372,18 +380,31 @@ class HardWorkload:
         if kind == "identity":
             return (f"{alter} REPLICA IDENTITY {dice.choice(('FULL', 'DEFAULT'))}",)
         if kind == "add" or not columns:
-            wanted = dice.choice(("integer", "integer DEFAULT 7", "text", "numeric DEFAULT 1.50"))
-            return (
-                f"{alter} ADD {new} {wanted}",
-                f"{touch}, {new} = id::text::{wanted.split()[0]} WHERE mod(id, 2) = 0",
-                touch,
-            )
+            return self._addition(table, new)
         old = dice.choice(list(columns))
         if kind == "drop":
             return f"{alter} DROP {old}", touch
         if kind == "rename":
             return f"{alter} RENAME {old} TO {new}", touch
-        return f"{alter} ALTER {old} TYPE {_WIDER[columns[old]]} USING {old}::{_WIDER[columns[old]]}", touch
+        wider = _WIDER[columns[old]]
+        changed, told = (f"({old}::text || '1')", ()) if self._unsaid else (old, (touch,))
+        return f"{alter} ALTER {old} TYPE {wider} USING {changed}::{wider}", *told
+
+    def _addition(self, table: str, new: str) -> tuple[str, ...]:
+        wanted = self._dice.choice(("integer", "integer DEFAULT 7", "text", "numeric DEFAULT 1.50"))
+        add, touch = f"ALTER TABLE {table} ADD {new} {wanted}", f"UPDATE {table} SET n = n + 1"
+        if self._unsaid and "DEFAULT" in wanted:
+            return (add,)
+        return add, f"{touch}, {new} = id::text::{wanted.split()[0]} WHERE mod(id, 2) = 0", touch
+
+    def _rewrite(self, session: _Session) -> None:
+        table = self._dice.choice([t for t in self._tables if t != "shifting"])
+        if session.opened or not self._owned(session, [table]):
+            return
+        try:
+            session.connection.execute(f"VACUUM FULL {table}".encode())
+        finally:
+            session.ended()
 
     # The ends of transactions, and of parts of them.
 

@@ -84,13 +84,16 @@ def read_source(dsn: str) -> Iterator[SourceTable]:
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         for oid, namespace, name in connection.execute(_TABLES).fetchall():
             columns = tuple(SourceColumn(*row) for row in connection.execute(_COLUMNS, [oid]))
-            yield SourceTable(namespace, name, columns, _rows(connection, sql.Identifier(namespace, name), columns))
+            yield SourceTable(namespace, name, columns, read_rows(connection, sql.Identifier(namespace, name), columns))
 
 
-def _rows(
+def read_rows(
     connection: psycopg.Connection, table: sql.Identifier, columns: tuple[SourceColumn, ...]
 ) -> dict[Key, tuple[str | None, ...]]:
-    """By COPY, which gives each type's output text; a cast to text gives another one for char(n) and boolean."""
+    """A table's rows by key.
+
+    By COPY, which gives each type's output text; a cast to text gives another one for char(n) and boolean.
+    """
     names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
     key_indexes = [index for index, column in enumerate(columns) if column.in_key]
     rows = {}
