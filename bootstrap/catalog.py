@@ -7,7 +7,7 @@ table is touched.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
@@ -93,13 +93,26 @@ def read_identity(connection: psycopg.Connection[Any]) -> tuple[str, str]:
     return row[0], row[1]
 
 
-def other_active_sessions(connection: psycopg.Connection[Any]) -> int:
-    """How many sessions of clients run a statement now; those of a bootstrap not counted."""
+class Sessions(NamedTuple):
+    """Sessions of clients at the server; those of Walbus, whose `application_name` begins so, are left out.
+
+    Attributes:
+        active: run a statement now.
+        hidden: this role is not shown what they do.
+    """
+
+    active: int
+    hidden: int
+
+
+def other_sessions(connection: psycopg.Connection[Any]) -> Sessions:
+    """How many sessions of others there are."""
     row = connection.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend'"
-        " AND application_name <> current_setting('application_name')"
+        "SELECT count(*) FILTER (WHERE state = 'active' AND backend_type = 'client backend'),"
+        " count(*) FILTER (WHERE backend_type IS NULL)"
+        " FROM pg_stat_activity WHERE NOT starts_with(application_name, 'walbus')"
     ).fetchone()
-    return row[0] if row else 0
+    return Sessions(*row) if row else Sessions(0, 0)
 
 
 def end_of_wal(insert_lsn: int, block_size: int) -> int:

@@ -25,6 +25,7 @@ from walbus.capture.difference_file import (
     named,
     refusals,
     remove,
+    sweep,
     waiting,
     write_difference,
 )
@@ -46,6 +47,8 @@ class Handing:
         self._clock = clock
         self._lock = threading.Lock()
         self._last = 0
+        if folder is not None:
+            sweep(folder)
 
     @property
     def possible(self) -> bool:

@@ -18,7 +18,7 @@ import structlog
 from psycopg import sql
 
 from walbus.bootstrap.bulk import Bulk
-from walbus.bootstrap.catalog import other_active_sessions, read_moment
+from walbus.bootstrap.catalog import other_sessions, read_moment
 from walbus.bootstrap.chunks import (
     Head,
     chunk_transaction,
@@ -69,6 +69,7 @@ class SeedingJobs:
         self._config = config
         self._throttle = Throttle(config.max_rows_per_second, clock)
         self._breath = Breath()
+        self._told_hidden = False
         self._stop = stop
         self._clock = clock
 
@@ -159,7 +160,16 @@ class SeedingJobs:
     def _crowded(self, connection: Connection) -> bool:
         """Whether more sessions than allowed run a statement at the source."""
         most = self._config.max_active_sessions
-        return most is not None and other_active_sessions(connection) > most
+        if most is None:
+            return False
+        others = other_sessions(connection)
+        if others.hidden and not self._told_hidden:
+            self._told_hidden = True
+            mend = (
+                "grant it pg_read_all_stats, without which bootstrap.max_active_sessions counts only its own sessions"
+            )
+            log.warning("sessions_hidden", sessions=others.hidden, role=connection.info.user, mend=mend)
+        return others.active > most
 
 
 def _published(run: TableRun) -> PublishedTable:

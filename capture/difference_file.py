@@ -151,6 +151,15 @@ def write_difference(folder: Path, about: About, changes: Iterable[RawChange]) -
     return count
 
 
+def sweep(folder: Path) -> None:
+    """Removes what a process that died left of files that it did not finish; nobody may be making one."""
+    finished = {named(path)[0] for path in waiting(folder)}
+    for path in folder.glob(".*.new"):
+        number = path.name.removeprefix(".").removesuffix(".new")
+        if number.isdigit() and int(number) not in finished:  # capture may be replacing one that waits
+            path.unlink(missing_ok=True)
+
+
 def _write(file: BinaryIO, about: About, changes: Iterable[RawChange]) -> int:
     document = msgspec.json.encode(about)
     file.write(_HEAD.pack(_MAGIC, FORMAT_VERSION, len(document), google_crc32c.value(document)))

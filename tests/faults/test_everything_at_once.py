@@ -54,13 +54,12 @@ class World:
         self.database = rooms.database
         self.workload = workload
         self.failure: BaseException | None = None
-        self.story: list[str] = []
         self._begun = time.monotonic()
         self._areas = 2
 
     def note(self, what: str) -> None:
         """For whoever reads of a failure."""
-        self.story.append(f"{time.monotonic() - self._begun:8.2f} {what}")
+        print(f"{time.monotonic() - self._begun:8.2f} {what}", flush=True)
 
     @contextmanager
     def happens(self, what: str, moment: float = 0.0) -> Iterator[None]:
@@ -71,7 +70,7 @@ class World:
             yield
         except Exception as error:
             self.failure = error
-            self.note(f"FAILED: {error}")
+            self.note(f"FAILED: {error}\n{self.rooms.last_words()}")
 
     def _pass_time(self, seconds: float) -> None:
         end = time.monotonic() + seconds

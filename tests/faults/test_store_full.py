@@ -13,6 +13,7 @@ import pytest
 
 from support.bootstrap_rig import ITEMS, BootstrapRig
 from support.database import Database
+from support.net_log import rows_told, told
 from support.small_disk import small_disk
 from support.waiting import wait_for
 from walbus.bootstrap.rocks import RocksStore
@@ -83,3 +84,29 @@ def test_a_bootstrap_on_a_full_disk_waits_serves_and_goes_on(database: Database,
         wait_for(lambda: state() is None, 30, what="the status says nothing of it any more")
         assert rig.log().count("store_disk_full") >= 1
         assert rig.tables()["public.items"]["generation"] == 1
+
+
+def test_a_net_difference_that_finds_no_room_is_told_once_there_is_some(database: Database, tmp_path: Path) -> None:
+    database.execute("CREATE TABLE public.t (id int PRIMARY KEY, wide text)")
+    database.execute("INSERT INTO public.t SELECT i, repeat('x', 500) FROM generate_series(1, 3000) i")
+    with BootstrapRig(tmp_path, database) as rig:
+        rig.start()
+        rig.assert_equals_source("public.t")
+        with small_disk(rig.data_dir / "relay" / "differences", megabytes=1) as disk:
+            database.execute("ALTER TABLE public.t ADD d text DEFAULT repeat('y', 500)")
+            wait_for(lambda: "difference_not_written" in rig.log(), 30, what="it is said that there is no room")
+            wait_for(lambda: not list(disk.iterdir()), 10, what="nothing is left of it")
+            database.execute("UPDATE public.t SET wide = 'z' WHERE id <= 10")
+            rig.wait_applied()
+            stale = rig.snapshot("public.t")
+            assert (stale.status_code, stale.headers["Walbus-Stale"]) == (200, "yes")
+            assert rig.tables()["public.t"]["generation"] == 1
+            assert told(rig.data_dir / "relay") == []
+            subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+            wait_for(lambda: rig.tables()["public.t"]["generation"] == 2, 30, what="the new generation is served")
+            rig.assert_equals_source("public.t")
+            wait_for(lambda: len(told(rig.data_dir / "relay")) == 1, 30, what="the difference is in the log")
+            database.execute("UPDATE public.t SET wide = 'end' WHERE id = 3000")
+            rig.assert_equals_source("public.t")
+            assert {row["d"] for row in rows_told(rig.data_dir / "relay", "public.t")} == {"y" * 500}
+            assert len(rows_told(rig.data_dir / "relay", "public.t")) == 3000

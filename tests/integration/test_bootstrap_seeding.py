@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -10,6 +13,7 @@ import psycopg
 from support.bootstrap_rig import ITEMS, BootstrapRig, long_text
 from support.database import Database
 from support.waiting import wait_for
+from walbus.bootstrap.catalog import other_sessions
 
 
 def fill_items(database: Database, rows: int, *, long: bool = False) -> None:
@@ -237,3 +241,53 @@ def test_requests_that_make_no_sense_are_refused_with_the_mend(database: Databas
         assert "walbus_bootstrap_rows" in httpx.get(f"{rig.url}/metrics", trust_env=False).text
         lines = httpx.get(f"{rig.url}/v1/snapshot?table=public.items&format=json", trust_env=False).text
         assert "snapshot_end" in lines
+
+
+@contextmanager
+def statement_running(database: Database, application: str) -> Iterator[None]:
+    """A session of an application that runs a statement meanwhile."""
+    session = database.connect(application_name=application)
+
+    def run() -> None:
+        with suppress(psycopg.errors.QueryCanceled):
+            session.execute("SELECT pg_sleep(300)")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        running = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+        wait_for(lambda: database.value(running, [session.info.backend_pid]), what="the statement runs")
+        yield
+    finally:
+        session.cancel()
+        thread.join()
+
+
+def test_no_chunk_begins_while_too_many_others_run_statements_and_walbus_is_no_other(
+    database: Database, tmp_path: Path
+) -> None:
+    fill_items(database, 500)
+    with (
+        statement_running(database, "walbus-capture"),
+        BootstrapRig(tmp_path, database, max_active_sessions=0) as rig,
+    ):
+        with statement_running(database, "an application"):
+            rig.start()
+            wait_for(lambda: any(told.get("held") for told in rig.seeding()), 30, what="the table is held back")
+            assert rig.tables()["public.items"]["state"] == "seeding"
+        rig.assert_equals_source("public.items")
+
+
+def test_sessions_that_a_role_is_not_shown_are_known_to_be_hidden(database: Database) -> None:
+    role = f"plain_{database.name}"
+    with statement_running(database, "an application"):
+        database.execute(f"CREATE ROLE {role}")
+        try:
+            session = database.connect()
+            assert other_sessions(session).active >= 1
+            assert other_sessions(session).hidden == 0
+            session.execute(f"SET ROLE {role}".encode())
+            assert other_sessions(session).active == 0
+            assert other_sessions(session).hidden >= 1
+        finally:
+            database.execute(f"DROP ROLE {role}")

@@ -80,7 +80,7 @@ class AllRooms(BootstrapRig):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            print("\n".join(f"last lines of {name}:\n{self.log_of(name)[-3000:]}" for name in self.names()))
+            print(self.last_words())
         for running in self.running.values():
             running.process.kill()
             running.stop()
@@ -125,6 +125,10 @@ class AllRooms(BootstrapRig):
         """What a room said in all its lives."""
         path = self._log_path(name)
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def last_words(self) -> str:
+        """The ends of all logs."""
+        return "\n".join(f"---- {name}\n{self.log_of(name)[-5000:]}" for name in self.names())
 
     def _log_path(self, name: str) -> Path:
         return self.config.with_name(f"{name}.log")
