@@ -19,6 +19,10 @@ A key change is a delete at the old key and an insert at the new one, each under
 PostgreSQL did not send come from the old key's entry; if it does not have them, they stay missing until the key is
 read again, for a chunk's row of the *new* key may be another row that had this key before.
 
+A net difference (`walbus.bootstrap.telling`) is an event that no transaction made, so every snapshot sees it. It says
+what the row is behind the last event that touched the key, and so it stands for that one: a chunk's row counts if its
+snapshot sees X, whose entry the difference has corrected.
+
 TRUNCATE by X removes every entry except those from snapshots that see X, and shuts out rows whose snapshot does not.
 
 `docs/bootstrap.md` explains why each line is needed, and the model test holds a schedule for each that breaks without
@@ -31,6 +35,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot
+
+#: The xid of a net difference.
+NO_TRANSACTION = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,7 @@ def fold_removal(entry: Entry | None, event: Removal) -> Entry:
     """What a delete makes of the key's entry. An absent key gets a tombstone too: a chunk may still bring its row."""
     if entry is not None and holds(entry, event.origin):
         return replace(entry, seq=event.seq)
-    return Entry(event.seq, event.schema_id, None, event.origin)
+    return Entry(event.seq, event.schema_id, None, _origin(entry, event.origin))
 
 
 def fold_key_change(old: Entry | None, new: Entry | None, event: Upsert, fill: Fill) -> tuple[Entry, Entry]:
@@ -140,9 +147,17 @@ def admitted(origin: FromSnapshot, truncated_by: FromEvent | None) -> bool:
 
 def _applied(event: Upsert, before: Entry | None, fill: Fill, *, moved: bool) -> Entry:
     """The event's state, what was not sent taken from the row's state before it, as far as that is known."""
+    origin = _origin(before, event.origin)
     if not event.unchanged:
-        return Entry(event.seq, event.schema_id, event.row, event.origin)
+        return Entry(event.seq, event.schema_id, event.row, origin)
     if before is None or before.row is None:
-        return Entry(event.seq, event.schema_id, event.row, event.origin, event.unchanged, moved)
+        return Entry(event.seq, event.schema_id, event.row, origin, event.unchanged, moved)
     row, missing = fill(event.schema_id, event.row, event.unchanged, before)
-    return Entry(event.seq, event.schema_id, row, event.origin, missing, bool(missing) and (moved or before.moved))
+    return Entry(event.seq, event.schema_id, row, origin, missing, bool(missing) and (moved or before.moved))
+
+
+def _origin(before: Entry | None, origin: FromEvent) -> FromEvent:
+    """The transaction that chunks' rows are weighed against from now on."""
+    if origin.xid == NO_TRANSACTION and before is not None and isinstance(before.origin, FromEvent):
+        return before.origin
+    return origin

@@ -5,6 +5,7 @@ from __future__ import annotations
 from support.mvcc_model import TOASTED, fill, row_bytes
 from walbus.bootstrap.entry import Entry, FromEvent, FromSnapshot
 from walbus.bootstrap.fold import (
+    NO_TRANSACTION,
     ChunkRow,
     Removal,
     Upsert,
@@ -154,3 +155,21 @@ def test_a_chunk_that_did_not_see_the_truncate_is_shut_out() -> None:
     assert admitted(EARLY, None)
     assert admitted(EARLY, FromEvent(102))
     assert not admitted(EARLY, FromEvent(101))
+
+
+def test_a_net_difference_stands_for_the_event_that_it_corrects() -> None:
+    """Every snapshot sees a difference: by itself it would let a chunk's row in that is older than the event."""
+    entry = from_event(103, OLD)
+    corrected = fold_upsert(entry, event(NO_TRANSACTION, NEWEST), fill)
+    assert corrected == Entry(50, 1, NEWEST, FromEvent(103))
+    blind = FromSnapshot(3, Snapshot(103, 103, frozenset()))
+    assert fold_chunk_row(corrected, read(blind, OLD), fill) == corrected
+    assert fold_chunk_row(corrected, read(LATE, NEW), fill) == from_chunk(LATE, NEW, seq=50)
+    gone = fold_removal(entry, removal(NO_TRANSACTION))
+    assert fold_chunk_row(gone, read(blind, OLD), fill) == gone == Entry(50, 1, None, FromEvent(103))
+
+
+def test_a_net_difference_of_a_key_that_no_event_has_touched_gives_way_to_any_chunks_row() -> None:
+    entry = fold_upsert(None, event(NO_TRANSACTION), fill)
+    assert fold_chunk_row(entry, read(EARLY, OLD), fill) == from_chunk(EARLY, OLD, seq=50)
+    assert fold_upsert(from_chunk(EARLY), event(NO_TRANSACTION), fill) == from_chunk(EARLY, seq=50)
