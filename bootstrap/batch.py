@@ -29,7 +29,7 @@ from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import APPLIED, Applied, encode
 from walbus.bootstrap.unseen import UnseenCommits
-from walbus.errors import ProtocolError, WalbusError
+from walbus.errors import ProtocolError
 from walbus.native.folding import Fold
 from walbus.position import Position, parse_position
 from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, read_header
@@ -72,7 +72,7 @@ class Batch:
                 at = left + 1
                 header = read_header(records[left])
                 self._record(records[left], header, [*known, *others])
-                if header.kind != _TRANSACTION:
+                if header.kind != _TRANSACTION or not all(run.folding for run in known + others):
                     break  # it may have broken a table
 
     def write(self) -> None:
@@ -163,7 +163,7 @@ class Batch:
             for header, change in portion:
                 origin = FromEvent(header.xid)
                 self._net = bool(header.flags & _NET)
-                for run in by_oid[change.table]:
+                for run in (run for run in by_oid[change.table] if run.folding):
                     self._touch(run)
                     self._change(run, change, header.first_seq + change.seq_delta, origin)
 
@@ -222,16 +222,19 @@ class Batch:
                     self._ledger.mark_wrong(self._stage, run, why)
 
     def _change(self, run: TableRun, change: RawChange, seq: int, origin: FromEvent) -> None:
-        op = change.op
-        if op in (_INSERT, _UPDATE):
-            self._upsert(run, change, seq, origin)
-        elif op == _DELETE:
-            self._remove(run, change, Removal(seq, change.schema_id, origin))
-        elif op == _TRUNCATE:
+        op, key = change.op, change.key
+        if op == _TRUNCATE:
             self._truncate(run, seq, origin)
+        elif op not in (_INSERT, _UPDATE, _DELETE):
+            return
+        elif key is None:  # it was dropped, which the log tells only when capture has looked at the catalog
+            self._ledger.break_table(self._stage, run, "its rows came without a key")
+        elif op == _DELETE:
+            self._remove(run, key, change, Removal(seq, change.schema_id, origin))
+        else:
+            self._upsert(run, key, change, seq, origin)
 
-    def _upsert(self, run: TableRun, change: RawChange, seq: int, origin: FromEvent) -> None:
-        key = _key(change, run)
+    def _upsert(self, run: TableRun, key: bytes, change: RawChange, seq: int, origin: FromEvent) -> None:
         if change.after is None:
             raise ProtocolError("an insert or update without a row", where=run.state.table)
         event = Upsert(seq, change.schema_id, change.after, change.unchanged, origin)
@@ -266,8 +269,8 @@ class Batch:
         if completes and before is not None and before.row is not None:
             self._stage.complete(seq, before)
 
-    def _remove(self, run: TableRun, change: RawChange, event: Removal) -> None:
-        store_key = run.space + _key(change, run)
+    def _remove(self, run: TableRun, key: bytes, change: RawChange, event: Removal) -> None:
+        store_key = run.space + key
         completes = self._completes(run, change)
         before = self._stage.get(store_key, run.snapshots) if run.seeding or completes else None
         self._complete(event.seq, before, completes=completes)
@@ -312,16 +315,6 @@ def _key_before(change: RawChange) -> bytes | None:
     if change.op == _UPDATE and change.old_key is not None:
         return change.old_key
     return change.key if change.op in (_UPDATE, _DELETE) else None
-
-
-def _key(change: RawChange, run: TableRun) -> bytes:
-    if change.key is None:
-        raise WalbusError(
-            "a change of a table with a key came without one",
-            where=run.state.table,
-            mend="report this with the table's definition",
-        )
-    return change.key
 
 
 def _bits(runs: list[TableRun]) -> int:

@@ -140,6 +140,22 @@ def test_a_table_with_another_key_is_not_served_under_the_old_one(database: Data
         rig.assert_equals_source("public.t")
 
 
+def test_a_table_whose_key_is_dropped_is_refused_and_the_others_go_on(database: Database, tmp_path: Path) -> None:
+    database.execute("CREATE TABLE public.t (id int PRIMARY KEY)")
+    database.execute("CREATE TABLE public.other (id int PRIMARY KEY)")
+    database.execute("INSERT INTO public.t SELECT i FROM generate_series(1, 100) i")
+    with BootstrapRig(tmp_path, database) as rig:
+        rig.start()
+        rig.assert_equals_source("public.t", "public.other")
+        database.execute("ALTER TABLE public.t DROP CONSTRAINT t_pkey")
+        database.execute("INSERT INTO public.t VALUES (101)")  # before anybody has looked at the catalog
+        database.execute("INSERT INTO public.other VALUES (1)")
+        rig.wait_state("public.t", "refused")
+        rig.assert_equals_source("public.other")
+        database.execute("ALTER TABLE public.t ADD PRIMARY KEY (id)")
+        rig.assert_equals_source("public.t", "public.other")
+
+
 def test_a_renamed_table_is_served_under_its_new_name_alone(database: Database, tmp_path: Path) -> None:
     database.execute("CREATE TABLE public.t (id int PRIMARY KEY)")
     database.execute("INSERT INTO public.t SELECT i FROM generate_series(1, 100) i")

@@ -9,7 +9,18 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from support.memory_store import MemoryStore
-from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, key_bytes, one_file, reseed_record, row_bytes
+from support.mvcc_model import (
+    FIRST_SEQ,
+    OID,
+    Event,
+    Logged,
+    ModelTable,
+    fill,
+    key_bytes,
+    one_file,
+    reseed_record,
+    row_bytes,
+)
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.entry import unpack_entry
 from walbus.bootstrap.ledger import Ledger
@@ -21,7 +32,7 @@ from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
 from walbus.capture.epochs import Switch, epoch_piece
 from walbus.position import ORIGIN, Position
-from walbus.records import Flag, check_record, pack_record
+from walbus.records import Flag, Op, check_record, pack_record
 from walbus.schema import ReplicaIdentity, TableSchema
 
 PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True), ("big", 25, -1, False)), None, 0)
@@ -48,9 +59,9 @@ def seeded(ledger: Ledger, rows: dict[int, bytes], snapshot: Snapshot) -> TableR
     return run
 
 
-def inserted(key: int, epoch: int = 1) -> list[bytes]:
+def inserted(key: int, epoch: int = 1, lsn: int = 5000) -> list[bytes]:
     """The record of a transaction that inserts a row."""
-    table = ModelTable(first_lsn=5000, epoch=epoch)
+    table = ModelTable(first_lsn=lsn, epoch=epoch)
     writer = table.begin()
     table.write(writer, key, key, (key, key), 0)
     table.commit(writer)
@@ -147,6 +158,18 @@ def switch(*lost: int) -> bytes:
     )
     fields = {name: getattr(made, name) for name in made.__slots__}
     return pack_record(fields.pop("kind"), first_seq=FIRST_SEQ, last_seq=FIRST_SEQ, **fields)
+
+
+def test_a_table_whose_rows_come_without_a_key_is_broken_and_the_log_is_followed_on(ledger: Ledger) -> None:
+    """Its key was dropped. An error would end the bootstrap, and again at each start, for the sake of one table."""
+    served = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    ledger.outdate(served, "asked for")
+    run = begun(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    keyless = Logged(700, 6000, FIRST_SEQ, [Event(Op.INSERT, None, row=(n, n)) for n in range(2)])
+    EventFolder(ledger).fold([*keyless.records(), *inserted(2, lsn=7000)])
+    assert served.state.phase is run.state.phase is Phase.BROKEN
+    assert keys_of(ledger, served) == keys_of(ledger, run) == []
+    assert ledger.applied is not None and ledger.applied.commit_lsn > 7000
 
 
 def test_a_failover_makes_the_tables_wrong_that_hold_what_it_lost_and_no_others(ledger: Ledger) -> None:
