@@ -114,10 +114,12 @@ class Bulk:
         applied = self._ledger.applied
         last_seq = applied.last_seq if applied else 0
         if run.touched is not None:
-            run.touched.update(key for _, key in self._ledger.store.changes(run.space, run.touched_up_to))
+            for _, key in self._ledger.store.changes(run.space, run.touched_up_to):
+                run.touched.add(key)
+                if len(run.touched) > _MOST_TOUCHED:
+                    run.touched = None
+                    return last_seq
             run.touched_up_to = last_seq
-            if len(run.touched) > _MOST_TOUCHED:
-                run.touched = None
         return last_seq
 
     def _fold(self, run: TableRun, origin: FromSnapshot, rows: Sequence[tuple[bytes, bytes]]) -> bool:

@@ -83,7 +83,8 @@ class Marks(msgspec.Struct, frozen=True):
             if 0 <= passed < seconds / _MARKS and applied.last_seq - last.seq < changes:
                 return self
         mark = Mark(now, applied.last_seq, applied.epoch, applied.commit_lsn, applied.ordinal)
-        return Marks(self.log_id, (*self.marks, mark)[-2 * _MARKS :])
+        marks = (*self.marks, mark)
+        return Marks(self.log_id, marks if len(marks) <= 2 * _MARKS else _thinned(marks, 2 * seconds / _MARKS))
 
     def since(self, seq: int) -> Marks:
         """Without the marks below a seq."""
@@ -100,6 +101,18 @@ class Marks(msgspec.Struct, frozen=True):
     def horizon(self, mark: Mark) -> Horizon:
         """The horizon at a mark."""
         return Horizon(self.log_id, mark.seq, mark.epoch, mark.commit_lsn, mark.ordinal)
+
+
+def _thinned(marks: tuple[Mark, ...], apart: float) -> tuple[Mark, ...]:
+    """Marks that still reach as far back: the newest as they are, the older ones so many seconds apart.
+
+    Many changes make many marks. Were the oldest ones left out, none would ever reach the age at which tombstones go.
+    """
+    older = list(marks[:1])
+    for mark in marks[1:-_MARKS]:
+        if abs(mark.time - older[-1].time) >= apart:
+            older.append(mark)
+    return (*older[-_MARKS:], *marks[-_MARKS:])
 
 
 def seq_for_limit(tombstones: Iterable[tuple[int, int]], limit: int) -> int:

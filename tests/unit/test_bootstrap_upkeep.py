@@ -26,6 +26,20 @@ from walbus.position import ORIGIN, Position
 HOUR = 3600.0
 
 
+def test_however_much_is_written_tombstones_go_at_their_age() -> None:
+    """Each change deserves a mark here, and there are far more changes in that time than marks are kept."""
+    seconds, marks = 1000.0, Marks("log")
+    for now in range(5000):
+        marks = marks.with_applied(Applied("log", 1, now, 1, now + 1), float(now), seconds=seconds, changes=1)
+        found = marks.older_than(now - seconds)
+        assert now < 1050 or (found is not None and now - found.time <= 1.05 * seconds)
+        if found is not None:
+            marks = marks.since(found.seq)
+        assert len(marks.marks) <= 400
+        recent = marks.at_least(now - 100)
+        assert now <= 100 or (recent is not None and recent.seq == now - 100)
+
+
 class Clock:
     """Goes on by itself, so that work ends; jumps when told."""
 
