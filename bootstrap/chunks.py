@@ -165,6 +165,8 @@ def copy_rows(
             size, taken = rows.drain(pgconn.get_copy_data, max(1, limit - rows.size))
             if rows.size >= limit:
                 yield
+                if stop.is_set():  # rows may come for as long as a chunk is to last
+                    raise SourceUnavailable("the seeding is stopped")
             elif size == 0 and not taken:
                 _wait_readable(connection, stop)
         result = _next_result(connection, stop)

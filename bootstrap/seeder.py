@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 import structlog
 from msgspec import structs
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from walbus.bootstrap.catalog import SourceMoment, describes, read_identity, read_moment, read_published
 from walbus.bootstrap.handing import Handing
@@ -48,6 +48,8 @@ _KEYS_READ_AGAIN = 200
 _READ_AGAIN_PAUSE = 0.2
 _SCHEMA_DEADLINE = 30.0
 _CONNECT_SECONDS = 10.0
+#: Seconds between two looks whether a connection is still wanted.
+_CONNECT_LOOK = 0.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 Pool = ConnectionPool[psycopg.Connection[Any]]
@@ -160,6 +162,8 @@ class Seeder:
                 while not self._stop.wait(_TICK):
                     self._tick(pool, workers)
             finally:
+                self._stop.set()  # an error must not wait for jobs that rest, or that wait for the source
+                workers.shutdown(wait=False, cancel_futures=True)
                 self._telling.close()
 
     def _tick(self, pool: Pool, workers: ThreadPoolExecutor) -> None:
@@ -169,7 +173,7 @@ class Seeder:
             return
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS
-            self._attempt(None, partial(_on_connection, pool, self._poll))
+            self._attempt(None, partial(_on_connection, pool, self._stop, self._poll))
             self._grant()
             self._heed_refusals()
         self._start_wanted()
@@ -295,7 +299,7 @@ class Seeder:
             if task is None:
                 continue
             queues.append(queue)
-            self._running[workers.submit(_on_connection, pool, task.call)] = task
+            self._running[workers.submit(_on_connection, pool, self._stop, task.call)] = task
             free -= 1
 
     def _jobs_of(self, run: TableRun) -> Iterator[Task]:
@@ -399,14 +403,22 @@ def _configure(connection: psycopg.Connection[Any]) -> None:
     connection.execute(settings_sql())
 
 
-def _on_connection(pool: Pool, call: Job) -> None:
+def _on_connection(pool: Pool, stop: threading.Event, call: Job) -> None:
     """Runs a job on a connection of the pool.
 
     Raises:
-        SourceError: PostgreSQL refused or is not reachable.
+        SourceError: PostgreSQL refused or is not reachable, or `stop` was set before there was a connection.
     """
+    until = time.monotonic() + _CONNECT_SECONDS
     try:
-        with pool.connection(_CONNECT_SECONDS) as connection:
+        with ExitStack() as held:
+            connection: psycopg.Connection[Any] | None = None
+            while connection is None:
+                try:
+                    connection = held.enter_context(pool.connection(_CONNECT_LOOK))
+                except PoolTimeout:
+                    if stop.is_set() or time.monotonic() > until:
+                        raise
             call(connection)
     except psycopg.Error as error:
         raise refusal(error, "seeding") from None

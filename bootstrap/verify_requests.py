@@ -119,21 +119,24 @@ class Verifier:
         return path.with_name(path.name.removesuffix(_REQUEST) + _STATUS)
 
     def _deal_with(self, path: Path) -> None:
-        given_up = threading.Event()
         try:
             asked = json.loads(path.read_text())
             tables, repair = [str(name) for name in asked["tables"]], bool(asked["repair"])
         except (OSError, ValueError, KeyError, TypeError):
             self._tell(path, {"state": "failed", "error": "the request does not parse", "tables": []})
             return
-        with closing(self._open_reader()) as reader:
+        try:
+            reader = self._open_reader()
+        except WalbusError as error:  # there is no log yet, or it is being replaced: no reason for a bootstrap to end
+            self._tell(path, {"state": "failed", "error": str(error), "tables": []})
+            return
+        with closing(reader):
             verification = Verification(
                 self._ledger,
                 self._source.publication,
                 reader,
                 self._connect,
                 self._handing,
-                stop=given_up,
                 repair=repair,
             )
             outcome: dict[str, Any] = {}
@@ -143,7 +146,7 @@ class Verifier:
                 self._tell(path, {"state": "running", "tables": _documents(verification)})
                 thread.join(_STATUS_SECONDS)
                 if self._stop.is_set() or not path.exists():
-                    given_up.set()
+                    verification.give_up()
             if path.exists():
                 self._tell(path, {**outcome, "tables": _documents(verification)})
 

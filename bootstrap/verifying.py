@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Final
@@ -33,7 +34,7 @@ from walbus.bootstrap.key_ranges import Checksum, KeyRange, has_cheap_ranges, re
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.state import Phase
-from walbus.errors import StoreError
+from walbus.errors import SourceUnavailable, StoreError
 from walbus.keys import key_json
 from walbus.log import LogReader
 from walbus.records import Op
@@ -50,6 +51,7 @@ NAMED_KEYS: Final = 100
 _MENDED_AT_ONCE: Final = 100_000
 _JUDGED_AT_ONCE: Final = 3_000
 _TAKEN_SECONDS: Final = 60.0
+_CANCEL_SECONDS: Final = 1.0
 _KINDS = {Op.INSERT: "missing", Op.UPDATE: "different", Op.DELETE: "extra"}
 
 Connection = psycopg.Connection[Any]
@@ -95,7 +97,6 @@ class Verification:
         reader: of the log.
         connect: opens a session at the source with the shared settings.
         handing: where net differences go.
-        stop: ends it.
         repair: whether to mend what is wrong.
     """
 
@@ -107,7 +108,6 @@ class Verification:
         connect: Callable[[], Connection],
         handing: Handing,
         *,
-        stop: threading.Event,
         repair: bool,
     ) -> None:
         self._ledger = ledger
@@ -115,8 +115,9 @@ class Verification:
         self._reader = reader
         self._connect = connect
         self._handing = handing
-        self._stop = stop
         self._repair = repair
+        self._stop = threading.Event()
+        self._sessions: tuple[Connection, ...] = ()
         self.results: list[TableResult] = []
 
     def run(self, tables: Sequence[str]) -> None:
@@ -129,6 +130,7 @@ class Verification:
         names = list(tables) or sorted(runs)
         self.results = [TableResult(name) for name in names]
         with self._connect() as comparing, self._connect() as judging:
+            self._sessions = (comparing, judging)
             for result in self.results:
                 run = runs.get(result.table)
                 why = "it is not published" if run is None else _not_comparable(self._ledger, run)
@@ -143,6 +145,13 @@ class Verification:
                     result.state, result.reason = "skipped", "it changed, and is seeded again"
                 else:
                     result.state = "done"
+
+    def give_up(self) -> None:
+        """Ends it soon, in any thread: also a statement that reads a large range."""
+        self._stop.set()
+        for session in self._sessions:
+            with suppress(psycopg.Error):
+                session.cancel_safe(timeout=_CANCEL_SECONDS)
 
     def _mend(self, judge: Judge, found: list[Found], result: TableResult, judging: Connection) -> None:
         """Hands over what makes wrong keys right, and looks at them again once that has come by the log."""
@@ -177,7 +186,8 @@ class Verification:
                     "no capture takes what was handed over",
                     mend="start `walbus capture`: it puts the differences into the log as soon as it streams",
                 )
-            self._stop.wait(0.05)
+            if self._stop.wait(0.05):
+                raise SourceUnavailable("stopped")
 
 
 def _by_position(found: list[Found]) -> Iterator[tuple[Any, list[Found]]]:
