@@ -7,7 +7,6 @@ skipped.
 from __future__ import annotations
 
 import copy
-import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import NamedTuple, TypeVar
 from walbus.errors import DamagedRecord, PositionTrimmed, PositionUnknown
 from walbus.native import good_records
 from walbus.position import ORIGIN, Position
-from walbus.records import HEADER_SIZE as RECORD_HEADER
 from walbus.records import Kind, RecordHeader, read_header
 from walbus.relay.fs import Files
 from walbus.relay.index import Places
@@ -26,33 +24,20 @@ from walbus.relay.view import LogView
 
 _T = TypeVar("_T")
 _MEND = "read a snapshot from the bootstrap server, or read from `earliest`"
-SPAN_BYTES = 512 << 10  #: of a span at most: it is in the processor's cache when it is checked
 _SEEK_BLOCK = 128 << 10  # bytes read at a time while looking for a place
 
 
-class _Scratch(threading.local):
-    """Where a thread reads what it only checks."""
-
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(SPAN_BYTES))
-
-
-_SCRATCH = _Scratch()
-
-
 class Span(NamedTuple):
-    """Whole, checked records that lie side by side in a segment's file.
+    """Whole records that lie side by side in a segment's file.
 
     Attributes:
         fd: of the file; good until the cursor is asked for what lies behind, or is closed.
         offset, length: where they lie, in bytes.
-        last: header of the last record.
     """
 
     fd: int
     offset: int
     length: int
-    last: RecordHeader
 
     def fileno(self) -> int:
         """The file, for `sendfile`."""
@@ -220,26 +205,21 @@ class FileCursor:
         records = self.read(max_bytes)
         return (b"".join(records), read_header(records[-1])) if records else None
 
-    def span(self, least: int) -> Span | None:
-        """What lies ahead in the segment's file, checked, at most SPAN_BYTES; the cursor stays (`skip` it).
+    def ahead(self, least: int) -> Span | None:
+        """What is durable ahead in the segment's file, and was not checked; the cursor stays (`skip`).
 
-        None where less than `least` bytes are durable, and where records have to be read: they were read in seeking,
-        the next one is damaged, or it is large.
+        None where that is less than `least` bytes, and where records are to be read that were read in seeking.
         """
         if self._skipped or (limit := self._ahead(self._view())) is None or self._fd is None:
             return None
         if limit - self._offset < least:
             return None
-        buffer = _SCRATCH.view[: min(SPAN_BYTES, limit - self._offset)]
-        used, last = good_records(buffer[: self._files.read_into(self._fd, buffer, self._offset)])
-        if not used:
-            return None
-        return Span(self._fd, self._offset, used, read_header(bytes(buffer[last : last + RECORD_HEADER])))
+        return Span(self._fd, self._offset, limit - self._offset)
 
-    def skip(self, span: Span) -> None:
-        """Goes behind a span, which is the last one that this cursor gave."""
-        self._offset += span.length
-        self._done = span.last.last
+    def skip(self, length: int, last: RecordHeader) -> None:
+        """Goes behind some of the bytes ahead, and their last record."""
+        self._offset += length
+        self._done = last.last
 
     def located(self) -> Located | None:
         """Where the record lies that a seek has found; None if it found none, or reading has gone on."""

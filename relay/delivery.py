@@ -17,11 +17,12 @@ from walbus.compressed_records import FLAGS_AT, plain_length
 from walbus.jsonlines import LineRenderer
 from walbus.log import Bounds
 from walbus.native import new_filter
+from walbus.native.pushing import ANYWHERE, Furthest, Stretch
 from walbus.native.reading import WHOLE, RecordFilter
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader, pack_record, read_header
-from walbus.relay.cursor import FileCursor, Span
-from walbus.relay.file_push import Pushed, opened, push, whole
+from walbus.relay.cursor import FileCursor
+from walbus.relay.file_push import Patience, Pushed, hand_out, push
 from walbus.relay.projection import Projection
 from walbus.relay.reader import FileLogReader
 from walbus.relay.scan import split_records
@@ -30,7 +31,7 @@ from walbus.relay.sse import EventRenderer
 from walbus.relay.stream_query import Format
 from walbus.relay.table_filter import TableFilter
 
-_SPAN_BYTES = 64 << 10  #: fewer are read, as they cost less so
+_AHEAD_BYTES = 64 << 10  #: fewer are read, as they cost less so
 BLOCK_BYTES = 256 << 10  #: made in one step, about; the most that a stream holds beside the socket's buffer
 
 
@@ -78,6 +79,14 @@ class Bound:
         if self.time is not None or (self.position is not None and last.last > self.position):
             return False
         return self.seq is None or last.last_seq <= self.seq
+
+    @property
+    def furthest(self) -> Furthest:
+        """What no record lies behind up to which a stream goes on at least; the time does not count."""
+        return Furthest(
+            ANYWHERE.position if self.position is None else self.position,
+            ANYWHERE.seq if self.seq is None else self.seq,
+        )
 
     def cuts_off(self, header: RecordHeader) -> bool:
         """Whether a stream ends before a record."""
@@ -142,6 +151,7 @@ class Delivery:
             self._cursor.close()
             raise
         self._encode = self._encoder()
+        self._patience = Patience()
         self._held: list[bytes] = []  # records that were read, and wait for the next step
         # whether no transaction is under way
         self._whole = bound.lies_behind(after) or not _inside(self._cursor.found, after)
@@ -191,7 +201,7 @@ class Delivery:
         return self._cursor is not None and self._encode is _as_it_is
 
     def push(self, connection: socket.socket | None) -> Pushed:
-        """Sends the next parts of the log's files as they lie there (`file_push`); `step` goes on behind them.
+        """Sends what lies ahead in the log's files as it lies there (`file_push`); `step` goes on behind that.
 
         Args:
             connection: closed here; None where a part is only to be handed out.
@@ -200,22 +210,23 @@ class Delivery:
             As `step`, and as `file_push.push`.
         """
         with self._lock:
-            if connection is not None:
-                return push(self._span, connection)
-            span = opened(self._span)
-            return Pushed(0, None, over=True) if span is None else Pushed(span.length, whole(span), over=False)
+            if connection is None:
+                return hand_out(self._ahead, self._went)
+            return push(self._ahead, self._went, connection, self._patience)
 
-    def _span(self) -> Span | None:
-        """The next part; None where `step` has to go on."""
-        cursor = self._cursor
-        if cursor is None or not self.verbatim:
+    def _ahead(self) -> Stretch | None:
+        """What a push may go over; None where `step` has to go on."""
+        if self._cursor is None or not self.verbatim or self._bound.time is not None:
             return None
-        span = cursor.span(_SPAN_BYTES)
-        if span is None or not self._bound.lies_ahead(span.last):
+        span = self._cursor.ahead(_AHEAD_BYTES)
+        if span is None:
             return None
-        cursor.skip(span)
-        self._note(span.last, told=True)
-        return span
+        return Stretch(span.fd, span.offset, span.offset + span.length, self._bound.furthest)
+
+    def _went(self, length: int, last: RecordHeader) -> None:
+        if self._cursor is not None:
+            self._cursor.skip(length, last)
+        self._note(last, told=True)
 
     def _verbatim(self, cursor: FileCursor) -> list[bytes]:
         """A block: only its last record is looked at, unless the stream ends in it."""
@@ -317,7 +328,7 @@ class Delivery:
             if self._cursor is None:
                 raise ValueError("the delivery is closed")
             twin = copy.copy(self)
-            twin._lock = threading.Lock()
+            twin._lock, twin._patience = threading.Lock(), Patience()
             twin._cursor = self._cursor.fork()
             twin._renderer, twin._filter = copy.copy(self._renderer), copy.copy(self._filter)
             twin._encode = twin._encoder()

@@ -52,10 +52,6 @@ class Files:
         """Up to `size` bytes; less only at the end of the file."""
         return os.pread(fd, size, offset)
 
-    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
-        """Fills a buffer; fewer bytes only at the end of the file."""
-        return os.preadv(fd, [buffer], offset)
-
     def size(self, fd: int) -> int:
         """Bytes in the file."""
         return os.fstat(fd).st_size

@@ -14,9 +14,10 @@ from typing import BinaryIO, cast
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
+from walbus.native.pushing import shorter
 from walbus.position import Position
 from walbus.relay.content_coding import CodingName, new_coding
-from walbus.relay.file_push import NO_DESCRIPTORS, Unsent, shorter
+from walbus.relay.file_push import NO_DESCRIPTORS, Unsent
 
 LAG_BYTES = 64 << 10  #: that wait for a peer, from which a stream stands still; TLS would take eight times as many
 _UNSENT_BYTES = 512 << 10  #: that the kernel takes for a peer whose window is full; what is on its way does not count

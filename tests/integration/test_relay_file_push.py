@@ -1,4 +1,5 @@
-"""Parts of the log's files on their way to a connection: a peer that reads, one that is full, one that left."""
+"""Parts of the log's files on their way to a connection, in C and in Python: a peer that reads, one that is full, one
+that left."""
 
 from __future__ import annotations
 
@@ -7,17 +8,21 @@ import re
 import socket
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from support.cores import NAMES, implementation
 from support.relay_log import FileEngine, commits, transaction
 from support.relay_server import Follower, Relay, fill
 from support.waiting import wait_for
 from walbus.errors import DamagedRecord
-from walbus.position import ORIGIN
+from walbus.native.pushing import ANYWHERE, BLOCK_BYTES, Furthest, Stretch
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, Kind, pack_record
 from walbus.relay.delivery import Delivery
-from walbus.relay.file_push import Unsent
+from walbus.relay.file_push import Patience, Pushed, Unsent, push_in_python
 from walbus.relay.outlet import Outlet
 
 CHUNK = re.compile(rb"([0-9a-f]+)\r\n")
@@ -33,6 +38,14 @@ def reader(tmp_path):
     writer.sync()
     yield engine.open_reader()
     engine.close()
+
+
+@pytest.fixture(params=NAMES, autouse=True)
+def push_records(request, monkeypatch):
+    """What goes over blocks."""
+    chosen = implementation(request.param).push_records or push_in_python
+    monkeypatch.setattr("walbus.relay.file_push._push_records", chosen)
+    return chosen
 
 
 @pytest.fixture
@@ -81,6 +94,13 @@ def sent_by_hand(unsent: Unsent):
             file.seek(unsent.span.offset)
             part = file.read(unsent.span.length)
     return unsent.head + part + unsent.tail
+
+
+def record(body, number):
+    return pack_record(
+        Kind.TRANSACTION, flags=Flag.BEGIN | Flag.END, epoch=1, commit_lsn=number * 16, end_lsn=number * 16 + 8,
+        first_ordinal=1, last_ordinal=1, first_seq=number, last_seq=number, commit_time=0, body=body,
+    )  # fmt: skip
 
 
 def unframed(data):
@@ -143,15 +163,6 @@ def test_nothing_is_pushed_of_a_closed_delivery(reader, ends):
     assert handle.fileno() == -1, "a handle is closed where it was used"
 
 
-def test_a_file_that_became_shorter_is_no_end(reader, ends, monkeypatch):
-    here, _ = ends
-    delivery = begun(reader)
-    monkeypatch.setattr("walbus.relay.file_push.os.sendfile", lambda *_: 0)
-    with pytest.raises(DamagedRecord, match="shorter than it was"):
-        delivery.push(here.dup())
-    delivery.close()
-
-
 def test_a_stream_holds_one_segment_wherever_it_is(reader):
     """What connections are admitted is reckoned by that: a socket and a file each."""
     before, delivery = open_segments(), begun(reader)
@@ -207,3 +218,78 @@ def test_streams_that_catch_up_take_a_few_descriptors_more_however_many_they_are
     finally:
         go_on.set()
         relay.close()
+
+
+def test_a_file_that_becomes_shorter_behind_its_check_is_no_end(tmp_path, push_records, ends):
+    here, there = ends
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    there.settimeout(10)
+    data = b"".join(record(bytes(4000), number) for number in range(1, 121))
+    path, scratch = tmp_path / "records", memoryview(bytearray(BLOCK_BYTES))
+    path.write_bytes(data)
+    with path.open("rb") as file, ThreadPoolExecutor(1) as threads:
+        stretch = Stretch(file.fileno(), 0, len(data), ANYWHERE)
+        pushing = threads.submit(push_records, stretch, here, scratch, 1.0, 10.0)
+        assert there.recv(1), "what is sent was checked"
+        os.truncate(path, len(data) // 2)
+        while not pushing.done():
+            taken(there)
+        with pytest.raises(DamagedRecord, match="shorter than it was"):
+            pushing.result()
+
+
+def test_a_peer_that_was_waited_for_in_vain_is_waited_for_less_often():
+    patience, pushes = Patience(), []
+    full = Pushed(BLOCK_BYTES, Unsent(b"", None, b"\r\n"), over=False)
+    for _ in range(200):
+        pushes.append(patience.seconds() > 0)
+        patience.note(full)
+    waits = [at for at, waited in enumerate(pushes) if waited]
+    assert waits == [0, 2, 6, 14, 30, 62, 95, 128, 161, 194]
+    patience.note(Pushed(4 * BLOCK_BYTES, full.unsent, over=False))
+    assert patience.seconds() > 0, "it reads fast"
+
+
+def test_nothing_is_sent_of_a_block_with_a_record_behind_the_furthest(tmp_path, push_records, ends):
+    here, there = ends
+    data = b"".join(record(b"", number) for number in range(1, 11))
+    path, scratch = tmp_path / "records", memoryview(bytearray(BLOCK_BYTES))
+    path.write_bytes(data)
+    beyond = [
+        ANYWHERE._replace(seq=9),
+        *(ANYWHERE._replace(position=place) for place in (Position(0, 1000, 9), Position(1, 159, 9))),
+        ANYWHERE._replace(position=Position(1, 160, 0)),
+    ]
+    with path.open("rb") as file:
+        for furthest in beyond:
+            pushed = push_records(Stretch(file.fileno(), 0, len(data), furthest), here, scratch, 1.0, 0.0)
+            assert (pushed, taken(there)) == ((0, b"", None, False), b""), furthest
+        for furthest in (ANYWHERE, Furthest(Position(1, 160, 1), 10), Furthest(Position(2, 0, 0), 10)):
+            pushed = push_records(Stretch(file.fileno(), 0, len(data), furthest), here, scratch, 1.0, 0.0)
+            assert pushed == (len(data), data[-len(data) // 10 :], None, False)
+            assert unframed(taken(there)) == data
+
+
+def test_a_peer_that_reads_meanwhile_gets_everything_in_order(reader, ends):
+    here, there = ends
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    there.settimeout(10)
+    expected, delivery = everything(reader), begun(reader)
+
+    def read_to_the_end():
+        return b"".join(iter(lambda: there.recv(1 << 20), b""))
+
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(read_to_the_end)
+        pushed = delivery.push(here.dup())
+        while not pushed.over:
+            if pushed.unsent is not None:
+                here.settimeout(10)
+                here.sendall(sent_by_hand(pushed.unsent))
+                here.setblocking(False)
+            pushed = delivery.push(here.dup())
+        while data := delivery.step().data:
+            expected = expected.removesuffix(data)
+        delivery.close()
+        here.shutdown(socket.SHUT_WR)
+        assert unframed(reading.result()) == expected

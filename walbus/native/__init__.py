@@ -6,6 +6,7 @@
     pure_filter the filter in Python; the reader of rows in Python is `walbus.values.avro_rows`
     pure_columns  rows as columns in Python
     pure_scan, pure_tally  records checked, and counted by table, in Python
+    pushing     what sends records from a file to a peer; in Python that is `walbus.relay.file_push`
     copying     what a collector of copied rows does; pure_copied, copy_text in Python
     folding     what the cores of the bootstrap do; pure_fold is it in Python
     serving     what the cores of those who read its store do; pure_serving is it in Python
@@ -16,6 +17,7 @@
       places.pxi  positions and transaction ids compared
       packing.pxi small transactions to runs
       scanning.pxi  records framed and checked where they lie
+      pushing.pxi records checked and sent
       blocks.pxi  rows of streamed transactions into their spool, and out of it
       avro.pxi    rows walked column by column
       filter.pxi  records filtered
@@ -41,6 +43,7 @@ from walbus.native import pure, pure_columns, pure_copied, pure_filter, pure_fol
 from walbus.native.copying import NewCopiedRows
 from walbus.native.folding import InKeyOrder, NewFold, PackPages
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
+from walbus.native.pushing import PushRecords
 from walbus.native.reading import NewFilter, NewRowColumns, NewRowReader
 from walbus.native.serving import PackRows, PackVersions, TakePlaces
 from walbus.values.avro_rows import AvroRows
@@ -58,6 +61,7 @@ class Implementation(NamedTuple):
     spool_rows: SpoolRows
     replay_rows: ReplayRows
     good_records: Callable[[bytes | bytearray | memoryview], tuple[int, int]]
+    push_records: PushRecords | None
     new_filter: NewFilter
     new_row_reader: NewRowReader
     new_row_columns: NewRowColumns
@@ -80,6 +84,7 @@ def pure_implementation(why: str) -> Implementation:
         pure.spool_rows,
         pure.replay_rows,
         pure_scan.good_records,
+        None,
         pure_filter.RecordFilter,
         AvroRows,
         pure_columns.RowColumns,
@@ -111,6 +116,7 @@ def native_implementation() -> Implementation:
         core.spool_rows,
         core.replay_rows,
         core.good_records,
+        core.push_records if core.PUSHES else None,
         core.RecordFilter,
         core.RowReader,
         core.RowColumns,
@@ -149,6 +155,9 @@ spool_rows, replay_rows = _IN_USE.spool_rows, _IN_USE.replay_rows
 
 #: Records framed and checked where they lie; see `walbus.native.pure_scan`.
 good_records = _IN_USE.good_records
+
+#: Sends checked records from a file; None where only Python can. See `walbus.native.pushing`.
+push_records = _IN_USE.push_records
 
 #: Makes the filter of one stream; see `walbus.native.reading`.
 new_filter = _IN_USE.new_filter
@@ -194,6 +203,7 @@ __all__ = [
     "pack_pages",
     "pack_rows",
     "pack_versions",
+    "push_records",
     "replay_rows",
     "seal",
     "spool_rows",

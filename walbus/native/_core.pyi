@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from walbus.native import copying, folding, interface, reading, serving
+from walbus.native import copying, folding, interface, pushing, reading, serving
 
 INTERFACE: int
 Core: Callable[[], interface.Core]
@@ -16,6 +16,9 @@ in_key_order: folding.InKeyOrder
 pack_rows: serving.PackRows
 pack_versions: serving.PackVersions
 take_places: serving.TakePlaces
+
+PUSHES: bool
+push_records: pushing.PushRecords
 
 spool_rows: interface.SpoolRows
 replay_rows: interface.ReplayRows

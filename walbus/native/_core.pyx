@@ -49,7 +49,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 12  # as in interface.py when this was built
+INTERFACE = 13  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -60,6 +60,7 @@ include "rows.pxi"
 include "packing.pxi"
 include "scanning.pxi"
 include "places.pxi"
+include "pushing.pxi"
 
 cdef enum:
     WAL_DATA_HEADER = 25

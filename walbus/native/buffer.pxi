@@ -88,7 +88,7 @@ cdef inline uint32_t read_little_32(Bytes at) noexcept nogil:
     return at[0] | (<uint32_t>at[1] << 8) | (<uint32_t>at[2] << 16) | (<uint32_t>at[3] << 24)
 
 
-cdef inline uint64_t read_little_64(Bytes at) noexcept:
+cdef inline uint64_t read_little_64(Bytes at) noexcept nogil:
     return read_little_32(at) | (<uint64_t>read_little_32(at + 4) << 32)
 
 
