@@ -59,7 +59,7 @@ def keys(folder):
 def confirmed_past(database):
     """Waits until the slot is confirmed past everything that was written so far."""
     lsn = database.insert_lsn()
-    wait_for(lambda: database.confirmed_lsn() >= lsn, 20, what="the slot is confirmed")
+    wait_for(lambda: database.confirmed_lsn() >= lsn, 60, what="the slot is confirmed")
 
 
 def needs_two_phase(database):
