@@ -274,7 +274,7 @@ def test_no_chunk_begins_while_too_many_others_run_statements_and_walbus_is_no_o
         with statement_running(database, "an application"):
             rig.start()
             wait_for(lambda: any(told.get("held") for told in rig.seeding()), 30, what="the table is held back")
-            assert rig.tables()["public.items"]["state"] == "seeding"
+            wait_for(lambda: rig.tables()["public.items"]["state"] == "seeding", 30, what="the tables are told")
         rig.assert_equals_source("public.items")
 
 

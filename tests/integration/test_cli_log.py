@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from support.relay_log import BASE_TIME, FileEngine, UnsyncedFiles, read_all
 from support.walbus_command import PROGRAM, environment, walbus, write_config
 from support.well_formed_log import fill_well
 from walbus.records import pack_record, read_header
+from walbus.relay.log_check import LogCheck
 from walbus.relay.manifest import load_manifest
 from walbus.relay.writer import FileLogWriter
 
@@ -126,6 +128,17 @@ def test_a_check_beside_a_live_writer_finds_nothing_and_writes_nothing(engine, w
     assert told["findings"] == []
     assert told["records"] == len(read_all(engine.open_reader()))
     assert {path: path.stat().st_mtime_ns for path in engine.folder.rglob("*")} == files
+
+
+def test_a_check_that_began_while_the_writer_rolled_finds_nothing(engine, writer):
+    end, number = writer._mark, COUNT
+    while writer._mark.segment == end.segment:
+        end, number = writer._mark, number + 1
+        fill_well(writer, 1, first=number)
+    with closing(LogCheck(engine.folder)) as check:
+        assert end.segment in {one.number for one in check._view.manifest.sealed}
+        check._view = check._view._replace(mark=end)
+        assert list(check.findings(lambda _: None)) == []
 
 
 def test_a_check_that_takes_long_says_so_on_stderr_alone(engine, writer):
