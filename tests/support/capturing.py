@@ -121,7 +121,7 @@ class CaptureThread:
         """Waits until the log holds everything that is committed now."""
         self.durable_to(flushed_lsn(self.source), deadline)
 
-    def streaming(self, deadline: float = 15) -> None:
+    def streaming(self, deadline: float = 60) -> None:
         """Waits until the slot is streamed from."""
         self._wait(lambda: slot_is_active(self.source), deadline, "capture streams")
 
