@@ -13,7 +13,7 @@ from pathlib import Path
 
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.report import Report
-from walbus.bootstrap.serving_routes import seq_at
+from walbus.bootstrap.seq_at import seq_at
 from walbus.bootstrap.upkeep import IndexUpkeep
 from walbus.errors import LogError
 from walbus.log import LogReader
@@ -86,9 +86,9 @@ class Keeper:
         try:
             log = self._log()
             bounds = log.bounds()
-            seq = (
-                seq_at(log, bounds.trimmed) if bounds.log_id == kept.log_id and bounds.trimmed > kept.position else None
-            )
+            if bounds.log_id != kept.log_id or bounds.trimmed <= kept.position:
+                return
+            seq = seq_at(log, bounds.trimmed)
         except LogError:
             return
         if seq is not None:

@@ -35,13 +35,13 @@ from walbus.bootstrap.queries import (
     row_key,
     since_of,
 )
+from walbus.bootstrap.seq_at import seq_at
 from walbus.bootstrap.serving import ServedView
 from walbus.bootstrap.state import Phase, TableState
-from walbus.errors import PositionTrimmed
 from walbus.jsonlines import LineRenderer
 from walbus.log import LogReader
 from walbus.position import Position
-from walbus.records import Kind, body_of, iter_changes, read_header
+from walbus.records import read_header
 from walbus.relay.access import require_tables
 from walbus.relay.http import STOPPING, RequestError, json_response
 from walbus.relay.table_filter import pattern_matches, split_pattern
@@ -49,7 +49,6 @@ from walbus.schema import TableSchema
 from walbus.values import row_json
 
 _RETRY = {"Retry-After": "1"}
-_LOOK_BYTES = 1 << 20
 _TOGETHER = 4  # parts that are read in one go: a way to a thread and back takes as long as some hundred rows
 
 
@@ -194,32 +193,6 @@ class ServingRoutes:
         return response
 
 
-def seq_at(reader: LogReader, position: Position) -> int | None:
-    """The last seq that a log gave at a position ("last done"); None if it does not hold what comes behind it."""
-    bounds = reader.bounds()
-    if position >= bounds.end:
-        return bounds.last_seq
-    if position < bounds.trimmed:
-        return None
-    try:
-        cursor = reader.cursor(position)
-        try:
-            record = cursor.read(_LOOK_BYTES)[0]
-        finally:
-            cursor.close()
-    except PositionTrimmed:  # retention has passed since
-        return None
-    header = read_header(record)
-    if header.kind != Kind.TRANSACTION:
-        return header.last_seq
-    done = [
-        header.first_seq + change.seq_delta
-        for change in iter_changes(body_of(record, header))
-        if Position(header.epoch, header.commit_lsn, header.first_ordinal + change.ordinal_delta) <= position
-    ]
-    return max(done, default=header.first_seq - 1)
-
-
 def _place(served: ServedView) -> dict[str, object]:
     return {"log_id": served.applied.log_id, "position": str(served.applied.position)}
 
@@ -332,4 +305,4 @@ def _too_old(served: ServedView, table: TableState, horizon: Horizon) -> Request
     )
 
 
-__all__ = ["ServingRoutes", "seq_at"]
+__all__ = ["ServingRoutes"]

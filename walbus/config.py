@@ -199,8 +199,8 @@ class BootstrapConfig(ServerConfig):
     #: no chunk begins while more sessions of others than this run a statement at the source; default: no limit
     max_active_sessions: int | None = Field(None, ge=0)
     tombstone_hours: float = Field(168.0, gt=0, le=87_600)  #: for how long what was deleted can be told in a delta
-    complete: AnyPatterns = ()  #: tables of which changes can be had with the whole row before and behind them
     tombstone_limit: int = Field(10_000_000, ge=0)  #: how many tombstones are kept at most, over all tables
+    complete: AnyPatterns = ()  #: tables of which changes can be had with the whole row before and behind them
 
 
 class ConsumerConfig(BaseModel):

@@ -6,6 +6,7 @@ one is FULL, and what the relay streams of it is the truth.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator
@@ -200,8 +201,6 @@ async def _read(url: str, bootstrap: str, until: int) -> list[Change]:
 def test_lines_filters_and_the_async_client_have_whole_rows_too(
     rig: BootstrapRig, relay: ServingRelay, database: Database
 ) -> None:
-    import asyncio
-
     choose = random.Random(1)
     body = long_text(choose)
     database.execute("INSERT INTO docs VALUES (1, 'a', %s, NULL), (2, 'a', 'short', NULL)", (body,))

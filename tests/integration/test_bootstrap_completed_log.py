@@ -10,16 +10,15 @@ from structlog.testing import capture_logs
 
 from support.model_source import ITEMS, ModelSource, insert, items_layout, update
 from support.relay_log import FileEngine
-from support.serving_bootstrap import published
+from support.serving_bootstrap import SEES_ALL, published
 from walbus.bootstrap import completing
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.completed_log import CompletedLog
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.rocks import RocksStore
-from walbus.bootstrap.serving_routes import seq_at
+from walbus.bootstrap.seq_at import seq_at
 from walbus.bootstrap.state import Applied, Cut
 from walbus.bootstrap.unseen import UnseenCommits
-from walbus.bootstrap.visibility import Snapshot
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.errors import PositionTrimmed, PositionUnknown
 from walbus.events import Change
@@ -33,7 +32,6 @@ from walbus.relay.writer import FileLogWriter
 
 pytestmark = pytest.mark.one_version
 
-SEES_ALL = Snapshot(1 << 40, 1 << 40, frozenset())
 LONG = "b" * 10_000
 
 

@@ -15,7 +15,7 @@ from support.model_source import ITEMS, ModelSource, column, delete, insert, ite
 from support.relay_log import FileEngine, progress, transaction
 from support.serving_bootstrap import ServingBootstrap
 from walbus.bootstrap.horizon import HORIZON, Horizon
-from walbus.bootstrap.serving_routes import seq_at
+from walbus.bootstrap.seq_at import seq_at
 from walbus.bootstrap.state import encode
 from walbus.bootstrap.store import WriteSet
 from walbus.consumers.checkpoint import Point

@@ -16,18 +16,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from support.memory_store import MemoryStore
 from walbus.bootstrap.entry import Entry
-from walbus.bootstrap.state import Cut, Part
+from walbus.bootstrap.ledger import Ledger
+from walbus.bootstrap.state import Applied, Cut, Part, PublishedTable
+from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
 from walbus.capture.pieces import reseed_piece
 from walbus.lsn import format_lsn
-from walbus.position import Position
+from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, Op, pack_change, pack_record
 from walbus.schema import ReplicaIdentity, TableSchema
 
 OID = 16384
 TOASTED = b"\x02"  #: bitmap of the second column
 FIRST_SEQ = 1000
+PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True), ("big", 25, -1, False)), None, 0)
 REWRITE = 10**6  #: what a rewrite adds to the plain column; all other values are below
 
 Row = tuple[int, int]
@@ -48,6 +52,14 @@ def fill(schema_id: int, row: bytes, unchanged: bytes, other: Entry) -> tuple[by
     if other.row is None or other.missing:
         return row, unchanged
     return row.split(b"|")[0] + b"|" + other.row.split(b"|")[1], b""
+
+
+def new_ledger(applied: Position = ORIGIN) -> Ledger:
+    """A ledger without tables that follows the model's log from a place on."""
+    ledger = Ledger(MemoryStore(), fill)
+    ledger.begin(Applied("log", *applied, FIRST_SEQ - 1, 0), UnseenCommits())
+    ledger.resume([])
+    return ledger
 
 
 @dataclass

@@ -41,10 +41,11 @@ from walbus.records import RecordHeader
 from walbus.relay.gate import gate_of
 from walbus.schema import TableSchema
 
-_SEES_ALL = Snapshot(1 << 40, 1 << 40, frozenset())
+#: A snapshot that sees every transaction.
+SEES_ALL = Snapshot(1 << 40, 1 << 40, frozenset())
 
 
-class _Registry:
+class SourceLayouts:
     """The layouts of a model source as a log's."""
 
     def __init__(self, source: ModelSource) -> None:
@@ -110,7 +111,7 @@ class ServingBootstrap:
         self.port = 0
         with capture_logs():
             self.ledger = Ledger(MemoryStore(), complete=self._config.complete)
-            self.ledger.schemas = _Registry(source)
+            self.ledger.schemas = SourceLayouts(source)
             self.ledger.begin(Applied(source.log_id, *ORIGIN, source.last_seq, 0), UnseenCommits())
             self.ledger.resume([])
             for layout in source.layouts.values():
@@ -123,7 +124,7 @@ class ServingBootstrap:
 
     def seed(self, layout: TableSchema) -> None:
         """A generation of an empty table, from here on."""
-        self.ledger.observe(_SEES_ALL)
+        self.ledger.observe(SEES_ALL)
         run = self.ledger.start_generation(published(layout), layout.id, "test")
         assert self.ledger.plan(run, Cut(()), 0)
         assert self.ledger.finish(run)

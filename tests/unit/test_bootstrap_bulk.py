@@ -7,18 +7,13 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from support.memory_store import MemoryStore
-from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, key_bytes, one_file, row_bytes
+from support.mvcc_model import PUBLISHED, ModelTable, key_bytes, new_ledger, one_file, row_bytes
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.bulk import Bulk
 from walbus.bootstrap.entry import pack_prefix, unpack_entry
-from walbus.bootstrap.ledger import Ledger
-from walbus.bootstrap.state import Applied, ChunkDone, PublishedTable
-from walbus.bootstrap.unseen import UnseenCommits
+from walbus.bootstrap.state import ChunkDone
 from walbus.bootstrap.visibility import Snapshot
-from walbus.position import ORIGIN
 
-PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True),), None, 0)
 TOUCHED = range(100, 140)
 
 
@@ -33,9 +28,7 @@ def test_where_events_have_touched_more_keys_than_are_held_the_store_is_asked_fo
 ) -> None:
     """As behind a restart late in a long seeding: all keys of the index would not fit into memory."""
     monkeypatch.setattr("walbus.bootstrap.bulk._MOST_TOUCHED", 5)
-    ledger = Ledger(MemoryStore(), fill)
-    ledger.begin(Applied("log", *ORIGIN, FIRST_SEQ - 1, 0), UnseenCommits())
-    ledger.resume([])
+    ledger = new_ledger()
     run = ledger.start_generation(PUBLISHED, 1, "test")
     assert ledger.plan(run, one_file(), 0)
     table = ModelTable()

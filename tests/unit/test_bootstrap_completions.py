@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from support.memory_store import MemoryStore
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
-from support.serving_bootstrap import published
+from support.serving_bootstrap import SEES_ALL, SourceLayouts, published
 from walbus.bootstrap import completing
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.completing import Joined, completed
@@ -18,31 +18,13 @@ from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import Applied, Cut
 from walbus.bootstrap.unseen import UnseenCommits
-from walbus.bootstrap.visibility import Snapshot
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.events import Change
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, Op, RecordHeader, body_of, check_record, pack_record, read_header
 from walbus.schema import TableSchema
 
-SEES_ALL = Snapshot(1 << 40, 1 << 40, frozenset())
 Row = dict[str, object]
-
-
-class Registry:
-    """The layouts of a model source."""
-
-    def __init__(self, source: ModelSource) -> None:
-        self._source = source
-
-    def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
-        raise AssertionError("the bootstrap reads layouts")
-
-    def get(self, schema_id: int) -> TableSchema:
-        return self._source.layouts[schema_id]
-
-    def all(self) -> list[TableSchema]:
-        return list(self._source.layouts.values())
 
 
 class Completed:
@@ -63,7 +45,7 @@ class Completed:
         """As after a start of the process."""
         with capture_logs():
             self.ledger = Ledger(self.store, complete=self.complete)
-            self.ledger.schemas = Registry(self.source)
+            self.ledger.schemas = SourceLayouts(self.source)
 
     def seed(self, layout: TableSchema) -> None:
         with capture_logs():

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from support.memory_store import MemoryStore
 from support.mvcc_model import (
     FIRST_SEQ,
     OID,
+    PUBLISHED,
     ModelTable,
     Transaction,
     fill,
     key_bytes,
+    new_ledger,
     one_file,
     reseed_record,
     row_bytes,
@@ -24,13 +25,11 @@ from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.delta import Horizon, Since, count_changes, delta_records, horizon_of
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.serving import ServedView
-from walbus.bootstrap.state import Applied, PublishedTable, TableState
-from walbus.bootstrap.unseen import UnseenCommits
+from walbus.bootstrap.state import TableState
 from walbus.native.reading import WHOLE, Partition
 from walbus.position import Position
 from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, check_record, iter_changes, key_hash
 
-PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True), ("big", 25, -1, False)), None, 0)
 P0 = Position(1, 600, 0)
 
 
@@ -38,9 +37,7 @@ class Rig:
     """A consistent, empty table, and what its source commits."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger(MemoryStore(), fill)
-        self.ledger.begin(Applied("log", *P0, FIRST_SEQ - 1, 0), UnseenCommits())
-        self.ledger.resume([])
+        self.ledger = new_ledger(P0)
         run = self.ledger.start_generation(PUBLISHED, 1, "test")
         assert self.ledger.plan(run, one_file(blocks=0), 0)
         assert self.ledger.finish(run)

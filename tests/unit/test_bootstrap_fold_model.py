@@ -20,6 +20,7 @@ from support.memory_store import MemoryStore
 from support.mvcc_model import (
     FIRST_SEQ,
     OID,
+    PUBLISHED,
     REWRITE,
     Logged,
     ModelTable,
@@ -38,7 +39,7 @@ from walbus.bootstrap.entry import FromSnapshot, pack_prefix, unpack_entry
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.serving import ServedView
-from walbus.bootstrap.state import Applied, ChunkDone, Phase, PublishedTable
+from walbus.bootstrap.state import Applied, ChunkDone, Phase
 from walbus.bootstrap.store import SPACE_SIZE
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
@@ -47,7 +48,6 @@ from walbus.records import Op, body_of, check_record, iter_changes
 
 KEYS = 4
 BLOCKS = 3
-PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True), ("big", 25, -1, False)), None, 0)
 
 
 @dataclass

@@ -8,15 +8,16 @@ import pytest
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from support.memory_store import MemoryStore
 from support.mvcc_model import (
     FIRST_SEQ,
     OID,
+    PUBLISHED,
     Event,
     Logged,
     ModelTable,
     fill,
     key_bytes,
+    new_ledger,
     one_file,
     reseed_record,
     row_bytes,
@@ -26,16 +27,14 @@ from walbus.bootstrap.entry import unpack_entry
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.serving import ServedView
-from walbus.bootstrap.state import Applied, ChunkDone, Phase, PublishedTable
+from walbus.bootstrap.state import Applied, ChunkDone, Phase
 from walbus.bootstrap.store import SPACE_SIZE, WriteSet
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
 from walbus.capture.epochs import Switch, epoch_piece
-from walbus.position import ORIGIN, Position
+from walbus.position import Position
 from walbus.records import Flag, Op, check_record, pack_record
 from walbus.schema import ReplicaIdentity, TableSchema
-
-PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True), ("big", 25, -1, False)), None, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +45,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture
 def ledger() -> Ledger:
-    ledger = Ledger(MemoryStore(), fill)
-    ledger.begin(Applied("log", *ORIGIN, FIRST_SEQ - 1, 0), UnseenCommits())
-    ledger.resume([])
-    return ledger
+    return new_ledger()
 
 
 def seeded(ledger: Ledger, rows: dict[int, bytes], snapshot: Snapshot) -> TableRun:

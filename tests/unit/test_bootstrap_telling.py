@@ -11,24 +11,20 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from support.memory_store import MemoryStore
-from support.mvcc_model import FIRST_SEQ, OID, ModelTable, fill, key_bytes, one_file, row_bytes
+from support.mvcc_model import PUBLISHED, ModelTable, key_bytes, new_ledger, one_file, row_bytes
 from support.waiting import wait_for
 from walbus.bootstrap.applier import EventFolder
 from walbus.bootstrap.entry import Entry, FromEvent, pack_entry
 from walbus.bootstrap.handing import Handing
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.runs import TableRun
-from walbus.bootstrap.state import Applied, ChunkDone, PublishedTable
+from walbus.bootstrap.state import ChunkDone
 from walbus.bootstrap.store import View
 from walbus.bootstrap.telling import Telling
-from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
 from walbus.capture.difference_file import DifferenceFile, waiting
-from walbus.position import ORIGIN
 from walbus.records import Op
 
-PUBLISHED = PublishedTable(OID, "public", "t", "r", "d", (("id", 23, -1, True), ("big", 25, -1, False)), None, 0)
 SNAPSHOT = Snapshot(5, 5, frozenset())
 
 
@@ -40,10 +36,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture
 def ledger() -> Ledger:
-    ledger = Ledger(MemoryStore(), fill)
-    ledger.begin(Applied("log", *ORIGIN, FIRST_SEQ - 1, 0), UnseenCommits())
-    ledger.resume([])
-    return ledger
+    return new_ledger()
 
 
 @dataclass
