@@ -291,7 +291,9 @@ def test_a_slot_that_went_back_to_before_an_attach_has_it_told_again(own_pg_serv
             database.execute(f"INSERT INTO q VALUES ({LOW + 1}, 'sent')")
             capture.caught_up()
             if database.major == 14:
-                wait_for(lambda: json.loads(remembered(folder))["regrouped_lsn"], 30, what="that it was told is remembered")
+                wait_for(
+                    lambda: json.loads(remembered(folder))["regrouped_lsn"], 30, what="that it was told is remembered"
+                )
         database.close()
         server.kill()
         server.start()
