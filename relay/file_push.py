@@ -1,10 +1,11 @@
 """Parts of the log's files, from the disk to a connection, on a thread.
 
-A part is checked and sent by the same thread, one right behind the other, for as long as the peer takes what it is
-given: handing parts from one thread to another and waiting for the connection in between took more of the processor
-than the checking and the sending. A peer that is full is waited for, but for a moment: one that reads as fast as it can
-has room again by then, and one that does not is waited for less and less often (`Patience`). What the peer does not
-take goes back to the event loop, which can wait for many peers.
+A part is read, checked and sent by the same thread, out of one buffer that stays in the processor's cache, for as long
+as the peer takes what it is given; so what is sent is what was checked, whatever becomes of the file. Handing parts
+from one thread to another and waiting for the connection in between took more of the processor than all that. A peer
+that is full is waited for, but for a moment: one that reads as fast as it can has room again by then, and one that does
+not is waited for less and less often (`Patience`). What the peer does not take goes back to the event loop, which can
+wait for many peers, and lets the kernel send it from the file.
 
 Blocks are gone over in C where that was built, without a step of Python between them; `push_in_python` is its twin.
 
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import native
-from walbus.native.pushing import BLOCK_BYTES, Furthest, Left, PushedRecords, Stretch, shorter
+from walbus.native.pushing import BLOCK_BYTES, STEP_BYTES, Furthest, Left, PushedRecords, Stretch
 from walbus.records import HEADER_SIZE, RecordHeader, read_header
 from walbus.relay.cursor import Span
 
@@ -33,7 +34,6 @@ _SECONDS = 0.02  #: on the thread at a time; others wait for it
 _PATIENCE_SECONDS = 0.002  #: of those, for a peer that is full; one that reads as fast as it can needs less
 _FAST_BYTES = 2 * BLOCK_BYTES  #: more than a slow peer takes in one push
 _MOST_PUSHES = 32  #: without patience, in a row
-_MORE = getattr(socket, "MSG_MORE", 0)  #: a length goes in one packet with what it is the length of
 
 
 class _Scratch(threading.local):
@@ -173,15 +173,22 @@ def push_in_python(
     until, peer = time.monotonic() + seconds, _Peer(connection, patience)
     last = b""
     while time.monotonic() < until:
-        block = scratch[: min(len(scratch), limit - at)]
-        used, start = native.good_records(block[: os.preadv(file, [block], at)])
-        if not used or _is_beyond(header := bytes(block[start : start + HEADER_SIZE]), furthest):
+        used, start = _checked_block(file, at, scratch[: max(limit - at, 0)])
+        if not used or _is_beyond(header := bytes(scratch[start : start + HEADER_SIZE]), furthest):
             return PushedRecords(at, last, None, more=False)
         last, at = header, at + used
-        left = peer.send_chunk(file, at - used, at)
+        left = peer.send_chunk(scratch[:used], at)
         if left is not None:
             return PushedRecords(at, last, left, more=False)
     return PushedRecords(at, last, None, more=True)
+
+
+def _checked_block(file: int, at: int, room: memoryview) -> tuple[int, int]:
+    """Reads a step, or one record that is larger: bytes of good records, and where the last one begins."""
+    used, start = native.good_records(room[: os.preadv(file, [room[:STEP_BYTES]], at)])
+    if not used and len(room) > STEP_BYTES:
+        used, start = native.good_records(room[: os.preadv(file, [room], at)])
+    return used, start
 
 
 def _is_beyond(data: bytes, furthest: Furthest) -> bool:
@@ -196,24 +203,21 @@ class _Peer:
         self._connection = connection
         self._patience = patience
 
-    def send_chunk(self, file: int, at: int, end: int) -> Left | None:
-        """What the peer does not take of a chunk."""
-        head, tail = b"%x\r\n" % (end - at), b"\r\n"
-        while tail and self._connection is not None:
+    def send_chunk(self, block: memoryview, end: int) -> Left | None:
+        """What the peer does not take of a chunk, whose part of the file ends at `end`."""
+        parts: list[bytes | memoryview] = [b"%x\r\n" % len(block), block, b"\r\n"]
+        while parts[2] and self._connection is not None:
             try:
-                if head:
-                    head = head[self._connection.send(head, _MORE) :]
-                elif at < end:
-                    taken = os.sendfile(self._connection.fileno(), file, at, end - at)
-                    if not taken:
-                        raise shorter(at)
-                    at += taken
-                else:
-                    tail = tail[self._connection.send(tail) :]
+                sent = self._connection.sendmsg(parts)
             except BlockingIOError:
                 if not self._has_room(self._connection):
                     break
-        return Left(head, at, tail) if tail else None
+            else:
+                for i, part in enumerate(parts):
+                    parts[i] = part[sent:]
+                    sent -= len(part) - len(parts[i])
+        head, rest, tail = parts
+        return Left(bytes(head), end - len(rest), bytes(tail)) if tail else None
 
     def _has_room(self, connection: socket.socket) -> bool:
         """Waits for it, for as long as there is patience."""

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
-from walbus.native.pushing import shorter
+from walbus.errors import DamagedRecord
 from walbus.position import Position
 from walbus.relay.content_coding import CodingName, new_coding
 from walbus.relay.file_push import NO_DESCRIPTORS, Unsent
@@ -123,7 +123,7 @@ class Outlet:
             loop = asyncio.get_running_loop()
             sent = await loop.sendfile(self._transport, file, span.offset, span.length, fallback=False)
             if sent != span.length:  # the client was promised so many bytes
-                raise shorter(span.offset + sent)
+                raise DamagedRecord("a segment's file is shorter than it was", where=f"offset {span.offset + sent}")
         self._transport.write(unsent.tail)
 
     def waiting(self) -> int:

@@ -239,6 +239,7 @@ def test_progress_of_an_idle_source_is_enough(relay, writer, tmp_path):
 
 def test_a_change_is_waited_for_by_its_position(relay, writer, tmp_path):
     with closing(Reader(relay, "cache", tmp_path)):
+        wait_for(lambda: relay.json("GET", "/v1/consumers/cache")[0] == 200, what="it to be known")
         assert waiting(relay, "cache", position="1:0/A0:1").result(10) == at(0xA0)
 
 

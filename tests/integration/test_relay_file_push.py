@@ -17,8 +17,7 @@ from support.cores import NAMES, implementation
 from support.relay_log import FileEngine, commits, transaction
 from support.relay_server import Follower, Relay, fill
 from support.waiting import wait_for
-from walbus.errors import DamagedRecord
-from walbus.native.pushing import ANYWHERE, BLOCK_BYTES, Furthest, Stretch
+from walbus.native.pushing import ANYWHERE, BLOCK_BYTES, STEP_BYTES, Furthest, Stretch
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, pack_record
 from walbus.relay.delivery import Delivery
@@ -220,22 +219,44 @@ def test_streams_that_catch_up_take_a_few_descriptors_more_however_many_they_are
         relay.close()
 
 
-def test_a_file_that_becomes_shorter_behind_its_check_is_no_end(tmp_path, push_records, ends):
+@pytest.mark.parametrize("harm", ["cut", "overwritten"])
+def test_what_was_checked_is_sent_whatever_becomes_of_the_file(tmp_path, push_records, ends, harm):
     here, there = ends
     here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
-    there.settimeout(10)
     data = b"".join(record(bytes(4000), number) for number in range(1, 121))
     path, scratch = tmp_path / "records", memoryview(bytearray(BLOCK_BYTES))
     path.write_bytes(data)
     with path.open("rb") as file, ThreadPoolExecutor(1) as threads:
         stretch = Stretch(file.fileno(), 0, len(data), ANYWHERE)
         pushing = threads.submit(push_records, stretch, here, scratch, 1.0, 10.0)
-        assert there.recv(1), "what is sent was checked"
-        os.truncate(path, len(data) // 2)
+        there.settimeout(10)
+        got = there.recv(1)
+        if harm == "cut":
+            os.truncate(path, 0)
+        else:
+            path.write_bytes(b"\xff" * len(data))
         while not pushing.done():
-            taken(there)
-        with pytest.raises(DamagedRecord, match="shorter than it was"):
-            pushing.result()
+            got += taken(there)
+        got += taken(there)
+    pushed = pushing.result()
+    assert 0 < pushed.end < len(data), "the harm came between two steps"
+    assert unframed(got) == data[: pushed.end]
+    assert (pushed.left, pushed.more) == (None, False)
+
+
+def test_a_record_that_is_larger_than_a_step_is_a_block(tmp_path, push_records, ends):
+    here, there = ends
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+    sizes = (10, 3 * STEP_BYTES, 20, STEP_BYTES, BLOCK_BYTES - 1000, 30)
+    data = b"".join(record(bytes(size), number) for number, size in enumerate(sizes, start=1))
+    whole = len(data)
+    data += record(bytes(BLOCK_BYTES), len(sizes) + 1)
+    path, scratch = tmp_path / "records", memoryview(bytearray(BLOCK_BYTES))
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        pushed = push_records(Stretch(file.fileno(), 0, len(data), ANYWHERE), here, scratch, 10.0, 0.0)
+    assert (pushed.end, pushed.left, pushed.more) == (whole, None, False), "one larger than a block is not pushed"
+    assert unframed(taken(there)) == data[:whole]
 
 
 def test_a_peer_that_was_waited_for_in_vain_is_waited_for_less_often():

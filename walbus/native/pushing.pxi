@@ -1,4 +1,4 @@
-# Records checked, and sent from their file to a peer by the kernel: for streams that send a log's own bytes.
+# Records read, checked and sent to a peer out of the same cache: for streams that send a log's own bytes.
 #
 # The one part of the core that knows files and sockets. No Python runs between two blocks, and no lock of it is held: see
 # `walbus.native.pushing.PushRecords`.
@@ -10,22 +10,24 @@ cdef extern from *:
     #include <stdio.h>
     #include <sys/socket.h>
     #include <sys/types.h>
+    #include <sys/uio.h>
     #include <time.h>
     #include <unistd.h>
     #if defined(__linux__)
-    #include <sys/sendfile.h>
     #define WALBUS_PUSHES 1
-    static ssize_t walbus_sendfile(int peer, int file, off_t at, size_t size) { return sendfile(peer, file, &at, size); }
     #else
     #define WALBUS_PUSHES 0
-    #ifndef MSG_MORE
-    #define MSG_MORE 0
-    #endif
     #ifndef MSG_NOSIGNAL
     #define MSG_NOSIGNAL 0
     #endif
-    static ssize_t walbus_sendfile(int peer, int file, off_t at, size_t size) { errno = ENOSYS; return -1; }
     #endif
+    /* Sends three parts, one behind the other. */
+    static ssize_t walbus_send(int peer, struct iovec *parts) {
+        struct msghdr message = {0};
+        message.msg_iov = parts;
+        message.msg_iovlen = 3;
+        return sendmsg(peer, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
     static double walbus_now(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -51,9 +53,10 @@ cdef extern from *:
     }
     """
     const bint WALBUS_PUSHES
-    const int MSG_MORE, MSG_NOSIGNAL, MSG_DONTWAIT
-    ssize_t walbus_sendfile(int peer, int file, int64_t at, size_t size) noexcept nogil
-    ssize_t c_send "send"(int peer, const void *data, size_t size, int flags) noexcept nogil
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t walbus_send(int peer, iovec *parts) noexcept nogil
     ssize_t c_pread "pread"(int file, void *data, size_t size, int64_t at) noexcept nogil
     int c_snprintf "snprintf"(char *text, size_t size, const char *form, ...) noexcept nogil
     double walbus_now() noexcept nogil
@@ -62,7 +65,7 @@ cdef extern from *:
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
 
-from walbus.native.pushing import Left, PushedRecords, shorter
+from walbus.native.pushing import STEP_BYTES, Left, PushedRecords
 
 PUSHES = WALBUS_PUSHES  # whether this system has what it takes
 
@@ -71,10 +74,9 @@ cdef enum Halt:
     NO_MORE   # what comes next cannot be pushed
     FULL      # the peer takes no more
     FAILED    # see `error`
-    CUT_SHORT # the file is
 
-cdef int SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
-cdef const char *CHUNK_END = b"\r\n"
+cdef char *CHUNK_END = b"\r\n"
+cdef size_t STEP = STEP_BYTES
 
 
 cdef struct Push:
@@ -87,10 +89,9 @@ cdef struct Push:
     double patience
     int error
     unsigned char last[96]  # the header of the last record; `RECORD_HEADER` bytes
-    # The chunk that is sent:
+    # The chunk that is sent; what of the file is in it begins the scratch:
     char head[24]
-    size_t head_size, head_sent, tail_sent
-    int64_t sent  # offset up to which the file's part of it is
+    iovec parts[3]  # what is left to send: head, file's part, end
 
 
 def push_records(stretch, connection, unsigned char[::1] scratch not None, double seconds, double patience):
@@ -103,7 +104,7 @@ def push_records(stretch, connection, unsigned char[::1] scratch not None, doubl
     push.furthest.epoch, push.furthest.lsn, push.furthest.ordinal = position
     push.peer = -1 if connection is None else connection.fileno()
     push.scratch, push.room = &scratch[0], scratch.shape[0]
-    push.at = push.sent = begin
+    push.at = begin
     push.patience = patience
     if connection is not None and push.peer < 0:
         raise ValueError("the connection is closed")
@@ -113,11 +114,13 @@ def push_records(stretch, connection, unsigned char[::1] scratch not None, doubl
     if halt == FAILED:
         errno = push.error
         PyErr_SetFromErrno(OSError)
-    if halt == CUT_SHORT:
-        raise shorter(push.sent)
     left = None
     if halt == FULL:
-        left = Left((<char *>push.head)[push.head_sent : push.head_size], push.sent, CHUNK_END[push.tail_sent : 2])
+        left = Left(
+            (<char *>push.parts[0].iov_base)[: push.parts[0].iov_len],
+            push.at - <int64_t>push.parts[1].iov_len,
+            (<char *>push.parts[2].iov_base)[: push.parts[2].iov_len],
+        )
     last = (<char *>push.last)[:RECORD_HEADER] if push.at > begin else b""
     return PushedRecords(push.at, last, left, halt == NOT_YET)
 
@@ -136,23 +139,29 @@ cdef Halt push_blocks(Push *push, double until) noexcept nogil:
 cdef Halt check_block(Push *push) noexcept nogil:
     """Checks the next block, and begins its chunk; NOT_YET if that went well."""
     cdef size_t used = 0, last = 0
+    cdef size_t most = min(push.room, <size_t>max(push.limit - push.at, 0)), wanted = min(most, STEP)
     cdef ssize_t size
-    if push.at >= push.limit:
+    if not most:
         return NO_MORE
     while True:
-        size = c_pread(push.file, push.scratch, min(push.room, <size_t>(push.limit - push.at)), push.at)
-        if size >= 0:
-            break
-        if errno != EINTR:
+        size = c_pread(push.file, push.scratch, wanted, push.at)
+        if size < 0 and errno == EINTR:
+            continue
+        if size < 0:
             push.error = errno
             return FAILED
-    scan_records(push.scratch, size, &used, &last)
+        scan_records(push.scratch, size, &used, &last)
+        if used or wanted == most:
+            break
+        wanted = most  # the record may be larger than a step
     if not used or is_beyond(push, push.scratch + last):
         return NO_MORE
     memcpy(push.last, push.scratch + last, RECORD_HEADER)
-    push.head_size = c_snprintf(push.head, sizeof(push.head), b"%zx\r\n", used)
-    push.head_sent = push.tail_sent = 0
-    push.sent, push.at = push.at, push.at + <int64_t>used
+    push.parts[0].iov_base = push.head
+    push.parts[0].iov_len = c_snprintf(push.head, sizeof(push.head), b"%zx\r\n", used)
+    push.parts[1].iov_base, push.parts[1].iov_len = push.scratch, used
+    push.parts[2].iov_base, push.parts[2].iov_len = CHUNK_END, 2
+    push.at += <int64_t>used
     return NOT_YET
 
 
@@ -171,32 +180,28 @@ cdef bint is_beyond(Push *push, Bytes header) noexcept nogil:
 
 cdef Halt send_chunk(Push *push) noexcept nogil:
     """Sends what is left of a chunk; NOT_YET if the peer takes all of it."""
-    cdef ssize_t taken
-    while push.tail_sent < 2:
-        if push.peer < 0:
-            return FULL
-        if push.head_sent < push.head_size:
-            taken = c_send(
-                push.peer, push.head + push.head_sent, push.head_size - push.head_sent, MSG_MORE | SEND_FLAGS
-            )
-        elif push.sent < push.at:
-            taken = walbus_sendfile(push.peer, push.file, push.sent, push.at - push.sent)
-            if taken == 0:
-                return CUT_SHORT
-        else:
-            taken = c_send(push.peer, CHUNK_END + push.tail_sent, 2 - push.tail_sent, SEND_FLAGS)
-        if taken < 0:
-            if errno == EINTR:
-                continue
-            if errno != EAGAIN:
-                push.error = errno
-                return FAILED
+    cdef ssize_t sent
+    if push.peer < 0:
+        return FULL
+    while push.parts[2].iov_len:
+        sent = walbus_send(push.peer, push.parts)
+        if sent >= 0:
+            take_off(push.parts, sent)
+        elif errno == EAGAIN:
             if not walbus_wait(push.peer, &push.patience):
                 return FULL
-        elif push.head_sent < push.head_size:
-            push.head_sent += taken
-        elif push.sent < push.at:
-            push.sent += taken
-        else:
-            push.tail_sent += taken
+        elif errno != EINTR:
+            push.error = errno
+            return FAILED
     return NOT_YET
+
+
+cdef void take_off(iovec *parts, size_t size) noexcept nogil:
+    """Takes the first bytes off three parts, of which there are as many."""
+    cdef size_t part
+    cdef int i
+    for i in range(3):
+        part = min(size, parts[i].iov_len)
+        parts[i].iov_base = <char *>parts[i].iov_base + part
+        parts[i].iov_len -= part
+        size -= part

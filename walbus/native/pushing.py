@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from walbus.errors import DamagedRecord
 from walbus.position import Position
 
 if TYPE_CHECKING:
     import socket
 
-#: Bytes that are checked at a time, and sent as one chunk: they are in the processor's cache when they are checked.
+#: Bytes that are read at a time and sent as one chunk: few enough to be in the processor's cache until they are gone.
+STEP_BYTES = 128 << 10
+#: Bytes of a block, which is a step, or one record that is larger.
 BLOCK_BYTES = 512 << 10
 
 
@@ -97,17 +98,11 @@ class PushRecords(Protocol):
         Args:
             stretch: where the records lie.
             connection: does not block; None: a block is checked, and all of its chunk is left.
-            scratch: `BLOCK_BYTES` to work in.
+            scratch: `BLOCK_BYTES` to work in; what is sent from here is what was checked.
             seconds: after which no further block is begun.
             patience: seconds that a full peer is waited for, all in all.
 
         Raises:
             OSError: the file cannot be read.
             ConnectionError: the peer left.
-            DamagedRecord: the file ends inside what was checked.
         """
-
-
-def shorter(at: int) -> DamagedRecord:
-    """What is said where a file ends inside a part of it."""
-    return DamagedRecord("a segment's file is shorter than it was", where=f"offset {at}")
