@@ -26,7 +26,7 @@ _INTEGERS = frozenset((20, 21, 23, 26))
 _TEXTS = frozenset((25, 1043))
 _UUID = 2950
 _HASH_DIGITS = 15
-_NULL = b"~"
+_NULL = "~"
 
 
 class Checksum(NamedTuple):
@@ -49,10 +49,8 @@ class KeyRange(NamedTuple):
 
 def row_hash(texts: Sequence[str | None]) -> int:
     """60 bits of a row, by the canonical texts of its columns."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for text in texts:
-        digest.update(_NULL if text is None else f"{len(text)}:{text}".encode())
-    return int(digest.hexdigest()[:_HASH_DIGITS], 16)
+    whole = "".join(_NULL if text is None else f"{len(text)}:{text}" for text in texts)
+    return int(hashlib.md5(whole.encode(), usedforsecurity=False).hexdigest()[:_HASH_DIGITS], 16)
 
 
 def has_cheap_ranges(schema: TableSchema) -> bool:

@@ -1,9 +1,9 @@
 """Comparing the store with the source, by ranges of keys, while both are written to.
 
-    range       some thousand keys of the store, in key order
+    range       a thousand keys of the store, in key order; ten of them at a time
     checksum    the source's, in one short read-only transaction; then, once the log has been applied up to it, the
                 store's
-    rows        of a range whose checksums differ, cut into small ones first: both in key order, side by side
+    rows        of a range whose checksums differ: both in key order, side by side
     judge       the keys that differ: by what the log says that the source must have shown (`walbus.bootstrap.judging`)
 
 Under load most ranges that differ do so because the store has gone on; the judge tells those from what is wrong.
@@ -41,8 +41,9 @@ from walbus.records import Op
 
 log = structlog.get_logger(__name__)
 
-RANGE_ROWS: Final = 10_000
 PART_ROWS: Final = 1_000
+#: Ranges of a table that are compared in one snapshot.
+RANGE_PARTS: Final = 10
 #: A table whose ranges have no index is cut into so many.
 _DEAR_RANGES: Final = 8
 #: Keys that are named of one table; the others are counted.
@@ -232,22 +233,27 @@ class _TableVerification:
     def run(self) -> None:
         """Compares all of it."""
         cheap = has_cheap_ranges(self._judge.schema)
-        rows = RANGE_ROWS if cheap else max(RANGE_ROWS, self._run.rows // _DEAR_RANGES)
-        after, end = b"", False
-        while not end:
-            upto = self._key_behind(after, rows)
-            end = upto is None
-            self._compare(KeyRange(after, upto), cheap=cheap)
-            after = upto or b""
+        rows, count = PART_ROWS, RANGE_PARTS
+        if not cheap:
+            rows, count = max(rows * count, self._run.rows // _DEAR_RANGES), 1
+        after: bytes | None = b""
+        while after is not None:
+            parts = self._parts(after, rows, count)
+            self._compare(parts)
+            after = parts[-1].upto
         self._decide()
         self._mend(self._judge, self._found, self._result, self._judging)
 
-    def _key_behind(self, after: bytes, rows: int) -> bytes | None:
-        """The key of the row so many rows behind a key; None if there are not so many."""
-        for count, (key, _) in enumerate(self._entries(KeyRange(after, None)), 1):
-            if count == rows:
-                return key
-        return None
+    def _parts(self, after: bytes, rows: int, count: int) -> list[KeyRange]:
+        """The next ranges of the store, of so many rows each, tombstones among them; the last one of all has no end."""
+        parts: list[KeyRange] = []
+        for number, (key, _) in enumerate(self._ledger.store.view().entries(self._run.space, after), 1):
+            if number % rows == 0:
+                parts.append(KeyRange(after, key))
+                after = key
+                if len(parts) == count:
+                    return parts
+        return [*parts, KeyRange(after, None)]
 
     def _entries(self, keys: KeyRange) -> Iterator[tuple[bytes, Entry]]:
         """The store's rows of a range, as of one instant."""
@@ -258,9 +264,8 @@ class _TableVerification:
             if entry.row is not None:
                 yield key, entry
 
-    def _compare(self, keys: KeyRange, *, cheap: bool) -> None:
-        """Compares a range: the checksums of its parts, in one snapshot, then the rows of those that differ."""
-        parts = list(self._parts(keys)) if cheap else [keys]
+    def _compare(self, parts: list[KeyRange]) -> None:
+        """Compares ranges: their checksums, in one snapshot, then the rows of those that differ."""
         if self._sums:
             parts = [part for part, theirs in self._their_checksums(parts) if self._checksum(part) != theirs]
         if parts:
@@ -286,13 +291,6 @@ class _TableVerification:
         self._judge.in_snapshot(self._comparing, read)
         self._judge.wait_applied(moments[0].w)
         return told
-
-    def _parts(self, keys: KeyRange) -> Iterator[KeyRange]:
-        after = keys.after
-        while (upto := self._key_behind(after, PART_ROWS)) is not None and (keys.upto is None or upto < keys.upto):
-            yield KeyRange(after, upto)
-            after = upto
-        yield KeyRange(after, keys.upto)
 
     def _compare_rows(self, parts: Sequence[KeyRange]) -> None:
         """Puts the keys that differ among those in doubt; a key that is out of order on one side is one of them."""
