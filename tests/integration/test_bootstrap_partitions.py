@@ -114,4 +114,4 @@ def test_a_partition_that_lies_elsewhere_is_refused_with_the_reason(database: Da
     with BootstrapRig(tmp_path, database) as rig:
         rig.start()
         rig.wait_state("public.p", "refused")
-        assert "public.p_far" in rig.tables()["public.p"]["reason"]
+        wait_for(lambda: "public.p_far" in rig.tables()["public.p"]["reason"], what="the reason, whenever it is listed")
