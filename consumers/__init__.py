@@ -18,6 +18,8 @@ The way of the data:
     reporting   tells the relay where the consumer is; report_schedule when, progress also for people
     read_your_writes   waits until a consumer has done what was committed
     deliveries  what a subscription yields
+    callbacks   a consumer as an object that is called; callback_loop calls it, dead_letters keeps what it refuses
+    subscription  one consumer's deliveries and commits
     client      `walbus.connect(url).subscribe(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: batches windows into a sink
@@ -27,28 +29,38 @@ The way of the data:
 from __future__ import annotations
 
 from walbus.consumers.async_client import AsyncBus, AsyncDelivery, AsyncSubscription, aconnect
+from walbus.consumers.callbacks import AsyncCallbacks, Callbacks, ChangesRefused, Failures
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
-from walbus.consumers.client import Bus, Subscription, connect
-from walbus.consumers.deliveries import Batches, Delivery
+from walbus.consumers.client import Bus, connect
+from walbus.consumers.dead_letters import DeadLetter, DeadLetters
+from walbus.consumers.deliveries import Batches, Delivered, Delivery
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerBehind, ConsumerPlace
 from walbus.consumers.runner import run_consumer
 from walbus.consumers.steps import (
     Sweep,
 )
+from walbus.consumers.subscription import Subscription
 
 __all__ = [
     "AsyncBus",
+    "AsyncCallbacks",
     "AsyncDelivery",
     "AsyncSubscription",
     "Batches",
     "Bus",
+    "Callbacks",
+    "ChangesRefused",
     "Checkpoint",
     "CheckpointStore",
     "ConsumerBehind",
     "ConsumerPlace",
+    "DeadLetter",
+    "DeadLetters",
+    "Delivered",
     "Delivery",
+    "Failures",
     "FileCheckpointStore",
     "MemoryCheckpointStore",
     "PhaseEvent",

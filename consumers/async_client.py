@@ -14,20 +14,24 @@ for when the asking task is cancelled is not lost: the next one who asks gets it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, wraps
+from inspect import isawaitable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
 
 from pydantic import SecretStr
 
-from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, Subscription, connect
+from walbus.consumers.callback_loop import CallbackLoop, Steps
+from walbus.consumers.callbacks import STOP, AsyncCallbacks, Failures
+from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, connect
 from walbus.consumers.clock import Clock
 from walbus.consumers.deliveries import Delivered, Delivery
 from walbus.consumers.read_your_writes import ConsumerPlace
+from walbus.consumers.subscription import CHECKPOINT_SECONDS, CalledFeed, Subscription, closed
 from walbus.position import Position
 
 _Parameters = ParamSpec("_Parameters")
@@ -76,24 +80,76 @@ class AsyncSubscription:
         """Why nothing is read at present; None while something is."""
         return self._subscription.waiting_for
 
+    @property
+    def name(self) -> str:
+        """The consumer's."""
+        return self._subscription.name
+
+    @property
+    def log_id(self) -> str:
+        """Of the log that is read; empty before the relay has answered."""
+        return self._subscription.log_id
+
+    @property
+    def stored(self) -> Position:
+        """Everything up to here is committed."""
+        return self._subscription.stored
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was stopped or closed."""
+        return self._subscription.ended
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> AsyncDelivery:
-        while not self._closed:
-            if self._asked is None:
-                self._asked = self._thread.submit(self._subscription.next, _POLL_SECONDS)
-            try:
-                delivery = await asyncio.shield(asyncio.wrap_future(self._asked))
-            except asyncio.CancelledError:
-                raise  # the next one who asks gets it
-            except BaseException:
-                self._asked = None
-                raise
-            self._asked = None
+        while not self._closed and not self._subscription.ended:
+            delivery = await self.next(_POLL_SECONDS)
             if delivery is not None:
                 return AsyncDelivery(delivery.window, delivery.phase, delivery.sweep, delivery.commit, self._thread)
         raise StopAsyncIteration
+
+    async def next(self, timeout: float) -> Delivery | None:
+        """The next delivery, as `Subscription.next` gives it: its `commit` blocks.
+
+        When the asking task is cancelled, the next one who asks gets it.
+        """
+        if self._asked is None:
+            try:
+                self._asked = self._thread.submit(self._subscription.next, timeout)
+            except RuntimeError:  # it was closed, and its thread does nothing any more
+                raise closed() from None
+        try:
+            delivery = await asyncio.shield(asyncio.wrap_future(self._asked))
+        except asyncio.CancelledError:
+            raise  # the future stays
+        except BaseException:
+            self._asked = None
+            raise
+        self._asked = None
+        return delivery
+
+    async def run(
+        self, callbacks: AsyncCallbacks, failures: Failures = STOP, *, checkpoint_seconds: float = CHECKPOINT_SECONDS
+    ) -> None:
+        """Calls a consumer for what comes, as `Subscription.run` does; its callbacks are awaited here.
+
+        What is cancelled meanwhile calls `on_rollback` and `on_stop`, and comes again when it is run anew.
+        """
+        with CalledFeed(self._subscription, failures) as feed:
+            clock = asyncio.get_running_loop().time
+            effects = _Awaited(self.next, self._thread)
+            loop = CallbackLoop(callbacks, feed, effects, failures, feed.letters, checkpoint_seconds, clock)
+            await _drive(loop.steps())
+
+    async def rewind(self) -> None:
+        """Goes back to the stored checkpoint, as `Subscription.rewind` does."""
+        await _Awaited(self.next, self._thread).call(self._subscription.rewind)
+
+    def stop(self) -> None:
+        """Ends the loop behind the window that it has, as `Subscription.stop` does."""
+        self._subscription.stop()
 
     async def close(self) -> None:
         """Ends the subscription; the last commit stands."""
@@ -105,6 +161,40 @@ class AsyncSubscription:
     def _close(self) -> None:
         self._thread.submit(self._subscription.close).result()
         self._thread.shutdown()
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    """What blocks, called by the thread of a subscription."""
+
+    next: Callable[[float], Awaitable[Delivery | None]]
+    thread: ThreadPoolExecutor
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401  # whatever it is
+        """What a function gives."""
+        called = partial(function, *arguments)
+        try:
+            future = self.thread.submit(called)
+        except RuntimeError:  # the subscription was closed, and its thread does nothing any more
+            return await asyncio.get_running_loop().run_in_executor(None, called)
+        return await asyncio.wrap_future(future)
+
+
+async def _drive(steps: Steps) -> None:
+    """Takes the steps in this task."""
+    try:
+        call, arguments = next(steps)
+        while True:
+            try:
+                given = call(*arguments)
+                if isawaitable(given):
+                    given = await given
+            except BaseException as error:
+                call, arguments = steps.throw(error)
+            else:
+                call, arguments = steps.send(given)
+    except StopIteration:
+        pass
 
 
 def _with_parameters_of(

@@ -14,8 +14,7 @@ of two changes of one key, the later one has the larger seq.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -25,190 +24,24 @@ from pydantic import SecretStr
 
 from walbus.consumer_reports import checked_name
 from walbus.consumers.addresses import Relays, listed
-from walbus.consumers.arrow import record_batches
-from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
 from walbus.consumers.clock import Clock
-from walbus.consumers.deliveries import Batches, Delivery
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
 from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Session
-from walbus.consumers.steps import (
-    Advance,
-    Asked,
-    Deliver,
-    Discard,
-    Output,
-    Start,
-    Sweep,
-)
+from walbus.consumers.steps import Start
 from walbus.consumers.subscribed import Subscribed
+from walbus.consumers.subscription import Subscription
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import Credentials, credentials_from_environment
-from walbus.errors import UsageError, WalbusError
-from walbus.events import Window, time_of
+from walbus.errors import UsageError
 from walbus.position import Position
-from walbus.records import Kind
 
 #: Where checkpoints of named consumers lie unless `connect` is told otherwise: one folder a consumer.
 CHECKPOINT_FOLDER = Path("walbus-data") / "consumers"
-
-#: Seconds between two checkpoints that are stored only because the log moved on without anything for the consumer.
-IDLE_COMMIT_SECONDS = 1.0
-
-_POLL_SECONDS = 0.5
-
-
-class Subscription:
-    """An endless iterator of deliveries, in order; closing it (or its bus) ends it.
-
-    Made by `Bus.subscribe`. Belongs to one thread; any other may close it.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        store: CheckpointStore,
-        reporter: Reporter,
-        clock: Clock,
-        on_phase: Callable[[PhaseEvent], object] | None = None,
-    ) -> None:
-        self._session = session
-        self._on_phase = on_phase
-        self._store = store
-        self._reporter = reporter
-        self._clock = clock
-        self._closed = threading.Event()
-        self._delivered = 0  # number of the newest delivery
-        self._committed = 0  # number of the newest one that was committed
-        self._idle: Checkpoint | None = None  # holds once everything delivered is committed; not stored yet
-        self._stored_at = clock.monotonic()
-
-    @property
-    def phase(self) -> str:
-        """`starting`, `listing`, `snapshot`, `delta`, `catchup` or `online`."""
-        return self._session.phase
-
-    @property
-    def waiting_for(self) -> str | None:
-        """Why nothing is read at present; None while something is."""
-        return self._session.waiting_for
-
-    def __iter__(self) -> Iterator[Delivery]:
-        while not self._closed.is_set():
-            delivery = self.next(_POLL_SECONDS)
-            if delivery is not None:
-                yield delivery
-
-    def next(self, timeout: float) -> Delivery | None:
-        """The next delivery; None if there was none within about `timeout` seconds, or if it is closed meanwhile.
-
-        Raises:
-            WalbusError: reading can go on only after an operator's act. What may come right by itself is waited for.
-            UsageError: the subscription was closed before.
-        """
-        if self._closed.is_set():
-            raise UsageError("the subscription is closed", mend="subscribe again: it goes on behind the last commit")
-        deadline = self._clock.monotonic() + timeout
-        while True:
-            output = self._polled(max(0.0, deadline - self._clock.monotonic()))
-            if self._closed.is_set():
-                self._session.close()  # what it has opened since
-                return None
-            match output:
-                case Deliver(window, _, checkpoint):
-                    return self._deliver(window, checkpoint, None)
-                case Sweep(checkpoint=checkpoint) as sweep:
-                    return self._deliver(_EMPTY, checkpoint, sweep)
-                case Advance(checkpoint):
-                    self._idle = checkpoint
-                case Asked(position):
-                    self._reporter.asked(position)
-                    self._stored_at = float("-inf")
-                case PhaseEvent() as event:
-                    if self._on_phase is not None:
-                        self._on_phase(event)
-                case Discard() | None:
-                    pass
-            self._store_idle()
-            self._reporter.doing(self._session.phase, self._session.waiting_for)
-            if self._clock.monotonic() >= deadline:
-                return None
-
-    def _polled(self, timeout: float) -> Output | PhaseEvent | None:
-        """What the session gives; what goes wrong because another thread closes it is no error."""
-        try:
-            return self._session.poll(timeout)
-        except Exception:
-            if not self._closed.is_set():
-                raise
-            return None
-
-    def batches(self, *, rows: int = 65_536, seconds: float = 1.0) -> Iterator[Batches]:
-        """The same windows as Arrow record batches: an endless iterator, as the subscription itself is.
-
-        Args:
-            rows: of windows that are put together, about.
-            seconds: for which windows are waited for once there is one.
-
-        Raises:
-            UsageError: pyarrow is not installed.
-            WalbusError: as `next`.
-        """
-        while not self._closed.is_set():
-            first = self.next(_POLL_SECONDS)
-            if first is None:
-                continue
-            gathered, count, deadline = [first], len(first), self._clock.monotonic() + seconds
-            failure: WalbusError | None = None
-            while failure is None and count < rows and (left := deadline - self._clock.monotonic()) > 0:
-                try:
-                    delivery = self.next(left)
-                except WalbusError as error:
-                    failure, delivery = error, None  # told behind what came before it
-                if delivery is not None:
-                    gathered.append(delivery)
-                    count += len(delivery)
-            yield Batches(record_batches([delivery.window for delivery in gathered]), gathered)
-            if failure is not None:
-                raise failure
-
-    def close(self) -> None:
-        """Ends the subscription; the last commit stands."""
-        self._closed.set()
-        self._session.close()
-        self._reporter.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def _deliver(self, window: Window, checkpoint: Checkpoint | None, sweep: Sweep | None) -> Delivery:
-        self._idle = None
-        self._delivered += 1
-        return Delivery(window, self._session.read_in, sweep, self._delivered, checkpoint, self._commit)
-
-    def _commit(self, number: int, checkpoint: Checkpoint | None) -> None:
-        """A delivery was committed (`Delivery.commit`)."""
-        if number > self._committed and checkpoint is not None:
-            self._save(checkpoint)
-            self._committed = number
-
-    def _store_idle(self) -> None:
-        due = self._clock.monotonic() - self._stored_at >= IDLE_COMMIT_SECONDS
-        if self._idle is not None and due and self._committed == self._delivered:
-            self._save(self._idle)
-            self._idle = None
-
-    def _save(self, checkpoint: Checkpoint) -> None:
-        self._store.save(checkpoint)
-        self._stored_at = self._clock.monotonic()
-        self._reporter.durable(checkpoint)
 
 
 class Bus:
@@ -269,7 +102,8 @@ class Bus:
         if narrowing.of_log_alone and start == "snapshot":
             mend = "start at earliest or latest, or take insert, update, delete and truncate"
             raise UsageError("a snapshot says nothing of single operations", where="ops", mend=mend)
-        store = checkpoints or FileCheckpointStore(self._folder / checked_name(name) / "checkpoint.json")
+        folder = self._folder / checked_name(name)
+        store = checkpoints or FileCheckpointStore(folder / "checkpoint.json")
         patterns = check_patterns(tables)
         subscribed = Subscribed(name, patterns, start, self._bootstrap, delta_above, narrowing, complete)
         checkpoint = store.load()
@@ -277,7 +111,7 @@ class Bus:
         reporter = Reporter(Reported(name, subscribed.tables), relays, self._clock)
         reporter.begin(checkpoint)
         session = Session(relays, subscribed, checkpoint, self._clock)
-        subscription = Subscription(session, store, reporter, self._clock, on_phase)
+        subscription = Subscription(session, store, reporter, folder, on_phase)
         self._subscriptions.append(subscription)
         return subscription
 
@@ -365,16 +199,3 @@ def _check_choices(start: str, ops: Sequence[str], delta_above: int | None) -> N
     if delta_above is not None and (type(delta_above) is not int or delta_above < 1):
         mend = "give a number of changes from 1 on; without it the log is followed as long as it holds the position"
         raise UsageError(f"{delta_above!r} is no number of changes", where="delta_above", mend=mend)
-
-
-_EMPTY = Window(
-    kind=Kind.SNAPSHOT,
-    changes=(),
-    xid=0,
-    commit_lsn=0,
-    commit_time=time_of(0),
-    last=Position(0, 0, 0),
-    last_seq=0,
-    begins=True,
-    ends=True,
-)

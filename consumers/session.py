@@ -7,7 +7,7 @@ is waited out with back-off, and logged once when it begins and once when it end
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import structlog
@@ -124,6 +124,11 @@ class Session:
         return self._waiting_for
 
     @property
+    def log_id(self) -> str:
+        """Of the log that is read; empty before the relay has answered."""
+        return self._log_id
+
+    @property
     def read_in(self) -> str:
         """The phase in which what `poll` gave last was read; the session itself may have left it."""
         return self._read_in
@@ -174,6 +179,11 @@ class Session:
         if done:
             self._receive(RowsSettled(done))
         return tuple(table for table in good if table not in (*done, *to_come))
+
+    def rewound(self, checkpoint: Checkpoint | None) -> Session:
+        """Closes this session, and gives one that goes on at a checkpoint."""
+        self.close()
+        return replace(self, checkpoint=checkpoint)
 
     def close(self) -> None:
         """Ends all connections of this session."""

@@ -26,6 +26,8 @@
     │   └── StoreDamaged          its files or documents make no sense: seed again
     ├── RelayUnavailable      the relay or bootstrap server does not answer: try again
     ├── RequestRefused        the relay or bootstrap server answered with a 4xx
+    ├── CallbackFailed        a consumer's own code goes on failing
+    ├── DeadLettersFull       no more changes may be parked
     └── SinkError
         ├── SinkUnavailable       away for now: try again
         └── SinkRefused           this row, or this configuration, will never be taken
@@ -190,6 +192,14 @@ class RequestRefused(WalbusError):
     def __init__(self, what: str, *, status: int, where: str | None = None, mend: str | None = None) -> None:
         super().__init__(what, where=where, mend=mend)
         self.status = status
+
+
+class CallbackFailed(WalbusError):
+    """A consumer's own code goes on failing at one place; `__cause__` is what it raised last."""
+
+
+class DeadLettersFull(WalbusError):
+    """A consumer parks no more changes: what refuses them is to be mended first."""
 
 
 class SinkError(WalbusError):

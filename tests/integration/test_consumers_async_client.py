@@ -108,7 +108,7 @@ def test_a_window_and_a_subscription_say_what_their_twins_say(source, relay, tmp
             assert (window.kind, window.last, window.begins, window.ends) == (
                 Kind.TRANSACTION, source.end, True, True,
             )  # fmt: skip
-            assert said(AsyncSubscription) >= said(walbus.consumers.Subscription) - {"next", "batches"}
+            assert said(AsyncSubscription) >= said(walbus.consumers.Subscription) - {"batches"}
             assert subscription.waiting_for is None
 
     def said(kind: type) -> set[str]:

@@ -19,8 +19,8 @@ from support.compare import assert_rows_equal, assert_sinks_equal
 from support.database import Database
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker, standing_still
+from walbus.consumers import Subscription
 from walbus.consumers.checkpoint import Checkpoint, Snapshotting, load_checkpoint
-from walbus.consumers.client import Subscription
 from walbus.consumers.deliveries import Delivery
 from walbus.events import Change
 from walbus.records import Kind, Op

@@ -12,6 +12,7 @@
     doctor          source and machine: `doctor_examination`; `doctor_machine` and `doctor_mounts` look at the latter,
                     `doctor_rules` judges it, `doctor_report` prints
     status          what every room is doing: `status_report` gathers, `status_table` draws
+    dead_letters    changes that a consumer parked: listed, retried, dropped
     token           makes a token for relay and bootstrap
     demo            everything on an embedded PostgreSQL
 

@@ -1,0 +1,199 @@
+"""Dead letters on disk, and the command that an operator has for them."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
+from walbus.consumers import DeadLetters
+from walbus.errors import DeadLettersFull, StoreDamaged, UsageError
+from walbus.events import Change, Window, window_of
+
+pytestmark = pytest.mark.one_version
+
+Walbus = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    return ModelSource()
+
+
+@pytest.fixture
+def walbus() -> Walbus:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "walbus", "dead-letters", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+def window(source: ModelSource, *edits) -> Window:
+    source.commit(edits)
+    return window_of(*source.records[-1], source.layouts.__getitem__)
+
+
+def park(store: DeadLetters, window: Window, error: str = "no") -> None:
+    for change in window:
+        store.park(change, window, "log-a", ValueError(error), 3)
+
+
+def said(change: Change) -> object:
+    return (
+        change.op,
+        change.table,
+        change.key,
+        change.old_key,
+        change.after,
+        change.unchanged,
+        change.position,
+        change.seq,
+    )
+
+
+def test_a_letter_is_the_change_and_its_window_in_every_process(source, tmp_path: Path) -> None:
+    whole = window(
+        source, insert(ITEMS, 1, "\u00e9"), update(ITEMS, 1, new_id=2, name=None), delete(ITEMS, 2), truncate(ITEMS)
+    )
+    path = tmp_path / "new" / "letters.sqlite"
+    with closing(DeadLetters(path)) as store:
+        park(store, whole)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with closing(DeadLetters(path)) as store:
+        found = store.letters()
+        assert [said(letter.change) for letter in found] == [said(change) for change in whole]
+        for letter in found:
+            assert replace(letter.window, changes=whole.changes) == whole
+            assert (letter.error, letter.message, letter.attempts, letter.log_id) == ("ValueError", "no", 3, "log-a")
+        assert len(store) == 4
+
+
+def test_what_is_parked_twice_is_one_letter(source, tmp_path: Path) -> None:
+    whole = window(source, insert(ITEMS, 1), insert(ITEMS, 2))
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        park(store, whole)
+        park(store, whole)
+        assert [letter.change.key for letter in store.letters()] == [{"id": 1}, {"id": 2}]
+
+
+def test_a_key_is_held_until_its_last_letter_is_gone_in_another_process_too(source, tmp_path: Path) -> None:
+    first, later = window(source, insert(ITEMS, 1)), window(source, update(ITEMS, 1, name="b"))
+    path = tmp_path / "letters.sqlite"
+    with closing(DeadLetters(path)) as store, closing(DeadLetters(path)) as operator:
+        park(store, first)
+        (held,) = later.changes
+        assert store.holds(held)
+        assert store.park_behind(held, later, "log-a")
+        operator.drop([operator.letters()[0].id])
+        store.asked()
+        assert store.holds(held), "the one behind it is still there"
+        operator.drop()
+        assert not store.park_behind(held, later, "log-a"), "nothing is parked behind what is gone"
+        assert not store.holds(held)
+
+
+def test_tables_and_keys_do_not_hold_each_other(source, tmp_path: Path) -> None:
+    source.add_layout(items_layout("others", oid=16500))
+    one = window(source, insert(ITEMS, 1))
+    others = window(source, insert("public.others", 1), insert(ITEMS, 2), truncate("public.others"))
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        park(store, one)
+        assert [store.holds(change) for change in others] == [False, False, False]
+
+
+def test_a_truncate_that_was_refused_holds_its_whole_table(source, tmp_path: Path) -> None:
+    whole = window(source, truncate(ITEMS))
+    later = window(source, insert(ITEMS, 5), truncate(ITEMS))
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        park(store, whole)
+        assert all(store.park_behind(change, later, "log-a") for change in later)
+        assert store.truncated(whole.changes[0].raw.table) == 3
+
+
+def test_retry_takes_those_before_of_the_same_keys_along_and_no_others(source, tmp_path: Path) -> None:
+    whole = window(
+        source,
+        insert(ITEMS, 1),
+        insert(ITEMS, 2),
+        update(ITEMS, 1, new_id=3),
+        insert(ITEMS, 4),
+        update(ITEMS, 3, name="x"),
+    )
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        park(store, whole)
+        assert store.retry([5]) == 3
+        assert [letter.id for letter in store.asked()] == [1, 3, 5]
+
+
+def test_bounds_are_letters_and_bytes(source, tmp_path: Path) -> None:
+    whole = window(source, insert(ITEMS, 1, "n" * 400), insert(ITEMS, 2, "n" * 400))
+    for limits in ({"limit": 1}, {"limit_bytes": 700}):
+        with closing(DeadLetters(tmp_path / f"{limits}.sqlite", **limits)) as store:
+            with pytest.raises(DeadLettersFull) as full:
+                park(store, whole)
+            assert "nnn" not in str(full.value)
+            assert len(store.letters()) == 1
+
+
+def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "letters.sqlite"
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(StoreDamaged) as damaged:
+        DeadLetters(path)
+    assert damaged.value.where == str(path)
+
+
+def test_no_letters_are_no_file(tmp_path: Path) -> None:
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        assert (store.letters(), store.asked(), store.retry(), store.drop()) == ([], [], 0, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_lists_without_values_unless_told_and_retries_and_drops(source, walbus, tmp_path: Path) -> None:
+    whole = window(source, insert(ITEMS, 1, "secret"), insert(ITEMS, 2, "secret"), insert(ITEMS, 3, "secret"))
+    with closing(DeadLetters(tmp_path / "orders" / "dead-letters.sqlite")) as store:
+        park(store, whole, "secret")
+        listed = walbus("list", "orders", "--folder", tmp_path)
+        assert listed.returncode == 0, listed.stderr
+        assert "secret" not in listed.stdout
+        assert [line.split()[2:5] for line in listed.stdout.splitlines()] == [
+            ["insert", "public.items", str(change.position)] for change in whole
+        ]
+        assert walbus("list", "orders", "--values", "--folder", tmp_path).stdout.count("secret") == 6
+        lines = walbus("list", "orders", "--json", "--folder", tmp_path).stdout
+        assert "secret" not in lines
+        assert [msgspec.json.decode(line)["letter"] for line in lines.splitlines()] == [1, 2, 3]
+        assert walbus("retry", "orders", "1", "2", "--folder", tmp_path).stdout == "2 to be tried again\n"
+        assert [letter.id for letter in store.asked()] == [1, 2]
+        assert walbus("drop", "orders", "3", "--folder", tmp_path).stdout == "1 dropped\n"
+        assert walbus("drop", "orders", "--all", "--folder", tmp_path).stdout == "2 dropped\n"
+        assert store.letters() == []
+
+
+def test_the_command_says_what_is_wrong(source, walbus, tmp_path: Path) -> None:
+    with closing(DeadLetters(tmp_path / "orders" / "dead-letters.sqlite")) as store:
+        park(store, window(source, insert(ITEMS, 1)))
+        for arguments, words in [
+            (("drop", "orders", "7"), "there is no letter 7"),
+            (("drop", "orders"), "which letters"),
+            (("drop", "orders", "1", "--all"), "which letters"),
+            (("list", "items"), "there is no consumer"),
+        ]:
+            refused = walbus(*arguments, "--folder", tmp_path)
+            assert refused.returncode == 2
+            assert words in refused.stderr
+        assert len(store.letters()) == 1
+
+
+def test_an_id_that_is_none_is_refused(tmp_path: Path) -> None:
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store, pytest.raises(UsageError, match="no letter 4"):
+        store.drop([4])
