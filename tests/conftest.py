@@ -108,6 +108,27 @@ def database(pg_server: EmbeddedPostgres) -> Iterator[Database]:
         yield fresh
 
 
+@pytest.fixture(scope="session")
+def target_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
+    """The session's PostgreSQL for sinks, of the last version of --pg: another server than any source is."""
+    folder = Path(tempfile.mkdtemp(prefix="walbus-pg-target-"))
+    folder.chmod(0o755)
+    server = open_postgres(folder / "pg", versions_of(request.config.getoption("--pg"))[-1], THROWAWAY_SETTINGS)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def target_database(target_server: EmbeddedPostgres) -> Iterator[Database]:
+    """A fresh database for a PostgreSQL sink."""
+    with fresh_database(target_server) as fresh:
+        yield fresh
+
+
 @pytest.fixture
 def oracle(database: Database) -> Callable[..., Oracle]:
     """Makes a second slot beside the real one: `oracle(publication="walbus")`; see `support.oracle`."""

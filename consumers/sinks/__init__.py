@@ -27,6 +27,7 @@ class _BuiltIn:
 
 _BUILT_IN = {
     "sqlite": _BuiltIn("walbus.consumers.sinks.sqlite", "SqliteSink", None),
+    "postgres": _BuiltIn("walbus.consumers.sinks.postgres", "PostgresSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
     "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis"),
 }

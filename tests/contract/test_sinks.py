@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,13 @@ from support.model_source import (
     truncate,
     update,
 )
-from support.sinks_under_test import SinkUnderTest, redis_under_test, sqlite_under_test, tantivy_under_test
+from support.sinks_under_test import (
+    SinkUnderTest,
+    postgres_under_test,
+    redis_under_test,
+    sqlite_under_test,
+    tantivy_under_test,
+)
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink
 from walbus.consumers.steps import (
@@ -34,9 +41,11 @@ pytestmark = pytest.mark.one_version
 MARKS = Marks(1, 1)
 
 
-@pytest.fixture(params=["sqlite", "tantivy", "redis-hash", "redis-json"])
+@pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-hash", "redis-json"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     kind, _, form = request.param.partition("-")
+    if kind == "postgres":
+        return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     if kind == "redis":
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form)
     return sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
@@ -511,8 +520,9 @@ def test_two_writers_are_not_let_in(sink: Sink, under_test: SinkUnderTest, sourc
     put(sink, windows_after(source))
     done = source.end
     source.commit([insert(ITEMS, 2)])
-    with pytest.raises(WalbusError):
+    with pytest.raises(WalbusError), ExitStack() as opened:
         other = under_test.open()
+        opened.callback(other.close)
         other.checkpoint()
         put(other, windows_after(source, done))
         put(sink, windows_after(source, done))  # the zombie, if the other got in

@@ -19,7 +19,13 @@ from support.model_source import ITEMS, ModelSource, delete, insert, update
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.services import RedisServer
-from support.sinks_under_test import SinkUnderTest, redis_under_test, sqlite_under_test, tantivy_under_test
+from support.sinks_under_test import (
+    SinkUnderTest,
+    postgres_under_test,
+    redis_under_test,
+    sqlite_under_test,
+    tantivy_under_test,
+)
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink
@@ -245,12 +251,14 @@ def reads(relay: ScriptedRelay) -> int:
     return len(relay.asked("/v1/stream")) + len(relay.asked("/v1/snapshot"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "tantivy", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "tantivy", "redis"])
 def test_a_consumer_killed_again_and_again_ends_equal(
     kind: str, relay: ScriptedRelay, source: ModelSource, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if kind == "redis":
         under_test = redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash")
+    elif kind == "postgres":
+        under_test = postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     else:
         under_test = sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
     options = {name: str(value) if isinstance(value, Path) else value for name, value in under_test.options.items()}

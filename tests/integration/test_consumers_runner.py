@@ -10,7 +10,13 @@ import pytest
 from support.model_source import ITEMS, ModelSource, StoredRow, delete, insert, items_layout, truncate, update
 from support.running_consumer import RunningConsumer, consumer, equal
 from support.scripted_relay import ScriptedRelay
-from support.sinks_under_test import SinkUnderTest, redis_under_test, sqlite_under_test, tantivy_under_test
+from support.sinks_under_test import (
+    SinkUnderTest,
+    postgres_under_test,
+    redis_under_test,
+    sqlite_under_test,
+    tantivy_under_test,
+)
 from support.waiting import wait_for
 from walbus.consumers.sinks import sink_names
 from walbus.errors import ConfigError, PositionUnknown, SinkRefused
@@ -29,8 +35,10 @@ def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
         yield relay
 
 
-@pytest.fixture(params=["sqlite", "tantivy", "redis-hash"])
+@pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-hash"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    if request.param == "postgres":
+        return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     if request.param == "redis-hash":
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash")
     return sqlite_under_test(tmp_path) if request.param == "sqlite" else tantivy_under_test(tmp_path)
@@ -261,7 +269,7 @@ def test_an_unknown_sink_is_answered_with_those_there_are(relay: ScriptedRelay, 
     assert isinstance(error, ConfigError)
     assert error.where == "key consumer.test.sink"
     assert all(name in str(error.mend) for name in ("redis", "sqlite", "tantivy"))
-    assert sink_names() == ["redis", "sqlite", "tantivy"]
+    assert sink_names() == ["postgres", "redis", "sqlite", "tantivy"]
 
 
 def test_a_missing_extra_is_answered_with_the_command_that_installs_it(

@@ -15,6 +15,7 @@ Fixtures (tests/conftest.py):
     database        a fresh database: `.dsn` (URL), `.connect()` (autocommit), `.execute(sql, params)` -> rows,
                     `.value(sql)`, `.insert_lsn()`, `.confirmed_lsn(slot)`, `.name`, `.server`. At the end walsenders
                     are ended, slots dropped, the database dropped; threads that stream from it must end themselves.
+    target_database a fresh database for a PostgreSQL sink, on a server of its own beside `pg_server`
     oracle          makes the second slot: `truth = oracle("walbus")`, later `truth.transactions(since=lsn)`
                     (`support.oracle`); `support.log_view.log_transactions(reader)` gives the log in the same form.
     redis_url       URL of the session's Redis, emptied. `own_redis` is one to kill by `.pid`.

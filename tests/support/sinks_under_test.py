@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 
 Row = dict[str, str | None]
@@ -72,6 +76,19 @@ def redis_under_test(folder: Path, url: str, form: str) -> SinkUnderTest:
         return dict(_as_text({"name": None, "body": None, **row} if form == "hash" else row) for row in rows)
 
     return SinkUnderTest("redis", {"url": url, "format": form}, _place(folder), read)
+
+
+def postgres_under_test(folder: Path, dsn: str) -> SinkUnderTest:
+    def read(table: str) -> dict[str, Row]:
+        namespace, _, name = table.partition(".")
+        with psycopg.connect(dsn, row_factory=dict_row) as connection:
+            there = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s"
+            if connection.execute(there, [namespace, name]).fetchone() is None:
+                return {}
+            query = sql.SQL("SELECT * FROM {}").format(sql.Identifier(namespace, name))
+            return dict(_as_text(row) for row in connection.execute(query))
+
+    return SinkUnderTest("postgres", {"dsn": dsn}, _place(folder), read)
 
 
 def _place(folder: Path) -> SinkPlace:

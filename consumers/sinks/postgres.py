@@ -1,0 +1,397 @@
+"""The PostgreSQL sink: a replica in another database, one table a source table, with its types.
+
+Data and checkpoint are one transaction, so readers see whole transactions of the source, however large. It begins with
+the checkpoint's row, locked: a second process under the same name waits, and stops when it finds that the checkpoint
+moved. Within it changes gather by table and key (`postgres_pending`) and go as a few statements with an array for each
+column (`postgres_table`).
+
+There are no tombstones, for a late upsert cannot come back here. A window at or below the position last accepted is
+dropped, and in a catch-up, where older windows do come again, they come in order, up to and including the delete.
+
+An update that leaves a TOASTed value out writes the columns that it carries. If there is no row to write them to, the
+row is written without the others and noted; `incomplete` tells the table until a whole row comes.
+
+A target that lost the checkpoint (a database made anew) is filled from a snapshot. A table that the sink did not make,
+one that others changed, and a target that is the source's own database are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import psycopg
+from pydantic import SecretStr, field_validator
+
+from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.postgres_pending import Gone, Pending, Put
+from walbus.consumers.sinks.postgres_schema import TargetSchema, prepare
+from walbus.consumers.sinks.postgres_session import PostgresSession, is_of_a_row
+from walbus.consumers.sinks.postgres_table import ReplicaTable, RowForm, key_values
+from walbus.consumers.steps import Sweep
+from walbus.consumers.tables import matching
+from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
+from walbus.events import Change, Window
+from walbus.position import ORIGIN, Position
+from walbus.records import Kind, Op
+from walbus.schema import TableSchema
+
+MAX_SEQ = 1 << 53  # above every seq
+_SCHEMA = "{schema}"
+
+
+class PostgresOptions(SinkOptions):
+    """Keys of `[consumer.NAME]` with `sink = "postgres"`."""
+
+    dsn: SecretStr  #: of the database that holds the replica
+    into: str = _SCHEMA  #: the schema that a table lies in; `{schema}` stands for the source's
+
+    @field_validator("into")
+    @classmethod
+    def _names_the_source(cls, into: str) -> str:
+        if into.count(_SCHEMA) != 1:
+            raise ValueError("should contain {schema} once, so that no two tables meet")
+        if into.startswith("pg_"):
+            raise ValueError("should not begin with pg_, which PostgreSQL keeps for itself")
+        return into
+
+
+class PostgresSink:
+    """A replica in one PostgreSQL database; see `walbus.consumers.sinks.base.Sink`."""
+
+    def __init__(self, options: PostgresOptions, place: SinkPlace) -> None:
+        self._consumer, self._tables_wanted = place.consumer, place.tables
+        self._namespace = options.into
+        self._session = PostgresSession(options.dsn, place.consumer)
+        self._done: Position = ORIGIN  # everything up to here is accepted
+        self._stored: str | None = None  # the checkpoint that the target has, as far as this process knows
+        try:
+            self.checkpoint()
+        except BaseException:
+            self._session.close()
+            raise
+
+    @classmethod
+    def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
+        """See `SinkType.open`."""
+        return cls(PostgresOptions.read(options, place), place)
+
+    @property
+    def batching(self) -> Batching:
+        """A commit takes the target a sync of its disk: windows wait a moment for others."""
+        return Batching(linger=0.005, max_changes=10_000)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """See `Sink.checkpoint`."""
+        self._session.forget_transaction()
+        self._session.connect()
+        with self._session.errors():
+            prepare(self._session, self._consumer)
+            self._forget()
+        return self._loaded()
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        """See `Sink.write`."""
+        with self._session.errors():
+            self._begin()
+            for window in windows:
+                self._write(window, marks)
+            self._flush_all(marks)
+
+    def sweep(self, sweep: Sweep) -> None:
+        """See `Sink.sweep`."""
+        with self._session.errors(f"sweeping {sweep.table}"):
+            self._begin()
+            table = self._schema.by_name(sweep.table)
+            if table is not None:
+                self._session.run(table.sweep(sweep.marks), [sweep.seq])
+                self._delete_lacking(table, sweep.marks)
+                self._schema.complete(table)
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`."""
+        text = dump_checkpoint(checkpoint)
+        with self._session.errors():
+            self._begin()
+            row = [self._consumer, text]
+            self._session.run("UPDATE _walbus.checkpoints SET checkpoint = $2 WHERE consumer = $1", row)
+            self._session.run("COMMIT")
+        self._stored, self._done = text, last_done_of(checkpoint)
+
+    def rollback(self) -> None:
+        """See `Sink.rollback`."""
+        self._pending.clear()
+        try:
+            if self._session.in_transaction:
+                self._session.forget_transaction()
+                self._forget()
+        except (psycopg.Error, SinkRefused):
+            return  # the next `checkpoint()` tells what is wrong
+
+    def incomplete(self) -> tuple[str, ...]:
+        """See `Sink.incomplete`."""
+        return self._schema.incomplete()
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._session.forget_transaction()
+        self._session.close()
+
+    # Transactions
+
+    def _forget(self) -> None:
+        """What is known comes from the database alone."""
+        self._pending: dict[int, Pending] = {}
+        self._forms: dict[tuple[int, int, int], RowForm] = {}
+        self._schema = TargetSchema(self._session, self._consumer, self._namespace)
+        found = self._session.run("SELECT checkpoint FROM _walbus.checkpoints WHERE consumer = $1", [self._consumer])
+        self._stored = None if not found or found[0][0] is None else str(found[0][0])
+        self._done = last_done_of(self._loaded())
+
+    def _loaded(self) -> Checkpoint | None:
+        if self._stored is None:
+            return None
+        try:
+            return load_checkpoint(self._stored)
+        except InvalidText as error:
+            raise SinkRefused(error.what, where=self._session.where, mend=error.mend) from None
+
+    def _begin(self) -> None:
+        if self._session.in_transaction:
+            return
+        self._session.run("BEGIN")
+        lock = "SELECT checkpoint FROM _walbus.checkpoints WHERE consumer = $1 FOR UPDATE"
+        found = self._session.run(lock, [self._consumer])
+        if found and found[0][0] == self._stored:
+            return
+        self._session.forget_transaction()
+        if not found:
+            raise SinkUnavailable("PostgreSQL has lost the consumer's checkpoint", where=self._session.where)
+        raise SinkRefused(
+            "another process has written this replica",
+            where=f"consumer {self._consumer}, {self._session.where}",
+            mend="let one process write it, or give each its own name and its own schemas (into)",
+        )
+
+    # Changes
+
+    def _write(self, window: Window, marks: Marks) -> None:
+        match window.kind:
+            case Kind.TRANSACTION if window.last > self._done:
+                for change in window.changes:
+                    self._apply(change, marks)
+                if window.ends:
+                    self._done = window.last
+            case Kind.SNAPSHOT:
+                for change in window.changes:
+                    self._load(change, marks)
+            case Kind.DELTA:
+                for change in window.changes:
+                    (self._load if change.raw.op == Op.INSERT else self._apply)(change, marks)
+            case Kind.SCHEMA:
+                for change in window.changes:
+                    self._relayout(change.schema, marks)
+
+    def _apply(self, change: Change, marks: Marks) -> None:
+        raw = change.raw
+        match raw.op:
+            case Op.INSERT | Op.UPDATE if raw.key is None:
+                self._append(change, marks)
+            case Op.INSERT | Op.UPDATE if raw.old_key is not None and raw.unchanged:
+                self._move(change, raw.old_key, marks)
+            case Op.INSERT | Op.UPDATE:
+                if raw.old_key is not None:
+                    self._delete(change, raw.old_key, marks)
+                self._put(change, marks)
+            case Op.DELETE if raw.key is None:
+                self._delete_equal(change, marks)
+            case Op.DELETE:
+                self._delete(change, raw.key, marks)
+            case Op.TRUNCATE:
+                self._truncate(change, marks)
+
+    def _load(self, change: Change, marks: Marks) -> None:
+        """A snapshot's row; it replaces a row that lacks a value whatever its version: the log brings it forward."""
+        table, _ = self._target(change, marks)
+        if self._schema.lacks(table, change.raw.key):
+            self._flush(table, marks)
+            self._delete_whatever(table, [change.raw.key or b""], marks)
+        self._put(change, marks, or_equal=True)
+
+    def _put(self, change: Change, marks: Marks, *, or_equal: bool = False) -> None:
+        table, form = self._target(change, marks)
+        raw, sent = change.raw, None
+        if raw.unchanged and len(sent := form.sent(raw.unchanged)) == len(table.columns):
+            sent = None
+        row = Put(form.values(_payload(change)), change.seq, change.position, or_equal, sent)
+        key = raw.key if raw.key is not None else change.seq.to_bytes(8, "big")
+        self._take(table, marks, lambda pending: pending.put(key, row))
+        if sent is None:
+            self._schema.complete_row(table, raw.key)
+
+    def _delete(self, change: Change, key: bytes | None, marks: Marks) -> None:
+        table, _ = self._target(change, marks)
+        if key is not None:
+            gone = Gone(key_values(key), change.seq)
+            self._take(table, marks, lambda pending: pending.delete(key, gone))
+            self._schema.complete_row(table, key)
+
+    def _move(self, change: Change, old: bytes, marks: Marks) -> None:
+        """An update that moves its row and leaves values out: they come from the row at its old place."""
+        table, form = self._target(change, marks)
+        self._flush(table, marks)
+        sent = form.sent(change.raw.unchanged)
+        row = Put(form.values(_payload(change)), change.seq, change.position, sent=sent)
+        stored = self._older(table, old, change, marks)
+        if stored is not None and not self._schema.lacks(table, old):
+            row = row.over(Put(stored, 0, change.position))
+        self._delete(change, old, marks)
+        self._flush(table, marks)
+        if change.raw.key is not None:
+            key = change.raw.key
+            self._take(table, marks, lambda pending: pending.put(key, row))
+            if row.sent is None:
+                self._schema.complete_row(table, key)
+
+    def _older(self, table: ReplicaTable, key: bytes, change: Change, marks: Marks) -> list[str | None] | None:
+        """The row as it was before the change; None if there is none, or if a later row has taken its key."""
+        found = self._session.run(table.select, table.keys([Gone(key_values(key), 0)]))
+        if not found:
+            return None
+        *values, seq, mark = found[0]
+        older = int(str(seq)) < change.seq or int(str(mark)) < marks.log_generation
+        return [None if value is None else str(value) for value in values] if older else None
+
+    def _append(self, change: Change, marks: Marks) -> None:
+        raw = change.raw
+        if change.op is Op.UPDATE:
+            self._delete_equal(change, marks)
+        table, form = self._target(change, marks)
+        row = Put(form.values(_payload(change)), change.seq, change.position)
+        if raw.unchanged and raw.before is not None:
+            partial = Put(row.values, row.seq, row.position, sent=form.sent(raw.unchanged))
+            row = partial.over(Put(form.values(raw.before), 0, change.position))
+        self._take(table, marks, lambda pending: pending.put(change.seq.to_bytes(8, "big"), row))
+
+    def _delete_equal(self, change: Change, marks: Marks) -> None:
+        if change.raw.before is None:
+            raise refused("a row of a table without a key changed", change, "give the table a primary key")
+        table, form = self._target(change, marks)
+        self._flush(table, marks)
+        self._session.run(table.delete_equal, form.values(change.raw.before))
+
+    def _truncate(self, change: Change, marks: Marks) -> None:
+        table = self._schema.by_oid(change.raw.table)
+        if table is not None:
+            self._flush(table, marks)
+            self._session.run(table.truncate(marks), [change.seq])
+            self._schema.complete(table)
+
+    def _delete_lacking(self, table: ReplicaTable, marks: Marks) -> None:
+        """Rows that lack a value and that the snapshot did not bring: the replay behind it writes them anew, whole."""
+        if lacking := self._schema.lacking_of(table):
+            self._delete_whatever(table, lacking, marks)
+
+    def _delete_whatever(self, table: ReplicaTable, keys: Sequence[bytes], marks: Marks) -> None:
+        self._session.run(table.delete(marks), table.keys([Gone(key_values(key), MAX_SEQ) for key in keys]))
+
+    # Tables
+
+    def _target(self, change: Change, marks: Marks) -> tuple[ReplicaTable, RowForm]:
+        layout = change.schema
+        if layout is None:
+            raise refused("a row has no layout", change, "check the relay's log")
+        table = self._fitted(layout, marks)
+        key = (layout.id, table.layout.id, table.log_generation)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = RowForm(layout, table)
+        return table, form
+
+    def _fitted(self, layout: TableSchema, marks: Marks) -> ReplicaTable:
+        table = self._schema.by_oid(layout.oid)
+        if table is None or not table.supersedes(layout, marks):
+            self._flush_all(marks)
+            with self._session.errors(f"making {layout.table} as it is in the source"):
+                table = self._schema.fit(layout, marks)
+        return table
+
+    def _relayout(self, layout: TableSchema | None, marks: Marks) -> None:
+        if layout is not None and matching([layout.table], self._tables_wanted):
+            self._fitted(layout, marks)
+
+    # What waits, and goes together
+
+    def _take(self, table: ReplicaTable, marks: Marks, give: Callable[[Pending], bool]) -> None:
+        pending = self._pending.get(table.oid)
+        if pending is None:
+            pending = self._pending[table.oid] = Pending()
+        if not give(pending):
+            self._flush(table, marks)
+            give(self._pending.setdefault(table.oid, Pending()))
+
+    def _flush_all(self, marks: Marks) -> None:
+        for oid in list(self._pending):
+            table = self._schema.by_oid(oid)
+            if table is not None:
+                self._flush(table, marks)
+
+    def _flush(self, table: ReplicaTable, marks: Marks) -> None:
+        pending = self._pending.pop(table.oid, None)
+        if pending is None:
+            return
+        if deletes := pending.deletes():
+            self._session.run(table.delete(marks), table.keys(deletes))
+        rows = pending.rows()
+        for or_equal in (False, True):
+            self._upsert(
+                table, [r for r in rows if r.sent is None and r.or_equal == or_equal], marks, or_equal=or_equal
+            )
+        partial: dict[tuple[int, ...], dict[bytes, Put]] = {}
+        for key, change in pending.changes.items():
+            if isinstance(change, Put) and change.sent is not None:
+                partial.setdefault(tuple(sorted(change.sent)), {})[key] = change
+        for sent, some in partial.items():
+            self._update(table, sent, some, marks)
+
+    def _upsert(self, table: ReplicaTable, rows: Sequence[Put], marks: Marks, *, or_equal: bool = False) -> None:
+        if rows:
+            columns = range(len(table.columns))
+            with self._naming(table, rows):
+                self._session.run(table.upsert(marks, or_equal=or_equal), table.puts(rows, columns))
+
+    def _update(self, table: ReplicaTable, sent: Sequence[int], rows: Mapping[bytes, Put], marks: Marks) -> None:
+        """Rows that lack the same values: those that are there keep theirs, the others are written without."""
+        key_indexes = table.layout.key_indexes
+        with self._naming(table, [*rows.values()]):
+            columns = sorted({*sent, *key_indexes})
+            self._session.run(table.update(sent, marks), table.puts([*rows.values()], columns))
+        absent = {seq for (seq,) in self._session.run(table.absent, table.puts([*rows.values()], key_indexes))}
+        alone = {key: row for key, row in rows.items() if row.seq in absent}
+        self._upsert(table, [*alone.values()], marks)
+        for key in alone:
+            self._schema.note_incomplete(table, key)
+
+    @contextmanager
+    def _naming(self, table: ReplicaTable, rows: Sequence[Put]) -> Iterator[None]:
+        """An error of a row names the table, and between which positions the row is."""
+        try:
+            yield
+        except psycopg.Error as error:
+            if not is_of_a_row(error):
+                raise
+            first, last = min(row.position for row in rows), max(row.position for row in rows)
+            at = f"at {first}" if first == last else f"between {first} and {last}"
+            with self._session.errors(f"{table.layout.table} {at}"):
+                raise
+
+
+def _payload(change: Change) -> bytes:
+    if change.raw.after is None:
+        raise refused("a change has no row", change, "check the relay's log")
+    return change.raw.after
+
+
+__all__ = ["PostgresOptions", "PostgresSink"]
