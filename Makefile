@@ -34,12 +34,12 @@ demo: .venv/.demo
 	@$(BIN)/walbus demo $(ARGS)
 
 test: .venv/.dev
-	@.ci/provide redis-server
+	@.ci/provide redis-server mvn=maven javac=default-jdk-headless
 	@$(PYTEST) -m 'not long' tests/unit tests/contract tests/house tests/integration tests/fuzz $(ARGS)
 
 # What takes minutes each; of tests/faults too, which `make test-faults` runs whole.
 test-long: .venv/.dev
-	@.ci/provide redis-server strace fusermount3=fuse3
+	@.ci/provide redis-server strace fusermount3=fuse3 mvn=maven javac=default-jdk-headless
 	@$(PYTEST) -m 'long and not exhaustive' tests $(ARGS)
 
 # What depends on PostgreSQL's version; `make test ARGS=--pg=all` runs it too, with all else.
@@ -47,7 +47,7 @@ test-capture: .venv/.dev
 	@$(PYTEST) -m 'not long' tests/integration/test_capture_*.py tests/integration/test_values_*.py $(ARGS)
 
 test-faults: .venv/.dev
-	@.ci/provide redis-server strace fusermount3=fuse3
+	@.ci/provide redis-server strace fusermount3=fuse3 mvn=maven javac=default-jdk-headless
 	@$(PYTEST) tests/faults $(ARGS)
 
 fuzz: .venv/.fuzz

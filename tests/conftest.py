@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from support.database import Database, fresh_database
+from support.opensearch_server import OpenSearchServer, emptied, local_opensearch
 from support.oracle import Oracle
 from support.postgres_programs import programs_of, versions_of
 from support.services import RedisServer, docker_answers, local_redis, missing, redis_answers
@@ -182,6 +184,42 @@ def own_redis() -> Iterator[RedisServer]:
     if not shutil.which("redis-server"):
         missing("redis-server", "the test must be able to kill it, so it takes a program of this machine")
     with local_redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def opensearch_server() -> Iterator[str]:
+    """Address of the session's OpenSearch: WALBUS_TEST_OPENSEARCH, else a node of our own. Use `opensearch_url`."""
+    if address := os.environ.get("WALBUS_TEST_OPENSEARCH"):
+        yield address.rstrip("/")
+        return
+    with own_node() as server:
+        yield server.url
+
+
+@contextmanager
+def own_node() -> Iterator[OpenSearchServer]:
+    try:
+        node = local_opensearch()
+        server = node.__enter__()
+    except UsageError as error:
+        missing("OpenSearch", f"WALBUS_TEST_OPENSEARCH is not set, and {error}")
+        raise
+    with ExitStack() as stack:
+        stack.push(node)
+        yield server
+
+
+@pytest.fixture
+def opensearch_url(opensearch_server: str) -> str:
+    """Address of the session's OpenSearch, emptied."""
+    return emptied(opensearch_server)
+
+
+@pytest.fixture
+def own_opensearch() -> Iterator[OpenSearchServer]:
+    """A node of the test's own, to stop, kill and start again."""
+    with own_node() as server:
         yield server
 
 

@@ -30,6 +30,8 @@ _BUILT_IN = {
     "postgres": _BuiltIn("walbus.consumers.sinks.postgres", "PostgresSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
     "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis"),
+    "opensearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),
+    "elasticsearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),
 }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
@@ -76,6 +77,18 @@ def redis_under_test(folder: Path, url: str, form: str) -> SinkUnderTest:
         return dict(_as_text({"name": None, "body": None, **row} if form == "hash" else row) for row in rows)
 
     return SinkUnderTest("redis", {"url": url, "format": form}, _place(folder), read)
+
+
+def opensearch_under_test(folder: Path, url: str, **options: Any) -> SinkUnderTest:
+    def read(table: str) -> dict[str, Row]:
+        if httpx.post(f"{url}/{table}/_refresh", timeout=30).status_code == httpx.codes.NOT_FOUND:
+            return {}
+        found = httpx.post(f"{url}/{table}/_search", json={"size": 10_000}, timeout=30).json()
+        sources = [{"name": None, "body": None, **hit["_source"]} for hit in found["hits"]["hits"]]
+        assert len({source["id"] for source in sources}) == len(sources), "a document twice"
+        return dict(_as_text(source) for source in sources)
+
+    return SinkUnderTest("opensearch", {"url": url, "commit_seconds": 0.01, **options}, _place(folder), read)
 
 
 def postgres_under_test(folder: Path, dsn: str) -> SinkUnderTest:

@@ -1,0 +1,425 @@
+"""The OpenSearch and Elasticsearch sink: one index a table, one document a row, the row's seq as external version.
+
+Writes gather here until `commit`, which sends them in bulks, several at a time, and then the checkpoint. The server
+compares each with the version that it has, deleted documents included, so that neither the order of the bulks nor what
+comes again or late matters. A server has no transactions: searches may see a part of one, as shards and refreshes have
+it, and after a crash what the checkpoint does not tell comes again.
+
+A deleted document's version is remembered for `tombstone_seconds` (`index.gc_deletes`), which is longer than any
+request may take. TRUNCATE and the sweep look documents up and delete each by version, since a delete by query would
+take along what is newer.
+
+    opensearch_options    the sink's keys
+    opensearch_documents  what documents, fields and indices are called, and what their mapping is
+    opensearch_indices    the tables' indices: made, found, brought to another layout
+    opensearch_state      the checkpoint, which is the fence too
+    opensearch_server     requests and errors; opensearch_bulks what goes into a bulk, and what comes back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgspec
+import structlog
+
+from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.sinks.base import Batching, SinkPlace, refused
+from walbus.consumers.sinks.layout import fitted, layout_change
+from walbus.consumers.sinks.opensearch_bulks import Found, Write
+from walbus.consumers.sinks.opensearch_documents import (
+    LACKS,
+    MARK,
+    IndexTemplate,
+    RowForm,
+    document_id,
+    field_name,
+    version_of,
+)
+from walbus.consumers.sinks.opensearch_indices import IndexChoice, TableIndex, TableIndices
+from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
+from walbus.consumers.sinks.opensearch_server import CONFLICT, OpenSearchServer
+from walbus.consumers.sinks.opensearch_state import ConsumerState
+from walbus.consumers.steps import Sweep
+from walbus.consumers.tables import matching
+from walbus.errors import InvalidText, SinkRefused
+from walbus.events import Change, Window
+from walbus.keys import key_texts
+from walbus.position import ORIGIN, Position
+from walbus.records import Kind, Op
+from walbus.schema import TableSchema
+from walbus.values import row_json
+
+_log = structlog.get_logger(__name__)
+
+_GATHERED = 20_000
+_GATHERED_BYTES = 16 << 20
+_FETCHED = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row as it is stored or gathered; its `source` is None where it is deleted."""
+
+    version: int
+    source: Mapping[str, Any] | None
+    lacks: bool
+
+
+class OpenSearchSink:
+    """Documents in one OpenSearch or Elasticsearch; see `walbus.consumers.sinks.base.Sink`."""
+
+    def __init__(self, options: OpenSearchOptions, place: SinkPlace) -> None:
+        self._tables_wanted = place.tables
+        self._batching = Batching(linger=options.commit_seconds, max_changes=2_000)
+        self._refreshes = options.refresh == "commit"
+        self._routing = options.routing
+        self._server = OpenSearchServer(options.access(place), self._sent)
+        template = IndexTemplate(options.index)
+        choice = IndexChoice(template, options.settings, options.fields, options.routing, options.tombstone_seconds)
+        self._indices = TableIndices(self._server, place.consumer, choice, self._flush)
+        self._state = ConsumerState(self._server, options.state_index, place.consumer)
+        self._forms: dict[tuple[int, int], RowForm] = {}  # by log_generation and number of the layout
+        self._done: Position = ORIGIN  # everything up to here is accepted
+        self._marks = Marks(0, 0)
+        self._lacking: set[tuple[str, str]] = set()  # index and id of documents that lack a value
+        self._touched: set[str] = set()  # indices that were written to since the last refresh
+        self._forget_gathered()
+
+    @classmethod
+    def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
+        """See `SinkType.open`."""
+        sink = cls(OpenSearchOptions.read(options, place), place)
+        try:
+            sink._server.check()
+            sink.checkpoint()
+        except BaseException:
+            sink.close()
+            raise
+        return sink
+
+    @property
+    def batching(self) -> Batching:
+        """See `Sink.batching`."""
+        return self._batching
+
+    def checkpoint(self) -> Checkpoint | None:
+        """See `Sink.checkpoint`. Without the index of a table it is worth nothing: all are read anew."""
+        self._server.forget()
+        self._forget_gathered()
+        text = self._state.begin()
+        if not self._indices.load(self._state.aliases) and text:
+            _log.warning("consumer.index_missing", where=self._server.where, note="all tables are read again")
+            self._state.drop()
+            text = ""
+        self._lacking = set(self._find_lacking())
+        try:
+            checkpoint = load_checkpoint(text) if text else None
+        except InvalidText as error:
+            raise SinkRefused(error.what, where=self._server.where, mend=error.mend) from None
+        self._done = last_done_of(checkpoint)
+        return checkpoint
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        """See `Sink.write`."""
+        self._mark_with(marks)
+        self._fetch(windows)
+        for window in windows:
+            self._write(window)
+
+    def sweep(self, sweep: Sweep) -> None:
+        """See `Sink.sweep`."""
+        self._mark_with(sweep.marks)
+        index = self._indices.named(sweep.table)
+        if index is None:
+            return
+        self._flush()
+        version = version_of(index.number, sweep.seq)
+        older = {"range": {MARK: {"lt": sweep.marks.generation}}}
+        self._delete_found(index, older, version, even=True)
+        self._indices.read_again(index)
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`."""
+        self._flush()
+        if self._refreshes:
+            self._server.refresh(sorted(self._touched.intersection(self._indices.aliases)))
+            self._touched.clear()
+        self._state.set_aliases(self._indices.aliases)
+        self._state.store(dump_checkpoint(checkpoint))
+        self._done = last_done_of(checkpoint)
+
+    def rollback(self) -> None:
+        """See `Sink.rollback`. What was sent in parts stays, and is compared by version when it comes again."""
+        self._server.forget()
+        self._forget_gathered()
+
+    def incomplete(self) -> tuple[str, ...]:
+        """See `Sink.incomplete`."""
+        lacking = {index for index, _ in self._lacking}
+        found = [index for index in self._indices.all() if index.reread or index.name in lacking]
+        return tuple(sorted(index.layout.table for index in found))
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self.rollback()
+        self._server.close()
+
+    # What is gathered
+
+    def _forget_gathered(self) -> None:
+        self._gathered: dict[tuple[str, str], Write] = {}  # the last one of each document, by index and id
+        self._gathered_bytes = 0
+        self._fetched: dict[tuple[str, str], Found | None] = {}  # as they are stored, until something is sent
+        self._fetched_bytes = 0
+
+    def _mark_with(self, marks: Marks) -> None:
+        if marks != self._marks:
+            self._flush()
+            self._marks = marks
+
+    def _gather(self, index: TableIndex, write: Write) -> None:
+        place = (index.name, write.id)
+        known = self._gathered.get(place)
+        if known is None or write.version > known.version or (write.version == known.version and write.even):
+            self._gathered[place] = write
+            self._gathered_bytes += len(write.source or b"")
+            if len(self._gathered) >= _GATHERED or self._gathered_bytes >= _GATHERED_BYTES:
+                self._send()
+
+    def _send(self) -> None:
+        writes = list(self._gathered.values())
+        self._forget_gathered()
+        self._touched.update(write.index for write in writes)
+        self._server.send(writes)
+
+    def _flush(self) -> None:
+        self._send()
+        self._server.drain()
+
+    def _sent(self, write: Write, status: int) -> None:
+        """A write's answer: a document that lacks a value is remembered until it is written whole."""
+        if not write.lacks and not self._lacking:
+            return
+        index = self._name_of(write.index)
+        if status != CONFLICT and write.lacks:
+            self._lacking.add((index, write.id))
+        elif status != CONFLICT:
+            self._lacking.discard((index, write.id))
+
+    def _name_of(self, alias: str) -> str:
+        return next((index.name for index in self._indices.all() if index.alias == alias), alias)
+
+    # Changes
+
+    def _write(self, window: Window) -> None:
+        match window.kind:
+            case Kind.TRANSACTION if window.last > self._done:
+                for change in window.changes:
+                    self._take(change)
+                if window.ends:
+                    self._done = window.last
+            case Kind.SNAPSHOT:
+                for change in window.changes:
+                    self._load(change)
+            case Kind.DELTA:
+                for change in window.changes:
+                    (self._load if change.raw.op == Op.INSERT else self._take)(change)
+            case Kind.SCHEMA:
+                for change in window.changes:
+                    if change.schema is not None and matching([change.schema.table], self._tables_wanted):
+                        self._indices.fitting(change.schema, self._marks)
+
+    def _take(self, change: Change) -> None:
+        match change.op:
+            case Op.INSERT | Op.UPDATE:
+                self._upsert(change)
+            case Op.DELETE:
+                index = self._index(change)
+                if change.seq > index.floor:
+                    self._gather(index, self._deleted(index, change, change.raw.key))
+            case Op.TRUNCATE:
+                self._truncate(change)
+
+    def _load(self, change: Change) -> None:
+        index = self._index(change)
+        self._gather(index, self._write_of(index, change, self._row(change, index.layout), even=True))
+
+    def _upsert(self, change: Change) -> None:
+        index, raw = self._index(change), change.raw
+        if change.seq <= index.floor:
+            return
+        if raw.unchanged:
+            self._merge(index, change)
+        else:
+            self._gather(index, self._write_of(index, change, self._row(change, index.layout)))
+        if raw.old_key is not None and raw.old_key != raw.key:
+            self._gather(index, self._deleted(index, change, raw.old_key))
+
+    def _merge(self, index: TableIndex, change: Change) -> None:
+        """An update that leaves values out: they come from the row as it is now.
+
+        A row that lacked them may find them when the log is replayed behind a snapshot: hence at its own version too.
+        """
+        raw, version = change.raw, version_of(index.number, change.seq)
+        present = self._present(index, change, raw.key)
+        if present is not None and (present.version > version or (present.version == version and not present.lacks)):
+            return
+        stored = present
+        if raw.old_key is not None and raw.old_key != raw.key:
+            moved = self._present(index, change, raw.old_key)
+            if moved is not None and moved.version < version:  # a later row may have its key
+                stored = moved
+        columns = stored.source if stored is not None and stored.source is not None else {}
+        lacks = stored is None or stored.source is None or stored.lacks
+        left_out = {field_name(name) for name in change.unchanged}
+        row = self._row(change, index.layout)
+        row |= {name: value for name, value in columns.items() if name in left_out}
+        write = self._write_of(index, change, row, even=present is not None and present.version == version, lacks=lacks)
+        self._gather(index, write)
+
+    def _truncate(self, change: Change) -> None:
+        index = self._index(change) if change.schema is not None else self._indices.known(change.raw.table)
+        if index is None or change.seq <= index.floor:
+            return
+        self._flush()
+        self._delete_found(index, {"match_all": {}}, version_of(index.number, change.seq), even=False)
+        self._indices.emptied(index, change.seq)
+
+    def _delete_found(self, index: TableIndex, query: object, version: int, *, even: bool) -> None:
+        """Deletes what a search finds, where it is not newer by now."""
+        self._server.refresh([index.alias])
+        for page in self._server.scroll(index.alias, query):
+            self._touched.add(index.alias)
+            self._server.send(
+                [
+                    Write(index.alias, found.id, version, None, even=even, routing=found.routing)
+                    for found in page
+                    if found.version <= version
+                ]
+            )
+        self._server.drain()
+
+    # One document
+
+    def _write_of(
+        self, index: TableIndex, change: Change, row: dict[str, Any], *, even: bool = False, lacks: bool = False
+    ) -> Write:
+        row[MARK] = self._marks.generation
+        if lacks:
+            row[LACKS] = True
+        return Write(
+            index.alias,
+            self._id(change, change.raw.key),
+            version_of(index.number, change.seq),
+            msgspec.json.encode(row),
+            even=even,
+            lacks=lacks,
+            routing=self._routed(index, change, change.raw.key),
+            change=change,
+        )
+
+    def _deleted(self, index: TableIndex, change: Change, key: bytes | None) -> Write:
+        version, routing = version_of(index.number, change.seq), self._routed(index, change, key)
+        return Write(index.alias, self._id(change, key), version, None, routing=routing, change=change)
+
+    def _row(self, change: Change, layout: TableSchema) -> dict[str, Any]:
+        """The fields that the change carries."""
+        raw, own = change.raw, change.schema
+        if raw.after is None or own is None:
+            raise refused("a change has no row", change, "check the relay's log")
+        row: Mapping[str, Any] = row_json(own, raw.after, raw.unchanged)
+        if own.id != layout.id:
+            row = fitted(row, layout_change(own, layout))
+        return self._form(layout).fields(row)
+
+    def _form(self, layout: TableSchema) -> RowForm:
+        place = (self._marks.log_generation, layout.id)
+        if place not in self._forms:
+            self._forms[place] = RowForm(layout)
+        return self._forms[place]
+
+    def _id(self, change: Change, key: bytes | None) -> str:
+        if key is None:
+            raise refused(
+                "a row has no key to lie under",
+                change,
+                "give the table a primary key, or leave it out of the consumer's tables",
+            )
+        return document_id(key)
+
+    def _routed(self, index: TableIndex, change: Change, key: bytes | None) -> str | None:
+        column = self._routing.get(index.layout.table)
+        if column is None or key is None:
+            return None
+        layout = change.schema or index.layout
+        names = [layout.columns[number].name for number in layout.key_indexes]
+        if column not in names:
+            what = (
+                f"documents cannot be routed by {column}, which is no column of the key: a delete would not find them"
+            )
+            raise refused(what, change, f"route by one of {', '.join(names)}, or leave routing out")
+        return key_texts(key)[names.index(column)]
+
+    # Rows as they are now, gathered or stored
+
+    def _present(self, index: TableIndex, change: Change, key: bytes | None) -> _Row | None:
+        place = (index.name, self._id(change, key))
+        gathered = self._gathered.get(place)
+        if place not in self._fetched:
+            self._server.drain()
+            routing = self._routed(index, change, key)
+            self._hold([place], [(index.alias, place[1], routing)])
+        stored = self._fetched[place]
+        if gathered is not None and (stored is None or stored.version <= gathered.version):
+            source = (
+                None if gathered.source is None else msgspec.json.decode(gathered.source, type=dict[str, msgspec.Raw])
+            )
+            return _Row(gathered.version, source, gathered.lacks)
+        if stored is None:
+            return None
+        return _Row(
+            stored.version, msgspec.json.decode(stored.source, type=dict[str, msgspec.Raw]), place in self._lacking
+        )
+
+    def _fetch(self, windows: Sequence[Window]) -> None:
+        """Reads at once the rows that these windows' changes leave values out of."""
+        places: dict[tuple[str, str], tuple[str, str, str | None]] = {}
+        for window in windows:
+            if window.kind != Kind.TRANSACTION or window.last <= self._done:
+                continue
+            for change in window.changes:
+                index = self._indices.known(change.raw.table) if change.raw.unchanged else None
+                if index is None or change.schema is None or change.schema.id > index.layout.id:
+                    continue  # not there yet, or copied before it is read
+                for key in (change.raw.key, change.raw.old_key):
+                    if key is not None and (place := (index.name, document_id(key))) not in self._fetched:
+                        places[place] = (index.alias, place[1], self._routed(index, change, key))
+        if places:
+            self._server.drain()
+            self._hold(list(places)[:_FETCHED], list(places.values())[:_FETCHED])
+
+    def _hold(self, places: list[tuple[str, str]], where: list[tuple[str, str, str | None]]) -> None:
+        """Reads documents; where those held already are many or large, they are read again if they are needed again."""
+        if self._fetched_bytes >= _GATHERED_BYTES:
+            self._fetched, self._fetched_bytes = {}, 0
+        for place, found in zip(places, self._server.documents(where), strict=True):
+            self._fetched[place] = found
+            self._fetched_bytes += len(found.source) if found else 0
+
+    def _find_lacking(self) -> Iterator[tuple[str, str]]:
+        indices = self._indices.all()
+        self._server.refresh([index.name for index in indices])
+        for index in indices:
+            for page in self._server.scroll(index.name, {"term": {LACKS: True}}):
+                yield from ((index.name, found.id) for found in page)
+
+    def _index(self, change: Change) -> TableIndex:
+        if change.schema is None:
+            raise refused("a row has no layout", change, "check the relay's log")
+        return self._indices.fitting(change.schema, self._marks)
+
+
+__all__ = ["OpenSearchSink"]

@@ -1,0 +1,126 @@
+"""What goes into a `_bulk`, and what a server answers to that, to `_mget` and to a search. No connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from walbus.events import Change
+
+_BULK_DOCUMENTS = 1_000
+_BULK_BYTES = 4 << 20
+
+
+@dataclass(slots=True)
+class Write:
+    """One document to be indexed, or deleted.
+
+    Attributes:
+        index: its index, or the alias of that.
+        id: of the document.
+        version: below or at the stored one, the write changes nothing.
+        source: the document as JSON; None: deleted.
+        even: whether it applies at the stored version too.
+        lacks: whether a value of the document is missing.
+        routing: of the document, if its index has one.
+        change: that it comes from, for errors; None: a document that is moved, or swept.
+    """
+
+    index: str
+    id: str
+    version: int
+    source: bytes | None
+    even: bool = False
+    lacks: bool = False
+    routing: str | None = None
+    change: Change | None = None
+
+    def lines(self) -> bytes:
+        """Its part of the body of a `_bulk`."""
+        place: dict[str, object] = {"_index": self.index, "_id": self.id, "version": self.version}
+        place["version_type"] = "external_gte" if self.even else "external"
+        if self.routing is not None:
+            place["routing"] = self.routing
+        if self.source is None:
+            return msgspec.json.encode({"delete": place}) + b"\n"
+        return b"%b\n%b\n" % (msgspec.json.encode({"index": place}), self.source)
+
+
+class Found(msgspec.Struct, rename={"id": "_id", "version": "_version", "source": "_source", "routing": "_routing"}):
+    """A document as it is stored."""
+
+    id: str
+    version: int = 0
+    source: msgspec.Raw = msgspec.Raw(b"{}")
+    routing: str | None = None
+    found: bool = True
+    error: msgspec.Raw | None = None
+
+
+class BulkError(msgspec.Struct):
+    """What a server says of a request, or of one write, that it did not take."""
+
+    type: str = ""
+    reason: str | None = ""
+
+
+class BulkItem(msgspec.Struct):
+    """What became of one write."""
+
+    status: int
+    error: BulkError | None = None
+
+
+class _Items(msgspec.Struct):
+    items: list[dict[str, BulkItem]] = []
+
+
+class _Hits(msgspec.Struct):
+    hits: list[Found]
+
+
+class Page(msgspec.Struct, rename={"scroll_id": "_scroll_id"}):
+    """A page of what a search found."""
+
+    scroll_id: str
+    hits: _Hits
+
+
+class _Documents(msgspec.Struct):
+    docs: list[Found]
+
+
+_items = msgspec.json.Decoder(_Items)
+_page = msgspec.json.Decoder(Page)
+_documents = msgspec.json.Decoder(_Documents)
+
+
+def bulk_items(body: bytes) -> list[BulkItem]:
+    """What became of each write of a bulk, in its order."""
+    return [item for wrapped in _items.decode(body).items for item in wrapped.values()]
+
+
+def documents_of(body: bytes) -> list[Found]:
+    """The documents of an `_mget`, in the order in which they were asked for."""
+    return _documents.decode(body).docs
+
+
+def page_of(body: bytes) -> Page:
+    """A page of a search."""
+    return _page.decode(body)
+
+
+def bulks_of(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
+    """The writes, in as many bulks as their number and size take."""
+    bulk: list[Write] = []
+    size = 0
+    for write in writes:
+        bulk.append(write)
+        size += len(write.source or b"")
+        if len(bulk) >= _BULK_DOCUMENTS or size >= _BULK_BYTES:
+            yield bulk
+            bulk, size = [], 0
+    if bulk:
+        yield bulk

@@ -1,0 +1,205 @@
+"""Documents, and the indices that hold them, as the sink names and maps them. No connection.
+
+One index a table, one document a row. What PostgreSQL allows and a search server does not is written with `%` and two
+hexadecimal digits: upper case in an index's name, a dot or a leading underscore in a field's. An index is always
+reached by an alias, `public.orders`, so that another can be put in its place; its own name ends with `~` and a number.
+
+A document's version is its row's seq. Seqs of another log say nothing, and versions never fall: above the seq's 53 bits
+stands how many logs the index has seen, which leaves room for a thousand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+
+from walbus.keys import key_texts
+from walbus.schema import Column, TableSchema
+from walbus.values.types import JSON
+
+Mapped: TypeAlias = dict[str, Any]  # what a mapping says of one field
+Source: TypeAlias = dict[str, Any]  # a document's fields, ready for `msgspec.json.encode`
+
+#: Fields of the sink's own, in every document.
+MARK, LACKS = "_walbus_mark", "_walbus_lacks"
+
+_SEQ_BITS = 53
+LOGS_AT_MOST = 1 << (63 - _SEQ_BITS)
+_LONGEST_ID = 512  # bytes
+_LONGEST_NAME = 200  # of 255 bytes: a number comes behind it
+_WRITTEN_OTHERWISE = re.compile(r"[^a-z0-9._$-]")
+_PLACEHOLDER = "{table}"
+
+_KEYWORD: Mapped = {"type": "keyword", "ignore_above": 8191}  # of four bytes each: no term is longer than 32,766 bytes
+_TEXT: Mapped = {"type": "text", "fields": {"keyword": {"type": "keyword", "ignore_above": 256}}}
+_KEPT_ONLY: Mapped = {"type": "keyword", "index": False, "doc_values": False}
+_FRACTION = "".join(f"[.{'S' * digits}]" for digits in range(6, 0, -1))
+
+
+def _lenient(kind: str, **more: object) -> Mapped:
+    """A field whose value may be text that is none of its kind, such as `infinity`: kept then, and not searched."""
+    return {"type": kind, "ignore_malformed": True, **more}
+
+
+_BY_OID: dict[int, Mapped] = {
+    16: {"type": "boolean"},
+    17: _KEPT_ONLY,
+    20: _lenient("long"),
+    21: _lenient("short"),
+    23: _lenient("integer"),
+    25: _TEXT,
+    26: _lenient("long"),
+    114: {"type": "object", "enabled": False},  # kept as it is: no two rows need agree on what is where in it
+    700: _lenient("float"),
+    701: _lenient("double"),
+    869: _lenient("ip"),
+    1042: _TEXT,
+    1043: _TEXT,
+    1082: _lenient("date", format="strict_date"),
+    1114: _lenient("date", format=f"uuuu-MM-dd HH:mm:ss{_FRACTION}"),
+    1184: _lenient("date", format="strict_date_optional_time"),
+    1700: _lenient("double"),
+    3802: {"type": "object", "enabled": False},
+}
+#: An array's values are values of its field, each by itself.
+_ARRAYS = {1001: 17, 1005: 21, 1007: 23, 1009: 25, 1014: 1042, 1015: 1043, 1016: 20, 1021: 700, 1022: 701, 1028: 26,
+           1115: 1114, 1182: 1082, 1185: 1184}  # fmt: skip
+
+
+class IndexTemplate:
+    """The aliases of tables' indices, such as `shop-{table}`.
+
+    Raises:
+        ValueError: the placeholder is missing, or the rest cannot be in an index's name.
+    """
+
+    def __init__(self, template: str) -> None:
+        if template.count(_PLACEHOLDER) != 1:
+            raise ValueError("the name needs {table} once")
+        if _WRITTEN_OTHERWISE.search(template.replace(_PLACEHOLDER, "")) or template.startswith(("-", "_", ".", "$")):
+            raise ValueError("beside {table} there may be lower-case letters, digits, -, _ and ., the first a letter")
+        self._template = template
+
+    def alias(self, table: str) -> str:
+        """The alias of a table's index."""
+        written = _WRITTEN_OTHERWISE.sub(_escaped, table)
+        name = self._template.replace(_PLACEHOLDER, written)
+        if not name[0].isalnum() and name[0] != "%":
+            name = f"%{ord(name[0]):02x}{name[1:]}"
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:100]}%{hashlib.sha256(name.encode()).hexdigest()}"
+        return name
+
+
+def field_name(column: str) -> str:
+    """The field of a column: a dot would make it a part of another, and a leading underscore is the server's own."""
+    name = column.replace("%", "%25").replace(".", "%2e")
+    if name.startswith("_"):
+        name = f"%5f{name[1:]}"
+    return name if name.strip() else "".join(f"%{byte:02x}" for byte in name.encode())
+
+
+def document_id(key: bytes) -> str:
+    """The `_id` of a row. Several key columns are joined by colons, colons inside them being written as %3A."""
+    texts = key_texts(key)
+    if len(texts) > 1:
+        return _fitting(":".join(text.replace("%", "%25").replace(":", "%3A") for text in texts))
+    (text,) = texts
+    return _fitting(f"%25{text[1:]}" if text.startswith("%") else text)
+
+
+def _fitting(text: str) -> str:
+    if not text:
+        return "%empty"
+    encoded = text.encode()
+    return text if len(encoded) <= _LONGEST_ID else f"%sha256-{hashlib.sha256(encoded).hexdigest()}"
+
+
+def version_of(number: int, seq: int) -> int:
+    """The version of a document: `number` of the logs before this one, then the seq."""
+    return number << _SEQ_BITS | seq
+
+
+def properties_of(layout: TableSchema, chosen: Mapping[str, Mapped]) -> dict[str, Mapped]:
+    """The mapping of a table's fields.
+
+    Args:
+        layout: of the table.
+        chosen: by column, what an operator wants instead.
+    """
+    columns = {field_name(column.name): chosen.get(column.name) or _mapped(column) for column in layout.columns}
+    return columns | {MARK: {"type": "long"}, LACKS: {"type": "boolean"}}
+
+
+def _mapped(column: Column) -> Mapped:
+    known = _BY_OID.get(_ARRAYS.get(column.type_oid, column.type_oid))
+    if known is not None:
+        return known
+    return _TEXT if column.type_name.rpartition(".")[2] == "citext" else _KEYWORD
+
+
+class RowForm:
+    """Rows of a layout as documents' fields.
+
+    A server refuses a document with the same name twice in an object, which PostgreSQL's `json` may hold: the last one
+    counts, as it does for `jsonb`.
+    """
+
+    def __init__(self, layout: TableSchema) -> None:
+        self._fields = {
+            column.name: field for column in layout.columns if (field := field_name(column.name)) != column.name
+        }
+        self._documents = [column.name for column in layout.columns if column.type_oid == JSON]
+
+    def fields(self, row: Mapping[str, Any]) -> Source:
+        """A row of `walbus.values.row_json` by fields."""
+        source = dict(row)
+        for column in self._documents:
+            value = source.get(column)
+            if isinstance(value, msgspec.Raw):
+                source[column] = without_repeats(value)
+        if not self._fields:
+            return source
+        return {self._fields.get(column, column): value for column, value in source.items()}
+
+
+def without_repeats(document: msgspec.Raw) -> msgspec.Raw:
+    """The document, each name of an object standing once in it; numbers keep every digit."""
+    repeated = False
+
+    def seen(pairs: list[tuple[str, object]]) -> None:
+        nonlocal repeated
+        repeated = repeated or len({name for name, _ in pairs}) < len(pairs)
+
+    try:
+        json.loads(bytes(document), object_pairs_hook=seen, parse_int=str, parse_float=str)
+    except RecursionError:  # no server takes it so deep either, and says so
+        return document
+    return msgspec.Raw(msgspec.json.encode(_once(document))) if repeated else document
+
+
+def _once(document: msgspec.Raw) -> object:
+    match bytes(document).lstrip()[:1]:
+        case b"{":
+            return {
+                name: _once(value) for name, value in msgspec.json.decode(document, type=dict[str, msgspec.Raw]).items()
+            }
+        case b"[":
+            return [_once(value) for value in msgspec.json.decode(document, type=list[msgspec.Raw])]
+        case _:
+            return document
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02x}" for byte in match[0].encode())
+
+
+__all__ = [
+    "LACKS", "LOGS_AT_MOST", "MARK", "IndexTemplate", "Mapped", "RowForm", "Source", "document_id", "field_name",
+    "properties_of", "version_of", "without_repeats",
+]  # fmt: skip

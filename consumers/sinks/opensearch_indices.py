@@ -1,0 +1,332 @@
+"""The indices of a consumer's tables: made by the tables' layouts, found again by their aliases, and kept fitting.
+
+What the sink has to know of an index stands in the `_meta` of its mapping, and comes and goes with it: the table's
+layout, how many logs it has seen (`opensearch_documents.version_of`), and the seq of its last TRUNCATE.
+
+A column that is added is added to the mapping. Where columns are renamed, dropped or of another type, the documents are
+copied into another index, to which the alias then moves in one step: a search finds the old ones or the new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from walbus.consumers.checkpoint import Marks
+from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
+from walbus.consumers.sinks.opensearch_bulks import Found, Write
+from walbus.consumers.sinks.opensearch_documents import (
+    LACKS,
+    LOGS_AT_MOST,
+    MARK,
+    IndexTemplate,
+    Mapped,
+    field_name,
+    properties_of,
+)
+from walbus.consumers.sinks.opensearch_server import NOT_FOUND, OpenSearchServer, path_of
+from walbus.errors import SinkRefused
+from walbus.schema import TableSchema
+
+_META = "walbus"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexChoice:
+    """How indices are made.
+
+    Attributes:
+        template: of their aliases.
+        settings: over the server's defaults and index templates.
+        fields: by table and column, the mapping of a field.
+        routing: by table, the key column that documents are routed by.
+        tombstone_seconds: how long a deleted document is remembered.
+    """
+
+    template: IndexTemplate
+    settings: Mapping[str, Any]
+    fields: Mapping[str, Mapping[str, Mapped]]
+    routing: Mapping[str, str]
+    tombstone_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableIndex:
+    """One table's index.
+
+    Attributes:
+        alias: that it is reached by.
+        name: its own.
+        layout: of its documents.
+        log_generation: of the log that its versions belong to; `number` logs came before.
+        floor: no change of that log with a seq at or below this applies (after a TRUNCATE).
+        reread: whether its documents lie under other ids than the table's key gives now.
+    """
+
+    alias: str
+    name: str
+    layout: TableSchema
+    log_generation: int
+    number: int = 0
+    floor: int = 0
+    reread: bool = False
+
+    def meta(self, consumer: str) -> dict[str, Any]:
+        """For the mapping."""
+        return {
+            _META: {
+                "consumer": consumer,
+                "layout": self.layout.to_dict(),
+                "log_generation": self.log_generation,
+                "number": self.number,
+                "floor": self.floor,
+                "reread": self.reread,
+            }
+        }
+
+
+class TableIndices:
+    """All of one consumer.
+
+    Args:
+        server: that has them.
+        consumer: its name.
+        choice: how they are made.
+        flush: sends what is gathered, before documents are copied.
+    """
+
+    def __init__(self, server: OpenSearchServer, consumer: str, choice: IndexChoice, flush: Callable[[], None]) -> None:
+        self._server, self._consumer, self._choice, self._flush = server, consumer, choice, flush
+        self._by_oid: dict[int, TableIndex] = {}
+
+    def load(self, aliases: tuple[str, ...]) -> bool:
+        """Finds the indices of some aliases; tells whether all are there.
+
+        Raises:
+            SinkRefused: one belongs to somebody else.
+        """
+        found = [self._find(alias) for alias in aliases]
+        self._by_oid = {index.layout.oid: index for index in found if index is not None}
+        return None not in found
+
+    def all(self) -> list[TableIndex]:
+        """Those that are known."""
+        return list(self._by_oid.values())
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Their aliases."""
+        return tuple(sorted(index.alias for index in self._by_oid.values()))
+
+    def known(self, oid: int) -> TableIndex | None:
+        """The index of a table by its OID."""
+        return self._by_oid.get(oid)
+
+    def named(self, table: str) -> TableIndex | None:
+        """The index of a table by its name."""
+        return next((index for index in self._by_oid.values() if index.layout.table == table), None)
+
+    def fitting(self, layout: TableSchema, marks: Marks) -> TableIndex:
+        """The table's index, once it has been brought to `layout` if that is newer, and to the log of `marks`.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+        known = self._by_oid.get(layout.oid)
+        if known is not None and marks.log_generation <= known.log_generation and known.layout.id >= layout.id:
+            return known
+        self._flush()
+        alias = self._choice.template.alias(layout.table)
+        if known is None or marks.log_generation > known.log_generation:
+            known = self._of_name(alias, layout, marks)
+        if known is None:
+            return self._remember(self._create(TableIndex(alias, "", layout, marks.log_generation)))
+        return self._remember(self._fit(known, layout, alias, marks))
+
+    def emptied(self, index: TableIndex, seq: int) -> None:
+        """A TRUNCATE was written."""
+        self._remember(self._stored(replace(index, floor=max(index.floor, seq))))
+
+    def read_again(self, index: TableIndex) -> None:
+        """The table was read from its beginning, and swept."""
+        if index.reread:
+            self._remember(self._stored(replace(index, reread=False)))
+
+    # One index
+
+    def _remember(self, index: TableIndex) -> TableIndex:
+        self._by_oid = {oid: other for oid, other in self._by_oid.items() if other.name != index.name}
+        self._by_oid[index.layout.oid] = index
+        return index
+
+    def _of_name(self, alias: str, layout: TableSchema, marks: Marks) -> TableIndex | None:
+        """The index that a table of an unknown OID goes on with: OIDs are the same in one log only."""
+        found = self._find(alias)
+        if found is None or found.layout.oid == layout.oid or found.log_generation < marks.log_generation:
+            return found
+        self._put_aside(found)
+        return None
+
+    def _find(self, alias: str) -> TableIndex | None:
+        answer = self._server.ask("GET", f"/{path_of(alias)}", accepted=[NOT_FOUND])
+        if answer.status == NOT_FOUND:
+            return None
+        indices: dict[str, Any] = answer.json()
+        name, told = next(iter(indices.items()))
+        document = told["mappings"].get("_meta", {}).get(_META)
+        if document is None and name == alias and self._made_by_a_delete(name):
+            return None
+        if len(indices) > 1 or document is None or document["consumer"] != self._consumer:
+            raise SinkRefused(
+                "there is an index of this name that is not this consumer's",
+                where=f"{self._server.where}, {alias}",
+                mend="choose another name for the indices (index), or remove that one",
+            )
+        self._check(name, told["settings"]["index"])
+        layout = TableSchema.from_dict(document["layout"])
+        known = {name: document[name] for name in ("log_generation", "number", "floor", "reread")}
+        return TableIndex(alias, name, layout, **known)
+
+    def _made_by_a_delete(self, name: str) -> bool:
+        """Removes an empty index, as a delete makes it once the alias is gone; tells whether it was one."""
+        self._server.refresh([name])
+        if self._server.ask("GET", f"/{path_of(name)}/_count").json()["count"]:
+            return False
+        self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
+        return True
+
+    def _check(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Sees to what versions and checkpoints rest on."""
+        if settings.get("translog", {}).get("durability", "request").lower() != "request":
+            raise SinkRefused(
+                "a crash of the server could lose documents that its checkpoint counts as written",
+                where=f"{self._server.where}, {name}",
+                mend="set index.translog.durability to request",
+            )
+        wanted = f"{self._choice.tombstone_seconds}s"
+        if settings.get("gc_deletes") != wanted:
+            self._server.ask("PUT", f"/{path_of(name)}/_settings", {"index.gc_deletes": wanted})
+
+    def _create(self, index: TableIndex, *, aliased: bool = True) -> TableIndex:
+        layout, number = index.layout, 1
+        while self._taken(f"{index.alias}~{number}"):
+            number += 1
+        made = replace(index, name=f"{index.alias}~{number}")
+        mappings: dict[str, Any] = {
+            "dynamic": False,
+            "_meta": made.meta(self._consumer),
+            "properties": properties_of(layout, self._choice.fields.get(layout.table, {})),
+        }
+        if layout.table in self._choice.routing:
+            mappings["_routing"] = {"required": True}
+        settings = {
+            "index.mapping.total_fields.limit": 1000 + 3 * len(layout.columns),
+            **self._choice.settings,
+            "index.gc_deletes": f"{self._choice.tombstone_seconds}s",
+            "index.translog.durability": "request",
+        }
+        body = {"settings": settings, "mappings": mappings} | ({"aliases": {made.alias: {}}} if aliased else {})
+        self._server.ask("PUT", f"/{path_of(made.name)}", body)
+        return made
+
+    def _taken(self, name: str) -> bool:
+        """Whether an index of this name is in use; one that a copy was broken off in is removed."""
+        answer = self._server.ask("GET", f"/{path_of(name)}", accepted=[NOT_FOUND])
+        if answer.status == NOT_FOUND:
+            return False
+        (told,) = answer.json().values()
+        document = told["mappings"].get("_meta", {}).get(_META, {})
+        if told["aliases"] or document.get("consumer") != self._consumer:
+            return True
+        self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
+        return False
+
+    def _stored(self, index: TableIndex, properties: Mapping[str, Mapped] | None = None) -> TableIndex:
+        body = {"_meta": index.meta(self._consumer)} | ({"properties": properties} if properties else {})
+        self._server.ask("PUT", f"/{path_of(index.name)}/_mapping", body)
+        return index
+
+    # Another layout, another log
+
+    def _fit(self, known: TableIndex, layout: TableSchema, alias: str, marks: Marks) -> TableIndex:
+        change = layout_change(known.layout, layout)
+        wanted = replace(known, layout=layout, reread=known.reread or change.rekeyed)
+        if marks.log_generation > known.log_generation:
+            wanted = self._of_another_log(wanted, marks)
+        chosen = self._choice.fields.get(layout.table, {})
+        now = properties_of(layout, chosen)
+        before = properties_of(known.layout, self._choice.fields.get(known.layout.table, {}))
+        if change.renamed or change.dropped or any(now[name] != before[name] for name in now.keys() & before.keys()):
+            return self._copied(known, wanted, alias, change)
+        stored = self._stored(wanted, {name: field for name, field in now.items() if name not in before})
+        return self._moved(stored, alias)
+
+    def _of_another_log(self, index: TableIndex, marks: Marks) -> TableIndex:
+        if index.number + 1 >= LOGS_AT_MOST:
+            raise SinkRefused(
+                f"this index has seen {LOGS_AT_MOST} logs, and its versions have no room for another",
+                where=f"{self._server.where}, {index.name}",
+                mend="remove it; the consumer fills another one from a snapshot",
+            )
+        return replace(index, log_generation=marks.log_generation, number=index.number + 1, floor=0)
+
+    def _moved(self, index: TableIndex, alias: str) -> TableIndex:
+        """The index under the alias of its table's present name."""
+        if index.alias == alias:
+            return index
+        self._make_room(alias)
+        self._move([_removed(index.name, index.alias), _added(index.name, alias)])
+        self._server.ask("PUT", f"/{path_of(index.name)}/_settings", {"index.hidden": False})
+        return replace(index, alias=alias)
+
+    def _copied(self, known: TableIndex, wanted: TableIndex, alias: str, change: LayoutChange) -> TableIndex:
+        if known.alias != alias:
+            self._make_room(alias)
+        made = self._create(replace(wanted, alias=alias), aliased=False)
+        self._server.refresh([known.name])
+        names = {field_name(column.name): column.name for column in known.layout.columns}
+        for page in self._server.scroll(known.name, {"match_all": {}}, sources=True):
+            self._server.send([_copy(found, made.name, names, change) for found in page], aliased=False)
+        self._server.drain()
+        gone = {"remove_index": {"index": known.name}}
+        self._move([_added(made.name, alias), gone])
+        return made
+
+    def _make_room(self, alias: str) -> None:
+        """Another table is called so now; the one that was is called otherwise, or is no more."""
+        other = self._find(alias)
+        if other is not None:
+            self._put_aside(other)
+
+    def _put_aside(self, index: TableIndex) -> None:
+        """Until a change tells its table's present name, an index is out of the way of searches."""
+        aside = f"{index.alias}%was-{index.layout.oid}"
+        self._server.ask("PUT", f"/{path_of(index.name)}/_settings", {"index.hidden": True})
+        self._move([_removed(index.name, index.alias), _added(index.name, aside)])
+        if index.layout.oid in self._by_oid:
+            self._by_oid[index.layout.oid] = replace(index, alias=aside)
+
+    def _move(self, actions: list[dict[str, dict[str, str]]]) -> None:
+        self._server.ask("POST", "/_aliases", {"actions": actions})
+
+
+def _copy(found: Found, index: str, names: Mapping[str, str], change: LayoutChange) -> Write:
+    source = msgspec.json.decode(found.source, type=dict[str, msgspec.Raw])
+    own = {name: source.pop(name) for name in (MARK, LACKS) if name in source}
+    row = fitted({names[field]: value for field, value in source.items() if field in names}, change)
+    fields = {field_name(column): value for column, value in row.items()} | own
+    return Write(index, found.id, found.version, msgspec.json.encode(fields), even=True, routing=found.routing)
+
+
+def _removed(index: str, alias: str) -> dict[str, dict[str, str]]:
+    return {"remove": {"index": index, "alias": alias}}
+
+
+def _added(index: str, alias: str) -> dict[str, dict[str, str]]:
+    return {"add": {"index": index, "alias": alias}}
+
+
+__all__ = ["IndexChoice", "TableIndex", "TableIndices"]

@@ -1,0 +1,334 @@
+"""One OpenSearch or Elasticsearch as the sink reaches it: requests over HTTP, and what the answers mean.
+
+Only what both have had in common since OpenSearch 1 and Elasticsearch 7.10 is used, which no client library of either
+speaks with the other. Of an error only its type and the name of a field are told: the rest may quote values.
+
+A server that is busy, without room or without a shard is away for now (`SinkUnavailable`). Single documents that it
+pushed back are sent again a few times before that.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from walbus.consumers.backoff import Backoff
+from walbus.consumers.sinks.opensearch_bulks import (
+    BulkError,
+    BulkItem,
+    Found,
+    Write,
+    bulk_items,
+    bulks_of,
+    documents_of,
+    page_of,
+)
+from walbus.credentials import connection_problem
+from walbus.errors import SinkRefused, SinkUnavailable
+
+NOT_FOUND, CONFLICT, TOO_LARGE = httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.REQUEST_ENTITY_TOO_LARGE
+_READ_DOCUMENTS = 100  # they may be of a megabyte each
+_SCROLL_SIZE = 2_000
+_SCROLL_KEPT = "5m"
+_CONNECT_SECONDS = 5.0
+_BULK_ATTEMPTS = 6  # about two seconds of back-off
+_OLDEST = {"opensearch": (1, 0), "elasticsearch": (7, 10)}
+
+#: Types of errors that pass: whatever the status, what an operator or the cluster itself mends.
+_PASSING = frozenset({
+    "circuit_breaking_exception",
+    "cluster_block_exception",  # read-only, as at a disk's flood stage
+    "es_rejected_execution_exception",
+    "index_closed_exception",
+    "index_not_found_exception",
+    "process_cluster_event_timeout_exception",
+    "rejected_execution_exception",
+    "unavailable_shards_exception",
+})  # fmt: skip
+_FIELD = re.compile(r"field \[([^\]]*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status and its body."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Any:  # noqa: ANN401 - as many forms as there are requests
+        """The body."""
+        return msgspec.json.decode(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a server is reached.
+
+    Attributes:
+        url: without user and password.
+        login: user and password.
+        api_key: instead of them.
+        ca_file: PEM; whom to believe instead of the system's authorities.
+        seconds: a request may take.
+        connections: requests at the same time.
+    """
+
+    url: str
+    login: tuple[str, str] | None
+    api_key: str | None
+    ca_file: Path | None
+    seconds: float
+    connections: int
+
+    def __repr__(self) -> str:
+        """Without secrets."""
+        return f"Access({self.url!r})"
+
+    def client(self) -> httpx.Client:
+        """A connection pool.
+
+        Raises:
+            OSError: the file of authorities cannot be read.
+        """
+        return httpx.Client(
+            base_url=self.url,
+            auth=self.login,
+            headers={"Authorization": f"ApiKey {self.api_key}"} if self.api_key else {},
+            verify=ssl.create_default_context(cafile=self.ca_file) if self.url.startswith("https") else False,
+            timeout=httpx.Timeout(self.seconds, connect=min(self.seconds, _CONNECT_SECONDS)),
+            limits=httpx.Limits(max_connections=self.connections + 1, keepalive_expiry=60),
+            trust_env=False,
+        )
+
+
+class OpenSearchServer:
+    """One server. Every method may raise SinkUnavailable or SinkRefused."""
+
+    def __init__(self, access: Access, sent: Callable[[Write, int], None]) -> None:
+        """Opens no connection yet.
+
+        Args:
+            access: where it is.
+            sent: called with each write that a bulk brought, and its status, when its answer is taken.
+        """
+        self.where = f"the server at {access.url}"
+        self._http = access.client()
+        self._sent = sent
+        self._connections = access.connections
+        self._threads = ThreadPoolExecutor(access.connections, thread_name_prefix="walbus-bulk")
+        self._under_way: list[Future[list[tuple[Write, int]]]] = []
+
+    def close(self) -> None:
+        """Waits for what is under way, and closes the connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self._http.close()
+
+    def check(self) -> None:
+        """Sees whether it is one that the sink can write to.
+
+        Raises:
+            SinkRefused: it is something else, or too old.
+        """
+        answer = self.ask("GET", "/")
+        try:
+            version = answer.json()["version"]
+            kind = version.get("distribution", "elasticsearch")
+            number = tuple(int(part) for part in version["number"].split(".")[:2])
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+            mend = "name the address of OpenSearch or Elasticsearch itself"
+            raise SinkRefused("this is no OpenSearch or Elasticsearch", where=self.where, mend=mend) from None
+        if number < _OLDEST.get(kind, (0, 0)):
+            what = f"{kind} {version['number']} is too old"
+            raise SinkRefused(what, where=self.where, mend="OpenSearch 1, Elasticsearch 7.10 or a later one is needed")
+
+    # Requests
+
+    def ask(self, method: str, path: str, body: object = None, *, accepted: Sequence[int] = ()) -> Answer:
+        """One request; `accepted` are statuses that are no errors here.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+        content = None if body is None else msgspec.json.encode(body)
+        answer = self._request(method, path, content, "application/json")
+        if answer.status >= httpx.codes.BAD_REQUEST and answer.status not in accepted:
+            error = _error_of(answer.body)
+            raise self._failed(answer.status, error, path.partition("?")[0])
+        return answer
+
+    def _request(self, method: str, path: str, content: bytes | None, form: str) -> Answer:
+        try:
+            response = self._http.request(method, path, content=content, headers={"Content-Type": form})
+            return Answer(response.status_code, response.content)
+        except (httpx.HTTPError, OSError) as error:
+            if isinstance(error.__cause__, OSError) and "certificate" in str(error).lower():
+                what, mend = connection_problem(error)[0], "name its authority's certificate as ca_file"
+                raise SinkRefused(what, where=self.where, mend=mend) from None
+            raise SinkUnavailable(f"it does not answer ({type(error).__name__})", where=self.where) from None
+
+    def _failed(self, status: int, error: BulkError, what: str) -> SinkUnavailable | SinkRefused:
+        told = error.type or str(status)
+        if _passes(status, error.type):
+            return SinkUnavailable(f"it cannot do this now ({told})", where=f"{self.where}, {what}")
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            mend = "mend user and password, or api_key, and see that they may make, read and write these indices"
+            return SinkRefused(f"it lets nobody in so ({told})", where=f"{self.where}, {what}", mend=mend)
+        return SinkRefused(f"it refuses ({told})", where=f"{self.where}, {what}")
+
+    # Writing
+
+    def send(self, writes: Sequence[Write], *, aliased: bool = True) -> None:
+        """Sends writes in bulks, several at a time, and returns before they are all done: see `drain`.
+
+        Args:
+            writes: in any order: versions tell which one stays.
+            aliased: whether their indices must be aliases. An index that went away is then an error, and not made anew
+                with whatever mapping.
+        """
+        for bulk in bulks_of(writes):
+            while len(self._under_way) > self._connections:
+                self._take(self._under_way.pop(0))
+            self._under_way.append(self._threads.submit(self._send, bulk, aliased))
+
+    def drain(self) -> None:
+        """Waits until all that was sent is done."""
+        failures: list[SinkUnavailable | SinkRefused] = []
+        while self._under_way:
+            try:
+                self._take(self._under_way.pop(0))
+            except (SinkUnavailable, SinkRefused) as error:
+                failures.append(error)
+        if failures:
+            raise min(failures, key=lambda error: isinstance(error, SinkUnavailable))
+
+    def forget(self) -> None:
+        """Waits for what is under way, whatever comes of it. Never raises."""
+        while self._under_way:
+            with suppress(SinkUnavailable, SinkRefused):
+                self._take(self._under_way.pop(0))
+
+    def _take(self, future: Future[list[tuple[Write, int]]]) -> None:
+        for write, status in future.result():
+            self._sent(write, status)
+
+    def _send(self, bulk: Sequence[Write], aliased: bool) -> list[tuple[Write, int]]:
+        done: list[tuple[Write, int]] = []
+        backoff, left = Backoff(longest=1.0), list(bulk)
+        while True:
+            pushed_back: list[Write] = []
+            for write, item in zip(left, self._bulk(left, aliased), strict=True):
+                if _passes(item.status, item.error.type if item.error else None) and item.status != NOT_FOUND:
+                    pushed_back.append(write)
+                    last = item
+                elif item.status < httpx.codes.BAD_REQUEST or item.status == CONFLICT or _gone_already(write, item):
+                    done.append((write, item.status))
+                else:
+                    raise self._refused(write, item)
+            if not pushed_back:
+                return done
+            if backoff.attempts >= _BULK_ATTEMPTS:
+                raise self._failed(last.status, last.error or BulkError(), pushed_back[0].index)
+            left = pushed_back
+            time.sleep(backoff.next_delay())
+
+    def _bulk(self, bulk: Sequence[Write], aliased: bool) -> list[BulkItem]:
+        path = "/_bulk?filter_path=items.*.status,items.*.error.type,items.*.error.reason"
+        content = b"".join([write.lines() for write in bulk])
+        path += "&require_alias=true" if aliased else ""
+        answer = self._request("POST", path, content, "application/x-ndjson")
+        if answer.status == TOO_LARGE:
+            if len(bulk) == 1:
+                raise self._refused(bulk[0], BulkItem(TOO_LARGE))
+            half = len(bulk) // 2
+            return self._bulk(bulk[:half], aliased) + self._bulk(bulk[half:], aliased)
+        if answer.status >= httpx.codes.BAD_REQUEST:
+            error = _error_of(answer.body)
+            if _passes(answer.status, error.type):
+                return [BulkItem(answer.status, error)] * len(bulk)
+            raise self._failed(answer.status, error, "/_bulk")
+        return bulk_items(answer.body)
+
+    def _refused(self, write: Write, item: BulkItem) -> SinkUnavailable | SinkRefused:
+        error = item.error or BulkError()
+        failed = self._failed(item.status, error, write.index)
+        if isinstance(failed, SinkUnavailable) or write.change is None:
+            return failed
+        change, field = write.change, _FIELD.search(error.reason or "")
+        what = "it refuses a document" if item.status != TOO_LARGE else "it refuses a document of this size"
+        told = f"{error.type or item.status}{f', field {field[1]}' if field else ''}"
+        return SinkRefused(
+            f"{what} ({told})",
+            where=f"{change.table or change.raw.table} at {change.position}, index {write.index}",
+            mend="map the field so that it takes such values (fields), or leave the table out of the consumer's tables",
+        )
+
+    # Reading
+
+    def documents(self, places: Sequence[tuple[str, str, str | None]]) -> list[Found | None]:
+        """Documents by index, id and routing, as they are at this moment, searchable or not."""
+        found: list[Found | None] = []
+        for start in range(0, len(places), _READ_DOCUMENTS):
+            wanted = [
+                {"_index": index, "_id": id_} | ({} if routing is None else {"routing": routing})
+                for index, id_, routing in places[start : start + _READ_DOCUMENTS]
+            ]
+            answer = documents_of(self.ask("POST", "/_mget", {"docs": wanted}).body)
+            for document in answer:
+                if document.error is not None:
+                    raise SinkUnavailable("an index is not there", where=self.where)
+                found.append(document if document.found else None)
+        return found
+
+    def refresh(self, indices: Sequence[str]) -> None:
+        """Makes what was written searchable."""
+        if indices:
+            self.ask("POST", f"/{path_of(*indices)}/_refresh")
+
+    def scroll(self, index: str, query: object, *, sources: bool = False) -> Iterator[list[Found]]:
+        """Pages of the documents that a query finds, as they were when it began."""
+        body = {"query": query, "size": _SCROLL_SIZE, "version": True, "_source": sources, "sort": ["_doc"]}
+        path = f"/{path_of(index)}/_search?scroll={_SCROLL_KEPT}"
+        page = page_of(self.ask("POST", path, body).body)
+        try:
+            while page.hits.hits:
+                yield page.hits.hits
+                more = {"scroll": _SCROLL_KEPT, "scroll_id": page.scroll_id}
+                page = page_of(self.ask("POST", "/_search/scroll", more).body)
+        finally:
+            self.ask("DELETE", "/_search/scroll", {"scroll_id": [page.scroll_id]}, accepted=[NOT_FOUND])
+
+
+def path_of(*indices: str) -> str:
+    """Indices as a part of a path."""
+    return ",".join(quote(index, safe="") for index in indices)
+
+
+def _error_of(body: bytes) -> BulkError:
+    try:
+        error = msgspec.json.decode(body)["error"]
+        cause = error.get("type") if isinstance(error, dict) else ""
+        return BulkError(str(cause or ""))
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return BulkError()
+
+
+def _passes(status: int, kind: str | None) -> bool:
+    return status == httpx.codes.TOO_MANY_REQUESTS or httpx.codes.is_server_error(status) or kind in _PASSING
+
+
+def _gone_already(write: Write, item: BulkItem) -> bool:
+    return write.source is None and item.status == NOT_FOUND and item.error is None
+
+
+__all__ = ["CONFLICT", "NOT_FOUND", "Access", "Answer", "OpenSearchServer", "path_of"]

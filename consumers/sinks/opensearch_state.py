@@ -1,0 +1,107 @@
+"""What a consumer keeps on the server beside the documents: its checkpoint, which is the fence too, and its tables.
+
+Both are documents of one small index. The checkpoint is written only over the very one that this process stored or read
+last (`if_seq_no`), so that of two processes under one name the older one fails; where there is none any more, the
+server came back empty. The other document has the aliases of the consumer's tables, to find their indices by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from walbus.consumers.sinks.opensearch_server import CONFLICT, NOT_FOUND, Answer, OpenSearchServer, path_of
+from walbus.errors import SinkRefused, SinkUnavailable
+
+_BAD_REQUEST = 400
+_INDEX = {
+    "settings": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "hidden": True},
+    "mappings": {"dynamic": False, "properties": {}},
+}
+
+
+class ConsumerState:
+    """The two documents of one consumer.
+
+    Args:
+        server: that has them.
+        index: that they are in; made when missing.
+        consumer: its name.
+    """
+
+    def __init__(self, server: OpenSearchServer, index: str, consumer: str) -> None:
+        self._server, self._index, self._consumer = server, index, consumer
+        self._fence = "op_type=create"  # what a write of the checkpoint demands of the one that is there
+        self._writer = uuid4().hex  # tells our own write from another's of the same checkpoint
+        self._aliases: tuple[str, ...] = ()
+
+    def begin(self) -> str:
+        """The stored checkpoint's text; empty if there is none."""
+        made = self._server.ask("PUT", f"/{path_of(self._index)}", _INDEX, accepted=[_BAD_REQUEST])
+        if made.status == _BAD_REQUEST and b"resource_already_exists" not in made.body:
+            mend = "choose another state_index"
+            raise SinkRefused("the index for checkpoints cannot be made", where=self._index, mend=mend)
+        found = self._get("checkpoint")
+        self._fence = _fence_of(found) if found else "op_type=create"
+        tables = self._get("tables")
+        self._aliases = tuple(tables["_source"]["aliases"]) if tables else ()
+        return str(found["_source"]["checkpoint"]) if found else ""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Those of the consumer's tables."""
+        return self._aliases
+
+    def set_aliases(self, aliases: tuple[str, ...]) -> None:
+        """Replaces them."""
+        if aliases != self._aliases:
+            self._server.ask("PUT", self._path("tables"), {"aliases": aliases})
+            self._aliases = aliases
+
+    def store(self, checkpoint: str) -> None:
+        """Replaces the checkpoint.
+
+        Raises:
+            SinkUnavailable: the server has lost it, and so its documents.
+            SinkRefused: another process has moved it.
+        """
+        answer = self._put(checkpoint)
+        if answer.status in (CONFLICT, NOT_FOUND):
+            found = self._get("checkpoint")
+            if found is None:
+                where = self._server.where
+                raise SinkUnavailable("it came back without its checkpoint; it is filled from a snapshot", where=where)
+            if found["_source"] != self._document(checkpoint):  # else our own write arrived, and its answer did not
+                raise SinkRefused(
+                    "another consumer writes these indices under the same name",
+                    where=self._server.where,
+                    mend="let one process run the consumer, or give each its own name and index",
+                )
+            self._fence = _fence_of(found)
+            return
+        self._fence = _fence_of(answer.json())
+
+    def drop(self) -> None:
+        """Forgets the checkpoint, so that all tables are read anew."""
+        self._server.ask("DELETE", self._path("checkpoint"), accepted=[NOT_FOUND])
+        self._fence = "op_type=create"
+
+    def _put(self, checkpoint: str) -> Answer:
+        path = f"{self._path('checkpoint')}?{self._fence}"
+        return self._server.ask("PUT", path, self._document(checkpoint), accepted=[CONFLICT, NOT_FOUND])
+
+    def _document(self, checkpoint: str) -> dict[str, str]:
+        return {"checkpoint": checkpoint, "writer": self._writer}
+
+    def _get(self, what: str) -> dict[str, Any] | None:
+        answer = self._server.ask("GET", self._path(what), accepted=[NOT_FOUND])
+        return msgspec.json.decode(answer.body, type=dict[str, Any]) if answer.status != NOT_FOUND else None
+
+    def _path(self, what: str) -> str:
+        return f"/{path_of(self._index)}/_doc/{path_of(f'{what}:{self._consumer}')}"
+
+
+def _fence_of(document: dict[str, Any]) -> str:
+    return f"if_seq_no={document['_seq_no']}&if_primary_term={document['_primary_term']}"
