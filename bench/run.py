@@ -8,8 +8,9 @@
     python bench/run.py bootstrap [--seeded N] [--rows N] [--applied N] [--served N] [--seconds N] [--rounds N]
     python bench/run.py growth  [--keys N]
     python bench/run.py debezium [--changes N] [--rounds N]
-    python bench/run.py all     [--quick] [--write]           all but debezium, which takes a JDK and 200 MB of jars,
-                                                              and growth, which takes an hour and 20 GB
+    python bench/run.py opensearch [--documents N] [--rounds N]
+    python bench/run.py all     [--quick] [--write]           all but debezium and opensearch (a JDK and jars)
+                                                              and growth (an hour and 20 GB)
 
 Each option can be given by environment too: WALBUS_BENCH_ROWS=100000 make bench-capture. `--quick` takes a tenth of
 every size that was not given, to try the benchmarks themselves. `--write` puts the results into docs/benchmarks.md,
@@ -54,6 +55,7 @@ _NUMBERS = {
     "applied": (2_000_000, "changes of each backlog that the bootstrap applies"),
     "served": (1_000_000, "rows of the snapshot that is served"),
     "keys": (50_000_000, "distinct keys of the store that grows"),
+    "documents": (200_000, "documents of the search index"),
     "changes": (2_000_000, "rows of each of the two backlogs that Debezium reads"),
     "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
     "large": (10_000_000, "rows of the transaction during which capture's memory is measured"),
@@ -65,7 +67,8 @@ _NUMBERS = {
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "what", choices=("all", "bootstrap", "capture", "debezium", "growth", "latency", "memory", "relay")
+        "what",
+        choices=("all", "bootstrap", "capture", "debezium", "growth", "latency", "memory", "opensearch", "relay"),
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of each size that is not given")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
@@ -109,8 +112,13 @@ def main() -> None:
             *relay_streams.run(given.megabytes, given.followers, given.fast, given.seconds, given.rounds),
         ],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
+        "opensearch": lambda: [_opensearch(given.documents, given.rounds)],
     }
-    chosen = [name for name in runs if name not in ("debezium", "growth")] if given.what == "all" else [given.what]
+    chosen = (
+        [name for name in runs if name not in ("debezium", "growth", "opensearch")]
+        if given.what == "all"
+        else [given.what]
+    )
     reports = [done for name in chosen for done in runs[name]()]
     for done in reports:
         print(f"\n{done.table()}")
@@ -118,6 +126,12 @@ def main() -> None:
         report.write(
             reports, " ".join(["make", "bench" if given.what == "all" else f"bench-{given.what}", *_told(sys.argv)])
         )
+
+
+def _opensearch(documents: int, rounds: int) -> report.Report:
+    import consumers_opensearch  # noqa: PLC0415  (its client and its server's code are for it alone)
+
+    return consumers_opensearch.run(documents, rounds)
 
 
 def _told(argv: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ The way of the data:
     client      `walbus.connect(url).subscribe(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: batches windows into a sink
-    sinks       SQLite, tantivy, Redis; more by entry point
+    sinks       SQLite, tantivy, Redis, OpenSearch and Elasticsearch; more by entry point
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ Order
     Windows come in the order of the log, one caller at a time. What comes again, or late, changes nothing: a sink
     compares each change's seq with that of the row it holds, or refuses to be written by two.
 Atomicity
-    Data and checkpoint become durable in one act. Sinks with transactions (SQLite, tantivy) show no part of a
-    window before its commit; Redis shows the pieces of a transaction that is larger than its buffer as they come,
-    which is harmless, since they are sent again after a crash and compared by seq.
+    Data and checkpoint become durable in one act, or the data first: what a checkpoint does not tell is sent again
+    after a crash, and compared by seq. Sinks with transactions (SQLite, tantivy) show no part of a window before its
+    commit; Redis shows the pieces of a transaction that is larger than its buffer as they come, and OpenSearch, which
+    has no transactions, those of any.
 Durability
     On return from `commit` the data survives the sink's ordinary crash. What a power failure can take goes together
     with its checkpoint, so that the log brings it again.

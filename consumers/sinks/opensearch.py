@@ -13,13 +13,13 @@ take along what is newer.
     opensearch_documents  what documents, fields and indices are called, and what their mapping is
     opensearch_indices    the tables' indices: made, found, brought to another layout
     opensearch_state      the checkpoint, which is the fence too
+    opensearch_gathered   writes on their way, and rows as they are with them
     opensearch_server     requests and errors; opensearch_bulks what goes into a bulk, and what comes back
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -27,8 +27,8 @@ import structlog
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import Batching, SinkPlace, refused
-from walbus.consumers.sinks.layout import fitted, layout_change
-from walbus.consumers.sinks.opensearch_bulks import Found, Write
+from walbus.consumers.sinks.layout import layout_change
+from walbus.consumers.sinks.opensearch_bulks import Place, Write
 from walbus.consumers.sinks.opensearch_documents import (
     LACKS,
     MARK,
@@ -36,11 +36,13 @@ from walbus.consumers.sinks.opensearch_documents import (
     RowForm,
     document_id,
     field_name,
+    fitting_row,
     version_of,
 )
+from walbus.consumers.sinks.opensearch_gathered import GatheredRows, PresentRow
 from walbus.consumers.sinks.opensearch_indices import IndexChoice, TableIndex, TableIndices
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
-from walbus.consumers.sinks.opensearch_server import CONFLICT, OpenSearchServer
+from walbus.consumers.sinks.opensearch_server import OpenSearchServer
 from walbus.consumers.sinks.opensearch_state import ConsumerState
 from walbus.consumers.steps import Sweep
 from walbus.consumers.tables import matching
@@ -54,19 +56,6 @@ from walbus.values import row_json
 
 _log = structlog.get_logger(__name__)
 
-_GATHERED = 20_000
-_GATHERED_BYTES = 16 << 20
-_FETCHED = 500
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A row as it is stored or gathered; its `source` is None where it is deleted."""
-
-    version: int
-    source: Mapping[str, Any] | None
-    lacks: bool
-
 
 class OpenSearchSink:
     """Documents in one OpenSearch or Elasticsearch; see `walbus.consumers.sinks.base.Sink`."""
@@ -75,18 +64,16 @@ class OpenSearchSink:
         self._tables_wanted = place.tables
         self._batching = Batching(linger=options.commit_seconds, max_changes=2_000)
         self._refreshes = options.refresh == "commit"
-        self._routing = options.routing
-        self._server = OpenSearchServer(options.access(place), self._sent)
+        self._server = OpenSearchServer(options.access(place))
+        self._rows = GatheredRows(self._server)
         template = IndexTemplate(options.index)
         choice = IndexChoice(template, options.settings, options.fields, options.routing, options.tombstone_seconds)
-        self._indices = TableIndices(self._server, place.consumer, choice, self._flush)
+        self._indices = TableIndices(self._server, place.consumer, choice, self._rows)
         self._state = ConsumerState(self._server, options.state_index, place.consumer)
         self._forms: dict[tuple[int, int], RowForm] = {}  # by log_generation and number of the layout
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
-        self._lacking: set[tuple[str, str]] = set()  # index and id of documents that lack a value
-        self._touched: set[str] = set()  # indices that were written to since the last refresh
-        self._forget_gathered()
+        self._touched: set[str] = set()  # aliases of indices that were written to since the last refresh
 
     @classmethod
     def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
@@ -107,14 +94,13 @@ class OpenSearchSink:
 
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`. Without the index of a table it is worth nothing: all are read anew."""
-        self._server.forget()
-        self._forget_gathered()
+        self.rollback()
         text = self._state.begin()
         if not self._indices.load(self._state.aliases) and text:
             _log.warning("consumer.index_missing", where=self._server.where, note="all tables are read again")
             self._state.drop()
             text = ""
-        self._lacking = set(self._find_lacking())
+        self._rows.find_lacking([index.name for index in self._indices.all()])
         try:
             checkpoint = load_checkpoint(text) if text else None
         except InvalidText as error:
@@ -153,12 +139,13 @@ class OpenSearchSink:
 
     def rollback(self) -> None:
         """See `Sink.rollback`. What was sent in parts stays, and is compared by version when it comes again."""
-        self._server.forget()
-        self._forget_gathered()
+        self._rows.forget()
 
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`."""
-        lacking = {index for index, _ in self._lacking}
+        lacking = self._rows.lacking
+        if not lacking and not self._indices.any_to_read:
+            return ()
         found = [index for index in self._indices.all() if index.reread or index.name in lacking]
         return tuple(sorted(index.layout.table for index in found))
 
@@ -169,48 +156,17 @@ class OpenSearchSink:
 
     # What is gathered
 
-    def _forget_gathered(self) -> None:
-        self._gathered: dict[tuple[str, str], Write] = {}  # the last one of each document, by index and id
-        self._gathered_bytes = 0
-        self._fetched: dict[tuple[str, str], Found | None] = {}  # as they are stored, until something is sent
-        self._fetched_bytes = 0
-
     def _mark_with(self, marks: Marks) -> None:
         if marks != self._marks:
             self._flush()
             self._marks = marks
 
     def _gather(self, index: TableIndex, write: Write) -> None:
-        place = (index.name, write.id)
-        known = self._gathered.get(place)
-        if known is None or write.version > known.version or (write.version == known.version and write.even):
-            self._gathered[place] = write
-            self._gathered_bytes += len(write.source or b"")
-            if len(self._gathered) >= _GATHERED or self._gathered_bytes >= _GATHERED_BYTES:
-                self._send()
-
-    def _send(self) -> None:
-        writes = list(self._gathered.values())
-        self._forget_gathered()
-        self._touched.update(write.index for write in writes)
-        self._server.send(writes)
+        self._touched.add(index.alias)
+        self._rows.gather(write)
 
     def _flush(self) -> None:
-        self._send()
-        self._server.drain()
-
-    def _sent(self, write: Write, status: int) -> None:
-        """A write's answer: a document that lacks a value is remembered until it is written whole."""
-        if not write.lacks and not self._lacking:
-            return
-        index = self._name_of(write.index)
-        if status != CONFLICT and write.lacks:
-            self._lacking.add((index, write.id))
-        elif status != CONFLICT:
-            self._lacking.discard((index, write.id))
-
-    def _name_of(self, alias: str) -> str:
-        return next((index.name for index in self._indices.all() if index.alias == alias), alias)
+        self._rows.flush()
 
     # Changes
 
@@ -293,14 +249,14 @@ class OpenSearchSink:
         self._server.refresh([index.alias])
         for page in self._server.scroll(index.alias, query):
             self._touched.add(index.alias)
-            self._server.send(
+            self._rows.send(
                 [
-                    Write(index.alias, found.id, version, None, even=even, routing=found.routing)
+                    Write(Place(index.name, found.id, found.routing), index.alias, version, None, even=even)
                     for found in page
                     if found.version <= version
                 ]
             )
-        self._server.drain()
+        self._flush()
 
     # One document
 
@@ -310,29 +266,21 @@ class OpenSearchSink:
         row[MARK] = self._marks.generation
         if lacks:
             row[LACKS] = True
-        return Write(
-            index.alias,
-            self._id(change, change.raw.key),
-            version_of(index.number, change.seq),
-            msgspec.json.encode(row),
-            even=even,
-            lacks=lacks,
-            routing=self._routed(index, change, change.raw.key),
-            change=change,
-        )
+        place, version = self._place(index, change, change.raw.key), version_of(index.number, change.seq)
+        return Write(place, index.alias, version, msgspec.json.encode(row), even=even, lacks=lacks, change=change)
 
     def _deleted(self, index: TableIndex, change: Change, key: bytes | None) -> Write:
-        version, routing = version_of(index.number, change.seq), self._routed(index, change, key)
-        return Write(index.alias, self._id(change, key), version, None, routing=routing, change=change)
+        version = version_of(index.number, change.seq)
+        return Write(self._place(index, change, key), index.alias, version, None, change=change)
 
     def _row(self, change: Change, layout: TableSchema) -> dict[str, Any]:
         """The fields that the change carries."""
         raw, own = change.raw, change.schema
         if raw.after is None or own is None:
             raise refused("a change has no row", change, "check the relay's log")
-        row: Mapping[str, Any] = row_json(own, raw.after, raw.unchanged)
+        row = row_json(own, raw.after, raw.unchanged)
         if own.id != layout.id:
-            row = fitted(row, layout_change(own, layout))
+            row = fitting_row(row, layout_change(own, layout))
         return self._form(layout).fields(row)
 
     def _form(self, layout: TableSchema) -> RowForm:
@@ -351,7 +299,7 @@ class OpenSearchSink:
         return document_id(key)
 
     def _routed(self, index: TableIndex, change: Change, key: bytes | None) -> str | None:
-        column = self._routing.get(index.layout.table)
+        column = index.routing
         if column is None or key is None:
             return None
         layout = change.schema or index.layout
@@ -363,30 +311,15 @@ class OpenSearchSink:
             raise refused(what, change, f"route by one of {', '.join(names)}, or leave routing out")
         return key_texts(key)[names.index(column)]
 
-    # Rows as they are now, gathered or stored
+    def _present(self, index: TableIndex, change: Change, key: bytes | None) -> PresentRow | None:
+        return self._rows.present(self._place(index, change, key))
 
-    def _present(self, index: TableIndex, change: Change, key: bytes | None) -> _Row | None:
-        place = (index.name, self._id(change, key))
-        gathered = self._gathered.get(place)
-        if place not in self._fetched:
-            self._server.drain()
-            routing = self._routed(index, change, key)
-            self._hold([place], [(index.alias, place[1], routing)])
-        stored = self._fetched[place]
-        if gathered is not None and (stored is None or stored.version <= gathered.version):
-            source = (
-                None if gathered.source is None else msgspec.json.decode(gathered.source, type=dict[str, msgspec.Raw])
-            )
-            return _Row(gathered.version, source, gathered.lacks)
-        if stored is None:
-            return None
-        return _Row(
-            stored.version, msgspec.json.decode(stored.source, type=dict[str, msgspec.Raw]), place in self._lacking
-        )
+    def _place(self, index: TableIndex, change: Change, key: bytes | None) -> Place:
+        return Place(index.name, self._id(change, key), self._routed(index, change, key))
 
     def _fetch(self, windows: Sequence[Window]) -> None:
         """Reads at once the rows that these windows' changes leave values out of."""
-        places: dict[tuple[str, str], tuple[str, str, str | None]] = {}
+        places: list[Place] = []
         for window in windows:
             if window.kind != Kind.TRANSACTION or window.last <= self._done:
                 continue
@@ -394,27 +327,10 @@ class OpenSearchSink:
                 index = self._indices.known(change.raw.table) if change.raw.unchanged else None
                 if index is None or change.schema is None or change.schema.id > index.layout.id:
                     continue  # not there yet, or copied before it is read
-                for key in (change.raw.key, change.raw.old_key):
-                    if key is not None and (place := (index.name, document_id(key))) not in self._fetched:
-                        places[place] = (index.alias, place[1], self._routed(index, change, key))
+                keys = (change.raw.key, change.raw.old_key)
+                places += [self._place(index, change, key) for key in keys if key is not None]
         if places:
-            self._server.drain()
-            self._hold(list(places)[:_FETCHED], list(places.values())[:_FETCHED])
-
-    def _hold(self, places: list[tuple[str, str]], where: list[tuple[str, str, str | None]]) -> None:
-        """Reads documents; where those held already are many or large, they are read again if they are needed again."""
-        if self._fetched_bytes >= _GATHERED_BYTES:
-            self._fetched, self._fetched_bytes = {}, 0
-        for place, found in zip(places, self._server.documents(where), strict=True):
-            self._fetched[place] = found
-            self._fetched_bytes += len(found.source) if found else 0
-
-    def _find_lacking(self) -> Iterator[tuple[str, str]]:
-        indices = self._indices.all()
-        self._server.refresh([index.name for index in indices])
-        for index in indices:
-            for page in self._server.scroll(index.name, {"term": {LACKS: True}}):
-                yield from ((index.name, found.id) for found in page)
+            self._rows.fetch(places)
 
     def _index(self, change: Change) -> TableIndex:
         if change.schema is None:

@@ -9,8 +9,23 @@ import msgspec
 
 from walbus.events import Change
 
+_encoder = msgspec.json.Encoder()
 _BULK_DOCUMENTS = 1_000
 _BULK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a document is: its index, its id, and its routing if the index has one."""
+
+    index: str
+    id: str
+    routing: str | None = None
+
+    def told(self) -> dict[str, str]:
+        """For a request."""
+        place = {"_index": self.index, "_id": self.id}
+        return place if self.routing is None else place | {"routing": self.routing}
 
 
 @dataclass(slots=True)
@@ -18,34 +33,38 @@ class Write:
     """One document to be indexed, or deleted.
 
     Attributes:
-        index: its index, or the alias of that.
-        id: of the document.
+        place: of the document.
+        alias: that its index is written by; None: by its own name.
         version: below or at the stored one, the write changes nothing.
         source: the document as JSON; None: deleted.
         even: whether it applies at the stored version too.
         lacks: whether a value of the document is missing.
-        routing: of the document, if its index has one.
         change: that it comes from, for errors; None: a document that is moved, or swept.
     """
 
-    index: str
-    id: str
+    place: Place
+    alias: str | None
     version: int
     source: bytes | None
     even: bool = False
     lacks: bool = False
-    routing: str | None = None
     change: Change | None = None
 
     def lines(self) -> bytes:
-        """Its part of the body of a `_bulk`."""
-        place: dict[str, object] = {"_index": self.index, "_id": self.id, "version": self.version}
-        place["version_type"] = "external_gte" if self.even else "external"
-        if self.routing is not None:
-            place["routing"] = self.routing
+        """Its part of the body of a `_bulk`.
+
+        An alias must be one: an index that went away is then an error, and not made anew with whatever mapping. (Of a
+        delete a server does not ask that; see `opensearch_indices`.)
+        """
+        head: dict[str, object] = {**self.place.told(), "version": self.version}
+        head["version_type"] = "external_gte" if self.even else "external"
+        if self.alias is not None:
+            head["_index"] = self.alias
         if self.source is None:
-            return msgspec.json.encode({"delete": place}) + b"\n"
-        return b"%b\n%b\n" % (msgspec.json.encode({"index": place}), self.source)
+            return _encoder.encode({"delete": head}) + b"\n"
+        if self.alias is not None:
+            head["require_alias"] = True
+        return b"%b\n%b\n" % (_encoder.encode({"index": head}), self.source)
 
 
 class Found(msgspec.Struct, rename={"id": "_id", "version": "_version", "source": "_source", "routing": "_routing"}):
@@ -81,10 +100,21 @@ class _Hits(msgspec.Struct):
     hits: list[Found]
 
 
-class Page(msgspec.Struct, rename={"scroll_id": "_scroll_id"}):
+class Shards(msgspec.Struct):
+    """How many shards had their part in an answer, and how many should have had and had not."""
+
+    failed: int = 0
+
+
+class _Answered(msgspec.Struct, rename={"shards": "_shards"}):
+    shards: Shards
+
+
+class Page(msgspec.Struct, rename={"scroll_id": "_scroll_id", "shards": "_shards"}):
     """A page of what a search found."""
 
     scroll_id: str
+    shards: Shards
     hits: _Hits
 
 
@@ -95,6 +125,7 @@ class _Documents(msgspec.Struct):
 _items = msgspec.json.Decoder(_Items)
 _page = msgspec.json.Decoder(Page)
 _documents = msgspec.json.Decoder(_Documents)
+_answered = msgspec.json.Decoder(_Answered)
 
 
 def bulk_items(body: bytes) -> list[BulkItem]:
@@ -105,6 +136,11 @@ def bulk_items(body: bytes) -> list[BulkItem]:
 def documents_of(body: bytes) -> list[Found]:
     """The documents of an `_mget`, in the order in which they were asked for."""
     return _documents.decode(body).docs
+
+
+def shards_of(body: bytes) -> Shards:
+    """The shards of a refresh."""
+    return _answered.decode(body).shards
 
 
 def page_of(body: bytes) -> Page:

@@ -14,16 +14,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
+from walbus.consumers.sinks.layout import LayoutChange, fitted
 from walbus.keys import key_texts
 from walbus.schema import Column, TableSchema
 from walbus.values.types import JSON
 
 Mapped: TypeAlias = dict[str, Any]  # what a mapping says of one field
 Source: TypeAlias = dict[str, Any]  # a document's fields, ready for `msgspec.json.encode`
+
+T = TypeVar("T")
 
 #: Fields of the sink's own, in every document.
 MARK, LACKS = "_walbus_mark", "_walbus_lacks"
@@ -143,6 +146,19 @@ def _mapped(column: Column) -> Mapped:
     return _TEXT if column.type_name.rpartition(".")[2] == "citext" else _KEYWORD
 
 
+def fitting_row(row: Mapping[str, T], change: LayoutChange) -> dict[str, T]:
+    """A row of one layout with the columns of a later one, by column.
+
+    Of a column that is a boolean now the old values are left out, since servers take no others there; the table is read
+    again after such a change. All other fields are lenient.
+    """
+    now = fitted(row, change)
+    for column in change.retyped:
+        if _mapped(column)["type"] == "boolean":
+            now.pop(column.name, None)
+    return now
+
+
 class RowForm:
     """Rows of a layout as documents' fields.
 
@@ -156,9 +172,9 @@ class RowForm:
         }
         self._documents = [column.name for column in layout.columns if column.type_oid == JSON]
 
-    def fields(self, row: Mapping[str, Any]) -> Source:
-        """A row of `walbus.values.row_json` by fields."""
-        source = dict(row)
+    def fields(self, row: Source) -> Source:
+        """A row of `walbus.values.row_json`, which is used up, by fields."""
+        source = row
         for column in self._documents:
             value = source.get(column)
             if isinstance(value, msgspec.Raw):
@@ -201,5 +217,5 @@ def _escaped(match: re.Match[str]) -> str:
 
 __all__ = [
     "LACKS", "LOGS_AT_MOST", "MARK", "IndexTemplate", "Mapped", "RowForm", "Source", "document_id", "field_name",
-    "properties_of", "version_of", "without_repeats",
+    "fitting_row", "properties_of", "version_of", "without_repeats",
 ]  # fmt: skip

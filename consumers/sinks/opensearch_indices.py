@@ -9,15 +9,15 @@ copied into another index, to which the alias then moves in one step: a search f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from walbus.consumers.checkpoint import Marks
-from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
-from walbus.consumers.sinks.opensearch_bulks import Found, Write
+from walbus.consumers.sinks.layout import LayoutChange, layout_change
+from walbus.consumers.sinks.opensearch_bulks import Found, Place, Write
 from walbus.consumers.sinks.opensearch_documents import (
     LACKS,
     LOGS_AT_MOST,
@@ -25,8 +25,10 @@ from walbus.consumers.sinks.opensearch_documents import (
     IndexTemplate,
     Mapped,
     field_name,
+    fitting_row,
     properties_of,
 )
+from walbus.consumers.sinks.opensearch_gathered import GatheredRows
 from walbus.consumers.sinks.opensearch_server import NOT_FOUND, OpenSearchServer, path_of
 from walbus.errors import SinkRefused
 from walbus.schema import TableSchema
@@ -64,6 +66,7 @@ class TableIndex:
         log_generation: of the log that its versions belong to; `number` logs came before.
         floor: no change of that log with a seq at or below this applies (after a TRUNCATE).
         reread: whether its documents lie under other ids than the table's key gives now.
+        routing: the column of the key that its documents are routed by.
     """
 
     alias: str
@@ -73,6 +76,7 @@ class TableIndex:
     number: int = 0
     floor: int = 0
     reread: bool = False
+    routing: str | None = None
 
     def meta(self, consumer: str) -> dict[str, Any]:
         """For the mapping."""
@@ -84,6 +88,7 @@ class TableIndex:
                 "number": self.number,
                 "floor": self.floor,
                 "reread": self.reread,
+                "routing": self.routing,
             }
         }
 
@@ -95,11 +100,11 @@ class TableIndices:
         server: that has them.
         consumer: its name.
         choice: how they are made.
-        flush: sends what is gathered, before documents are copied.
+        rows: sends what is gathered before documents are copied.
     """
 
-    def __init__(self, server: OpenSearchServer, consumer: str, choice: IndexChoice, flush: Callable[[], None]) -> None:
-        self._server, self._consumer, self._choice, self._flush = server, consumer, choice, flush
+    def __init__(self, server: OpenSearchServer, consumer: str, choice: IndexChoice, rows: GatheredRows) -> None:
+        self._server, self._consumer, self._choice, self._rows = server, consumer, choice, rows
         self._by_oid: dict[int, TableIndex] = {}
 
     def load(self, aliases: tuple[str, ...]) -> bool:
@@ -115,6 +120,11 @@ class TableIndices:
     def all(self) -> list[TableIndex]:
         """Those that are known."""
         return list(self._by_oid.values())
+
+    @property
+    def any_to_read(self) -> bool:
+        """Whether the documents of any of them lie under other ids than their table's key gives now."""
+        return any(index.reread for index in self._by_oid.values())
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -138,12 +148,14 @@ class TableIndices:
         known = self._by_oid.get(layout.oid)
         if known is not None and marks.log_generation <= known.log_generation and known.layout.id >= layout.id:
             return known
-        self._flush()
+        self._rows.flush()
         alias = self._choice.template.alias(layout.table)
         if known is None or marks.log_generation > known.log_generation:
             known = self._of_name(alias, layout, marks)
         if known is None:
-            return self._remember(self._create(TableIndex(alias, "", layout, marks.log_generation)))
+            routing = self._choice.routing.get(layout.table)
+            made = TableIndex(alias, "", layout, marks.log_generation, routing=routing)
+            return self._remember(self._create(made))
         return self._remember(self._fit(known, layout, alias, marks))
 
     def emptied(self, index: TableIndex, seq: int) -> None:
@@ -179,7 +191,7 @@ class TableIndices:
         document = told["mappings"].get("_meta", {}).get(_META)
         if document is None and name == alias and self._made_by_a_delete(name):
             return None
-        if len(indices) > 1 or document is None or document["consumer"] != self._consumer:
+        if len(indices) > 1 or document is None or document.get("consumer") != self._consumer:
             raise SinkRefused(
                 "there is an index of this name that is not this consumer's",
                 where=f"{self._server.where}, {alias}",
@@ -187,7 +199,7 @@ class TableIndices:
             )
         self._check(name, told["settings"]["index"])
         layout = TableSchema.from_dict(document["layout"])
-        known = {name: document[name] for name in ("log_generation", "number", "floor", "reread")}
+        known = {name: document[name] for name in ("log_generation", "number", "floor", "reread", "routing")}
         return TableIndex(alias, name, layout, **known)
 
     def _made_by_a_delete(self, name: str) -> bool:
@@ -220,7 +232,7 @@ class TableIndices:
             "_meta": made.meta(self._consumer),
             "properties": properties_of(layout, self._choice.fields.get(layout.table, {})),
         }
-        if layout.table in self._choice.routing:
+        if index.routing is not None:
             mappings["_routing"] = {"required": True}
         settings = {
             "index.mapping.total_fields.limit": 1000 + 3 * len(layout.columns),
@@ -233,16 +245,18 @@ class TableIndices:
         return made
 
     def _taken(self, name: str) -> bool:
-        """Whether an index of this name is in use; one that a copy was broken off in is removed."""
+        """Whether there is, or was until now, an index of this name: one that a copy was broken off in is removed.
+
+        Its name is not used again, for what that copy had sent may still arrive.
+        """
         answer = self._server.ask("GET", f"/{path_of(name)}", accepted=[NOT_FOUND])
         if answer.status == NOT_FOUND:
             return False
         (told,) = answer.json().values()
         document = told["mappings"].get("_meta", {}).get(_META, {})
-        if told["aliases"] or document.get("consumer") != self._consumer:
-            return True
-        self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
-        return False
+        if not told["aliases"] and document.get("consumer") == self._consumer:
+            self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
+        return True
 
     def _stored(self, index: TableIndex, properties: Mapping[str, Mapped] | None = None) -> TableIndex:
         body = {"_meta": index.meta(self._consumer)} | ({"properties": properties} if properties else {})
@@ -253,7 +267,8 @@ class TableIndices:
 
     def _fit(self, known: TableIndex, layout: TableSchema, alias: str, marks: Marks) -> TableIndex:
         change = layout_change(known.layout, layout)
-        wanted = replace(known, layout=layout, reread=known.reread or change.rekeyed)
+        routing = dict(change.renamed).get(known.routing or "", known.routing)
+        wanted = replace(known, layout=layout, reread=known.reread or change.rekeyed, routing=routing)
         if marks.log_generation > known.log_generation:
             wanted = self._of_another_log(wanted, marks)
         chosen = self._choice.fields.get(layout.table, {})
@@ -289,10 +304,11 @@ class TableIndices:
         self._server.refresh([known.name])
         names = {field_name(column.name): column.name for column in known.layout.columns}
         for page in self._server.scroll(known.name, {"match_all": {}}, sources=True):
-            self._server.send([_copy(found, made.name, names, change) for found in page], aliased=False)
+            self._server.send([_copy(found, made.name, names, change) for found in page])
         self._server.drain()
         gone = {"remove_index": {"index": known.name}}
         self._move([_added(made.name, alias), gone])
+        self._rows.copied(known.name, made.name)
         return made
 
     def _make_room(self, alias: str) -> None:
@@ -305,20 +321,22 @@ class TableIndices:
         """Until a change tells its table's present name, an index is out of the way of searches."""
         aside = f"{index.alias}%was-{index.layout.oid}"
         self._server.ask("PUT", f"/{path_of(index.name)}/_settings", {"index.hidden": True})
-        self._move([_removed(index.name, index.alias), _added(index.name, aside)])
+        hidden = {"add": {"index": index.name, "alias": aside, "is_hidden": True}}
+        self._move([_removed(index.name, index.alias), hidden])
         if index.layout.oid in self._by_oid:
             self._by_oid[index.layout.oid] = replace(index, alias=aside)
 
-    def _move(self, actions: list[dict[str, dict[str, str]]]) -> None:
+    def _move(self, actions: list[Mapping[str, Mapping[str, object]]]) -> None:
         self._server.ask("POST", "/_aliases", {"actions": actions})
 
 
 def _copy(found: Found, index: str, names: Mapping[str, str], change: LayoutChange) -> Write:
     source = msgspec.json.decode(found.source, type=dict[str, msgspec.Raw])
     own = {name: source.pop(name) for name in (MARK, LACKS) if name in source}
-    row = fitted({names[field]: value for field, value in source.items() if field in names}, change)
+    row = fitting_row({names[field]: value for field, value in source.items() if field in names}, change)
     fields = {field_name(column): value for column, value in row.items()} | own
-    return Write(index, found.id, found.version, msgspec.json.encode(fields), even=True, routing=found.routing)
+    place = Place(index, found.id, found.routing)
+    return Write(place, None, found.version, msgspec.json.encode(fields), even=True)
 
 
 def _removed(index: str, alias: str) -> dict[str, dict[str, str]]:

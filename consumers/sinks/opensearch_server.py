@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import httpx
@@ -28,11 +28,15 @@ from walbus.consumers.sinks.opensearch_bulks import (
     BulkError,
     BulkItem,
     Found,
+    Page,
+    Place,
+    Shards,
     Write,
     bulk_items,
     bulks_of,
     documents_of,
     page_of,
+    shards_of,
 )
 from walbus.credentials import connection_problem
 from walbus.errors import SinkRefused, SinkUnavailable
@@ -56,7 +60,11 @@ _PASSING = frozenset({
     "rejected_execution_exception",
     "unavailable_shards_exception",
 })  # fmt: skip
+_UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # believes nobody; without TLS it is asked for nothing
 _FIELD = re.compile(r"field \[([^\]]*)\]")
+
+
+Done: TypeAlias = list[tuple[Write, int]]  # with the status of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,7 @@ class Access:
             base_url=self.url,
             auth=self.login,
             headers={"Authorization": f"ApiKey {self.api_key}"} if self.api_key else {},
-            verify=ssl.create_default_context(cafile=self.ca_file) if self.url.startswith("https") else False,
+            verify=ssl.create_default_context(cafile=self.ca_file) if self.url.startswith("https") else _UNUSED,
             timeout=httpx.Timeout(self.seconds, connect=min(self.seconds, _CONNECT_SECONDS)),
             limits=httpx.Limits(max_connections=self.connections + 1, keepalive_expiry=60),
             trust_env=False,
@@ -115,19 +123,13 @@ class Access:
 class OpenSearchServer:
     """One server. Every method may raise SinkUnavailable or SinkRefused."""
 
-    def __init__(self, access: Access, sent: Callable[[Write, int], None]) -> None:
-        """Opens no connection yet.
-
-        Args:
-            access: where it is.
-            sent: called with each write that a bulk brought, and its status, when its answer is taken.
-        """
-        self.where = f"the server at {access.url}"
+    def __init__(self, access: Access) -> None:
+        """Opens no connection yet."""
+        self.where = access.url
         self._http = access.client()
-        self._sent = sent
         self._connections = access.connections
         self._threads = ThreadPoolExecutor(access.connections, thread_name_prefix="walbus-bulk")
-        self._under_way: list[Future[list[tuple[Write, int]]]] = []
+        self._under_way: list[Future[Done]] = []
 
     def close(self) -> None:
         """Waits for what is under way, and closes the connections."""
@@ -175,83 +177,93 @@ class OpenSearchServer:
             if isinstance(error.__cause__, OSError) and "certificate" in str(error).lower():
                 what, mend = connection_problem(error)[0], "name its authority's certificate as ca_file"
                 raise SinkRefused(what, where=self.where, mend=mend) from None
-            raise SinkUnavailable(f"it does not answer ({type(error).__name__})", where=self.where) from None
+            raise SinkUnavailable(
+                f"the search server does not answer ({type(error).__name__})", where=self.where
+            ) from None
 
     def _failed(self, status: int, error: BulkError, what: str) -> SinkUnavailable | SinkRefused:
         told = error.type or str(status)
         if _passes(status, error.type):
-            return SinkUnavailable(f"it cannot do this now ({told})", where=f"{self.where}, {what}")
+            return SinkUnavailable(f"the search server cannot do this now ({told})", where=f"{self.where}, {what}")
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             mend = "mend user and password, or api_key, and see that they may make, read and write these indices"
-            return SinkRefused(f"it lets nobody in so ({told})", where=f"{self.where}, {what}", mend=mend)
-        return SinkRefused(f"it refuses ({told})", where=f"{self.where}, {what}")
+            return SinkRefused(
+                f"the search server lets nobody in so ({told})", where=f"{self.where}, {what}", mend=mend
+            )
+        return SinkRefused(f"the search server refuses ({told})", where=f"{self.where}, {what}")
 
     # Writing
 
-    def send(self, writes: Sequence[Write], *, aliased: bool = True) -> None:
+    def send(self, writes: Sequence[Write]) -> Done:
         """Sends writes in bulks, several at a time, and returns before they are all done: see `drain`.
 
         Args:
             writes: in any order: versions tell which one stays.
-            aliased: whether their indices must be aliases. An index that went away is then an error, and not made anew
-                with whatever mapping.
+
+        Returns:
+            Writes that are done meanwhile, and their statuses.
         """
+        done: Done = []
         for bulk in bulks_of(writes):
             while len(self._under_way) > self._connections:
-                self._take(self._under_way.pop(0))
-            self._under_way.append(self._threads.submit(self._send, bulk, aliased))
+                done += self._under_way.pop(0).result()
+            self._under_way.append(self._threads.submit(self._send, bulk))
+        return done
 
-    def drain(self) -> None:
-        """Waits until all that was sent is done."""
+    def drain(self) -> Done:
+        """Waits until all that was sent is done.
+
+        Returns:
+            Writes that are done, and their statuses.
+        """
+        done: Done = []
         failures: list[SinkUnavailable | SinkRefused] = []
         while self._under_way:
             try:
-                self._take(self._under_way.pop(0))
+                done += self._under_way.pop(0).result()
             except (SinkUnavailable, SinkRefused) as error:
                 failures.append(error)
         if failures:
             raise min(failures, key=lambda error: isinstance(error, SinkUnavailable))
+        return done
 
-    def forget(self) -> None:
-        """Waits for what is under way, whatever comes of it. Never raises."""
+    def abandon(self) -> Done:
+        """As `drain`, but that failures are nobody's concern any more. Never raises."""
+        done: Done = []
         while self._under_way:
             with suppress(SinkUnavailable, SinkRefused):
-                self._take(self._under_way.pop(0))
+                done += self._under_way.pop(0).result()
+        return done
 
-    def _take(self, future: Future[list[tuple[Write, int]]]) -> None:
-        for write, status in future.result():
-            self._sent(write, status)
-
-    def _send(self, bulk: Sequence[Write], aliased: bool) -> list[tuple[Write, int]]:
-        done: list[tuple[Write, int]] = []
+    def _send(self, bulk: Sequence[Write]) -> Done:
+        done: Done = []
         backoff, left = Backoff(longest=1.0), list(bulk)
         while True:
-            pushed_back: list[Write] = []
-            for write, item in zip(left, self._bulk(left, aliased), strict=True):
-                if _passes(item.status, item.error.type if item.error else None) and item.status != NOT_FOUND:
-                    pushed_back.append(write)
-                    last = item
-                elif item.status < httpx.codes.BAD_REQUEST or item.status == CONFLICT or _gone_already(write, item):
+            pushed_back: list[tuple[Write, BulkItem]] = []
+            for write, item in zip(left, self._bulk(left), strict=True):
+                if item.status < httpx.codes.BAD_REQUEST or item.status == CONFLICT or _gone_already(write, item):
                     done.append((write, item.status))
+                elif _passes(item.status, item.error.type if item.error else None) and item.status != NOT_FOUND:
+                    pushed_back.append((write, item))
                 else:
                     raise self._refused(write, item)
             if not pushed_back:
                 return done
             if backoff.attempts >= _BULK_ATTEMPTS:
-                raise self._failed(last.status, last.error or BulkError(), pushed_back[0].index)
-            left = pushed_back
+                write, item = pushed_back[0]
+                raise self._failed(item.status, item.error or BulkError(), write.place.index)
+            left = [write for write, _ in pushed_back]
             time.sleep(backoff.next_delay())
 
-    def _bulk(self, bulk: Sequence[Write], aliased: bool) -> list[BulkItem]:
+    def _bulk(self, bulk: Sequence[Write]) -> list[BulkItem]:
         path = "/_bulk?filter_path=items.*.status,items.*.error.type,items.*.error.reason"
         content = b"".join([write.lines() for write in bulk])
-        path += "&require_alias=true" if aliased else ""
         answer = self._request("POST", path, content, "application/x-ndjson")
         if answer.status == TOO_LARGE:
             if len(bulk) == 1:
                 raise self._refused(bulk[0], BulkItem(TOO_LARGE))
             half = len(bulk) // 2
-            return self._bulk(bulk[:half], aliased) + self._bulk(bulk[half:], aliased)
+            return self._bulk(bulk[:half]) + self._bulk(bulk[half:])
         if answer.status >= httpx.codes.BAD_REQUEST:
             error = _error_of(answer.body)
             if _passes(answer.status, error.type):
@@ -261,30 +273,26 @@ class OpenSearchServer:
 
     def _refused(self, write: Write, item: BulkItem) -> SinkUnavailable | SinkRefused:
         error = item.error or BulkError()
-        failed = self._failed(item.status, error, write.index)
+        failed = self._failed(item.status, error, write.place.index)
         if isinstance(failed, SinkUnavailable) or write.change is None:
             return failed
         change, field = write.change, _FIELD.search(error.reason or "")
-        what = "it refuses a document" if item.status != TOO_LARGE else "it refuses a document of this size"
+        what = f"the search server refuses a document{' of this size' if item.status == TOO_LARGE else ''}"
         told = f"{error.type or item.status}{f', field {field[1]}' if field else ''}"
         return SinkRefused(
             f"{what} ({told})",
-            where=f"{change.table or change.raw.table} at {change.position}, index {write.index}",
+            where=f"{change.table or change.raw.table} at {change.position}, index {write.place.index}",
             mend="map the field so that it takes such values (fields), or leave the table out of the consumer's tables",
         )
 
     # Reading
 
-    def documents(self, places: Sequence[tuple[str, str, str | None]]) -> list[Found | None]:
-        """Documents by index, id and routing, as they are at this moment, searchable or not."""
+    def documents(self, places: Sequence[Place]) -> list[Found | None]:
+        """Documents as they are at this moment, searchable or not."""
         found: list[Found | None] = []
         for start in range(0, len(places), _READ_DOCUMENTS):
-            wanted = [
-                {"_index": index, "_id": id_} | ({} if routing is None else {"routing": routing})
-                for index, id_, routing in places[start : start + _READ_DOCUMENTS]
-            ]
-            answer = documents_of(self.ask("POST", "/_mget", {"docs": wanted}).body)
-            for document in answer:
+            wanted = [place.told() for place in places[start : start + _READ_DOCUMENTS]]
+            for document in documents_of(self.ask("POST", "/_mget", {"docs": wanted}).body):
                 if document.error is not None:
                     raise SinkUnavailable("an index is not there", where=self.where)
                 found.append(document if document.found else None)
@@ -293,20 +301,35 @@ class OpenSearchServer:
     def refresh(self, indices: Sequence[str]) -> None:
         """Makes what was written searchable."""
         if indices:
-            self.ask("POST", f"/{path_of(*indices)}/_refresh")
+            answer = self.ask("POST", f"/{path_of(*indices)}/_refresh")
+            self._whole(shards_of(answer.body))
 
     def scroll(self, index: str, query: object, *, sources: bool = False) -> Iterator[list[Found]]:
-        """Pages of the documents that a query finds, as they were when it began."""
+        """Pages of the documents that a query finds, as they were when it began.
+
+        Raises:
+            SinkUnavailable: a part of the index cannot be searched now.
+        """
         body = {"query": query, "size": _SCROLL_SIZE, "version": True, "_source": sources, "sort": ["_doc"]}
-        path = f"/{path_of(index)}/_search?scroll={_SCROLL_KEPT}"
-        page = page_of(self.ask("POST", path, body).body)
+        path = f"/{path_of(index)}/_search?scroll={_SCROLL_KEPT}&allow_partial_search_results=false"
+        page = self._page(path, body)
         try:
             while page.hits.hits:
                 yield page.hits.hits
                 more = {"scroll": _SCROLL_KEPT, "scroll_id": page.scroll_id}
-                page = page_of(self.ask("POST", "/_search/scroll", more).body)
+                page = self._page("/_search/scroll", more)
         finally:
             self.ask("DELETE", "/_search/scroll", {"scroll_id": [page.scroll_id]}, accepted=[NOT_FOUND])
+
+    def _page(self, path: str, body: object) -> Page:
+        page = page_of(self.ask("POST", path, body).body)
+        self._whole(page.shards)
+        return page
+
+    def _whole(self, shards: Shards) -> None:
+        """What some shards did not tell would be missing from a copy, or left behind by a sweep."""
+        if shards.failed:
+            raise SinkUnavailable("the search server has shards that do not answer", where=self.where)
 
 
 def path_of(*indices: str) -> str:

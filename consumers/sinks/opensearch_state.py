@@ -34,7 +34,7 @@ class ConsumerState:
     def __init__(self, server: OpenSearchServer, index: str, consumer: str) -> None:
         self._server, self._index, self._consumer = server, index, consumer
         self._fence = "op_type=create"  # what a write of the checkpoint demands of the one that is there
-        self._writer = uuid4().hex  # tells our own write from another's of the same checkpoint
+        self._writer = uuid4().hex  # tells our own writes from another's
         self._aliases: tuple[str, ...] = ()
 
     def begin(self) -> str:
@@ -72,15 +72,17 @@ class ConsumerState:
             found = self._get("checkpoint")
             if found is None:
                 where = self._server.where
-                raise SinkUnavailable("it came back without its checkpoint; it is filled from a snapshot", where=where)
-            if found["_source"] != self._document(checkpoint):  # else our own write arrived, and its answer did not
+                raise SinkUnavailable("the search server came back empty; it is filled from a snapshot", where=where)
+            if found["_source"].get("writer") != self._writer:
                 raise SinkRefused(
                     "another consumer writes these indices under the same name",
                     where=self._server.where,
                     mend="let one process run the consumer, or give each its own name and index",
                 )
-            self._fence = _fence_of(found)
-            return
+            self._fence = _fence_of(found)  # a write of our own arrived, and its answer did not
+            answer = self._put(checkpoint)
+            if answer.status in (CONFLICT, NOT_FOUND):
+                raise SinkUnavailable("the checkpoint moves while it is stored", where=self._server.where)
         self._fence = _fence_of(answer.json())
 
     def drop(self) -> None:

@@ -21,6 +21,7 @@ from support.scripted_relay import ScriptedRelay
 from support.services import RedisServer
 from support.sinks_under_test import (
     SinkUnderTest,
+    opensearch_under_test,
     postgres_under_test,
     redis_under_test,
     sqlite_under_test,
@@ -251,7 +252,7 @@ def reads(relay: ScriptedRelay) -> int:
     return len(relay.asked("/v1/stream")) + len(relay.asked("/v1/snapshot"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "tantivy", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "tantivy", "redis", "opensearch"])
 def test_a_consumer_killed_again_and_again_ends_equal(
     kind: str, relay: ScriptedRelay, source: ModelSource, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -259,6 +260,8 @@ def test_a_consumer_killed_again_and_again_ends_equal(
         under_test = redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash")
     elif kind == "postgres":
         under_test = postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
+    elif kind == "opensearch":
+        under_test = opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
     else:
         under_test = sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
     options = {name: str(value) if isinstance(value, Path) else value for name, value in under_test.options.items()}

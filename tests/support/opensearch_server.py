@@ -15,7 +15,7 @@ import fcntl
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,8 +72,8 @@ def _run(command: list[str], what: str) -> None:
 class OpenSearchServer:
     """One node; `url` is its address, `pid` its process."""
 
-    def __init__(self, folder: Path, classes: Path, java: tuple[str, ...] = _JAVA) -> None:
-        self._folder, self._classes, self._java = folder, classes, java
+    def __init__(self, folder: Path, classes: Path, java: tuple[str, ...], settings: Mapping[str, str]) -> None:
+        self._folder, self._classes, self._java, self._settings = folder, classes, java, settings
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[str] | None = None
@@ -88,7 +88,8 @@ class OpenSearchServer:
             shutil.rmtree(self._folder)
         (self._folder / "config").mkdir(parents=True, exist_ok=True)
         classpath = f"{self._classes}:{self._classes}/*"
-        command = [*self._java, "-cp", classpath, "OpenSearchNode", str(self._folder), str(self._port)]
+        settings = [f"{name}={value}" for name, value in self._settings.items()]
+        command = [*self._java, "-cp", classpath, "OpenSearchNode", str(self._folder), str(self._port), *settings]
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
@@ -108,15 +109,17 @@ class OpenSearchServer:
 
 
 @contextmanager
-def local_opensearch(java: tuple[str, ...] = _JAVA) -> Iterator[OpenSearchServer]:
-    """A node in a temporary folder.
+def local_opensearch(
+    java: tuple[str, ...] = _JAVA, settings: Mapping[str, str] | None = None
+) -> Iterator[OpenSearchServer]:
+    """A node in a temporary folder, with settings of its own.
 
     Raises:
         UsageError: it cannot be had here; says why.
     """
     classes = fetched()
     with tempfile.TemporaryDirectory(prefix="walbus-opensearch-", ignore_cleanup_errors=True) as folder:
-        server = OpenSearchServer(Path(folder) / "node", classes, java)
+        server = OpenSearchServer(Path(folder) / "node", classes, java, settings or {})
         try:
             server.start()
             yield server

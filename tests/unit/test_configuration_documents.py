@@ -21,6 +21,7 @@ from walbus.config import (
     SourceConfig,
     load_settings,
 )
+from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
 from walbus.consumers.sinks.redis import RedisOptions
 from walbus.consumers.sinks.sqlite import SqliteOptions
 from walbus.consumers.sinks.tantivy import TantivyOptions
@@ -40,6 +41,7 @@ SINKS: dict[str, type[BaseModel]] = {
     'sink = "sqlite"': SqliteOptions,
     'sink = "tantivy"': TantivyOptions,
     'sink = "redis"': RedisOptions,
+    'sink = "opensearch"': OpenSearchOptions,
 }
 
 
