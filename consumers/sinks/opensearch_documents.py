@@ -21,7 +21,7 @@ import msgspec
 from walbus.consumers.sinks.layout import LayoutChange, fitted
 from walbus.keys import key_texts
 from walbus.schema import Column, TableSchema
-from walbus.values.types import JSON
+from walbus.values.types import JSON, JSONB
 
 Mapped: TypeAlias = dict[str, Any]  # what a mapping says of one field
 Source: TypeAlias = dict[str, Any]  # a document's fields, ready for `msgspec.json.encode`
@@ -34,6 +34,9 @@ MARK, LACKS = "_walbus_mark", "_walbus_lacks"
 _SEQ_BITS = 53
 LOGS_AT_MOST = 1 << (63 - _SEQ_BITS)
 _LONGEST_ID = 512  # bytes
+_DEEPEST = 300  # servers stop at 1,000 levels, and our own readers not far below
+_LONG_NUMBER = re.compile(rb"[0-9.eE+-]{900}")  # servers stop at 1,000 digits
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _LONGEST_NAME = 200  # of 255 bytes: a number comes behind it
 _WRITTEN_OTHERWISE = re.compile(r"[^a-z0-9._$-]")
 _PLACEHOLDER = "{table}"
@@ -160,17 +163,13 @@ def fitting_row(row: Mapping[str, T], change: LayoutChange) -> dict[str, T]:
 
 
 class RowForm:
-    """Rows of a layout as documents' fields.
-
-    A server refuses a document with the same name twice in an object, which PostgreSQL's `json` may hold: the last one
-    counts, as it does for `jsonb`.
-    """
+    """Rows of a layout as documents' fields; their `json` and `jsonb` as `acceptable` has it."""
 
     def __init__(self, layout: TableSchema) -> None:
         self._fields = {
             column.name: field for column in layout.columns if (field := field_name(column.name)) != column.name
         }
-        self._documents = [column.name for column in layout.columns if column.type_oid == JSON]
+        self._documents = [column.name for column in layout.columns if column.type_oid in {JSON, JSONB}]
 
     def fields(self, row: Source) -> Source:
         """A row of `walbus.values.row_json`, which is used up, by fields."""
@@ -178,33 +177,48 @@ class RowForm:
         for column in self._documents:
             value = source.get(column)
             if isinstance(value, msgspec.Raw):
-                source[column] = without_repeats(value)
+                source[column] = acceptable(value)
         if not self._fields:
             return source
         return {self._fields.get(column, column): value for column, value in source.items()}
 
 
-def without_repeats(document: msgspec.Raw) -> msgspec.Raw:
-    """The document, each name of an object standing once in it; numbers keep every digit."""
+def acceptable(document: msgspec.Raw) -> msgspec.Raw | str:
+    """A JSON document as servers take it, who read the whole of it even where nothing is searched.
+
+    One that is nested too deep, or has a number of too many digits, is its own text. Of a name that stands twice in one
+    object, as it may in `json`, the last counts, as it does for `jsonb`; numbers keep every digit.
+    """
+    text = bytes(document)
+    if len(text) > _DEEPEST and _beyond_parsers(text):
+        return text.decode()
     repeated = False
 
     def seen(pairs: list[tuple[str, object]]) -> None:
         nonlocal repeated
         repeated = repeated or len({name for name, _ in pairs}) < len(pairs)
 
-    try:
-        json.loads(bytes(document), object_pairs_hook=seen, parse_int=str, parse_float=str)
-    except RecursionError:  # no server takes it so deep either, and says so
-        return document
+    if text.count(b":") > 1:
+        json.loads(text, object_pairs_hook=seen, parse_int=str, parse_float=str)
     return msgspec.Raw(msgspec.json.encode(_once(document))) if repeated else document
+
+
+def _beyond_parsers(text: bytes) -> bool:
+    if text.count(b"[") + text.count(b"{") <= _DEEPEST and not _LONG_NUMBER.search(text):
+        return False
+    bare = _STRING.sub(b"", text)
+    depth = deepest = 0
+    for sign in re.findall(rb"[\[{}\]]", bare):
+        depth += 1 if sign in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest > _DEEPEST or _LONG_NUMBER.search(bare) is not None
 
 
 def _once(document: msgspec.Raw) -> object:
     match bytes(document).lstrip()[:1]:
         case b"{":
-            return {
-                name: _once(value) for name, value in msgspec.json.decode(document, type=dict[str, msgspec.Raw]).items()
-            }
+            members = msgspec.json.decode(document, type=dict[str, msgspec.Raw])
+            return {name: _once(value) for name, value in members.items()}
         case b"[":
             return [_once(value) for value in msgspec.json.decode(document, type=list[msgspec.Raw])]
         case _:
@@ -216,6 +230,6 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 __all__ = [
-    "LACKS", "LOGS_AT_MOST", "MARK", "IndexTemplate", "Mapped", "RowForm", "Source", "document_id", "field_name",
-    "fitting_row", "properties_of", "version_of", "without_repeats",
+    "LACKS", "LOGS_AT_MOST", "MARK", "IndexTemplate", "Mapped", "RowForm", "Source", "acceptable", "document_id",
+    "field_name", "fitting_row", "properties_of", "version_of",
 ]  # fmt: skip
