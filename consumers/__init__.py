@@ -13,12 +13,15 @@ The way of the data:
     subscribed  what a consumer asks for; whole_rows how far back it can be had complete
     listing     which tables the bootstrap has, and what deltas of them cost
     session     drives the machine: opens what it wants, waits out what comes right by itself
-    checkpoint  where a consumer is; checkpoint_store keeps it
+    checkpoint  where a consumer is; checkpoint_store keeps it, and those in SQLite, PostgreSQL and Redis do, behind
+                one checkpoint_fence
     arrow       windows as Arrow record batches
     reporting   tells the relay where the consumer is; report_schedule when, progress also for people
     read_your_writes   waits until a consumer has done what was committed
     deliveries  what a subscription yields
-    callbacks   a consumer as an object that is called; callback_loop calls it, dead_letters keeps what it refuses
+    callbacks   a consumer as an object that is called; callback_loop calls it for what a
+                called_feed gives, dead_letters keeps what it refuses
+    typed_rows  rows as objects of a class; places where in the log a reading begins and ends
     subscription  one consumer's deliveries and commits
     client      `walbus.connect(url).subscribe(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
@@ -31,6 +34,9 @@ from __future__ import annotations
 from walbus.consumers.async_client import AsyncBus, AsyncDelivery, AsyncSubscription, aconnect
 from walbus.consumers.callbacks import AsyncCallbacks, Callbacks, ChangesRefused, Failures
 from walbus.consumers.checkpoint import Checkpoint
+from walbus.consumers.checkpoint_postgres import PostgresCheckpointStore
+from walbus.consumers.checkpoint_redis import RedisCheckpointStore
+from walbus.consumers.checkpoint_sqlite import SqliteCheckpointStore
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
 from walbus.consumers.client import Bus, connect
 from walbus.consumers.dead_letters import DeadLetter, DeadLetters
@@ -64,6 +70,9 @@ __all__ = [
     "FileCheckpointStore",
     "MemoryCheckpointStore",
     "PhaseEvent",
+    "PostgresCheckpointStore",
+    "RedisCheckpointStore",
+    "SqliteCheckpointStore",
     "Subscription",
     "Sweep",
     "aconnect",

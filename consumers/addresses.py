@@ -118,6 +118,10 @@ class Relays:
         """The log behind a position; see `RelayPeer.stream`."""
         return self._peer.stream(after, log_id, tables, name, narrowing)
 
+    def stream_from(self, place: str, tables: tuple[str, ...], narrowing: Mapping[str, str]) -> RecordStream:
+        """The log from a place to its end; see `RelayPeer.stream_from`."""
+        return self._peer.stream_from(place, tables, narrowing)
+
     def bootstrap(self, url: str) -> BootstrapPeer:
         """The bootstrap server at an address; see `RelayPeer.bootstrap`."""
         return self._peer.bootstrap(url)

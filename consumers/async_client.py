@@ -27,11 +27,13 @@ from pydantic import SecretStr
 
 from walbus.consumers.callback_loop import CallbackLoop, Steps
 from walbus.consumers.callbacks import STOP, AsyncCallbacks, Failures
+from walbus.consumers.called_feed import CalledFeed
 from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, connect
 from walbus.consumers.clock import Clock
 from walbus.consumers.deliveries import Delivered, Delivery
+from walbus.consumers.places import Place
 from walbus.consumers.read_your_writes import ConsumerPlace
-from walbus.consumers.subscription import CHECKPOINT_SECONDS, CalledFeed, Subscription, closed
+from walbus.consumers.subscription import CHECKPOINT_SECONDS, Subscription, closed
 from walbus.position import Position
 
 _Parameters = ParamSpec("_Parameters")
@@ -146,6 +148,23 @@ class AsyncSubscription:
     async def rewind(self) -> None:
         """Goes back to the stored checkpoint, as `Subscription.rewind` does."""
         await _Awaited(self.next, self._thread).call(self._subscription.rewind)
+
+    async def seek(self, place: Place) -> None:
+        """Goes to another place of the log, as `Subscription.seek` does."""
+        await _Awaited(self.next, self._thread).call(self._subscription.seek, place)
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` was called, and `resume` has not been since."""
+        return self._subscription.paused
+
+    def pause(self) -> None:
+        """Has nothing read until `resume`, as `Subscription.pause` does."""
+        self._subscription.pause()
+
+    def resume(self) -> None:
+        """Ends `pause`."""
+        self._subscription.resume()
 
     def stop(self) -> None:
         """Ends the loop behind the window that it has, as `Subscription.stop` does."""

@@ -3,9 +3,10 @@
 The loop is a generator of steps, each a function and its arguments: whoever drives it calls that, and sends back what
 it gave or throws in what it raised. So threads and asyncio have one loop, and two drivers of a few lines.
 
-A change that is refused is tried again where it stands. Whatever else raises (a window's start or end, a checkpoint)
-rolls back: the subscription is rewound to its stored checkpoint, and what was taken since comes again. `ChangesRefused`
-does so too, and names the changes that are at fault: they are not handed over again, but treated by the policy.
+A change that is refused is tried again where it stands. Whatever else raises (a window's start or end, a checkpoint, or
+the place where that is stored) rolls back: the subscription is rewound to its stored checkpoint, and what was taken
+since comes again. `ChangesRefused` does so too, and names the changes that are at fault: they are not handed over
+again, but treated by the policy.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from walbus.consumers.dead_letters import DeadLetter, DeadLetters, Held, held_by
 from walbus.consumers.deliveries import Delivered, Delivery
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.steps import Discard
-from walbus.errors import CallbackFailed
+from walbus.errors import CallbackFailed, CheckpointTaken
 from walbus.events import Change, Window
 from walbus.position import Position
 from walbus.records import Op
@@ -224,7 +225,7 @@ class CallbackLoop:
         if whole is None:
             return
         yield from self._undoing(self.calls.on_checkpoint, whole.last)
-        yield self.effects.call, (whole.commit,)
+        yield from self._undoing(self.effects.call, whole.commit)
         self._whole, self._taken = None, self._open
         self._rollbacks.reset()
         self._at_fault.clear()
@@ -249,6 +250,8 @@ class CallbackLoop:
             yield self.calls.on_rollback, (self.feed.stored,)
 
     def _roll_back(self, error: Exception) -> Steps:
+        if isinstance(error, CheckpointTaken):
+            raise error
         yield self.calls.on_error, (error, None)
         yield from self._abandon()
         if isinstance(error, ChangesRefused):

@@ -28,14 +28,16 @@ from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointSto
 from walbus.consumers.clock import Clock
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.phase_events import PhaseEvent
+from walbus.consumers.places import Place, Until, parse_place
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
 from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Session
 from walbus.consumers.steps import Start
 from walbus.consumers.subscribed import Subscribed
-from walbus.consumers.subscription import Subscription
+from walbus.consumers.subscription import Handing, Subscription
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
+from walbus.consumers.typed_rows import Into, TypedRows
 from walbus.credentials import Credentials, credentials_from_environment
 from walbus.errors import UsageError
 from walbus.position import Position
@@ -69,6 +71,9 @@ class Bus:
         delta_above: int | None = None,
         on_phase: Callable[[PhaseEvent], object] | None = None,
         complete: bool = False,
+        into: Into | None = None,
+        from_: Place | None = None,
+        until: Place | None = None,
     ) -> Subscription:
         """The changes of tables, from the consumer's checkpoint on.
 
@@ -92,6 +97,12 @@ class Bus:
                 `before`, and new rows without gaps, whatever the table's replica identity. The bootstrap server gives
                 them, for the tables that its configuration names (`[bootstrap] complete`). `change.complete` tells
                 whether one is; see docs/consumers.md for what cannot be known.
+            into: a dataclass or msgspec struct, or one for each pattern of tables: `change.row` and `change.old_row`
+                are then objects of it; see `walbus.consumers.typed_rows`.
+            from_: where a consumer without a checkpoint begins, instead of `start`: with the change at a position, the
+                first transaction committed at a time or later, or the change `seq:N`.
+            until: where it ends: behind the transaction that holds a position or `seq:N`, before the first one that
+                committed later than a time, or (`latest`) where the log ends now.
 
         Raises:
             UsageError: the name or a table is none, a choice makes no sense, or the bus is closed.
@@ -99,11 +110,17 @@ class Bus:
         self._require_open()
         _check_choices(start, ops, delta_above)
         narrowing = Narrowing(partition, tuple(ops), columns or {})
-        if narrowing.of_log_alone and start == "snapshot":
+        if narrowing.of_log_alone and start == "snapshot" and from_ is None:
             mend = "start at earliest or latest, or take insert, update, delete and truncate"
             raise UsageError("a snapshot says nothing of single operations", where="ops", mend=mend)
-        folder = self._folder / checked_name(name)
-        store = checkpoints or FileCheckpointStore(folder / "checkpoint.json")
+        handing = Handing(
+            self._folder / checked_name(name),
+            on_phase,
+            None if into is None else TypedRows(into),
+            None if from_ is None else parse_place(from_, "from_", self._clock),
+            None if until is None else Until(parse_place(until, "until")),
+        )
+        store = checkpoints or FileCheckpointStore(handing.folder / "checkpoint.json")
         patterns = check_patterns(tables)
         subscribed = Subscribed(name, patterns, start, self._bootstrap, delta_above, narrowing, complete)
         checkpoint = store.load()
@@ -111,7 +128,7 @@ class Bus:
         reporter = Reporter(Reported(name, subscribed.tables), relays, self._clock)
         reporter.begin(checkpoint)
         session = Session(relays, subscribed, checkpoint, self._clock)
-        subscription = Subscription(session, store, reporter, folder, on_phase)
+        subscription = Subscription(session, store, reporter, handing)
         self._subscriptions.append(subscription)
         return subscription
 

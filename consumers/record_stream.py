@@ -21,6 +21,10 @@ from walbus.records import RecordHeader
 QUEUED_CHUNKS = 64
 
 
+class StreamEnded(RelayUnavailable):
+    """The server ended the stream, behind its last record."""
+
+
 class RecordStream:
     """The records of one answer. `records` and `close` belong to one thread; reading is done by another."""
 
@@ -59,7 +63,7 @@ class RecordStream:
             self._thread.join(0.05)
 
     def _read(self) -> None:
-        ended = RelayUnavailable("the stream ended", where=self._where)
+        ended: RelayUnavailable = StreamEnded("the stream ended", where=self._where)
         try:
             for chunk in self._response.iter_raw():
                 self._chunks.put(chunk)

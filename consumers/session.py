@@ -180,6 +180,12 @@ class Session:
             self._receive(RowsSettled(done))
         return tuple(table for table in good if table not in (*done, *to_come))
 
+    def rest(self) -> None:
+        """Closes the stream that is read; the next `poll` goes on behind what was handed on."""
+        if self._stream is not None:
+            self._close_stream()
+            self._receive(Disconnected())
+
     def rewound(self, checkpoint: Checkpoint | None) -> Session:
         """Closes this session, and gives one that goes on at a checkpoint."""
         self.close()

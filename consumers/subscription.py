@@ -5,22 +5,25 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from walbus.consumers.arrow import record_batches
 from walbus.consumers.callback_loop import CallbackLoop, drive
 from walbus.consumers.callbacks import STOP, Callbacks, Failures
+from walbus.consumers.called_feed import CalledFeed
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of
 from walbus.consumers.checkpoint_store import CheckpointStore
-from walbus.consumers.dead_letters import FILE_NAME, DeadLetters
-from walbus.consumers.deliveries import Batches, Delivered, Delivery
+from walbus.consumers.deliveries import Batches, Delivery
 from walbus.consumers.phase_events import PhaseEvent
+from walbus.consumers.places import Parsed, Place, Until, found_place, parse_place
 from walbus.consumers.reporting import Reporter
 from walbus.consumers.session import Session
 from walbus.consumers.steps import Advance, Asked, Deliver, Discard, Output, Sweep
-from walbus.errors import UsageError, WalbusError
+from walbus.consumers.typed_rows import TypedRows, typed_window
+from walbus.errors import Directive, UsageError, WalbusError, directive_of
 from walbus.events import Window, time_of
 from walbus.position import Position
 from walbus.records import Kind
@@ -32,6 +35,26 @@ IDLE_COMMIT_SECONDS = 1.0
 CHECKPOINT_SECONDS = 0.5
 
 _POLL_SECONDS = 0.5
+_RETRY_SECONDS = 0.5  # between two attempts to find a place
+
+
+@dataclass(frozen=True)
+class Handing:
+    """How what is read is handed over.
+
+    Attributes:
+        folder: the consumer's own, for its dead letters.
+        on_phase: called with each PhaseEvent.
+        rows: makes rows of classes.
+        begin: the place where a consumer without a checkpoint begins; None for what its `start` says.
+        until: where it ends.
+    """
+
+    folder: Path
+    on_phase: Callable[[PhaseEvent], object] | None = None
+    rows: TypedRows | None = None
+    begin: Parsed | None = None
+    until: Until | None = None
 
 
 class Subscription:
@@ -40,23 +63,19 @@ class Subscription:
     Made by `Bus.subscribe`. Belongs to one thread; any other may close it.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        store: CheckpointStore,
-        reporter: Reporter,
-        folder: Path,
-        on_phase: Callable[[PhaseEvent], object] | None = None,
-    ) -> None:
+    def __init__(self, session: Session, store: CheckpointStore, reporter: Reporter, handing: Handing) -> None:
         self._session = session
-        self._on_phase = on_phase
         self._store = store
         self._reporter = reporter
-        self._folder = folder
+        self._handing = handing
         self._clock = clock = session.clock
         self._closed = threading.Event()
         self._stopping = threading.Event()
+        self._goes_on = threading.Event()  # it is not paused, or is to end
+        self._goes_on.set()
         self._stored = session.checkpoint
+        self._finished = self._is_end(self._stored)
+        self._begin = handing.begin if session.checkpoint is None else None
         self._told: deque[PhaseEvent | Discard] | None = None  # kept for `run` alone
         self._wanted = False  # whether somebody waits for a commit
         self._delivered = 0  # number of the newest delivery
@@ -72,7 +91,12 @@ class Subscription:
     @property
     def waiting_for(self) -> str | None:
         """Why nothing is read at present; None while something is."""
-        return self._session.waiting_for
+        return "paused" if self.paused else self._session.waiting_for
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` was called, and `resume` has not been since."""
+        return not self._goes_on.is_set()
 
     @property
     def name(self) -> str:
@@ -91,8 +115,8 @@ class Subscription:
 
     @property
     def ended(self) -> bool:
-        """Whether it was stopped or closed."""
-        return self._stopping.is_set() or self._closed.is_set()
+        """Whether it was stopped or closed, or has come to `until`."""
+        return self._finished or self._stopping.is_set() or self._closed.is_set()
 
     def __iter__(self) -> Iterator[Delivery]:
         while not self.ended:
@@ -105,36 +129,51 @@ class Subscription:
 
         Raises:
             WalbusError: reading can go on only after an operator's act. What may come right by itself is waited for.
+            PositionTrimmed: the log no longer holds the place of `from_`.
             UsageError: the subscription was closed before.
         """
         if self._closed.is_set():
             raise closed()
         deadline = self._clock.monotonic() + timeout
-        while True:
+        if (self.paused and not self._rested(timeout)) or not self._begun(timeout):
+            return None
+        while not self._finished:
+            self._look_for_end()
             output = self._polled(max(0.0, deadline - self._clock.monotonic()))
             if self._closed.is_set():
                 self._session.close()  # what it has opened since
                 return None
-            match output:
-                case Deliver(window, _, checkpoint):
-                    return self._deliver(window, checkpoint, None)
-                case Sweep(checkpoint=checkpoint) as sweep:
-                    return self._deliver(_EMPTY, checkpoint, sweep)
-                case Advance(checkpoint):
-                    self._idle = checkpoint
-                    if self._stored is None and isinstance(checkpoint, Following) and not self._delivered:
-                        self._store_idle(at_once=True)  # `latest` is where it was when it was asked for first
-                case Asked(position):
-                    self._reporter.asked(position)
-                    self._stored_at, self._wanted = float("-inf"), True
-                case PhaseEvent() | Discard() as event:
-                    self._tell(event)
-                case None:
-                    pass
+            if (delivery := self._handed(output)) is not None:
+                return delivery
             self._store_idle()
             self._reporter.doing(self._session.phase, self._session.waiting_for)
             if self._clock.monotonic() >= deadline:
                 return None
+        self._store_idle(at_once=True)
+        return None
+
+    def _handed(self, output: Output | PhaseEvent | None) -> Delivery | None:
+        """What an output delivers; notes what it says otherwise."""
+        until = self._handing.until
+        match output:
+            case Deliver(window) if until is not None and until.passed_by(window):
+                self._finished = True
+            case Deliver(window, _, checkpoint):
+                return self._deliver(window, checkpoint, None)
+            case Sweep(checkpoint=checkpoint) as sweep:
+                return self._deliver(_EMPTY, checkpoint, sweep)
+            case Advance(checkpoint):
+                self._idle, self._finished = checkpoint, self._is_end(checkpoint)
+                if self._stored is None and isinstance(checkpoint, Following) and not self._delivered:
+                    self._store_idle(at_once=True)  # `latest` is where it was when it was asked for first
+            case Asked(position):
+                self._reporter.asked(position)
+                self._stored_at, self._wanted = float("-inf"), True
+            case PhaseEvent() | Discard():
+                self._tell(output)
+            case None:
+                pass
+        return None
 
     def _polled(self, timeout: float) -> Output | PhaseEvent | None:
         """What the session gives; what goes wrong because another thread closes it is no error."""
@@ -201,17 +240,50 @@ class Subscription:
         self._session = self._session.rewound(self._stored)
         self._idle, self._committed = None, self._delivered
 
+    def seek(self, place: Place) -> None:
+        """Goes to another place of the log, back or on, and stores that: commits of earlier deliveries do nothing.
+
+        Args:
+            place: of the first change that comes: a position, a time, `seq:N`, `earliest` or `latest`.
+
+        Raises:
+            UsageError: the place is none, or the consumer has not read its snapshot yet.
+            PositionTrimmed: the log no longer holds it.
+            PositionUnknown: it is behind the log's end.
+            RelayUnavailable: the relay does not answer now.
+        """
+        parsed = parse_place(place, "place", self._clock)
+        stored = self._stored
+        if stored is not None and not isinstance(stored, Following):
+            raise UsageError("the consumer reads its snapshot", where=self.name, mend="seek once it is online")
+        self._begin = None
+        self._go(self._found(parsed, stored))
+
+    def pause(self) -> None:
+        """Has nothing read until `resume`, and no connection kept; any thread may ask for it.
+
+        What has been delivered can be committed meanwhile.
+        """
+        if not self.ended:
+            self._goes_on.clear()
+
+    def resume(self) -> None:
+        """Ends `pause`: it goes on behind the window that was delivered last."""
+        self._goes_on.set()
+
     def stop(self) -> None:
         """Ends the loop behind the delivery that it has; any thread, or a signal's handler, may ask for it.
 
         `run` then commits what is whole, and returns.
         """
         self._stopping.set()
+        self._goes_on.set()
 
     def close(self) -> None:
         """Ends the subscription; the last commit stands."""
-        self._stopping.set()
         self._closed.set()
+        self._stopping.set()
+        self._goes_on.set()
         self._session.close()
         self._reporter.close()
 
@@ -221,15 +293,68 @@ class Subscription:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _begun(self, timeout: float) -> bool:
+        """Goes to the place of `from_`, if it is still to begin there; False if that was not to be had yet."""
+        place = self._begin
+        if place is None:
+            return True
+        try:
+            self._go(self._found(place, None))
+        except (WalbusError, OSError) as error:
+            if directive_of(error) is not Directive.RETRY:
+                raise
+            self._reporter.doing("starting", str(error))
+            self._stopping.wait(min(timeout, _RETRY_SECONDS))
+            return False
+        self._begin = None
+        return True
+
+    def _found(self, place: Parsed, before: Following | None) -> Following:
+        asked = self._session.subscribed
+        return found_place(self._session.relay, place, asked.tables, asked.narrowing.of_stream(), before)
+
+    def _go(self, checkpoint: Following) -> None:
+        """Stores a checkpoint that is not where what was delivered ends, and goes on there."""
+        self._save(checkpoint)
+        self._reporter.begin(checkpoint)
+        self.rewind()
+
+    def _rested(self, timeout: float) -> bool:
+        """While it is paused, nothing is connected; whether it goes on within `timeout` seconds."""
+        self._session.rest()
+        self._reporter.doing(self._session.phase, "paused")
+        self._store_idle()
+        return self._goes_on.wait(timeout) and not self._closed.is_set()
+
+    def _is_end(self, checkpoint: Checkpoint | None) -> bool:
+        until = self._handing.until
+        return until is not None and until.reached_at(checkpoint)
+
+    def _look_for_end(self) -> None:
+        until = self._handing.until
+        if until is None or not until.needs_end(self._clock.wall()):
+            return
+        try:
+            log = self._session.relay.info(self._session.log_id, self.stored).log
+        except (WalbusError, OSError) as error:
+            if directive_of(error) is not Directive.RETRY:
+                raise
+        else:
+            until.log_ended_at(log.end)
+            self._finished = self._is_end(self._idle or self._stored)
+
     def _tell(self, event: PhaseEvent | Discard) -> None:
         if self._told is not None:
             self._told.append(event)
-        if self._on_phase is not None and isinstance(event, PhaseEvent):
-            self._on_phase(event)
+        if self._handing.on_phase is not None and isinstance(event, PhaseEvent):
+            self._handing.on_phase(event)
 
     def _deliver(self, window: Window, checkpoint: Checkpoint | None, sweep: Sweep | None) -> Delivery:
         self._idle = None
         self._delivered += 1
+        self._finished = self._is_end(checkpoint)
+        if self._handing.rows is not None:
+            window = typed_window(window, self._handing.rows)
         return Delivery(window, self._session.read_in, sweep, self._delivered, checkpoint, self._commit)
 
     def _commit(self, number: int, checkpoint: Checkpoint | None) -> None:
@@ -254,83 +379,6 @@ class Subscription:
 def closed() -> UsageError:
     """The error for a subscription that is asked for more behind its end."""
     return UsageError("the subscription is closed", mend="subscribe again: it goes on behind the last commit")
-
-
-class CalledFeed:
-    """A subscription while callbacks are called for it, and the dead letters under their policy.
-
-    Raises:
-        UsageError: it is run already.
-        StoreDamaged: the file of dead letters is none.
-    """
-
-    def __init__(self, subscription: Subscription, failures: Failures) -> None:
-        if subscription._told is not None:
-            raise UsageError("the subscription is run already", mend="run one set of callbacks for each subscription")
-        self._subscription = subscription
-        self.letters: DeadLetters | None = None
-        if failures.policy == "dead-letter":
-            limits = {"limit": failures.dead_letters, "limit_bytes": failures.dead_letter_bytes}
-            path = subscription._folder / FILE_NAME
-            self.letters = DeadLetters(path, **limits, wall=subscription._clock.wall)
-        subscription._told = deque()
-
-    @property
-    def name(self) -> str:
-        """The consumer's."""
-        return self._subscription.name
-
-    @property
-    def log_id(self) -> str:
-        """Of the log that is read."""
-        return self._subscription.log_id
-
-    @property
-    def stored(self) -> Position:
-        """Everything up to here is committed."""
-        return self._subscription.stored
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more is to be taken."""
-        return self._subscription.ended
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody waits for what was delivered to be committed."""
-        return self._subscription._wanted
-
-    def next(self, timeout: float) -> Delivery | None:
-        """The next delivery; None once the subscription is closed too."""
-        return None if self.ended else self._subscription.next(timeout)
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401  # whatever it is
-        """Calls what blocks, at once; the asyncio twin has it called by a thread."""
-        return function(*arguments)
-
-    def told(self) -> PhaseEvent | Discard | None:
-        """What was told before the delivery that came last; None once all is taken."""
-        return self._subscription._told.popleft() if self._subscription._told else None
-
-    def again(self, window: Window) -> Delivered:
-        """A window that was put aside, as it is handed over; its phase is `dead-letter`."""
-        return Delivered(window, "dead-letter", None)
-
-    def rewind(self) -> None:
-        """Goes back to the stored checkpoint."""
-        self._subscription.rewind()
-
-    def wait_stopped(self, seconds: float) -> None:
-        """Waits until the subscription is stopped or closed, or for so long."""
-        self._subscription._stopping.wait(seconds)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._subscription._told = None
-        if self.letters is not None:
-            self.letters.close()
 
 
 _EMPTY = Window(

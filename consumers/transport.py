@@ -209,6 +209,11 @@ class RelayPeer:
         params = {"after": str(after), "log_id": log_id, "follow": "true", "name": name}
         return self._peer.open_stream("/v1/stream", **params, **_of_tables(tables), **narrowing)
 
+    def stream_from(self, place: str, tables: tuple[str, ...], narrowing: Mapping[str, str]) -> RecordStream:
+        """`GET /v1/stream` from a place (as the relay writes it) to the log's end, for nobody by name."""
+        params = {"from": place, "follow": "false"}
+        return self._peer.open_stream("/v1/stream", **params, **_of_tables(tables), **narrowing)
+
     def bootstrap(self, url: str) -> BootstrapPeer:
         """The bootstrap server at an address.
 

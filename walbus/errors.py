@@ -26,6 +26,9 @@
     │   └── StoreDamaged          its files or documents make no sense: seed again
     ├── RelayUnavailable      the relay or bootstrap server does not answer: try again
     ├── RequestRefused        the relay or bootstrap server answered with a 4xx
+    ├── CheckpointUnavailable  where checkpoints are kept does not answer: try again
+    ├── CheckpointTaken       another process goes on under the consumer's name
+    ├── RowMismatch           a row does not fit the class that it was asked for as
     ├── CallbackFailed        a consumer's own code goes on failing
     ├── DeadLettersFull       no more changes may be parked
     └── SinkError
@@ -192,6 +195,20 @@ class RequestRefused(WalbusError):
     def __init__(self, what: str, *, status: int, where: str | None = None, mend: str | None = None) -> None:
         super().__init__(what, where=where, mend=mend)
         self.status = status
+
+
+class CheckpointUnavailable(WalbusError):
+    """Where a consumer's checkpoint is kept does not answer."""
+
+    directive = Directive.RETRY
+
+
+class CheckpointTaken(WalbusError):
+    """Another process stored a later checkpoint under the consumer's name."""
+
+
+class RowMismatch(WalbusError):
+    """A row does not fit the class that it was asked for as; `where` names table and column."""
 
 
 class CallbackFailed(WalbusError):

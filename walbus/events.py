@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from walbus.errors import UsageError
 from walbus.keys import key_row
 from walbus.position import ORIGIN, Position
 from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, origin_of
@@ -72,6 +73,24 @@ class Change:
         The columns in `left_out` are not in it.
         """
         return self._row(self.raw.before, self.left_out)
+
+    @property
+    def row(self) -> Any:  # noqa: ANN401  # of the class that the subscription was given
+        """The new row as an object of a class, where the subscription was asked for that (`into=`).
+
+        Raises:
+            UsageError: it was not.
+        """
+        raise _no_class(self.table)
+
+    @property
+    def old_row(self) -> Any:  # noqa: ANN401
+        """The old row as `row`, where it came.
+
+        Raises:
+            UsageError: the subscription was not asked for rows of a class.
+        """
+        raise _no_class(self.table)
 
     @cached_property
     def unchanged(self) -> frozenset[str]:
@@ -234,6 +253,10 @@ def located_changes(
         position = Position(epoch, commit_lsn, first + raw.ordinal_delta)
         if position > after or (events and position == after):
             yield position, raw
+
+
+def _no_class(table: str) -> UsageError:
+    return UsageError("no class was given for rows", where=table or "change.row", mend="subscribe with into=")
 
 
 def time_of(microseconds: int) -> datetime:

@@ -1,0 +1,80 @@
+"""Checkpoints in a place that several processes may write: who finds another's newer one there has lost the name.
+
+load     remembers the text that is stored
+save     replaces that very text, in one act; if another one is stored by now,
+it is what was to be stored           the answer to an earlier attempt was lost: done
+it is none, or an earlier place       the server lost its last writes: it is replaced all the same
+anything else                         another process goes on under this name: CheckpointTaken
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from walbus.consumers.checkpoint import Checkpoint, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.errors import CheckpointTaken, InvalidText
+
+
+class Replaced(NamedTuple):
+    """Whether a text was stored, and if not, which one is stored instead."""
+
+    done: bool
+    there: str | None = None
+
+
+class FencedCheckpointStore(ABC):
+    """Base of the stores on servers, and in databases: see the module for what `save` does. One thread at a time."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._last: str | None = None
+
+    def load(self) -> Checkpoint | None:
+        """The checkpoint last saved.
+
+        Raises:
+            CheckpointUnavailable: the place does not answer.
+            InvalidText: what is stored is none.
+        """
+        self._last = text = self._read()
+        return None if text is None else self._parsed(text)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replaces it; durable when it returns, as far as the place is.
+
+        Raises:
+            CheckpointUnavailable: the place does not answer; the same call may succeed later.
+            CheckpointTaken: another process has stored a later one.
+        """
+        text = dump_checkpoint(checkpoint)
+        before = self._last
+        while not (answer := self._replace(before, text)).done and answer.there != text:
+            before = answer.there
+            if before is not None and not self._earlier(before):
+                mend = "end the other one, or give each a name of its own"
+                raise CheckpointTaken("another process stored a later checkpoint", where=self._where, mend=mend)
+        self._last = text
+
+    def _earlier(self, text: str) -> bool:
+        mine = None if self._last is None else self._parsed(self._last)
+        theirs = self._parsed(text)
+        return mine is not None and mine.log_id == theirs.log_id and last_done_of(theirs) < last_done_of(mine)
+
+    def _parsed(self, text: str) -> Checkpoint:
+        try:
+            return load_checkpoint(text)
+        except InvalidText as error:
+            raise InvalidText(error.what, where=self._where, mend=error.mend) from None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes the connection; the next call opens another one."""
+
+    @abstractmethod
+    def _read(self) -> str | None:
+        """The stored text."""
+
+    @abstractmethod
+    def _replace(self, before: str | None, text: str) -> Replaced:
+        """Stores a text if `before` is what is stored (None: nothing is), in one act."""
