@@ -61,7 +61,7 @@ def _raise_open_files() -> None:
 
 
 @contextmanager
-def _relay(folder: Path) -> Iterator[tuple[int, int]]:
+def running_relay(folder: Path) -> Iterator[tuple[int, int]]:
     """A relay's process over the log in `folder`/relay: its port and its process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -102,7 +102,7 @@ def _one_reader(folder: Path, megabytes: int, rounds: int) -> Report:
     path, size = _write(folder / "relay", megabytes)
     taken: dict[str, list[float]] = {"sendfile": [], "stream": []}
     spent: dict[str, list[float]] = {"sendfile": [], "stream": []}
-    with _relay(folder) as (port, pid):
+    with running_relay(folder) as (port, pid):
         _check(port, folder / "relay")
         for _ in range(rounds):
             seconds, cpu = _sendfile(path, size)
@@ -221,7 +221,7 @@ def _crowd(folder: Path, count: int, rate: int, seconds: int, report: Report) ->
     """Measures one number of followers; the writer's p50 until a transaction is durable, in milliseconds."""
     log = folder / "relay"
     relay_load.append_steadily(log, rate, 0.1)  # a log must be there
-    with _relay(folder) as (port, pid):
+    with running_relay(folder) as (port, pid):
         crowd = Followers(port, every_record=count <= max(_CROWDS))
         with closing(crowd):
             before = _resident(pid)

@@ -6,6 +6,7 @@
     python bench/run.py relay   [--rows N] [--transactions N] [--rounds N] [--gigabytes N]
                                 [--megabytes N] [--followers N] [--fast N] [--seconds N]
     python bench/run.py bootstrap [--seeded N] [--rows N] [--applied N] [--served N] [--seconds N] [--rounds N]
+    python bench/run.py consumers [--rows N] [--transactions N] [--rounds N]
     python bench/run.py growth  [--keys N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py opensearch [--documents N] [--rounds N]
@@ -32,6 +33,7 @@ import capture_backlog
 import capture_memory
 import catch_up_backlog
 import commit_latency
+import consumers_callbacks
 import debezium
 import durable_latency
 import peak_memory
@@ -68,7 +70,18 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "what",
-        choices=("all", "bootstrap", "capture", "debezium", "growth", "latency", "memory", "opensearch", "relay"),
+        choices=(
+            "all",
+            "bootstrap",
+            "capture",
+            "consumers",
+            "debezium",
+            "growth",
+            "latency",
+            "memory",
+            "opensearch",
+            "relay",
+        ),
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of each size that is not given")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
@@ -95,6 +108,7 @@ def main() -> None:
             bootstrap_apply.run(given.applied, given.rounds),
             bootstrap_serve.run(given.served, given.rounds),
         ],
+        "consumers": lambda: [consumers_callbacks.run(given.rows, given.transactions, given.rounds)],
         "growth": lambda: [bootstrap_growth.run(given.keys)],
         "capture": lambda: [
             capture_backlog.run(given.rows, given.transactions, given.rounds),

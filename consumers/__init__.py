@@ -15,7 +15,7 @@ The way of the data:
     session     drives the machine: opens what it wants, waits out what comes right by itself
     checkpoint  where a consumer is; checkpoint_store keeps it, and those in SQLite, PostgreSQL and Redis do, behind
                 one checkpoint_fence
-    arrow       windows as Arrow record batches
+    arrow       windows as Arrow record batches; frames as those of pandas and Polars
     reporting   tells the relay where the consumer is; report_schedule when, progress also for people
     read_your_writes   waits until a consumer has done what was committed
     deliveries  what a subscription yields

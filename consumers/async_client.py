@@ -147,11 +147,16 @@ class AsyncSubscription:
 
     async def rewind(self) -> None:
         """Goes back to the stored checkpoint, as `Subscription.rewind` does."""
-        await _Awaited(self.next, self._thread).call(self._subscription.rewind)
+        await self._moved(self._subscription.rewind)
 
     async def seek(self, place: Place) -> None:
         """Goes to another place of the log, as `Subscription.seek` does."""
-        await _Awaited(self.next, self._thread).call(self._subscription.seek, place)
+        await self._moved(self._subscription.seek, place)
+
+    async def _moved(self, move: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401  # those of the twin
+        """Has the subscription moved; what was read before for somebody who was cancelled goes."""
+        await _Awaited(self.next, self._thread).call(move, *arguments)
+        self._asked = None
 
     @property
     def paused(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from walbus.consumers.arrow import record_batches
 from walbus.consumers.checkpoint import Checkpoint
+from walbus.consumers.frames import PandasFrame, PolarsFrame, pandas_frames, polars_frames
 from walbus.consumers.steps import Sweep
 from walbus.events import Change, Window
 from walbus.position import Position
@@ -82,6 +83,22 @@ class Delivered:
         """
         return record_batches([self.window])
 
+    def to_pandas(self) -> list[PandasFrame]:
+        """The changes as data frames of pandas, one for each layout; see `walbus.consumers.frames`.
+
+        Raises:
+            UsageError: pyarrow or pandas is not installed.
+        """
+        return pandas_frames(self.to_arrow())
+
+    def to_polars(self) -> list[PolarsFrame]:
+        """The changes as data frames of Polars, one for each layout; see `walbus.consumers.frames`.
+
+        Raises:
+            UsageError: pyarrow or Polars is not installed.
+        """
+        return polars_frames(self.to_arrow())
+
 
 @dataclass(frozen=True)
 class Delivery(Delivered):
@@ -114,6 +131,22 @@ class Batches:
 
     batches: list[pa.RecordBatch]
     deliveries: Sequence[Delivery]
+
+    def to_pandas(self) -> list[PandasFrame]:
+        """The batches as data frames of pandas; see `walbus.consumers.frames`.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return pandas_frames(self.batches)
+
+    def to_polars(self) -> list[PolarsFrame]:
+        """The batches as data frames of Polars; see `walbus.consumers.frames`.
+
+        Raises:
+            UsageError: Polars is not installed.
+        """
+        return polars_frames(self.batches)
 
     def commit(self) -> None:
         """Stores that all of it has been dealt with, as `Delivery.commit` does."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import structlog
+
 from walbus.consumers.arrow import record_batches
 from walbus.consumers.callback_loop import CallbackLoop, drive
 from walbus.consumers.callbacks import STOP, Callbacks, Failures
@@ -23,10 +25,12 @@ from walbus.consumers.reporting import Reporter
 from walbus.consumers.session import Session
 from walbus.consumers.steps import Advance, Asked, Deliver, Discard, Output, Sweep
 from walbus.consumers.typed_rows import TypedRows, typed_window
-from walbus.errors import Directive, UsageError, WalbusError, directive_of
+from walbus.errors import CheckpointUnavailable, Directive, UsageError, WalbusError, directive_of
 from walbus.events import Window, time_of
 from walbus.position import Position
 from walbus.records import Kind
+
+_log = structlog.get_logger(__name__)
 
 #: Seconds between two checkpoints that are stored only because the log moved on without anything for the consumer.
 IDLE_COMMIT_SECONDS = 1.0
@@ -195,13 +199,15 @@ class Subscription:
             UsageError: pyarrow is not installed.
             WalbusError: as `next`.
         """
-        while not self._closed.is_set():
+        while not self.ended:
             first = self.next(_POLL_SECONDS)
             if first is None:
                 continue
             gathered, count, deadline = [first], len(first), self._clock.monotonic() + seconds
             failure: WalbusError | None = None
-            while failure is None and count < rows and (left := deadline - self._clock.monotonic()) > 0:
+            while failure is None and not self.ended and count < rows:
+                if (left := deadline - self._clock.monotonic()) <= 0:
+                    break
                 try:
                     delivery = self.next(left)
                 except WalbusError as error:
@@ -318,6 +324,7 @@ class Subscription:
         self._save(checkpoint)
         self._reporter.begin(checkpoint)
         self.rewind()
+        self._finished = self._is_end(checkpoint)
 
     def _rested(self, timeout: float) -> bool:
         """While it is paused, nothing is connected; whether it goes on within `timeout` seconds."""
@@ -365,9 +372,14 @@ class Subscription:
 
     def _store_idle(self, *, at_once: bool = False) -> None:
         due = at_once or self._clock.monotonic() - self._stored_at >= IDLE_COMMIT_SECONDS
-        if self._idle is not None and due and self._committed == self._delivered:
+        if self._idle is None or not due or self._committed != self._delivered:
+            return
+        try:
             self._save(self._idle)
             self._idle = None
+        except CheckpointUnavailable as error:  # nobody asked for it: it is tried again in a while
+            self._stored_at = self._clock.monotonic()
+            _log.warning("consumer.checkpoint_waits", consumer=self.name, reason=str(error))
 
     def _save(self, checkpoint: Checkpoint) -> None:
         self._store.save(checkpoint)

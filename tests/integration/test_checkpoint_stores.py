@@ -278,6 +278,26 @@ def test_a_run_waits_for_a_place_that_is_away(own_redis: RedisServer, tmp_path: 
         assert any(isinstance(error, CheckpointUnavailable) for error, _ in calls.errors)
 
 
+def test_an_idle_consumer_waits_for_a_place_that_is_away(own_redis: RedisServer, tmp_path: Path) -> None:
+    source, store = ModelSource(), RedisCheckpointStore(own_redis.url, "idle")
+    with closing(store), ScriptedRelay(source) as relay, walbus.connect(relay.url, folder=tmp_path) as bus:
+        subscription = bus.subscribe(name="idle", start="latest", checkpoints=store)
+        assert subscription.next(0.3) is None
+        begun = store.load()
+        store._connected().config_set("maxmemory", 1)  # refuses writes: OOM
+        for _ in range(40):
+            source.progress()
+            assert subscription.next(0.05) is None
+        store._connected().config_set("maxmemory", 0)
+
+        def stored() -> bool:
+            source.progress()
+            assert subscription.next(0.05) is None
+            return store.load() != begun
+
+        wait_for(stored)
+
+
 def test_files_keep_the_contract_of_the_protocol(tmp_path: Path) -> None:
     store: CheckpointStore = FileCheckpointStore(tmp_path / "checkpoint.json")
     assert store.load() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import walbus
-from support.calling import Recorder, calling
+from support.calling import Recorder, awaited, calling
 from support.model_source import ITEMS, ModelSource, delete, insert, truncate, update
 from support.relay_log import SOURCE, FileEngine, table_schema, transaction
 from support.scripted_relay import ScriptedRelay
@@ -311,6 +312,41 @@ def test_a_transaction_whose_rest_never_comes_is_rolled_back(source, relay, tmp_
         "window_end",
         "checkpoint",
     ]
+
+
+def test_a_transaction_whose_log_is_replaced_is_rolled_back(source, relay, tmp_path: Path, way: str) -> None:
+    source.commit([insert(ITEMS, n) for n in range(4)], pieces=2)
+    source.records.pop()
+    calls = Recorder()
+    with calling(way, relay.url, tmp_path, calls):
+        wait_for(lambda: calls.ids == [0, 1])
+        other = ModelSource("log-b")
+        other.commit([insert(ITEMS, 7)])
+        relay.source = other
+        wait_for(lambda: [change.key for change in calls.durable] == [{"id": 7}])
+    told = [name for name, _ in groupby(calls.calls)]
+    assert told[:5] == ["start", "window_start", "change", "rollback", "bootstrap_start"]
+
+
+def test_a_task_that_is_cancelled_rolls_back_and_stops(source, relay, tmp_path: Path) -> None:
+    async def run(calls: Recorder) -> None:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            subscription = bus.subscribe(name="caller", start="earliest")
+            running = asyncio.ensure_future(subscription.run(awaited(calls), checkpoint_seconds=60))
+            while calls.ids != [0, 1]:
+                await asyncio.sleep(0.01)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    source.commit([insert(ITEMS, n) for n in range(4)], pieces=2)
+    rest = source.records.pop()
+    calls, again = Recorder(), Recorder()
+    asyncio.run(run(calls))
+    assert calls.calls[-2:] == ["rollback", "stop"]
+    source.records.append(rest)
+    with calling("asyncio", relay.url, tmp_path, again):
+        wait_for(lambda: len(again.durable) == 4)
 
 
 def test_what_on_error_raises_ends_the_run_at_once(source, relay, tmp_path: Path, way: str) -> None:

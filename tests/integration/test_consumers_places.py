@@ -285,6 +285,30 @@ def test_asyncio_seeks_and_rewinds_too(relay, tmp_path: Path) -> None:
     assert asyncio.run(run()) == [[20], [20]]
 
 
+def test_asyncio_forgets_what_it_had_read_for_a_task_that_was_cancelled(relay, tmp_path: Path) -> None:
+    async def run() -> list[int]:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus, asyncio.timeout(30):
+            subscription = bus.subscribe(name="seeker", start="earliest")
+            await anext(subscription)
+            waiting = asyncio.ensure_future(anext(subscription))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await subscription.seek(time_of(20))
+            return transactions(list(await anext(subscription)))
+
+    assert asyncio.run(run()) == [20]
+
+
+def test_batches_end_where_they_are_told(relay, tmp_path: Path) -> None:
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        subscription = bus.subscribe(name="batches", from_=time_of(7), until=time_of(12))
+        windows = [window for batches in subscription.batches(seconds=0.2) for window in batches.deliveries]
+    found = [change for window in windows for change in window]
+    assert transactions(found) == list(range(7, 13))
+
+
 # Pause
 
 

@@ -92,7 +92,7 @@ class Recorder(Callbacks):
         self._called("stop")
 
 
-def _awaited(calls: Callbacks) -> AsyncCallbacks:
+def awaited(calls: Callbacks) -> AsyncCallbacks:
     """The same consumer for asyncio."""
 
     def made(name: str) -> Callable[..., Any]:
@@ -147,7 +147,7 @@ class Run:
         async def run() -> None:
             async with walbus.aconnect(self._url, folder=self._folder) as bus:
                 self.subscription = bus.subscribe("public.*", **self._arguments())
-                await self.subscription.run(_awaited(self._calls), self._failures, checkpoint_seconds=0.05)
+                await self.subscription.run(awaited(self._calls), self._failures, checkpoint_seconds=0.05)
 
         asyncio.run(run())
 

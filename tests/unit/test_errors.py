@@ -10,7 +10,7 @@ from walbus.errors import Directive, WalbusError, directive_of
 ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WalbusError)]
 RETRIED = {
     "SourceUnavailable", "SlotInUse", "LogMissing", "LogFull", "LogBusy", "StoreFull",
-    "RelayUnavailable", "SinkUnavailable",
+    "RelayUnavailable", "CheckpointUnavailable", "SinkUnavailable",
 }  # fmt: skip
 
 
