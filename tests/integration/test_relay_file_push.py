@@ -247,7 +247,7 @@ def test_what_was_checked_is_sent_whatever_becomes_of_the_file(tmp_path, push_re
 def test_a_record_that_is_larger_than_a_step_is_a_block(tmp_path, push_records, ends):
     here, there = ends
     here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
-    sizes = (10, 3 * STEP_BYTES, 20, STEP_BYTES, BLOCK_BYTES - 1000, 30)
+    sizes = (10, STEP_BYTES + 1000, 20, STEP_BYTES, BLOCK_BYTES - 1000, 30)
     data = b"".join(record(bytes(size), number) for number, size in enumerate(sizes, start=1))
     whole = len(data)
     data += record(bytes(BLOCK_BYTES), len(sizes) + 1)

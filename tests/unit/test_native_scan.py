@@ -27,7 +27,7 @@ def scan(request):
     return implementation(request.param).good_records
 
 
-BODIES = st.lists(st.binary(max_size=200), max_size=8)
+BODIES = st.lists(st.binary(max_size=200), max_size=14)
 
 
 @given(BODIES, st.integers(0, 300))
@@ -42,14 +42,14 @@ def test_both_cores_take_the_whole_records_and_leave_the_rest(bodies, more):
 
 
 def test_no_damage_at_any_byte_is_taken_for_a_good_record(scan):
-    records = [record(b"a" * 10), record(b"b" * 7), record(b"")]
+    records = [record(bytes([size]) * size) for size in (10, 7, 0, 23, 4, 12)]
     data = b"".join(records)
-    ends = [0, len(records[0]), len(records[0]) + len(records[1]), len(data)]
+    ends = [sum(map(len, records[:count])) for count in range(len(records) + 1)]
     for at in range(len(data)):
         for bit in (1, 128):
             damaged = bytearray(data)
             damaged[at] ^= bit
-            hit = next(i for i in range(3) if at < ends[i + 1])
+            hit = next(i for i in range(len(records)) if at < ends[i + 1])
             assert scan(damaged)[0] == ends[hit]
 
 

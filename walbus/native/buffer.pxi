@@ -101,36 +101,69 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
     #if defined(__x86_64__) && defined(__GNUC__)
-    __attribute__((target("sse4.2")))
-    static uint32_t crc32c_instruction(const unsigned char *at, size_t length) {
-        uint64_t crc = 0xFFFFFFFFu, word;
-        for (; length >= 8; at += 8, length -= 8) {
-            memcpy(&word, at, 8);
-            crc = __builtin_ia32_crc32di(crc, word);
-        }
-        for (; length; at++, length--) crc = __builtin_ia32_crc32qi((uint32_t)crc, *at);
-        return (uint32_t)crc ^ 0xFFFFFFFFu;
-    }
+    #define WALBUS_CRC __attribute__((target("sse4.2"))) static
+    #define walbus_crc_64 __builtin_ia32_crc32di
+    #define walbus_crc_32 __builtin_ia32_crc32si
+    #define walbus_crc_8 __builtin_ia32_crc32qi
     static int has_crc32c_instruction(void) { __builtin_cpu_init(); return __builtin_cpu_supports("sse4.2") != 0; }
     #elif defined(__AARCH64EL__) && defined(__ARM_FEATURE_CRC32)
     #include <arm_acle.h>
-    static uint32_t crc32c_instruction(const unsigned char *at, size_t length) {
-        uint32_t crc = 0xFFFFFFFFu;
+    #define WALBUS_CRC static
+    #define walbus_crc_64 __crc32cd
+    #define walbus_crc_32 __crc32cw
+    #define walbus_crc_8 __crc32cb
+    static int has_crc32c_instruction(void) { return 1; }
+    #endif
+    #if defined(WALBUS_CRC)
+    /* Goes on with a checksum that was begun. */
+    WALBUS_CRC uint32_t crc32c_end(uint64_t crc, const unsigned char *at, size_t length) {
         uint64_t word;
+        uint32_t half;
         for (; length >= 8; at += 8, length -= 8) {
             memcpy(&word, at, 8);
-            crc = __crc32cd(crc, word);
+            crc = walbus_crc_64(crc, word);
         }
-        for (; length; at++, length--) crc = __crc32cb(crc, *at);
-        return crc ^ 0xFFFFFFFFu;
+        if (length >= 4) {
+            memcpy(&half, at, 4);
+            crc = walbus_crc_32((uint32_t)crc, half);
+            at += 4, length -= 4;
+        }
+        for (; length; at++, length--) crc = walbus_crc_8((uint32_t)crc, *at);
+        return (uint32_t)crc ^ 0xFFFFFFFFu;
     }
-    static int has_crc32c_instruction(void) { return 1; }
+    static uint32_t crc32c_instruction(const unsigned char *at, size_t length) {
+        return crc32c_end(0xFFFFFFFFu, at, length);
+    }
+    /* Four side by side: the instruction's result is there three cycles later, and a next one can begin in each. */
+    WALBUS_CRC void crc32c_four(const unsigned char **at, const size_t *length, uint32_t *crc) {
+        uint64_t a = 0xFFFFFFFFu, b = a, c = a, d = a, word;
+        size_t i, least = length[0];
+        for (i = 1; i < 4; i++) if (length[i] < least) least = length[i];
+        for (i = 0; i + 8 <= least; i += 8) {
+            memcpy(&word, at[0] + i, 8);
+            a = walbus_crc_64(a, word);
+            memcpy(&word, at[1] + i, 8);
+            b = walbus_crc_64(b, word);
+            memcpy(&word, at[2] + i, 8);
+            c = walbus_crc_64(c, word);
+            memcpy(&word, at[3] + i, 8);
+            d = walbus_crc_64(d, word);
+        }
+        crc[0] = crc32c_end(a, at[0] + i, length[0] - i);
+        crc[1] = crc32c_end(b, at[1] + i, length[1] - i);
+        crc[2] = crc32c_end(c, at[2] + i, length[2] - i);
+        crc[3] = crc32c_end(d, at[3] + i, length[3] - i);
+    }
     #else
     static uint32_t crc32c_instruction(const unsigned char *at, size_t length) { (void)at; (void)length; return 0; }
+    static void crc32c_four(const unsigned char **at, const size_t *length, uint32_t *crc) {
+        (void)at; (void)length; (void)crc;
+    }
     static int has_crc32c_instruction(void) { return 0; }
     #endif
     """
     uint32_t crc32c_instruction(Bytes at, size_t length) noexcept nogil
+    void crc32c_four(Bytes *at, const size_t *length, uint32_t *crc) noexcept nogil
     int has_crc32c_instruction() noexcept
 
 cdef bint CRC_INSTRUCTION = has_crc32c_instruction()

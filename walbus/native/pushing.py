@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import socket
 
 #: Bytes that are read at a time and sent as one chunk: few enough to be in the processor's cache until they are gone.
-STEP_BYTES = 128 << 10
+STEP_BYTES = 256 << 10
 #: Bytes of a block, which is a step, or one record that is larger.
 BLOCK_BYTES = 512 << 10
 

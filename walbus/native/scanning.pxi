@@ -11,17 +11,42 @@ def good_records(const unsigned char[::1] data not None):
 
 
 cdef void scan_records(Bytes data, size_t size, size_t *used, size_t *last) noexcept nogil:
-    cdef size_t at = 0
-    cdef uint32_t length
-    while size - at >= RECORD_HEADER:
-        length = read_little_32(data + at + 4)
-        if length < RECORD_HEADER or length > size - at:
-            break
-        if crc32c(data + at + 4, length - 4) != read_little_32(data + at):
-            break
-        last[0] = at
-        at += length
-    used[0] = at
+    """How many bytes of whole, undamaged records are there, and where the last one begins."""
+    cdef size_t at = 0, begin
+    cdef Bytes[4] bodies
+    cdef size_t[4] lengths
+    cdef uint32_t[4] sums
+    cdef int framed, i
+    while True:
+        begin = at
+        framed = 0
+        while framed < 4 and frame_record(data + at, size - at, &bodies[framed], &lengths[framed]):
+            at += 4 + lengths[framed]
+            framed += 1
+        if framed == 4 and CRC_INSTRUCTION:
+            crc32c_four(bodies, lengths, sums)
+        else:
+            for i in range(framed):
+                sums[i] = crc32c(bodies[i], lengths[i])
+        for i in range(framed):
+            if sums[i] != read_little_32(data + begin):
+                break
+            last[0] = begin
+            begin += 4 + lengths[i]
+        used[0] = begin
+        if framed < 4 or begin < at:
+            return
+
+
+cdef inline bint frame_record(Bytes at, size_t size, Bytes *body, size_t *length) noexcept nogil:
+    """Where what the checksum at `at` is of lies, if all of it is there."""
+    cdef uint32_t whole
+    if size < RECORD_HEADER:
+        return False
+    whole = read_little_32(at + 4)
+    body[0] = at + 4
+    length[0] = whole - 4
+    return RECORD_HEADER <= whole <= size
 
 
 def crc32c_both_ways(bytes data not None):
