@@ -147,12 +147,14 @@ class Applier:
         try:
             while not self._stop.is_set():
                 records = read_batch(cursor, self._batch_bytes)
+                size = sum(map(len, records))
+                self._ledger.behind = size >= self._batch_bytes
                 if records:
-                    seconds = self._folder.fold(records)
-                    self._batch_bytes = next_batch_bytes(self._batch_bytes, sum(map(len, records)), seconds)
+                    self._batch_bytes = next_batch_bytes(self._batch_bytes, size, self._folder.fold(records))
                 elif not reader.wait(self._applied().position, _IDLE_WAIT) and reader.bounds().log_id != log_id:
                     return
         finally:
+            self._ledger.behind = False
             cursor.close()
 
     def _restart(self, reader: LogReader) -> None:

@@ -67,6 +67,7 @@ class Ledger(Generations):
         self.schemas: SchemaRegistry | None = None  # of the log, once that is open
         self.source: SourceIdentity | None = None  # likewise
         self.fill = fill or self._merge
+        self.behind = False  # whether there is more in the log than the batch that is applied now
         self.following = False  # whether the applier is at work, so that `unseen` speaks for the log
         self.unseen_at: Position | None = None
         stored = store.document(UNSEEN)

@@ -57,7 +57,7 @@ class BootstrapServer:
     ) -> None:
         self._ledger = ledger
         self._report = report
-        self._serving = ServingRoutes(self._view, self._layout, open_log)
+        self._serving = ServingRoutes(self._view, self._layout, open_log, lambda: ledger.behind)
         self._completed = CompletedRoutes(ledger, log_dir)
 
     def serve(self, gate: Gate, stop: threading.Event, on_listening: Callable[[int], None] | None = None) -> None:

@@ -35,6 +35,7 @@ from walbus.bootstrap.queries import (
     row_key,
     since_of,
 )
+from walbus.bootstrap.reading_pace import ReadingPace
 from walbus.bootstrap.seq_at import seq_at
 from walbus.bootstrap.serving import ServedView
 from walbus.bootstrap.state import Phase, TableState
@@ -59,6 +60,7 @@ class ServingRoutes:
         view: gives the store as it is now, or raises what a client is told while there is none.
         layout_of: a layout of the log by its number; KeyError if there is none.
         open_log: opens the log, to find the seq of a position; None where it is not at hand.
+        behind: whether the applier is, so that readers go slower.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class ServingRoutes:
         view: Callable[[], ServedView],
         layout_of: Callable[[int], TableSchema],
         open_log: Callable[[], LogReader] | None = None,
+        behind: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._pace = ReadingPace(behind)
         self._view = view
         self._layout_of = layout_of
         self._open_log = open_log
@@ -181,13 +185,14 @@ class ServingRoutes:
         some = await asyncio.to_thread(following)  # what cannot be served at all is refused by its status
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        while not stopping.is_set():
-            if not some:
-                await response.write_eof()
-                return response
-            for part in filter(None, some):  # a record without rows has no lines
-                await response.write(part)
-            some = await asyncio.to_thread(following)
+        with self._pace.reader():
+            while not stopping.is_set():
+                if not some:
+                    await response.write_eof()
+                    return response
+                for part in filter(None, some):  # a record without rows has no lines
+                    await response.write(part)
+                some = await self._pace.read(following)
         if request.transport is not None:
             request.transport.abort()  # a clean end would say that this was all
         return response
