@@ -17,7 +17,7 @@ one that others changed, and a target that is the source's own database are refu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -144,7 +144,7 @@ class PostgresSink:
     def _forget(self) -> None:
         """What is known comes from the database alone."""
         self._pending: dict[int, Pending] = {}
-        self._forms: dict[tuple[int, int, int], RowForm] = {}
+        self._targets: dict[tuple[int, int], tuple[ReplicaTable, RowForm]] = {}  # by layout and log
         self._schema = TargetSchema(self._session, self._consumer, self._namespace)
         found = self._session.run("SELECT checkpoint FROM _walbus.checkpoints WHERE consumer = $1", [self._consumer])
         self._stored = None if not found or found[0][0] is None else str(found[0][0])
@@ -226,16 +226,14 @@ class PostgresSink:
         if raw.unchanged and len(sent := form.sent(raw.unchanged)) == len(table.columns):
             sent = None
         row = Put(form.values(_payload(change)), change.seq, change.position, or_equal, sent)
-        key = raw.key if raw.key is not None else change.seq.to_bytes(8, "big")
-        self._take(table, marks, lambda pending: pending.put(key, row))
+        self._take(table, marks, change.seq.to_bytes(8, "big") if raw.key is None else raw.key, row)
         if sent is None:
             self._schema.complete_row(table, raw.key)
 
     def _delete(self, change: Change, key: bytes | None, marks: Marks) -> None:
         table, _ = self._target(change, marks)
         if key is not None:
-            gone = Gone(key_values(key), change.seq)
-            self._take(table, marks, lambda pending: pending.delete(key, gone))
+            self._take(table, marks, key, Gone(key_values(key), change.seq))
             self._schema.complete_row(table, key)
 
     def _move(self, change: Change, old: bytes, marks: Marks) -> None:
@@ -250,10 +248,9 @@ class PostgresSink:
         self._delete(change, old, marks)
         self._flush(table, marks)
         if change.raw.key is not None:
-            key = change.raw.key
-            self._take(table, marks, lambda pending: pending.put(key, row))
+            self._take(table, marks, change.raw.key, row)
             if row.sent is None:
-                self._schema.complete_row(table, key)
+                self._schema.complete_row(table, change.raw.key)
 
     def _older(self, table: ReplicaTable, key: bytes, change: Change, marks: Marks) -> list[str | None] | None:
         """The row as it was before the change; None if there is none, or if a later row has taken its key."""
@@ -273,7 +270,7 @@ class PostgresSink:
         if raw.unchanged and raw.before is not None:
             partial = Put(row.values, row.seq, row.position, sent=form.sent(raw.unchanged))
             row = partial.over(Put(form.values(raw.before), 0, change.position))
-        self._take(table, marks, lambda pending: pending.put(change.seq.to_bytes(8, "big"), row))
+        self._take(table, marks, change.seq.to_bytes(8, "big"), row)
 
     def _delete_equal(self, change: Change, marks: Marks) -> None:
         if change.raw.before is None:
@@ -303,17 +300,17 @@ class PostgresSink:
         layout = change.schema
         if layout is None:
             raise refused("a row has no layout", change, "check the relay's log")
-        table = self._fitted(layout, marks)
-        key = (layout.id, table.layout.id, table.log_generation)
-        form = self._forms.get(key)
-        if form is None:
-            form = self._forms[key] = RowForm(layout, table)
-        return table, form
+        target = self._targets.get((layout.id, marks.log_generation))
+        if target is None:
+            table = self._fitted(layout, marks)
+            target = self._targets[layout.id, marks.log_generation] = table, RowForm(layout, table)
+        return target
 
     def _fitted(self, layout: TableSchema, marks: Marks) -> ReplicaTable:
         table = self._schema.by_oid(layout.oid)
         if table is None or not table.supersedes(layout, marks):
             self._flush_all(marks)
+            self._targets.clear()
             with self._session.errors(f"making {layout.table} as it is in the source"):
                 table = self._schema.fit(layout, marks)
         return table
@@ -324,13 +321,13 @@ class PostgresSink:
 
     # What waits, and goes together
 
-    def _take(self, table: ReplicaTable, marks: Marks, give: Callable[[Pending], bool]) -> None:
+    def _take(self, table: ReplicaTable, marks: Marks, key: bytes, change: Put | Gone) -> None:
         pending = self._pending.get(table.oid)
         if pending is None:
             pending = self._pending[table.oid] = Pending()
-        if not give(pending):
+        if not pending.take(key, change):
             self._flush(table, marks)
-            give(self._pending.setdefault(table.oid, Pending()))
+            self._pending[table.oid] = Pending({key: change})
 
     def _flush_all(self, marks: Marks) -> None:
         for oid in list(self._pending):

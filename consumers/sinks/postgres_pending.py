@@ -10,19 +10,19 @@ come, to what they would have left of the row one after the other:
 
 What the target holds decides once more when they are sent: a change applies there only to an older row. Both
 comparisons together come to the same as each change by itself would, since a log gives every version of a row that it
-has in order, and so the row before an update is the one that is held here. Where that is not certain, `put` and
-`delete` say that what waits must be sent first.
+has in order, and so the row before an update is the one that is held here. Where that is not certain, `take` says that
+what waits must be sent first.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from walbus.position import Position
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(NamedTuple):
     """A row that is to be written over an older one.
 
     Attributes:
@@ -49,8 +49,7 @@ class Put:
         return Put(values, self.seq, self.position, sent=sent)
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(NamedTuple):
     """A row that is to be deleted if it is older.
 
     Attributes:
@@ -72,28 +71,27 @@ class Pending:
 
     changes: dict[bytes, Put | Gone] = field(default_factory=dict)
 
-    def put(self, key: bytes, row: Put) -> bool:
-        """Takes a row; False: what waits must be sent first, and then it is to be given again."""
+    def take(self, key: bytes, change: Put | Gone) -> bool:
+        """Takes a change; False: what waits must be sent first, and then it is to be given again."""
         held = self.changes.get(key)
-        match held:
-            case None:
-                self.changes[key] = row
-                return True
-            case Gone():
-                if row.seq <= held.seq or row.sent is not None:
-                    return False
-                self.changes[key] = row
-                return True
-            case Put():
-                if row.seq > held.seq or (row.or_equal and row.seq == held.seq):
-                    self.changes[key] = row.over(held)
-                    return True
-                return held.sent is None  # beside a row that is newer and whole, the older one is nothing
+        if held is None:
+            self.changes[key] = change
+            return True
+        return self._put(key, change, held) if isinstance(change, Put) else self._delete(key, change, held)
 
-    def delete(self, key: bytes, gone: Gone) -> bool:
-        """Takes a delete; False as of `put`."""
-        held = self.changes.get(key)
-        if held is None or gone.seq > held.seq:
+    def _put(self, key: bytes, row: Put, held: Put | Gone) -> bool:
+        if isinstance(held, Gone):
+            if row.seq <= held.seq or row.sent is not None:
+                return False
+            self.changes[key] = row
+            return True
+        if row.seq > held.seq or (row.or_equal and row.seq == held.seq):
+            self.changes[key] = row.over(held)
+            return True
+        return held.sent is None  # beside a row that is newer and whole, the older one is nothing
+
+    def _delete(self, key: bytes, gone: Gone, held: Put | Gone) -> bool:
+        if gone.seq > held.seq:
             self.changes[key] = gone
             return True
         return isinstance(held, Gone) or held.sent is None

@@ -34,10 +34,6 @@ def apply(stored: Stored | None, change: Put | Gone) -> Stored | None:
     return Stored((one, two), change.seq)
 
 
-def give(pending: Pending, change: Put | Gone) -> bool:
-    return pending.put(KEY, change) if isinstance(change, Put) else pending.delete(KEY, change)
-
-
 @st.composite
 def histories(draw: st.DrawFn) -> list[Put | Gone]:
     """Versions of one row in the order of a log, of which some come again from an earlier place on."""
@@ -71,11 +67,11 @@ def test_folded_changes_leave_what_each_by_itself_leaves(history: list[Put | Gon
     one_by_one, folded, pending = before, before, Pending()
     for change in history:
         one_by_one = apply(one_by_one, change)
-        if not give(pending, change):
+        if not pending.take(KEY, change):
             for held in pending.changes.values():
                 folded = apply(folded, held)
             pending = Pending()
-            assert give(pending, change), "an empty one takes everything"
+            assert pending.take(KEY, change), "an empty one takes everything"
     for held in pending.changes.values():
         folded = apply(folded, held)
     assert folded == one_by_one
@@ -83,16 +79,16 @@ def test_folded_changes_leave_what_each_by_itself_leaves(history: list[Put | Gon
 
 def test_a_snapshots_row_replaces_one_of_its_own_version() -> None:
     pending = Pending()
-    assert pending.put(KEY, Put(["a", "b"], 5, ORIGIN))
-    assert pending.put(KEY, Put(["c", "d"], 5, ORIGIN, or_equal=True))
+    assert pending.take(KEY, Put(["a", "b"], 5, ORIGIN))
+    assert pending.take(KEY, Put(["c", "d"], 5, ORIGIN, or_equal=True))
     assert [row.values for row in pending.rows()] == [["c", "d"]]
-    assert pending.put(KEY, Put(["e", "f"], 5, ORIGIN))
+    assert pending.take(KEY, Put(["e", "f"], 5, ORIGIN))
     assert [row.values for row in pending.rows()] == [["c", "d"]]
 
 
 def test_a_late_row_behind_a_delete_is_sent_by_itself() -> None:
     pending = Pending()
-    assert pending.delete(KEY, Gone(["k"], 5))
-    assert not pending.put(KEY, Put(["a", "b"], 4, ORIGIN))
-    assert not pending.put(KEY, Put(["a", None], 6, ORIGIN, sent=frozenset([0])))
-    assert pending.put(KEY, Put(["a", "b"], 6, ORIGIN))
+    assert pending.take(KEY, Gone(["k"], 5))
+    assert not pending.take(KEY, Put(["a", "b"], 4, ORIGIN))
+    assert not pending.take(KEY, Put(["a", None], 6, ORIGIN, sent=frozenset([0])))
+    assert pending.take(KEY, Put(["a", "b"], 6, ORIGIN))

@@ -12,6 +12,7 @@ import math
 import struct
 from datetime import date
 from fractions import Fraction
+from functools import lru_cache
 
 from walbus.values.from_text import DAY, SECOND, UNIX_DAY_ZERO
 
@@ -27,6 +28,7 @@ def bool_text(value: bool) -> str:
     return "t" if value else "f"
 
 
+@lru_cache(maxsize=4096)  # rows of one batch are mostly of the same few days
 def date_text(days: int) -> str:
     """ISO date from Unix days."""
     return date.fromordinal(days + UNIX_DAY_ZERO).isoformat()
