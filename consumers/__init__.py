@@ -26,7 +26,8 @@ The way of the data:
     client      `walbus.connect(url).subscribe(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: batches windows into a sink
-    sinks       SQLite, tantivy, Redis, OpenSearch and Elasticsearch; more by entry point
+    mapping     what a sink gets of a table; mapping_values for Python's values, mapped_sink puts it before a sink
+    sinks       SQLite, PostgreSQL, tantivy, Redis, OpenSearch and Elasticsearch, JSON lines; more by entry point
 """
 
 from __future__ import annotations

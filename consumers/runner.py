@@ -22,6 +22,7 @@ from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.clock import Clock
+from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
 from walbus.consumers.reporting import Reported, Reporter
@@ -254,16 +255,19 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
         credentials: what is shown to relay and bootstrap.
 
     Raises:
-        ConfigError: a key of the sink is unknown or wrong, or its extra is not installed.
+        ConfigError: a key of the sink is unknown or wrong, its extra is not installed, or a mapping fits no table.
         SinkRefused: the sink will never take a row or this configuration; names table and position.
         PositionUnknown: the log does not continue the one that the checkpoint was made on.
     """
     tables = check_patterns(config.tables)
     clock = Clock(pause=stop.wait)
     progress = ConsumerProgress(name, config.sink, status_path, clock)
-    sink = _open_patiently(name, config, SinkPlace(name, folder, tables), progress, stop)
-    if sink is None:
+    place = SinkPlace(name, folder, tables)
+    mapper = load_mapper(config.table, place)
+    opened = _open_patiently(name, config, place, progress, stop)
+    if opened is None:
         return
+    sink = MappedSink(opened, mapper, RememberedMapping(folder, config.table, name))
     peers = [RelayPeer(HttpPeer(url, credentials)) for url in listed(relay_url)]
     relays = Relays(peers)
     reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relays, clock)

@@ -39,6 +39,7 @@ from pydantic_settings import (
 
 from walbus.config_problems import InvalidConfig, problems_of, stray_variables
 from walbus.errors import ConfigError
+from walbus.table_mapping import TableMapping
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _HOST = re.compile(r"[0-9A-Za-z]([0-9A-Za-z._-]*[0-9A-Za-z.])?\Z|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\Z")
@@ -214,6 +215,7 @@ class ConsumerConfig(BaseModel):
     delta_above: int = Field(100_000, ge=0)  #: changes behind from which a delta is weighed against the log; 0: never
     relay: Urls = ()  #: relays to read from, whichever answers; default: that of `[relay]`
     relay_token: SecretStr | None = None  #: what it shows to the servers; default: the token of `[client]`
+    table: dict[str, TableMapping] = Field(default_factory=dict)  #: what the sink gets of tables, by `schema.table`
 
     @property
     def options(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class LineRenderer:
                 "xid": header.xid,
                 "commit_time": time,
             }
-            lines.append(head | net | self._content(change))
+            lines.append(head | net | self.content(change))
         if header.flags & Flag.END and (self._begun or self._continues(header)):
             if not self._begun:
                 lines.append(self._begin(header, time))
@@ -126,7 +126,7 @@ class LineRenderer:
 
     def _events(self, header: RecordHeader, record: bytes) -> list[Line]:
         return [
-            {"op": _OP_NAMES[change.op], "position": str(position)} | self._content(change)
+            {"op": _OP_NAMES[change.op], "position": str(position)} | self.content(change)
             for position, change in located_changes(header, record, self._after)
         ]
 
@@ -134,14 +134,15 @@ class LineRenderer:
         """The lines of a record of a `snapshot` or a `delta`."""
         place = {what: True, "position": str(header.last)}
         lines: list[Line] = [
-            {"op": _OP_NAMES[change.op], **place, "seq": change.seq_delta} | self._content(change)
+            {"op": _OP_NAMES[change.op], **place, "seq": change.seq_delta} | self.content(change)
             for _, change in located_changes(header, record, self._after)
         ]
         if header.flags & Flag.END:
             lines.append({"op": f"{what}_end", "position": str(header.last), "seq": header.last_seq})
         return lines
 
-    def _content(self, change: RawChange) -> Line:
+    def content(self, change: RawChange) -> Line:
+        """What a change's line holds behind its place: table, key and row, or what else its op tells."""
         if change.op == Op.MESSAGE:
             return _message(change)
         if change.op in (Op.SCHEMA, Op.EPOCH):

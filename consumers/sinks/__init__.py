@@ -28,6 +28,7 @@ class _BuiltIn:
 _BUILT_IN = {
     "sqlite": _BuiltIn("walbus.consumers.sinks.sqlite", "SqliteSink", None),
     "postgres": _BuiltIn("walbus.consumers.sinks.postgres", "PostgresSink", None),
+    "stdout": _BuiltIn("walbus.consumers.sinks.stdout", "StdoutSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
     "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis"),
     "opensearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),

@@ -22,9 +22,12 @@ from walbus.config import (
     load_settings,
 )
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
+from walbus.consumers.sinks.postgres import PostgresOptions
 from walbus.consumers.sinks.redis import RedisOptions
 from walbus.consumers.sinks.sqlite import SqliteOptions
+from walbus.consumers.sinks.stdout import StdoutOptions
 from walbus.consumers.sinks.tantivy import TantivyOptions
+from walbus.table_mapping import TableMapping
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/configuration.md").read_text()
@@ -35,13 +38,16 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[bootstrap]": BootstrapConfig,
     "[client]": ClientConfig,
     "[consumer.NAME]": ConsumerConfig,
+    '[consumer.NAME.table."SCHEMA.TABLE"]': TableMapping,
     "[log]": LogConfig,
 }
 SINKS: dict[str, type[BaseModel]] = {
     'sink = "sqlite"': SqliteOptions,
+    'sink = "postgres"': PostgresOptions,
     'sink = "tantivy"': TantivyOptions,
     'sink = "redis"': RedisOptions,
     'sink = "opensearch"': OpenSearchOptions,
+    'sink = "stdout"': StdoutOptions,
 }
 
 
@@ -88,5 +94,5 @@ def test_the_commented_lines_of_the_example_are_keys_too(tmp_path: Path) -> None
     document = tomllib.loads(everything)
     load_settings(file)
     for section, model in SECTIONS.items():
-        if section != "[consumer.NAME]":
+        if not section.startswith("[consumer."):
             assert set(document[section.strip("[]")]) == set(model.model_fields)
