@@ -244,7 +244,7 @@ class PostgresSink:
         row = Put(form.values(_payload(change)), change.seq, change.position, sent=sent)
         stored = self._older(table, old, change, marks)
         if stored is not None and not self._schema.lacks(table, old):
-            row = row.over(Put(stored, 0, change.position))
+            row = row.over(Put([*stored], 0, change.position))
         self._delete(change, old, marks)
         self._flush(table, marks)
         if change.raw.key is not None:
@@ -277,7 +277,7 @@ class PostgresSink:
             raise refused("a row of a table without a key changed", change, "give the table a primary key")
         table, form = self._target(change, marks)
         self._flush(table, marks)
-        self._session.run(table.delete_equal, form.values(change.raw.before))
+        self._session.run(table.delete_equal, form.texts(change.raw.before))
 
     def _truncate(self, change: Change, marks: Marks) -> None:
         table = self._schema.by_oid(change.raw.table)

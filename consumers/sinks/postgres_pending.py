@@ -26,14 +26,14 @@ class Put(NamedTuple):
     """A row that is to be written over an older one.
 
     Attributes:
-        values: canonical text of each column; None is NULL, or not sent.
+        values: of each column, raw as a row has it or as its text; None is NULL, or not sent.
         seq: its version.
         position: of its change, for errors.
         or_equal: whether it replaces a row of the same version as well (a snapshot's row).
         sent: indexes of the columns that it carries; None: all.
     """
 
-    values: list[str | None]
+    values: list[object]
     seq: int
     position: Position
     or_equal: bool = False

@@ -15,7 +15,7 @@ from functools import cached_property
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.layout import sources
 from walbus.consumers.sinks.postgres_pending import Gone, Put
-from walbus.consumers.sinks.postgres_types import array_literal, equality, takes, travels_as
+from walbus.consumers.sinks.postgres_types import array_literal, equality, takes, texts_of, travels_as
 from walbus.keys import key_texts
 from walbus.schema import TableSchema
 from walbus.values.decode import row_reader
@@ -157,7 +157,8 @@ class ReplicaTable:
 
     def puts(self, rows: Sequence[Put], indexes: Sequence[int]) -> list[str]:
         """Rows as parameters: their columns with these indexes, and seqs."""
-        values = [[row.values[index] for row in rows] for index in indexes]
+        types = [self.layout.columns[index].type_oid for index in indexes]
+        values = [texts_of(oid, [row.values[i] for row in rows]) for oid, i in zip(types, indexes, strict=True)]
         return [*map(array_literal, values), _seqs(row.seq for row in rows)]
 
     def keys(self, keys: Sequence[Gone]) -> list[str]:
@@ -187,7 +188,7 @@ class ReplicaTable:
 
 
 class RowForm:
-    """Rows of one layout as texts for a table's columns.
+    """Rows of one layout as values for a table's columns: raw where the layouts are the same, and else as texts.
 
     Args:
         row: the layout that the rows have.
@@ -195,7 +196,8 @@ class RowForm:
     """
 
     def __init__(self, row: TableSchema, table: ReplicaTable) -> None:
-        self._texts = row_reader(row).texts
+        reader = row_reader(row)
+        self._raw, self._texts = reader.raw, reader.texts
         self._same = row.id == table.layout.id
         columns = zip(sources(row, table.layout), table.layout.columns, table.types, strict=True)
         self._sources = [
@@ -203,10 +205,17 @@ class RowForm:
             for source, column, declared in columns
         ]
 
-    def values(self, payload: bytes) -> list[str | None]:
+    def values(self, payload: bytes) -> list[object]:
         """The table's columns, from a row; None for one that the row's layout does not have, or with another type."""
+        if self._same:
+            return self._raw(payload)
         values = self._texts(payload)
-        return values if self._same else [None if i is None else values[i] for i in self._sources]
+        return [None if i is None else values[i] for i in self._sources]
+
+    def texts(self, payload: bytes) -> list[str | None]:
+        """The same as texts."""
+        values = self._texts(payload)
+        return [None if i is None else values[i] for i in self._sources]
 
     def sent(self, unchanged: bytes) -> frozenset[int]:
         """Indexes of the table's columns whose value the change carries."""

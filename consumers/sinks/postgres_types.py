@@ -12,6 +12,9 @@ otherwise consists of texts, each cast to the column's type: an explicit cast, w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
+
+from walbus.values.types import NATIVE
 
 #: Scalar types that mean the same everywhere, by OID.
 PORTABLE = frozenset({
@@ -48,6 +51,15 @@ def equality(type_oid: int, declared: str, column: str, value: str) -> str:
     if type_oid in _OWN_EQUALITY and declared != "text":
         return f"{column} IS NOT DISTINCT FROM {value}::{declared}"
     return f"{column}::text IS NOT DISTINCT FROM {value}"
+
+
+def texts_of(type_oid: int, values: list[object]) -> list[str | None]:
+    """The canonical texts of a column's values, which are raw or texts already."""
+    native = NATIVE.get(type_oid)
+    if native is None or native.text_like:
+        return cast(list[str | None], values)
+    text = native.text
+    return [value if value is None or type(value) is str else text(value) for value in values]
 
 
 def array_literal(values: Sequence[str | None]) -> str:

@@ -17,7 +17,7 @@ KEY = b"k"
 class Stored:
     """A row as the target has it: one value for each of two columns, its seq, and whether it lacks a value."""
 
-    values: tuple[str | None, str | None]
+    values: tuple[object, object]
     seq: int
 
 
