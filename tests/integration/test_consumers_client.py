@@ -200,6 +200,15 @@ def test_a_latest_start_sees_what_commits_from_now_on(
         assert names(take(subscription, 1)) == ["after"]
 
 
+def test_latest_is_where_it_was_asked_for_first(source: ModelSource, relay: ScriptedRelay, tmp_path: Path) -> None:
+    source.commit([insert(ITEMS, 1, "before")])
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        assert bus.subscribe(name="late", start="latest").next(0.3) is None
+    source.commit([insert(ITEMS, 2, "while it was down")])
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        assert names(take(bus.subscribe(name="late", start="latest"), 1)) == ["while it was down"]
+
+
 def test_the_position_moves_on_without_rows(source: ModelSource, relay: ScriptedRelay, tmp_path: Path) -> None:
     with walbus.connect(relay.url, folder=tmp_path) as bus:
         subscription = bus.subscribe(name="idle", start="earliest")

@@ -242,7 +242,10 @@ def test_seeking_goes_back_and_on_and_is_where_a_restart_goes_on(relay, tmp_path
             assert transactions(list(found)) == [number]
         subscription.seek("latest")
         assert subscription.next(0.3) is None
+        subscription.seek(time_of(21))
+        held = next(windows)
         subscription.seek(time_of(12))
+        held.commit()
     with walbus.connect(relay.url, folder=tmp_path) as bus:
         assert next(iter(bus.subscribe(name="seeker"))).last == Position(1, 16 * 12, 1)
 
