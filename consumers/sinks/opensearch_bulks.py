@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -54,7 +55,7 @@ class Write:
         """Its part of the body of a `_bulk`.
 
         An alias must be one: an index that went away is then an error, and not made anew with whatever mapping. (Of a
-        delete a server does not ask that; see `opensearch_indices`.)
+        delete a server does not ask that: it is seen by the index that it was done in.)
         """
         head: dict[str, object] = {**self.place.told(), "version": self.version}
         head["version_type"] = "external_gte" if self.even else "external"
@@ -75,7 +76,7 @@ class Found(msgspec.Struct, rename={"id": "_id", "version": "_version", "source"
     source: msgspec.Raw = msgspec.Raw(b"{}")
     routing: str | None = None
     found: bool = True
-    error: msgspec.Raw | None = None
+    error: dict[str, Any] | None = None
 
 
 class BulkError(msgspec.Struct):
@@ -85,11 +86,12 @@ class BulkError(msgspec.Struct):
     reason: str | None = ""
 
 
-class BulkItem(msgspec.Struct):
+class BulkItem(msgspec.Struct, rename={"index": "_index"}):
     """What became of one write."""
 
     status: int
     error: BulkError | None = None
+    index: str = ""  #: of a delete, where it was done
 
 
 class _Items(msgspec.Struct):

@@ -186,11 +186,12 @@ class RowForm:
 def acceptable(document: msgspec.Raw) -> msgspec.Raw | str:
     """A JSON document as servers take it, who read the whole of it even where nothing is searched.
 
-    One that is nested too deep, or has a number of too many digits, is its own text. Of a name that stands twice in one
-    object, as it may in `json`, the last counts, as it does for `jsonb`; numbers keep every digit.
+    One that is nested too deep, has a number of too many digits, or half of a sign (an escaped surrogate alone), is its
+    own text. Of a name that stands twice in one object, as it may in `json`, the last counts, as it does for `jsonb`;
+    numbers keep every digit.
     """
     text = bytes(document)
-    if len(text) > _DEEPEST and _beyond_parsers(text):
+    if (len(text) > _DEEPEST and _beyond_parsers(text)) or (b"\\u" in text and not _has_whole_signs(text)):
         return text.decode()
     repeated = False
 
@@ -212,6 +213,14 @@ def _beyond_parsers(text: bytes) -> bool:
         depth += 1 if sign in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest > _DEEPEST or _LONG_NUMBER.search(bare) is not None
+
+
+def _has_whole_signs(text: bytes) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _once(document: msgspec.Raw) -> object:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -41,12 +41,14 @@ from walbus.consumers.sinks.opensearch_bulks import (
 from walbus.credentials import connection_problem
 from walbus.errors import SinkRefused, SinkUnavailable
 
+T = TypeVar("T")
+
 NOT_FOUND, CONFLICT, TOO_LARGE = httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.REQUEST_ENTITY_TOO_LARGE
 _READ_DOCUMENTS = 100  # they may be of a megabyte each
 _SCROLL_SIZE = 2_000
 _SCROLL_KEPT = "5m"
 _CONNECT_SECONDS = 5.0
-_BULK_ATTEMPTS = 6  # about two seconds of back-off
+_BULK_ATTEMPTS = 8  # some five seconds of back-off
 _OLDEST = {"opensearch": (1, 0), "elasticsearch": (7, 10)}
 
 #: Types of errors that pass: whatever the status, what an operator or the cluster itself mends.
@@ -75,7 +77,11 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:  # noqa: ANN401 - as many forms as there are requests
-        """The body."""
+        """The body.
+
+        Raises:
+            msgspec.DecodeError: it is not JSON.
+        """
         return msgspec.json.decode(self.body)
 
 
@@ -241,6 +247,8 @@ class OpenSearchServer:
         while True:
             pushed_back: list[tuple[Write, BulkItem]] = []
             for write, item in zip(left, self._bulk(left), strict=True):
+                if write.source is None and item.index not in ("", write.place.index):
+                    raise SinkUnavailable("an index is gone", where=f"{self.where}, {write.place.index}")
                 if item.status < httpx.codes.BAD_REQUEST or item.status == CONFLICT or _gone_already(write, item):
                     done.append((write, item.status))
                 elif _passes(item.status, item.error.type if item.error else None) and item.status != NOT_FOUND:
@@ -256,7 +264,7 @@ class OpenSearchServer:
             time.sleep(backoff.next_delay())
 
     def _bulk(self, bulk: Sequence[Write]) -> list[BulkItem]:
-        path = "/_bulk?filter_path=items.*.status,items.*.error.type,items.*.error.reason"
+        path = "/_bulk?filter_path=items.*.status,items.*.error.type,items.*.error.reason,items.delete._index"
         content = b"".join([write.lines() for write in bulk])
         answer = self._request("POST", path, content, "application/x-ndjson")
         if answer.status == TOO_LARGE:
@@ -269,7 +277,7 @@ class OpenSearchServer:
             if _passes(answer.status, error.type):
                 return [BulkItem(answer.status, error)] * len(bulk)
             raise self._failed(answer.status, error, "/_bulk")
-        return bulk_items(answer.body)
+        return self._read(bulk_items, answer)
 
     def _refused(self, write: Write, item: BulkItem) -> SinkUnavailable | SinkRefused:
         error = item.error or BulkError()
@@ -292,7 +300,7 @@ class OpenSearchServer:
         found: list[Found | None] = []
         for start in range(0, len(places), _READ_DOCUMENTS):
             wanted = [place.told() for place in places[start : start + _READ_DOCUMENTS]]
-            for document in documents_of(self.ask("POST", "/_mget", {"docs": wanted}).body):
+            for document in self._read(documents_of, self.ask("POST", "/_mget", {"docs": wanted})):
                 if document.error is not None:
                     raise SinkUnavailable("an index is not there", where=self.where)
                 found.append(document if document.found else None)
@@ -302,7 +310,7 @@ class OpenSearchServer:
         """Makes what was written searchable."""
         if indices:
             answer = self.ask("POST", f"/{path_of(*indices)}/_refresh")
-            self._whole(shards_of(answer.body))
+            self._whole(self._read(shards_of, answer))
 
     def scroll(self, index: str, query: object, *, sources: bool = False) -> Iterator[list[Found]]:
         """Pages of the documents that a query finds, as they were when it began.
@@ -322,9 +330,15 @@ class OpenSearchServer:
             self.ask("DELETE", "/_search/scroll", {"scroll_id": [page.scroll_id]}, accepted=[NOT_FOUND])
 
     def _page(self, path: str, body: object) -> Page:
-        page = page_of(self.ask("POST", path, body).body)
+        page = self._read(page_of, self.ask("POST", path, body))
         self._whole(page.shards)
         return page
+
+    def _read(self, reader: Callable[[bytes], T], answer: Answer) -> T:
+        try:
+            return reader(answer.body)
+        except msgspec.DecodeError:  # as from something in between that answers in its own way
+            raise SinkUnavailable("an answer of the search server makes no sense", where=self.where) from None
 
     def _whole(self, shards: Shards) -> None:
         """What some shards did not tell would be missing from a copy, or left behind by a sweep."""

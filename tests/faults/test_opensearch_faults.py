@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import closing
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,7 @@ def test_an_index_that_was_removed_is_filled_again(
         source.commit([update(ITEMS, 0, name="behind the snapshot")])
         equal(under_test, relay)
         http.delete(f"/{ITEMS}~1")
-        source.commit([delete(ITEMS, 1)])  # of this alone a server would make an index anew, with a mapping of its own
+        source.commit([delete(ITEMS, 1)])  # for this alone a server makes an index anew, and finds nothing wrong
         equal(under_test, relay)
         http.delete(f"/{ITEMS}~1")
         source.commit([update(ITEMS, 2, name="b")])
@@ -235,9 +237,9 @@ def test_a_server_that_pushes_back_is_waited_for(
 
 
 def test_documents_that_are_pushed_back_for_a_moment_are_sent_again(source: ModelSource, tmp_path: Path) -> None:
-    """A node whose memory for indexing takes one bulk at a time, and four that come at once."""
-    source.commit([insert(ITEMS, n, "x" * 200) for n in range(6000)], pieces=3)
-    with local_opensearch(settings={"indexing_pressure.memory.limit": "400kb"}) as server:
+    """A node whose memory for indexing takes a bulk or two at a time, and four that come at once."""
+    source.commit([insert(ITEMS, n, "x" * 200) for n in range(9000)], pieces=3)
+    with local_opensearch(settings={"indexing_pressure.memory.limit": "1mb"}) as server:
         under_test = opensearch_under_test(tmp_path, server.url, connections=4)
         with closing(under_test.open()) as sink:
             fill(sink, source)
@@ -290,18 +292,24 @@ def test_no_password_is_in_any_error(tmp_path: Path) -> None:
     secret = "hunter2canary"
     options: list[dict[str, Any]] = [
         {"url": f"http://me:{secret}@127.0.0.1:1"},
-        {"url": "http://127.0.0.1:1", "user": "me", "password": secret},
-        {"url": "http://127.0.0.1:1", "api_key": secret},
+        {"user": "me", "password": secret},
+        {"api_key": secret},
     ]
+    under_test = opensearch_under_test(tmp_path, "http://127.0.0.1:1")
     for given in options:
         with pytest.raises(SinkUnavailable) as caught:
-            opensearch_under_test(tmp_path, "", **given).open()
+            under_test.open(**given)
         assert secret not in str(caught.value) + repr(caught.value)
 
 
-def test_another_kind_of_server_is_refused(relay: ScriptedRelay, tmp_path: Path) -> None:
-    with pytest.raises(SinkRefused):
-        opensearch_under_test(tmp_path, relay.url).open()
+def test_another_kind_of_server_is_refused(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        try:
+            with pytest.raises(SinkRefused, match="this is no OpenSearch or Elasticsearch"):
+                opensearch_under_test(tmp_path, f"http://127.0.0.1:{server.server_address[1]}").open()
+        finally:
+            server.shutdown()
 
 
 # Copies of an index

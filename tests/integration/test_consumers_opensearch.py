@@ -87,6 +87,9 @@ def test_every_type_and_every_name_reach_the_index_with_zero_differences(
     make_marker(database)
     zoo = build_zoo(database.connect())
     zoo.insert()
+    for specimen in zoo.specimens:
+        if specimen.type_name in ("json", "jsonb"):  # a document has one null for both
+            zoo.connection.execute(f"UPDATE cage.{specimen.table} SET v = NULL WHERE v::text = 'null'")
     odd = make_odd_tables(zoo.connection)
     fill_odd_tables(zoo.connection, odd, 1)
     herd = build_herd(zoo)

@@ -5,14 +5,28 @@ compare_sinks(database.dsn, [OpenSearchRows(url)])
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
 import httpx
+import msgspec
 
 from walbus.demo.sink_rows import Found, key_of
 from walbus.demo.source_rows import SourceTable
+
+
+class _Hit(msgspec.Struct, rename={"source": "_source"}):
+    source: dict[str, msgspec.Raw]
+
+
+class _Hits(msgspec.Struct):
+    hits: list[_Hit]
+
+
+class _Found(msgspec.Struct):
+    hits: _Hits
 
 
 class OpenSearchRows:
@@ -33,15 +47,38 @@ class OpenSearchRows:
 
     def rows(self, table: SourceTable) -> Iterator[Found]:
         for source in self._sources(table.table):
-            values = {unquote(field): value for field, value in source.items() if not field.startswith("_walbus")}
-            yield key_of(table, values), values
+            raw = {unquote(field): value for field, value in source.items() if not field.startswith("_walbus")}
+            values = {column.name: _value(column.type_name, raw[column.name]) for column in table.columns}
+            assert raw.keys() == values.keys()
+            values |= {
+                column.name: "null" for column in table.key_columns if values[column.name] is None
+            }  # JSON's null
+            key = {column.name: _key_value(column.type_name, values[column.name]) for column in table.key_columns}
+            yield key_of(table, key), values
 
     def close(self) -> None:
         self._http.close()
 
-    def _sources(self, table: str) -> list[dict[str, Any]]:
+    def _sources(self, table: str) -> list[dict[str, msgspec.Raw]]:
         if table not in self._indices:
             return []
         index = self._indices[table].replace("%", "%25")
-        found = self._http.post(f"/{index}/_search", json={"size": 10_000, "version": True}).json()
-        return [hit["_source"] for hit in found["hits"]["hits"]]
+        found = self._http.post(f"/{index}/_search", json={"size": 10_000})
+        return [hit.source for hit in msgspec.json.decode(found.content, type=_Found).hits.hits]
+
+
+def _value(type_name: str, raw: msgspec.Raw) -> object:
+    """The value in the document; of JSON its text, which may be that of a string that holds it."""
+    value: Any = msgspec.json.decode(raw) if type_name not in ("json", "jsonb") else None
+    if type_name not in ("json", "jsonb") or bytes(raw) == b"null":
+        return value
+    text = bytes(raw).decode()
+    odd = text.startswith('"') and (len(text) > 1000 or "\\ud800" in text)
+    return json.loads(text) if odd else text
+
+
+def _key_value(type_name: str, value: object) -> object:
+    """As the source prints it."""
+    if type_name == "timestamp with time zone" and isinstance(value, str) and value.endswith("Z"):
+        return value.replace("T", " ").replace("Z", "+00")
+    return value

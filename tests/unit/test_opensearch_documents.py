@@ -124,6 +124,8 @@ def test_a_document_without_repeats_means_the_same_and_has_none(document: object
         ("0." + "0" * 3000 + "1", False),
         ("[" + "1," * 5000 + "1]", True),
         ('{"a":"b","c":' + "1" * 1200 + "}", False),
+        ('["\\ud83d\\ude00"]', True),
+        ('["\\ud800"]', False),
     ],
 )
 def test_a_document_that_no_server_can_read_is_kept_as_its_text(text: str, kept: bool) -> None:
