@@ -10,6 +10,7 @@ Medians over the rounds; each round has tables of its own.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,11 +79,13 @@ def _round(dsn: str, folder: Path, number: int, rows: int, version: int) -> dict
     """One round of one workload: `version` 0 makes the tables and fills them, 1 updates their rows."""
     records = list(_records(rows, version))
     place = SinkPlace(f"r{number}", folder, ("bench.*",))
+    gc.freeze()  # a consumer does not hold its backlog in memory, and its collector does not look at one
     taken = {"sink": _into_sink(dsn, place, records)}
     with psycopg.connect(dsn) as connection:
         _check(connection, f"{place.consumer}_bench.events", rows, version)
     del records
     values = [_row(key, version) for key in range(rows)]
+    gc.freeze()
     for name, write in _BARE.items():
         table = f"bare_{name}_{number}"
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -94,6 +97,7 @@ def _round(dsn: str, folder: Path, number: int, rows: int, version: int) -> dict
                     write(connection, table, values[start : start + _BATCH])
             taken[name] = time.perf_counter() - begin
             _check(connection, table, rows, version)
+    gc.unfreeze()
     return taken
 
 

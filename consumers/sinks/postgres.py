@@ -38,6 +38,7 @@ from walbus.position import ORIGIN, Position
 from walbus.records import Kind, Op
 from walbus.schema import TableSchema
 
+_WRITES = frozenset({int(Op.INSERT), int(Op.UPDATE)})
 MAX_SEQ = 1 << 53  # above every seq
 _SCHEMA = "{schema}"
 
@@ -196,14 +197,16 @@ class PostgresSink:
 
     def _apply(self, change: Change, marks: Marks) -> None:
         raw = change.raw
+        if raw.op in _WRITES and raw.key is not None and raw.old_key is None:  # nearly all of them
+            self._put(change, marks)
+            return
         match raw.op:
             case Op.INSERT | Op.UPDATE if raw.key is None:
                 self._append(change, marks)
             case Op.INSERT | Op.UPDATE if raw.old_key is not None and raw.unchanged:
                 self._move(change, raw.old_key, marks)
             case Op.INSERT | Op.UPDATE:
-                if raw.old_key is not None:
-                    self._delete(change, raw.old_key, marks)
+                self._delete(change, raw.old_key, marks)
                 self._put(change, marks)
             case Op.DELETE if raw.key is None:
                 self._delete_equal(change, marks)

@@ -25,8 +25,8 @@ PORTABLE = frozenset({
 
 #: Element types of the arrays that rows travel in; any other type travels as text.
 _TRAVELS = {
-    20: "int8", 21: "int2", 23: "int4", 25: "text", 26: "oid", 700: "float4", 701: "float8", 1082: "date",
-    1114: "timestamp", 1184: "timestamptz", 2950: "uuid",
+    16: "bool", 20: "int8", 21: "int2", 23: "int4", 25: "text", 26: "oid", 700: "float4", 701: "float8", 1082: "date",
+    1114: "timestamp", 1184: "timestamptz", 1700: "numeric", 2950: "uuid",
 }  # fmt: skip
 
 #: Types whose cast to text is not what they print; rows of tables without a key are compared by their own equality.
