@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 
 import httpx
 
@@ -72,8 +73,11 @@ class RecordStream:
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             ended = RelayUnavailable(f"the stream broke ({type(error).__name__})", where=self._where)
         finally:
-            self._response.close()
-            self._chunks.put(ended)
+            try:
+                with suppress(httpx.HTTPError, httpx.StreamError, OSError):  # whatever it is, the stream has ended
+                    self._response.close()
+            finally:
+                self._chunks.put(ended)
 
 
 def _drain(chunks: queue.Queue[bytes | RelayUnavailable]) -> None:
