@@ -55,8 +55,7 @@ class Keeper:
                 self.keep()
             self.keep()
         finally:
-            if self._reader is not None:
-                self._reader.close()
+            self._close_log()
 
     def keep(self) -> None:
         """Makes durable what is applied, and says so."""
@@ -76,6 +75,7 @@ class Keeper:
         try:
             return self._log().bounds().end.commit_lsn
         except LogError:
+            self._close_log()
             return 0
 
     def _trim_completions(self) -> None:
@@ -90,6 +90,7 @@ class Keeper:
                 return
             seq = seq_at(log, bounds.trimmed)
         except LogError:
+            self._close_log()
             return
         if seq is not None:
             self._ledger.trim_completions(bounds.trimmed, seq)
@@ -98,3 +99,9 @@ class Keeper:
         if self._reader is None:
             self._reader = self._open_reader()
         return self._reader
+
+    def _close_log(self) -> None:
+        """The next look opens it anew: a reader that failed may be of a log that is gone."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
