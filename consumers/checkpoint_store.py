@@ -5,12 +5,18 @@ A store replaces a checkpoint whole: never half, and never backward by itself.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import structlog
 
 from walbus.consumers.checkpoint import Checkpoint, dump_checkpoint, load_checkpoint
-from walbus.errors import InvalidText
+from walbus.errors import InvalidText, UsageError
+
+_log = structlog.get_logger(__name__)
 
 
 class CheckpointStore(Protocol):
@@ -27,14 +33,64 @@ class CheckpointStore(Protocol):
         """Replaces it, durably."""
 
 
+@runtime_checkable
+class OneReader(Protocol):
+    """A store that one subscription has at a time: two would set each other's checkpoint back.
+
+    A store of your own need not be one.
+    """
+
+    def take(self) -> None:
+        """Has it for the subscription that begins.
+
+        Raises:
+            UsageError: another one has it.
+        """
+
+    def release(self) -> None:
+        """The subscription has ended."""
+
+
+def _taken(where: str) -> UsageError:
+    mend = "close the other subscription first, or give this one a name of its own"
+    what = "another subscription reads under this name, and the two would set each other's checkpoint back"
+    return UsageError(what, where=where, mend=mend)
+
+
 class FileCheckpointStore:
     """One file: written beside it, synced, renamed over it, and the folder synced.
+
+    A file beside it is locked while a subscription has the store, in whatever process; the kernel frees it when the
+    process ends.
 
     Raises OSError when the disk refuses, InvalidText when the file is not a checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock: int | None = None
+
+    def take(self) -> None:
+        """See `OneReader`."""
+        if self._lock is not None:
+            raise _taken(str(self._path))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._path.with_name(f".{self._path.name}.lock")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise _taken(str(self._path)) from None
+        except OSError as error:  # a file system without locks
+            _log.warning("consumer.checkpoint_not_locked", file=str(path), why=error.strerror)
+        self._lock = descriptor
+
+    def release(self) -> None:
+        """See `OneReader`."""
+        descriptor, self._lock = self._lock, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def load(self) -> Checkpoint | None:
         """The checkpoint last saved."""
@@ -64,6 +120,17 @@ class MemoryCheckpointStore:
 
     def __init__(self) -> None:
         self._checkpoint: Checkpoint | None = None
+        self._free = threading.Lock()
+
+    def take(self) -> None:
+        """See `OneReader`."""
+        if not self._free.acquire(blocking=False):
+            raise _taken("checkpoints")
+
+    def release(self) -> None:
+        """See `OneReader`."""
+        if self._free.locked():
+            self._free.release()
 
     def load(self) -> Checkpoint | None:
         """The checkpoint last saved."""

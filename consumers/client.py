@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from walbus.consumer_reports import checked_name
 from walbus.consumers.addresses import Relays, listed
-from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore
+from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, OneReader
 from walbus.consumers.clock import Clock
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.phase_events import PhaseEvent
@@ -105,7 +105,8 @@ class Bus:
                 committed later than a time, or (`latest`) where the log ends now.
 
         Raises:
-            UsageError: the name or a table is none, a choice makes no sense, or the bus is closed.
+            UsageError: the name or a table is none, a choice makes no sense, the bus is closed, or another
+                subscription, in whatever process, has this checkpoint.
         """
         self._require_open()
         _check_choices(start, ops, delta_above)
@@ -123,7 +124,14 @@ class Bus:
         store = checkpoints or FileCheckpointStore(handing.folder / "checkpoint.json")
         patterns = check_patterns(tables)
         subscribed = Subscribed(name, patterns, start, self._bootstrap, delta_above, narrowing, complete)
-        checkpoint = store.load()
+        if isinstance(store, OneReader):
+            store.take()
+        try:
+            checkpoint = store.load()
+        except BaseException:
+            if isinstance(store, OneReader):
+                store.release()
+            raise
         relays = Relays(self._peers)
         reporter = Reporter(Reported(name, subscribed.tables), relays, self._clock)
         reporter.begin(checkpoint)

@@ -17,7 +17,7 @@ from walbus.consumers.callback_loop import CallbackLoop, drive
 from walbus.consumers.callbacks import STOP, Callbacks, Failures
 from walbus.consumers.called_feed import CalledFeed
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of
-from walbus.consumers.checkpoint_store import CheckpointStore
+from walbus.consumers.checkpoint_store import CheckpointStore, OneReader
 from walbus.consumers.deliveries import Batches, Delivery
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.places import Parsed, Place, Until, found_place, parse_place
@@ -70,6 +70,8 @@ class Subscription:
     def __init__(self, session: Session, store: CheckpointStore, reporter: Reporter, handing: Handing) -> None:
         self._session = session
         self._store = store
+        self._held = store if isinstance(store, OneReader) else None  # to be released
+        self._releasing = threading.Lock()
         self._reporter = reporter
         self._handing = handing
         self._clock = clock = session.clock
@@ -292,6 +294,10 @@ class Subscription:
         self._goes_on.set()
         self._session.close()
         self._reporter.close()
+        with self._releasing:
+            held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
     def __enter__(self) -> Self:
         return self

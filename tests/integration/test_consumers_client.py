@@ -554,3 +554,43 @@ def test_single_operations_are_a_choice_of_the_log_alone(
 def test_a_choice_that_makes_no_sense_is_refused_at_once(choice: dict[str, Any], tmp_path: Path) -> None:
     with walbus.connect("http://127.0.0.1:1", folder=tmp_path) as bus, pytest.raises(UsageError):
         bus.subscribe(name="x", **choice)
+
+
+def test_a_second_subscription_of_a_name_is_refused_while_there_is_a_first(
+    source: ModelSource, relay: ScriptedRelay, tmp_path: Path
+) -> None:
+    """Each would store its own checkpoint over the other's."""
+    source.commit([insert(ITEMS, 1, "one")])
+    with walbus.connect(relay.url, folder=tmp_path) as bus, walbus.connect(relay.url, folder=tmp_path) as other:
+        first = bus.subscribe("public.items", name="cache")
+        for taker in (bus, other):
+            with pytest.raises(UsageError, match=r"another subscription .* \(at .*cache/checkpoint.json\); close"):
+                taker.subscribe("public.items", name="cache")
+        other.subscribe("public.items", name="another").close()
+        assert names(take(first, 1)) == ["one"]
+        first.close()
+        first.close()
+        assert names(take(other.subscribe("public.items", name="cache"), 1)) == ["one"]
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        assert names(take(bus.subscribe("public.items", name="cache"), 1)) == ["one"]
+
+
+def test_a_checkpoint_in_memory_has_one_subscription_at_a_time(relay: ScriptedRelay, tmp_path: Path) -> None:
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        store = MemoryCheckpointStore()
+        first = bus.subscribe("public.items", name="cache", checkpoints=store)
+        with pytest.raises(UsageError, match="another subscription"):
+            bus.subscribe("public.items", name="cache", checkpoints=store)
+        first.close()
+        bus.subscribe("public.items", name="cache", checkpoints=store)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_free_when_it_is_mended(relay: ScriptedRelay, tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "checkpoint.json"
+    path.parent.mkdir()
+    path.write_text("{")
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        with pytest.raises(UsageError, match="not a checkpoint"):
+            bus.subscribe("public.items", name="cache")
+        path.unlink()
+        bus.subscribe("public.items", name="cache")
