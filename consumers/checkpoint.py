@@ -7,9 +7,11 @@
 
 Every checkpoint carries the `log_id` that its positions and seqs belong to, the `Marks` that make sweeping safe, and
 the tables that are `unread`: they came to the log after the consumer's snapshot, with rows that the log does not hold,
-and are to be read once the bootstrap has them. `rows` is the lowest state of the bootstrap that the rows of any table
-came from before they followed the log (ORIGIN: not known). `layouts` is the largest number of a layout that the
-consumer was told: the log's writer may tell an older one again, which is no new table.
+and are to be read once the bootstrap has them. `asked` is the patterns of the tables whose rows the consumer has but
+for those (None: not known, as in checkpoints of before; those that it reads now are taken for them). `rows` is the
+lowest state of the bootstrap that the rows of any table came from before they followed the log (ORIGIN: not known).
+`layouts` is the largest number of a layout that the consumer was told: the log's writer may tell an older one again,
+which is no new table.
 
 Its stored form is one JSON object with a version: 2 where a table is read as a delta, which version 1 did not know, and
 1 otherwise. No I/O.
@@ -25,6 +27,22 @@ from walbus.errors import InvalidText
 from walbus.position import ORIGIN, Position, parse_position
 
 FORMAT = 2
+
+
+class Lacking(NamedTuple):
+    """A table whose rows are to be read.
+
+    Attributes:
+        table: the name that it had when that was last told.
+        oid: its relation OID, which it keeps when it is renamed; 0 where it is not known, as in checkpoints of before.
+    """
+
+    table: str
+    oid: int = 0
+
+    def is_of(self, table: str, oid: int) -> bool:
+        """Whether this is the table that has such a name and OID now."""
+        return self.oid == oid if self.oid and oid else self.table == table
 
 
 class Point(NamedTuple):
@@ -54,9 +72,10 @@ class Following:
     log_id: str
     marks: Marks
     point: Point
-    unread: tuple[str, ...] = ()
+    unread: tuple[Lacking, ...] = ()
     layouts: int = 0
     rows: Position = ORIGIN
+    asked: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +113,10 @@ class Snapshotting:
     tables: tuple[TableProgress, ...]
     low: Point | None = None
     high: Point | None = None
-    unread: tuple[str, ...] = ()
+    unread: tuple[Lacking, ...] = ()
     layouts: int = 0
     rows: Position | None = None
+    asked: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +127,10 @@ class CatchingUp:
     marks: Marks
     point: Point
     until: Position
-    unread: tuple[str, ...] = ()
+    unread: tuple[Lacking, ...] = ()
     layouts: int = 0
     rows: Position = ORIGIN
+    asked: tuple[str, ...] | None = None
 
 
 Checkpoint: TypeAlias = Following | Snapshotting | CatchingUp
@@ -148,7 +169,11 @@ def dump_checkpoint(checkpoint: Checkpoint) -> str:
                 "high": high and _dump_point(high),
             }
     if checkpoint.unread:
-        document["unread"] = checkpoint.unread
+        document["unread"] = [one.table for one in checkpoint.unread]
+        if any(one.oid for one in checkpoint.unread):
+            document["unread_oids"] = [one.oid for one in checkpoint.unread]
+    if checkpoint.asked is not None:
+        document["asked"] = checkpoint.asked
     if checkpoint.layouts:
         document["layouts"] = checkpoint.layouts
     if checkpoint.rows is not None and (checkpoint.rows > ORIGIN or isinstance(checkpoint, Snapshotting)):
@@ -178,21 +203,28 @@ def load_checkpoint(text: str) -> Checkpoint:
 
 def _load(document: dict[str, Any]) -> Checkpoint:
     log_id, marks = document["log_id"], Marks(*document["marks"])
-    unread, layouts = tuple(document.get("unread", ())), int(document.get("layouts", 0))
+    unread, layouts = _load_unread(document), int(document.get("layouts", 0))
+    asked = tuple(map(str, document["asked"])) if "asked" in document else None
     rows = parse_position(document["rows"]) if "rows" in document else None
     match document["phase"]:
         case "online":
-            return Following(log_id, marks, _load_point(document["point"]), unread, layouts, rows or ORIGIN)
+            return Following(log_id, marks, _load_point(document["point"]), unread, layouts, rows or ORIGIN, asked)
         case "catchup":
-            until = parse_position(document["until"])
-            return CatchingUp(log_id, marks, _load_point(document["point"]), until, unread, layouts, rows or ORIGIN)
+            point, until = _load_point(document["point"]), parse_position(document["until"])
+            return CatchingUp(log_id, marks, point, until, unread, layouts, rows or ORIGIN, asked)
         case "snapshot":
             tables = tuple(_load_table(table) for table in document["tables"])
             low, high = document["low"], document["high"]
             points = (low and _load_point(low), high and _load_point(high))
-            return Snapshotting(log_id, marks, tables, *points, unread, layouts, rows)
+            return Snapshotting(log_id, marks, tables, *points, unread, layouts, rows, asked)
         case _:
             raise ValueError("phase")
+
+
+def _load_unread(document: dict[str, Any]) -> tuple[Lacking, ...]:
+    tables = document.get("unread", ())
+    oids = document.get("unread_oids", [0] * len(tables))
+    return tuple(Lacking(table, int(oid)) for table, oid in zip(tables, oids, strict=True))
 
 
 def _dump_point(point: Point) -> dict[str, object]:

@@ -34,12 +34,12 @@ def tables_listed(
     deltas: dict[str, int] = {}
     if before is not None and before.log_id == found.log_id:
         for table in wanted:
-            since = whole_until(before, table)
+            since = whole_until(before, table, found.oids.get(table, 0))
             cost = None if since is None else bootstrap.delta_cost(table, since)
             if cost is not None:
                 deltas[table] = cost
     layouts = max(found.tables.values(), default=0)
-    return TablesListed(found.log_id, wanted, stamp, layouts, found.rows, deltas, bool(without))
+    return TablesListed(found.log_id, wanted, stamp, layouts, found.rows, deltas, bool(without), found.oids)
 
 
 def no_way_back(consumer: str) -> WalbusError:

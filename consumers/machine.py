@@ -28,6 +28,8 @@ These rules keep a consumer right:
   that it is a part of: rows that it brought carry its mark, and only a later one tells them from ghosts.
 - A table that is gone when its turn comes may have another name by now, which the log tells as no new table: so all are
   listed anew. Those that were read go on by a delta.
+- A checkpoint knows which tables it was `asked` for. One that the consumer asks for since then is read too, as one that
+  comes to the log; until that has begun, no delta is read of it.
 - Where the log no longer holds the lowest state, what the bootstrap is read for is finished all the same: a delta
   since then takes the replay's place. A snapshot that takes longer than the log is kept so comes to an end.
 - A table that comes to the log later may have rows that the log does not hold, and one of which a failover has lost
@@ -47,6 +49,7 @@ from walbus.consumers.checkpoint import (
     CatchingUp,
     Checkpoint,
     Following,
+    Lacking,
     Marks,
     Point,
     Snapshotting,
@@ -91,6 +94,7 @@ from walbus.consumers.steps import (
     TableGone,
     TableOpened,
     TablesListed,
+    UnreadFound,
     Want,
 )
 from walbus.consumers.windows import end_of_filtered, layout_window, log_window, served_window
@@ -108,10 +112,18 @@ class ConsumerMachine:
         start: where a consumer without a checkpoint begins.
         delta_above: changes of the log that are still to be read from which on a delta is weighed against them; None:
             the log is followed as long as it holds the position.
+        asked: patterns of the tables that the consumer asks for; None: whatever the checkpoint is of.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None, start: Start, delta_above: int | None = None) -> None:
-        self._state: State = Starting(start) if checkpoint is None else resumed(checkpoint)
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        start: Start,
+        delta_above: int | None = None,
+        asked: tuple[str, ...] | None = None,
+    ) -> None:
+        self._asked = asked
+        self._state: State = Starting(start) if checkpoint is None else resumed(checkpoint, asked)
         self._log: LogSeen | None = None  # what the relay said since the last disconnect
         self._received = point_of(checkpoint)  # the log has been handed on up to here, pieces included
         self._open: tuple[int, int] | None = None  # (epoch, commit LSN) of a transaction that has begun to arrive
@@ -193,7 +205,7 @@ class ConsumerMachine:
         return []
 
     def _begin(self, event: LogSeen, point: Point) -> list[Output]:
-        state = Following(event.log_id, Marks(0, 0), point)
+        state = Following(event.log_id, Marks(0, 0), point, asked=self._asked)
         self._state, self._received = state, point
         return [Advance(state)]
 
@@ -225,13 +237,17 @@ class ConsumerMachine:
         return outputs
 
     def _rows_settled(self, state: Following, event: RowsSettled) -> list[Output]:
-        self._state = replace(state, unread=tuple(table for table in state.unread if table not in event.tables))
+        self._state = replace(state, unread=tuple(one for one in state.unread if one.table not in event.tables))
+        return [] if self._open else [Advance(self._state)]
+
+    def _unread_found(self, state: Following, event: UnreadFound) -> list[Output]:
+        self._state = replace(state, unread=event.unread, asked=event.asked)
         return [] if self._open else [Advance(self._state)]
 
     def _tables_listed(self, listing: Listing, event: TablesListed) -> list[Output]:
         if self._log is None or event.log_id != self._log.log_id or not event.tables:
             return []  # the bootstrap is not there yet: the driver backs off, and asks again
-        self._state = state = begun(listing, event, self._received)
+        self._state = state = begun(listing, event, self._received, self._asked)
         return [Advance(state)]
 
     def _weighed(self, before: Following | CatchingUp, event: TablesListed) -> list[Output]:
@@ -249,8 +265,8 @@ class ConsumerMachine:
     def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
         return [Deliver(layout_window(event.layout, state), state.marks, state)]
 
-    def _rows_stale(self, state: Snapshotting, _: RowsStale) -> list[Output]:
-        unread = (*state.unread, current(state).table)
+    def _rows_stale(self, state: Snapshotting, event: RowsStale) -> list[Output]:
+        unread = (*state.unread, Lacking(current(state).table, event.oid))
         self._state = replace(state, unread=tuple(dict.fromkeys(unread)))
         return []
 
@@ -278,7 +294,9 @@ class ConsumerMachine:
             case Snapshotting(low=Point() as low, high=Point() as high) if all(table.done for table in state.tables):
                 self._received = low
                 rows = low.last_done if state.rows is None else state.rows
-                behind = CatchingUp(state.log_id, state.marks, low, high.last_done, state.unread, state.layouts, rows)
+                behind = CatchingUp(
+                    state.log_id, state.marks, low, high.last_done, state.unread, state.layouts, rows, state.asked
+                )
                 self._state = caught_up(behind)
         return self._state
 
@@ -332,9 +350,9 @@ class ConsumerMachine:
         self._receive_up_to(event.header)
         whole = self._open is None
         if event.new_table is not None and event.new_table.id > state.layouts:
-            state = replace(state, unread=(*state.unread, event.new_table.table))
+            state = replace(state, unread=(*state.unread, Lacking(event.new_table.table, event.new_table.oid)))
         names = dict(event.renamed)
-        unread = (*(names.get(table, table) for table in state.unread), *event.lost)
+        unread = (*(names.get(one, one) for one in state.unread), *event.lost)
         state = replace(state, unread=tuple(dict.fromkeys(unread)))
         told = max((change.raw.schema_id for change in event.changes), default=0)
         self._state = state = replace(state, layouts=max(state.layouts, told))
@@ -386,11 +404,12 @@ _TRANSITIONS = _table(
     (_LOG, RecordRead, _M._record_read),
     ((Following,), RowsIncomplete, _M._rows_incomplete),
     ((Following,), RowsSettled, _M._rows_settled),
+    ((Following,), UnreadFound, _M._unread_found),
     ((Listing,), TablesListed, _M._tables_listed),
     (_LOG, TablesListed, _M._weighed),
     ((Snapshotting,), TableOpened, _M._table_opened),
     ((Snapshotting,), RowsStale, _M._rows_stale),
     ((Snapshotting,), RowsRead, _M._rows_read),
-    ((Snapshotting,), TableGone, _M._need_snapshot),
+    ((Snapshotting, Listing), TableGone, _M._need_snapshot),
     ((Snapshotting,), DeltaGone, _M._need_snapshot),
 )

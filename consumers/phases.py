@@ -19,6 +19,7 @@ from walbus.consumers.checkpoint import (
     TableProgress,
 )
 from walbus.consumers.steps import ReadDelta, ReadSnapshot, Start, TablesListed
+from walbus.consumers.tables import in_both, matching
 from walbus.errors import PositionUnknown
 from walbus.events import Change
 from walbus.position import ORIGIN, Position
@@ -47,38 +48,49 @@ class Listing:
 State: TypeAlias = Starting | Listing | Snapshotting | CatchingUp | Following
 
 
-def resumed(checkpoint: Checkpoint) -> State:
-    """Where a checkpoint goes on.
+def resumed(checkpoint: Checkpoint, asked: tuple[str, ...] | None = None) -> State:
+    """Where a checkpoint goes on, for a consumer that asks for these tables (None: for the same as before).
+
+    A table that is not asked for any more is forgotten: if it is again, it has to be read.
 
     A snapshot without its first answer begins anew. Rows of that answer may have reached the sink, and the checkpoint
     that names their state may not: what was deleted since then is told by the sweep of a new generation alone. A delta
     goes on: it tells what was deleted.
     """
+    if asked is not None:
+        asked = asked if checkpoint.asked is None else in_both(checkpoint.asked, asked)
+        checkpoint = replace(checkpoint, asked=asked)
     if isinstance(checkpoint, Snapshotting) and checkpoint.low is None:
         return checkpoint if all(table.since is not None for table in checkpoint.tables) else Listing(checkpoint)
     return checkpoint
 
 
-def whole_until(before: Checkpoint | None, table: str) -> Point | None:
+def whole_until(before: Checkpoint | None, table: str, oid: int = 0) -> Point | None:
     """Up to where a checkpoint has everything of a table, so that a delta since then brings the rest; None: nowhere.
 
     A table that was read from the bootstrap is as whole as the log's replay behind it: nothing up to `low` is missing.
     """
+    if before is None or not has_rows(before, table, oid):
+        return None
     match before:
-        case Following(point=point, unread=unread) | CatchingUp(point=point, unread=unread):
-            return None if table in unread else point
+        case Following(point=point) | CatchingUp(point=point):
+            return point
         case Snapshotting(tables=tables, low=low):
             progress = next((one for one in tables if one.table == table), None)
             if progress is None:
                 return None
             return low if progress.done else progress.since
-        case None:
-            return None
+
+
+def has_rows(before: Checkpoint, table: str, oid: int) -> bool:
+    """Whether a checkpoint's consumer has the rows of a table, or is reading them, and is to read no other ones."""
+    asked = before.asked is None or bool(matching([table], before.asked))
+    return asked and not any(one.is_of(table, oid) for one in before.unread)
 
 
 def chosen_reading(before: Checkpoint | None, event: TablesListed, table: str) -> TableProgress:
     """How a table is read: as a delta if that is complete, unless it has far more changes than the table has rows."""
-    since, changes = whole_until(before, table), event.deltas.get(table)
+    since, changes = whole_until(before, table, event.oids.get(table, 0)), event.deltas.get(table)
     if since is None or changes is None or changes > _FEW + _CHANGES_A_ROW * event.rows.get(table, changes):
         return TableProgress(table)
     return TableProgress(table, since=since)
@@ -101,13 +113,14 @@ def current(state: Snapshotting) -> TableProgress:
     return next(table for table in state.tables if not table.done)
 
 
-def begun(listing: Listing, event: TablesListed, received: Point) -> Snapshotting:
+def begun(listing: Listing, event: TablesListed, received: Point, asked: tuple[str, ...] | None = None) -> Snapshotting:
     """The reading of tables that the bootstrap has just listed, of the log that is followed.
 
     Args:
         listing: what was wanted.
         event: what there is.
         received: the log has been handed on up to here.
+        asked: patterns of all tables of the consumer.
     """
     before, only = listing.before, listing.only
     same_log = before is not None and before.log_id == event.log_id
@@ -115,12 +128,13 @@ def begun(listing: Listing, event: TablesListed, received: Point) -> Snapshottin
     known = before if only is None and same_log else None
     tables = tuple(chosen_reading(known, event, table) for table in event.tables)
     unread = before.unread if before is not None and same_log else ()
-    left = tuple(table for table in unread if table not in event.tables)
+    left = tuple(one for one in unread if not any(one.is_of(name, event.oids.get(name, 0)) for name in event.tables))
     layouts = before.layouts if low is not None and before is not None else event.layouts
     goes_on = low is not None or any(table.since is not None for table in tables)
     rows = before.rows or ORIGIN if goes_on and before is not None else None
     high = low or highest_of(known)
-    return Snapshotting(event.log_id, next_marks(before, event), tables, low, high, left, layouts, rows)
+    asked = asked if only is None or before is None else before.asked
+    return Snapshotting(event.log_id, next_marks(before, event), tables, low, high, left, layouts, rows, asked)
 
 
 def worthwhile_deltas(before: Following | CatchingUp, event: TablesListed, behind: int) -> Snapshotting | None:
@@ -131,14 +145,15 @@ def worthwhile_deltas(before: Following | CatchingUp, event: TablesListed, behin
         event: what deltas since then cost.
         behind: changes of the log that are still to be read.
     """
-    wanted = [table for table in event.tables if table not in before.unread]
+    wanted = [table for table in event.tables if has_rows(before, table, event.oids.get(table, 0))]
     if not wanted or any(table not in event.deltas for table in wanted):
         return None
     if _DELTAS_WORTH * sum(event.deltas[table] for table in wanted) > behind:
         return None
     tables = tuple(TableProgress(table, since=before.point) for table in wanted)
     marks, layouts = next_marks(before, event), max(before.layouts, event.layouts)
-    return Snapshotting(event.log_id, marks, tables, None, highest_of(before), before.unread, layouts, before.rows)
+    high, rows, asked = highest_of(before), before.rows, before.asked
+    return Snapshotting(event.log_id, marks, tables, None, high, before.unread, layouts, rows, asked)
 
 
 #: Changes of the log that one change of a delta must be worth, or the log is read on: a delta has no transactions.
@@ -169,7 +184,7 @@ def with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
 def caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
     """Catching up ends where the newest state that was read has been passed."""
     if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
-        return Following(state.log_id, state.marks, state.point, state.unread, state.layouts, state.rows)
+        return Following(state.log_id, state.marks, state.point, state.unread, state.layouts, state.rows, state.asked)
     return state
 
 

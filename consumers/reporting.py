@@ -203,7 +203,7 @@ def report_of(  # noqa: PLR0913, PLR0917  # what makes up a report
         tables=consumer.tables,
         sink=consumer.sink,
         waiting_for=waiting_for,
-        unread=() if checkpoint is None else checkpoint.unread,
+        unread=() if checkpoint is None else tuple(one.table for one in checkpoint.unread),
     )
 
 

@@ -91,7 +91,8 @@ class Session:
     backoff: Backoff = field(default_factory=Backoff)
 
     def __post_init__(self) -> None:
-        self._machine = ConsumerMachine(self.checkpoint, self.subscribed.start, self.subscribed.delta_above)
+        asked = self.subscribed
+        self._machine = ConsumerMachine(self.checkpoint, asked.start, asked.delta_above, asked.tables)
         self._layouts = Layouts(self.relay.schema)
         self._stream: RecordStream | None = None
         self._target: _Target = ()  # what `_stream` reads
@@ -141,8 +142,9 @@ class Session:
         """
         deadline = self.clock.monotonic() + timeout
         match self._machine.state:
-            case Following(unread=unread) if unread and self._bootstrap is not None:
-                self.reread(unread)
+            case Following(unread=unread) as state if self._bootstrap is not None:
+                if unread or self._unread.asks_for_more(state):
+                    self.reread()
         while not self._outputs:
             try:
                 self._step(max(0.0, deadline - self.clock.monotonic()))
@@ -153,8 +155,11 @@ class Session:
         self._read_in, output = self._outputs.popleft()
         return output
 
-    def reread(self, tables: tuple[str, ...]) -> None:
+    def reread(self, tables: tuple[str, ...] = ()) -> None:
         """Has tables read from the bootstrap, as soon as it has them; until then the log is followed on.
+
+        Args:
+            tables: beside those that the checkpoint names as unread.
 
         Raises:
             ConfigError: there is no bootstrap.
@@ -174,7 +179,14 @@ class Session:
             listed = self._bootstrap_peer().tables()
         except RelayUnavailable:
             return ()
-        good = self._unread.served(tables, listed) if listed.log_id == self._log_id else ()
+        if listed.log_id != self._log_id or not isinstance(self._machine.state, Following):
+            return ()
+        found = self._unread.found(self._machine.state, listed)
+        if found is not None:
+            self._receive(found)
+        unread = (one.table for one in self._machine.state.unread)
+        named = (*unread, *self._unread.named_now(tables, listed))
+        good = self._unread.served(tuple(dict.fromkeys(named)), listed)
         done, to_come = self._unread.by_log(good, listed, self._machine.state)
         if done:
             self._receive(RowsSettled(done))
@@ -280,8 +292,11 @@ class Session:
         listed = bootstrap.tables()
         patterns = self.subscribed.tables if want.only is None else want.only
         wanted, without = named_in(listed, patterns)
+        if want.only is not None and listed.log_id == self._log_id and set(want.only).difference(wanted):
+            self._receive(TableGone())
+            raise NotReady("the bootstrap has other tables than before", where=bootstrap.url)
         if listed.log_id == self._log_id:
-            self._unread.reading(wanted, listed.folds_from)
+            self._unread.reading(wanted, listed)
         self._receive(tables_listed(bootstrap, listed, patterns, self._place_in_log(want), self._stamp()))
         if not isinstance(self._machine.state, Listing):
             unknown = [name for name in patterns if "*" not in name and name not in (*wanted, *without)]
@@ -303,7 +318,7 @@ class Session:
             if self._bootstrap is not None:
                 found, patterns = self._bootstrap.tables(), self.subscribed.tables
                 listed = tables_listed(self._bootstrap, found, patterns, self._place_in_log(want), self._stamp())
-                self._unread.reading(listed.deltas, found.folds_from)
+                self._unread.reading(listed.deltas, found)
         except WalbusError as error:
             _log.info("consumer.delta_not_weighed", consumer=self.subscribed.name, reason=str(error))
         self._receive(listed)
@@ -318,7 +333,8 @@ class Session:
     def _open_table(self, want: ReadSnapshot | ReadDelta) -> None:
         bootstrap, log_id, table = self._bootstrap_peer(), want.log_id, want.table
         narrowing = self.subscribed.narrowing.of_bootstrap()
-        layout = self._layouts.get(bootstrap.tables().tables.get(table, 0))
+        listed = bootstrap.tables()
+        layout = self._layouts.get(listed.tables.get(table, 0))
         try:
             stream = (
                 bootstrap.delta(table, want.since, narrowing)
@@ -341,7 +357,7 @@ class Session:
             raise NotReady("the bootstrap follows another log than before", where=bootstrap.url)
         self._stream, self._target = stream, _target(want)
         if _STALE_HEADER in stream.headers:
-            self._receive(RowsStale())
+            self._receive(RowsStale(listed.oids.get(table, 0)))
         if layout is not None:
             self._receive(TableOpened(layout))
 

@@ -9,7 +9,7 @@ all of them again, and would read the table again for ever, as long as the sourc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from walbus.events import Change
@@ -28,12 +28,14 @@ class Stale:
     """A table of which an event says that its rows must be had again.
 
     Attributes:
-        table: by name.
+        oid: its own, which it has whatever its name is.
+        table: its name at the event.
         event: where the event stands.
         settled: rows of a generation that folds from this LSN or later are good too; None if only those of one that
             folds from the event are.
     """
 
+    oid: int
     table: str
     event: Position
     settled: int | None = None
@@ -49,31 +51,34 @@ def stale_rows(change: Change, event: Position) -> list[Stale]:
     if not told:
         return []
     if change.op is Op.EPOCH:
-        return [Stale(table["table"], event) for table in told]
-    if told["reason"] in _WITHOUT_ROWS:
+        return [Stale(table["oid"], table["table"], event) for table in told]
+    if told["reason"] in _WITHOUT_ROWS or change.schema is None:
         return []
     exact = told["reason"] == _KEY_CHANGED or "lsn" not in told
-    return [Stale(change.table, event, None if exact else parse_lsn(told["lsn"]))]
+    return [Stale(change.schema.oid, change.table, event, None if exact else parse_lsn(told["lsn"]))]
 
 
 class Freshness:
-    """What one session knows of the rows that it has read. Places of a log: another log begins with a new one."""
+    """What one session knows of the rows that it has read. Places of a log: another log begins with a new one.
+
+    Tables are known by their OID: an event may name one as it was called before.
+    """
 
     def __init__(self) -> None:
-        self._read: dict[str, Position] = {}  # what its generation folded from, or an earlier one
-        self._stale: dict[str, Stale] = {}  # the last event
+        self._read: dict[int, Position] = {}  # what its generation folded from, or an earlier one
+        self._stale: dict[int, Stale] = {}  # the last event
 
-    def reading(self, tables: Iterable[str], folds_from: Mapping[str, Position]) -> None:
-        """Tables are about to be read from the bootstrap, which serves generations that fold from these places."""
-        self._read |= {table: folds_from[table] for table in tables if table in folds_from}
+    def reading(self, oid: int, folds_from: Position) -> None:
+        """A table is about to be read from the bootstrap, which serves a generation that folds from this place."""
+        self._read[oid] = folds_from
 
-    def heed(self, told: Iterable[Stale]) -> list[str]:
-        """Takes note of events; the tables whose rows, as they were read, are older."""
-        stale = [one for one in told if one.table not in self._read or not one.is_behind(self._read[one.table])]
-        self._stale |= {one.table: one for one in stale}
-        return [one.table for one in stale]
+    def heed(self, told: Iterable[Stale]) -> list[Stale]:
+        """Takes note of events; those by which the rows, as they were read, are older."""
+        stale = [one for one in told if one.oid not in self._read or not one.is_behind(self._read[one.oid])]
+        self._stale |= {one.oid: one for one in stale}
+        return stale
 
-    def serves(self, table: str, folds_from: Position | None) -> bool:
+    def serves(self, oid: int, folds_from: Position | None) -> bool:
         """Whether a generation's rows are good (None: the bootstrap does not say where it folds from)."""
-        stale = self._stale.get(table)
+        stale = self._stale.get(oid)
         return stale is None or folds_from is None or stale.is_behind(folds_from)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from walbus.consumers.checkpoint import Checkpoint, Marks, Point
+from walbus.consumers.checkpoint import Checkpoint, Lacking, Marks, Point
 from walbus.events import Change, Window
 from walbus.position import Position
 from walbus.records import RecordHeader
@@ -56,6 +56,7 @@ class TablesListed:
         rows: about how many rows each table has, where that is known.
         deltas: of the tables whose delta since the consumer's place is complete, at most how many changes it has.
         refused: whether the consumer wants tables that the bootstrap never serves.
+        oids: of the tables.
     """
 
     log_id: str
@@ -65,6 +66,7 @@ class TablesListed:
     rows: Mapping[str, int] = field(default_factory=dict)
     deltas: Mapping[str, int] = field(default_factory=dict)
     refused: bool = False
+    oids: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +78,15 @@ class RecordRead:
             was published are not in the log.
         lost: of an EPOCH record, the tables of which the source has lost transactions: rows of theirs must go. Of a
             SCHEMA record with `reseed`, the table whose rows changed without events.
-        renamed: of a SCHEMA record, (name that is still to be read, the table's name from here on).
+        renamed: of a SCHEMA record, (table that is still to be read, the same by its name from here on).
     """
 
     header: RecordHeader
     changes: Sequence[Change]
     origin: str = ""
     new_table: TableSchema | None = None
-    lost: tuple[str, ...] = ()
-    renamed: tuple[tuple[str, str], ...] = ()
+    lost: tuple[Lacking, ...] = ()
+    renamed: tuple[tuple[Lacking, Lacking], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,13 @@ class RowsRead:
 
 @dataclass(frozen=True, slots=True)
 class RowsStale:
-    """The table that is being read is served as it was before something changed its rows unheard (`Walbus-Stale`)."""
+    """The table that is being read is served as it was before something changed its rows unheard (`Walbus-Stale`).
+
+    Attributes:
+        oid: its own.
+    """
+
+    oid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +123,21 @@ class RowsSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadFound:
+    """What the bootstrap's list says of the tables that are to be read.
+
+    Attributes:
+        unread: all of them, by their present names, and with them those that the consumer asks for and did not before.
+        asked: patterns of the tables whose rows the consumer has but for those.
+    """
+
+    unread: tuple[Lacking, ...]
+    asked: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
 class TableGone:
-    """The bootstrap does not know the table that is being read any more: dropped meanwhile, or renamed."""
+    """The bootstrap does not know a table that is to be read any more: dropped meanwhile, or renamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +171,7 @@ Event: TypeAlias = (
     | RowsRead
     | RowsStale
     | RowsSettled
+    | UnreadFound
     | TableGone
     | DeltaGone
     | LogReplaced

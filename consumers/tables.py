@@ -27,6 +27,18 @@ def matching(tables: Iterable[str], patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(table for table in tables if any(_matches(table, pattern) for pattern in patterns))
 
 
+def covered(pattern: str, patterns: Sequence[str]) -> bool:
+    """Whether every table that a pattern names is named by one of `patterns`."""
+    namespace = pattern.partition(".")[0]
+    return any(one in (pattern, "*.*") or one == f"{namespace}.*" for one in patterns)
+
+
+def in_both(some: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of the tables that both name."""
+    both = (*(one for one in some if covered(one, others)), *(one for one in others if covered(one, some)))
+    return tuple(dict.fromkeys(both))
+
+
 def _matches(table: str, pattern: str) -> bool:
     if pattern in ("*.*", table):
         return True

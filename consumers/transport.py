@@ -91,6 +91,7 @@ class TableList:
         stale: those of `consistent` whose rows are no longer the source's, and are being seeded again.
         net_since: by table, since when who has had its rows has them by the log alone, net differences in it.
         net_told: by table, behind which position he has; none while that is to come.
+        oids: by table, its relation OID, which it keeps when it gets another name.
     """
 
     log_id: str
@@ -103,6 +104,7 @@ class TableList:
     stale: frozenset[str] = frozenset()
     net_since: Mapping[str, Position] = field(default_factory=dict)
     net_told: Mapping[str, Position] = field(default_factory=dict)
+    oids: Mapping[str, int] = field(default_factory=dict)
 
 
 def error_of(refusal: http_peer.Refusal) -> WalbusError:
@@ -263,6 +265,7 @@ class BootstrapPeer:
         consistent: list[str] = []
         refused: list[str] = []
         rows: dict[str, int] = {}
+        oids: dict[str, int] = {}
         folds_from: dict[str, Position] = {}
         stale: list[str] = []
         net: dict[str, dict[str, Position]] = {"net_since": {}, "net_told": {}}
@@ -273,6 +276,7 @@ class BootstrapPeer:
                 continue
             tables[name] = _field(table, "schema_id", int)
             rows[name] = int(table.get("rows") or 0)
+            oids[name] = _field(table, "oid", int)
             if table.get("state") == "consistent":
                 consistent.append(name)
                 stale += [name] if table.get("stale") else []
@@ -284,7 +288,16 @@ class BootstrapPeer:
         applied = parse_position(_field(document, "applied", str))
         log_id = _field(document, "log_id", str)
         return TableList(
-            log_id, applied, tables, frozenset(consistent), tuple(refused), rows, folds_from, frozenset(stale), **net
+            log_id,
+            applied,
+            tables,
+            frozenset(consistent),
+            tuple(refused),
+            rows,
+            folds_from,
+            frozenset(stale),
+            oids=oids,
+            **net,
         )
 
     def snapshot(

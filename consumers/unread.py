@@ -1,22 +1,27 @@
 """Tables whose rows the log alone does not give: which records say so, and whether the bootstrap serves them now.
 
 Rows of a table are to be read again where a record tells a table for the first time (it may have had rows before it was
-published), that a failover lost transactions of it, or that a statement changed its rows without events. The state
-machine remembers those tables in every checkpoint; this is what it is told of them.
+published), that a failover lost transactions of it, or that a statement changed its rows without events; and where the
+consumer asks for tables that its checkpoint was not made for. The state machine remembers those tables in every
+checkpoint; this is what it is told of them.
+
+A table may be renamed before it is read. The log tells that with the table's next change, which may never come, and the
+bootstrap serves it by its new name alone. So tables are known by their OID, and the bootstrap's list says what they are
+called (`docs/adr/0153…`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import structlog
 
-from walbus.consumers.checkpoint import CatchingUp, Following
+from walbus.consumers.checkpoint import CatchingUp, Following, Lacking
 from walbus.consumers.phases import State
 from walbus.consumers.stale import Freshness, stale_rows
-from walbus.consumers.steps import Start
-from walbus.consumers.tables import matching
+from walbus.consumers.steps import Start, UnreadFound
+from walbus.consumers.tables import covered, matching
 from walbus.consumers.transport import TableList
 from walbus.events import Change
 from walbus.position import ORIGIN, Position
@@ -30,8 +35,8 @@ class Told(NamedTuple):
     """What a record says of such tables, as `walbus.consumers.steps.RecordRead` has it."""
 
     new_table: TableSchema | None = None
-    lost: tuple[str, ...] = ()
-    renamed: tuple[tuple[str, str], ...] = ()
+    lost: tuple[Lacking, ...] = ()
+    renamed: tuple[tuple[Lacking, Lacking], ...] = ()
 
 
 class Unread:
@@ -66,9 +71,11 @@ class Unread:
         """Another log begins: places of the last one say nothing."""
         self._freshness = Freshness()
 
-    def reading(self, tables: Iterable[str], folds_from: Mapping[str, Position]) -> None:
-        """Tables are about to be read from the bootstrap, which serves generations that fold from these places."""
-        self._freshness.reading(tables, folds_from)
+    def reading(self, tables: Iterable[str], listed: TableList) -> None:
+        """Tables are about to be read from the bootstrap, which follows the same log and said what it serves."""
+        for table in tables:
+            if table in listed.folds_from and table in listed.oids:
+                self._freshness.reading(listed.oids[table], listed.folds_from[table])
 
     def told(self, header: RecordHeader, changes: Sequence[Change], state: State, layouts: int) -> Told:
         """What a record of the log says of the tables that the consumer wants.
@@ -88,6 +95,58 @@ class Unread:
             return Told(lost=lost)
         return Told(self._new_table(changes, layouts), lost, self._renamed(changes, state))
 
+    def asks_for_more(self, state: State) -> bool:
+        """Whether the consumer asks for tables that its checkpoint was not made for."""
+        if not isinstance(state, Following) or state.asked is None:
+            return False
+        return not all(covered(pattern, state.asked) for pattern in self._wanted)
+
+    def found(self, state: Following, listed: TableList) -> UnreadFound | None:
+        """The tables that are to be read, by what the bootstrap, which follows the same log, calls them; None: no news.
+
+        One that is gone, as another table with its name shows, is not among them any more, and neither is one that got
+        a name that the consumer does not ask for: they keep their last rows.
+        """
+        present = (self._present(one, listed) for one in state.unread)
+        unread = [one for one in present if one is not None and matching([one.table], self._wanted)]
+        asked = state.asked
+        if self.asks_for_more(state) and listed.applied >= state.point.last_done:  # it knows of all that there was then
+            came = self._came(state, listed) if self._start == "snapshot" else []
+            unread, asked = unread + came, self._wanted
+            if came:
+                _log.info("consumer.tables_added", consumer=self._consumer, tables=[one.table for one in came])
+        found = UnreadFound(tuple(dict.fromkeys(unread)), asked)
+        return None if (found.unread, found.asked) == (state.unread, state.asked) else found
+
+    def _came(self, state: Following, listed: TableList) -> list[Lacking]:
+        """The tables that the consumer asks for and did not before, but for those that can never be read."""
+        tables = dict(listed.oids)
+        newest = max(listed.tables.values(), default=0)
+        tables |= {layout.table: layout.oid for layout in self._layouts() if layout.id > newest}  # not seen by it yet
+        had = set(matching(tables, state.asked or ()))
+        wanted = matching(tables, self._wanted)
+        return [Lacking(table, tables[table]) for table in wanted if table not in had]
+
+    def _present(self, one: Lacking, listed: TableList) -> Lacking | None:
+        if not one.oid:
+            table = self._name_now(one.table, listed)
+            return Lacking(table, listed.oids.get(table, 0))
+        name = next((table for table, oid in listed.oids.items() if oid == one.oid), None)
+        if name is not None:
+            return Lacking(name, one.oid)
+        return None if one.table in listed.oids else one
+
+    def named_now(self, tables: Iterable[str], listed: TableList) -> tuple[str, ...]:
+        """Tables that a sink knows by names that they may have no longer, by what the bootstrap calls them."""
+        return tuple(self._name_now(table, listed) for table in tables)
+
+    def _name_now(self, table: str, listed: TableList) -> str:
+        if table in listed.tables:
+            return table
+        layouts = [layout for layout in self._layouts() if layout.table == table]
+        oid = max(layouts, key=lambda layout: layout.id).oid if layouts else 0
+        return next((name for name, known in listed.oids.items() if known == oid), table)
+
     def served(self, tables: tuple[str, ...], listed: TableList) -> tuple[str, ...]:
         """Those of the tables whose rows the bootstrap, which follows the same log, serves and has right."""
         if listed.applied < self._since:
@@ -95,7 +154,8 @@ class Unread:
         good = tuple(
             table
             for table in tables
-            if table in listed.consistent - listed.stale and self._freshness.serves(table, listed.folds_from.get(table))
+            if table in listed.consistent - listed.stale
+            and self._freshness.serves(listed.oids.get(table, 0), listed.folds_from.get(table))
         )
         unreadable = frozenset(tables).difference(good)
         if unreadable - self._unreadable:
@@ -123,9 +183,10 @@ class Unread:
         done: list[str] = []
         to_come: list[str] = []
         if isinstance(state, Following) and state.rows > ORIGIN:
+            unread = {one.table for one in state.unread}
             for table in tables:
                 since, told = listed.net_since.get(table), listed.net_told.get(table)
-                if table in state.unread and since is not None and since <= state.rows:
+                if table in unread and since is not None and since <= state.rows:
                     has = told is not None and state.point.last_done >= told
                     (done if has else to_come).append(table)
         if done:
@@ -140,25 +201,27 @@ class Unread:
         earlier = matching(self._earlier_names(layout), self._wanted)
         return layout if matching([layout.table], self._wanted) and not earlier else None
 
-    def _renamed(self, changes: Sequence[Change], state: State) -> tuple[tuple[str, str], ...]:
-        """Tables that are to be read and have another name from here on: the bootstrap knows them by that alone."""
+    def _renamed(self, changes: Sequence[Change], state: State) -> tuple[tuple[Lacking, Lacking], ...]:
+        """Tables that are to be read and have another name from here on."""
         layout = changes[0].schema
         if layout is None or not isinstance(state, Following | CatchingUp) or not state.unread:
             return ()
         if not matching([layout.table], self._wanted):
             return ()
-        earlier = self._earlier_names(layout).intersection(state.unread) - {layout.table}
-        return tuple((name, layout.table) for name in sorted(earlier))
+        now, earlier = Lacking(layout.table, layout.oid), self._earlier_names(layout)
+        same = [one for one in state.unread if one.oid == layout.oid or (not one.oid and one.table in earlier)]
+        return tuple((one, now) for one in same if one != now)
 
     def _earlier_names(self, layout: TableSchema) -> set[str]:
         return {known.table for known in self._layouts() if known.oid == layout.oid and known.id < layout.id}
 
-    def _lost(self, header: RecordHeader, changes: Sequence[Change]) -> tuple[str, ...]:
+    def _lost(self, header: RecordHeader, changes: Sequence[Change]) -> tuple[Lacking, ...]:
         """The tables whose rows an event says must be had again, if the consumer wants all rows of them."""
         if self._start != "snapshot":
             return ()
         told = [stale for change in changes for stale in stale_rows(change, header.last)]
-        named = matching(self._freshness.heed(told), self._wanted)
-        if named:
-            _log.warning("consumer.rows_stale", consumer=self._consumer, tables=named, note="read again")
-        return named
+        stale = [one for one in self._freshness.heed(told) if matching([one.table], self._wanted)]
+        if stale:
+            tables = [one.table for one in stale]
+            _log.warning("consumer.rows_stale", consumer=self._consumer, tables=tables, note="read again")
+        return tuple(Lacking(one.table, one.oid) for one in stale)

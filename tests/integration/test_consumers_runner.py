@@ -281,3 +281,50 @@ def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
     error = RunningConsumer(relay, "tantivy", {}, tmp_path).ended()
     assert isinstance(error, ConfigError)
     assert error.mend == "pip install 'walbus[search]'"
+
+
+def test_a_table_that_is_added_later_brings_the_rows_that_it_had(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    """The log no longer has them, and the stream of the tables so far told nothing of it."""
+    others = source.add_layout(items_layout("others", oid=16500)).table
+    source.commit([insert(ITEMS, n) for n in range(3)])
+    source.commit([insert(others, n, f"old {n}") for n in range(5)])
+    with consumer(relay, under_test, tables=(ITEMS,)) as running:
+        equal(under_test, relay)
+        wait_for(lambda: running.status().get("phase") == "online", 10)
+    source.trim(source.end)
+    source.commit([delete(others, 1), insert(others, 7, "while it was down")])
+    relay.unlisted = {others}
+    with consumer(relay, under_test, tables=(ITEMS, others)):
+        source.commit([insert(ITEMS, 4, "the log goes on meanwhile")])
+        source.commit([update(others, 2, name="changed meanwhile", body="body")])
+        equal(under_test, relay)
+        relay.unlisted = set()
+        wait_for(lambda: under_test.rows(others) == source.rows(others), 20, what="its rows have come")
+        source.commit([update(others, 3, name="live"), delete(others, 4)])
+        wait_for(lambda: under_test.rows(others) == source.rows(others), 20, what="it is followed")
+        equal(under_test, relay)
+    asked = [parameters["table"] for parameters in relay.asked("/v1/snapshot")]
+    assert asked.count(others) == 1
+    with consumer(relay, under_test, tables=(ITEMS, others)):
+        source.commit([insert(others, 8, "behind it")])
+        wait_for(lambda: under_test.rows(others) == source.rows(others), 20, what="it is followed")
+    assert [parameters["table"] for parameters in relay.asked("/v1/snapshot")] == asked
+
+
+def test_a_table_that_is_renamed_before_it_is_read_is_read_by_its_new_name(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    """It is quiet, so that the log does not tell the name, and the bootstrap has it by no other one."""
+    source.commit([insert(ITEMS, n, "old") for n in range(3)])
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        wait_for(lambda: running.status().get("phase") == "online", 10)
+        relay.unlisted = {ITEMS}
+        source.lose(ITEMS, "1")
+        renamed = source.add_layout(items_layout("renamed"), told=False).table
+        source.progress()  # so much is there that the bootstrap has it by its new name
+        relay.unlisted = set()
+        wait_for(lambda: under_test.rows(renamed) == source.rows(renamed), 20, what="it is read anew")
+    assert sorted(source.rows(renamed)) == ["0", "2"]

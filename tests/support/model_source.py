@@ -13,6 +13,7 @@ leaves it unchanged, and the record says so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -120,7 +121,7 @@ class ModelSource:
 
     # What happens at the source
 
-    def add_layout(self, layout: TableSchema) -> TableSchema:
+    def add_layout(self, layout: TableSchema, *, told: bool = True) -> TableSchema:
         """A new version of a table, or a new table; the log tells it by a SCHEMA record (but for the first ones)."""
         layout = replace(layout, id=len(self.layouts) + 1)
         self.layouts[layout.id] = layout
@@ -130,9 +131,20 @@ class ModelSource:
                 del self.current[name]
         self.current[layout.table] = layout
         self.state.setdefault(layout.table, {})
-        if self.records:
+        if self.records and told:
             self.tell_again(layout.id)
         return layout
+
+    def lose(self, table: str, *ids: str) -> None:
+        """Rows go without an event; the log says that those of the table must be had again."""
+        self._lsn += 0x100
+        for id in ids:
+            del self.state[table][id]
+        document = {"reseed": [{"oid": self.current[table].oid, "table": table}]}
+        detail = json.dumps(document).encode()
+        body = pack_change(Op.EPOCH, table=0, schema_id=0, seq_delta=0, ordinal_delta=0, after=detail)
+        self._append(Kind.EPOCH, Flag(0), self._lsn, 0, 0, self.last_seq, self.last_seq, 1, body)
+        self.history.append((self.end, self.last_seq, {name: dict(rows) for name, rows in self.state.items()}))
 
     def tell_again(self, schema_id: int) -> None:
         """A SCHEMA record behind the last change."""

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, ClassVar, Self
 from urllib.parse import parse_qs, urlsplit
 
 from support.model_source import ModelSource
+from walbus.consumers.tables import matching
 from walbus.position import Position, parse_position
-from walbus.records import Flag, Kind, RecordHeader, pack_record
+from walbus.records import Flag, Kind, RecordHeader, body_of, iter_changes, pack_record
 
 
 class ScriptedRelay:
@@ -188,16 +190,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(410, {"error": "trimmed", "log_id": source.log_id, "trimmed": str(source.trimmed)})
             return
         self._begin()
-        self._follow(source, after)
+        patterns = parameters.get("tables", "*.*").split(",")
+        self._follow(source, after, lambda: {source.current[name].oid for name in matching(source.current, patterns)})
 
-    def _follow(self, source: ModelSource, after: Position) -> None:
+    def _follow(self, source: ModelSource, after: Position, wanted: Callable[[], set[int]]) -> None:
         ticks = 0
         told: list[bytes] = []  # a SCHEMA record stands where the change before it does
         while not self.relay.stopping.is_set() and not self.relay.away and self.relay.source is source:
             for header, record in source.after(after, but=told):
                 after = header.last
                 told.append(record)
-                if not self._send(record):
+                of = {change.table for change in iter_changes(body_of(record, header))}
+                if (not any(of) or of & wanted()) and not self._send(record):
                     return
             ticks += 1
             if ticks % 20 == 0 and self.relay.idle_progress:

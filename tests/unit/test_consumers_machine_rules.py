@@ -11,6 +11,7 @@ from walbus.consumers.checkpoint import (
     CatchingUp,
     Checkpoint,
     Following,
+    Lacking,
     Marks,
     Point,
     Snapshotting,
@@ -35,11 +36,13 @@ from walbus.consumers.steps import (
     ReadLog,
     ReadSnapshot,
     RecordRead,
+    RowsIncomplete,
     RowsRead,
     RowsStale,
     Sweep,
     TableGone,
     TablesListed,
+    UnreadFound,
 )
 from walbus.errors import PositionUnknown, ProtocolError
 from walbus.events import Window
@@ -51,6 +54,7 @@ OTHER = "public.others"
 
 LOG = "log-a"
 AT = Point(Position(1, 0x100, 2), 10)
+LOST = (Lacking(ITEMS, 1), Lacking(OTHER, 2))
 
 
 def following(point: Point = AT) -> Following:
@@ -107,12 +111,78 @@ def test_a_log_that_is_there_is_not_left_for_a_bootstrap_that_lacks_a_table() ->
 
 
 def test_a_table_that_is_to_be_read_again_gets_no_delta() -> None:
-    machine = connected(replace(following(), unread=(ITEMS,)))
+    machine = connected(replace(following(), unread=(Lacking(ITEMS),)))
     machine.receive(PositionGone())
     machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
     machine.receive(TablesListed(LOG, (ITEMS, OTHER), 7, deltas={ITEMS: 1, OTHER: 1}))
     assert isinstance(machine.state, Snapshotting)
     assert [table.since for table in machine.state.tables] == [None, AT]
+
+
+def test_a_table_that_got_another_name_before_it_was_read_again_gets_no_delta() -> None:
+    machine = connected(replace(following(), unread=LOST[:1]))
+    machine.receive(PositionGone())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    named, oids = ("public.renamed", OTHER), {"public.renamed": 1, OTHER: 2}
+    machine.receive(TablesListed(LOG, named, 7, deltas=dict.fromkeys(named, 1), oids=oids))
+    assert isinstance(machine.state, Snapshotting)
+    assert [table.since for table in machine.state.tables] == [None, AT]
+    assert machine.state.unread == ()
+
+
+def asking(*tables: str) -> ConsumerMachine:
+    """A machine of a checkpoint that was made for the first table, for a consumer that asks for these."""
+    machine = ConsumerMachine(replace(following(), asked=(ITEMS,)), "snapshot", asked=tables)
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    return machine
+
+
+def test_a_table_that_the_checkpoint_was_not_made_for_gets_no_delta() -> None:
+    machine = asking(ITEMS, OTHER)
+    machine.receive(PositionGone())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    machine.receive(TablesListed(LOG, (ITEMS, OTHER), 7, deltas={ITEMS: 1, OTHER: 1}))
+    assert isinstance(machine.state, Snapshotting)
+    assert [table.since for table in machine.state.tables] == [AT, None]
+    assert machine.state.asked == (ITEMS, OTHER)
+
+
+def test_a_table_that_is_asked_for_no_more_is_forgotten_and_another_one_is_not_had_before_it_is_found() -> None:
+    machine = asking(OTHER)
+    assert checkpoint_of(machine) == replace(following(), asked=())
+    (stored,) = machine.receive(UnreadFound(LOST[1:], (OTHER,)))
+    assert stored == Advance(replace(following(), unread=LOST[1:], asked=(OTHER,)))
+
+
+def test_a_checkpoint_that_does_not_say_what_it_was_made_for_is_taken_for_one_of_what_is_asked_now() -> None:
+    machine = ConsumerMachine(following(), "snapshot", asked=(ITEMS, OTHER))
+    assert checkpoint_of(machine) == replace(following(), asked=(ITEMS, OTHER))
+
+
+def test_every_phase_keeps_what_was_asked_for() -> None:
+    machine = ConsumerMachine(None, "snapshot", asked=(ITEMS, OTHER))
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    machine.receive(TablesListed(LOG, (ITEMS, OTHER), 3))
+    seen = [checkpoint_of(machine)]
+    machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
+    machine.receive(rows(Position(1, 0x300, 1), 30, Flag.END))
+    seen.append(checkpoint_of(machine))
+    machine.receive(record(0x300, 0, 1, 30))
+    seen.append(checkpoint_of(machine))
+    machine.receive(RowsIncomplete((ITEMS,)))
+    machine.receive(TablesListed(LOG, (ITEMS,), 4))
+    seen.append(checkpoint_of(machine))
+    assert [type(one) for one in seen] == [Snapshotting, CatchingUp, Following, Snapshotting]
+    assert {one.asked for one in seen} == {(ITEMS, OTHER)}
+
+
+def test_where_a_table_that_was_to_be_read_again_is_gone_before_it_is_opened_all_are_listed_anew() -> None:
+    machine = connected(replace(following(), unread=LOST[:1]))
+    machine.receive(RowsIncomplete((ITEMS,)))
+    assert machine.wanted == ListTables((ITEMS,))
+    machine.receive(TableGone())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    assert machine.wanted == ListTables(None, replace(following(), unread=LOST[:1]))
 
 
 def test_a_delta_of_far_more_changes_than_rows_is_not_read() -> None:
@@ -195,22 +265,22 @@ def test_a_transaction_whose_end_was_filtered_ends_with_what_comes_later() -> No
 
 def test_tables_of_which_a_failover_lost_transactions_are_to_be_read_again_whatever_crashes() -> None:
     machine = connected(following())
-    event = replace(record(0x9000, 0, 0, 60, Flag(0), Kind.EPOCH), lost=(ITEMS, OTHER))
+    event = replace(record(0x9000, 0, 0, 60, Flag(0), Kind.EPOCH), lost=LOST)
     (delivered,) = machine.receive(event)
     assert isinstance(delivered, Deliver) and isinstance(delivered.checkpoint, Following)
     assert delivered.window.kind == Kind.EPOCH
-    assert delivered.checkpoint.unread == (ITEMS, OTHER)
+    assert delivered.checkpoint.unread == LOST
     machine.receive(event)  # seen again where nothing stands behind it
-    assert isinstance(machine.state, Following) and machine.state.unread == (ITEMS, OTHER)
+    assert isinstance(machine.state, Following) and machine.state.unread == LOST
 
 
 def test_a_table_that_is_to_be_read_and_gets_another_name_is_read_under_that() -> None:
     machine = connected(following())
-    machine.receive(replace(record(0x9000, 0, 0, 60, Flag(0), Kind.SCHEMA), lost=(ITEMS,)))
-    renaming = replace(record(0x9100, 0, 0, 60, Flag(0), Kind.SCHEMA), renamed=((ITEMS, OTHER),))
+    machine.receive(replace(record(0x9000, 0, 0, 60, Flag(0), Kind.SCHEMA), lost=LOST[:1]))
+    renaming = replace(record(0x9100, 0, 0, 60, Flag(0), Kind.SCHEMA), renamed=((LOST[0], Lacking(OTHER, 1)),))
     (delivered,) = machine.receive(renaming)
     assert isinstance(delivered, Deliver) and isinstance(delivered.checkpoint, Following)
-    assert delivered.checkpoint.unread == (OTHER,)
+    assert delivered.checkpoint.unread == (Lacking(OTHER, 1),)
 
 
 def test_progress_moves_the_checkpoint_without_rows() -> None:
@@ -303,16 +373,16 @@ def test_a_snapshot_of_several_states_is_swept_and_replayed_from_the_lowest() ->
 
 def test_a_table_that_was_stale_when_it_was_read_is_read_again_later() -> None:
     machine = listed(ITEMS, OTHER)
-    assert machine.receive(RowsStale()) == []
+    assert machine.receive(RowsStale(1)) == []
     machine.receive(rows(Position(1, 0x200, 1), 20))
     machine.receive(Disconnected())
     machine = connected(load_checkpoint(dump_checkpoint(checkpoint_of(machine))))
-    assert machine.receive(RowsStale()) == []  # the rest of it, too
+    assert machine.receive(RowsStale(1)) == []  # the rest of it, too
     machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
     outputs = machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
     assert isinstance(outputs[-1], Sweep)
     at = Position(1, 0x200, 1)
-    assert outputs[-1].checkpoint == Following(LOG, Marks(3, 3), Point(at, 20), (ITEMS,), rows=at)
+    assert outputs[-1].checkpoint == Following(LOG, Marks(3, 3), Point(at, 20), LOST[:1], rows=at)
 
 
 def checkpoint_of(machine: ConsumerMachine) -> Checkpoint:

@@ -7,6 +7,7 @@ import pytest
 from walbus.consumers.checkpoint import (
     CatchingUp,
     Following,
+    Lacking,
     Marks,
     Point,
     Snapshotting,
@@ -38,7 +39,7 @@ UNREAD = Unread("cache", ("public.*",), "snapshot", layouts=tuple, since=ORIGIN)
 
 
 def following(rows: Position, done: Position, unread: tuple[str, ...] = (T,)) -> Following:
-    return Following("log", Marks(1, 1), Point(done, 7), unread, rows=rows)
+    return Following("log", Marks(1, 1), Point(done, 7), tuple(map(Lacking, unread)), rows=rows)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_what_came_by_the_log_is_not_stale_any_more_and_the_checkpoint_says_so()
     machine = ConsumerMachine(following(at(150), at(700), unread=(U, T)), "snapshot")
     (output,) = machine.receive(RowsSettled((T,)))
     assert output == Advance(following(at(150), at(700), unread=(U,)))
-    assert machine.state.unread == (U,)
+    assert machine.state.unread == (Lacking(U),)
 
 
 @pytest.mark.parametrize("rows", [ORIGIN, at(150, 2)])

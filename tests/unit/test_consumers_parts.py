@@ -16,6 +16,7 @@ from walbus.consumers.checkpoint import (
     CatchingUp,
     Checkpoint,
     Following,
+    Lacking,
     Marks,
     Point,
     Snapshotting,
@@ -41,12 +42,22 @@ positions = st.builds(Position, st.integers(0, 9), st.integers(0, 2**64 - 1), st
 points = st.builds(Point, positions, st.integers(0, 2**53))
 marks = st.builds(Marks, st.integers(0, 2**53), st.integers(0, 2**53))
 progress = st.builds(TableProgress, st.text(min_size=1), st.none() | st.binary(), st.booleans(), st.none() | points)
-unread = st.lists(st.text(), max_size=2).map(tuple)
+unread = st.lists(st.builds(Lacking, st.text(), st.integers(0, 2**32 - 1)), max_size=2).map(tuple)
+asked = st.none() | st.lists(st.text(), max_size=2).map(tuple)
 checkpoints = st.one_of(
-    st.builds(Following, st.text(), marks, points, unread, st.integers(0, 99)),
-    st.builds(CatchingUp, st.text(), marks, points, positions, unread, st.integers(0, 99)),
+    st.builds(Following, st.text(), marks, points, unread, st.integers(0, 99), positions, asked),
+    st.builds(CatchingUp, st.text(), marks, points, positions, unread, st.integers(0, 99), positions, asked),
     st.builds(
-        Snapshotting, st.text(), marks, st.lists(progress).map(tuple), st.none() | points, st.none() | points, unread
+        Snapshotting,
+        st.text(),
+        marks,
+        st.lists(progress).map(tuple),
+        st.none() | points,
+        st.none() | points,
+        unread,
+        st.integers(0, 99),
+        st.none() | positions,
+        asked,
     ),
 )
 
@@ -201,22 +212,23 @@ def test_an_event_names_the_tables_whose_rows_must_be_had_again() -> None:
 
 def test_rows_of_a_generation_behind_an_event_are_read_once_however_often_the_event_comes() -> None:
     rows, at = Freshness(), Position(1, 0x400, 0)
-    event, keyed = Stale("t", at, 0x300), Stale("t", at, None)
-    rows.reading(["t"], {"t": Position(1, 0x200, 4)})
-    assert rows.heed([event]) == ["t"]
-    assert not rows.serves("t", Position(1, 0x2FF, 0))  # the bootstrap is at the event's position, and has not met it
-    assert rows.serves("t", Position(1, 0x300, 0))
-    rows.reading(["t", "u"], {"t": Position(1, 0x300, 0)})
+    event, keyed = Stale(7, "t", at, 0x300), Stale(7, "t", at, None)
+    rows.reading(7, Position(1, 0x200, 4))
+    assert rows.heed([event]) == [event]
+    assert not rows.serves(7, Position(1, 0x2FF, 0))  # the bootstrap is at the event's position, and has not met it
+    assert rows.serves(7, Position(1, 0x300, 0))
+    rows.reading(7, Position(1, 0x300, 0))
     assert rows.heed([event]) == []
-    assert rows.heed([keyed]) == ["t"]
-    assert not rows.serves("t", Position(1, 0x3FF, 0))
-    rows.reading(["t"], {"t": at})
+    assert rows.heed([keyed]) == [keyed]
+    assert not rows.serves(7, Position(1, 0x3FF, 0))
+    rows.reading(7, at)
     assert rows.heed([keyed, event]) == []
-    assert rows.heed([Stale("t", Position(2, 0x100, 0))]) == ["t"]  # the next epoch, below
+    later = Stale(7, "t by another name", Position(2, 0x100, 0))  # the next epoch, below
+    assert rows.heed([later]) == [later]
 
 
 def test_a_bootstrap_that_does_not_say_where_it_folds_from_is_believed() -> None:
     rows = Freshness()
-    assert rows.heed([Stale("t", ORIGIN)]) == ["t"]
-    assert rows.serves("t", None)
-    assert rows.serves("u", None)
+    assert rows.heed([Stale(7, "t", ORIGIN)])
+    assert rows.serves(7, None)
+    assert rows.serves(8, None)
