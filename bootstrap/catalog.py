@@ -50,6 +50,20 @@ SELECT c.oid::bigint, n.nspname, c.relname, c.relkind::text, c.relreplident::tex
 """
 
 
+_KEY_OPERATORS = """
+SELECT a.attname::text, n.nspname::text, o.oprname::text
+  FROM pg_index i
+ CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS k (attnum, opclass)
+  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+  JOIN pg_opclass c ON c.oid = k.opclass
+  JOIN pg_amop m ON m.amopfamily = c.opcfamily AND m.amopstrategy = 3
+       AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype
+  JOIN pg_operator o ON o.oid = m.amopopr
+  JOIN pg_namespace n ON n.oid = o.oprnamespace
+ WHERE i.indrelid = %s AND (i.indisprimary OR i.indisreplident) AND n.nspname <> 'pg_catalog'
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceMoment:
     """Where the source stands at one moment.
@@ -91,6 +105,16 @@ def read_identity(connection: psycopg.Connection[Any]) -> tuple[str, str]:
     if row is None:
         raise AssertionError("pg_control_system gives one row")
     return row[0], row[1]
+
+
+def key_operators(connection: psycopg.Connection[Any], oid: int) -> dict[str, tuple[str, str]]:
+    """Schema and name of the operator by which a key of a table is equal, of each column whose type has one of its own.
+
+    Types of extensions do. No session of Walbus looks for an operator but in pg_catalog, where `=` is none for such a
+    type, or another one's: that of text for citext, which its index does not have.
+    """
+    rows = connection.execute(_KEY_OPERATORS, [oid]).fetchall()
+    return {column: (namespace, name) for column, namespace, name in rows}
 
 
 class Sessions(NamedTuple):

@@ -19,9 +19,10 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -51,6 +52,9 @@ SELECT c.oid::bigint, n.nspname, c.relname, COALESCE(pg_relation_filenode(c.oid)
  WHERE c.oid = ANY (%s::bigint[]::oid[])
  ORDER BY c.oid
 """
+
+#: Operators of keys whose types are all of pg_catalog.
+_IN_CATALOG: Mapping[str, tuple[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +125,25 @@ def range_query(table: PublishedTable, schema: TableSchema, part: Part, first: i
     return _copy(table, schema, condition, part)
 
 
-def keys_query(table: PublishedTable, schema: TableSchema, keys: Sequence[bytes]) -> sql.Composed:
-    """COPY of the rows with these keys."""
-    names = [sql.Identifier(schema.columns[i].name) for i in schema.key_indexes]
+def keys_query(
+    table: PublishedTable,
+    schema: TableSchema,
+    keys: Sequence[bytes],
+    operators: Mapping[str, tuple[str, str]] = _IN_CATALOG,
+) -> sql.Composed:
+    """COPY of the rows with these keys.
+
+    Args:
+        table: as published.
+        schema: its layout.
+        keys: memcomparable.
+        operators: from `walbus.bootstrap.catalog.key_operators`.
+    """
+    names = [schema.columns[i].name for i in schema.key_indexes]
+    forms = [sql.SQL("{} {}").format(sql.Identifier(name), _equals(operators.get(name))) for name in names]
     rows = [
         sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(name, sql.Literal(text)) for name, text in zip(names, key_texts(key), strict=True)
+            sql.SQL("{} {}").format(form, sql.Literal(text)) for form, text in zip(forms, key_texts(key), strict=True)
         )
         for key in keys
     ]
@@ -210,6 +227,13 @@ def _copy(table: PublishedTable, schema: TableSchema, condition: sql.Composable,
         where = sql.SQL("({}) AND ({})").format(condition, sql.SQL(table.row_filter))
     rows = _rows_of(table, part)
     return sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT").format(columns, rows, where)
+
+
+def _equals(operator: tuple[str, str] | None) -> sql.Composable:
+    if operator is None:
+        return sql.SQL("=")
+    namespace, name = operator
+    return sql.SQL("OPERATOR({}.{})").format(sql.Identifier(namespace), sql.SQL(name))
 
 
 def _locked(table: PublishedTable, part: Part | None) -> sql.Composable:

@@ -6,14 +6,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 
 from support.bootstrap_rig import ITEMS, BootstrapRig, long_text
-from support.database import Database
+from support.database import Database, fresh_database
 from support.waiting import wait_for
-from walbus.bootstrap.catalog import other_sessions
+from walbus.bootstrap.catalog import key_operators, other_sessions
 
 
 def fill_items(database: Database, rows: int, *, long: bool = False) -> None:
@@ -131,6 +132,32 @@ def test_a_row_filter_holds_for_rows_and_events(database: Database, tmp_path: Pa
         database.execute("DELETE FROM public.items WHERE id IN (1, 60)")
         rig.wait_applied()
         assert len(rig.rows("public.items")) == 49
+
+
+def test_a_row_that_comes_past_a_filter_without_its_long_value_is_read_again_by_whatever_key(
+    own_pg_server: Any, tmp_path: Path
+) -> None:
+    """Types of extensions have operators of their own, which no session without a search_path finds by itself."""
+    with fresh_database(own_pg_server(contrib=True)) as database:
+        database.needs(15, "row filters of a publication")
+        database.execute('CREATE SCHEMA "E x"; CREATE EXTENSION ltree SCHEMA "E x"; CREATE EXTENSION citext')
+        database.execute('CREATE TABLE t (id int, l "E x".ltree, c citext, big text, PRIMARY KEY (id, l, c))')
+        database.execute("ALTER TABLE t ALTER big SET STORAGE EXTERNAL")
+        database.execute("INSERT INTO t SELECT -i, 'a.b', 'X' || i, repeat('x', 4000) FROM generate_series(1, 9) i")
+        database.execute("CREATE PUBLICATION walbus FOR TABLE t WHERE (id > 0)")
+        oid = database.value("SELECT 't'::regclass::oid::int8")
+        with database.connect() as session:
+            assert key_operators(session, oid) == {"l": ("E x", "="), "c": ("public", "=")}
+        with BootstrapRig(tmp_path, database) as rig:
+            rig.start()
+            rig.wait_consistent("public.t")
+            for turn in (1, 2):
+                database.execute("UPDATE t SET id = -id WHERE id = %s", [-turn])
+                rig.wait_applied()
+                wait_for(lambda turn=turn: rig.log().count("table_consistent") == 1 + turn, what="it is read again")
+            rig.wait_consistent("public.t")
+            assert sorted(len(row["big"] or "") for row in rig.rows("public.t").values()) == [4000, 4000]
+            assert "source_refused" not in rig.log()
 
 
 def test_a_commit_that_is_logged_but_not_visible_is_neither_lost_nor_stale(
