@@ -84,7 +84,7 @@ class Batch:
         stage.document(APPLIED, encode(applied))
         ledger.completions.settle(stage, applied, whole=self._whole is True)
         for run in self._touched.values():
-            ledger.save_state(stage, run, run.state)
+            ledger.save(stage, run)
         if ledger.unseen is not self._unseen_before:
             ledger.stage_unseen(stage, applied, ledger.unseen)
         stage.commit(self._whole)

@@ -41,6 +41,7 @@ from walbus.bootstrap.state import (
     chunk_document,
     decode,
     encode,
+    rows_document,
     snapshot_document,
     successor_document,
     table_document,
@@ -167,7 +168,8 @@ class Generations:
             self._drop_documents(stage, run)
             since, number = state.net_since, state.net_number  # it may have been consistent before
             if self.successors.get(oid) is run:
-                since, number = self.tables[oid].state.net_since if run.told else "", run.told
+                since = self.tables[oid].state.net_since if run.told else ""
+                number = run.told if since else 0  # of a broken chain nobody waits for the last difference
                 self._drop_rows(stage, self.tables[oid])
                 self._vacate(stage, oid)
                 self.tables[oid] = run
@@ -276,9 +278,20 @@ class Generations:
 
     def save_state(self, stage: Stage, run: TableRun, state: TableState) -> None:
         """Stages a generation's new state; the caller holds the lock and commits."""
-        run.state = state = msgspec.structs.replace(state, rows=run.rows)
+        run.state = run.stored = state = msgspec.structs.replace(state, rows=run.rows)
         beside = self.successors.get(state.oid) is run
         stage.document((successor_document if beside else table_document)(state.oid), encode(state))
+        self._save_rows(stage, run)
+
+    def save(self, stage: Stage, run: TableRun) -> None:
+        """Stages what has changed of a generation: mostly its rows alone. The caller holds the lock and commits."""
+        if run.state is run.stored:
+            self._save_rows(stage, run)
+        else:
+            self.save_state(stage, run, run.state)
+
+    def _save_rows(self, stage: Stage, run: TableRun) -> None:
+        stage.document(rows_document(run.state.oid, run.state.generation), str(run.rows).encode())
 
     def _current(self, run: TableRun) -> bool:
         """Whether a seeding still counts."""
@@ -292,6 +305,7 @@ class Generations:
 
     def _drop_rows(self, stage: Stage, run: TableRun) -> None:
         stage.clear(run.space)
+        stage.document(rows_document(run.state.oid, run.state.generation), None)
         self._drop_documents(stage, run)
 
     def _drop_documents(self, stage: Stage, run: TableRun) -> None:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import psycopg
 
-from walbus.bootstrap.catalog import SourceMoment
+from walbus.bootstrap.catalog import SourceMoment, key_operators
 from walbus.bootstrap.chunks import Head, chunk_transaction, keys_query, wait_for_flush
 from walbus.bootstrap.entry import Entry, unpack_entry
 from walbus.bootstrap.key_ranges import copied_texts
@@ -31,7 +33,7 @@ from walbus.errors import SourceUnavailable, StoreError
 from walbus.events import located_changes
 from walbus.log import LogReader
 from walbus.position import Position
-from walbus.records import Kind, Op, read_header
+from walbus.records import Kind, Op, RawChange, read_header
 from walbus.schema import TableSchema
 from walbus.values import row_encoder, row_texts
 
@@ -51,7 +53,7 @@ class Found:
     """A key that the store has not as the source has it.
 
     Attributes:
-        difference: what makes the store's row the source's.
+        difference: what makes the store's row the source's; without the row where nothing is to be mended.
         applied: the position that it is the difference at; None where the log has changed the key since.
     """
 
@@ -85,10 +87,18 @@ class Judge:
         publication: that publishes the table.
         reader: of the log.
         stop: ends it.
+        mends: whether what differs is to be mended, for which its rows are kept.
     """
 
-    def __init__(
-        self, ledger: Ledger, run: TableRun, publication: str, reader: LogReader, stop: threading.Event
+    def __init__(  # noqa: PLR0913  (both sides, and what to do)
+        self,
+        ledger: Ledger,
+        run: TableRun,
+        publication: str,
+        reader: LogReader,
+        stop: threading.Event,
+        *,
+        mends: bool,
     ) -> None:
         if run.state.published is None:
             raise AssertionError("only a published table is verified")
@@ -97,6 +107,7 @@ class Judge:
         self._publication = publication
         self._reader = reader
         self._stop = stop
+        self._mends = mends
         self.table: PublishedTable = run.state.published
         self.schema: TableSchema = ledger.schema_of(run.state.schema_id)
         self._encoder = row_encoder(self.schema)
@@ -176,16 +187,16 @@ class Judge:
 
         def read(moment: SourceMoment) -> None:
             moments.append(moment)
-            shown.update(
-                (self.key_of(texts), texts)
-                for texts in copied_texts(connection, keys_query(self.table, self.schema, keys))
-            )
+            query = keys_query(self.table, self.schema, keys, key_operators(connection, self.table.oid))
+            shown.update((self.key_of(texts), texts) for texts in copied_texts(connection, query))
 
         self.in_snapshot(connection, read)
         self.wait_applied(moments[0].w)
         seen = SeenRows(self.table.oid, moments[0].snapshot, entries, self._ledger.fill)
-        for xid, changes in self._logged(applied.position):
-            seen.fold(xid, changes)
+        with closing(self._reader.cursor(applied.position)) as cursor:
+            records = chain.from_iterable(iter(lambda: cursor.read(_READ_BYTES), []))
+            for xid, changes in logged_changes(records, self.table.oid, applied.position, moments[0].w):
+                seen.fold(xid, changes)
         return {
             key: self._found(key, one.row, shown.get(key), None if one.touched else applied)
             for key, one in seen.rows().items()
@@ -203,19 +214,6 @@ class Judge:
             }
             return self._ledger.applied, entries
 
-    def _logged(self, after: Position) -> Iterator[tuple[int, Iterator[Any]]]:
-        """The transactions of the log behind a position, as far as they are durable: xid and changes."""
-        bit = self.table.oid % 64
-        cursor = self._reader.cursor(after)
-        try:
-            while records := cursor.read(_READ_BYTES):
-                for record in records:
-                    header = read_header(record)
-                    if header.kind == Kind.TRANSACTION and header.tables >> bit & 1:
-                        yield header.xid, (change for _, change in located_changes(header, record, after))
-        finally:
-            cursor.close()
-
     def _found(self, key: bytes, row: Entry | None, shown: Texts | None, applied: Applied | None) -> Found | None:
         """What is wrong with a key, if anything is."""
         if shown is None:
@@ -225,7 +223,24 @@ class Judge:
         if row is not None and self.texts_of(row) == list(shown):
             return None
         op = Op.INSERT if row is None else Op.UPDATE
-        return Found(Difference(op, key, self.schema.id, self._encoder.encode(_bytes_of(shown))), applied)
+        encoded = self._encoder.encode(_bytes_of(shown)) if self._mends else None
+        return Found(Difference(op, key, self.schema.id, encoded), applied)
+
+
+def logged_changes(
+    records: Iterable[bytes], oid: int, after: Position, w: int
+) -> Iterator[tuple[int, Iterator[RawChange]]]:
+    """What a log says of a table behind a position, up to the last commit before W: the xid, and changes, of records.
+
+    No snapshot of then sees what is behind that, and beside a writer that is as fast as this it would not end.
+    """
+    bit = oid % 64
+    for record in records:
+        header = read_header(record)
+        if header.commit_lsn > w:
+            return
+        if header.kind == Kind.TRANSACTION and header.tables >> bit & 1:
+            yield header.xid, (change for _, change in located_changes(header, record, after))
 
 
 def _bytes_of(texts: Texts) -> list[bytes | None]:

@@ -247,7 +247,7 @@ class Ledger(Generations):
                 return verdict is Verdict.SHUT_OUT
             stage = Stage(self.store)
             run.rows += self._fold_rows(stage, run, origin, rows)
-            self.save_state(stage, run, run.state)
+            self.save(stage, run)
             stage.commit()
             return True
 
@@ -282,7 +282,7 @@ class Ledger(Generations):
                 return
             stage = Stage(self.store)
             stage.document(chunk_document(run.state.oid, run.state.generation, block), encode(done))
-            self.save_state(stage, run, run.state)
+            self.save(stage, run)
             stage.commit()
             run.note_done(block, done)
 

@@ -11,6 +11,7 @@ Three things hold it back, each by itself:
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -41,11 +42,12 @@ _STEP = 2.0
 
 
 class ChunkRead(NamedTuple):
-    """A chunk that was read: its blocks, its rows, and the seconds that they took."""
+    """A chunk that was read: its blocks, its rows, the seconds that they took, and the rows' bytes."""
 
     blocks: int
     rows: int
     seconds: float
+    bytes: int = 0
 
 
 def next_stride(stride: int, chunk: ChunkRead, *, aim: float, most_rows: int) -> int:
@@ -65,29 +67,28 @@ def next_stride(stride: int, chunk: ChunkRead, *, aim: float, most_rows: int) ->
 
 
 class Breath:
-    """How long a worker rests behind a chunk that took long for the rows that it read. Thread-safe."""
+    """How long a worker rests behind a chunk that took long for what it read. One for each generation. Thread-safe.
+
+    What a chunk read is its rows and their bytes: a table may have small rows in front and large ones behind.
+    """
 
     _PATIENCE = 3.0  # times as long as at best is no sign of anything
     _FEW = 1000  # rows of a chunk whose time says little
+    _ROW = 100  # bytes that take about as long as a row by itself
     _LONGEST = 5.0
 
     def __init__(self) -> None:
-        self._best: dict[int, float] = {}
+        self._best = math.inf  # seconds a byte
         self._lock = threading.Lock()
 
-    def rest(self, table: int, chunk: ChunkRead) -> float:
-        """Seconds to rest.
-
-        Args:
-            table: OID; a row's time is compared within one table.
-            chunk: what was read.
-        """
+    def rest(self, chunk: ChunkRead) -> float:
+        """Seconds to rest behind a chunk."""
         if chunk.rows < self._FEW:
             return 0.0
+        work = chunk.bytes + self._ROW * chunk.rows
         with self._lock:
-            a_row = chunk.seconds / chunk.rows
-            best = self._best[table] = min(a_row, self._best.get(table, a_row))
-        return min(self._LONGEST, max(0.0, chunk.seconds - best * self._PATIENCE * chunk.rows))
+            best = self._best = min(chunk.seconds / work, self._best)
+        return min(self._LONGEST, max(0.0, chunk.seconds - best * self._PATIENCE * work))
 
 
 class Progress:

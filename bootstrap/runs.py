@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from walbus.bootstrap.pace import Breath
 from walbus.bootstrap.state import (
     ChunkDone,
     Phase,
     TableState,
     chunk_document,
     decode,
+    rows_document,
     snapshot_document,
 )
 from walbus.bootstrap.store import Store, space_of
@@ -28,16 +30,19 @@ class TableRun:
         waiting_for: xids logged up to P0 (or a little behind it) that must be visible before blocks are counted.
         again: why the next generation must begin; empty if it need not.
         missing: whether an event left a column unknown since the last look.
-        rows: rows held, an estimate; stored with the state.
+        rows: rows held, an estimate; stored in a document of its own.
+        stored: the state as it was stored last.
         touched: store keys that events have written to since P0, up to `touched_up_to`; None where they are too many.
         touched_up_to: the seq up to which `touched` speaks.
         stride: blocks of the next chunk; 0 before the first one.
         held: whether the source is too crowded to be read.
+        breath: how long its workers rest.
         told: number of the net difference by which it follows the generation that is served; 0 before it is told.
         space: prefix of its store keys.
     """
 
     state: TableState
+    stored: TableState | None = None
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
     done: dict[int, ChunkDone] = field(default_factory=dict)
     waiting_for: frozenset[int] = frozenset()
@@ -48,6 +53,7 @@ class TableRun:
     touched_up_to: int = 0
     stride: int = 0
     held: bool = False
+    breath: Breath = field(default_factory=Breath)
     told: int = 0
     space: bytes = field(init=False)
     _covered: list[tuple[int, int]] = field(init=False)  # the blocks of `done`, as few ranges
@@ -147,12 +153,14 @@ def _load_run(store: Store, state: TableState) -> TableRun:
     chunks = store.documents(chunk_document(state.oid, state.generation, ""))
     snapshots = store.documents(snapshot_document(state.oid, state.generation, ""))
     space = space_of(state.oid, state.generation)
+    rows = store.document(rows_document(state.oid, state.generation))
     return TableRun(
         state,
+        stored=state,
         snapshots={_number(name): parse_snapshot(text.decode()) for name, text in snapshots.items()},
         done={_number(name): decode(content, ChunkDone) for name, content in chunks.items()},
         missing=state.phase is Phase.CONSISTENT and bool(store.missing(space, 1)),
-        rows=state.rows,
+        rows=state.rows if rows is None else int(rows),
         touched=set() if state.phase is Phase.SEEDING else None,
     )
 

@@ -18,7 +18,7 @@ import structlog
 from psycopg import sql
 
 from walbus.bootstrap.bulk import Bulk
-from walbus.bootstrap.catalog import other_sessions, read_moment
+from walbus.bootstrap.catalog import key_operators, other_sessions, read_moment
 from walbus.bootstrap.chunks import (
     Head,
     chunk_transaction,
@@ -29,7 +29,7 @@ from walbus.bootstrap.chunks import (
 )
 from walbus.bootstrap.entry import FromSnapshot, pack_prefix
 from walbus.bootstrap.ledger import Ledger
-from walbus.bootstrap.pace import Breath, ChunkRead, Throttle, next_stride
+from walbus.bootstrap.pace import ChunkRead, Throttle, next_stride
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.state import ChunkDone, Cut, Part, PublishedTable
 from walbus.bootstrap.store import SPACE_SIZE
@@ -68,7 +68,6 @@ class SeedingJobs:
         self._publication = publication
         self._config = config
         self._throttle = Throttle(config.max_rows_per_second, clock)
-        self._breath = Breath()
         self._told_hidden = False
         self._stop = stop
         self._clock = clock
@@ -110,11 +109,11 @@ class SeedingJobs:
         if read is None:
             return
         rows, size = read
-        taken = ChunkRead(behind - first, rows, self._clock() - began)
+        taken = ChunkRead(behind - first, rows, self._clock() - began, size)
         self._ledger.chunk_done(run, first, ChunkDone(origin.number, head.moment.w, rows, behind, size))
         config = self._config
         run.stride = next_stride(run.stride, taken, aim=config.chunk_seconds, most_rows=config.chunk_rows)
-        self._stop.wait(max(self._throttle.delay(rows), self._breath.rest(run.state.oid, taken)))
+        self._stop.wait(max(self._throttle.delay(rows), run.breath.rest(taken)))
 
     def read_again(self, connection: Connection, run: TableRun, store_keys: Sequence[bytes]) -> None:
         """Reads single keys whose entries miss columns, and folds them in."""
@@ -125,7 +124,8 @@ class SeedingJobs:
             origin = self._admit(connection, run, head)
             if origin is None:
                 return
-            read = self._read(connection, run, origin, keys_query(_published(run), self._schema(run), keys))
+            operators = key_operators(connection, run.state.oid)
+            read = self._read(connection, run, origin, keys_query(_published(run), self._schema(run), keys, operators))
         if read is not None:
             self._ledger.forget_missing(run, store_keys)
 

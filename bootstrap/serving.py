@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from msgspec import structs
+
 from walbus.bootstrap.entry import live_row, served_version
-from walbus.bootstrap.state import APPLIED, TABLES, Applied, TableState, decode
+from walbus.bootstrap.state import APPLIED, ROWS, TABLES, Applied, TableState, decode, rows_document
 from walbus.bootstrap.store import View, space_of
 from walbus.errors import StoreError
 from walbus.native.reading import WHOLE, Partition
@@ -68,6 +70,8 @@ class ServedView:
             raise StoreError("the store follows no log yet", mend="start `walbus capture`, and ask again")
         self.applied = decode(applied, Applied)
         states = [decode(content, TableState) for content in view.documents(TABLES).values()]
+        rows = view.documents(ROWS)
+        states = [_with_rows(state, rows.get(rows_document(state.oid, state.generation))) for state in states]
         self.tables = {state.table: state for state in sorted(states, key=lambda state: state.table)}
 
     def snapshot(
@@ -125,6 +129,10 @@ class ServedView:
         """What is known of one key; None if nothing is, or was."""
         (value,) = self.view.get_many(_space(table), [key])
         return None if value is None else Version(*served_version(value))
+
+
+def _with_rows(state: TableState, rows: bytes | None) -> TableState:
+    return state if rows is None else structs.replace(state, rows=int(rows))
 
 
 def _space(table: TableState) -> bytes:

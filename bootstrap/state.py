@@ -6,6 +6,8 @@
     next/OID                         TableState of the one that is seeded beside it
     chunk/OID/GENERATION/BLOCK       ChunkDone
     snapshot/OID/GENERATION/NUMBER   text of a pg_snapshot
+    rows/OID/GENERATION              how many rows it holds, in digits. It changes with each batch, and a state may be
+                                     large: it names every partition
 
 A table's way: noticed in the publication -> *seeding* (a new generation with a new P0; later, once everything up to P0
 is visible, its files are cut into chunks) -> *consistent*. Whatever breaks an assumption of the seeding starts the next
@@ -176,7 +178,7 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         told_at: the last event, behind P0, by which the log told that rows had changed without events, which this
             generation had read as they are now; as text, empty without one. Whoever is not behind it lacks those rows.
         told_seq: the log's last seq at that event.
-        rows: rows held, an estimate.
+        rows: rows held, an estimate, as of when the state was written; the document `rows/…` is newer.
     """
 
     oid: int
@@ -279,6 +281,14 @@ def chunk_document(oid: int, generation: int, block: int | str) -> str:
 def snapshot_document(oid: int, generation: int, number: int | str) -> str:
     """Name of a snapshot's document; with "" the prefix of all of a generation."""
     return f"snapshot/{oid}/{generation}/{number}"
+
+
+ROWS = "rows/"
+
+
+def rows_document(oid: int, generation: int) -> str:
+    """Name of the document of a generation's number of rows."""
+    return f"{ROWS}{oid}/{generation}"
 
 
 def encode(document: msgspec.Struct) -> bytes:

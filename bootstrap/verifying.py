@@ -48,8 +48,11 @@ RANGE_PARTS: Final = 10
 _DEAR_RANGES: Final = 8
 #: Keys that are named of one table; the others are counted.
 NAMED_KEYS: Final = 100
-#: Keys of a table that are mended in one go.
-_MENDED_AT_ONCE: Final = 100_000
+#: Of what is wrong: so many keys, or bytes of rows, are mended together. What is found of one range beyond the most is
+#: counted, and not mended: whoever verifies again finds it again.
+_MENDED_AT_ONCE: Final = 10_000
+_MENDED_BYTES: Final = 8 << 20
+_MOST_BYTES: Final = 64 << 20
 _JUDGED_AT_ONCE: Final = 3_000
 _TAKEN_SECONDS: Final = 60.0
 _CANCEL_SECONDS: Final = 1.0
@@ -139,9 +142,10 @@ class Verification:
                     result.state, result.reason = "skipped", why
                     continue
                 result.state, result.rows_estimated = "running", run.rows
-                judge = Judge(self._ledger, run, self._publication, self._reader, self._stop)
+                judge = Judge(self._ledger, run, self._publication, self._reader, self._stop, mends=self._repair)
+                mend = self._mend if self._repair else None
                 try:
-                    _TableVerification(self._ledger, run, judge, result, comparing, judging, self._mend).run()
+                    _TableVerification(self._ledger, run, judge, result, comparing, judging, mend).run()
                 except TableMoved:
                     result.state, result.reason = "skipped", "it changed, and is seeded again"
                 else:
@@ -156,8 +160,6 @@ class Verification:
 
     def _mend(self, judge: Judge, found: list[Found], result: TableResult, judging: Connection) -> None:
         """Hands over what makes wrong keys right, and looks at them again once that has come by the log."""
-        if not self._repair or not found:
-            return
         if not self._handing.possible:
             raise StoreError(
                 "nothing can be mended here: the log is a copy",
@@ -217,7 +219,7 @@ class _TableVerification:
         result: TableResult,
         comparing: Connection,
         judging: Connection,
-        mend: Callable[[Judge, list[Found], TableResult, Connection], None],
+        mend: Callable[[Judge, list[Found], TableResult, Connection], None] | None,
     ) -> None:
         self._ledger = ledger
         self._run = run
@@ -226,7 +228,8 @@ class _TableVerification:
         self._comparing, self._judging = comparing, judging
         self._mend = mend
         self._doubtful: list[bytes] = []
-        self._found: list[Found] = []
+        self._found: list[Found] = []  # what is still to be mended
+        self._bytes = 0  # of its rows
         row = comparing.execute("SHOW server_encoding").fetchone()
         self._sums = row is not None and row[0] != "SQL_ASCII"  # there a text may be none that can be hashed as UTF-8
 
@@ -240,9 +243,17 @@ class _TableVerification:
         while after is not None:
             parts = self._parts(after, rows, count)
             self._compare(parts)
+            if len(self._found) >= _MENDED_AT_ONCE or self._bytes >= _MENDED_BYTES:
+                self._mend_found()
             after = parts[-1].upto
         self._decide()
-        self._mend(self._judge, self._found, self._result, self._judging)
+        self._mend_found()
+
+    def _mend_found(self) -> None:
+        """Mends what was found. No transaction is open at the source."""
+        found, self._found, self._bytes = self._found, [], 0
+        if self._mend is not None and found:
+            self._mend(self._judge, found, self._result, self._judging)
 
     def _parts(self, after: bytes, rows: int, count: int) -> list[KeyRange]:
         """The next ranges of the store, of so many rows each, tombstones among them; the last one of all has no end."""
@@ -324,7 +335,8 @@ class _TableVerification:
 
     def _doubt(self, key: bytes) -> None:
         self._doubtful.append(key)
-        if len(self._doubtful) >= 10 * _JUDGED_AT_ONCE:  # within one range: it is judged in the middle of it
+        most = 10 * _JUDGED_AT_ONCE if self._mend is None else _JUDGED_AT_ONCE  # to mend a key takes its row
+        if len(self._doubtful) >= most:  # within one range: it is judged in the middle of it
             self._decide()
 
     def _decide(self) -> None:
@@ -336,4 +348,8 @@ class _TableVerification:
         for one in verdict.found[: max(0, NAMED_KEYS - len(result.keys))]:
             key = key_json(schema, one.difference.key)
             result.keys.append({"key": key, "kind": _KINDS[one.difference.op]})
-        self._found += verdict.found[: max(0, _MENDED_AT_ONCE - len(self._found))]
+        for one in verdict.found if self._mend is not None else ():
+            size = len(one.difference.key) + len(one.difference.row or b"")
+            if not self._found or self._bytes + size <= _MOST_BYTES:
+                self._found.append(one)
+                self._bytes += size

@@ -13,7 +13,7 @@ import pytest
 
 from support.bootstrap_rig import ITEMS, BootstrapRig, Writers
 from support.database import Database, fresh_database
-from support.net_log import net_changes
+from support.net_log import net_changes, told
 from support.waiting import wait_for
 from support.walbus_command import walbus
 from walbus.bootstrap.entry import Entry, FromEvent, pack_entry, unpack_entry
@@ -139,6 +139,23 @@ def test_missing_extra_and_different_rows_are_named_and_mended_in_store_and_log(
             ("update", "public.items", ("20001",)),
         ]
         assert verify(rig)["public.items"]["differing"] == 0
+
+
+@pytest.mark.long
+def test_of_a_table_that_is_wrong_in_many_places_some_is_mended_at_a_time(database: Database, tmp_path: Path) -> None:
+    """What is wrong is held in memory until it is mended, and that may be all of a table."""
+    database.execute(ITEMS)
+    database.execute("INSERT INTO public.items SELECT i, i, 'x' FROM generate_series(1, 25000) i")
+    with BootstrapRig(tmp_path, database) as rig:
+        rig.start()
+        rig.wait_consistent("public.items")
+        damage(rig, "public.items", lambda entries: dict.fromkeys(sorted(entries)[::2]))
+        found = verify(rig, "--repair")["public.items"]
+        assert (found["differing"], found["mended"]) == (12_500, 12_500)
+        folder = rig.data_dir / "relay"
+        assert len(net_changes(folder)) == 12_500
+        assert len(told(folder)) > 1
+        rig.assert_equals_source("public.items")
 
 
 @pytest.mark.long

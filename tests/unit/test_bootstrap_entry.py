@@ -88,12 +88,18 @@ def test_a_chunk_never_has_more_rows_than_allowed() -> None:
 
 def test_a_worker_rests_where_rows_take_much_longer_than_they_took_at_best() -> None:
     breath = Breath()
-    assert breath.rest(1, ChunkRead(9, 10_000, 0.1)) == 0.0
-    assert breath.rest(1, ChunkRead(9, 10_000, 0.3)) == 0.0
-    assert breath.rest(1, ChunkRead(9, 10_000, 1.0)) == pytest.approx(0.7)
-    assert breath.rest(1, ChunkRead(9, 10_000, 100.0)) == 5.0
-    assert breath.rest(1, ChunkRead(9, 10, 50.0)) == 0.0  # too few to tell
-    assert breath.rest(2, ChunkRead(9, 10_000, 1.0)) == 0.0  # another table
+    assert breath.rest(ChunkRead(9, 10_000, 0.1)) == 0.0
+    assert breath.rest(ChunkRead(9, 10_000, 0.3)) == 0.0
+    assert breath.rest(ChunkRead(9, 10_000, 1.0)) == pytest.approx(0.7)
+    assert breath.rest(ChunkRead(9, 10_000, 100.0)) == 5.0
+    assert breath.rest(ChunkRead(9, 10, 50.0)) == 0.0  # too few to tell
+
+
+def test_large_rows_behind_small_ones_are_no_sign_of_other_work() -> None:
+    breath = Breath()
+    assert breath.rest(ChunkRead(9, 10_000, 0.1, 200_000)) == 0.0
+    assert breath.rest(ChunkRead(9, 2_000, 1.0, 40_000_000)) == 0.0
+    assert breath.rest(ChunkRead(9, 2_000, 40.0, 40_000_000)) == 5.0
 
 
 def test_the_rest_of_the_work_takes_as_long_as_the_last_minute_says() -> None:

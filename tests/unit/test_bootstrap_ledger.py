@@ -27,7 +27,7 @@ from walbus.bootstrap.entry import unpack_entry
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.serving import ServedView
-from walbus.bootstrap.state import Applied, ChunkDone, Phase
+from walbus.bootstrap.state import Applied, ChunkDone, Phase, PublishedTable
 from walbus.bootstrap.store import SPACE_SIZE, WriteSet
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.bootstrap.visibility import Snapshot
@@ -68,9 +68,11 @@ def keys_of(ledger: Ledger, run: TableRun) -> list[bytes]:
     return [key[SPACE_SIZE:] for key, _ in ledger.store.entries(run.space)]
 
 
-def begun(ledger: Ledger, rows: dict[int, bytes], snapshot: Snapshot) -> TableRun:
+def begun(
+    ledger: Ledger, rows: dict[int, bytes], snapshot: Snapshot, published: PublishedTable = PUBLISHED
+) -> TableRun:
     """A generation whose only chunk is in."""
-    run = ledger.start_generation(PUBLISHED, 1, "test")
+    run = ledger.start_generation(published, 1, "test")
     ledger.plan(run, one_file(), 0)
     origin = ledger.admit(run, snapshot, 0)
     assert origin is not None
@@ -304,3 +306,27 @@ def test_a_seeding_waits_for_what_ran_when_its_table_was_published(ledger: Ledge
     assert not again.plan(run, one_file(), 0)
     again.observe(Snapshot(9, 9, frozenset()))
     assert again.plan(run, one_file(), 0)
+
+
+def test_a_batch_writes_of_a_table_with_many_partitions_how_many_rows_it_has_and_no_more(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = tuple((20_000 + number, "public", f"leaf_{number}") for number in range(2_000))
+    published = structs.replace(PUBLISHED, kind="p", leaves=leaves)
+    run = begun(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()), published)
+    assert ledger.finish(run)
+    written: list[int] = []
+    write = ledger.store.write
+
+    def noted(writes: WriteSet) -> None:
+        written.append(sum(len(content or b"") for content in writes.documents.values()))
+        write(writes)
+
+    monkeypatch.setattr(ledger.store, "write", noted)
+    EventFolder(ledger).fold(inserted(2))
+    assert written and max(written) < 1_000
+    assert ServedView(ledger.store.view()).tables["public.t"].rows == 2
+    again = Ledger(ledger.store, fill=fill).tables[OID]
+    assert (again.rows, again.state.published) == (2, run.state.published)
+    ledger.forget(OID)
+    assert ledger.store.documents("rows/") == {}

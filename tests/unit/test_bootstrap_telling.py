@@ -171,3 +171,15 @@ def test_a_generation_that_is_over_is_not_compared_to_its_end(
     read(ledger, again, 0, {1: row_bytes(1, 1)})
     wait_for(lambda: teller.told(again), 10, what="the next generation is compared")
     assert differences(tmp_path) == [(Op.DELETE, key_bytes(2))]
+
+
+def test_of_a_generation_whose_difference_was_refused_before_it_was_served_nobody_waits_for_that(
+    ledger: Ledger, teller: Teller
+) -> None:
+    """It is in no log, so who waited for it would have the rows as they were for ever."""
+    run = successor(ledger, {1: row_bytes(9, 9)})
+    wait_for(lambda: teller.told(run), 10, what="it is told")
+    served = ledger.tables[run.state.oid]
+    ledger.break_chain(served, "its net difference was refused")
+    assert ledger.finish(run)
+    assert run.state.net_told == run.state.net_since > served.state.p0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 from support.memory_store import MemoryStore
 from support.waiting import wait_for
 from walbus.bootstrap.handing import Handing
+from walbus.bootstrap.judging import logged_changes
 from walbus.bootstrap.ledger import Ledger
 from walbus.bootstrap.state import Applied
 from walbus.bootstrap.verify_requests import Verifier, VerifyFolder
@@ -20,6 +22,8 @@ from walbus.bootstrap.verifying import Verification
 from walbus.config import SourceConfig
 from walbus.errors import LogMissing, SourceUnavailable
 from walbus.log import LogReader
+from walbus.position import Position
+from walbus.records import Flag, Kind, Op, pack_change, pack_record
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +63,17 @@ def test_a_difference_that_no_capture_takes_is_not_waited_for_behind_the_end(tmp
     verification.give_up()
     with pytest.raises(SourceUnavailable):
         verification._wait_taken([number], 16400)
+
+
+def test_the_log_is_read_up_to_where_the_source_was_asked_however_fast_it_grows() -> None:
+    def records() -> Iterator[bytes]:
+        for lsn in count(0x100):
+            assert lsn < 0x200, "it is read on and on"
+            change = pack_change(Op.DELETE, table=7, schema_id=1, seq_delta=0, ordinal_delta=0, key=b"k")
+            yield pack_record(
+                Kind.TRANSACTION, flags=Flag.BEGIN | Flag.END, epoch=1, commit_lsn=lsn, first_ordinal=1, last_ordinal=1,
+                first_seq=lsn, last_seq=lsn, xid=lsn, commit_time=0, count=1, tables=1 << 7, body=change,
+            )  # fmt: skip
+
+    seen = [(xid, len(list(changes))) for xid, changes in logged_changes(records(), 7, Position(1, 0x100, 1), 0x102)]
+    assert seen == [(0x100, 0), (0x101, 1), (0x102, 1)]
