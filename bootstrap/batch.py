@@ -3,8 +3,9 @@
 For a consistent table an event is written blindly: what it says is the state, whatever was there. So the native core
 takes those events from the records' bytes (`walbus.native.folding`); only what it leaves, and the columns that an
 update left out, are Python's. While a table is seeded, every event reads the key's entry and follows
-`walbus.bootstrap.fold`, in Python. So does every event of a table whose completions are kept
-(`walbus.bootstrap.completions`): the entry that it meets is the completion.
+`walbus.bootstrap.fold`, in Python. Events of a table whose completions are kept
+(`walbus.bootstrap.completions`) are Python's too: the entry that each meets is the completion. Nearly all of them carry
+whole rows of a key that stays, and are folded as bytes, without taking an entry apart.
 
 A table may have two generations (`walbus.bootstrap.generations`); each event is folded into both, by the rule of each.
 
@@ -30,7 +31,7 @@ from walbus.bootstrap.staging import Stage
 from walbus.bootstrap.state import APPLIED, Applied, encode
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.errors import ProtocolError
-from walbus.native.folding import Fold
+from walbus.native.folding import ENTRY_HEADER, TOMBSTONE, Fold
 from walbus.position import Position, parse_position
 from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, read_header
 
@@ -161,11 +162,34 @@ class Batch:
                     if run.space in self._completed
                 )
             for header, change in portion:
-                origin = FromEvent(header.xid)
                 self._net = bool(header.flags & _NET)
-                for run in (run for run in by_oid[change.table] if run.folding):
+                seq = header.first_seq + change.seq_delta
+                for run in by_oid[change.table]:
+                    if not run.folding:
+                        continue
                     self._touch(run)
-                    self._change(run, change, header.first_seq + change.seq_delta, origin)
+                    if not self._exchanged(run, change, seq, header.xid):
+                        self._change(run, change, seq, FromEvent(header.xid))
+
+    def _exchanged(self, run: TableRun, change: RawChange, seq: int, xid: int) -> bool:
+        """Folds a change of a completed table that needs no look into entries; whether it did."""
+        if self._net or run.space not in self._completed or change.unchanged or change.key is None:
+            return False
+        op, after = change.op, change.after
+        if change.old_key is not None and change.old_key != change.key:
+            return False
+        completed = seq if op != _INSERT and change.before is None else None
+        if op == _DELETE:
+            packed = ENTRY_HEADER.pack(TOMBSTONE, seq, change.schema_id, xid, 0)
+        elif after is not None and op in (_INSERT, _UPDATE):
+            packed = ENTRY_HEADER.pack(0, seq, change.schema_id, xid, 0) + after
+        else:
+            return False
+        if not self._stage.exchange(run.space + change.key, packed, completed):
+            return False
+        if op != _UPDATE:
+            _count(run, 1 if op == _INSERT else -1)
+        return True
 
     def _touch(self, run: TableRun) -> None:
         self._touched[run.space] = run

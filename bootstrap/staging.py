@@ -18,9 +18,12 @@ from walbus.bootstrap.fold import Fill, Upsert, fold_key_change, fold_upsert
 from walbus.bootstrap.store import SPACE_SIZE, Store, WriteSet
 from walbus.bootstrap.visibility import Snapshot
 from walbus.native import new_fold, pack_pages
-from walbus.native.folding import Fold, Unfilled
+from walbus.native.folding import ENTRY_HEADER, TOMBSTONE, Fold, Unfilled
 
 _COMPLETION_BYTES = 8 << 20  # that a batch holds, about
+
+#: Where a packed entry says how much it lacks, and what it says where that is nothing.
+_LACKING, _NOTHING = slice(ENTRY_HEADER.size - 2, ENTRY_HEADER.size), b"\0\0"
 
 #: What stands for a key: see the module.
 _Staged = bytes | Entry | Unfilled | None
@@ -131,7 +134,33 @@ class Stage:
         Where these become many they are written ahead of the batch: nobody is shown them before the position behind
         their change is applied, and a crash in between has the same ones written again.
         """
-        packed = pack_entry(before)
+        self._complete(seq, pack_entry(before))
+
+    def exchange(self, store_key: bytes, packed: bytes, completed: int | None) -> bool:
+        """Puts a packed entry that an event made, and that lacks nothing, in the place of the one before it.
+
+        Args:
+            store_key: its key.
+            packed: the entry.
+            completed: the seq under which the row before is kept; None if it is not.
+
+        Returns:
+            False if nothing was done: the entry before lacks values.
+        """
+        if completed is not None:
+            before: _Staged = self._entries[store_key] if store_key in self._entries else self._stored(store_key)
+            if isinstance(before, Entry):
+                before = pack_entry(before)
+            if isinstance(before, tuple) or (before is not None and before[_LACKING] != _NOTHING):
+                return False
+            if before is not None and not before[0] & TOMBSTONE:
+                self._complete(completed, before)
+        self._unlisted.discard(store_key)
+        self._entries.pop(store_key, None)
+        self._entries[store_key] = packed
+        return True
+
+    def _complete(self, seq: int, packed: bytes) -> None:
         self._writes.completions[seq] = packed
         self._completion_bytes += len(packed)
         if self._completion_bytes > _COMPLETION_BYTES:
