@@ -27,7 +27,16 @@ from walbus.consumers import (
     RedisCheckpointStore,
     SqliteCheckpointStore,
 )
-from walbus.consumers.checkpoint import CatchingUp, Checkpoint, Following, Marks, Point, Snapshotting, TableProgress
+from walbus.consumers.checkpoint import (
+    CatchingUp,
+    Checkpoint,
+    Following,
+    Lacking,
+    Marks,
+    Point,
+    Snapshotting,
+    TableProgress,
+)
 from walbus.errors import CheckpointTaken, CheckpointUnavailable, ConfigError, InvalidText, UsageError
 from walbus.position import Position
 
@@ -63,7 +72,15 @@ def at(lsn: int, log_id: str = "log-a") -> Following:
 
 EVERY_PHASE: list[Checkpoint] = [
     Snapshotting("log-a", Marks(2, 1), (TableProgress("public.it\u00e9ms", b"\x00\xff"), TableProgress("public.b"))),
-    CatchingUp("log-a", Marks(2, 1), Point(Position(1, 5, 1), 9), Position(1, 9, 1), ("public.b",), 7),
+    CatchingUp(
+        "log-a",
+        Marks(2, 1),
+        Point(Position(1, 5, 1), 9),
+        Position(1, 9, 1),
+        (Lacking("public.b", 7),),
+        7,
+        asked=("public.*",),
+    ),
     at(16),
 ]
 
