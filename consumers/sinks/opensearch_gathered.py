@@ -16,7 +16,7 @@ from walbus.consumers.sinks.opensearch_bulks import Found, Place, Write
 from walbus.consumers.sinks.opensearch_documents import LACKS
 from walbus.consumers.sinks.opensearch_server import CONFLICT, OpenSearchServer
 
-_GATHERED = 20_000
+_GATHERED = 4_000  # the server works on these while the next are read
 _GATHERED_BYTES = 16 << 20
 _FETCHED = 500  # documents that are read ahead
 

@@ -36,7 +36,7 @@ class OpenSearchOptions(SinkOptions):
     settings: dict[str, Any] = Field(default_factory=dict)  #: of the indices that are made
     fields: dict[str, dict[str, Mapped]] = Field(default_factory=dict)  #: by table and column: its mapping
     routing: dict[str, str] = Field(default_factory=dict)  #: by table: a column of the key
-    connections: int = Field(2, ge=1, le=16)  #: bulks at the same time
+    connections: int = Field(4, ge=1, le=16)  #: bulks at the same time
     request_seconds: float = Field(30, gt=0, le=600)
     tombstone_seconds: int = Field(3600, ge=60, validate_default=True)  #: how long a deleted document is remembered
 
