@@ -1,6 +1,7 @@
 """How RocksDB is set up: what of memory each part may take, and how much work is left for later.
 
-    block cache       blocks, and indexes and filters of table files, so that their memory does not grow with the data
+    block cache       blocks, and indexes and filters of table files, so that their memory does not grow with the data;
+                      those in parts, for the cache takes nothing that is larger than its shards of 1 MiB
     write buffers     all families together; the largest fills up first and is flushed
     max_open_files    bounds the readers of table files that are kept
     write-ahead log   bounds what a start has to replay
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options
+from rocksdict import BlockBasedIndexType, BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options
 
 CACHE_BYTES: Final = 64 << 20
 WRITE_BUFFER_BYTES: Final = 64 << 20
 ALL_WRITE_BUFFERS_BYTES: Final = 128 << 20
 _WAL_BYTES: Final = 256 << 20
+_METADATA_BYTES: Final = 16 << 10  #: parts of an index or filter
 
 
 def database_options(cache: Cache) -> Options:
@@ -44,6 +46,10 @@ def family_options(cache: Cache) -> Options:
     blocks.set_block_cache(cache)
     blocks.set_bloom_filter(10, False)
     blocks.set_cache_index_and_filter_blocks(True)
+    blocks.set_index_type(BlockBasedIndexType.two_level_index_search())
+    blocks.set_partition_filters(True)
+    blocks.set_metadata_block_size(_METADATA_BYTES)
+    blocks.set_pin_top_level_index_and_filter(True)
     options.set_block_based_table_factory(blocks)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_compression_type(DBCompressionType.lz4())
