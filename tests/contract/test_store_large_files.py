@@ -1,4 +1,4 @@
-"""What a row costs to find in a table file of many small rows, whose index and filter are larger than a part of the cache.
+"""What a row costs to find in a file of many small rows, whose index and filter are larger than a part of the cache.
 
 RocksDB cuts its cache of 64 MiB into shards of 1 MiB. A filter of 1,200,000 keys has 1.5 MiB, which none of them takes:
 it was read, checked and uncompressed again for every row.
