@@ -68,6 +68,7 @@ class PostgresSink:
         self._session = PostgresSession(options.dsn, place.consumer)
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._stored: str | None = None  # the checkpoint that the target has, as far as this process knows
+        self._unanswered: str | None = None  # one whose commit was sent, and not answered
         try:
             self.checkpoint()
         except BaseException:
@@ -118,8 +119,9 @@ class PostgresSink:
             self._begin()
             row = [self._consumer, text]
             self._session.run("UPDATE _walbus.checkpoints SET checkpoint = $2 WHERE consumer = $1", row)
+            self._unanswered = text
             self._session.run("COMMIT")
-        self._stored, self._done = text, last_done_of(checkpoint)
+        self._stored, self._done, self._unanswered = text, last_done_of(checkpoint), None
 
     def rollback(self) -> None:
         """See `Sink.rollback`."""
@@ -170,6 +172,8 @@ class PostgresSink:
         self._session.forget_transaction()
         if not found:
             raise SinkUnavailable("PostgreSQL has lost the consumer's checkpoint", where=self._session.where)
+        if found[0][0] == self._unanswered:
+            raise SinkUnavailable("a commit that was not answered has come through", where=self._session.where)
         raise SinkRefused(
             "another process has written this replica",
             where=f"consumer {self._consumer}, {self._session.where}",

@@ -280,6 +280,8 @@ class TargetSchema:
     def _key_anew(self, table: ReplicaTable) -> None:
         """Under a new key, two rows may be one: the later stays, and the source's own rows settle it."""
         keys = ", ".join(table.key)
+        if not table.keyed:
+            self._number_twins(table)
         without = " OR ".join(f"{name} IS NULL" for name in table.key)
         numbered = f"SELECT ctid, row_number() OVER (PARTITION BY {keys} ORDER BY {quoted(table.seq)} DESC) AS n"
         self._session.run(f"DELETE FROM {table.sql} WHERE {without}")
@@ -288,6 +290,16 @@ class TargetSchema:
             f"SELECT ctid FROM ({numbered} FROM {table.sql}) AS every WHERE n > 1))"
         )
         self._session.run(f"ALTER TABLE {table.sql} ADD PRIMARY KEY ({keys})")
+
+    def _number_twins(self, table: ReplicaTable) -> None:
+        """Without a key a row is known by its seq, which all rows of a seeding share: twins get numbers below all."""
+        seq = quoted(table.seq)
+        twins = f"SELECT ctid, row_number() OVER (PARTITION BY {seq}) AS n FROM {table.sql}"
+        self._session.run(
+            f"UPDATE {table.sql} AS t SET {seq} = least(0, (SELECT min({seq}) FROM {table.sql})) - twin.number "
+            f"FROM (SELECT ctid, row_number() OVER () AS number FROM ({twins}) AS every WHERE n > 1) AS twin "
+            f"WHERE t.ctid = twin.ctid"
+        )
 
     # Rows that lack values
 

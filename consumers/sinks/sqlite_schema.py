@@ -93,7 +93,7 @@ class ReplicaSchema:
         added = {column.name for column in change.added}
         kept = [column.name for column in now.layout.columns if column.name not in added]
         target = ", ".join([*map(quoted, kept), SEQ, MARK])
-        source = ", ".join([*(quoted(names.get(name, name)) for name in kept), SEQ, MARK])
+        source = ", ".join([*(quoted(names.get(name, name)) for name in kept), *_versions(now)])
         fresh = quoted(f"_walbus_new_{now.oid}")
         self._database.execute(now.create_as(fresh))
         # Under a new key, two rows may be one: the later wins, and the source's own rows settle it.
@@ -133,3 +133,15 @@ class ReplicaSchema:
         if any(oid == table.oid for oid, _ in self._lacking):
             self._lacking = {entry for entry in self._lacking if entry[0] != table.oid}
             self._database.execute("DELETE FROM _walbus_incomplete WHERE oid = ?", (table.oid,))
+
+
+def _versions(table: ReplicaTable) -> tuple[str, str]:
+    """A row's own columns as a rebuilt table has them.
+
+    Without a key a row is known by its seq, which all rows of a seeding share: twins get numbers below all.
+    """
+    if table.layout.key_indexes:
+        return SEQ, MARK
+    first = f"row_number() OVER (PARTITION BY {SEQ}) = 1"
+    below = f"min(0, (SELECT min({SEQ}) FROM {table.sql})) - row_number() OVER ()"
+    return f"CASE WHEN {first} THEN {SEQ} ELSE {below} END", MARK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -386,6 +387,20 @@ def test_a_table_is_renamed(sink: Sink, under_test: SinkUnderTest, source: Model
     put(sink, windows_after(source, done))
     assert under_test.rows("public.things") == source.rows("public.things")
     assert under_test.rows() == {}
+
+
+def test_the_rows_of_a_table_that_loses_its_key_stay(
+    sink: Sink, under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    """Rows of one seeding have one seq, and seq is all that a row without a key is known by."""
+    source.commit([insert(ITEMS, 1), insert(ITEMS, 2), insert(ITEMS, 3)])
+    position, seq, state = source.history[-1]
+    source.history[-1] = position, seq, {ITEMS: {id: replace(row, seq=1) for id, row in state[ITEMS].items()}}
+    put(sink, snapshot_of(source))
+    done = source.end
+    source.add_layout(items_layout("items", column("id", 23, "int4"), column("name"), column("body")))
+    put(sink, windows_after(source, done))
+    assert under_test.rows() == source.rows()
 
 
 def test_rows_of_an_earlier_layout_come_under_the_present_names(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -349,6 +349,39 @@ def test_a_zombie_with_an_open_transaction_is_waited_for_and_then_stopped(
         put(zombie, source)
     other.close()
     zombie.close()
+    assert under_test.rows() == source.rows()
+
+
+def test_a_commit_that_comes_through_without_an_answer_is_the_consumers_own(
+    source: ModelSource, under_test: SinkUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    sink = under_test.open()
+    session = sink._session
+    run, broken = session.run, []
+
+    def breaks_at_commit(statement: str, parameters: Sequence[object] = ()) -> object:
+        if statement != "COMMIT":
+            return run(statement, parameters)
+        broken.append(session._connection)
+        session._connection = None
+        raise psycopg.OperationalError("the connection broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "run", breaks_at_commit)
+        with pytest.raises(SinkUnavailable):
+            put(sink, source)
+    sink.rollback()
+    assert sink.checkpoint() is None, "the server is still at it"
+    broken[0].execute("COMMIT")
+    broken[0].close()
+    with pytest.raises(SinkUnavailable, match="has come through"):
+        put(sink, source)
+    sink.rollback()
+    assert sink.checkpoint() is not None
+    source.commit([insert(ITEMS, 2)])
+    put(sink, source)
+    sink.close()
     assert under_test.rows() == source.rows()
 
 
