@@ -106,7 +106,7 @@ class AsyncSubscription:
         return self
 
     async def __anext__(self) -> AsyncDelivery:
-        while not self._closed and not self._subscription.ended:
+        while not self._closed and (self._asked is not None or not self._subscription.ended):
             delivery = await self.next(_POLL_SECONDS)
             if delivery is not None:
                 return AsyncDelivery(delivery.window, delivery.phase, delivery.sweep, delivery.commit, self._thread)
@@ -141,7 +141,7 @@ class AsyncSubscription:
         """
         with CalledFeed(self._subscription, failures) as feed:
             clock = asyncio.get_running_loop().time
-            effects = _Awaited(self.next, self._thread)
+            effects = _Awaited(self.next, self.rewind, self._thread)
             loop = CallbackLoop(callbacks, feed, effects, failures, feed.letters, checkpoint_seconds, clock)
             await _drive(loop.steps())
 
@@ -155,7 +155,7 @@ class AsyncSubscription:
 
     async def _moved(self, move: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401  # those of the twin
         """Has the subscription moved; what was read before for somebody who was cancelled goes."""
-        await _Awaited(self.next, self._thread).call(move, *arguments)
+        await _Awaited(self.next, self.rewind, self._thread).call(move, *arguments)
         self._asked = None
 
     @property
@@ -183,6 +183,7 @@ class AsyncSubscription:
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
+        self._subscription.stop()  # its thread may wait for the end of a pause
         self._thread.submit(self._subscription.close).result()
         self._thread.shutdown()
 
@@ -192,6 +193,7 @@ class _Awaited:
     """What blocks, called by the thread of a subscription."""
 
     next: Callable[[float], Awaitable[Delivery | None]]
+    rewind: Callable[[], Awaitable[None]]
     thread: ThreadPoolExecutor
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401  # whatever it is

@@ -57,14 +57,19 @@ class Feed(Protocol):
         """Whether nothing more is to be taken."""
 
     @property
+    def stopped(self) -> bool:
+        """Whether somebody ended it, so that what would come is not taken any more."""
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Whether something was delivered, to whomever, and not committed."""
+
+    @property
     def wanted(self) -> bool:
         """Whether somebody waits for what was taken to be committed."""
 
     def told(self) -> PhaseEvent | Discard | None:
         """What the reading told before the delivery that came last; None once all is taken."""
-
-    def rewind(self) -> None:
-        """Goes back to the stored checkpoint."""
 
     def again(self, window: Window) -> Delivered:
         """A window that was put aside, as it is handed over."""
@@ -78,6 +83,9 @@ class Effects(Protocol):
 
     def next(self, timeout: float) -> Any:  # noqa: ANN401  # an awaitable or not
         """The next delivery."""
+
+    def rewind(self) -> Any:  # noqa: ANN401
+        """Goes back to the stored checkpoint."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
         """What a function gives."""
@@ -139,11 +147,10 @@ class CallbackLoop:
         """
         try:
             yield self.calls.on_start, ()
-            while not self.feed.ended:
-                try:
-                    yield from self._turn()
-                except _Undone as undone:
-                    yield from self._roll_back(_cause(undone))
+            if self.feed.has_uncommitted:
+                yield self.effects.rewind, ()
+            while not (yield from self._come_to_its_end()):
+                pass
             yield from self._finish()
         except _Ended:
             yield from self._abandon()
@@ -154,6 +161,18 @@ class CallbackLoop:
             raise
         finally:
             yield self.calls.on_stop, ()
+
+    def _come_to_its_end(self) -> Generator[Step, Any, bool]:
+        """Goes on until nothing more is to come; False if that was undone."""
+        try:
+            while not self.feed.ended:
+                yield from self._turn()
+            if not self.feed.stopped and not self._open:
+                yield from self._checkpoint()
+        except _Undone as undone:
+            yield from self._roll_back(_cause(undone))
+            return False
+        return True
 
     def _turn(self) -> Steps:
         """What comes next, and what is due behind it."""
@@ -203,10 +222,11 @@ class CallbackLoop:
             try:
                 yield on_change, (change, delivery)
             except Exception as error:  # whatever a consumer's code raises
-                yield from self._refused(change, delivery, error)
+                taken = yield from self._refused(change, delivery, error)
             else:
-                if careful and change.raw.op == Op.TRUNCATE:
-                    yield from self._truncated(change)
+                taken = True
+            if taken and careful and change.raw.op == Op.TRUNCATE:
+                yield from self._truncated(change)
         if delivery.sweep is not None:
             yield from self._undoing(calls.on_sweep, delivery.sweep)
         if delivery.ends:
@@ -261,7 +281,7 @@ class CallbackLoop:
                 what = f"a window was refused {self.failures.attempts} times ({type(error).__name__})"
                 raise self._failed(what, f"behind {self.feed.stored}") from error
             yield from self._pause(self._rollbacks.next_delay())
-        yield self.effects.call, (self.feed.rewind,)
+        yield self.effects.rewind, ()
 
     def _blame(self, error: ChangesRefused) -> None:
         found = {_fault_of(change): error for change in error.changes}
@@ -271,8 +291,8 @@ class CallbackLoop:
             raise self._failed("changes were refused", where) from error
         self._at_fault |= found
 
-    def _refused(self, change: Change, delivery: Delivered, error: Exception) -> Steps:
-        """Tries a change again, as often as it may be; then the policy decides."""
+    def _refused(self, change: Change, delivery: Delivered, error: Exception) -> Generator[Step, Any, bool]:
+        """Tries a change again, as often as it may be; then the policy decides. Whether it was taken."""
         backoff = self.failures.backoff()
         attempts = 1
         while True:
@@ -287,8 +307,9 @@ class CallbackLoop:
             except Exception as again:
                 error, attempts = again, attempts + 1
             else:
-                return
+                return True
         yield from self._give_up(change, delivery, error, attempts)
+        return False
 
     def _give_up(self, change: Change, delivery: Delivered, error: Exception, attempts: int) -> Steps:
         told = {"consumer": self.feed.name, "table": change.table, "position": str(change.position)}
@@ -304,7 +325,7 @@ class CallbackLoop:
 
     def _pause(self, seconds: float) -> Steps:
         yield self.effects.call, (self.feed.wait_stopped, seconds)
-        if self.feed.ended:
+        if self.feed.stopped:
             raise _Ended
 
     def _failed(self, what: str, where: str) -> CallbackFailed:

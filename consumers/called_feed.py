@@ -61,6 +61,16 @@ class CalledFeed:
         return self._subscription.ended
 
     @property
+    def stopped(self) -> bool:
+        """Whether it was stopped or closed."""
+        return self._subscription.stopped
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Whether something was delivered, by an earlier run or a loop, and not committed."""
+        return self._subscription.has_uncommitted
+
+    @property
     def wanted(self) -> bool:
         """Whether somebody waits for what was delivered to be committed."""
         return self._subscription._wanted

@@ -160,8 +160,10 @@ class DeadLetters:
         return self._read("WHERE asked ORDER BY id LIMIT ?", (most,)) if self._count else []
 
     def resolved(self, letter: DeadLetter) -> None:
-        """A letter was dealt with."""
-        self.drop([letter.id])
+        """A letter was dealt with; an operator may have dropped it meanwhile."""
+        with self._writing() as connection:
+            connection.execute("DELETE FROM letters WHERE id = ?", (letter.id,))
+        self._look()
 
     def failed_again(self, letter: DeadLetter, error: BaseException | None) -> None:
         """A letter was refused again, or (None) waits behind one that was; it is not to be tried any more."""
@@ -266,6 +268,10 @@ class DeadLetters:
             )
             try:
                 _prepare(connection)
+            except sqlite3.OperationalError as error:
+                connection.close()
+                mend = "make room, let this user write there, or wait until nobody holds the file"
+                raise StoreError(f"dead letters cannot be opened: {error}", where=str(self._path), mend=mend) from None
             except sqlite3.DatabaseError as error:
                 connection.close()
                 mend = "move the file away: the letters in it are lost to this consumer"

@@ -88,6 +88,7 @@ class Subscription:
         self._committed = 0  # number of the newest one that was committed
         self._idle: Checkpoint | None = None  # holds once everything delivered is committed; not stored yet
         self._stored_at = clock.monotonic()
+        self._first: Checkpoint | None = None  # where it began, if that could not be stored yet
 
     @property
     def phase(self) -> str:
@@ -122,7 +123,17 @@ class Subscription:
     @property
     def ended(self) -> bool:
         """Whether it was stopped or closed, or has come to `until`."""
-        return self._finished or self._stopping.is_set() or self._closed.is_set()
+        return self._finished or self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped or closed."""
+        return self._stopping.is_set() or self._closed.is_set()
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Whether something was delivered that was not committed."""
+        return self._committed != self._delivered
 
     def __iter__(self) -> Iterator[Delivery]:
         while not self.ended:
@@ -171,7 +182,8 @@ class Subscription:
             case Advance(checkpoint):
                 self._idle, self._finished = checkpoint, self._is_end(checkpoint)
                 if self._stored is None and isinstance(checkpoint, Following) and not self._delivered:
-                    self._store_idle(at_once=True)  # `latest` is where it was when it was asked for first
+                    self._first = self._first or checkpoint  # `latest` is where it was when it was asked for first
+                    self._store_idle(at_once=True)
             case Asked(position):
                 self._reporter.asked(position)
                 self._stored_at, self._wanted = float("-inf"), True
@@ -245,8 +257,9 @@ class Subscription:
 
     def rewind(self) -> None:
         """Goes back to the stored checkpoint: what was delivered since comes again, and its commits do nothing."""
-        self._session = self._session.rewound(self._stored)
+        self._session = self._session.rewound(self._stored or self._first)
         self._idle, self._committed = None, self._delivered
+        self._finished = self._is_end(self._stored)
 
     def seek(self, place: Place) -> None:
         """Goes to another place of the log, back or on, and stores that: commits of earlier deliveries do nothing.
@@ -264,8 +277,8 @@ class Subscription:
         stored = self._stored
         if stored is not None and not isinstance(stored, Following):
             raise UsageError("the consumer reads its snapshot", where=self.name, mend="seek once it is online")
-        self._begin = None
         self._go(self._found(parsed, stored))
+        self._begin = None
 
     def pause(self) -> None:
         """Has nothing read until `resume`, and no connection kept; any thread may ask for it.
@@ -330,7 +343,6 @@ class Subscription:
         self._save(checkpoint)
         self._reporter.begin(checkpoint)
         self.rewind()
-        self._finished = self._is_end(checkpoint)
 
     def _rested(self, timeout: float) -> bool:
         """While it is paused, nothing is connected; whether it goes on within `timeout` seconds."""

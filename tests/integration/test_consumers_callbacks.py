@@ -18,9 +18,11 @@ from support.relay_log import SOURCE, FileEngine, table_schema, transaction
 from support.scripted_relay import ScriptedRelay
 from support.serving_relay import ServingRelay
 from support.waiting import wait_for
-from walbus.consumers import Callbacks, ChangesRefused, DeadLetters, Failures
+from walbus.consumers import Callbacks, ChangesRefused, DeadLetters, Delivered, Failures
 from walbus.errors import CallbackFailed, DeadLettersFull, UsageError
 from walbus.events import Change
+from walbus.position import Position
+from walbus.records import Op
 
 pytestmark = pytest.mark.one_version
 
@@ -350,6 +352,99 @@ def test_a_task_that_is_cancelled_rolls_back_and_stops(source, relay, tmp_path: 
     source.records.append(rest)
     with calling("asyncio", relay.url, tmp_path, again):
         wait_for(lambda: len(again.durable) == 4)
+
+
+def test_a_second_run_on_one_subscription_takes_what_the_first_has_rolled_back(
+    source, relay, tmp_path: Path, way: str
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    source.commit([insert(ITEMS, 2), insert(ITEMS, 3)])
+    refused, mended, once = Recorder(poison(3)), Recorder(), Failures(attempts=1)
+    options = {"name": "caller", "start": "earliest", "until": str(source.end)}
+
+    async def with_asyncio() -> Position:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            subscription = bus.subscribe(**options)
+            with pytest.raises(CallbackFailed):
+                await subscription.run(awaited(refused), once)
+            await subscription.run(awaited(mended), once)
+            return subscription.stored
+
+    if way == "asyncio":
+        stored = asyncio.run(with_asyncio())
+    else:
+        with walbus.connect(relay.url, folder=tmp_path) as bus:
+            subscription = bus.subscribe(**options)
+            with pytest.raises(CallbackFailed):
+                subscription.run(refused, once)
+            subscription.run(mended, once)
+            stored = subscription.stored
+    assert stored == source.end
+    assert [change.key["id"] for change in (*refused.durable, *mended.durable)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("failing", ["change", "window_end", "checkpoint"])
+def test_what_fails_once_in_the_last_window_before_until_is_tried_again(
+    source, relay, tmp_path: Path, way: str, failing: str
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    source.commit([insert(ITEMS, 2)])
+    calls, left = Recorder(), [1]
+
+    def once() -> None:
+        if left and (2 in calls.ids or (failing == "change" and calls.ids == [1])):
+            left.clear()
+            raise ValueError("not yet")
+
+    calls.raising[failing] = once
+    failures = Failures("skip", attempts=3, first_pause=0.01, longest_pause=0.02)
+    with calling(way, relay.url, tmp_path, calls, failures, until=str(source.end)) as run:
+        assert run.ended() is None
+    assert not left, "it failed"
+    assert [change.key["id"] for change in calls.durable] == [1, 2]
+
+
+def test_the_last_window_before_until_is_not_lost_with_a_cancelled_asker(source, relay, tmp_path: Path) -> None:
+    source.commit([insert(ITEMS, 1)])
+
+    async def scene() -> list[object]:
+        async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
+            subscription = bus.subscribe(name="caller", start="earliest", until=str(source.end))
+            asked = asyncio.ensure_future(anext(subscription))
+            await asyncio.sleep(0)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            while not subscription.ended:
+                await asyncio.sleep(0.01)
+            return [change.key["id"] async for window in subscription for change in window if change.key]
+
+    assert asyncio.run(scene()) == [1]
+
+
+def test_a_truncate_that_is_taken_at_its_second_attempt_makes_letters_void(
+    source, relay, tmp_path: Path, way: str
+) -> None:
+    class Hesitant(Recorder):
+        hesitated = False
+
+        def on_change(self, change: Change, window: Delivered) -> None:
+            if change.op is Op.TRUNCATE and not self.hesitated:
+                self.hesitated = True
+                raise ValueError("not yet")
+            super().on_change(change, window)
+
+    source.commit([insert(ITEMS, 1), insert(ITEMS, 2)])
+    calls = Hesitant(poison(1))
+    with calling(way, relay.url, tmp_path, calls, PARK):
+        wait_for(lambda: calls.ids == [2])
+        calls.refuse = poison()
+        source.commit([truncate(ITEMS)])
+        source.commit([insert(ITEMS, 1)])
+        wait_for(lambda: calls.ids == [2, 1])
+    assert calls.hesitated
+    with closing(letters(tmp_path)) as store:
+        assert store.letters() == []
 
 
 def test_what_on_error_raises_ends_the_run_at_once(source, relay, tmp_path: Path, way: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
 from walbus.consumers import DeadLetters
-from walbus.errors import DeadLettersFull, StoreDamaged, UsageError
+from walbus.errors import DeadLettersFull, StoreDamaged, StoreError, UsageError
 from walbus.events import Change, Window, window_of
 
 pytestmark = pytest.mark.one_version
@@ -197,3 +198,26 @@ def test_the_command_says_what_is_wrong(source, walbus, tmp_path: Path) -> None:
 def test_an_id_that_is_none_is_refused(tmp_path: Path) -> None:
     with closing(DeadLetters(tmp_path / "letters.sqlite")) as store, pytest.raises(UsageError, match="no letter 4"):
         store.drop([4])
+
+
+def test_a_letter_that_an_operator_dropped_while_it_was_tried_is_dealt_with(source, tmp_path: Path) -> None:
+    path = tmp_path / "letters.sqlite"
+    with closing(DeadLetters(path)) as store, closing(DeadLetters(path)) as operators:
+        park(store, window(source, insert(ITEMS, 1)))
+        (letter,) = store.letters()
+        operators.drop()
+        store.resolved(letter)
+        assert len(store) == 0
+
+
+def test_a_file_that_somebody_holds_is_not_called_damaged(source, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "letters.sqlite"
+    with closing(DeadLetters(path)) as store:
+        park(store, window(source, insert(ITEMS, 1)))
+    monkeypatch.setattr("walbus.consumers.dead_letters._BUSY_SECONDS", 0.01)
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="locked") as caught:
+            DeadLetters(path)
+    assert not isinstance(caught.value, StoreDamaged), "nobody is told to move it away"
