@@ -201,7 +201,8 @@ class OpenSearchSink:
 
     def _load(self, change: Change) -> None:
         index = self._index(change)
-        self._gather(index, self._write_of(index, change, self._row(change, index.layout), even=True))
+        if change.seq > index.floor:  # a snapshot may be older than a TRUNCATE that was applied since
+            self._gather(index, self._write_of(index, change, self._row(change, index.layout), even=True))
 
     def _upsert(self, change: Change) -> None:
         index, raw = self._index(change), change.raw

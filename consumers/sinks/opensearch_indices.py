@@ -136,8 +136,9 @@ class TableIndices:
         return self._by_oid.get(oid)
 
     def named(self, table: str) -> TableIndex | None:
-        """The index of a table by its name."""
-        return next((index for index in self._by_oid.values() if index.layout.table == table), None)
+        """The index of a table by its name: of several, one of which is put aside, the one whose layout is newest."""
+        called_so = [index for index in self._by_oid.values() if index.layout.table == table]
+        return max(called_so, key=lambda index: (index.log_generation, index.layout.id), default=None)
 
     def fitting(self, layout: TableSchema, marks: Marks) -> TableIndex:
         """The table's index, once it has been brought to `layout` if that is newer, and to the log of `marks`.

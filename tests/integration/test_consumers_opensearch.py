@@ -324,6 +324,39 @@ def test_another_table_of_the_same_name_has_an_index_of_its_own(under_test: Sink
     assert under_test.rows() == source.rows()
 
 
+def test_a_sweep_meets_the_table_that_has_the_name_now(under_test: SinkUnderTest) -> None:
+    """A table is dropped and made again in one life of the consumer: the old one's index is not what is swept."""
+    source = ModelSource(layouts=[items_layout("items", oid=1)])
+    source.commit([insert(ITEMS, 1)])
+    with closing(under_test.open()) as sink:
+        follow(sink, source)
+        done = source.end
+        source.state[ITEMS].clear()  # dropped
+        source.add_layout(items_layout("items", oid=2))
+        source.commit([insert(ITEMS, 9)])
+        follow(sink, source, done)
+        marks = Marks(2, 1)
+        after = Following(source.log_id, marks, Point(source.end, source.last_seq))
+        sink.sweep(Sweep(ITEMS, source.last_seq, marks, after))
+        sink.commit(after)
+    assert under_test.rows() == {}  # the snapshot of generation 2 had no row
+
+
+def test_a_snapshot_from_before_a_truncate_brings_no_row_back(under_test: SinkUnderTest) -> None:
+    source = ModelSource()
+    source.commit([insert(ITEMS, n) for n in range(3)])
+    older = list(source.snapshot(ITEMS, None))
+    source.commit([truncate(ITEMS)])
+    source.commit([insert(ITEMS, 9)])
+    newer = list(source.snapshot(ITEMS, None))
+    with closing(under_test.open()) as sink:
+        follow(sink, source)
+        for records in (older, newer):
+            sink.write([window_of(h, r, source.layouts.__getitem__) for h, r in records], MARKS)
+        sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
+    assert under_test.rows() == source.rows()
+
+
 def test_documents_under_another_key_are_read_again(under_test: SinkUnderTest) -> None:
     source = ModelSource(layouts=[items_layout("items", oid=1)])
     source.commit([insert(ITEMS, n, f"key {n}") for n in range(3)])
