@@ -46,6 +46,8 @@ _TABLES = (
     attempts INTEGER NOT NULL, parked_at REAL NOT NULL, asked INTEGER NOT NULL DEFAULT 0)""",
     "CREATE UNIQUE INDEX once ON letters (log_id, relation, seq, op, coalesce(key, position))",
 )
+#: Each log's letters by seq, wherever a consumer was when it parked them: one that goes back parks old ones last.
+_IN_ORDER = "ORDER BY (SELECT min(id) FROM letters AS first WHERE first.log_id = letters.log_id), seq, id"
 _COLUMNS = "id, log_id, position, seq, window, layout, change, error, message, attempts, parked_at, asked"
 
 #: The error of a letter that was not refused itself, but waits behind one that was.
@@ -155,9 +157,21 @@ class DeadLetters:
         return taken
 
     def asked(self, most: int = 1_000) -> list[DeadLetter]:
-        """The first of the letters that are to be tried again, in order."""
+        """The first of the letters that are to be tried again, in order; none behind one of its key that is not."""
         self._look()
-        return self._read("WHERE asked ORDER BY id LIMIT ?", (most,)) if self._count else []
+        if not self._count or not self._open().execute("SELECT 1 FROM letters WHERE asked LIMIT 1").fetchall():
+            return []
+        chosen: list[int] = []
+        blocked: set[Held] = set()
+        columns = "id, asked, relation, op, key, old_key"
+        for id_, asked, *what in self._open().execute(f"SELECT {columns} FROM letters {_IN_ORDER}"):  # noqa: S608  # our own words
+            held = _held(*what)
+            if not asked or any(_touch(one, blocked) for one in held):
+                blocked.update(held)
+            elif len(chosen) < most:
+                chosen.append(id_)
+        among = ", ".join(map(str, chosen))
+        return self._read(f"WHERE id IN ({among}) {_IN_ORDER}", ())
 
     def resolved(self, letter: DeadLetter) -> None:
         """A letter was dealt with; an operator may have dropped it meanwhile."""
@@ -192,7 +206,7 @@ class DeadLetters:
         wanted = self._known(ids)
         chosen: list[int] = []
         held: set[Held] = set()
-        for letter in reversed(self._read("ORDER BY id", ())) if wanted else ():
+        for letter in reversed(self._read(_IN_ORDER, ())) if wanted else ():
             mine = held_by(letter.change)
             if letter.id in wanted or any(_touch(one, held) for one in mine):
                 chosen.append(letter.id)

@@ -221,3 +221,29 @@ def test_a_file_that_somebody_holds_is_not_called_damaged(source, tmp_path: Path
         with pytest.raises(StoreError, match="locked") as caught:
             DeadLetters(path)
     assert not isinstance(caught.value, StoreDamaged), "nobody is told to move it away"
+
+
+def test_letters_of_a_key_are_tried_by_seq_however_they_were_parked(source, tmp_path: Path) -> None:
+    first, second, third = (window(source, edit) for edit in (insert(ITEMS, 1), update(ITEMS, 1), delete(ITEMS, 1)))
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        for late in (third, first, second):  # the consumer went back
+            park(store, late)
+        assert store.retry() == 3
+        assert [letter.change.seq for letter in store.asked()] == [w.last_seq for w in (first, second, third)]
+        newest = max(store.letters(), key=lambda letter: letter.change.seq)
+        for letter in store.letters():
+            store.failed_again(letter, None)
+        assert store.retry([newest.id]) == 3, "with all before it that hold its key"
+
+
+def test_no_letter_is_tried_before_one_of_its_key_that_was_refused_again(source, tmp_path: Path) -> None:
+    windows = [window(source, edit) for edit in (insert(ITEMS, 1), insert(ITEMS, 2), update(ITEMS, 1))]
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        for one in windows:
+            park(store, one)
+        store.retry()
+        store.failed_again(store.asked()[0], ValueError("still"))  # a crash: the third is not told yet
+        assert [letter.change.key for letter in store.asked()] == [{"id": 2}]
+        store.retry()
+        assert len(store.asked(most=1)) == 1
+        assert len(store.asked()) == 3
