@@ -167,7 +167,8 @@ def test_it_tells_what_a_full_identity_tells_across_kills_and_to_those_that_resu
     with walbus.connect(relay.url, bootstrap=rig.url) as bus:
         writer.write(40)
         until = end_marker(database)
-        first = changes_of(subscribed(bus, TABLE, "resumes", complete=True, checkpoints=resuming), until, TABLE)
+        with subscribed(bus, TABLE, "resumes", complete=True, checkpoints=resuming) as subscription:
+            first = changes_of(subscription, until, TABLE)
         writer.write(20)
         rig.kill_bootstrap()
         writer.write(20)
