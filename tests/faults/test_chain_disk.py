@@ -42,7 +42,12 @@ def test_a_copy_on_a_full_disk_serves_on_holds_confirming_up_and_goes_on_when_th
         held = copy.end()
         assert held < relay.writer.bounds().end
         url = f"http://127.0.0.1:{copy.port}/v1/stream?from=earliest&until=latest"
-        body = httpx.get(url, headers={"Accept-Encoding": "identity"}, trust_env=False).content
+
+        def served() -> bytes:
+            response = httpx.get(url, headers={"Accept-Encoding": "identity"}, trust_env=False)
+            return response.content if response.is_success else b""
+
+        body = wait_for(served, 30, what="the copy's server has opened its log")
         assert [record for _, record in parsed(body)] == copy.records()
         assert copy.served_end() == held
         assert parse_position(relay.json("/v1/info")[1]["end"]) <= held  # nobody is served what it does not hold
