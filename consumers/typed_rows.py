@@ -246,20 +246,21 @@ def _parse_interval(text: str) -> timedelta:
     """An interval of days and hours as PostgreSQL prints it, such as `-1 days +02:03:04.5`."""
     days, rest = 0, text
     if found := _DAYS.match(rest):
-        days, rest = int(found[1]), rest[found.end() :]
-    if not rest and found:
-        return timedelta(days=days)
+        days, rest = int(found[1]), rest[found.end() :] or "00:00:00"
     time = _TIME.match(rest)
     if time is None:
         raise _NoTimedelta("an interval with months or years is no timedelta")
     sign, hours, minutes, seconds, fraction = time.groups()
     micros = int((fraction or "0").ljust(6, "0"))
     length = timedelta(hours=int(hours), minutes=int(minutes), seconds=int(seconds), microseconds=micros)
-    return timedelta(days=days) + (-length if sign == "-" else length)
+    try:
+        return timedelta(days=days) + (-length if sign == "-" else length)
+    except OverflowError:
+        raise _NoTimedelta("an interval beyond what a timedelta holds") from None
 
 
 def _hook(class_: type, value: object) -> object:
     """For classes that msgspec does not know."""
     if class_ in _ADDRESSES:
         return class_(value)
-    raise NotImplementedError
+    raise NotImplementedError  # so msgspec is told that there is no way to make one

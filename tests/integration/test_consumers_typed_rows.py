@@ -254,6 +254,7 @@ def test_values_have_pythons_types(oid: int, text: str | None, type_: Any, value
         (3802, '{"a": "secret"}', Doc, "expected `int`, got `str`"),
         (3802, '{"tags": []}', Doc, "does not fit"),
         (1186, "1 mon", timedelta, "no timedelta"),
+        (1186, "2147483647 days", timedelta, "beyond what a timedelta holds"),
         (869, "secret", ipaddress.IPv4Address, "does not fit"),
         (1184, "infinity", datetime, "does not fit"),
         (1009, "{secret,NULL}", list[str], "expected `str`, got `null`"),
