@@ -34,6 +34,7 @@ from walbus.consumers.deliveries import Delivered, Delivery
 from walbus.consumers.places import Place
 from walbus.consumers.read_your_writes import ConsumerPlace
 from walbus.consumers.subscription import CHECKPOINT_SECONDS, Subscription, closed
+from walbus.consumers.subscription_twin import SubscriptionTwin
 from walbus.position import Position
 
 _Parameters = ParamSpec("_Parameters")
@@ -63,44 +64,14 @@ class AsyncDelivery(Delivered):
         await committed
 
 
-class AsyncSubscription:
+class AsyncSubscription(SubscriptionTwin):
     """An endless async iterator of deliveries, in order. Made by `AsyncBus.subscribe`; one task at a time asks it."""
 
     def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
+        super().__init__(subscription)
         self._thread = ThreadPoolExecutor(1, "walbus-subscription")
         self._asked: Future[Delivery | None] | None = None
         self._closed = False
-
-    @property
-    def phase(self) -> str:
-        """`starting`, `listing`, `snapshot`, `delta`, `catchup` or `online`."""
-        return self._subscription.phase
-
-    @property
-    def waiting_for(self) -> str | None:
-        """Why nothing is read at present; None while something is."""
-        return self._subscription.waiting_for
-
-    @property
-    def name(self) -> str:
-        """The consumer's."""
-        return self._subscription.name
-
-    @property
-    def log_id(self) -> str:
-        """Of the log that is read; empty before the relay has answered."""
-        return self._subscription.log_id
-
-    @property
-    def stored(self) -> Position:
-        """Everything up to here is committed."""
-        return self._subscription.stored
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was stopped or closed."""
-        return self._subscription.ended
 
     def __aiter__(self) -> Self:
         return self
@@ -157,23 +128,6 @@ class AsyncSubscription:
         """Has the subscription moved; what was read before for somebody who was cancelled goes."""
         await _Awaited(self.next, self.rewind, self._thread).call(move, *arguments)
         self._asked = None
-
-    @property
-    def paused(self) -> bool:
-        """Whether `pause` was called, and `resume` has not been since."""
-        return self._subscription.paused
-
-    def pause(self) -> None:
-        """Has nothing read until `resume`, as `Subscription.pause` does."""
-        self._subscription.pause()
-
-    def resume(self) -> None:
-        """Ends `pause`."""
-        self._subscription.resume()
-
-    def stop(self) -> None:
-        """Ends the loop behind the window that it has, as `Subscription.stop` does."""
-        self._subscription.stop()
 
     async def close(self) -> None:
         """Ends the subscription; the last commit stands."""

@@ -12,16 +12,16 @@ from walbus.consumers.dead_letters import FILE_NAME, DeadLetters
 from walbus.consumers.deliveries import Delivered, Delivery
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.steps import Discard
+from walbus.consumers.subscription_twin import SubscriptionTwin
 from walbus.consumers.typed_rows import typed_window
 from walbus.errors import UsageError
 from walbus.events import Window
-from walbus.position import Position
 
 if TYPE_CHECKING:
     from walbus.consumers.subscription import Subscription
 
 
-class CalledFeed:
+class CalledFeed(SubscriptionTwin):
     """A subscription while callbacks are called for it, and the dead letters under their policy.
 
     Raises:
@@ -32,43 +32,13 @@ class CalledFeed:
     def __init__(self, subscription: Subscription, failures: Failures) -> None:
         if subscription._told is not None:
             raise UsageError("the subscription is run already", mend="run one set of callbacks for each subscription")
-        self._subscription = subscription
+        super().__init__(subscription)
         self.letters: DeadLetters | None = None
         if failures.policy == "dead-letter":
             limits = {"limit": failures.dead_letters, "limit_bytes": failures.dead_letter_bytes}
             path = subscription._handing.folder / FILE_NAME
             self.letters = DeadLetters(path, **limits, wall=subscription._clock.wall)
         subscription._told = deque()
-
-    @property
-    def name(self) -> str:
-        """The consumer's."""
-        return self._subscription.name
-
-    @property
-    def log_id(self) -> str:
-        """Of the log that is read."""
-        return self._subscription.log_id
-
-    @property
-    def stored(self) -> Position:
-        """Everything up to here is committed."""
-        return self._subscription.stored
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more is to be taken."""
-        return self._subscription.ended
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it was stopped or closed."""
-        return self._subscription.stopped
-
-    @property
-    def has_uncommitted(self) -> bool:
-        """Whether something was delivered, by an earlier run or a loop, and not committed."""
-        return self._subscription.has_uncommitted
 
     @property
     def wanted(self) -> bool:
