@@ -11,7 +11,7 @@
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py opensearch [--documents N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium and opensearch (a JDK and jars)
-                                                              and growth (an hour and 20 GB)
+                                                              and growth (minutes and 3 GB)
 
 Each option can be given by environment too: WALBUS_BENCH_ROWS=100000 make bench-capture. `--quick` takes a tenth of
 every size that was not given, to try the benchmarks themselves. `--write` puts the results into docs/benchmarks.md,
