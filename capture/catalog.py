@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import LiteralString, cast
 
 import msgspec
+import psycopg
 
 from walbus.capture.definition import CatalogState, ColumnState, FileState, PublicationState, TableState, TypeState
 from walbus.capture.layouts import FIRST_ANNOUNCED_TYPE
@@ -173,6 +174,11 @@ _OTHERS: LiteralString = """
     SELECT oid::int8 FROM pg_class WHERE relkind IN ('r', 'p') AND relpersistence <> 't' AND oid >= 16384
     EXCEPT SELECT relid::int8 FROM pg_get_publication_tables(%(publication)s)"""
 
+# By what is committed now, and not by the snapshot, as `pg_get_publication_tables` answers: a table that was dropped
+# behind the snapshot is in pg_class, and not in the publication.
+_GONE: LiteralString = """
+    SELECT oid FROM unnest(%(oids)s::int8[]) oid WHERE pg_table_is_visible(oid::oid) IS NULL"""
+
 _Parameters = dict[str, str | int]
 _OPERATIONS = ("insert", "update", "delete", "truncate")
 
@@ -222,10 +228,11 @@ def read_state(session: Session, publication: str) -> CatalogState | None:
         if found is None:
             return None
         parameters: _Parameters = {"publication": publication, "first": FIRST_ANNOUNCED_TYPE}
-        others = session.execute(_OTHERS, parameters).fetchall()
+        others = _oids(session.execute(_OTHERS, parameters))
         tables = _read_tables(session, parameters)
         types = _read_types(session, parameters)
-    return CatalogState(found, tables, types, frozenset(cast(int, row[0]) for row in others))
+        gone = _oids(session.execute(_GONE, {"oids": list(others)}))
+    return CatalogState(found, tables, types, others - gone)
 
 
 def builtin_types(session: Session) -> dict[int, str]:
@@ -240,6 +247,10 @@ def primary_key(session: Session, oid: int) -> frozenset[str]:
     with refused(f"reading the primary key of table {oid}"):
         rows = session.execute(_PRIMARY_KEY, [oid]).fetchall()
     return frozenset(str(row[0]) for row in rows)
+
+
+def _oids(rows: psycopg.Cursor[tuple[object, ...]]) -> frozenset[int]:
+    return frozenset(cast(int, row[0]) for row in rows)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from support.capturing import CaptureThread, captured, capturing, file_log, sour
 from support.reseed_events import look_quickly, remembered, reseeds, sentinel, told, wait_remembered
 from support.waiting import wait_for
 from walbus.capture import CATALOG_FILE
+from walbus.capture.catalog import _read_publication as read_publication
 from walbus.capture.catalog import read_state
 from walbus.errors import SourceGap
 
@@ -377,6 +378,24 @@ def test_what_is_altered_while_the_catalog_is_read_is_told_by_the_next_look(data
         wait_remembered(folder, "typed")
         database.execute("CREATE TABLE anything (id int PRIMARY KEY)")
         assert told(folder, 2) == [("public.anything", "published"), ("public.t", "column_added")]
+
+
+def test_a_table_that_is_dropped_while_the_catalog_is_read_is_told_as_dropped(database, folder, monkeypatch):
+    """The publication's functions see more than the snapshot that holds pg_class."""
+    make_tables(database)
+    dropped = []
+
+    def read_and_drop(session, publication):
+        found = read_publication(session, publication)
+        if "typed" in remembered(folder) and not dropped:
+            dropped.append(database.execute("DROP TABLE thin"))
+        return found
+
+    monkeypatch.setattr("walbus.capture.catalog._read_publication", read_and_drop)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+        database.execute("CREATE TABLE anything (id int PRIMARY KEY)")
+        assert ("public.thin", "dropped") in told(folder, 2)
 
 
 def test_an_event_that_was_told_and_not_remembered_is_told_again(database, folder):
