@@ -15,7 +15,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from support.database import Database, fresh_database
-from support.opensearch_server import OpenSearchServer, emptied, local_opensearch
+from support.opensearch_server import (
+    ELASTICSEARCH,
+    OPENSEARCH,
+    Kind,
+    OpenSearchServer,
+    emptied,
+    local_opensearch,
+)
 from support.oracle import Oracle
 from support.postgres_programs import programs_of, versions_of
 from support.services import RedisServer, docker_answers, local_redis, missing, redis_answers
@@ -198,12 +205,12 @@ def opensearch_server() -> Iterator[str]:
 
 
 @contextmanager
-def own_node() -> Iterator[OpenSearchServer]:
+def own_node(kind: Kind = OPENSEARCH) -> Iterator[OpenSearchServer]:
     try:
-        node = local_opensearch()
+        node = local_opensearch(kind=kind)
         server = node.__enter__()
     except UsageError as error:
-        missing("OpenSearch", f"WALBUS_TEST_OPENSEARCH is not set, and {error}")
+        missing(kind.folder, f"WALBUS_TEST_{kind.folder.upper()} is not set, and {error}")
         raise
     with ExitStack() as stack:
         stack.push(node)
@@ -214,6 +221,22 @@ def own_node() -> Iterator[OpenSearchServer]:
 def opensearch_url(opensearch_server: str) -> str:
     """Address of the session's OpenSearch, emptied."""
     return emptied(opensearch_server)
+
+
+@pytest.fixture(scope="session")
+def elasticsearch_server() -> Iterator[str]:
+    """Address of the session's Elasticsearch: WALBUS_TEST_ELASTICSEARCH, else a node of our own."""
+    if address := os.environ.get("WALBUS_TEST_ELASTICSEARCH"):
+        yield address.rstrip("/")
+        return
+    with own_node(ELASTICSEARCH) as server:
+        yield server.url
+
+
+@pytest.fixture
+def elasticsearch_url(elasticsearch_server: str) -> str:
+    """Address of the session's Elasticsearch, emptied."""
+    return emptied(elasticsearch_server)
 
 
 @pytest.fixture

@@ -143,11 +143,7 @@ class OpenSearchSink:
 
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`."""
-        lacking = self._rows.lacking
-        if not lacking and not self._indices.any_to_read:
-            return ()
-        found = [index for index in self._indices.all() if index.reread or index.name in lacking]
-        return tuple(sorted(index.layout.table for index in found))
+        return tuple(self._indices.incomplete(self._rows.lacking))
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -303,8 +299,10 @@ class OpenSearchSink:
         column = index.routing
         if column is None or key is None:
             return None
-        layout = change.schema or index.layout
-        names = [layout.columns[number].name for number in layout.key_indexes]
+        own, renamed = change.schema or index.layout, {}
+        if own.id != index.layout.id:
+            renamed = dict(layout_change(own, index.layout).renamed)
+        names = [renamed.get(own.columns[number].name, own.columns[number].name) for number in own.key_indexes]
         if column not in names:
             what = (
                 f"documents cannot be routed by {column}, which is no column of the key: a delete would not find them"

@@ -9,7 +9,7 @@ copied into another index, to which the alias then moves in one step: a search f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +30,33 @@ from walbus.consumers.sinks.opensearch_documents import (
 )
 from walbus.consumers.sinks.opensearch_gathered import GatheredRows
 from walbus.consumers.sinks.opensearch_server import NOT_FOUND, OpenSearchServer, path_of
-from walbus.errors import SinkRefused
+from walbus.errors import SinkRefused, SinkUnavailable
 from walbus.schema import TableSchema
 
 _META = "walbus"
+_ASIDE = "%was-"  # in no table's alias: what is written otherwise there has two digits behind its %
+
+
+class _IndexSettings(msgspec.Struct):
+    index: dict[str, Any]
+
+
+class _FoundIndex(msgspec.Struct):
+    """An index as the server tells it."""
+
+    aliases: dict[str, Any]
+    mappings: dict[str, Any]
+    settings: _IndexSettings
+
+    @property
+    def meta(self) -> dict[str, Any] | None:
+        """What a consumer keeps there."""
+        meta: dict[str, Any] | None = self.mappings.get("_meta", {}).get(_META)
+        return meta
+
+
+class _Count(msgspec.Struct):
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +101,11 @@ class TableIndex:
     reread: bool = False
     routing: str | None = None
 
+    @property
+    def is_aside(self) -> bool:
+        """Whether another table has the name now that this one's had, whose present name is not known yet."""
+        return _ASIDE in self.alias
+
     def meta(self, consumer: str) -> dict[str, Any]:
         """For the mapping."""
         return {
@@ -121,10 +149,16 @@ class TableIndices:
         """Those that are known."""
         return list(self._by_oid.values())
 
-    @property
-    def any_to_read(self) -> bool:
-        """Whether the documents of any of them lie under other ids than their table's key gives now."""
-        return any(index.reread for index in self._by_oid.values())
+    def incomplete(self, lacking: Container[str]) -> list[str]:
+        """Tables that have to be read again: their documents lack values, or lie under other ids than the key gives.
+
+        One whose index is put aside has no name to be read by: it counts again when a change tells its name.
+
+        Args:
+            lacking: indices with documents that lack a value.
+        """
+        found = (index for index in self._by_oid.values() if index.reread or index.name in lacking)
+        return sorted({index.layout.table for index in found if not index.is_aside})
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -187,9 +221,11 @@ class TableIndices:
         answer = self._server.ask("GET", f"/{path_of(alias)}", accepted=[NOT_FOUND])
         if answer.status == NOT_FOUND:
             return None
-        indices: dict[str, Any] = answer.json()
+        indices = self._server.told(answer, dict[str, _FoundIndex])
+        if not indices:
+            raise SinkUnavailable("the search server tells nothing of an index", where=f"{self._server.where}, {alias}")
         name, told = next(iter(indices.items()))
-        document = told["mappings"].get("_meta", {}).get(_META)
+        document = told.meta
         if document is None and name == alias and self._made_by_a_delete(name):
             return None
         if len(indices) > 1 or document is None or document.get("consumer") != self._consumer:
@@ -198,7 +234,7 @@ class TableIndices:
                 where=f"{self._server.where}, {alias}",
                 mend="choose another name for the indices (index), or remove that one",
             )
-        self._check(name, told["settings"]["index"])
+        self._check(name, told.settings.index)
         layout = TableSchema.from_dict(document["layout"])
         known = {name: document[name] for name in ("log_generation", "number", "floor", "reread", "routing")}
         return TableIndex(alias, name, layout, **known)
@@ -206,7 +242,7 @@ class TableIndices:
     def _made_by_a_delete(self, name: str) -> bool:
         """Removes an empty index, as a delete makes it once the alias is gone; tells whether it was one."""
         self._server.refresh([name])
-        if self._server.ask("GET", f"/{path_of(name)}/_count").json()["count"]:
+        if self._server.told(self._server.ask("GET", f"/{path_of(name)}/_count"), _Count).count:
             return False
         self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
         return True
@@ -253,10 +289,9 @@ class TableIndices:
         answer = self._server.ask("GET", f"/{path_of(name)}", accepted=[NOT_FOUND])
         if answer.status == NOT_FOUND:
             return False
-        (told,) = answer.json().values()
-        document = told["mappings"].get("_meta", {}).get(_META, {})
-        if not told["aliases"] and document.get("consumer") == self._consumer:
-            self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
+        for told in self._server.told(answer, dict[str, _FoundIndex]).values():
+            if not told.aliases and (told.meta or {}).get("consumer") == self._consumer:
+                self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
         return True
 
     def _stored(self, index: TableIndex, properties: Mapping[str, Mapped] | None = None) -> TableIndex:
@@ -320,7 +355,7 @@ class TableIndices:
 
     def _put_aside(self, index: TableIndex) -> None:
         """Until a change tells its table's present name, an index is out of the way of searches."""
-        aside = f"{index.alias}%was-{index.layout.oid}"
+        aside = f"{index.alias}{_ASIDE}{index.layout.oid}"
         self._server.ask("PUT", f"/{path_of(index.name)}/_settings", {"index.hidden": True})
         hidden = {"add": {"index": index.name, "alias": aside, "is_hidden": True}}
         self._move([_removed(index.name, index.alias), hidden])

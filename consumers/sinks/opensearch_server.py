@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -48,6 +48,7 @@ _READ_DOCUMENTS = 100  # they may be of a megabyte each
 _SCROLL_SIZE = 2_000
 _SCROLL_KEPT = "5m"
 _CONNECT_SECONDS = 5.0
+_LONGEST_PATH = 2_900  # servers take 4,096 bytes for method, path and parameters, and what is in between may take fewer
 _BULK_ATTEMPTS = 8  # some five seconds of back-off
 _OLDEST = {"opensearch": (1, 0), "elasticsearch": (7, 10)}
 
@@ -75,14 +76,6 @@ class Answer:
 
     status: int
     body: bytes
-
-    def json(self) -> Any:  # noqa: ANN401 - as many forms as there are requests
-        """The body.
-
-        Raises:
-            msgspec.DecodeError: it is not JSON.
-        """
-        return msgspec.json.decode(self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +143,7 @@ class OpenSearchServer:
         """
         answer = self.ask("GET", "/")
         try:
-            version = answer.json()["version"]
+            version = msgspec.json.decode(answer.body)["version"]
             kind = version.get("distribution", "elasticsearch")
             number = tuple(int(part) for part in version["number"].split(".")[:2])
         except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
@@ -162,18 +155,27 @@ class OpenSearchServer:
 
     # Requests
 
-    def ask(self, method: str, path: str, body: object = None, *, accepted: Sequence[int] = ()) -> Answer:
-        """One request; `accepted` are statuses that are no errors here.
+    def ask(
+        self, method: str, path: str, body: object = None, *, accepted: Sequence[int] = (), what: str = ""
+    ) -> Answer:
+        """One request; `accepted` are statuses that are no errors here, `what` stands in errors instead of the path.
 
         Raises:
             SinkUnavailable, SinkRefused
         """
         content = None if body is None else msgspec.json.encode(body)
         answer = self._request(method, path, content, "application/json")
-        if answer.status >= httpx.codes.BAD_REQUEST and answer.status not in accepted:
-            error = _error_of(answer.body)
-            raise self._failed(answer.status, error, path.partition("?")[0])
+        if not httpx.codes.is_success(answer.status) and answer.status not in accepted:
+            raise self._failed(answer.status, _error_of(answer.body), what or path.partition("?")[0])
         return answer
+
+    def told(self, answer: Answer, form: type[T]) -> T:
+        """What an answer says.
+
+        Raises:
+            SinkUnavailable: it has another form.
+        """
+        return self._read(lambda body: msgspec.json.decode(body, type=form), answer)
 
     def _request(self, method: str, path: str, content: bytes | None, form: str) -> Answer:
         try:
@@ -189,6 +191,9 @@ class OpenSearchServer:
 
     def _failed(self, status: int, error: BulkError, what: str) -> SinkUnavailable | SinkRefused:
         told = error.type or str(status)
+        if status < httpx.codes.BAD_REQUEST:  # as from something in between, which sends elsewhere
+            what_came = f"an answer of the search server makes no sense (status {status})"
+            return SinkUnavailable(what_came, where=f"{self.where}, {what}")
         if _passes(status, error.type):
             return SinkUnavailable(f"the search server cannot do this now ({told})", where=f"{self.where}, {what}")
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -237,7 +242,7 @@ class OpenSearchServer:
         """As `drain`, but that failures are nobody's concern any more. Never raises."""
         done: Done = []
         while self._under_way:
-            with suppress(SinkUnavailable, SinkRefused):
+            with suppress(Exception):
                 done += self._under_way.pop(0).result()
         return done
 
@@ -272,12 +277,12 @@ class OpenSearchServer:
                 raise self._refused(bulk[0], BulkItem(TOO_LARGE))
             half = len(bulk) // 2
             return self._bulk(bulk[:half]) + self._bulk(bulk[half:])
-        if answer.status >= httpx.codes.BAD_REQUEST:
+        if not httpx.codes.is_success(answer.status):
             error = _error_of(answer.body)
             if _passes(answer.status, error.type):
                 return [BulkItem(answer.status, error)] * len(bulk)
             raise self._failed(answer.status, error, "/_bulk")
-        return self._read(bulk_items, answer)
+        return self._counted(self._read(bulk_items, answer), len(bulk), "writes")
 
     def _refused(self, write: Write, item: BulkItem) -> SinkUnavailable | SinkRefused:
         error = item.error or BulkError()
@@ -300,7 +305,8 @@ class OpenSearchServer:
         found: list[Found | None] = []
         for start in range(0, len(places), _READ_DOCUMENTS):
             wanted = [place.told() for place in places[start : start + _READ_DOCUMENTS]]
-            for document in self._read(documents_of, self.ask("POST", "/_mget", {"docs": wanted})):
+            documents = self._read(documents_of, self.ask("POST", "/_mget", {"docs": wanted}))
+            for document in self._counted(documents, len(wanted), "documents"):
                 if document.error is not None:
                     raise SinkUnavailable("an index is not there", where=self.where)
                 found.append(document if document.found else None)
@@ -308,8 +314,8 @@ class OpenSearchServer:
 
     def refresh(self, indices: Sequence[str]) -> None:
         """Makes what was written searchable."""
-        if indices:
-            answer = self.ask("POST", f"/{path_of(*indices)}/_refresh")
+        for part in _parts_of(indices):
+            answer = self.ask("POST", f"/{path_of(*part)}/_refresh", what=f"a refresh of {len(part)} indices")
             self._whole(self._read(shards_of, answer))
 
     def scroll(self, index: str, query: object, *, sources: bool = False) -> Iterator[list[Found]]:
@@ -340,6 +346,12 @@ class OpenSearchServer:
         except msgspec.DecodeError:  # as from something in between that answers in its own way
             raise SinkUnavailable("an answer of the search server makes no sense", where=self.where) from None
 
+    def _counted(self, answers: list[T], asked: int, what: str) -> list[T]:
+        if len(answers) != asked:
+            what_came = f"an answer of the search server makes no sense ({len(answers)} of {asked} {what})"
+            raise SinkUnavailable(what_came, where=self.where)
+        return answers
+
     def _whole(self, shards: Shards) -> None:
         """What some shards did not tell would be missing from a copy, or left behind by a sweep."""
         if shards.failed:
@@ -349,6 +361,18 @@ class OpenSearchServer:
 def path_of(*indices: str) -> str:
     """Indices as a part of a path."""
     return ",".join(quote(index, safe="") for index in indices)
+
+
+def _parts_of(indices: Sequence[str]) -> Iterator[list[str]]:
+    """The indices, in as many parts as their paths take."""
+    part: list[str] = []
+    for index in indices:
+        if part and len(path_of(*part, index)) > _LONGEST_PATH:
+            yield part
+            part = []
+        part.append(index)
+    if part:
+        yield part
 
 
 def _error_of(body: bytes) -> BulkError:

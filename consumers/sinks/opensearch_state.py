@@ -7,7 +7,6 @@ server came back empty. The other document has the aliases of the consumer's tab
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -20,6 +19,26 @@ _INDEX = {
     "settings": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "hidden": True},
     "mappings": {"dynamic": False, "properties": {}},
 }
+
+
+class _Source(msgspec.Struct):
+    checkpoint: str = ""
+    writer: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class _Stored(
+    msgspec.Struct, rename={"seq_no": "_seq_no", "primary_term": "_primary_term", "source": "_source"}, kw_only=True
+):
+    """A document as it is read, or as its write is confirmed: without its source."""
+
+    seq_no: int
+    primary_term: int
+    source: _Source = msgspec.field(default_factory=_Source)
+
+    def fence(self) -> str:
+        """What a write demands that replaces this one only."""
+        return f"if_seq_no={self.seq_no}&if_primary_term={self.primary_term}"
 
 
 class ConsumerState:
@@ -44,10 +63,10 @@ class ConsumerState:
             mend = "choose another state_index"
             raise SinkRefused("the index for checkpoints cannot be made", where=self._index, mend=mend)
         found = self._get("checkpoint")
-        self._fence = _fence_of(found) if found else "op_type=create"
+        self._fence = found.fence() if found else "op_type=create"
         tables = self._get("tables")
-        self._aliases = tuple(tables["_source"]["aliases"]) if tables else ()
-        return str(found["_source"]["checkpoint"]) if found else ""
+        self._aliases = tables.source.aliases if tables else ()
+        return found.source.checkpoint if found else ""
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -73,17 +92,17 @@ class ConsumerState:
             if found is None:
                 where = self._server.where
                 raise SinkUnavailable("the search server came back empty; it is filled from a snapshot", where=where)
-            if found["_source"].get("writer") != self._writer:
+            if found.source.writer != self._writer:
                 raise SinkRefused(
                     "another consumer writes these indices under the same name",
                     where=self._server.where,
                     mend="let one process run the consumer, or give each its own name and index",
                 )
-            self._fence = _fence_of(found)  # a write of our own arrived, and its answer did not
+            self._fence = found.fence()  # a write of our own arrived, and its answer did not
             answer = self._put(checkpoint)
             if answer.status in (CONFLICT, NOT_FOUND):
                 raise SinkUnavailable("the checkpoint moves while it is stored", where=self._server.where)
-        self._fence = _fence_of(answer.json())
+        self._fence = self._server.told(answer, _Stored).fence()
 
     def drop(self) -> None:
         """Forgets the checkpoint, so that all tables are read anew."""
@@ -97,13 +116,9 @@ class ConsumerState:
     def _document(self, checkpoint: str) -> dict[str, str]:
         return {"checkpoint": checkpoint, "writer": self._writer}
 
-    def _get(self, what: str) -> dict[str, Any] | None:
+    def _get(self, what: str) -> _Stored | None:
         answer = self._server.ask("GET", self._path(what), accepted=[NOT_FOUND])
-        return msgspec.json.decode(answer.body, type=dict[str, Any]) if answer.status != NOT_FOUND else None
+        return self._server.told(answer, _Stored) if answer.status != NOT_FOUND else None
 
     def _path(self, what: str) -> str:
         return f"/{path_of(self._index)}/_doc/{path_of(f'{what}:{self._consumer}')}"
-
-
-def _fence_of(document: dict[str, Any]) -> str:
-    return f"if_seq_no={document['_seq_no']}&if_primary_term={document['_primary_term']}"

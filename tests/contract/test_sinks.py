@@ -43,15 +43,15 @@ pytestmark = pytest.mark.one_version
 MARKS = Marks(1, 1)
 
 
-@pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "opensearch"])
+@pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "opensearch", "elasticsearch"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     kind, _, form = request.param.partition("-")
     if kind == "postgres":
         return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     if kind == "redis":
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form)
-    if kind == "opensearch":
-        return opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
+    if kind in ("opensearch", "elasticsearch"):
+        return opensearch_under_test(tmp_path, request.getfixturevalue(f"{kind}_url"))
     return sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
 
 

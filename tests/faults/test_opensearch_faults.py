@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +310,98 @@ def test_another_kind_of_server_is_refused(tmp_path: Path) -> None:
                 opensearch_under_test(tmp_path, f"http://127.0.0.1:{server.server_address[1]}").open()
         finally:
             server.shutdown()
+
+
+# Something in between that answers in its own way
+
+
+class Between(ThreadingHTTPServer):
+    """Passes requests on to a server, but for those that `answers` has an answer for, by a part of their path."""
+
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Forwarding)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.answers: dict[str, tuple[int, bytes]] = {}
+        self.http = httpx.Client(base_url=target, timeout=30)
+
+
+class _Forwarding(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Between
+
+    def _forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        told = next((answer for part, answer in self.server.answers.items() if part in self.path), None)
+        if told is None:
+            headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+            passed = self.server.http.request(self.command, self.path, content=body, headers=headers)
+            told = passed.status_code, passed.content
+        self.send_response(told[0])
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(told[1])))
+        self.end_headers()
+        self.wfile.write(told[1])
+
+    do_GET = do_POST = do_PUT = do_DELETE = _forward  # noqa: N815 - the names that the class looks for
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def between(opensearch_url: str) -> Iterator[Between]:
+    with Between(opensearch_url) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        yield server
+        server.shutdown()
+        server.http.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "answer"),
+    [
+        ("/_bulk", 200, b"{}"),
+        ("/_bulk", 200, b'{"items": [{"index": {"status": 201}}]}'),
+        ("/_bulk", 302, b""),
+        ("/_mget", 200, b"{}"),
+        ("/_mget", 200, b'{"docs": []}'),
+        ("/_mget", 302, b""),
+        ("/_doc/checkpoint", 200, b"{}"),
+        ("/_doc/checkpoint", 200, b"<html>"),
+        ("/_refresh", 302, b""),
+    ],
+)
+def test_an_answer_without_the_expected_parts_is_waited_out(
+    path: str, status: int, answer: bytes, source: ModelSource, between: Between, tmp_path: Path
+) -> None:
+    source.commit([insert(ITEMS, n, "a", "toasted") for n in range(3)])
+    under_test = opensearch_under_test(tmp_path, between.url, refresh="commit")
+    with closing(under_test.open()) as sink:
+        fill(sink, source)
+        done = source.end
+        source.commit([update(ITEMS, 1, name="b"), delete(ITEMS, 2)])
+        between.answers[path] = status, answer
+        with pytest.raises(SinkUnavailable, match="makes no sense"):
+            fill(sink, source, done)
+        sink.rollback()
+        between.answers.clear()
+        sink.checkpoint()
+        fill(sink, source, done)
+        assert under_test.rows() == source.rows()
+
+
+def test_an_index_that_nothing_is_told_of_is_not_taken_for_none(
+    source: ModelSource, between: Between, tmp_path: Path
+) -> None:
+    under_test = opensearch_under_test(tmp_path, between.url)
+    source.commit([insert(ITEMS, 1)])
+    with closing(under_test.open()) as sink:
+        fill(sink, source)
+        between.answers[f"/{ITEMS}"] = 200, b"{}"
+        with pytest.raises(SinkUnavailable, match="tells nothing of an index"):
+            sink.checkpoint()
 
 
 # Copies of an index

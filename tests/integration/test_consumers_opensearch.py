@@ -200,6 +200,39 @@ def test_documents_are_routed_by_a_column_of_the_key(opensearch_url: str, tmp_pa
     assert under_test.rows() == {}  # the snapshot of generation 2 had no row
 
 
+def test_rows_from_before_a_rename_of_the_routing_column_are_routed_by_its_present_name(
+    opensearch_url: str, tmp_path: Path, search: Search
+) -> None:
+    """A snapshot gives each row in the layout that it was last written in."""
+    under_test = opensearch_under_test(tmp_path, opensearch_url, routing={ITEMS: "nr"})
+    source = ModelSource()
+    source.commit([insert(ITEMS, 1), insert(ITEMS, 2)])
+    rows = list(source.snapshot(ITEMS, None))
+    source.add_layout(items_layout("items", column("nr", 23, "int4", in_key=True), column("name"), column("body")))
+    with closing(under_test.open()) as sink:
+        for records in (source.records[-1:], rows):
+            sink.write([window_of(h, r, source.layouts.__getitem__) for h, r in records], MARKS)
+        sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
+    assert search.get(f"/{ITEMS}/_doc/2?routing=2")["_source"]["nr"] == 2
+
+
+def test_a_consumer_whose_indices_are_more_than_an_address_takes_starts_again(
+    opensearch_url: str, tmp_path: Path
+) -> None:
+    """A name of capitals is five times as long in an address, and servers take 4,096 bytes of one."""
+    names = [f"{'T' * 50}{number:02d}" for number in range(18)]
+    source = ModelSource(layouts=[items_layout(name, oid=number) for number, name in enumerate(names, 1)])
+    source.commit([insert(f"public.{name}", 1) for name in names])
+    under_test = opensearch_under_test(tmp_path, opensearch_url, refresh="commit")
+    written(under_test, source)
+    done = source.end
+    source.commit([update(f"public.{names[-1]}", 1, name="after the start", body="b")])
+    written(under_test, source, done)
+    with httpx.Client(base_url=opensearch_url, timeout=30) as http:
+        hits = http.post("/_search", json={"query": {"match_all": {}}, "size": 50}).json()["hits"]["hits"]
+    assert sorted(hit["_source"]["name"] for hit in hits) == sorted([*["name"] * 17, "after the start"])
+
+
 def test_routing_by_another_column_is_refused(opensearch_url: str, tmp_path: Path) -> None:
     under_test = opensearch_under_test(tmp_path, opensearch_url, routing={ITEMS: "name"})
     source = ModelSource()
@@ -340,6 +373,25 @@ def test_a_sweep_meets_the_table_that_has_the_name_now(under_test: SinkUnderTest
         sink.sweep(Sweep(ITEMS, source.last_seq, marks, after))
         sink.commit(after)
     assert under_test.rows() == {}  # the snapshot of generation 2 had no row
+
+
+def test_an_index_that_was_put_aside_asks_for_nothing(under_test: SinkUnderTest) -> None:
+    """Its table is no more, or has a name that is not known yet: there is none that could be read again."""
+    source = ModelSource(layouts=[items_layout("items", oid=1)])
+    source.commit([insert(ITEMS, 1, "a", "toasted")])
+    done = source.end
+    source.commit([update(ITEMS, 1, name="b")])
+    with closing(under_test.open()) as sink:
+        follow(sink, source, done)  # the insert never came
+        assert sink.incomplete() == (ITEMS,)
+        done = source.end
+        source.state[ITEMS].clear()  # dropped
+        source.add_layout(items_layout("items", oid=2))
+        source.commit([insert(ITEMS, 9)])
+        follow(sink, source, done)
+        assert sink.incomplete() == ()
+    with closing(under_test.open()) as sink:
+        assert sink.incomplete() == ()
 
 
 def test_a_snapshot_from_before_a_truncate_brings_no_row_back(under_test: SinkUnderTest) -> None:

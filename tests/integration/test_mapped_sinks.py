@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import (
     Row,
     SinkUnderTest,
+    opensearch_under_test,
     postgres_under_test,
     redis_under_test,
     sqlite_under_test,
@@ -43,17 +45,26 @@ def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
         yield relay
 
 
-@pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-json"])
+@pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-json", "opensearch"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     match request.param:
         case "postgres":
             return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
+        case "opensearch":
+            found = opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
+            return replace(found, read=lambda table: without_name(found.read(table)))
         case "redis-json":
             return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "json")
         case "sqlite":
             return sqlite_under_test(tmp_path)
         case _:
             return tantivy_under_test(tmp_path)
+
+
+def without_name(rows: dict[str, Row]) -> dict[str, Row]:
+    """OpenSearch's rows, whose reader has a name for each, NULL where the document has none."""
+    assert all(row.pop("name") is None for row in rows.values())
+    return rows
 
 
 def expected(source: ModelSource) -> dict[str, Row]:

@@ -20,6 +20,7 @@ Fixtures (tests/conftest.py):
                     (`support.oracle`); `support.log_view.log_transactions(reader)` gives the log in the same form.
     redis_url       URL of the session's Redis, emptied. `own_redis` is one to kill by `.pid`.
     opensearch_url  URL of the session's OpenSearch, emptied; a JVM with jars from Maven (`support.opensearch_server`).
+    elasticsearch_url  the same of an Elasticsearch.
                     `own_opensearch` is one to `.stop()`, `.start()` and kill by `.pid`.
     free_port       a TCP port of the loopback. `walbus.demo.postgres.free_port()` gives more.
     open_folder     an empty folder that every user can reach; tmp_path is closed to PostgreSQL's user under root.

@@ -1,9 +1,10 @@
-"""A real OpenSearch for tests and benchmarks: one node in a JVM of its own, started in seconds.
+"""A real OpenSearch or Elasticsearch for tests and benchmarks: one node in a JVM of its own, started in seconds.
 
-Maven fetches the jars once into `.services/opensearch` (70 MB), by the coordinates in `opensearch/pom.xml` and from
-wherever it is configured to; the node is `opensearch/OpenSearchNode.java`. It takes a JDK of 11 or later.
+Maven fetches the jars once into `.services/opensearch` (70 MB) or `.services/elasticsearch` (32 MB), by the coordinates
+in `opensearch/pom.xml` and from wherever it is configured to; the node is `opensearch/OpenSearchNode.java`, or what
+`elasticsearch` has of that. It takes a JDK of 11 or later.
 
-with local_opensearch() as server:
+with local_opensearch() as server:          local_opensearch(kind=ELASTICSEARCH)
     server.url                       http://127.0.0.1:PORT
     server.stop(); server.start()    the same folder and port; `server.start(empty=True)`: nothing is there any more
     server.pid                       to stop or kill it by
@@ -17,7 +18,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 
@@ -25,37 +28,50 @@ from walbus.demo.postgres import free_port
 from walbus.errors import UsageError
 
 #: Where the jars are kept; `make clean` removes it.
-KEPT = Path(__file__).parents[2] / ".services" / "opensearch"
+KEPT = Path(__file__).parents[2] / ".services"
 
-_SOURCES = Path(__file__).with_name("opensearch")
+
+@dataclass(frozen=True)
+class Kind:
+    """Which server: the folder of its sources, its version, and the class of its node."""
+
+    folder: str
+    version: str
+    node: str
+
+
+OPENSEARCH = Kind("opensearch", "2.19.1.0", "OpenSearchNode")
+ELASTICSEARCH = Kind("elasticsearch", "7.17.29", "ElasticsearchNode")
+
 _HEAP = "512m"
 #: A node that lives for a minute is best compiled in haste, and collected by one thread.
 _JAVA = ("java", f"-Xmx{_HEAP}", "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _START_SECONDS = 60.0
 
 
-def fetched() -> Path:
+def fetched(kind: Kind = OPENSEARCH) -> Path:
     """The folder of the jars and of the compiled node, fetched now if that was not done before.
 
     Raises:
         UsageError: it cannot be had here; says why.
     """
-    folder = KEPT / "2.19.1.0"
+    kept, sources = KEPT / kind.folder, Path(__file__).with_name(kind.folder)
+    folder = kept / kind.version
     if folder.exists():
         return folder
     for program, package in (("mvn", "maven"), ("javac", "default-jdk-headless")):
         if shutil.which(program) is None:
             raise UsageError(f"there is no {program}", mend=f"apt-get install {package}")
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with (KEPT / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=KEPT, prefix="fetching-") as temporary:
+    kept.mkdir(parents=True, exist_ok=True)
+    with (kept / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=kept, prefix="fetching-") as temporary:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several test runs one does it
         if folder.exists():
             return folder
         unfinished = Path(temporary) / "whole"
-        jars = ["mvn", "-q", "-B", "-f", str(_SOURCES / "pom.xml"), "dependency:copy-dependencies"]
-        _run([*jars, f"-DoutputDirectory={unfinished}"], "Maven cannot fetch OpenSearch's jars")
+        jars = ["mvn", "-q", "-B", "-f", str(sources / "pom.xml"), "dependency:copy-dependencies"]
+        _run([*jars, f"-DoutputDirectory={unfinished}"], f"Maven cannot fetch the jars of {kind.folder}")
         _run(
-            ["javac", "-cp", f"{unfinished}/*", "-d", str(unfinished), str(_SOURCES / "OpenSearchNode.java")],
+            ["javac", "-cp", f"{unfinished}/*", "-d", str(unfinished), str(sources / f"{kind.node}.java")],
             "the node does not compile",
         )
         unfinished.rename(folder)
@@ -72,8 +88,9 @@ def _run(command: list[str], what: str) -> None:
 class OpenSearchServer:
     """One node; `url` is its address, `pid` its process."""
 
-    def __init__(self, folder: Path, classes: Path, java: tuple[str, ...], settings: Mapping[str, str]) -> None:
-        self._folder, self._classes, self._java, self._settings = folder, classes, java, settings
+    def __init__(self, folder: Path, kind: Kind, java: tuple[str, ...], settings: Mapping[str, str]) -> None:
+        self._folder, self._kind, self._java, self._settings = folder, kind, java, settings
+        self._classes = fetched(kind)
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[str] | None = None
@@ -89,13 +106,13 @@ class OpenSearchServer:
         (self._folder / "config").mkdir(parents=True, exist_ok=True)
         classpath = f"{self._classes}:{self._classes}/*"
         settings = [f"{name}={value}" for name, value in self._settings.items()]
-        command = [*self._java, "-cp", classpath, "OpenSearchNode", str(self._folder), str(self._port), *settings]
+        command = [*self._java, "-cp", classpath, self._kind.node, str(self._folder), str(self._port), *settings]
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
         if not self._process.stdout.readline().startswith("listens"):
             self.stop()
-            raise RuntimeError(f"OpenSearch did not start: {(self._folder / 'log').read_text()[-2000:]}")
+            raise RuntimeError(f"{self._kind.folder} did not start: {(self._folder / 'log').read_text()[-2000:]}")
         httpx.get(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=30s", timeout=_START_SECONDS)
 
     def stop(self) -> None:
@@ -110,16 +127,15 @@ class OpenSearchServer:
 
 @contextmanager
 def local_opensearch(
-    java: tuple[str, ...] = _JAVA, settings: Mapping[str, str] | None = None
+    java: tuple[str, ...] = _JAVA, settings: Mapping[str, str] | None = None, kind: Kind = OPENSEARCH
 ) -> Iterator[OpenSearchServer]:
     """A node in a temporary folder, with settings of its own.
 
     Raises:
         UsageError: it cannot be had here; says why.
     """
-    classes = fetched()
     with tempfile.TemporaryDirectory(prefix="walbus-opensearch-", ignore_cleanup_errors=True) as folder:
-        server = OpenSearchServer(Path(folder) / "node", classes, java, settings or {})
+        server = OpenSearchServer(Path(folder) / "node", kind, java, settings or {})
         try:
             server.start()
             yield server
@@ -130,5 +146,5 @@ def local_opensearch(
 def emptied(url: str) -> str:
     """The address, once no index is there any more."""
     for index in httpx.get(f"{url}/_cat/indices?h=index&format=json&expand_wildcards=all", timeout=30).json():
-        httpx.delete(f"{url}/{index['index']}", timeout=30)
+        httpx.delete(f"{url}/{quote(index['index'], safe='')}", timeout=30).raise_for_status()
     return url
