@@ -8,6 +8,7 @@ The way of the data:
     machine     the pure state machine: log, snapshot, delta, and the way back to the log; phases are its states
     phase_events  what is told of that way
     narrowing   which part of the tables' changes is asked for
+    partitions  parts of all keys: names and places of their own
     stale       which rows an event has made stale
     unread      which tables must be read again, and whether the bootstrap has them
     subscribed  what a consumer asks for; whole_rows how far back it can be had complete

@@ -11,10 +11,10 @@ and are to be read once the bootstrap has them. `asked` is the patterns of the t
 for those (None: not known, as in checkpoints of before; those that it reads now are taken for them). `rows` is the
 lowest state of the bootstrap that the rows of any table came from before they followed the log (ORIGIN: not known).
 `layouts` is the largest number of a layout that the consumer was told: the log's writer may tell an older one again,
-which is no new table.
+which is no new table. `part` is the part of all keys that it is of; None: it is of all keys.
 
-Its stored form is one JSON object with a version: 2 where a table is read as a delta, which version 1 did not know, and
-1 otherwise. No I/O.
+Its stored form is one JSON object with a version: 3 where it is of a part, 2 where a table is read as a delta, which
+version 1 did not know, and 1 otherwise. No I/O.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 from walbus.errors import InvalidText
 from walbus.position import ORIGIN, Position, parse_position
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Lacking(NamedTuple):
@@ -43,6 +43,16 @@ class Lacking(NamedTuple):
     def is_of(self, table: str, oid: int) -> bool:
         """Whether this is the table that has such a name and OID now."""
         return self.oid == oid if self.oid and oid else self.table == table
+
+
+class Part(NamedTuple):
+    """A part of all keys.
+
+    Attributes:
+        partition: `i/n`, the part i, from 0, of n.
+    """
+
+    partition: str
 
 
 class Point(NamedTuple):
@@ -76,6 +86,7 @@ class Following:
     layouts: int = 0
     rows: Position = ORIGIN
     asked: tuple[str, ...] | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +128,7 @@ class Snapshotting:
     layouts: int = 0
     rows: Position | None = None
     asked: tuple[str, ...] | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +143,7 @@ class CatchingUp:
     layouts: int = 0
     rows: Position = ORIGIN
     asked: tuple[str, ...] | None = None
+    part: Part | None = None
 
 
 Checkpoint: TypeAlias = Following | Snapshotting | CatchingUp
@@ -152,7 +165,7 @@ def phase_of(checkpoint: Checkpoint) -> str:
 def dump_checkpoint(checkpoint: Checkpoint) -> str:
     """The checkpoint as one line of JSON; equal checkpoints give equal text."""
     document: dict[str, Any] = {
-        "version": 2 if _has_delta(checkpoint) else 1,
+        "version": 3 if checkpoint.part is not None else 2 if _has_delta(checkpoint) else 1,
         "phase": _PHASES.get(type(checkpoint), "snapshot"),
         "log_id": checkpoint.log_id,
         "marks": checkpoint.marks,
@@ -174,6 +187,8 @@ def dump_checkpoint(checkpoint: Checkpoint) -> str:
             document["unread_oids"] = [one.oid for one in checkpoint.unread]
     if checkpoint.asked is not None:
         document["asked"] = checkpoint.asked
+    if checkpoint.part is not None:
+        document["partition"] = checkpoint.part.partition
     if checkpoint.layouts:
         document["layouts"] = checkpoint.layouts
     if checkpoint.rows is not None and (checkpoint.rows > ORIGIN or isinstance(checkpoint, Snapshotting)):
@@ -206,17 +221,19 @@ def _load(document: dict[str, Any]) -> Checkpoint:
     unread, layouts = _load_unread(document), int(document.get("layouts", 0))
     asked = tuple(map(str, document["asked"])) if "asked" in document else None
     rows = parse_position(document["rows"]) if "rows" in document else None
+    part = Part(str(document["partition"])) if "partition" in document else None
     match document["phase"]:
         case "online":
-            return Following(log_id, marks, _load_point(document["point"]), unread, layouts, rows or ORIGIN, asked)
+            point = _load_point(document["point"])
+            return Following(log_id, marks, point, unread, layouts, rows or ORIGIN, asked, part)
         case "catchup":
             point, until = _load_point(document["point"]), parse_position(document["until"])
-            return CatchingUp(log_id, marks, point, until, unread, layouts, rows or ORIGIN, asked)
+            return CatchingUp(log_id, marks, point, until, unread, layouts, rows or ORIGIN, asked, part)
         case "snapshot":
             tables = tuple(_load_table(table) for table in document["tables"])
             low, high = document["low"], document["high"]
             points = (low and _load_point(low), high and _load_point(high))
-            return Snapshotting(log_id, marks, tables, *points, unread, layouts, rows, asked)
+            return Snapshotting(log_id, marks, tables, *points, unread, layouts, rows, asked, part)
         case _:
             raise ValueError("phase")
 

@@ -27,6 +27,7 @@ from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, OneReader
 from walbus.consumers.clock import Clock
 from walbus.consumers.narrowing import Narrowing
+from walbus.consumers.partitions import part_name, require_same_part, require_same_parts
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.places import Place, Until, parse_place
 from walbus.consumers.read_your_writes import ConsumerPlace, goal_of, wait_for
@@ -83,7 +84,9 @@ class Bus:
             start: where a consumer without a checkpoint begins: with a `snapshot` of all rows, at the `earliest`
                 position that the relay holds, or with what commits from now on (`latest`).
             checkpoints: another place for the checkpoint.
-            partition: `i/n`: of n parts of all keys (by their hash) the part i, from 0; each in a consumer of its own.
+            partition: `i/n`: of n parts of all keys (by their hash) the part i, from 0. Each part is a consumer of its
+                own, called `NAME.i-of-n`, with a checkpoint of its own; another n is another consumer, which begins
+                anew. See docs/consumers.md for what comes to every part.
             ops: of `insert`, `update`, `delete`, `truncate` and `message`, those that come; default: all. Without one
                 of the first four there is nothing to be had from the bootstrap: `start` is then `earliest` or
                 `latest`.
@@ -105,8 +108,8 @@ class Bus:
                 committed later than a time, or (`latest`) where the log ends now.
 
         Raises:
-            UsageError: the name or a table is none, a choice makes no sense, the bus is closed, or another
-                subscription, in whatever process, has this checkpoint.
+            UsageError: the name or a table is none, a choice makes no sense, the bus is closed, another
+                subscription, in whatever process, has this checkpoint, or it is of another part, or number of parts.
         """
         self._require_open()
         _check_choices(start, ops, delta_above)
@@ -114,8 +117,11 @@ class Bus:
         if narrowing.of_log_alone and start == "snapshot" and from_ is None:
             mend = "start at earliest or latest, or take insert, update, delete and truncate"
             raise UsageError("a snapshot says nothing of single operations", where="ops", mend=mend)
+        called = part_name(name, narrowing.partition)
+        if checkpoints is None:
+            require_same_parts(self._folder, name, narrowing.partition)
         handing = Handing(
-            self._folder / checked_name(name),
+            self._folder / called,
             on_phase,
             None if into is None else TypedRows(into),
             None if from_ is None else parse_place(from_, "from_", self._clock),
@@ -123,17 +129,18 @@ class Bus:
         )
         store = checkpoints or FileCheckpointStore(handing.folder / "checkpoint.json")
         patterns = check_patterns(tables)
-        subscribed = Subscribed(name, patterns, start, self._bootstrap, delta_above, narrowing, complete)
+        subscribed = Subscribed(called, patterns, start, self._bootstrap, delta_above, narrowing, complete)
         if isinstance(store, OneReader):
             store.take()
         try:
             checkpoint = store.load()
+            require_same_part(checkpoint, narrowing.partition, called)
         except BaseException:
             if isinstance(store, OneReader):
                 store.release()
             raise
         relays = Relays(self._peers)
-        reporter = Reporter(Reported(name, subscribed.tables), relays, self._clock)
+        reporter = Reporter(Reported(called, subscribed.tables), relays, self._clock)
         reporter.begin(checkpoint)
         session = Session(relays, subscribed, checkpoint, self._clock)
         subscription = Subscription(session, store, reporter, handing)

@@ -51,6 +51,7 @@ from walbus.consumers.checkpoint import (
     Following,
     Lacking,
     Marks,
+    Part,
     Point,
     Snapshotting,
 )
@@ -113,6 +114,7 @@ class ConsumerMachine:
         delta_above: changes of the log that are still to be read from which on a delta is weighed against them; None:
             the log is followed as long as it holds the position.
         asked: patterns of the tables that the consumer asks for; None: whatever the checkpoint is of.
+        part: of all keys, the same as the checkpoint's; None: all.
     """
 
     def __init__(
@@ -121,8 +123,9 @@ class ConsumerMachine:
         start: Start,
         delta_above: int | None = None,
         asked: tuple[str, ...] | None = None,
+        part: Part | None = None,
     ) -> None:
-        self._asked = asked
+        self._asked, self._part = asked, part
         self._state: State = Starting(start) if checkpoint is None else resumed(checkpoint, asked)
         self._log: LogSeen | None = None  # what the relay said since the last disconnect
         self._received = point_of(checkpoint)  # the log has been handed on up to here, pieces included
@@ -205,7 +208,7 @@ class ConsumerMachine:
         return []
 
     def _begin(self, event: LogSeen, point: Point) -> list[Output]:
-        state = Following(event.log_id, Marks(0, 0), point, asked=self._asked)
+        state = Following(event.log_id, Marks(0, 0), point, asked=self._asked, part=self._part)
         self._state, self._received = state, point
         return [Advance(state)]
 
@@ -247,7 +250,7 @@ class ConsumerMachine:
     def _tables_listed(self, listing: Listing, event: TablesListed) -> list[Output]:
         if self._log is None or event.log_id != self._log.log_id or not event.tables:
             return []  # the bootstrap is not there yet: the driver backs off, and asks again
-        self._state = state = begun(listing, event, self._received, self._asked)
+        self._state = state = replace(begun(listing, event, self._received, self._asked), part=self._part)
         return [Advance(state)]
 
     def _weighed(self, before: Following | CatchingUp, event: TablesListed) -> list[Output]:
@@ -295,8 +298,9 @@ class ConsumerMachine:
                 self._received = low
                 rows = low.last_done if state.rows is None else state.rows
                 behind = CatchingUp(
-                    state.log_id, state.marks, low, high.last_done, state.unread, state.layouts, rows, state.asked
-                )
+                    state.log_id, state.marks, low, high.last_done, state.unread, state.layouts, rows, state.asked,
+                    state.part,
+                )  # fmt: skip
                 self._state = caught_up(behind)
         return self._state
 

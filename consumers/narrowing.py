@@ -43,6 +43,8 @@ class Narrowing:
             )
         params = self.of_stream()
         chosen = parse_selection(None, params.get("ops"), params.get("columns"), params.get("partition"))
+        if self.partition is not None:
+            object.__setattr__(self, "partition", "{}/{}".format(*chosen.partition))  # 03/8 is 3/8
         object.__setattr__(self, "_choices", [(split_pattern(one.pattern), one) for one in chosen.columns])
 
     @property

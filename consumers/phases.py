@@ -152,8 +152,10 @@ def worthwhile_deltas(before: Following | CatchingUp, event: TablesListed, behin
         return None
     tables = tuple(TableProgress(table, since=before.point) for table in wanted)
     marks, layouts = next_marks(before, event), max(before.layouts, event.layouts)
-    high, rows, asked = highest_of(before), before.rows, before.asked
-    return Snapshotting(event.log_id, marks, tables, None, high, before.unread, layouts, rows, asked)
+    high, rows = highest_of(before), before.rows
+    return Snapshotting(
+        event.log_id, marks, tables, None, high, before.unread, layouts, rows, before.asked, before.part
+    )
 
 
 #: Changes of the log that one change of a delta must be worth, or the log is read on: a delta has no transactions.
@@ -184,7 +186,9 @@ def with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
 def caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
     """Catching up ends where the newest state that was read has been passed."""
     if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
-        return Following(state.log_id, state.marks, state.point, state.unread, state.layouts, state.rows, state.asked)
+        return Following(
+            state.log_id, state.marks, state.point, state.unread, state.layouts, state.rows, state.asked, state.part
+        )
     return state
 
 

@@ -11,9 +11,10 @@ one that came back empty tells none, and is filled from a snapshot.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -23,6 +24,8 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.clock import Clock
 from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
+from walbus.consumers.narrowing import Narrowing
+from walbus.consumers.partitions import own_place, part_name, require_same_parts
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
 from walbus.consumers.reporting import Reported, Reporter
@@ -249,22 +252,27 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
         name: of the consumer.
         config: its section of `walbus.toml`.
         relay_url: address of the relay, or of several of one log.
-        folder: for the consumer's own files, made when missing.
+        folder: for the consumer's own files, made when missing; a part's is the one beside it with the part's name.
         status_path: of the status file, rewritten each second; None for none.
         stop: set to end it; it then commits what is whole, and returns within about a second.
         credentials: what is shown to relay and bootstrap.
 
     Raises:
+        UsageError: the sink's checkpoint, or a consumer of this name here, is of another number of parts.
         ConfigError: a key of the sink is unknown or wrong, its extra is not installed, or a mapping fits no table.
         SinkRefused: the sink will never take a row or this configuration; names table and position.
         PositionUnknown: the log does not continue the one that the checkpoint was made on.
     """
+    narrowing = Narrowing(config.partition)
+    options = own_place(config.sink, config.options, narrowing.partition, name)
+    require_same_parts(folder.parent, folder.name, narrowing.partition)
+    name, folder = part_name(name, narrowing.partition), folder.with_name(part_name(folder.name, narrowing.partition))
     tables = check_patterns(config.tables)
     clock = Clock(pause=stop.wait)
     progress = ConsumerProgress(name, config.sink, status_path, clock)
     place = SinkPlace(name, folder, tables)
     mapper = load_mapper(config.table, place)
-    opened = _open_patiently(name, config, place, progress, stop)
+    opened = _open_patiently(config.sink, options, place, progress, stop)
     if opened is None:
         return
     sink = MappedSink(opened, mapper, RememberedMapping(folder, config.table, name))
@@ -272,7 +280,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     relays = Relays(peers)
     reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relays, clock)
     try:
-        subscribed = Subscribed(name, tables, config.start, delta_above=config.delta_above or None)
+        subscribed = Subscribed(name, tables, config.start, None, config.delta_above or None, narrowing)
         ConsumerRun(subscribed, relays, reporter, sink, progress, stop, clock).run()
     finally:
         sink.close()
@@ -282,18 +290,18 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
 
 
 def _open_patiently(
-    name: str, config: ConsumerConfig, place: SinkPlace, progress: ConsumerProgress, stop: threading.Event
+    kind: str, options: Mapping[str, Any], place: SinkPlace, progress: ConsumerProgress, stop: threading.Event
 ) -> Sink | None:
     """The sink, however long its server is away; None if stopped before."""
     backoff = Backoff(longest=10.0)
     while not stop.is_set():
         try:
-            return open_sink(config.sink, config.options, place)
+            return open_sink(kind, options, place)
         except WalbusError as error:
             if directive_of(error) is not Directive.RETRY:
                 raise
             if backoff.attempts == 0:
-                _log.warning("consumer.sink_away", consumer=name, reason=str(error))
+                _log.warning("consumer.sink_away", consumer=place.consumer, reason=str(error))
             _wait(backoff.next_delay(), error, progress, stop)
     return None
 

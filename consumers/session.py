@@ -19,6 +19,7 @@ from walbus.consumers.clock import Clock
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.listing import named_in, no_table, no_way_back, tables_listed
 from walbus.consumers.machine import ConsumerMachine
+from walbus.consumers.partitions import require_same_part
 from walbus.consumers.phase_events import PhaseEvent, PhaseEvents
 from walbus.consumers.phases import Listing, Starting
 from walbus.consumers.record_stream import RecordStream
@@ -82,6 +83,9 @@ class Session:
         subscribed: what to read.
         checkpoint: where to go on; None for a first start.
         clock, backoff: time and jitter.
+
+    Raises:
+        UsageError: the checkpoint is of another part of all keys.
     """
 
     relay: Relays
@@ -92,7 +96,8 @@ class Session:
 
     def __post_init__(self) -> None:
         asked = self.subscribed
-        self._machine = ConsumerMachine(self.checkpoint, asked.start, asked.delta_above, asked.tables)
+        require_same_part(self.checkpoint, asked.narrowing.partition, asked.name)
+        self._machine = ConsumerMachine(self.checkpoint, asked.start, asked.delta_above, asked.tables, asked.part)
         self._layouts = Layouts(self.relay.schema)
         self._stream: RecordStream | None = None
         self._target: _Target = ()  # what `_stream` reads

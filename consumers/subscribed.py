@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from walbus.consumers.checkpoint import Part
 from walbus.consumers.narrowing import WHOLE, Narrowing
 from walbus.consumers.steps import Start
 
@@ -13,7 +14,7 @@ class Subscribed:
     """What a consumer reads.
 
     Attributes:
-        name: the consumer's; the relay shows it.
+        name: the consumer's, its part of all keys included; the relay shows it.
         tables: patterns, see `walbus.consumers.tables`.
         start: where it begins without a checkpoint.
         bootstrap: address of the bootstrap server; None for the one that the relay names.
@@ -30,3 +31,8 @@ class Subscribed:
     delta_above: int | None = None
     narrowing: Narrowing = WHOLE
     complete: bool = False
+
+    @property
+    def part(self) -> Part | None:
+        """Of all keys; None: all."""
+        return None if self.narrowing.partition is None else Part(self.narrowing.partition)

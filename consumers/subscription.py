@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -107,7 +107,7 @@ class Subscription:
 
     @property
     def name(self) -> str:
-        """The consumer's."""
+        """The consumer's; that of one part of all keys ends with it, as in `orders.3-of-8`."""
         return self._session.subscribed.name
 
     @property
@@ -336,7 +336,8 @@ class Subscription:
 
     def _found(self, place: Parsed, before: Following | None) -> Following:
         asked = self._session.subscribed
-        return found_place(self._session.relay, place, asked.tables, asked.narrowing.of_stream(), before)
+        found = found_place(self._session.relay, place, asked.tables, asked.narrowing.of_stream(), before)
+        return replace(found, part=asked.part)
 
     def _go(self, checkpoint: Following) -> None:
         """Stores a checkpoint that is not where what was delivered ends, and goes on there."""

@@ -212,6 +212,7 @@ class ConsumerConfig(BaseModel):
     sink: str
     tables: Patterns = ("*.*",)
     start: Literal["snapshot", "earliest", "latest"] = "snapshot"  #: where a consumer without checkpoint begins
+    partition: str | None = None  #: `i/n`: of n parts of all keys the part i, from 0; each is a consumer of its own
     delta_above: int = Field(100_000, ge=0)  #: changes behind from which a delta is weighed against the log; 0: never
     relay: Urls = ()  #: relays to read from, whichever answers; default: that of `[relay]`
     relay_token: SecretStr | None = None  #: what it shows to the servers; default: the token of `[client]`

@@ -1,0 +1,130 @@
+"""Parts of all keys: what a consumer of one is called, and what is to be its own alone.
+
+    name = "orders", partition = "3/8"      is the consumer orders.3-of-8
+
+Each part is a consumer by itself: under that name the relay knows it, and its checkpoint and its dead letters lie; the
+checkpoint says which part it is of. Another number of parts has other names, and none of them continues an earlier one:
+a key would be read by two of them, or by none. So where this machine has consumers of the same name with another number
+of parts, that is refused.
+
+A sink's rows are swept behind a snapshot: what the snapshot did not bring is deleted. That is right where all rows are
+the consumer's, so a sink of one part has a place of its own: `{partition}` stands for `3-of-8` in the sink's options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from walbus.consumer_reports import checked_name
+from walbus.consumers.checkpoint import Checkpoint
+from walbus.errors import ConfigError, UsageError
+
+#: What stands for the part in a sink's options.
+PLACEHOLDER: Final = "{partition}"
+
+#: The option of a sink on a server that says where rows lie.
+_PLACES: Final = {"redis": "key", "postgres": "into", "opensearch": "index", "elasticsearch": "index"}
+
+#: Sinks whose rows lie in the consumer's folder, unless this option says otherwise.
+_IN_FOLDER: Final = {"sqlite": "path", "tantivy": "path"}
+
+#: Sinks that hand changes on, and hold none that could be swept.
+_PASSING_ON: Final = ("stdout", "webhook")
+
+_FOLDER = re.compile(r"\.\d{1,5}-of-(\d{1,5})\Z", re.ASCII)
+
+
+def part_name(name: str, partition: str | None) -> str:
+    """What the consumer of a part is called; the name itself where it reads all keys.
+
+    Args:
+        name: that the parts share.
+        partition: `i/n`, or None.
+
+    Raises:
+        UsageError: no consumer may be called so.
+    """
+    return checked_name(checked_name(name) if partition is None else f"{name}.{_word(partition)}")
+
+
+def require_same_parts(folder: Path, name: str, partition: str | None) -> None:
+    """Sees to it that this machine has no consumer of the same name with another number of parts.
+
+    Args:
+        folder: of the consumers' folders.
+        name: that the parts share.
+        partition: `i/n` of the consumer that begins; None: it reads all keys.
+
+    Raises:
+        UsageError: it has.
+    """
+    parts = None if partition is None else partition.partition("/")[2]
+    others = {
+        match[1] for path in folder.glob(f"{name}.*-of-*") if (match := _FOLDER.match(path.name.removeprefix(name)))
+    }
+    whole = {"1"} if (folder / name / "checkpoint.json").exists() and parts is not None else set()
+    if different := sorted((others | whole) - {parts}):
+        now = "all keys at once" if parts is None else f"{parts} parts"
+        before = "as one" if different[0] == "1" and not others else f"in {different[0]} parts"
+        raise UsageError(
+            f"the consumer was read {before} before, and is to read {now}: keys would be missed, or handled twice",
+            where=str(folder / name),
+            mend=f"take another name; or, to read all rows again, end all of its parts and remove {name}.*-of-* "
+            "and its checkpoint here",
+        )
+
+
+def require_same_part(checkpoint: Checkpoint | None, partition: str | None, name: str) -> None:
+    """Sees to it that a checkpoint is of the part that is asked for.
+
+    Raises:
+        UsageError: it is of another one.
+    """
+    if checkpoint is None:
+        return
+    stored = None if checkpoint.part is None else checkpoint.part.partition
+    if stored != partition:
+        raise UsageError(
+            f"the checkpoint is of {_told(stored)}, and the consumer is to read {_told(partition)}",
+            where=f"consumer {name}",
+            mend="give each part a checkpoint of its own; remove this one to start again",
+        )
+
+
+def own_place(sink: str, options: Mapping[str, Any], partition: str | None, name: str) -> dict[str, Any]:
+    """A sink's options for one part: `{partition}` is filled in.
+
+    Args:
+        sink: its name.
+        options: its own keys.
+        partition: `i/n`; None: all keys, and the options are as they were.
+        name: of the consumer, for the error.
+
+    Raises:
+        ConfigError: the sink would share its rows with other parts, which its sweeps would delete.
+    """
+    if partition is None:
+        return dict(options)
+    placed = {key for key, value in options.items() if isinstance(value, str) and PLACEHOLDER in value}
+    key = _PLACES.get(sink) or _IN_FOLDER.get(sink)
+    shared = key not in placed if key else not placed
+    if shared and sink not in _PASSING_ON and not (sink in _IN_FOLDER and key not in options):
+        raise ConfigError(
+            "the rows of all parts would lie in one place, where each part's sweep deletes those of the others",
+            where=f"key consumer.{name}.{key or 'partition'}",
+            mend=f"write {PLACEHOLDER} into {key or 'the option that says where rows lie'}: it stands for "
+            f"{_word(partition)}",
+        )
+    word = _word(partition)
+    return {key: value.replace(PLACEHOLDER, word) if key in placed else value for key, value in options.items()}
+
+
+def _word(partition: str) -> str:
+    return partition.replace("/", "-of-")
+
+
+def _told(partition: str | None) -> str:
+    return "all keys" if partition is None else f"part {partition}"
