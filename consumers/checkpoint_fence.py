@@ -3,17 +3,27 @@
 load     remembers the text that is stored
 save     replaces that very text, in one act; if another one is stored by now,
 it is what was to be stored           the answer to an earlier attempt was lost: done
+it is what an earlier attempt was     so was that one's, and it was given up since (the consumer was rolled back): it is
+to store, since the last success      replaced, as one's own
 it is none, or an earlier place       the server lost its last writes: it is replaced all the same
 anything else                         another process goes on under this name: CheckpointTaken
+
+Which of the attempts without an answer came through is not known: each may have, and only the first that did. So all of
+them are remembered, as digests.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections import deque
+from typing import ClassVar, Final, NamedTuple
 
 from walbus.consumers.checkpoint import Checkpoint, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.errors import CheckpointTaken, InvalidText
+
+#: Attempts without an answer that are remembered. While a place is away an idle consumer makes one a second.
+_TRIED: Final = 20_000
 
 
 class Replaced(NamedTuple):
@@ -24,11 +34,18 @@ class Replaced(NamedTuple):
 
 
 class FencedCheckpointStore(ABC):
-    """Base of the stores on servers, and in databases: see the module for what `save` does. One thread at a time."""
+    """Base of the stores on servers, and in databases: see the module for what `save` does. One thread at a time.
+
+    Attributes:
+        stays_here: whether what is stored is on this machine alone.
+    """
+
+    stays_here: ClassVar[bool] = False
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._last: str | None = None
+        self._tried: deque[bytes] = deque(maxlen=_TRIED)  # since the last success
 
     def load(self) -> Checkpoint | None:
         """The checkpoint last saved.
@@ -49,12 +66,14 @@ class FencedCheckpointStore(ABC):
         """
         text = dump_checkpoint(checkpoint)
         before = self._last
+        self._tried.append(_digest(text))
         while not (answer := self._replace(before, text)).done and answer.there != text:
             before = answer.there
-            if before is not None and not self._earlier(before):
+            if before is not None and _digest(before) not in self._tried and not self._earlier(before):
                 mend = "end the other one, or give each a name of its own"
                 raise CheckpointTaken("another process stored a later checkpoint", where=self._where, mend=mend)
         self._last = text
+        self._tried.clear()
 
     def _earlier(self, text: str) -> bool:
         mine = None if self._last is None else self._parsed(self._last)
@@ -78,3 +97,7 @@ class FencedCheckpointStore(ABC):
     @abstractmethod
     def _replace(self, before: str | None, text: str) -> Replaced:
         """Stores a text if `before` is what is stored (None: nothing is), in one act."""
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from walbus.consumer_reports import checked_name
 from walbus.consumers.checkpoint_fence import FencedCheckpointStore, Replaced
@@ -25,6 +26,8 @@ class SqliteCheckpointStore(FencedCheckpointStore):
         path: of the database, made when it is missing.
         name: of the consumer.
     """
+
+    stays_here: ClassVar[bool] = True
 
     def __init__(self, path: Path | str, name: str) -> None:
         super().__init__(f"{path}, consumer {checked_name(name)}")

@@ -139,6 +139,53 @@ def test_an_answer_that_was_lost_is_no_other_process(make) -> None:
     assert make().load() == at(32)
 
 
+def losing_answers(store: Any, monkeypatch: pytest.MonkeyPatch, *, stored: bool) -> None:
+    """The next attempts come through (or not), and their answers do not."""
+    replace = store._replace
+
+    def lost(before: str | None, text: str) -> None:
+        if stored:
+            replace(before, text)
+        raise CheckpointUnavailable("no answer", where="here")
+
+    monkeypatch.setattr(store, "_replace", lost)
+
+
+@pytest.mark.parametrize("before", [None, 8])
+def test_a_rollback_behind_a_lost_answer_is_no_other_process(make, monkeypatch, before: int | None) -> None:
+    store = make()
+    store.load()
+    if before is not None:
+        store.save(at(before))
+    with monkeypatch.context() as patched:
+        losing_answers(store, patched, stored=True)
+        with pytest.raises(CheckpointUnavailable):
+            store.save(at(32))
+    with monkeypatch.context() as patched:
+        losing_answers(store, patched, stored=False)
+        for lsn in (40, 48):
+            with pytest.raises(CheckpointUnavailable):
+                store.save(at(lsn))
+    store.save(at(16))  # the consumer was rolled back, and fewer windows came before this checkpoint
+    assert make().load() == at(16)
+    store.save(at(24))
+    assert make().load() == at(24)
+
+
+def test_what_was_tried_before_the_last_success_is_another_process_own(make, monkeypatch) -> None:
+    store, other = make(), make()
+    store.load()
+    with monkeypatch.context() as patched:
+        losing_answers(store, patched, stored=False)
+        with pytest.raises(CheckpointUnavailable):
+            store.save(at(32))
+    store.save(at(16))
+    other.load()
+    other.save(at(32))
+    with pytest.raises(CheckpointTaken):
+        store.save(at(24))
+
+
 def test_a_place_that_lost_its_last_writes_gets_them_again(make) -> None:
     store = make()
     store.load()
