@@ -20,8 +20,10 @@ The way of the data:
     reporting   tells the relay where the consumer is; report_schedule when, progress also for people
     read_your_writes   waits until a consumer has done what was committed
     deliveries  what a subscription yields
-    callbacks   a consumer as an object that is called; callback_loop calls it for what a
-                called_feed gives, dead_letters keeps what it refuses
+    callbacks   a consumer as an object that is called; callback_loop calls it for what a called_feed gives, by steps
+                that callback_effects are done by
+    dead_letters   what it refuses: letter_file has it on disk, letter_index knows by key what is there, letter_steps
+                are those of the loop that park it and try it again
     typed_rows  rows as objects of a class; places where in the log a reading begins and ends
     subscription  one consumer's deliveries and commits
     client      `walbus.connect(url).subscribe(...)`
@@ -41,8 +43,9 @@ from walbus.consumers.checkpoint_redis import RedisCheckpointStore
 from walbus.consumers.checkpoint_sqlite import SqliteCheckpointStore
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
 from walbus.consumers.client import Bus, connect
-from walbus.consumers.dead_letters import DeadLetter, DeadLetters
+from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.deliveries import Batches, Delivered, Delivery
+from walbus.consumers.letter_file import DeadLetter
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerBehind, ConsumerPlace
 from walbus.consumers.runner import run_consumer

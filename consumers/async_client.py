@@ -25,7 +25,8 @@ from typing import Any, Concatenate, ParamSpec, Self
 
 from pydantic import SecretStr
 
-from walbus.consumers.callback_loop import CallbackLoop, Steps
+from walbus.consumers.callback_effects import Steps
+from walbus.consumers.callback_loop import CallbackLoop
 from walbus.consumers.callbacks import STOP, AsyncCallbacks, Failures
 from walbus.consumers.called_feed import CalledFeed
 from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, connect
@@ -35,6 +36,7 @@ from walbus.consumers.places import Place
 from walbus.consumers.read_your_writes import ConsumerPlace
 from walbus.consumers.subscription import CHECKPOINT_SECONDS, Subscription, closed
 from walbus.consumers.subscription_twin import SubscriptionTwin
+from walbus.events import Change
 from walbus.position import Position
 
 _Parameters = ParamSpec("_Parameters")
@@ -158,6 +160,19 @@ class _Awaited:
         except RuntimeError:  # the subscription was closed, and its thread does nothing any more
             return await asyncio.get_running_loop().run_in_executor(None, called)
         return await asyncio.wrap_future(future)
+
+    async def each(
+        self, on_change: Callable[..., Awaitable[None]], changes: Sequence[Change], window: Delivered
+    ) -> tuple[int, Exception | None]:
+        """Calls a consumer for one change after another: how many it took, and what it raised at the next one."""
+        taken = 0
+        try:
+            for change in changes:
+                await on_change(change, window)
+                taken += 1
+        except Exception as error:  # whatever a consumer's code raises
+            return taken, error
+        return taken, None
 
 
 async def _drive(steps: Steps) -> None:

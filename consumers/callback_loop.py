@@ -1,94 +1,40 @@
-"""Calls a consumer's callbacks in their order; what is retried, parked, skipped, rolled back. Pure.
+"""Calls a consumer's callbacks in their order; what is retried, skipped, rolled back. Pure.
 
-The loop is a generator of steps, each a function and its arguments: whoever drives it calls that, and sends back what
-it gave or throws in what it raised. So threads and asyncio have one loop, and two drivers of a few lines.
+The loop is a generator of steps (`callback_effects`), and what it does with dead letters are pieces of it
+(`letter_steps`).
 
 A change that is refused is tried again where it stands. Whatever else raises (a window's start or end, a checkpoint, or
 the place where that is stored) rolls back: the subscription is rewound to its stored checkpoint, and what was taken
 since comes again. `ChangesRefused` does so too, and names the changes that are at fault: they are not handed over
 again, but treated by the policy.
+
+A transaction whose rest will not come is rolled back as well: its log was replaced, or the consumer itself went to
+another place (`seek`) in the middle of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple
 
 import structlog
 
+from walbus.consumers.callback_effects import Effects, Feed, Step, Steps
 from walbus.consumers.callbacks import AsyncCallbacks, Callbacks, ChangesRefused, Failures
-from walbus.consumers.dead_letters import DeadLetter, DeadLetters, Held, held_by, touches
-from walbus.consumers.deliveries import Delivered, Delivery
+from walbus.consumers.dead_letters import DeadLetters
+from walbus.consumers.deliveries import Delivery
+from walbus.consumers.letter_steps import LetterSteps
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.steps import Discard
-from walbus.errors import CallbackFailed, CheckpointTaken
-from walbus.events import Change, Window
-from walbus.position import Position
-from walbus.records import Op
+from walbus.errors import CallbackFailed, CheckpointTaken, DeadLettersFull
+from walbus.events import Change
+from walbus.position import ORIGIN, Position
 
 _log = structlog.get_logger(__name__)
 
 _IDLE_SECONDS = 0.5  # that one reading waits
 _LINGER_SECONDS = 0.02  # without anything new, behind which what was taken is committed
-_LOOK_SECONDS = 1.0  # between two looks for letters that are to be tried again
-
-Step: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
-Steps: TypeAlias = Generator[Step, Any, None]
-
-
-class Feed(Protocol):
-    """A subscription, as the loop sees it."""
-
-    @property
-    def name(self) -> str:
-        """The consumer's."""
-
-    @property
-    def log_id(self) -> str:
-        """Of the log that is read."""
-
-    @property
-    def stored(self) -> Position:
-        """Everything up to here is committed."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more is to be taken."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether somebody ended it, so that what would come is not taken any more."""
-
-    @property
-    def has_uncommitted(self) -> bool:
-        """Whether something was delivered, to whomever, and not committed."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody waits for what was taken to be committed."""
-
-    def told(self) -> PhaseEvent | Discard | None:
-        """What the reading told before the delivery that came last; None once all is taken."""
-
-    def again(self, window: Window) -> Delivered:
-        """A window that was put aside, as it is handed over."""
-
-    def wait_stopped(self, seconds: float) -> None:
-        """Waits until no more is to be taken, or for so long."""
-
-
-class Effects(Protocol):
-    """How what blocks is called: at once, or by another thread."""
-
-    def next(self, timeout: float) -> Any:  # noqa: ANN401  # an awaitable or not
-        """The next delivery."""
-
-    def rewind(self) -> Any:  # noqa: ANN401
-        """Goes back to the stored checkpoint."""
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
-        """What a function gives."""
 
 
 class _AtFault(NamedTuple):
@@ -132,11 +78,14 @@ class CallbackLoop:
     _taken: bool = field(default=False, init=False)  # whether anything came since the last checkpoint
     _whole: Delivery | None = field(default=None, init=False)  # the last window that is whole and not committed
     _since: float = field(default=0.0, init=False)  # when the first one that is not committed came
-    _look_at: float = field(default=0.0, init=False)
+    _behind: Position = field(default=ORIGIN, init=False)  # what was taken came behind this
+    _reported: Exception | None = field(default=None, init=False)  # the error that the consumer was told last
     _at_fault: dict[_AtFault, Exception] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._rollbacks = self.failures.backoff()
+        told = self.calls, self.feed, self.effects, self._report, self.monotonic
+        self._letters = None if self.letters is None else LetterSteps(self.letters, *told)
 
     def steps(self) -> Steps:
         """The whole run.
@@ -155,9 +104,11 @@ class CallbackLoop:
         except _Ended:
             yield from self._abandon()
         except BaseException as error:
-            if isinstance(error, Exception) and not isinstance(error, CallbackFailed):
-                yield self.calls.on_error, (error, None)
-            yield from self._abandon()
+            try:
+                if isinstance(error, Exception) and not self._knows(error):
+                    yield from self._report(error, None)
+            finally:
+                yield from self._abandon()
             raise
         finally:
             yield self.calls.on_stop, ()
@@ -172,10 +123,15 @@ class CallbackLoop:
         except _Undone as undone:
             yield from self._roll_back(_cause(undone))
             return False
+        except DeadLettersFull as full:
+            yield from self._make_room(full)
+            return False
         return True
 
     def _turn(self) -> Steps:
-        """What comes next, and what is due behind it."""
+        """What comes next, and what is due before and behind it."""
+        if self._letters is not None and not self._open and self._letters.due:
+            yield from self._try_letters(self._letters)
         pending = self._whole is not None and not self._open
         delivery: Delivery | None = yield self.effects.next, (_LINGER_SECONDS if pending else _IDLE_SECONDS,)
         while (told := self.feed.told()) is not None:
@@ -188,15 +144,13 @@ class CallbackLoop:
             due = delivery is None or self.feed.wanted or self.monotonic() - self._since >= self.seconds
         if due:
             yield from self._checkpoint()
-        if self.letters is not None and not self._open and self.monotonic() >= self._look_at:
-            yield from self._try_letters(self.letters)
 
     def _tell(self, told: PhaseEvent | Discard) -> Steps:
         match told:
             case Discard():
-                self._open = False
                 yield from self._abandon()
             case PhaseEvent("bootstrap_begins"):
+                yield from self._abandon_open()
                 yield self.calls.on_bootstrap_start, ()
             case PhaseEvent("bootstrap_ends"):
                 yield self.calls.on_bootstrap_end, ()
@@ -206,32 +160,60 @@ class CallbackLoop:
     # One window
 
     def _take(self, delivery: Delivery) -> Steps:
-        if delivery.begins and not delivery.ends and self._whole is not None:
-            yield from self._checkpoint()  # so that a rollback concerns the large transaction alone
-        if not self._taken:
-            self._taken, self._since = True, self.monotonic()
-        calls = self.calls
         if delivery.begins:
-            yield from self._undoing(calls.on_window_start, delivery)
+            yield from self._abandon_open()
+            if not delivery.ends and self._whole is not None:
+                yield from self._checkpoint()  # so that a rollback concerns the large transaction alone
+        if not self._taken:
+            self._taken, self._since, self._behind = True, self.monotonic(), self.feed.stored
+        if self._letters is not None:
+            self._letters.layouts_of(delivery)
+        if delivery.begins:
+            yield from self._undoing(self.calls.on_window_start, delivery)
             self._open = True
-        on_change = calls.on_change
-        careful = self.letters is not None or bool(self._at_fault)
-        for change in delivery.changes:
-            if careful and (yield from self._set_aside(change, delivery)):
-                continue
-            try:
-                yield on_change, (change, delivery)
-            except Exception as error:  # whatever a consumer's code raises
-                taken = yield from self._refused(change, delivery, error)
-            else:
-                taken = True
-            if taken and careful and change.raw.op == Op.TRUNCATE:
-                yield from self._truncated(change)
+        yield from self._take_changes(delivery)
         if delivery.sweep is not None:
-            yield from self._undoing(calls.on_sweep, delivery.sweep)
+            yield from self._undoing(self.calls.on_sweep, delivery.sweep)
+            if self._letters is not None:
+                yield from self._letters.swept(delivery.sweep)
         if delivery.ends:
-            yield from self._undoing(calls.on_window_end, delivery)
+            yield from self._undoing(self.calls.on_window_end, delivery)
             self._open, self._whole = False, delivery
+
+    def _take_changes(self, delivery: Delivery) -> Steps:
+        """Hands the changes over, those of which nothing is known all at once."""
+        changes, at, taken = delivery.changes, 0, 0
+        error: Exception | None
+        while at < len(changes):
+            if self._at_fault or (self._letters is not None and self._letters.waiting):
+                yield from self._take_change(changes[at], delivery)
+                at += 1
+                continue
+            rest = changes[at:] if at else changes
+            taken, error = yield self.effects.each, (self.calls.on_change, rest, delivery)
+            at += taken
+            if error is not None:
+                yield from self._refused(changes[at], delivery, error)
+                at += 1
+
+    def _take_change(self, change: Change, delivery: Delivery) -> Steps:
+        """One change that may have to wait behind a letter, or be known to be at fault."""
+        fault, letters = self._at_fault.get(_fault_of(change)), self._letters
+        if letters is not None and (yield from letters.park_behind(change, delivery)):
+            return
+        if fault is not None:
+            yield from self._give_up(change, delivery, fault, 1)
+            return
+        try:
+            yield self.calls.on_change, (change, delivery)
+        except Exception as error:  # whatever a consumer's code raises
+            yield from self._refused(change, delivery, error)
+        else:
+            yield from self._dealt_with(change)
+
+    def _dealt_with(self, change: Change) -> Steps:
+        if self._letters is not None:
+            yield from self._letters.taken(change)
 
     def _undoing(self, call: Callable[..., Any], *arguments: object) -> Steps:
         """A callback whose failure rolls back."""
@@ -259,20 +241,38 @@ class CallbackLoop:
             yield from self._checkpoint()
         except _Undone as undone:
             error = _cause(undone)
-            yield self.calls.on_error, (error, None)
+            yield from self._report(error, None)
             raise self._failed("the last checkpoint failed", str(self.feed.stored)) from error
 
     # What goes wrong
 
+    def _report(self, error: Exception, change: Change | None) -> Steps:
+        """Tells the consumer of an error."""
+        self._reported = error
+        try:
+            yield self.calls.on_error, (error, change)
+        except Exception as raised:
+            self._reported = raised
+            raise
+
+    def _knows(self, error: Exception) -> bool:
+        """Whether an error that ends the run is known to the consumer: it raised that itself, or was told its cause."""
+        return error is self._reported or isinstance(error, CallbackFailed)
+
     def _abandon(self) -> Steps:
         taken, self._taken, self._whole, self._open = self._taken, False, None, False
         if taken:
-            yield self.calls.on_rollback, (self.feed.stored,)
+            yield self.calls.on_rollback, (self._behind,)
+
+    def _abandon_open(self) -> Steps:
+        """A transaction that has begun has no rest: the consumer was sent elsewhere since."""
+        if self._open:
+            yield from self._abandon()
 
     def _roll_back(self, error: Exception) -> Steps:
         if isinstance(error, CheckpointTaken):
             raise error
-        yield self.calls.on_error, (error, None)
+        yield from self._report(error, None)
         yield from self._abandon()
         if isinstance(error, ChangesRefused):
             self._blame(error)
@@ -291,14 +291,22 @@ class CallbackLoop:
             raise self._failed("changes were refused", where) from error
         self._at_fault |= found
 
-    def _refused(self, change: Change, delivery: Delivered, error: Exception) -> Generator[Step, Any, bool]:
-        """Tries a change again, as often as it may be; then the policy decides. Whether it was taken."""
+    def _make_room(self, full: DeadLettersFull) -> Steps:
+        """Tries the letters that an operator asked for; what was taken comes again, if that has made room."""
+        yield from self._report(full, None)
+        yield from self._abandon()
+        if self._letters is None or not (yield from self._try_letters(self._letters)):
+            raise full
+        yield self.effects.rewind, ()
+
+    def _refused(self, change: Change, delivery: Delivery, error: Exception) -> Steps:
+        """Tries a change again, as often as it may be; then the policy decides."""
         backoff = self.failures.backoff()
         attempts = 1
         while True:
             if isinstance(error, ChangesRefused) and {_fault_of(one) for one in error.changes} != {_fault_of(change)}:
                 raise _Undone from error
-            yield self.calls.on_error, (error, change)
+            yield from self._report(error, change)
             if isinstance(error, ChangesRefused) or attempts >= self.failures.attempts:
                 break
             yield from self._pause(backoff.next_delay())
@@ -307,17 +315,15 @@ class CallbackLoop:
             except Exception as again:
                 error, attempts = again, attempts + 1
             else:
-                return True
+                yield from self._dealt_with(change)
+                return
         yield from self._give_up(change, delivery, error, attempts)
-        return False
 
-    def _give_up(self, change: Change, delivery: Delivered, error: Exception, attempts: int) -> Steps:
-        told = {"consumer": self.feed.name, "table": change.table, "position": str(change.position)}
-        if self.letters is not None:
-            log_id = self.feed.log_id
-            yield self.effects.call, (self.letters.park, change, delivery.window, log_id, error, attempts)
-            _log.warning("consumer.change_parked", **told, error=type(error).__name__, attempts=attempts)
+    def _give_up(self, change: Change, delivery: Delivery, error: Exception, attempts: int) -> Steps:
+        if self._letters is not None:
+            yield from self._letters.park(change, delivery, error, attempts)
         elif self.failures.policy == "skip":
+            told = {"consumer": self.feed.name, "table": change.table, "position": str(change.position)}
             _log.warning("consumer.change_skipped", **told, error=type(error).__name__, attempts=attempts)
         else:
             what = f"a change was refused {attempts} times ({type(error).__name__})"
@@ -332,71 +338,13 @@ class CallbackLoop:
         mend = "mend the code that raised it, or choose the policy skip or dead-letter"
         return CallbackFailed(what, where=where, mend=mend)
 
-    # Dead letters
-
-    def _set_aside(self, change: Change, delivery: Delivered) -> Generator[Step, Any, bool]:
-        """Whether a change is not to be handed over: it is known to be at fault, or waits behind a letter."""
-        fault = self._at_fault.get(_fault_of(change)) if self._at_fault else None
-        letters, log_id = self.letters, self.feed.log_id
-        if letters is not None and letters.holds(change):
-            behind: bool = yield self.effects.call, (letters.park_behind, change, delivery.window, log_id)
-            if behind:
-                return True
-        if fault is None:
-            return False
-        yield from self._give_up(change, delivery, fault, 1)
-        return True
-
-    def _truncated(self, change: Change) -> Steps:
-        if self.letters is not None:
-            void: int = yield self.effects.call, (self.letters.truncated, change.raw.table)
-            if void:
-                _log.warning("consumer.letters_void", consumer=self.feed.name, table=change.table, letters=void)
-
-    def _try_letters(self, letters: DeadLetters) -> Steps:
-        """Hands over again what an operator asked for, each letter as a window of its own, in order by key."""
-        asked: list[DeadLetter] = yield self.effects.call, (letters.asked,)
-        self._look_at = self.monotonic() + _LOOK_SECONDS
+    def _try_letters(self, letters: LetterSteps) -> Generator[Step, Any, int]:
+        """Hands over again what an operator asked for; how many letters were dealt with."""
+        asked = yield from letters.asked()
         if not asked:
-            return
+            return 0
         yield from self._checkpoint()
-        failed: set[Held] = set()
-        for letter in asked:
-            error: Exception | None = None
-            if not touches(letter.change, failed):
-                try:
-                    yield from self._hand_over(letter)
-                except Exception as raised:
-                    error = raised
-                    yield self.calls.on_error, (error, letter.change)
-                    yield self.calls.on_rollback, (self.feed.stored,)
-                else:
-                    yield self.effects.call, (letters.resolved, letter)
-                    continue
-            failed.update(held_by(letter.change))
-            yield self.effects.call, (letters.failed_again, letter, error)
-
-    def _hand_over(self, letter: DeadLetter) -> Steps:
-        window = self.feed.again(letter.window)
-        yield self.calls.on_window_start, (window,)
-        yield self.calls.on_change, (window.changes[0], window)
-        yield self.calls.on_window_end, (window,)
-        yield self.calls.on_checkpoint, (self.feed.stored,)
-
-
-def drive(steps: Steps) -> None:
-    """Takes the steps in this thread."""
-    try:
-        call, arguments = next(steps)
-        while True:
-            try:
-                given = call(*arguments)
-            except BaseException as error:
-                call, arguments = steps.throw(error)
-            else:
-                call, arguments = steps.send(given)
-    except StopIteration:
-        pass
+        return (yield from letters.hand_over(asked))
 
 
 def _cause(undone: _Undone) -> Exception:

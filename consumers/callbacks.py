@@ -64,7 +64,10 @@ class Callbacks:
         """Makes durable all that came up to a position; blocks until it is."""
 
     def on_rollback(self, position: Position) -> None:
-        """Forgets what came behind a position, that of the last checkpoint: it comes again, or the run ends."""
+        """Forgets what came behind a position, that of the last checkpoint.
+
+        It comes again, or the run ends, or the consumer itself went elsewhere in the middle of a transaction (`seek`).
+        """
 
     def on_error(self, error: Exception, change: Change | None) -> None:
         """Something raised; `change` is the one that was refused. To raise here ends the run at once."""

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import structlog
+
 from walbus.consumers.callbacks import Failures
-from walbus.consumers.dead_letters import FILE_NAME, DeadLetters
+from walbus.consumers.checkpoint_fence import FencedCheckpointStore
+from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.deliveries import Delivered, Delivery
+from walbus.consumers.letter_file import FILE_NAME
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.steps import Discard
 from walbus.consumers.subscription_twin import SubscriptionTwin
 from walbus.consumers.typed_rows import typed_window
 from walbus.errors import UsageError
-from walbus.events import Window
+from walbus.events import Change, Window
 
 if TYPE_CHECKING:
     from walbus.consumers.subscription import Subscription
+
+_log = structlog.get_logger(__name__)
 
 
 class CalledFeed(SubscriptionTwin):
@@ -38,6 +44,9 @@ class CalledFeed(SubscriptionTwin):
             limits = {"limit": failures.dead_letters, "limit_bytes": failures.dead_letter_bytes}
             path = subscription._handing.folder / FILE_NAME
             self.letters = DeadLetters(path, **limits, wall=subscription._clock.wall)
+            store = subscription._store
+            if isinstance(store, FencedCheckpointStore) and not store.stays_here:
+                _log.warning("consumer.letters_stay_here", consumer=self.name, file=str(path))
         subscription._told = deque()
 
     @property
@@ -52,6 +61,19 @@ class CalledFeed(SubscriptionTwin):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401  # whatever it is
         """Calls what blocks, at once; the asyncio twin has it called by a thread."""
         return function(*arguments)
+
+    def each(
+        self, on_change: Callable[..., Any], changes: Sequence[Change], window: Delivered
+    ) -> tuple[int, Exception | None]:
+        """Calls a consumer for one change after another: how many it took, and what it raised at the next one."""
+        taken = 0
+        try:
+            for change in changes:
+                on_change(change, window)
+                taken += 1
+        except Exception as error:  # whatever a consumer's code raises
+            return taken, error
+        return taken, None
 
     def told(self) -> PhaseEvent | Discard | None:
         """What was told before the delivery that came last; None once all is taken."""

@@ -102,8 +102,13 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Delivery(Delivered):
-    """One window, and its commit."""
+    """One window, and its commit.
 
+    Attributes:
+        generation: of the snapshot that it belongs to, or came behind; see `Sweep.marks`.
+    """
+
+    generation: int
     _number: int
     _checkpoint: Checkpoint | None
     _committed: Callable[[int, Checkpoint | None], object]

@@ -13,10 +13,11 @@ from typing import Self
 import structlog
 
 from walbus.consumers.arrow import record_batches
-from walbus.consumers.callback_loop import CallbackLoop, drive
+from walbus.consumers.callback_effects import drive
+from walbus.consumers.callback_loop import CallbackLoop
 from walbus.consumers.callbacks import STOP, Callbacks, Failures
 from walbus.consumers.called_feed import CalledFeed
-from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of
+from walbus.consumers.checkpoint import Checkpoint, Following, Marks, last_done_of
 from walbus.consumers.checkpoint_store import CheckpointStore, OneReader
 from walbus.consumers.deliveries import Batches, Delivery
 from walbus.consumers.phase_events import PhaseEvent
@@ -175,10 +176,10 @@ class Subscription:
         match output:
             case Deliver(window) if until is not None and until.passed_by(window):
                 self._finished = True
-            case Deliver(window, _, checkpoint):
-                return self._deliver(window, checkpoint, None)
-            case Sweep(checkpoint=checkpoint) as sweep:
-                return self._deliver(_EMPTY, checkpoint, sweep)
+            case Deliver(window, marks, checkpoint):
+                return self._deliver(window, checkpoint, marks, None)
+            case Sweep(checkpoint=checkpoint, marks=marks) as sweep:
+                return self._deliver(_EMPTY, checkpoint, marks, sweep)
             case Advance(checkpoint):
                 self._idle, self._finished = checkpoint, self._is_end(checkpoint)
                 if self._stored is None and isinstance(checkpoint, Following) and not self._delivered:
@@ -375,13 +376,14 @@ class Subscription:
         if self._handing.on_phase is not None and isinstance(event, PhaseEvent):
             self._handing.on_phase(event)
 
-    def _deliver(self, window: Window, checkpoint: Checkpoint | None, sweep: Sweep | None) -> Delivery:
+    def _deliver(self, window: Window, checkpoint: Checkpoint | None, marks: Marks, sweep: Sweep | None) -> Delivery:
         self._idle = None
         self._delivered += 1
         self._finished = self._is_end(checkpoint)
         if self._handing.rows is not None:
             window = typed_window(window, self._handing.rows)
-        return Delivery(window, self._session.read_in, sweep, self._delivered, checkpoint, self._commit)
+        phase, number = self._session.read_in, self._delivered
+        return Delivery(window, phase, sweep, marks.generation, number, checkpoint, self._commit)
 
     def _commit(self, number: int, checkpoint: Checkpoint | None) -> None:
         """A delivery was committed (`Delivery.commit`)."""

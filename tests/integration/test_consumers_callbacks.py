@@ -19,7 +19,7 @@ from support.scripted_relay import ScriptedRelay
 from support.serving_relay import ServingRelay
 from support.waiting import wait_for
 from walbus.consumers import Callbacks, ChangesRefused, DeadLetters, Delivered, Failures
-from walbus.errors import CallbackFailed, DeadLettersFull, UsageError
+from walbus.errors import CallbackFailed, DeadLettersFull, PositionUnknown, UsageError
 from walbus.events import Change
 from walbus.position import Position
 from walbus.records import Op
@@ -457,6 +457,50 @@ def test_what_on_error_raises_ends_the_run_at_once(source, relay, tmp_path: Path
     calls.raising["error"] = give_up
     with calling(way, relay.url, tmp_path, calls, SKIP) as run:
         assert isinstance(run.ended(), RuntimeError)
+    assert calls.calls == ["start", "window_start", "change", "error", "rollback", "stop"]
+
+
+def test_what_on_error_raises_about_the_reading_rolls_back_too(source, relay, tmp_path: Path, way: str) -> None:
+    source.commit([insert(ITEMS, 1)])
+    source.commit([insert(ITEMS, n) for n in (2, 3)], pieces=2)
+    source.records.pop()
+    regressed = ModelSource()
+    for _ in range(9):
+        regressed.progress()
+    calls = Recorder()
+
+    def give_up() -> None:
+        raise RuntimeError("no more")
+
+    calls.raising["error"] = give_up
+    with calling(way, relay.url, tmp_path, calls, SKIP) as run:
+        wait_for(lambda: calls.ids == [1, 2])
+        relay.source = regressed
+        assert isinstance(run.ended(), RuntimeError)
+    assert calls.calls[-3:] == ["error", "rollback", "stop"]
+    assert [type(error) for error, _ in calls.errors] == [PositionUnknown]
+
+
+def test_who_goes_elsewhere_in_the_middle_of_a_transaction_has_it_rolled_back(source, relay, tmp_path: Path) -> None:
+    first = source.commit([insert(ITEMS, 9)])
+    source.commit([insert(ITEMS, n) for n in range(4)], pieces=2)
+    went: list[Position] = []
+
+    def go(change: Change) -> bool:
+        if change.key == {"id": 1} and not went:
+            went.append(run.subscription.stored)
+            run.subscription.seek(first)
+        return False
+
+    calls = Recorder(go)
+    with calling("threads", relay.url, tmp_path, calls) as run:
+        wait_for(lambda: len(calls.durable) == 6)
+    assert run.error is None
+    assert [change.key["id"] for change in calls.durable] == [9, 9, 0, 1, 2, 3]
+    assert [name for name in calls.calls if name != "change"][:8] == [
+        "start", "window_start", "window_end", "checkpoint", "window_start", "rollback", "window_start", "window_end",
+    ]  # fmt: skip
+    assert calls.rolled_back == went, "what came since the last checkpoint, and not since the place that it went to"
 
 
 def test_a_stop_is_not_held_up_by_a_pause_between_two_attempts(source, relay, tmp_path: Path, way: str) -> None:

@@ -15,9 +15,13 @@ import msgspec
 import pytest
 
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
-from walbus.consumers import DeadLetters
+from walbus.consumers import DeadLetters, Sweep
+from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.letter_file import LetterFile
 from walbus.errors import DeadLettersFull, StoreDamaged, StoreError, UsageError
 from walbus.events import Change, Window, window_of
+from walbus.position import Position
+from walbus.records import Kind
 
 pytestmark = pytest.mark.one_version
 
@@ -214,7 +218,7 @@ def test_a_file_that_somebody_holds_is_not_called_damaged(source, tmp_path: Path
     path = tmp_path / "letters.sqlite"
     with closing(DeadLetters(path)) as store:
         park(store, window(source, insert(ITEMS, 1)))
-    monkeypatch.setattr("walbus.consumers.dead_letters._BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("walbus.consumers.letter_file._BUSY_SECONDS", 0.01)
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")
         holder.execute("BEGIN EXCLUSIVE")
@@ -247,3 +251,83 @@ def test_no_letter_is_tried_before_one_of_its_key_that_was_refused_again(source,
         store.retry()
         assert len(store.asked(most=1)) == 1
         assert len(store.asked()) == 3
+
+
+def sweep(seq: int, generation: int, table: str = ITEMS) -> Sweep:
+    marks = Marks(generation, 1)
+    return Sweep(table, seq, marks, Following("log-a", marks, Point(Position(1, 1, 1), seq)))
+
+
+def test_a_sweep_takes_letters_that_its_snapshot_did_not_bring_up_to_its_seq(source, tmp_path: Path) -> None:
+    source.add_layout(items_layout("others", oid=16500))
+    first = window(source, insert(ITEMS, 1), insert(ITEMS, 2), insert(ITEMS, 3), insert("public.others", 1))
+    seq = first.last_seq
+    later = window(source, insert(ITEMS, 4))
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        park(store, first)
+        park(store, later)
+        brought = replace(first, kind=Kind.SNAPSHOT, changes=[first.changes[1]])
+        assert store.park_behind(brought.changes[0], brought, "log-a", generation=7), "the very letter that is there"
+        assert store.swept(sweep(seq, 7), "log-a") == 2
+        assert [letter.change.key["id"] for letter in store.letters()] == [2, 1, 4]
+        assert store.swept(sweep(seq, 8), "log-a") == 1, "what an earlier snapshot brought counts no more"
+        assert store.swept(sweep(seq, 8), "log-b") == 1, "a seq says nothing in another log"
+        assert [letter.change.table for letter in store.letters()] == ["public.others"]
+        assert not store.holds(first.changes[0])
+
+
+def test_a_sweep_leaves_what_tells_no_rows(source, tmp_path: Path) -> None:
+    source.commit([insert(ITEMS, 1)])
+    source.tell_again(1)
+    layout = window_of(*source.records[-1], source.layouts.__getitem__)
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        park(store, layout)
+        assert store.swept(sweep(100, 7), "log-a") == 0
+
+
+def test_a_store_knows_what_it_wrote_without_reading_it_again(source, tmp_path: Path, monkeypatch) -> None:
+    path, read = tmp_path / "letters.sqlite", []
+    entries = LetterFile.entries
+    monkeypatch.setattr(LetterFile, "entries", lambda file: read.append(file) or entries(file))
+    with closing(DeadLetters(path)) as store:
+        park(store, window(source, *(insert(ITEMS, n) for n in range(20))))
+        store.failed_again(store.letters()[0], None)
+        assert store.drop([1, 2]) == 2
+        assert store.retry() == 18
+        for letter in store.asked():
+            store.resolved(letter)
+        assert len(store) == 0
+        assert len(read) == 1
+        with closing(DeadLetters(path)) as operator:
+            park(operator, window(source, insert(ITEMS, 5)))
+        assert [letter.change.key["id"] for letter in store.letters()] == [5]
+        assert len(read) == 3
+
+
+def test_a_bound_counts_what_another_process_has_made_room_for(source, tmp_path: Path) -> None:
+    path = tmp_path / "letters.sqlite"
+    first, second = window(source, insert(ITEMS, 1)), window(source, insert(ITEMS, 2))
+    with closing(DeadLetters(path, limit=1)) as store, closing(DeadLetters(path)) as operator:
+        park(store, first)
+        park(store, first)
+        with pytest.raises(DeadLettersFull):
+            park(store, second)
+        assert not store.holds(second.changes[0])
+        operator.drop()
+        park(store, second)
+        assert len(store) == 1
+
+
+def test_a_file_of_before_generations_is_taken_over(source, tmp_path: Path) -> None:
+    path, whole = tmp_path / "letters.sqlite", window(source, insert(ITEMS, 1))
+    with closing(DeadLetters(path)) as store:
+        park(store, whole)
+    with closing(sqlite3.connect(path)) as older:
+        older.executescript("DROP INDEX by_key; ALTER TABLE letters DROP COLUMN generation; PRAGMA user_version = 1;")
+    with closing(DeadLetters(path)) as store:
+        assert [said(letter.change) for letter in store.letters()] == [said(change) for change in whole]
+        assert store.swept(sweep(whole.last_seq, 7), "log-a") == 1
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreDamaged, match="version 99"):
+        DeadLetters(path)

@@ -52,36 +52,28 @@ def list_(  # noqa: PLR0913, PLR0917 - the command's options
             behind = letters[-1].id
 
 
-@app.command("retry")
-def retry(  # noqa: PLR0913, PLR0917 - the command's options
-    context: typer.Context,
-    name: Name,
-    letters: Letters = None,
-    everything: All = False,
-    folder: Folder = None,
-    config: ConfigFile = None,
-) -> None:
-    """Have letters tried again by the consumer, when it runs; those before them of the same keys come first."""
-    chosen = _chosen(letters, everything=everything)
-    with closing(_opened(context, name, folder, config)) as store:
-        count = store.retry(chosen)
-    typer.echo(f"{count} to be tried again")
+def _add(act: str, about: str, done: str) -> None:
+    """A command that does something with letters that are named, or with all."""
+
+    def command(  # noqa: PLR0913, PLR0917 - the command's options
+        context: typer.Context,
+        name: Name,
+        letters: Letters = None,
+        everything: All = False,
+        folder: Folder = None,
+        config: ConfigFile = None,
+    ) -> None:
+        chosen = _chosen(letters, everything=everything)
+        with closing(_opened(context, name, folder, config)) as store:
+            count = getattr(store, act)(chosen)
+        typer.echo(f"{count} {done}")
+
+    app.command(act, help=about)(command)
 
 
-@app.command("drop")
-def drop(  # noqa: PLR0913, PLR0917 - the command's options
-    context: typer.Context,
-    name: Name,
-    letters: Letters = None,
-    everything: All = False,
-    folder: Folder = None,
-    config: ConfigFile = None,
-) -> None:
-    """Give letters up for good."""
-    chosen = _chosen(letters, everything=everything)
-    with closing(_opened(context, name, folder, config)) as store:
-        count = store.drop(chosen)
-    typer.echo(f"{count} dropped")
+_AGAIN = "Have letters tried again by the consumer, when it runs; those before them of the same keys come first."
+_add("retry", _AGAIN, "to be tried again")
+_add("drop", "Give letters up for good.", "dropped")
 
 
 def _chosen(letters: list[int] | None, *, everything: bool) -> list[int] | None:
@@ -92,7 +84,8 @@ def _chosen(letters: list[int] | None, *, everything: bool) -> list[int] | None:
 
 def _opened(context: typer.Context, name: str, folder: Path | None, config: Path | None) -> DeadLetters:
     from walbus.consumer_reports import checked_name  # noqa: PLC0415 - a command loads what it needs
-    from walbus.consumers.dead_letters import FILE_NAME, DeadLetters  # noqa: PLC0415
+    from walbus.consumers.dead_letters import DeadLetters  # noqa: PLC0415
+    from walbus.consumers.letter_file import FILE_NAME  # noqa: PLC0415
 
     checked_name(name)
     own = load(context, config).consumer_dir(name) if folder is None else folder / name

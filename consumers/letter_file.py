@@ -1,0 +1,282 @@
+"""The SQLite file that a consumer's dead letters lie in: a letter a row, and the layouts of their rows once each.
+
+It holds rows, as the consumer's own data does: its mode lets nobody else read it. Several processes may open it, each
+with one connection; a write is one transaction, durable when it returns.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from walbus.consumers.letter_index import Entry, held_of
+from walbus.errors import InvalidText, StoreDamaged, StoreError
+from walbus.events import Change, Window, time_of
+from walbus.position import parse_position
+from walbus.records import Kind, iter_changes, pack_change
+from walbus.schema import TableSchema
+
+FILE_NAME: Final = "dead-letters.sqlite"
+
+_FORMAT = 2
+_BUSY_SECONDS = 10.0
+_MICROSECOND = timedelta(microseconds=1)
+_TABLES = (
+    "CREATE TABLE layouts (number INTEGER PRIMARY KEY, document TEXT NOT NULL UNIQUE)",
+    """CREATE TABLE letters (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, log_id TEXT NOT NULL, relation INTEGER NOT NULL, op INTEGER NOT NULL,
+    key BLOB, old_key BLOB, position TEXT NOT NULL, seq INTEGER NOT NULL, window TEXT NOT NULL,
+    layout INTEGER REFERENCES layouts, change BLOB NOT NULL, error TEXT NOT NULL, message TEXT NOT NULL,
+    attempts INTEGER NOT NULL, parked_at REAL NOT NULL, asked INTEGER NOT NULL DEFAULT 0)""",
+    "CREATE UNIQUE INDEX once ON letters (log_id, relation, seq, op, coalesce(key, position))",
+)
+#: What a file of version 1 lacks.
+_SECOND = (
+    "ALTER TABLE letters ADD COLUMN generation INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX by_key ON letters (relation, key)",
+)
+_COLUMNS = "id, log_id, position, seq, window, layout, change, error, message, attempts, parked_at, asked"
+_ENTRY = "id, log_id, seq, length(change), asked, relation, op, key, old_key"
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One change that was parked.
+
+    Attributes:
+        id: rises in the order of parking.
+        change: with its layout.
+        window: what the change came in, with this change alone.
+        log_id: of the log that position and seq belong to.
+        error: type of what the last attempt raised; `behind` if it only waits behind an earlier letter of its key.
+        message: its text; may quote values of the row.
+        attempts: how often it was tried.
+        parked_at: Unix seconds.
+        asked: whether it is to be tried again.
+    """
+
+    id: int
+    change: Change
+    window: Window
+    log_id: str
+    error: str
+    message: str
+    attempts: int
+    parked_at: float
+    asked: bool
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a change is parked, and where: see DeadLetter.
+
+    Attributes:
+        generation: that of the snapshot that it belongs to, or came behind.
+    """
+
+    log_id: str
+    error: str
+    message: str
+    attempts: int
+    parked_at: float
+    generation: int
+
+
+class LetterFile:
+    """One file, which is made when it is first written to. One thread at a time.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        StoreError: it cannot be opened, or written, now.
+        StoreDamaged: the file is none of these.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._version = -1
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self._path
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was made."""
+        return self._connection is not None or self._path.exists()
+
+    def close(self) -> None:
+        """Closes it; the next call opens it again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def changed(self) -> bool:
+        """Whether another process wrote since this was asked last; True at first."""
+        (version,) = self._opened().execute("PRAGMA data_version").fetchone()
+        before, self._version = self._version, version
+        return bool(version != before)
+
+    def entries(self) -> list[Entry]:
+        """What is to be known of every letter."""
+        return [_entry(*row) for row in self._opened().execute(f"SELECT {_ENTRY} FROM letters")]  # noqa: S608  # our own words
+
+    def read(self, ids: Iterable[int]) -> list[DeadLetter]:
+        """Those letters of them that are there, in their order."""
+        connection = self._opened()
+        layouts: dict[int, TableSchema] = {}
+        read = f"SELECT {_COLUMNS} FROM letters WHERE id = ?"  # noqa: S608  # our own words
+        found = (connection.execute(read, (id_,)).fetchone() for id_ in ids)
+        return [_letter(connection, layouts, *row) for row in found if row is not None]
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; no other process writes meanwhile."""
+        connection = self._opened()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            mend = "make room, or let this user write there"
+            raise StoreError(f"no dead letter can be written: {error}", where=str(self._path), mend=mend) from None
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch(mode=0o600)
+            # A consumer may park from another thread than the one that opened it, never from two at a time.
+            connection = sqlite3.connect(
+                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                _prepare(connection)
+            except sqlite3.OperationalError as error:
+                connection.close()
+                mend = "make room, let this user write there, or wait until nobody holds the file"
+                raise StoreError(f"dead letters cannot be opened: {error}", where=str(self._path), mend=mend) from None
+            except sqlite3.DatabaseError as error:
+                connection.close()
+                mend = "move the file away: the letters in it are lost to this consumer"
+                raise StoreDamaged(f"these are no dead letters: {error}", where=str(self._path), mend=mend) from None
+            self._connection, self._version = connection, -1
+        return self._connection
+
+
+# What is done inside `LetterFile.writing`
+
+
+def insert(connection: sqlite3.Connection, change: Change, window: Window, why: Refused) -> Entry | None:
+    """Adds a letter; None if it is there already, because a crash came before the checkpoint.
+
+    A snapshot's row has the other letters of its key belong to the snapshot too: it has brought that key.
+    """
+    raw = change.raw
+    packed = pack_change(
+        raw.op, table=raw.table, schema_id=raw.schema_id, seq_delta=0, ordinal_delta=0, flags=raw.flags & ~0xF,
+        key=raw.key, old_key=raw.old_key, unchanged=raw.unchanged, after=raw.after, before=raw.before,
+    )  # fmt: skip
+    layout = None if change.schema is None else _number_of(connection, change.schema)
+    done = connection.execute(
+        "INSERT OR IGNORE INTO letters (log_id, relation, op, key, old_key, position, seq, window, layout, change,"
+        " error, message, attempts, parked_at, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            why.log_id, raw.table, raw.op, raw.key, raw.old_key, str(change.position), change.seq,
+            _dump_window(window), layout, packed, why.error, why.message, why.attempts, why.parked_at, why.generation,
+        ),
+    )  # fmt: skip
+    if window.kind == Kind.SNAPSHOT:
+        brought = "UPDATE letters SET generation = ? WHERE relation = ? AND key = ? AND generation < ?"
+        connection.execute(brought, (why.generation, raw.table, raw.key, why.generation))
+    if done.rowcount != 1 or done.lastrowid is None:
+        return None
+    held = held_of(raw.table, raw.op, raw.key, raw.old_key)
+    return Entry(done.lastrowid, why.log_id, change.seq, len(packed), asked=False, held=held)
+
+
+def take_out(connection: sqlite3.Connection, which: str, parameters: tuple[object, ...]) -> list[int]:
+    """Deletes the letters of which a condition holds, and gives their ids."""
+    gone = [id_ for (id_,) in connection.execute(f"SELECT id FROM letters WHERE {which}", parameters)]  # noqa: S608  # our own words
+    connection.executemany("DELETE FROM letters WHERE id = ?", [(id_,) for id_ in gone])
+    return gone
+
+
+def layouts_of(connection: sqlite3.Connection, table: str) -> list[int]:
+    """Numbers of the layouts of a table, by its name."""
+    told = connection.execute("SELECT number, document FROM layouts")
+    return [number for number, document in told if TableSchema.from_dict(json.loads(document)).table == table]
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > _FORMAT:
+        raise sqlite3.DatabaseError(f"version {version} is not of version 1 to {_FORMAT}")
+    if version < _FORMAT:
+        for statement in (*_TABLES, *_SECOND) if version == 0 else _SECOND:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {_FORMAT}")
+    connection.execute("COMMIT")
+
+
+def _number_of(connection: sqlite3.Connection, schema: TableSchema) -> int:
+    document = json.dumps(schema.to_dict(), sort_keys=True)
+    connection.execute("INSERT OR IGNORE INTO layouts (document) VALUES (?)", (document,))
+    (number,) = connection.execute("SELECT number FROM layouts WHERE document = ?", (document,)).fetchone()
+    return int(number)
+
+
+def _entry(  # noqa: PLR0913, PLR0917  # a row of the table
+    id_: int, log_id: str, seq: int, size: int, asked: int, relation: int, op: int, key: bytes | None,
+    old_key: bytes | None,
+) -> Entry:  # fmt: skip
+    return Entry(id_, log_id, seq, size, bool(asked), held_of(relation, op, key, old_key))
+
+
+def _dump_window(window: Window) -> str:
+    return json.dumps(
+        {
+            "kind": int(window.kind), "xid": window.xid, "commit_lsn": window.commit_lsn, "last": str(window.last),
+            "commit_time": (window.commit_time - time_of(0)) // _MICROSECOND, "last_seq": window.last_seq,
+            "origin": window.origin, "net": window.net,
+        }
+    )  # fmt: skip
+
+
+def _letter(  # noqa: PLR0913, PLR0917  # a row of the table
+    connection: sqlite3.Connection, layouts: dict[int, TableSchema], id_: int, log_id: str, position: str, seq: int,
+    window: str, layout: int | None, packed: bytes, error: str, message: str, attempts: int, parked_at: float,
+    asked: int,
+) -> DeadLetter:  # fmt: skip
+    schema = None
+    if layout is not None:
+        if layout not in layouts:
+            (text,) = connection.execute("SELECT document FROM layouts WHERE number = ?", (layout,)).fetchone()
+            layouts[layout] = TableSchema.from_dict(json.loads(text))
+        schema = layouts[layout]
+    try:
+        change = Change(next(iter_changes(packed)), schema, parse_position(position), seq)
+    except InvalidText as error_:
+        raise StoreDamaged(error_.what, where=f"letter {id_}", mend="drop it") from None
+    told = json.loads(window)
+    alone = Window(
+        kind=Kind(told["kind"]), changes=(change,), xid=told["xid"], commit_lsn=told["commit_lsn"],
+        commit_time=time_of(told["commit_time"]), last=parse_position(told["last"]), last_seq=told["last_seq"],
+        begins=True, ends=True, origin=told["origin"], net=told["net"],
+    )  # fmt: skip
+    return DeadLetter(id_, change, alone, log_id, error, message, attempts, parked_at, bool(asked))

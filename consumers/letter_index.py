@@ -1,0 +1,160 @@
+"""Which dead letters there are: what each holds, their order, and which are to be tried again. Pure, and in memory.
+
+A letter holds its keys: that of the change, and the one before an update changed it. A TRUNCATE that was refused holds
+all keys of its table; a change without a key holds nothing. Each key's letters have one order: that of seq, log by log
+as they were first parked, for a consumer that goes back parks old changes last.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from walbus.events import Change
+from walbus.records import Op
+
+
+class Held(NamedTuple):
+    """A key that a letter holds; `key` is None for every key of the table."""
+
+    relation: int
+    key: bytes | None
+
+
+class Entry(NamedTuple):
+    """What is to be known of a letter without reading it.
+
+    Attributes:
+        id: rises in the order of parking.
+        log_id, seq: of its change.
+        size: bytes of its change.
+        asked: whether it is to be tried again.
+        held: its keys.
+    """
+
+    id: int
+    log_id: str
+    seq: int
+    size: int
+    asked: bool
+    held: tuple[Held, ...]
+
+
+class LetterIndex:
+    """The letters of one store; kept in step with it by whoever writes there."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._entries: dict[int, Entry] = {}
+        self._keys: Counter[Held] = Counter()
+        self._asked: set[int] = set()
+        self._size = 0
+        for entry in entries:
+            self.add(entry)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def ids(self) -> list[int]:
+        """Of all letters, in the order of parking."""
+        return sorted(self._entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all changes."""
+        return self._size
+
+    def add(self, entry: Entry) -> None:
+        """A letter was parked."""
+        self._entries[entry.id] = entry
+        self._size += entry.size
+        self._keys.update(entry.held)
+        if entry.asked:
+            self._asked.add(entry.id)
+
+    def remove(self, id_: int) -> None:
+        """A letter is gone."""
+        entry = self._entries.pop(id_)
+        self._size -= entry.size
+        self._asked.discard(id_)
+        for held in entry.held:
+            self._keys[held] -= 1
+            if not self._keys[held]:
+                del self._keys[held]
+
+    def ask(self, id_: int, *, again: bool) -> None:
+        """A letter is to be tried again, or is not any more."""
+        self._entries[id_] = self._entries[id_]._replace(asked=again)
+        if again:
+            self._asked.add(id_)
+        else:
+            self._asked.discard(id_)
+
+    def of_table(self, relation: int) -> bool:
+        """Whether any letter holds keys of a table."""
+        return any(held.relation == relation for held in self._keys)
+
+    def holds(self, change: Change) -> bool:
+        """Whether a letter holds the change's key.
+
+        A TRUNCATE waits behind another one alone: it makes letters of single keys void.
+        """
+        if not self._keys:
+            return False
+        return any(held in self._keys or Held(held.relation, None) in self._keys for held in held_by(change))
+
+    def asked(self, most: int) -> list[int]:
+        """The first of those to be tried again, in order; none behind one of its key that is not."""
+        if not self._asked:
+            return []
+        chosen: list[int] = []
+        blocked: set[Held] = set()
+        for entry in self._in_order():
+            if not entry.asked or any(_touch(held, blocked) for held in entry.held):
+                blocked.update(entry.held)
+            elif len(chosen) < most:
+                chosen.append(entry.id)
+        return chosen
+
+    def with_those_before(self, wanted: Collection[int]) -> list[int]:
+        """Letters, and all before them that hold their keys."""
+        chosen: list[int] = []
+        held: set[Held] = set()
+        for entry in reversed(self._in_order()):
+            if entry.id in wanted or any(_touch(one, held) for one in entry.held):
+                chosen.append(entry.id)
+                held.update(entry.held)
+        return chosen
+
+    def _in_order(self) -> list[Entry]:
+        first: dict[str, int] = {}
+        for id_ in self.ids:
+            first.setdefault(self._entries[id_].log_id, id_)
+        return sorted(self._entries.values(), key=lambda entry: (first[entry.log_id], entry.seq, entry.id))
+
+
+def held_by(change: Change) -> tuple[Held, ...]:
+    """The keys that a letter with this change holds."""
+    raw = change.raw
+    return held_of(raw.table, raw.op, raw.key, raw.old_key)
+
+
+def held_of(relation: int, op: int, key: bytes | None, old_key: bytes | None) -> tuple[Held, ...]:
+    """The same, by what a letter says of its change."""
+    if op == Op.TRUNCATE:
+        return (Held(relation, None),)
+    if op not in (Op.INSERT, Op.UPDATE, Op.DELETE):
+        return ()
+    return tuple(Held(relation, one) for one in (key, old_key) if one is not None)
+
+
+def touches(change: Change, held: Collection[Held]) -> bool:
+    """Whether any of the change's keys is among those held."""
+    return any(_touch(one, held) for one in held_by(change))
+
+
+def _touch(one: Held, held: Collection[Held]) -> bool:
+    if one.key is None:
+        return any(other.relation == one.relation for other in held)
+    return one in held or Held(one.relation, None) in held
