@@ -17,7 +17,8 @@ The way of the data, in the order of the files:
     state.py, runs.py   where each table stands: stored, and at work
     serving.py     a view of the store as records ─► server.py (HTTP); seq_at.py: the seq of a place in the log
     keeper.py      once a second: sync, hold, figures, upkeep.py (change_index.py, horizon.py)
-    service.py     the process, which is one life.py after the other (store_folder.py, threads.py)
+    service.py     the process, which is one life.py after the other (store_folder.py, threads.py);
+      allocator.py   its memory
 
 `change_index`, `completing`, `fold`, `horizon`, `visibility`, `entry`, `unseen`, `net_difference`, `seen_rows` and
 `pace` do no I/O; COPY's rows are encoded by `walbus.native`. `docs/bootstrap.md` explains the rule.

@@ -14,8 +14,10 @@ def command(context: typer.Context, config: ConfigFile = None) -> None:
     settings = start_room(context, config, "bootstrap")
     require_source(settings, "bootstrap")
     from walbus.bootstrap import run_bootstrap  # noqa: PLC0415 - a command loads its own room alone
+    from walbus.bootstrap.allocator import share_arenas  # noqa: PLC0415
     from walbus.relay import open_reader  # noqa: PLC0415
 
+    share_arenas()
     run_bootstrap(
         settings.source,
         settings.bootstrap,
