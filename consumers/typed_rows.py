@@ -10,10 +10,11 @@
 A field takes the column of its name (a struct's `rename` counts); columns without a field are left out. A field with
 a default may lack its column. A column that is there and was not sent is another matter: its value is not known, so
 that only a field whose default is `msgspec.UNSET` may go without it. Columns of `json` and `jsonb` are parsed for
-fields that are no `str`, an `interval` becomes a `timedelta`, and `inet` a class of `ipaddress`, where the field says
-so.
+fields that are no `str`, as what the field says: numbers become a `Decimal` digit by digit. An `interval` becomes a
+`timedelta`, and `inet` a class of `ipaddress`, where the field says so.
 
-What does not fit is an error with table and column, never with a value.
+What does not fit is an error with table and column, never with a value. So is what msgspec would take to be something
+else: a text for the base64 of `bytes`, and an integer for the `float` next to it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 import msgspec
 from msgspec import NODEFAULT, inspect
@@ -51,6 +52,10 @@ _DAYS = re.compile(r"([+-]?\d+) days?(?: |\Z)")
 _TIME = re.compile(r"([+-]?)(\d+):(\d\d):(\d\d)(?:\.(\d{1,6}))?\Z")
 
 _Parse: TypeAlias = Callable[[str], Any]
+_Leaves: TypeAlias = frozenset[type[inspect.Type]]
+
+_BYTES: _Leaves = frozenset((inspect.BytesType, inspect.ByteArrayType, inspect.MemoryViewType))
+_WHOLE_NUMBERS: _Leaves = frozenset((inspect.IntType, inspect.AnyType))
 
 
 class _Field(NamedTuple):
@@ -61,12 +66,14 @@ class _Field(NamedTuple):
         required: whether it has no default.
         may_lack: whether its default says that nothing is known.
         type: as msgspec has it.
+        annotation: as Python has it.
     """
 
     column: str
     required: bool
     may_lack: bool
     type: inspect.Type
+    annotation: Any
 
 
 class TypedRows:
@@ -142,8 +149,10 @@ class _Layout:
         types = {column.name: column.type_oid for column in schema.columns}
         self._fields = [field for field in fields if field.column in types]
         self._missing = next((field.column for field in fields if field.required and field.column not in types), None)
-        parsers = ((field.column, _parser_of(types[field.column], field.type)) for field in self._fields)
+        parsers = ((field.column, _parser_of(types[field.column], field)) for field in self._fields)
         self._parsers = {column: parse for column, parse in parsers if parse is not None}
+        leaves = ((field.column, _leaves(field.type)) for field in self._fields if field.column not in self._parsers)
+        self._doubtful = {column: found for column, found in leaves if found & _BYTES or inspect.FloatType in found}
 
     def row(self, row: Mapping[str, Any], unsent: frozenset[str]) -> object:
         if self._missing is not None:
@@ -155,6 +164,8 @@ class _Layout:
         for column, parse in self._parsers.items():
             if isinstance(values.get(column), str):
                 values[column] = self._parsed(column, parse, values[column])
+        for column, leaves in self._doubtful.items():
+            self._check_kept(column, leaves, values.get(column))
         try:
             return msgspec.convert(values, self._class, dec_hook=_hook)
         except msgspec.ValidationError as error:
@@ -170,9 +181,23 @@ class _Layout:
                     "msgspec.UNSET, as in `str | msgspec.UnsetType = msgspec.UNSET`",
                 )
 
+    def _check_kept(self, column: str, leaves: _Leaves, value: object) -> None:
+        """That a value is not made another one where the field takes it."""
+        if isinstance(value, list):
+            for one in value:
+                self._check_kept(column, leaves, one)
+        elif isinstance(value, str) and leaves & _BYTES:
+            mend = "let the field be a str, or let the column be a bytea"
+            raise RowMismatch("a text is no bytes", where=self._at(column), mend=mend)
+        elif type(value) is int and not leaves & _WHOLE_NUMBERS and not _fits_float(value):
+            mend = "let the field be an int or a Decimal"
+            raise RowMismatch("a float has not the digits of this integer", where=self._at(column), mend=mend)
+
     def _parsed(self, column: str, parse: _Parse, text: str) -> object:
         try:
             return parse(text)
+        except msgspec.ValidationError as error:
+            raise self._unfit(column, str(error)) from None
         except ValueError as error:
             what = str(error) if isinstance(error, _NoTimedelta) else "the column's value cannot be parsed"
             mend = "let the field be a str"
@@ -183,7 +208,9 @@ class _Layout:
         found = _PATH.search(text)
         path = found[1] if found else ""
         named = [field.column for field in self._fields if re.match(rf"{re.escape(field.column)}(?:[.\[]|\Z)", path)]
-        column = max(named, key=len, default=None)
+        return self._unfit(max(named, key=len, default=None), text)
+
+    def _unfit(self, column: str | None, text: str) -> RowMismatch:
         told = _PATH.sub("", text)
         what = (
             f"the column does not fit: {told[0].lower()}{told[1:]}" if _TYPES.match(told) else "the column does not fit"
@@ -206,6 +233,11 @@ def _fields_of(class_: type) -> tuple[_Field, ...]:
     try:
         told = inspect.type_info(class_)
         msgspec.json.Decoder(class_)  # refuses unions that cannot be told from each other
+        annotations = (
+            {field.name: field.type for field in msgspec.structs.fields(class_)}
+            if isinstance(told, inspect.StructType)
+            else get_type_hints(class_, include_extras=True)
+        )
     except (TypeError, NameError) as error:  # a type that msgspec has no notion of, or a name that cannot be looked up
         raise UsageError(f"its fields cannot be read: {error}", where=f"into {class_!r}") from None
     if not isinstance(told, inspect.StructType | inspect.DataclassType):
@@ -218,28 +250,54 @@ def _fields_of(class_: type) -> tuple[_Field, ...]:
             field.required,
             not field.required and field.default is NODEFAULT and field.default_factory is NODEFAULT,
             field.type,
+            annotations[field.name],
         )
         for field in told.fields
     )
 
 
-def _parser_of(type_oid: int, type_: inspect.Type) -> _Parse | None:
+def _leaves(type_: inspect.Type) -> _Leaves:
+    """The types that single values of a field, and those of lists in it, may have."""
+    match type_:
+        case inspect.UnionType(types=parts) | inspect.TupleType(item_types=parts):
+            return frozenset().union(*map(_leaves, parts))
+        case inspect.CollectionType(item_type=item):
+            return _leaves(item)
+        case _:
+            return frozenset((type(type_),))
+
+
+def _fits_float(value: int) -> bool:
+    try:
+        return float(value) == value
+    except OverflowError:
+        return False
+
+
+def _parser_of(type_oid: int, field: _Field) -> _Parse | None:
     """What makes a text of the column the field's value; None where the text will do."""
-    kinds = type_.types if isinstance(type_, inspect.UnionType) else (type_,)
+    kinds = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
     if any(isinstance(kind, inspect.StrType | inspect.AnyType) for kind in kinds):
         return None
     if type_oid in (JSON, JSONB):
-        return _parse_json
+        return _json_parser(field.annotation)
     if type_oid == _INTERVAL and any(isinstance(kind, inspect.TimeDeltaType) for kind in kinds):
         return _parse_interval
     return None
 
 
-def _parse_json(text: str) -> object:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        raise ValueError from None
+def _json_parser(annotation: Any) -> _Parse:  # noqa: ANN401  # a type, or a union of some
+    decoder = msgspec.json.Decoder(annotation, dec_hook=_hook)
+
+    def parse(text: str) -> object:
+        try:
+            return decoder.decode(text)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            raise ValueError from None
+
+    return parse
 
 
 def _parse_interval(text: str) -> timedelta:

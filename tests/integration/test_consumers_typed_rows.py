@@ -206,6 +206,22 @@ class Doc(msgspec.Struct):
     tags: list[str] = []
 
 
+class Priced(msgspec.Struct):
+    price: Decimal
+    of: datetime | None = None
+    mood: Mood | None = None
+    extra: dict[str, Any] = {}
+
+
+@dataclass
+class Net:
+    first: ipaddress.IPv4Address
+    totals: dict[str, Decimal]
+
+
+LONG = "123456789012345678.012345678901234567890"
+
+
 @pytest.mark.parametrize(
     ("oid", "text", "type_", "value"),
     [
@@ -227,6 +243,28 @@ class Doc(msgspec.Struct):
         (3802, '{"a": 1, "tags": ["x"]}', Doc, Doc(1, ["x"])),
         (3802, '{"a": 1}', dict[str, int], {"a": 1}),
         (114, '{"a":  1}', str, '{"a":  1}'),
+        (3802, LONG, Decimal, Decimal(LONG)),
+        (3802, f"[{LONG}, null]", list[Decimal | None], [Decimal(LONG), None]),
+        (3802, f'{{"price": {LONG}, "extra": {{"x": 0.1}}}}', Priced, Priced(Decimal(LONG), extra={"x": 0.1})),
+        (
+            114,
+            '{"price": 1, "of": "2026-11-29T03:04:05Z", "mood": "ok"}',
+            Priced | None | msgspec.UnsetType,
+            Priced(Decimal(1), datetime(2026, 11, 29, 3, 4, 5, tzinfo=UTC), Mood.OK),
+        ),
+        (
+            114,
+            f'{{"first": "10.0.0.1", "totals": {{"a": {LONG}}}}}',
+            Net,
+            Net(ipaddress.IPv4Address("10.0.0.1"), {"a": Decimal(LONG)}),
+        ),
+        (3802, "null", Priced | None, None),
+        (3802, '{"1": 2}', dict[int, int], {1: 2}),
+        (20, "9007199254740992", float, 9007199254740992.0),
+        (20, "9007199254740993", float | int, 9007199254740993),
+        (20, "9007199254740993", Decimal, Decimal(9007199254740993)),
+        (1016, "{9007199254740993}", list[int | float], [9007199254740993]),
+        (1001, r'{"\\x00ff"}', list[bytes], [b"\x00\xff"]),
         (1186, "1 day 02:03:04.5", timedelta, timedelta(days=1, hours=2, minutes=3, seconds=4.5)),
         (1186, "-1 days +02:03:04", timedelta, timedelta(days=-1, hours=2, minutes=3, seconds=4)),
         (1186, "-00:00:01", timedelta, timedelta(seconds=-1)),
@@ -253,6 +291,14 @@ def test_values_have_pythons_types(oid: int, text: str | None, type_: Any, value
         (20, "123456789", str, "expected `str`, got `int`"),
         (3802, '{"a": "secret"}', Doc, "expected `int`, got `str`"),
         (3802, '{"tags": []}', Doc, "does not fit"),
+        (3802, '{"price": "secret"}', Priced, "does not fit"),
+        (3802, '{"price": [12345]}', Priced, "got `array`"),
+        (25, "c2VjcmV0", bytes, "a text is no bytes"),
+        (25, "secret", bytearray | None, "a text is no bytes"),
+        (1009, "{c2VjcmV0}", list[bytes], "a text is no bytes"),
+        (20, "9007199254740993", float, "has not the digits"),
+        (20, "-9007199254740993", float | None, "has not the digits"),
+        (1016, "{1,9007199254740993}", list[float], "has not the digits"),
         (1186, "1 mon", timedelta, "no timedelta"),
         (1186, "2147483647 days", timedelta, "beyond what a timedelta holds"),
         (869, "secret", ipaddress.IPv4Address, "does not fit"),
@@ -269,4 +315,6 @@ def test_a_value_that_does_not_fit_is_told_by_its_column_alone(
     assert told in str(mismatch.value)
     assert text is None or text not in str(mismatch.value)
     assert "secret" not in str(mismatch.value)
-    assert mismatch.value.__suppress_context__, "the values that msgspec quotes are not in the traceback"
+    assert mismatch.value.__suppress_context__ or not mismatch.value.__context__, (
+        "the values that msgspec quotes are not in the traceback"
+    )
