@@ -1,4 +1,4 @@
-"""The Redis sink: rows under keys of a template, as hashes or as JSON texts.
+"""The Redis sink: rows under keys of a template, as hashes, as JSON texts, or as texts of a template.
 
 Writes gather here until `commit`, which sends them as one MULTI with the checkpoint last: readers see whole
 transactions of the source. A transaction of more than `_GATHERED` changes, or of large ones, is sent in parts as it
@@ -8,23 +8,43 @@ Every script first compares the stored checkpoint with the one that this sink st
 empty is noticed by that, and filled from a snapshot; so is another process that writes under the same name, and the
 sink stops. A Redis that may evict keys is refused: a cache with holes in it is no copy.
 
+A table may have a time to live (`ttl`): its rows are those of a cache then. One that has expired is not missed: an
+update that leaves values out, and does not find the row that has them, leaves it away.
+
 Redis Cluster is not supported yet: a row and its version must lie on one node.
+
+    redis_options       the sink's keys
+    redis_rows          keys and forms of rows; redis_stored reads and writes them
+    redis_server        one server, the consumer's own keys on it, and its errors
+    redis_scripts       the Lua
+    redis_invalidation  the other sink: keys that changed, for caches that others fill
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import msgspec
-from pydantic import Field, SecretStr, field_validator
-from redis.connection import parse_url
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, Sink, SinkPlace, refused
 from walbus.consumers.sinks.layout import layout_change
-from walbus.consumers.sinks.redis_rows import Columns, Entry, Form, HashForm, JsonForm, KeyTemplate, StoredRow, Verb
-from walbus.consumers.sinks.redis_server import RedisServer
+from walbus.consumers.sinks.redis_invalidation import RedisInvalidation
+from walbus.consumers.sinks.redis_options import RedisOptions
+from walbus.consumers.sinks.redis_rows import (
+    Columns,
+    Entry,
+    HashForm,
+    JsonForm,
+    KeyTemplate,
+    StoredRow,
+    StringForm,
+    ValueTemplate,
+    Verb,
+)
+from walbus.consumers.sinks.redis_server import RedisServer, Shape
+from walbus.consumers.sinks.redis_stored import RedisRows, RowForm
 from walbus.consumers.steps import Sweep
 from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused
@@ -37,47 +57,18 @@ _GATHERED = 20_000
 _GATHERED_BYTES = 32 << 20  # a server closes a connection that sends it a gigabyte at once
 
 
-class RedisOptions(SinkOptions):
-    """Keys of `[consumer.NAME]` with `sink = "redis"`."""
-
-    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    key: str = "{table}:{key}"  #: where a row lies
-    format: Form = "hash"
-    tombstone_seconds: int = Field(3600, ge=60)  #: how long a deleted row is remembered against late writers
-
-    @field_validator("url")
-    @classmethod
-    def _is_address(cls, url: SecretStr) -> SecretStr:
-        try:
-            parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py has no types there
-        except ValueError:  # its text may quote a part of the password
-            raise ValueError(
-                "should be redis://USER:PASSWORD@HOST:PORT/DB (or rediss://, unix://), with the password's other signs "
-                "than letters and digits written as %XX"
-            ) from None
-        return url
-
-    @field_validator("key")
-    @classmethod
-    def _is_template(cls, key: str) -> str:
-        KeyTemplate(key)
-        return key
-
-
 class RedisSink:
     """Rows in one Redis; see `walbus.consumers.sinks.base.Sink`."""
 
     def __init__(self, options: RedisOptions, place: SinkPlace) -> None:
         self._tables_wanted = place.tables
         self._template = KeyTemplate(options.key)
-        self._form: HashForm | JsonForm = HashForm() if options.format == "hash" else JsonForm()
-        self._server = RedisServer(
-            options.url.get_secret_value(),
-            f"walbus:{place.consumer}:",
-            self._template,
-            self._form,
-            options.tombstone_seconds * 1000,
-        )
+        self._form = _form_of(options)
+        self._shape = Shape(options.key, options.format, options.values)
+        self._ttl = options.ttl
+        self._server = RedisServer(options.url.get_secret_value(), f"walbus:{place.consumer}:")
+        tombstone_ms = options.tombstone_seconds * 1000
+        self._rows = RedisRows(self._server, self._template, self._form, tombstone_ms, options.ttl)
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
         self._layouts: dict[int, TableSchema] = {}  # by OID
@@ -86,9 +77,10 @@ class RedisSink:
         self._forget_gathered()
 
     @classmethod
-    def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
+    def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Sink:
         """See `SinkType.open`."""
-        sink = cls(RedisOptions.read(options, place), place)
+        read = RedisOptions.read(options, place)
+        sink = cls(read, place) if read.invalidate is None else RedisInvalidation(read, read.invalidate, place)
         sink.checkpoint()
         return sink
 
@@ -101,7 +93,8 @@ class RedisSink:
         """See `Sink.checkpoint`."""
         with self._server.errors():
             text = self._server.begin()
-            layouts = msgspec.json.decode(self._server.layouts(), type=dict[str, Any])
+            self._server.check_shape(self._shape)
+            layouts = msgspec.json.decode(self._server.document("layouts"), type=dict[str, Any])
             self._lacking = self._server.lacking()
         self._forget_gathered()
         known = (TableSchema.from_dict(document) for document in layouts.get("layouts", []))
@@ -128,18 +121,18 @@ class RedisSink:
         with self._server.errors():
             self._mark_with(sweep.marks)
             self._send()
-            for key in self._server.keys_of(sweep.table, self._marks):
+            for key in self._rows.keys_of(sweep.table, self._marks):
                 self._gather(sweep.table, Entry(key, "w", sweep.seq))
                 self._send_if_many()
             self._send()
             for member in self._lacking_of(sweep.table):  # the replay behind the snapshot writes them anew, whole
-                self._server.forget(member.partition("\0")[2])
+                self._rows.forget(member.partition("\0")[2])
             self._complete_table(sweep.table)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
         with self._server.errors():
-            self._server.send(self._gathered, self._marks, dump_checkpoint(checkpoint))
+            self._rows.send(self._gathered, self._marks, dump_checkpoint(checkpoint))
         self._forget_gathered()
         self._done = last_done_of(checkpoint)
 
@@ -166,7 +159,7 @@ class RedisSink:
 
     def _send(self) -> None:
         if self._gathered:
-            self._server.send(self._gathered, self._marks, None)
+            self._rows.send(self._gathered, self._marks, None)
             self._forget_gathered()
 
     def _send_if_many(self) -> None:
@@ -235,11 +228,15 @@ class RedisSink:
 
     def _merge(self, change: Change, layout: TableSchema, old: str, key: str) -> None:
         """An update that leaves values out: they come from the row as it is now."""
-        present = self._present(key)
+        table = layout.table
+        present = self._present(table, key)
         if present is not None and present.seq >= change.seq:
             return
-        moved = self._present(old) if old != key else None
+        moved = self._present(table, old) if old != key else None
         stored = moved if moved is not None and moved.seq < change.seq else present  # a later row may have its key
+        if stored is None and layout.table in self._ttl:  # it has expired: a cache need not have it
+            self._gather(layout.table, Entry(key, "d", change.seq))
+            return
         lacks = stored is None or _member(layout.table, old) in self._lacking
         columns = {} if stored is None else stored.columns
         self._gather(layout.table, Entry(key, "u", change.seq, self._encode(change, layout, columns)))
@@ -252,10 +249,10 @@ class RedisSink:
         if layout is None:
             return
         self._send()
-        for key in self._server.keys_of(layout.table, self._marks):
+        for key in self._rows.keys_of(layout.table, self._marks):
             self._gather(layout.table, Entry(key, "d", change.seq))
         self._send()
-        self._server.raise_floor(layout.table, change.seq, self._marks)
+        self._rows.raise_floor(layout.table, change.seq, self._marks)
         self._complete_table(layout.table)
 
     def _encode(self, change: Change, layout: TableSchema, stored: Columns) -> list[bytes]:
@@ -266,7 +263,7 @@ class RedisSink:
             columns = self._form.rearranged(columns, layout_change(change.schema, layout))
         if change.raw.unchanged:
             columns = self._form.completed(columns, stored, change.unchanged, layout)
-        return self._form.parts(columns)
+        return self._form.parts(columns, layout.table)
 
     def _row_key(self, change: Change, table: str, key: bytes | None) -> str:
         if key is None:
@@ -279,28 +276,27 @@ class RedisSink:
 
     # Rows as they are now, gathered or stored
 
-    def _present(self, key: str) -> StoredRow | None:
+    def _present(self, table: str, key: str) -> StoredRow | None:
         if key not in self._fetched:
-            self._fetched[key] = self._server.rows([key], self._marks)[0]
+            self._fetched[key] = self._rows.rows(table, [key], self._marks)[0]
         stored, latest = self._fetched[key], self._latest.get(key)
         if latest is None or (stored is not None and stored.seq > latest.seq):
             return stored
-        return StoredRow(latest.seq, self._marks.generation, self._form.columns(latest.parts)) if latest.parts else None
+        if not latest.parts:
+            return None
+        return StoredRow(latest.seq, self._marks.generation, self._form.columns(latest.parts, table))
 
     def _fetch(self, windows: Sequence[Window]) -> None:
         """Reads at once the rows that these windows' changes leave values out of."""
-        keys = [
-            self._template.row_key(change.table, key)
-            for window in windows
-            if window.kind == Kind.TRANSACTION
-            for change in window.changes
-            if change.raw.unchanged
-            for key in (change.raw.key, change.raw.old_key)
-            if key is not None
-        ]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._fetched]
-        if missing:
-            self._fetched.update(zip(missing, self._server.rows(missing, self._marks), strict=True))
+        missing: dict[str, dict[str, None]] = {}  # keys by table, each once
+        for window in windows:
+            for change in window.changes if window.kind == Kind.TRANSACTION else ():
+                for key in (change.raw.key, change.raw.old_key) if change.raw.unchanged else ():
+                    row_key = None if key is None else self._template.row_key(change.table, key)
+                    if row_key is not None and row_key not in self._fetched:
+                        missing.setdefault(change.table, {})[row_key] = None
+        for table, keys in missing.items():
+            self._fetched.update(zip(keys, self._rows.rows(table, list(keys), self._marks), strict=True))
 
     def _complete(self, members: list[str]) -> None:
         if members:
@@ -328,30 +324,47 @@ class RedisSink:
             return known
         if newer_log:
             self._layouts_log, self._layouts = self._marks.log_generation, {}
+        self._see_that_it_fits(layout, known)
         self._layouts[layout.oid] = layout
         if known is not None and not known.same_layout(layout):
             self._rewrite(known, layout)
         documents = [table.to_dict() for table in self._layouts.values()]
-        self._server.set_layouts(msgspec.json.encode({"log_generation": self._layouts_log, "layouts": documents}))
+        document = {"log_generation": self._layouts_log, "layouts": documents}
+        self._server.set_document("layouts", msgspec.json.encode(document))
         return layout
+
+    def _see_that_it_fits(self, layout: TableSchema, known: TableSchema | None) -> None:
+        misfit = self._form.misfit(layout, known) if isinstance(self._form, StringForm) else None
+        if misfit is not None:
+            raise SinkRefused(misfit[0], where=layout.table, mend=misfit[1])
+        if known is not None and known.table in self._ttl and layout.table not in self._ttl:
+            what = f"{known.table}, whose rows have a time to live, is called {layout.table} now"
+            raise SinkRefused(what, where=layout.table, mend="name it so in ttl")
 
     def _rewrite(self, before: TableSchema, now: TableSchema) -> None:
         """Brings a table's rows to a new layout: columns by their new names, and keys by the table's own."""
         self._send()
         change, marks = layout_change(before, now), self._marks
-        for key in self._server.keys_of(before.table, marks):
-            row = self._server.rows([key], marks)[0]
+        for key in self._rows.keys_of(before.table, marks):
+            row = self._rows.rows(before.table, [key], marks)[0]
             if row is None:
                 continue
             moved = self._template.moved(key, before.table, now.table)
-            entry = Entry(moved, "f", row.seq, self._form.parts(self._form.rearranged(row.columns, change)))
-            self._server.send([(now.table, entry)], Marks(row.mark, marks.log_generation), None)
+            columns = self._form.rearranged(row.columns, change)
+            entry = Entry(moved, "f", row.seq, self._form.parts(columns, now.table))
+            self._rows.send([(now.table, entry)], Marks(row.mark, marks.log_generation), None)
             if moved != key:
-                self._server.forget(key)
+                self._rows.forget(key)
+
+
+def _form_of(options: RedisOptions) -> RowForm:
+    if options.format == "string":
+        return StringForm({table: ValueTemplate(text) for table, text in options.values.items()})
+    return HashForm() if options.format == "hash" else JsonForm()
 
 
 def _member(table: str, key: str) -> str:
     return f"{table}\0{key}"
 
 
-__all__ = ["RedisOptions", "RedisSink"]
+__all__ = ["RedisSink"]

@@ -1,12 +1,13 @@
-"""Rows as Redis holds them: the keys they lie under, and the two forms they have. No connection.
+"""Rows as Redis holds them: the keys they lie under, and the three forms they have. No connection.
 
-`hash`: one field a column, PostgreSQL's canonical text; NULL is no field. `json`: one text, the row as JSON.
+`hash`: one field a column, PostgreSQL's canonical text; NULL is no field. `json`: one text, the row as JSON. `string`:
+one text that a template makes of columns' texts, which are kept beside it: an update that leaves values out needs them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from walbus.keys import key_texts
 from walbus.schema import TableSchema
 from walbus.values import row_json, row_texts
 
-Form: TypeAlias = Literal["hash", "json"]
+Form: TypeAlias = Literal["hash", "json", "string"]
 Verb: TypeAlias = Literal["u", "s", "f", "d", "w"]
 Parts: TypeAlias = list[bytes]
 Columns: TypeAlias = Mapping[str, bytes]  # by name, each in the bytes of the form
@@ -26,6 +27,8 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _APART = re.compile(r"[^\w.$ -]")
 _GLOB = re.compile(r"([*?\[\]\\^])")
 _NULL = b"null"
+_TEMPLATE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
+_texts = msgspec.json.Decoder(dict[str, str])
 _json_columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -77,6 +80,19 @@ class KeyTemplate:
         before, after = (_GLOB.sub(r"\\\1", part) for part in self._filled(table, "\0").split("\0"))
         return f"{before}*{after}"
 
+    def any_pattern(self) -> str:
+        """A pattern for SCAN that matches every row of every table (and perhaps others')."""
+        return self._filled("\0", "\0").replace("\0", "*")
+
+    def table_of(self, key: str) -> str | None:
+        """The table that a row's key names; None if it has another form."""
+        before, first, between, _, after = _PLACEHOLDER.split(self._template)
+        if not (key.startswith(before) and key.endswith(after)):
+            return None
+        filled = key[len(before) : len(key) - len(after)]
+        table, found, rest = filled.partition(between) if first == "table" else filled.rpartition(between)
+        return (table if first == "table" else rest) if found else None
+
     def moved(self, key: str, before: str, now: str) -> str:
         """The key of a row once its table is called otherwise."""
         start, end = self._filled(before, "\0").split("\0")
@@ -84,6 +100,39 @@ class KeyTemplate:
 
     def _filled(self, table: str, key: str) -> str:
         return _PLACEHOLDER.sub(lambda match: table if match[1] == "table" else key, self._template)
+
+
+class ValueTemplate:
+    """The text of a row, as `{first_name} {last_name}`: columns in braces; braces themselves are written twice.
+
+    Raises:
+        ValueError: a brace stands alone, or no column is named.
+    """
+
+    def __init__(self, template: str) -> None:
+        self._parts = list(_parts_of(template))
+        self.columns = tuple(dict.fromkeys(part for part, is_column in self._parts if is_column))
+        if not self.columns:
+            raise ValueError("a value needs a column in braces, such as {name}")
+        self.is_one_column = len(self._parts) == 1
+
+    def text(self, columns: Columns) -> bytes:
+        """The text of a row; NULL is empty."""
+        return b"".join([columns.get(part, b"") if is_column else part.encode() for part, is_column in self._parts])
+
+
+def _parts_of(template: str) -> Iterator[tuple[str, bool]]:
+    """Texts, and names of columns (True)."""
+    at = 0
+    for found in _TEMPLATE.finditer(template):
+        if found[0] in ("{", "}"):
+            raise ValueError("a brace that is no column's is written twice: {{ or }}")
+        if found.start() > at:
+            yield template[at : found.start()], False
+        yield (found[1], True) if found[1] else (found[0][0], False)
+        at = found.end()
+    if at < len(template):
+        yield template[at:], False
 
 
 class HashForm:
@@ -104,11 +153,11 @@ class HashForm:
         """The columns after a change of layout; a new one is NULL, which is no field."""
         return fitted(columns, change)
 
-    def parts(self, columns: Columns) -> Parts:
+    def parts(self, columns: Columns, _: str) -> Parts:
         """The fields and values."""
         return [part for name, value in columns.items() for part in (name.encode(), value)]
 
-    def columns(self, parts: Parts) -> Columns:
+    def columns(self, parts: Parts, _: str) -> Columns:
         """The inverse of `parts`."""
         return {name.decode(): value for name, value in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -130,13 +179,58 @@ class JsonForm:
         """The columns after a change of layout."""
         return fitted(columns, change) | {column.name: _NULL for column in change.added}
 
-    def parts(self, columns: Columns) -> Parts:
+    def parts(self, columns: Columns, _: str) -> Parts:
         """The one text."""
         return [msgspec.json.encode({name: msgspec.Raw(value) for name, value in columns.items()})]
 
-    def columns(self, parts: Parts) -> Columns:
+    def columns(self, parts: Parts, _: str) -> Columns:
         """The inverse of `parts`."""
         return {name: bytes(value) for name, value in _json_columns.decode(parts[0]).items()}
+
+
+class StringForm(HashForm):
+    """A row as the text that its table's template makes of it.
+
+    Args:
+        templates: by table.
+    """
+
+    def __init__(self, templates: Mapping[str, ValueTemplate]) -> None:
+        self._templates = templates
+
+    def misfit(self, layout: TableSchema, known: TableSchema | None) -> tuple[str, str] | None:
+        """Why rows of a layout have no text, and how to mend it; None if they have one.
+
+        Args:
+            layout: that they have from now on.
+            known: that those that are stored have.
+        """
+        template = self._templates.get(layout.table)
+        if template is None:
+            return "there is no template for this table's values", "add one to values, or leave out the table"
+        if known is not None and known.table not in self._templates:
+            return "this table had another name, whose template is gone", f"keep {known.table} in values beside it"
+        gone = [name for name in template.columns if name not in {column.name for column in layout.columns}]
+        if gone:
+            what = f"the template of this table's values names {', '.join(gone)}, which is no column of it (any more)"
+            return what, "correct it in values; let a consumer with another name and another key begin with it"
+        return None
+
+    def parts(self, columns: Columns, table: str) -> Parts:
+        """The text, and the columns that it was made of if it does not tell them."""
+        template = self._templates[table]
+        text = template.text(columns)
+        if template.is_one_column:
+            return [text]
+        kept = {name: columns[name].decode() for name in template.columns if name in columns}
+        return [text, msgspec.json.encode(kept)]
+
+    def columns(self, parts: Parts, table: str) -> Columns:
+        """The columns that `parts` had."""
+        template = self._templates[table]
+        if template.is_one_column:
+            return {template.columns[0]: parts[0]}
+        return {name: text.encode() for name, text in _texts.decode(parts[1] or b"{}").items()}
 
 
 def arguments(entries: Sequence[Entry], mark: int) -> list[bytes | str | int]:

@@ -43,7 +43,15 @@ pytestmark = pytest.mark.one_version
 MARKS = Marks(1, 1)
 
 
-@pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "opensearch", "elasticsearch"])
+KINDS = ["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "opensearch", "elasticsearch"]
+
+#: A template of a text names the columns: it is the operator who follows another layout.
+with_any_columns = pytest.mark.parametrize("under_test", [*KINDS, "redis-expiring"], indirect=True)
+#: A row that has expired is not missed, and neither is one that never came.
+with_rows_that_stay = pytest.mark.parametrize("under_test", [*KINDS, "redis-string"], indirect=True)
+
+
+@pytest.fixture(params=[*KINDS, "redis-string", "redis-expiring"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     kind, _, form = request.param.partition("-")
     if kind == "postgres":
@@ -271,6 +279,7 @@ def test_a_key_change_carries_unchanged_values_along(
     assert under_test.rows() == source.rows() == {"2": {"id": "2", "name": "b", "body": "toasted"}}
 
 
+@with_rows_that_stay
 def test_a_value_that_nobody_has_is_told_until_the_table_is_read_again(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
@@ -292,6 +301,7 @@ def test_a_value_that_nobody_has_is_told_until_the_table_is_read_again(
     assert under_test.rows() == source.rows()
 
 
+@with_rows_that_stay
 def test_a_moved_row_takes_no_value_from_the_row_that_has_its_key_since(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
@@ -309,6 +319,7 @@ def test_a_moved_row_takes_no_value_from_the_row_that_has_its_key_since(
     assert sink.incomplete() == (ITEMS,)
 
 
+@with_rows_that_stay
 def test_a_lacking_row_that_a_lagging_snapshot_does_not_know_is_not_taken_for_whole(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
@@ -345,6 +356,7 @@ def test_truncate_empties_the_table_and_later_rows_stay(
 # Layouts
 
 
+@with_any_columns
 def test_columns_are_added_dropped_and_renamed(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1, "a", "b"), insert(ITEMS, 2, "c", "d")])
     put(sink, windows_after(source))
@@ -403,6 +415,7 @@ def test_the_rows_of_a_table_that_loses_its_key_stay(
     assert under_test.rows() == source.rows()
 
 
+@with_any_columns
 def test_rows_of_an_earlier_layout_come_under_the_present_names(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
@@ -462,6 +475,7 @@ def test_a_delta_that_lags_overwrites_nothing_newer(sink: Sink, under_test: Sink
     assert under_test.rows() == source.rows()
 
 
+@with_rows_that_stay
 def test_a_delta_fills_what_a_row_lacked(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1, "one", "toasted")])
     since, done = source.last_seq, source.end

@@ -252,12 +252,13 @@ def reads(relay: ScriptedRelay) -> int:
     return len(relay.asked("/v1/stream")) + len(relay.asked("/v1/snapshot"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "tantivy", "redis", "opensearch"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "tantivy", "redis", "redis-string", "opensearch"])
 def test_a_consumer_killed_again_and_again_ends_equal(
     kind: str, relay: ScriptedRelay, source: ModelSource, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    kind, _, form = kind.partition("-")
     if kind == "redis":
-        under_test = redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash")
+        under_test = redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form or "hash")
     elif kind == "postgres":
         under_test = postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     elif kind == "opensearch":

@@ -67,16 +67,35 @@ def tantivy_under_test(folder: Path) -> SinkUnderTest:
     return SinkUnderTest("tantivy", {"path": path, "heap_mb": 16}, _place(folder), read)
 
 
-def redis_under_test(folder: Path, url: str, form: str) -> SinkUnderTest:
+#: Rows of `ModelSource` as texts: NULL is as empty as an empty text is.
+TEXTS = {"public.items": "{id}|{name}|{body}", "public.things": "{id}|{name}|{body}"}
+
+
+def redis_under_test(folder: Path, url: str, form: str, **options: Any) -> SinkUnderTest:
+    """`form` is the sink's format; `expiring`: hashes with a time to live."""
     import redis
 
     def read(table: str) -> dict[str, Row]:
         with redis.Redis.from_url(url, decode_responses=True) as client:
-            keys = list(client.scan_iter(match=f"{table}:*"))
-            rows = [json.loads(client.get(key)) if form == "json" else client.hgetall(key) for key in keys]
-        return dict(_as_text({"name": None, "body": None, **row} if form == "hash" else row) for row in rows)
+            rows = [_redis_row(client, key, form) for key in client.scan_iter(match=f"{table}:*")]
+        return dict(_as_text(row) for row in rows)
 
-    return SinkUnderTest("redis", {"url": url, "format": form}, _place(folder), read)
+    given: dict[str, Any] = {"url": url, "format": form}
+    if form == "string":
+        given["values"] = TEXTS
+    elif form == "expiring":
+        given |= {"format": "hash", "ttl": dict.fromkeys(TEXTS, 3600)}
+    return SinkUnderTest("redis", given | options, _place(folder), read)
+
+
+def _redis_row(client: Any, key: str, form: str) -> dict[str, Any]:
+    if form == "json":
+        return dict(json.loads(client.get(key)))
+    if form == "string":
+        return {
+            name: text or None for name, text in zip(("id", "name", "body"), client.get(key).split("|"), strict=True)
+        }
+    return {"name": None, "body": None, **client.hgetall(key)}
 
 
 def opensearch_under_test(folder: Path, url: str, **options: Any) -> SinkUnderTest:

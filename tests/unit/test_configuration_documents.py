@@ -23,7 +23,7 @@ from walbus.config import (
 )
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
 from walbus.consumers.sinks.postgres import PostgresOptions
-from walbus.consumers.sinks.redis import RedisOptions
+from walbus.consumers.sinks.redis_options import RedisOptions
 from walbus.consumers.sinks.sqlite import SqliteOptions
 from walbus.consumers.sinks.stdout import StdoutOptions
 from walbus.consumers.sinks.tantivy import TantivyOptions

@@ -177,6 +177,13 @@ def test_a_pattern_for_scan_takes_names_literally() -> None:
     assert KeyTemplate("x:{table}:{key}").moved("x:old:5", "old", "new") == "x:new:5"
 
 
+@pytest.mark.parametrize("template", ["{table}:{key}", "x:{table}[{key}]", "{key}@{table}:"])
+def test_a_key_tells_its_table(template: str) -> None:
+    keys = KeyTemplate(template)
+    assert keys.table_of(keys.row_key("public.items", encode_key([b"7"], [23]))) == "public.items"
+    assert keys.table_of("public.items") is None
+
+
 @pytest.mark.parametrize("template", ["{key}", "{table}", "{table}{key}{key}", "{table}{key}{other}", ""])
 def test_a_template_names_table_and_key_once_each(template: str) -> None:
     with pytest.raises(ValueError, match="each once"):

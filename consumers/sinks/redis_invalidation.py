@@ -1,0 +1,228 @@
+"""The Redis sink for caches that others fill: the keys that changed are deleted, published, or both, and no value is.
+
+Deleted: a key goes, and leaves its version beside it for `tombstone_seconds`. A program that fills the cache may hold a
+value that it read before the change, and store it behind the delete: so it looks at the version and at the epoch before
+it reads the source, and lets `redis_scripts.FILL` store the value only if both are still the same. That holds as long
+as the version outlives the reading, and as the source is read where the log comes from, or not behind it.
+
+Published: one message for the keys of a table that a commit brings, `{"table": …, "keys": […], "seq": …}`; `keys` is
+null where all of the table changed, `table` too where all of them did. Redis keeps no messages: who was not connected
+forgets everything it has.
+
+What cannot be told by keys moves the epoch, and is looked up by the template's pattern: a TRUNCATE, the sweep behind a
+snapshot (whose rows say nothing else here), another layout, and the very first checkpoint, before which nobody told
+what changed. A Redis that evicts does no harm: a lost checkpoint is a new beginning, and all cached values go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.sinks.base import Batching, SinkPlace, refused
+from walbus.consumers.sinks.redis_options import Invalidation, RedisOptions
+from walbus.consumers.sinks.redis_rows import KeyTemplate
+from walbus.consumers.sinks.redis_scripts import EMPTY, INVALIDATE
+from walbus.consumers.sinks.redis_server import Call, RedisServer, Shape
+from walbus.consumers.sinks.redis_stored import SCRIPT_ENTRIES
+from walbus.consumers.steps import Sweep
+from walbus.consumers.tables import matching
+from walbus.errors import InvalidText, SinkRefused
+from walbus.events import Change, Window
+from walbus.position import ORIGIN, Position
+from walbus.records import Kind, Op
+from walbus.schema import TableSchema
+
+_GATHERED = 20_000
+
+
+class RedisInvalidation:
+    """Keys that changed; see `walbus.consumers.sinks.base.Sink`."""
+
+    def __init__(self, options: RedisOptions, invalidation: Invalidation, place: SinkPlace) -> None:
+        self._tables_wanted = place.tables
+        self._template = KeyTemplate(options.key)
+        self._shape = Shape(options.key, "keys")
+        self._deletes = invalidation in ("delete", "both")
+        self._server = RedisServer(options.url.get_secret_value(), f"walbus:{place.consumer}:")
+        self._channel = options.channel or self._server.name("changed") if invalidation != "delete" else ""
+        self._tombstone_ms = options.tombstone_seconds * 1000
+        self._done: Position = ORIGIN  # everything up to here is accepted
+        self._marks = Marks(0, 0)
+        self._layouts: dict[int, TableSchema] = {}  # by OID
+        self._layouts_log = 0  # log_generation that the layouts' numbers belong to
+        self._gathered: dict[str, dict[str, int]] = {}  # by table: changed keys, and the last seq of each
+        self._count = 0
+
+    @property
+    def batching(self) -> Batching:
+        """See `Sink.batching`."""
+        return Batching(linger=0.002, max_changes=2_000)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """See `Sink.checkpoint`."""
+        self._forget()
+        with self._server.errors():
+            text = self._server.begin(may_evict=True)
+            self._server.check_shape(self._shape)
+            stored = msgspec.json.decode(self._server.document("layouts"), type=dict[str, Any])
+        known = [TableSchema.from_dict(document) for document in stored.get("layouts", [])]
+        self._layouts = {layout.oid: layout for layout in known}
+        self._layouts_log = stored.get("log_generation", 0)
+        try:
+            checkpoint = load_checkpoint(text) if text else None
+        except InvalidText as error:
+            raise SinkRefused(error.what, where=self._server.where, mend=error.mend) from None
+        self._done = last_done_of(checkpoint)
+        return checkpoint
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        """See `Sink.write`."""
+        with self._server.errors():
+            if marks != self._marks:
+                self._send(None)
+                self._marks = marks
+            for window in windows:
+                self._write(window)
+            if self._count >= _GATHERED:
+                self._send(None)
+
+    def sweep(self, sweep: Sweep) -> None:
+        """See `Sink.sweep`. What the cache holds of the table may be older than the snapshot."""
+        with self._server.errors():
+            self._empty(sweep.table)
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`."""
+        with self._server.errors():
+            if not self._server.has_checkpoint:
+                self._empty(None)
+            self._send(dump_checkpoint(checkpoint))
+        self._done = last_done_of(checkpoint)
+
+    def rollback(self) -> None:
+        """See `Sink.rollback`. What was told already was no lie: the log has it."""
+        self._forget()
+
+    def incomplete(self) -> tuple[str, ...]:
+        """See `Sink.incomplete`: there are no rows."""
+        return ()
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._forget()
+        self._server.close()
+
+    # Changes
+
+    def _write(self, window: Window) -> None:
+        match window.kind:
+            case Kind.TRANSACTION if window.last > self._done:
+                for change in window.changes:
+                    self._take(change)
+                if window.ends:
+                    self._done = window.last
+            case Kind.DELTA:
+                for change in window.changes:
+                    self._take(change)
+            case Kind.SCHEMA:
+                for change in window.changes:
+                    if change.schema is not None and matching([change.schema.table], self._tables_wanted):
+                        self._fit(change.schema)
+
+    def _take(self, change: Change) -> None:
+        if change.op == Op.TRUNCATE:
+            layout = change.schema or self._layouts.get(change.raw.table)
+            if layout is not None:
+                self._empty(layout.table)
+            return
+        if change.schema is None:
+            raise refused("a row has no layout", change, "check the relay's log")
+        table = self._fit(change.schema).table
+        if change.raw.key is None:
+            mend = "give the table a primary key, or leave it out of the consumer's tables"
+            raise refused("a row has no key to be cached by", change, mend)
+        self._gather(table, change.raw.key, change.seq)
+        if change.raw.old_key is not None:
+            self._gather(table, change.raw.old_key, change.seq)
+
+    def _gather(self, table: str, key: bytes, seq: int) -> None:
+        self._gathered.setdefault(table, {})[self._template.row_key(table, key)] = seq
+        self._count += 1
+
+    def _fit(self, layout: TableSchema) -> TableSchema:
+        """The table's present layout; with another one than before, what is cached of the table is of another form."""
+        known = self._layouts.get(layout.oid)
+        newer_log = self._marks.log_generation > self._layouts_log
+        if known is not None and known.id >= layout.id and not newer_log:
+            return known
+        if known is not None and (known.table != layout.table or not known.same_layout(layout)):
+            self._empty(known.table)
+            if known.table != layout.table:
+                self._empty(layout.table)
+        if newer_log:
+            self._layouts_log, self._layouts = self._marks.log_generation, {}
+        self._layouts[layout.oid] = layout
+        documents = [table.to_dict() for table in self._layouts.values()]
+        document = {"log_generation": self._layouts_log, "layouts": documents}
+        self._server.set_document("layouts", msgspec.json.encode(document))
+        return layout
+
+    # What is told
+
+    def _forget(self) -> None:
+        self._gathered = {}
+        self._count = 0
+
+    def _send(self, checkpoint: str | None) -> None:
+        if self._gathered or checkpoint is not None:
+            self._server.send(self._calls(), checkpoint)
+            self._forget()
+
+    def _calls(self) -> Iterator[Call]:
+        for table, changed in self._gathered.items():
+            entries = list(changed.items())
+            for start in range(0, len(entries), SCRIPT_ENTRIES):
+                part = dict(entries[start : start + SCRIPT_ENTRIES])
+                keys = [name for key in part for name in (key, self._server.name(f"v:{key}"))] if self._deletes else []
+                seqs = part.values() if self._deletes else ()
+                message = self._message(table, list(part), max(part.values()))
+                head = (self._marks.log_generation, self._tombstone_ms, self._marks.generation)
+                yield INVALIDATE, keys, (*head, self._channel, message, *seqs)
+
+    def _empty(self, table: str | None) -> None:
+        """All that is cached of a table, or of all tables, is forgotten."""
+        self._send(None)
+        epoch, message = uuid4().hex, self._message(table, None, None)
+        self._server.call(EMPTY, self._server.name("epoch"), epoch, self._channel, message)
+        found: list[str] = []
+        for key in self._cached(table) if self._deletes else ():
+            found.append(key)
+            if len(found) >= SCRIPT_ENTRIES:
+                self._server.remove(*found)
+                found = []
+        if found:
+            self._server.remove(*found)
+
+    def _cached(self, table: str | None) -> Iterator[str]:
+        """The keys that are cached of a table (and perhaps of another whose name begins so), or of all tables."""
+        for name in self._tables_wanted if table is None else (table,):
+            if "*" not in name:
+                yield from self._server.scan(self._template.pattern(name))
+        if table is None and any("*" in name for name in self._tables_wanted):
+            for key in self._server.scan(self._template.any_pattern()):
+                named = self._template.table_of(key)
+                if named is not None and "." in named and matching([named], self._tables_wanted):
+                    yield key
+
+    def _message(self, table: str | None, keys: Sequence[str] | None, seq: int | None) -> str:
+        if not self._channel:
+            return ""
+        return msgspec.json.encode({"table": table, "keys": keys, "seq": seq}).decode()
+
+
+__all__ = ["RedisInvalidation"]

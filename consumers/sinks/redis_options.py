@@ -1,0 +1,80 @@
+"""The keys of `[consumer.NAME]` with `sink = "redis"`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from redis.connection import parse_url
+
+from walbus.consumers.sinks.base import SinkOptions, SinkPlace
+from walbus.consumers.sinks.redis_rows import Form, KeyTemplate, ValueTemplate
+from walbus.consumers.tables import matching
+from walbus.errors import ConfigError
+
+Invalidation: TypeAlias = Literal["delete", "publish", "both"]
+
+
+class RedisOptions(SinkOptions):
+    """See the module."""
+
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    key: str = "{table}:{key}"  #: where a row lies
+    format: Form = "hash"
+    values: dict[str, str] = Field(default_factory=dict)  #: by table, the text of a row (`format = "string"`)
+    ttl: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)  #: by table, seconds that a row stays
+    invalidate: Invalidation | None = None  #: instead of rows: what is done with the keys that changed
+    channel: str | None = None  #: where changed keys are published; walbus:NAME:changed without it
+    tombstone_seconds: int = Field(3600, ge=60)  #: how long a deleted row is remembered against late writers
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: SecretStr) -> SecretStr:
+        try:
+            parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py has no types there
+        except ValueError:  # its text may quote a part of the password
+            raise ValueError(
+                "should be redis://USER:PASSWORD@HOST:PORT/DB (or rediss://, unix://), with the password's other signs "
+                "than letters and digits written as %XX"
+            ) from None
+        return url
+
+    @field_validator("key")
+    @classmethod
+    def _is_template(cls, key: str) -> str:
+        KeyTemplate(key)
+        return key
+
+    @field_validator("values")
+    @classmethod
+    def _are_templates(cls, values: dict[str, str]) -> dict[str, str]:
+        for template in values.values():
+            ValueTemplate(template)
+        return values
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.invalidate is not None and (self.format != "hash" or self.values or self.ttl):
+            raise ValueError("with invalidate no rows are written: leave out format, values and ttl")
+        if (self.format == "string") != bool(self.values):
+            raise ValueError('values are the texts of rows with format = "string", which needs them')
+        if self.channel is not None and self.invalidate not in ("publish", "both"):
+            raise ValueError('a channel is for invalidate = "publish" or "both"')
+        return self
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
+        """The options, checked.
+
+        Raises:
+            ConfigError: names the key.
+        """
+        read = super().read(options, place)
+        for option, tables in (("values", read.values), ("ttl", read.ttl)):
+            for table in tables:
+                if "*" in table or not matching([table], place.tables):
+                    where = f'key consumer.{place.consumer}.{option}."{table}"'
+                    what = "this is none of the consumer's tables"
+                    raise ConfigError(what, where=where, mend="write schema.table, of a table that is among its tables")
+        return read

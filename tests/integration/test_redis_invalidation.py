@@ -1,0 +1,351 @@
+"""Caches that others fill: changed keys are deleted or published, and no value read before a change is let in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
+from support.running_consumer import consumer
+from support.scripted_relay import ScriptedRelay
+from support.sinks_under_test import SinkUnderTest, redis_under_test
+from support.waiting import wait_for
+from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+from walbus.consumers.sinks.redis_scripts import FILL
+from walbus.consumers.steps import Sweep
+from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
+from walbus.events import Window, window_of
+from walbus.position import ORIGIN, Position
+
+pytestmark = pytest.mark.one_version
+
+MARKS = Marks(1, 1)
+DOCS = Path(__file__).parents[2] / "docs" / "consumers.md"
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    return ModelSource()
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+class Cache:
+    """A program that caches rows: it looks at the version and the epoch, reads the source, and fills."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._fill = client.register_script(FILL)
+
+    def begin(self, key: str) -> tuple[str, str]:
+        version, epoch = self._client.mget(f"walbus:test:v:{key}", "walbus:test:epoch")
+        return version or "", epoch or ""
+
+    def fill(self, key: str, seen: tuple[str, str], value: str, ms: int = 0) -> bool:
+        keys = [key, f"walbus:test:v:{key}", "walbus:test:epoch"]
+        return bool(self._fill(keys=keys, args=[*seen, value, ms]))
+
+
+@pytest.fixture
+def cache(client: redis.Redis) -> Cache:
+    return Cache(client)
+
+
+@pytest.fixture
+def under_test(redis_url: str, tmp_path: Path) -> SinkUnderTest:
+    options = {"url": redis_url, "invalidate": "delete"}
+    return SinkUnderTest("redis", options, SinkPlace("test", tmp_path, ("public.*",)), lambda _: {})
+
+
+@pytest.fixture
+def sink(under_test: SinkUnderTest, source: ModelSource) -> Iterator[Sink]:
+    """One that has its first checkpoint: from here on it tells what changes."""
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with closing(under_test.open()) as sink:
+        sink.checkpoint()
+        follow(sink, source)
+        yield sink
+
+
+def windows_of(source: ModelSource, after: Position) -> list[Window]:
+    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
+
+
+def accept(sink: Sink, source: ModelSource, after: Position) -> None:
+    sink.write(windows_of(source, after), MARKS)
+
+
+def follow(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
+    accept(sink, source, after)
+    sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
+
+
+def cached(client: redis.Redis) -> set[str]:
+    return {key for key in client.keys("*") if not key.startswith("walbus:")}
+
+
+# Keys that go
+
+
+def test_the_keys_of_changed_rows_go_and_no_other(sink: Sink, source: ModelSource, client: redis.Redis) -> None:
+    for n in range(6):
+        client.set(f"{ITEMS}:{n}", "cached")
+    done = source.end
+    source.commit([update(ITEMS, 0, name="a"), delete(ITEMS, 1), update(ITEMS, 2, new_id=5, name="m")])
+    accept(sink, source, done)
+    assert len(cached(client)) == 6  # nothing goes before the commit that tells it
+    sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
+    assert cached(client) == {f"{ITEMS}:3", f"{ITEMS}:4"}
+    assert client.get(f"walbus:test:v:{ITEMS}:1") == "7:1"  # a version, and nothing of the row
+
+
+def test_what_a_crash_kept_from_being_told_is_told_by_the_next(
+    sink: Sink, under_test: SinkUnderTest, source: ModelSource, client: redis.Redis
+) -> None:
+    client.set(f"{ITEMS}:1", "cached")
+    done = source.end
+    source.commit([update(ITEMS, 1, name="a")])
+    accept(sink, source, done)
+    sink.close()
+    with closing(under_test.open()) as again:
+        assert again.checkpoint() == Following(source.log_id, MARKS, Point(done, 5))
+        follow(again, source, done)
+    assert cached(client) == set()
+
+
+def test_a_truncate_a_sweep_and_another_layout_empty_the_table_alone(
+    sink: Sink, source: ModelSource, client: redis.Redis
+) -> None:
+    def fill() -> str:
+        client.mset({f"{ITEMS}:1": "cached", f"{ITEMS}:99": "of a row that is no more", "public.other:1": "stays"})
+        return str(client.get("walbus:test:epoch"))
+
+    epoch, done = fill(), source.end
+    source.commit([truncate(ITEMS)])
+    follow(sink, source, done)
+    assert cached(client) == {"public.other:1"}
+    assert (again := fill()) != epoch
+    marks = Marks(2, 1)
+    after = Following(source.log_id, marks, Point(source.end, source.last_seq))
+    sink.sweep(Sweep(ITEMS, source.last_seq, marks, after))
+    sink.commit(after)
+    assert cached(client) == {"public.other:1"}
+    assert fill() != again
+    done = source.end
+    source.add_layout(items_layout("things", column("id", 23, "int4", in_key=True), column("name"), column("body")))
+    source.commit([insert("public.things", 1)])
+    follow(sink, source, done)
+    assert cached(client) == {"public.other:1"}
+
+
+def test_before_the_first_checkpoint_nobody_told_what_changed(
+    under_test: SinkUnderTest, source: ModelSource, client: redis.Redis
+) -> None:
+    theirs = {"session:1": "x", "other.items:1": "x", "walbus:other:checkpoint": "x", "public": "x"}
+    client.mset({**theirs, "public.items:77": "stale", "public.things:a:b": "stale"})
+    source.commit([insert(ITEMS, 1)])
+    with closing(under_test.open()) as sink:
+        follow(sink, source)
+    assert {key: client.get(key) for key in theirs} == theirs
+    assert not client.exists("public.items:77", "public.things:a:b")
+
+
+def test_a_cache_that_comes_back_empty_is_noticed_and_emptied_again(
+    sink: Sink, source: ModelSource, client: redis.Redis
+) -> None:
+    client.flushall()
+    client.set(f"{ITEMS}:3", "read before the crash, stored behind it")
+    done = source.end
+    source.commit([update(ITEMS, 1, name="a")])
+    with pytest.raises(SinkUnavailable, match="came back empty"):
+        follow(sink, source, done)
+    sink.rollback()
+    assert sink.checkpoint() is None
+    follow(sink, source, done)
+    assert cached(client) == set()
+
+
+def test_a_redis_that_evicts_is_good_enough_for_a_cache(
+    under_test: SinkUnderTest, source: ModelSource, client: redis.Redis
+) -> None:
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        source.commit([insert(ITEMS, 1)])
+        with closing(under_test.open()) as sink:
+            follow(sink, source)
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_two_processes_under_one_name_are_not_let_in(
+    sink: Sink, under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    done = source.end
+    source.commit([update(ITEMS, 1, name="a")])
+    with closing(under_test.open()) as other:
+        follow(other, source, done)
+    with pytest.raises(SinkRefused, match="another consumer writes"):
+        follow(sink, source, done)
+
+
+def test_a_consumer_keeps_a_cache_fresh_from_its_beginning(
+    source: ModelSource, under_test: SinkUnderTest, client: redis.Redis
+) -> None:
+    client.set(f"{ITEMS}:1", "from before")
+    source.commit([insert(ITEMS, n) for n in range(3)])
+    with ScriptedRelay(source) as relay, consumer(relay, under_test) as running:
+        wait_for(lambda: not cached(client) and running.status().get("phase") == "online", 15)
+        client.mset({f"{ITEMS}:1": "fresh", f"{ITEMS}:2": "fresh"})
+        source.commit([update(ITEMS, 1, name="a")])
+        wait_for(lambda: cached(client) == {f"{ITEMS}:2"}, 15)
+
+
+# Values on their way into the cache
+
+
+def test_a_value_that_was_read_before_the_change_is_stored_behind_it_unless_it_is_filled_by_version(
+    sink: Sink, source: ModelSource, client: redis.Redis, cache: Cache
+) -> None:
+    key, done = f"{ITEMS}:1", source.end
+    seen = cache.begin(key)
+    read = json.dumps(source.rows()["1"])  # the program reads, and is slow
+    source.commit([update(ITEMS, 1, name="new", body="b")])
+    follow(sink, source, done)
+    client.set(key, read)
+    assert json.loads(client.get(key) or "")["name"] == "name"  # the race: stale, and nothing will delete it
+    client.delete(key)
+    assert not cache.fill(key, seen, read)
+    assert client.get(key) is None
+    seen = cache.begin(key)
+    assert cache.fill(key, seen, json.dumps(source.rows()["1"]), 60_000)
+    assert json.loads(client.get(key) or "")["name"] == "new"
+    assert 0 < client.pttl(key) <= 60_000
+
+
+def test_a_value_that_was_read_before_a_truncate_is_not_let_in(
+    sink: Sink, source: ModelSource, client: redis.Redis, cache: Cache
+) -> None:
+    key, done = f"{ITEMS}:1", source.end
+    seen = cache.begin(key)
+    source.commit([truncate(ITEMS)])
+    follow(sink, source, done)
+    assert not cache.fill(key, seen, "read before")
+    assert cached(client) == set()
+
+
+def test_a_replay_never_brings_a_version_back_that_a_reader_has_seen(
+    sink: Sink, source: ModelSource, client: redis.Redis, cache: Cache
+) -> None:
+    """Or a value from between two changes would pass for one from behind the second."""
+    key, done = f"{ITEMS}:1", source.end
+    source.commit([update(ITEMS, 1, name="a")])
+    first = windows_of(source, done)
+    tell(sink, first)
+    seen = cache.begin(key)
+    source.commit([update(ITEMS, 1, name="b")])
+    tell(sink, windows_of(source, first[0].last))
+    sink.rollback()  # a crash before the checkpoint: both come again, and the first is told before the second
+    sink.checkpoint()
+    tell(sink, first)
+    assert client.get(f"walbus:test:v:{key}") == "7:1"
+    assert not cache.fill(key, seen, "of a")
+
+
+def tell(sink: Sink, windows: Sequence[Window]) -> None:
+    """What is many, or of another snapshot, is told before it is committed."""
+    sink.write(windows, MARKS)
+    sink.write([], Marks(2, 1))
+
+
+def test_a_version_outlives_the_reading(sink: Sink, source: ModelSource, client: redis.Redis) -> None:
+    done = source.end
+    source.commit([update(ITEMS, 1, name="a")])
+    follow(sink, source, done)
+    assert 3_590_000 < client.pttl(f"walbus:test:v:{ITEMS}:1") <= 3_600_000
+
+
+def test_the_page_has_the_very_script_that_fills() -> None:
+    lines = [line.strip() for line in DOCS.read_text().splitlines()]
+    assert all(line in lines for line in FILL.strip().splitlines())
+
+
+# Keys that are published
+
+
+def test_changed_keys_are_published_without_values(
+    source: ModelSource, under_test: SinkUnderTest, client: redis.Redis
+) -> None:
+    client.set(f"{ITEMS}:1", "of another cache")
+    listener = client.pubsub(ignore_subscribe_messages=True)
+    listener.subscribe("changes")
+    wait_for(lambda: client.pubsub_numsub("changes") == [("changes", 1)], 10)
+    source.commit([insert(ITEMS, 1, "hunter2canary")])
+    with closing(under_test.open(invalidate="publish", channel="changes")) as sink:
+        follow(sink, source)
+        done = source.end
+        source.commit([update(ITEMS, 1, new_id=2, name="hunter2canary"), truncate(ITEMS)])
+        follow(sink, source, done)
+    told = [json.loads(str(data)) for data in messages(listener, 4)]
+    assert told == [
+        {"table": ITEMS, "keys": [f"{ITEMS}:1"], "seq": 1},
+        {"table": None, "keys": None, "seq": None},  # the first checkpoint
+        {"table": ITEMS, "keys": [f"{ITEMS}:2", f"{ITEMS}:1"], "seq": 2},
+        {"table": ITEMS, "keys": None, "seq": None},
+    ]
+    assert cached(client) == {f"{ITEMS}:1"}
+    assert not client.exists(f"walbus:test:v:{ITEMS}:1")
+    listener.close()
+
+
+def messages(listener: Any, count: int) -> list[Any]:
+    found: list[Any] = []
+
+    def enough() -> bool:
+        message = listener.get_message(timeout=0.1)
+        found.extend([message["data"]] if message else [])
+        return len(found) >= count
+
+    wait_for(enough, 10, what=f"{count} messages")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"invalidate": "delete", "format": "json"}, "no rows are written"),
+        ({"invalidate": "delete", "ttl": {ITEMS: 5}}, "no rows are written"),
+        ({"invalidate": "delete", "channel": "x"}, "a channel is for"),
+        ({"format": "string"}, "needs them"),
+        ({"values": {ITEMS: "{name}"}}, "needs them"),
+        ({"format": "string", "values": {ITEMS: "{name"}}, "written twice"),
+        ({"format": "string", "values": {ITEMS: "name"}}, "needs a column in braces"),
+        ({"ttl": {"public.*": 5}}, "none of the consumer's tables"),
+        ({"ttl": {"other.t": 5}}, "none of the consumer's tables"),
+        ({"ttl": {ITEMS: 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    place = SinkPlace("test", tmp_path, ("public.*",))
+    with pytest.raises(ConfigError, match=told):
+        open_sink("redis", {"url": "redis://127.0.0.1:1/0", **options}, place)
+
+
+def test_rows_and_invalidation_do_not_take_over_from_each_other(
+    redis_url: str, tmp_path: Path, source: ModelSource, under_test: SinkUnderTest
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    with closing(redis_under_test(tmp_path, redis_url, "hash").open()) as rows:
+        follow(rows, source)
+    with pytest.raises(SinkRefused, match="in another form"):
+        under_test.open()
