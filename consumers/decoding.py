@@ -41,10 +41,13 @@ def decode_record(header: RecordHeader, record: bytes, layouts: Layouts) -> list
     Raises:
         DamagedRecord: the body makes no sense.
     """
-    changes = [
-        Change(raw, layouts.get(raw.schema_id), position, header.first_seq + raw.seq_delta)
-        for position, raw in located_changes(header, record)
-    ]
+    changes: list[Change] = []
+    first_seq, schema_id, layout = header.first_seq, 0, layouts.get(0)
+    for position, raw in located_changes(header, record):
+        if raw.schema_id != schema_id:
+            schema_id = raw.schema_id
+            layout = layouts.get(schema_id)
+        changes.append(Change(raw, layout, position, first_seq + raw.seq_delta))
     if len(changes) != header.count:
         raise DamagedRecord(f"a record of {header.count} changes holds {len(changes)}", where=str(header.last))
     return changes

@@ -341,7 +341,9 @@ class ConsumerMachine:
         if header.last < done or (header.last == done and self._open is None):
             return []  # a repeat
         begins, ends = self._open is None, bool(header.flags & Flag.END)
-        changes = [change for change in event.changes if change.position > done]
+        changes = event.changes
+        if changes and changes[0].position <= done:  # positions rise
+            changes = [change for change in changes if change.position > done]
         self._received = Point(header.last, header.last_seq)
         self._open = None if ends or (begins and not changes) else (header.epoch, header.commit_lsn)
         if begins and ends and not changes:

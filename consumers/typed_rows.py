@@ -32,7 +32,8 @@ from msgspec import NODEFAULT, inspect
 
 from walbus.errors import RowMismatch, UsageError
 from walbus.events import Change, Window
-from walbus.records import Op
+from walbus.position import Position
+from walbus.records import Op, RawChange
 from walbus.relay.table_filter import pattern_matches, split_pattern
 from walbus.schema import TableSchema
 from walbus.values.types import JSON, JSONB
@@ -114,11 +115,17 @@ class TypedRows:
         raise UsageError("there is no class for this table's rows", where=schema.table, mend=mend)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class TypedChange(Change):
     """A change whose rows are also objects."""
 
     _rows: TypedRows
+
+    def __init__(
+        self, raw: RawChange, schema: TableSchema | None, position: Position, seq: int, _rows: TypedRows
+    ) -> None:
+        super().__init__(raw, schema, position, seq)
+        self.__dict__["_rows"] = _rows
 
     @cached_property
     def row(self) -> Any:  # noqa: ANN401  # of the class that was given

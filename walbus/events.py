@@ -11,8 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from walbus.errors import UsageError
 from walbus.keys import key_row
@@ -23,9 +22,24 @@ from walbus.values import decode_row, row_texts
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROW_OPS = frozenset((Op.INSERT, Op.UPDATE, Op.DELETE))  # of the others, `after` is no row
+_Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True)
+class _Once(Generic[_Value]):
+    """`functools.cached_property` without the lock that it has before Python 3.12: at worst it is made twice."""
+
+    def __init__(self, make: Callable[[Any], _Value]) -> None:
+        self._make, self._name, self.__doc__ = make, make.__name__, make.__doc__
+
+    def __get__(self, of: object, _: type | None = None) -> _Value:
+        if of is None:
+            return self  # type: ignore[return-value]  # of the class, for whoever looks for its docstring
+        value: _Value = self._make(of)
+        of.__dict__[self._name] = value
+        return value
+
+
+@dataclass(frozen=True, init=False)
 class Change:
     """One change of one row (or a truncate, message, schema or epoch event).
 
@@ -41,6 +55,11 @@ class Change:
     position: Position
     seq: int
 
+    def __init__(self, raw: RawChange, schema: TableSchema | None, position: Position, seq: int) -> None:
+        # What a frozen dataclass has of its own takes twice as long, and there are as many as rows.
+        fields = self.__dict__
+        fields["raw"], fields["schema"], fields["position"], fields["seq"] = raw, schema, position, seq
+
     @property
     def op(self) -> Op:
         """What the change does."""
@@ -51,22 +70,22 @@ class Change:
         """`namespace.name` of the table; empty for messages and epochs."""
         return self.schema.table if self.schema else ""
 
-    @cached_property
+    @_Once
     def key(self) -> Mapping[str, Any] | None:
         """The key's columns and values; None for a table without a key, and where there is no row."""
         return self._key_dict(self.raw.key)
 
-    @cached_property
+    @_Once
     def old_key(self) -> Mapping[str, Any] | None:
         """The key before an update changed it; None when it did not."""
         return self._key_dict(self.raw.old_key)
 
-    @cached_property
+    @_Once
     def after(self) -> Mapping[str, Any] | None:
         """The new row as Python values without the columns that were not sent. None where there is no new row."""
         return self._row(self.raw.after, self.unchanged | self.left_out if self.raw.unchanged else ())
 
-    @cached_property
+    @_Once
     def before(self) -> Mapping[str, Any] | None:
         """The old row, where the table's replica identity is FULL, or the stream is complete and the row is known.
 
@@ -92,7 +111,7 @@ class Change:
         """
         raise _no_class(self.table)
 
-    @cached_property
+    @_Once
     def unchanged(self) -> frozenset[str]:
         """Columns whose TOASTed value did not change, and that PostgreSQL therefore did not send."""
         return self._marked(self.raw.unchanged) - self.left_out
@@ -104,7 +123,7 @@ class Change:
             return False
         return not self.unchanged
 
-    @cached_property
+    @_Once
     def left_out(self) -> frozenset[str]:
         """Columns that this stream was not asked for."""
         if not self.raw.flags & ChangeFlag.PROJECTED:
@@ -250,7 +269,7 @@ def located_changes(
         if served:
             yield header.last, raw
             continue
-        position = Position(epoch, commit_lsn, first + raw.ordinal_delta)
+        position = tuple.__new__(Position, (epoch, commit_lsn, first + raw.ordinal_delta))  # but for the call
         if position > after or (events and position == after):
             yield position, raw
 

@@ -226,19 +226,23 @@ def iter_changes(body: bytes) -> Iterator[RawChange]:
         stop = before_at + n_before
         if stop != offset + length or stop > end:
             raise DamagedRecord("a change's lengths do not add up", where=f"body offset {offset}")
-        yield RawChange(
-            op,
-            flags,
-            table,
-            schema_id,
-            seq_delta,
-            ordinal_delta,
-            khash,
-            body[key_at:old_at] if flags & 1 else None,
-            body[old_at:unchanged_at] if flags & 2 else None,
-            body[unchanged_at:after_at],
-            body[after_at:before_at] if flags & 4 else None,
-            body[before_at:stop] if flags & 8 else None,
+        # As RawChange(…), but for its call: there are as many as rows.
+        yield tuple.__new__(
+            RawChange,
+            (
+                op,
+                flags,
+                table,
+                schema_id,
+                seq_delta,
+                ordinal_delta,
+                khash,
+                body[key_at:old_at] if flags & 1 else None,
+                body[old_at:unchanged_at] if flags & 2 else None,
+                body[unchanged_at:after_at],
+                body[after_at:before_at] if flags & 4 else None,
+                body[before_at:stop] if flags & 8 else None,
+            ),
         )
         offset = stop
 

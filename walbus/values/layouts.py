@@ -21,9 +21,18 @@ class PerLayout(Generic[T]):
     def __init__(self, derive: Callable[[TableSchema], T]) -> None:
         self._derive = derive
         self._known: dict[tuple[int, int], T] = {}
+        self._last: tuple[TableSchema, T] | None = None  # most come for the layout of the row before
 
     def __call__(self, schema: TableSchema) -> T:
         """What belongs to this layout; the same object for every equal layout."""
+        last = self._last
+        if last is not None and last[0] is schema:
+            return last[1]
+        derived = self._found(schema)
+        self._last = schema, derived
+        return derived
+
+    def _found(self, schema: TableSchema) -> T:
         key = (schema.id, schema.fingerprint)
         known = self._known.get(key)
         if known is not None:
