@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -85,17 +85,32 @@ def run(rate: int, seconds: int) -> Report:
             rooms.wait(lambda: _number(rooms.cache) is not None, _DEADLINE)
             watcher = StreamWatcher(source)
             with load(source, rate, seconds, folder):
-                sqlite = _probe(source, rooms.cache, watcher, seconds)
+                sqlite = probe(source, lambda: _number(rooms.cache), watcher, seconds)
             watcher.stop()
-    report.notes.append(
-        f"{rate} transactions a second beside the probes. The clock starts before the statement is sent."
-    )
-    _summarise(report, sqlite)
+    report.notes.append(load_note(rate))
+    summarise(report, "the row in SQLite", sqlite)
+    for share in (0.5, 0.99):
+        ratio = quantile(sorted(to for to, _ in sqlite), share) / quantile(sorted(pipe for _, pipe in sqlite), share)
+        report.ratio(f"commit-to-sqlite/pg_recvlogical p{share * 100:.0f}", ratio)
     return report
 
 
-def _probe(source: Source, cache: Path, watcher: StreamWatcher, seconds: int) -> list[tuple[float, float]]:
-    """Pairs of (to SQLite, to pg_recvlogical's pipe) in seconds, in the order of the probes."""
+def load_note(rate: int) -> str:
+    """What the figures were measured under."""
+    return f"{rate:,} transactions a second beside the probes. The clock starts before the statement is sent."
+
+
+def probe(
+    source: Source, number_there: Callable[[], int | None], watcher: StreamWatcher, seconds: int
+) -> list[tuple[float, float]]:
+    """Pairs of (to the sink, to pg_recvlogical's pipe) in seconds, in the order of the probes.
+
+    Args:
+        source: with the table of `PROBE`.
+        number_there: looks into the sink; None while the row is not there.
+        watcher: of the pipe.
+        seconds: for so long.
+    """
     pairs = []
     end = time.monotonic() + seconds
     number = 0
@@ -104,15 +119,15 @@ def _probe(source: Source, cache: Path, watcher: StreamWatcher, seconds: int) ->
             number += 1
             begin = time.perf_counter()
             connection.execute(COUNT_UP, {"n": number, "mark": f"mark-{number};"})
-            arrived = _until_there(cache, number)
+            arrived = _until_there(number_there, number)
             pairs.append((arrived - begin, _stream_time(watcher, number) - begin))
             time.sleep(BETWEEN_PROBES)
     return pairs
 
 
-def _until_there(cache: Path, number: int) -> float:
+def _until_there(number_there: Callable[[], int | None], number: int) -> float:
     end = time.monotonic() + _DEADLINE
-    while (_number(cache) or 0) < number:
+    while (number_there() or 0) < number:
         if time.monotonic() > end:
             raise RuntimeError(f"probe {number} did not arrive")
         time.sleep(_BETWEEN_LOOKS)
@@ -155,14 +170,12 @@ def load(source: Source, rate: int, seconds: int, folder: Path) -> Iterator[None
         process.wait()
 
 
-def _summarise(report: Report, pairs: list[tuple[float, float]]) -> None:
-    sqlite, stream = (sorted(column) for column in zip(*pairs, strict=True))
-    for name, values in (("the row in SQLite", sqlite), ("pg_recvlogical's pipe", stream)):
+def summarise(report: Report, what: str, pairs: list[tuple[float, float]]) -> None:
+    """Rows of `what` and of the pipe."""
+    sink, stream = (sorted(column) for column in zip(*pairs, strict=True))
+    for name, values in ((what, sink), ("pg_recvlogical's pipe", stream)):
         p50, p99 = (f"{quantile(values, share) * 1000:.1f}" for share in (0.5, 0.99))
         report.row(name, p50, p99, str(len(values)))
-    for share in (0.5, 0.99):
-        ratio = quantile(sqlite, share) / quantile(stream, share)
-        report.ratio(f"commit-to-sqlite/pg_recvlogical p{share * 100:.0f}", ratio)
 
 
 def quantile(ordered: list[float], share: float) -> float:

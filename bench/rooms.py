@@ -1,4 +1,4 @@
-"""All rooms of Walbus as `walbus run` starts them, on a benchmark's source, with one SQLite consumer."""
+"""All rooms of Walbus as `walbus run` starts them, on a benchmark's source, with one consumer: SQLite, or Redis."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ listen = "127.0.0.1:{relay}"
 [bootstrap]
 listen = "127.0.0.1:{bootstrap}"
 [consumer.cache]
-sink = "sqlite"
-path = {cache}
+{sink}
 start = "{start}"
 [log]
 level = "warning"
@@ -39,11 +38,11 @@ class Rooms:
     """The processes of one configuration.
 
     Attributes:
-        cache: the SQLite file that the consumer keeps.
+        cache: the SQLite file that the consumer keeps, unless it keeps a Redis.
         relay_url, bootstrap_url: addresses of the servers.
     """
 
-    def __init__(self, source: Source, folder: Path, start: str) -> None:
+    def __init__(self, source: Source, folder: Path, start: str, redis_url: str | None) -> None:
         folder.mkdir()
         self.cache = folder / "cache.db"
         self._data = folder / "data"
@@ -51,9 +50,10 @@ class Rooms:
         config = folder / "walbus.toml"
         relay, bootstrap = _free_ports()
         self.relay_url, self.bootstrap_url = f"http://127.0.0.1:{relay}", f"http://127.0.0.1:{bootstrap}"
-        quoted = {"data_dir": str(self._data), "dsn": source.dsn, "cache": str(self.cache)}
-        strings = {name: json.dumps(text) for name, text in quoted.items()}
-        config.write_text(_CONFIG.format(relay=relay, bootstrap=bootstrap, start=start, **strings))
+        strings = {"data_dir": json.dumps(str(self._data)), "dsn": json.dumps(source.dsn)}
+        keeps = {"sink": "redis", "url": redis_url} if redis_url else {"sink": "sqlite", "path": str(self.cache)}
+        sink = "\n".join(f"{name} = {json.dumps(text)}" for name, text in keeps.items())
+        config.write_text(_CONFIG.format(relay=relay, bootstrap=bootstrap, start=start, sink=sink, **strings))
         command = [sys.executable, "-P", "-m", "walbus", "run", "-c", str(config)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -94,15 +94,16 @@ class Rooms:
 
 
 @contextmanager
-def open_rooms(source: Source, folder: Path, *, start: str) -> Iterator[Rooms]:
+def open_rooms(source: Source, folder: Path, *, start: str, redis_url: str | None = None) -> Iterator[Rooms]:
     """The rooms, stopped in the end whatever happens; their slot is dropped.
 
     Args:
         source: whose tables they take.
         folder: made for all of their files.
         start: where the consumer begins: `snapshot`, `earliest` or `latest`.
+        redis_url: of the Redis that it keeps; a SQLite file without it.
     """
-    rooms = Rooms(source, folder, start)
+    rooms = Rooms(source, folder, start, redis_url)
     try:
         yield rooms
     finally:

@@ -6,7 +6,7 @@
     python bench/run.py relay   [--rows N] [--transactions N] [--rounds N] [--gigabytes N]
                                 [--megabytes N] [--followers N] [--fast N] [--seconds N]
     python bench/run.py bootstrap [--seeded N] [--rows N] [--applied N] [--served N] [--seconds N] [--rounds N]
-    python bench/run.py consumers [--rows N] [--transactions N] [--upserted N] [--rounds N]
+    python bench/run.py consumers [--rows N] [--transactions N] [--upserted N] [--fast N] [--seconds N] [--rounds N]
     python bench/run.py growth  [--keys N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py opensearch [--documents N] [--rounds N]
@@ -35,9 +35,11 @@ import catch_up_backlog
 import commit_latency
 import consumers_callbacks
 import consumers_postgres
+import consumers_sinks
 import debezium
 import durable_latency
 import peak_memory
+import redis_latency
 import relay_append
 import relay_decoding
 import relay_sizes
@@ -58,7 +60,7 @@ _NUMBERS = {
     "applied": (2_000_000, "changes of each backlog that the bootstrap applies"),
     "served": (1_000_000, "rows of the snapshot that is served"),
     "keys": (50_000_000, "distinct keys of the store that grows"),
-    "upserted": (300_000, "rows that the PostgreSQL sink inserts, and then updates"),
+    "upserted": (300_000, "rows that each sink inserts, and then updates"),
     "documents": (200_000, "documents of the search index"),
     "changes": (2_000_000, "rows of each of the two backlogs that Debezium reads"),
     "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
@@ -113,6 +115,8 @@ def main() -> None:
         "consumers": lambda: [
             consumers_callbacks.run(given.rows, given.transactions, given.rounds),
             consumers_postgres.run(given.upserted, given.rounds),
+            consumers_sinks.run(given.upserted, given.rounds),
+            redis_latency.run(given.fast, given.seconds),
         ],
         "growth": lambda: [bootstrap_growth.run(given.keys)],
         "capture": lambda: [
