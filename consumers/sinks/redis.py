@@ -258,6 +258,10 @@ class RedisSink:
     def _encode(self, change: Change, layout: TableSchema, stored: Columns) -> list[bytes]:
         if change.raw.after is None or change.schema is None:
             raise refused("a change has no row", change, "check the relay's log")
+        if not change.raw.unchanged and change.schema.id == layout.id:
+            whole = self._form.whole(layout, change.raw.after)
+            if whole is not None:
+                return whole
         columns = self._form.decode(change.schema, change.raw.after, change.raw.unchanged)
         if change.schema.id != layout.id:
             columns = self._form.rearranged(columns, layout_change(change.schema, layout))

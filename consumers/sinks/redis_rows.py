@@ -67,17 +67,19 @@ class KeyTemplate:
         if not _APART.search(_PLACEHOLDER.split(template)[2]):
             raise ValueError("between {table} and {key} the key needs a sign that is in no name, such as a colon")
         self._template = template
+        self._around: dict[str, tuple[str, str]] = {}  # by table: what stands before a key, and behind it
 
     def row_key(self, table: str, key: bytes) -> str:
         """The key of a row. Several key columns are joined by colons, colons inside them being written as %3A."""
         texts = key_texts(key)
         if len(texts) > 1:
             texts = tuple(text.replace("%", "%25").replace(":", "%3A") for text in texts)
-        return self._filled(table, ":".join(texts))
+        before, after = self._parts(table)
+        return f"{before}{':'.join(texts)}{after}"
 
     def pattern(self, table: str) -> str:
         """A pattern for SCAN that matches every row of a table (and perhaps others')."""
-        before, after = (_GLOB.sub(r"\\\1", part) for part in self._filled(table, "\0").split("\0"))
+        before, after = (_GLOB.sub(r"\\\1", part) for part in self._parts(table))
         return f"{before}*{after}"
 
     def any_pattern(self) -> str:
@@ -95,8 +97,15 @@ class KeyTemplate:
 
     def moved(self, key: str, before: str, now: str) -> str:
         """The key of a row once its table is called otherwise."""
-        start, end = self._filled(before, "\0").split("\0")
+        start, end = self._parts(before)
         return self._filled(now, key[len(start) : len(key) - len(end)])
+
+    def _parts(self, table: str) -> tuple[str, str]:
+        known = self._around.get(table)
+        if known is None:
+            before, _, after = self._filled(table, "\0").partition("\0")
+            known = self._around[table] = before, after
+        return known
 
     def _filled(self, table: str, key: str) -> str:
         return _PLACEHOLDER.sub(lambda match: table if match[1] == "table" else key, self._template)
@@ -138,6 +147,11 @@ def _parts_of(template: str) -> Iterator[tuple[str, bool]]:
 class HashForm:
     """A row as the fields and values of a hash."""
 
+    def whole(self, layout: TableSchema, payload: bytes) -> Parts | None:
+        """What `parts` makes of a row that carries all of its columns, in less time; None: it has no such way."""
+        pairs = zip(layout.columns, row_texts(layout, payload), strict=True)
+        return [part.encode() for column, text in pairs if text is not None for part in (column.name, text)]
+
     def decode(self, layout: TableSchema, payload: bytes, unchanged: bytes) -> Columns:
         """The columns that the row carries and that are not NULL, each as text."""
         bits = int.from_bytes(unchanged, "little")
@@ -164,6 +178,10 @@ class HashForm:
 
 class JsonForm:
     """A row as one text of JSON."""
+
+    def whole(self, layout: TableSchema, payload: bytes) -> Parts | None:
+        """See `HashForm.whole`."""
+        return [msgspec.json.encode(row_json(layout, payload))]
 
     def decode(self, layout: TableSchema, payload: bytes, unchanged: bytes) -> Columns:
         """The columns that the row carries, each as the JSON that it is."""
@@ -197,6 +215,10 @@ class StringForm(HashForm):
 
     def __init__(self, templates: Mapping[str, ValueTemplate]) -> None:
         self._templates = templates
+
+    def whole(self, *_: object) -> Parts | None:
+        """See `HashForm.whole`: the columns that a template names are kept one by one."""
+        return None
 
     def misfit(self, layout: TableSchema, known: TableSchema | None) -> tuple[str, str] | None:
         """Why rows of a layout have no text, and how to mend it; None if they have one.

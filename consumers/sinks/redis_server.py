@@ -54,6 +54,19 @@ class Shape(msgspec.Struct):
         return texts and (self.key, self.format) == (before.key, before.format)
 
 
+class _Packer:
+    """Commands in Redis's protocol: a script has thousands of arguments, for each of which the library's own copies."""
+
+    def pack(self, *command: str | bytes | int | float) -> list[bytes]:
+        """One command; its name may be of two words."""
+        words = command[0].encode().split() if isinstance(command[0], str) else [command[0]]
+        parts = [b"*%d\r\n" % (len(words) + len(command) - 1)]
+        for argument in (*words, *command[1:]):
+            part = argument if isinstance(argument, bytes) else str(argument).encode()
+            parts.append(b"$%d\r\n%b\r\n" % (len(part), part))
+        return [b"".join(parts)]
+
+
 class RedisServer:
     """One server, and the keys of one consumer that are there for itself. Methods may raise what `errors` translates.
 
@@ -65,7 +78,11 @@ class RedisServer:
     def __init__(self, url: str, prefix: str) -> None:
         # A retry behind our back would meet a checkpoint that its own first attempt has moved.
         self._redis = redis.Redis.from_url(
-            url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 0)
+            url,
+            socket_timeout=_TIMEOUT_SECONDS,
+            socket_connect_timeout=_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            command_packer=_Packer(),
         )
         address = self._redis.connection_pool.connection_kwargs
         self.where = f"Redis at {address.get('host', address.get('path', ''))}:{address.get('port', '')}"
