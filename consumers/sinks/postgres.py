@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import psycopg
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
@@ -48,6 +48,7 @@ class PostgresOptions(SinkOptions):
 
     dsn: SecretStr  #: of the database that holds the replica
     into: str = _SCHEMA  #: the schema that a table lies in; `{schema}` stands for the source's
+    statement_seconds: float = Field(120.0, ge=1.0)  #: how long a statement may take; of a whole table 30 times
 
     @field_validator("into")
     @classmethod
@@ -65,7 +66,7 @@ class PostgresSink:
     def __init__(self, options: PostgresOptions, place: SinkPlace) -> None:
         self._consumer, self._tables_wanted = place.consumer, place.tables
         self._namespace = options.into
-        self._session = PostgresSession(options.dsn, place.consumer)
+        self._session = PostgresSession(options.dsn, place.consumer, options.statement_seconds)
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._stored: str | None = None  # the checkpoint that the target has, as far as this process knows
         self._unanswered: str | None = None  # one whose commit was sent, and not answered
@@ -108,8 +109,9 @@ class PostgresSink:
             self._begin()
             table = self._schema.by_name(sweep.table)
             if table is not None:
-                self._session.run(table.sweep(sweep.marks), [sweep.seq])
-                self._delete_lacking(table, sweep.marks)
+                with self._session.patiently():
+                    self._session.run(table.sweep(sweep.marks), [sweep.seq])
+                    self._delete_lacking(table, sweep.marks)
                 self._schema.complete(table)
 
     def commit(self, checkpoint: Checkpoint) -> None:
@@ -233,13 +235,15 @@ class PostgresSink:
         if raw.unchanged and len(sent := form.sent(raw.unchanged)) == len(table.columns):
             sent = None
         row = Put(form.values(_payload(change)), change.seq, change.position, or_equal, sent)
+        if not self._can_be(table, form, row, marks):
+            return
         self._take(table, marks, change.seq.to_bytes(8, "big") if raw.key is None else raw.key, row)
         if sent is None:
             self._schema.complete_row(table, raw.key)
 
     def _delete(self, change: Change, key: bytes | None, marks: Marks) -> None:
-        table, _ = self._target(change, marks)
-        if key is not None:
+        table, form = self._target(change, marks)
+        if key is not None and (not form.rekeyed or self._is_key(table, key_values(key), marks)):
             self._take(table, marks, key, Gone(key_values(key), change.seq))
             self._schema.complete_row(table, key)
 
@@ -249,6 +253,10 @@ class PostgresSink:
         self._flush(table, marks)
         sent = form.sent(change.raw.unchanged)
         row = Put(form.values(_payload(change)), change.seq, change.position, sent=sent)
+        if form.rekeyed:
+            self._delete(change, old, marks)
+            self._put(change, marks)
+            return
         stored = self._older(table, old, change, marks)
         if stored is not None and not self._schema.lacks(table, old):
             row = row.over(Put([*stored], 0, change.position))
@@ -274,6 +282,8 @@ class PostgresSink:
             self._delete_equal(change, marks)
         table, form = self._target(change, marks)
         row = Put(form.values(_payload(change)), change.seq, change.position)
+        if not self._can_be(table, form, row, marks):
+            return
         if raw.unchanged and raw.before is not None:
             partial = Put(row.values, row.seq, row.position, sent=form.sent(raw.unchanged))
             row = partial.over(Put(form.values(raw.before), 0, change.position))
@@ -286,11 +296,33 @@ class PostgresSink:
         self._flush(table, marks)
         self._session.run(table.delete_equal, form.texts(change.raw.before))
 
+    def _can_be(self, table: ReplicaTable, form: RowForm, row: Put, marks: Marks) -> bool:
+        """Whether there can be such a row, of whatever layout, under the key that the table has now."""
+        key = [row.values[index] for index in table.layout.key_indexes]
+        if None in key:
+            return False
+        return not form.rekeyed or self._is_key(table, [str(value) for value in key], marks)
+
+    def _is_key(self, table: ReplicaTable, key: Sequence[str | None], marks: Marks) -> bool:
+        """Whether the key's types have these values. What waits is sent: two texts may be one key, and meet there."""
+        self._flush(table, marks)
+        self._session.run("SAVEPOINT _walbus_key")
+        try:
+            self._session.run(table.select, table.keys([Gone([*key], 0)]))
+        except psycopg.Error as error:
+            if not is_of_a_row(error):
+                raise
+            self._session.run("ROLLBACK TO SAVEPOINT _walbus_key")
+            return False
+        self._session.run("RELEASE SAVEPOINT _walbus_key")
+        return True
+
     def _truncate(self, change: Change, marks: Marks) -> None:
         table = self._schema.by_oid(change.raw.table)
         if table is not None:
             self._flush(table, marks)
-            self._session.run(table.truncate(marks), [change.seq])
+            with self._session.patiently():
+                self._session.run(table.truncate(marks), [change.seq])
             self._schema.complete(table)
 
     def _delete_lacking(self, table: ReplicaTable, marks: Marks) -> None:
@@ -318,7 +350,7 @@ class PostgresSink:
         if table is None or not table.supersedes(layout, marks):
             self._flush_all(marks)
             self._targets.clear()
-            with self._session.errors(f"making {layout.table} as it is in the source"):
+            with self._session.errors(f"making {layout.table} as it is in the source"), self._session.patiently():
                 table = self._schema.fit(layout, marks)
         return table
 

@@ -8,12 +8,17 @@ that may quote a row only the code is told.
 A server that is gone without a word is noticed by TCP keepalives, on both sides: it forgets a client that was cut off
 with a transaction open, whose lock the next client waits for. A client that stands still (a stopped process) loses its
 transaction after a minute.
+
+A server that stands still, or a way that swallows what is sent, answers keepalives and nothing else. So each statement
+has a deadline: the server's own ends one that is only slow, and shortly behind it the connection is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -26,6 +31,9 @@ from walbus.session import settings_sql
 
 _LOCK_SECONDS = 5
 _STANDS_STILL_SECONDS = 60
+_UNACKNOWLEDGED_SECONDS = 30  #: of what was sent, before TCP gives the connection up
+_GRACE_SECONDS = 2  #: behind the server's own deadline
+_WHOLE_TABLE = 30  #: times as long may a statement take that goes over a whole table
 #: Joins are of a batch with a table, by its key: by the index, whatever statistics a young table has.
 _SETTINGS = {
     "default_transaction_read_only": "off",
@@ -34,6 +42,7 @@ _SETTINGS = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
+    "tcp_user_timeout": f"{_UNACKNOWLEDGED_SECONDS}s",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_custom_plan",
@@ -48,6 +57,33 @@ _OF_ROWS = ("22", "23", "44")
 _CHANGED_STATES = ("42P01", "42703", "42P10", "3F000", "42804")
 
 Rows = list[tuple[object, ...]]
+T = TypeVar("T")
+
+
+class NoAnswer(psycopg.OperationalError):
+    """A statement's deadline has passed without a word."""
+
+
+class _BoundedConnection(psycopg.Connection[tuple[object, ...]]):
+    """A connection that is closed when a statement has no answer within `patience` seconds."""
+
+    patience = 0.0
+
+    def wait(self, gen: Generator[Any, Any, T], *arguments: Any, **named: Any) -> T:  # noqa: ANN401  # psycopg's own
+        """See `psycopg.Connection.wait`; raises NoAnswer."""
+        return super().wait(self._within(gen, time.monotonic() + self.patience), *arguments, **named)
+
+    def _within(self, gen: Generator[Any, Any, T], deadline: float) -> Generator[Any, Any, T]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > deadline:
+                    self.pgconn.finish()
+                    raise NoAnswer(f"it has not answered for {self.patience:.0f} seconds")
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 class PostgresSession:
@@ -56,14 +92,17 @@ class PostgresSession:
     Args:
         dsn: of the target; its password goes nowhere else.
         consumer: whose sink it is.
+        statement_seconds: how long a statement may take; `patiently` gives it more.
     """
 
-    def __init__(self, dsn: SecretStr, consumer: str) -> None:
+    def __init__(self, dsn: SecretStr, consumer: str, statement_seconds: float) -> None:
         self._key = f"key consumer.{consumer}.dsn"
+        self._seconds, self._seconds_key = statement_seconds, f"consumer.{consumer}.statement_seconds"
         with self._our_key():
-            self._parameters = {**parameters_of(dsn), "application_name": f"walbus {consumer}"}
+            unacknowledged = {"tcp_user_timeout": _UNACKNOWLEDGED_SECONDS * 1000}
+            self._parameters = {**unacknowledged, **parameters_of(dsn), "application_name": f"walbus {consumer}"}
             self.where = f"PostgreSQL at {place_of(dsn)}"
-        self._connection: psycopg.Connection[tuple[object, ...]] | None = None
+        self._connection: _BoundedConnection | None = None
 
     def connect(self) -> bool:
         """Connects unless there is a connection that works; whether it is a new one.
@@ -74,7 +113,7 @@ class PostgresSession:
         if self._connection is not None and not self._connection.closed:
             return False
         try:
-            connection = psycopg.connect(
+            connection = _BoundedConnection.connect(
                 make_conninfo("", **self._parameters),
                 autocommit=True,
                 prepare_threshold=None,
@@ -83,9 +122,11 @@ class PostgresSession:
         except psycopg.Error as error:
             raise self._not_connected(error) from None
         self._connection = connection
+        connection.patience = self._seconds + _GRACE_SECONDS
+        settings = {**_SETTINGS, "statement_timeout": f"{self._seconds * 1000:.0f}"}
         with self.errors():
             connection.execute(settings_sql().encode())
-            connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in _SETTINGS.items()).encode())
+            connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()).encode())
         encoding = self.run("SHOW server_encoding")[0][0]
         if encoding != "UTF8":
             mend = "name a database that was created with ENCODING 'UTF8'"
@@ -104,6 +145,23 @@ class PostgresSession:
             raise psycopg.OperationalError("there is no connection")
         cursor = self._connection.execute(statement.encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Within it, and within a transaction, statements may go over a whole table, and take that much longer."""
+        self._bound(self._seconds * _WHOLE_TABLE)
+        try:
+            yield
+        except BaseException:
+            if self._connection is not None:  # its transaction is over, and the server's bound with it
+                self._connection.patience = self._seconds + _GRACE_SECONDS
+            raise
+        self._bound(self._seconds)
+
+    def _bound(self, seconds: float) -> None:
+        self.run(f"SET LOCAL statement_timeout = {seconds * 1000:.0f}")
+        if self._connection is not None:
+            self._connection.patience = seconds + _GRACE_SECONDS
 
     @property
     def in_transaction(self) -> bool:
@@ -138,8 +196,11 @@ class PostgresSession:
     def _meaning(self, error: psycopg.Error, where: str) -> SinkError:
         state = error.sqlstate
         if state is None or state.startswith(_PASSING_CLASSES) or state in _PASSING_STATES:
-            message = error.diag.message_primary or "the connection broke"
-            return SinkUnavailable(f"PostgreSQL is not available: {message}", where=where)
+            unsaid = str(error) if isinstance(error, NoAnswer) else "the connection broke"
+            message = error.diag.message_primary or unsaid
+            slow = isinstance(error, psycopg.errors.QueryCanceled)
+            mend = f"if its statements take that long, raise {self._seconds_key}" if slow else None
+            return SinkUnavailable(f"PostgreSQL is not available: {message}", where=where, mend=mend)
         if state.startswith(_OF_ROWS):
             return SinkRefused(f"PostgreSQL refuses a row ({_kind(error)})", where=where, mend=_row_mend(error))
         message = f"PostgreSQL refuses: {error.diag.message_primary}"

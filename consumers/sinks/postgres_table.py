@@ -193,17 +193,24 @@ class RowForm:
     Args:
         row: the layout that the rows have.
         table: where they go.
+
+    Attributes:
+        rekeyed: whether a column of the table's key has a type, now, that may not have the row's value. The value is
+            given all the same, as text: without it nobody finds the row again.
     """
 
     def __init__(self, row: TableSchema, table: ReplicaTable) -> None:
         reader = row_reader(row)
         self._raw, self._texts = reader.raw, reader.texts
         self._same = row.id == table.layout.id
+        self._sources: list[int | None] = []
+        self.rekeyed = False
         columns = zip(sources(row, table.layout), table.layout.columns, table.types, strict=True)
-        self._sources = [
-            source if source is None or takes(column.type_oid, declared, row.columns[source].type_oid) else None
-            for source, column, declared in columns
-        ]
+        for index, (source, column, declared) in enumerate(columns):
+            fits = source is None or takes(column.type_oid, declared, row.columns[source].type_oid)
+            in_key = index in table.layout.key_indexes
+            self._sources.append(source if fits or in_key else None)
+            self.rekeyed = self.rekeyed or (in_key and (source is None or not fits))
 
     def values(self, payload: bytes) -> list[object]:
         """The table's columns, from a row; None for one that the row's layout does not have, or with another type."""

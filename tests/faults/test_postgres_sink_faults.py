@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from support.database import Database, fresh_database
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, postgres_under_test
+from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink, SinkPlace
@@ -414,3 +418,97 @@ def test_thousands_of_changes_of_every_kind_in_one_batch_end_as_the_source(
     source.commit([truncate(ITEMS), insert(ITEMS, 1, "")])
     put(sink, source, done)
     assert under_test.rows() == source.rows()
+
+
+# A server that says nothing
+
+
+def test_a_way_that_swallows_everything_is_noticed_told_and_gone_again_when_it_is_open(
+    relay: ScriptedRelay, source: ModelSource, target_database: Database, tmp_path: Path
+) -> None:
+    given = conninfo_to_dict(target_database.dsn)
+    with TcpProxy(int(str(given["port"]))) as proxy:
+        dsn = make_conninfo(target_database.dsn, host="127.0.0.1", port=proxy.port, connect_timeout=2)
+        under_test = postgres_under_test(tmp_path, target_database.dsn)
+        source.commit([insert(ITEMS, n) for n in range(5)])
+        with consumer(relay, under_test, dsn=dsn, statement_seconds=1.0) as running:
+            equal(under_test, relay)
+            proxy.swallow = True
+            source.commit([update(ITEMS, 1, name="swallowed"), delete(ITEMS, 2)])
+            wait_for(lambda: "not answered for 3 seconds" in str(running.status().get("waiting_for")), 20)
+            proxy.swallow = False
+            proxy.reset()
+            wait_for(lambda: under_test.rows() == source.rows(), 60)
+    assert len(relay.asked("/v1/snapshot")) == 1
+
+
+def test_a_backend_that_stands_still_is_noticed_and_its_late_answer_changes_nothing(
+    relay: ScriptedRelay, source: ModelSource, under_test: SinkUnderTest, target_database: Database
+) -> None:
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with consumer(relay, under_test, statement_seconds=1.0) as running:
+        equal(under_test, relay)
+        session = "SELECT pid FROM pg_stat_activity WHERE application_name = 'walbus test'"
+        pid = int(str(target_database.value(session)))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            source.commit([update(ITEMS, 1, name="meanwhile"), delete(ITEMS, 2)])
+            wait_for(lambda: "not answered for 3 seconds" in str(running.status().get("waiting_for")), 20)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: under_test.rows() == source.rows(), 60)
+        source.commit([insert(ITEMS, 9)])
+        equal(under_test, relay)
+    assert len(relay.asked("/v1/snapshot")) == 1
+
+
+def test_a_statement_that_is_only_slow_is_ended_and_tried_again(
+    source: ModelSource, under_test: SinkUnderTest, target_database: Database
+) -> None:
+    sink = under_test.open(statement_seconds=1.0)
+    source.commit([insert(ITEMS, 1)])
+    put(sink, source)
+    done = source.end
+    target_database.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); RETURN NEW; END'"
+    )
+    target_database.execute("CREATE TRIGGER slow BEFORE INSERT ON public.items FOR EACH ROW EXECUTE FUNCTION slow()")
+    source.commit([insert(ITEMS, 2)])
+    with pytest.raises(SinkUnavailable, match=r"statement timeout.*raise consumer\.test\.statement_seconds"):
+        put(sink, source, done)
+    sink.rollback()
+    target_database.execute("DROP TRIGGER slow ON public.items")
+    assert sink.checkpoint() is not None
+    put(sink, source, done)
+    sink.close()
+    assert under_test.rows() == source.rows()
+
+
+# Rows of an earlier key
+
+
+def test_rows_from_before_their_key_had_another_type_stay_where_the_new_type_has_their_key(
+    source: ModelSource, sink: Sink, target_database: Database
+) -> None:
+    texts = items_layout("items", column("id", in_key=True), column("name"), column("body"))
+    numbers = replace(items_layout("items", KEY, column("name"), column("body")), id=9)
+    sink.write([rows_of(texts, ["1", "a", None], ["x", "b", None])], MARKS)
+    sink.write([rows_of(numbers, ["2", "c", None])], MARKS)
+    assert target_database.execute("SELECT count(*) FROM pg_catalog.pg_tables WHERE tablename = 'items'") == [(0,)]
+    earlier = rows_of(texts, ["1", "a", None], ["01", "twin", None], ["x", "b", None], ["5", "d", None])
+    sink.write([earlier, rows_of(numbers, ["2", "newer", None])], MARKS)
+    sink.commit(Following("log-a", MARKS, Point(source.end, 9)))
+    assert target_database.execute("SELECT id, name FROM items ORDER BY id") == [
+        (1, "twin"), (2, "newer"), (5, "d"),
+    ]  # fmt: skip
+
+
+def test_rows_from_before_their_table_had_a_key_are_left_out_where_it_is_null(
+    source: ModelSource, sink: Sink, target_database: Database
+) -> None:
+    keyed = replace(items_layout("items", KEY, column("name"), column("body")), id=9)
+    other = replace(items_layout("items", column("name", in_key=True), column("body")), id=3)
+    sink.write([rows_of(keyed, ["1", "a", None])], MARKS)
+    sink.write([rows_of(other, ["p", "no id then"])], MARKS)
+    sink.commit(Following("log-a", MARKS, Point(source.end, 9)))
+    assert target_database.execute("SELECT id, name FROM items ORDER BY id") == [(1, "a")]
