@@ -104,6 +104,8 @@ from walbus.events import Window
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader
 
+_END, _ASKED = int(Flag.END), int(Flag.ASKED)  # an `&` of a Flag makes another one, for every record
+
 
 class ConsumerMachine:
     """One consumer's progress through log and snapshot.
@@ -285,7 +287,7 @@ class ConsumerMachine:
             state = with_table(state, table)
             outputs.append(Deliver(served_window(event), state.marks, state))
         self._state = state
-        if event.header.flags & Flag.END:
+        if event.header.flags & _END:
             after = self._after_table(with_table(state, replace(table, done=True)))
             ended = Sweep(table.table, low.seq, state.marks, after) if table.since is None else Advance(after)
             outputs.append(ended)
@@ -308,7 +310,7 @@ class ConsumerMachine:
 
     def _record_read(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
         outputs = self._record(state, event)
-        return [*outputs, Asked(event.header.last)] if event.header.flags & Flag.ASKED else outputs
+        return [*outputs, Asked(event.header.last)] if event.header.flags & _ASKED else outputs
 
     def _record(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
         self._check_seq(event.header)
@@ -340,7 +342,7 @@ class ConsumerMachine:
         header, done = event.header, self._received.last_done
         if header.last < done or (header.last == done and self._open is None):
             return []  # a repeat
-        begins, ends = self._open is None, bool(header.flags & Flag.END)
+        begins, ends = self._open is None, bool(header.flags & _END)
         changes = event.changes
         if changes and changes[0].position <= done:  # positions rise
             changes = [change for change in changes if change.position > done]

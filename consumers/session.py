@@ -240,6 +240,9 @@ class Session:
     def _receive(self, event: Event) -> None:
         before, was = self.phase, self._machine.state
         outputs = self._machine.receive(event)
+        if type(was) is Following and type(event) is RecordRead:  # the usual case: neither phase nor stream can change
+            self._outputs += [(before, output) for output in outputs]
+            return
         state = self._machine.state
         told = (*self._phases.before(was, event, state), *outputs, *self._phases.behind(event, state))
         self._outputs += ((before, output) for output in told)

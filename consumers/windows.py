@@ -11,12 +11,15 @@ from walbus.position import ORIGIN
 from walbus.records import Flag, Kind, Op, RawChange
 from walbus.schema import TableSchema
 
+_KINDS = {int(kind): kind for kind in Kind}  # looked up for every record
+_NET = int(Flag.NET)
+
 
 def log_window(event: RecordRead, changes: Sequence[Change], *, begins: bool, ends: bool) -> Window:
     """A transaction or a piece of one, or an event by itself, with the changes that are left of it."""
     header = event.header
     return Window(
-        kind=Kind(header.kind),
+        kind=_KINDS[header.kind],
         changes=changes,
         xid=header.xid,
         commit_lsn=header.commit_lsn,
@@ -26,7 +29,7 @@ def log_window(event: RecordRead, changes: Sequence[Change], *, begins: bool, en
         begins=begins,
         ends=ends,
         origin=event.origin,
-        net=bool(header.flags & Flag.NET),
+        net=bool(header.flags & _NET),
     )
 
 
@@ -34,7 +37,7 @@ def served_window(event: RowsRead) -> Window:
     """A batch of a snapshot's rows, or of a delta's changes."""
     header = event.header
     return Window(
-        kind=Kind(header.kind),
+        kind=_KINDS[header.kind],
         changes=event.changes,
         xid=0,
         commit_lsn=header.commit_lsn,

@@ -125,12 +125,12 @@ class RecordHeader(NamedTuple):
     @property
     def first(self) -> Position:
         """Position of the first change (of the record as captured)."""
-        return Position(self.epoch, self.commit_lsn, self.first_ordinal)
+        return tuple.__new__(Position, (self.epoch, self.commit_lsn, self.first_ordinal))  # but for the call
 
     @property
     def last(self) -> Position:
         """Position of the last change: the "last done" of a reader that has dealt with this record."""
-        return Position(self.epoch, self.commit_lsn, self.last_ordinal)
+        return tuple.__new__(Position, (self.epoch, self.commit_lsn, self.last_ordinal))
 
 
 class RawChange(NamedTuple):
