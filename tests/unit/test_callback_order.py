@@ -215,6 +215,7 @@ _acts = st.dictionaries(st.integers(0, 40), _act, max_size=4)
 @given(_plans, _acts, st.sampled_from(["stop", "skip"]), st.integers(1, 3))
 @example([("whole", [2, 2]), ("whole", [1])], {3: "seek 1"}, "stop", 3)
 @example([("whole", [2, 2]), ("bootstrap", [1])], {3: "seek 1"}, "stop", 3)
+@example([("whole", [3])], {3: "raise"}, "stop", 2)
 @example([("whole", [2])], {2: "raise", 3: "raise"}, "skip", 2)
 def test_callbacks_keep_their_order_and_lose_nothing(
     plan: Plan, acts: dict[int, str], policy: Any, attempts: int
