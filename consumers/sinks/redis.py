@@ -25,12 +25,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import Batching, Sink, SinkPlace, refused
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.redis_invalidation import RedisInvalidation
+from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import RedisOptions
 from walbus.consumers.sinks.redis_rows import (
     Columns,
@@ -71,8 +70,7 @@ class RedisSink:
         self._rows = RedisRows(self._server, self._template, self._form, tombstone_ms, options.ttl)
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
-        self._layouts: dict[int, TableSchema] = {}  # by OID
-        self._layouts_log = 0  # log_generation that the layouts' numbers belong to
+        self._layouts = StoredLayouts(self._server)
         self._lacking: set[str] = set()  # rows that lack a value
         self._forget_gathered()
 
@@ -94,12 +92,9 @@ class RedisSink:
         with self._server.errors():
             text = self._server.begin()
             self._server.check_shape(self._shape)
-            layouts = msgspec.json.decode(self._server.document("layouts"), type=dict[str, Any])
+            self._layouts.load()
             self._lacking = self._server.lacking()
         self._forget_gathered()
-        known = (TableSchema.from_dict(document) for document in layouts.get("layouts", []))
-        self._layouts = {layout.oid: layout for layout in known}
-        self._layouts_log = layouts.get("log_generation", 0)
         try:
             checkpoint = load_checkpoint(text) if text else None
         except InvalidText as error:
@@ -322,19 +317,14 @@ class RedisSink:
 
     def _fit(self, layout: TableSchema) -> TableSchema:
         """The table's present layout, once its rows have been brought to `layout` if that is newer."""
+        present = self._layouts.present(layout, self._marks.log_generation)
+        if present is not None:
+            return present
         known = self._layouts.get(layout.oid)
-        newer_log = self._marks.log_generation > self._layouts_log
-        if known is not None and known.id >= layout.id and not newer_log:
-            return known
-        if newer_log:
-            self._layouts_log, self._layouts = self._marks.log_generation, {}
         self._see_that_it_fits(layout, known)
-        self._layouts[layout.oid] = layout
         if known is not None and not known.same_layout(layout):
             self._rewrite(known, layout)
-        documents = [table.to_dict() for table in self._layouts.values()]
-        document = {"log_generation": self._layouts_log, "layouts": documents}
-        self._server.set_document("layouts", msgspec.json.encode(document))
+        self._layouts.store(layout, self._marks.log_generation)
         return layout
 
     def _see_that_it_fits(self, layout: TableSchema, known: TableSchema | None) -> None:

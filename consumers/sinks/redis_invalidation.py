@@ -17,13 +17,13 @@ what changed. A Redis that evicts does no harm: a lost checkpoint is a new begin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 from uuid import uuid4
 
 import msgspec
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import Batching, SinkPlace, refused
+from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import Invalidation, RedisOptions
 from walbus.consumers.sinks.redis_rows import KeyTemplate
 from walbus.consumers.sinks.redis_scripts import EMPTY, INVALIDATE
@@ -53,8 +53,7 @@ class RedisInvalidation:
         self._tombstone_ms = options.tombstone_seconds * 1000
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
-        self._layouts: dict[int, TableSchema] = {}  # by OID
-        self._layouts_log = 0  # log_generation that the layouts' numbers belong to
+        self._layouts = StoredLayouts(self._server)
         self._gathered: dict[str, dict[str, int]] = {}  # by table: changed keys, and the last seq of each
         self._count = 0
 
@@ -69,10 +68,7 @@ class RedisInvalidation:
         with self._server.errors():
             text = self._server.begin(may_evict=True)
             self._server.check_shape(self._shape)
-            stored = msgspec.json.decode(self._server.document("layouts"), type=dict[str, Any])
-        known = [TableSchema.from_dict(document) for document in stored.get("layouts", [])]
-        self._layouts = {layout.oid: layout for layout in known}
-        self._layouts_log = stored.get("log_generation", 0)
+            self._layouts.load()
         try:
             checkpoint = load_checkpoint(text) if text else None
         except InvalidText as error:
@@ -156,20 +152,15 @@ class RedisInvalidation:
 
     def _fit(self, layout: TableSchema) -> TableSchema:
         """The table's present layout; with another one than before, what is cached of the table is of another form."""
+        present = self._layouts.present(layout, self._marks.log_generation)
+        if present is not None:
+            return present
         known = self._layouts.get(layout.oid)
-        newer_log = self._marks.log_generation > self._layouts_log
-        if known is not None and known.id >= layout.id and not newer_log:
-            return known
         if known is not None and (known.table != layout.table or not known.same_layout(layout)):
             self._empty(known.table)
             if known.table != layout.table:
                 self._empty(layout.table)
-        if newer_log:
-            self._layouts_log, self._layouts = self._marks.log_generation, {}
-        self._layouts[layout.oid] = layout
-        documents = [table.to_dict() for table in self._layouts.values()]
-        document = {"log_generation": self._layouts_log, "layouts": documents}
-        self._server.set_document("layouts", msgspec.json.encode(document))
+        self._layouts.store(layout, self._marks.log_generation)
         return layout
 
     # What is told

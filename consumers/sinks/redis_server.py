@@ -124,6 +124,12 @@ class RedisServer:
         Args:
             may_evict: whether keys may go that others need: those of a cache may.
         """
+        if self._redis.info("cluster").get("cluster_enabled"):
+            raise SinkRefused(
+                "this Redis is a node of a cluster, where a row and its version may lie on two",
+                where=self.where,
+                mend="use a Redis without cluster mode (with replicas, if it shall survive one)",
+            )
         policy = self._redis.info("memory").get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and not may_evict:
             raise SinkRefused(

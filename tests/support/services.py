@@ -44,12 +44,13 @@ def docker_answers() -> bool:
 
 
 @contextmanager
-def local_redis() -> Iterator[RedisServer]:
-    """A redis-server of this machine, without persistence, in a temporary folder."""
+def local_redis(*options: str) -> Iterator[RedisServer]:
+    """A redis-server of this machine, without persistence, in a temporary folder; with options of its command line."""
     folder = Path(tempfile.mkdtemp(prefix="walbus-redis-"))
     port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    process = subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL, start_new_session=True)
+    command += ["--dir", str(folder), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     server = RedisServer(f"redis://127.0.0.1:{port}/0", process.pid)
     try:
         wait_for(lambda: redis_answers(server.url), 10, what="redis-server answers")
