@@ -211,6 +211,21 @@ def test_a_consumer_keeps_a_cache_fresh_from_its_beginning(
         wait_for(lambda: cached(client) == {f"{ITEMS}:2"}, 15)
 
 
+def test_a_consumer_that_begins_at_the_end_forgets_what_was_cached_before_it(
+    source: ModelSource, under_test: SinkUnderTest, client: redis.Redis
+) -> None:
+    client.set(f"{ITEMS}:1", "from before")
+    source.commit([insert(ITEMS, n) for n in range(3)])
+    with ScriptedRelay(source) as relay, consumer(relay, under_test, start="latest") as running:
+        wait_for(lambda: running.status().get("phase") == "online", 15)
+        source.commit([update(ITEMS, 2, name="a")])
+        wait_for(lambda: not cached(client), 15)
+        client.mset({f"{ITEMS}:1": "fresh", f"{ITEMS}:2": "fresh"})
+        source.commit([update(ITEMS, 2, name="b")])
+        wait_for(lambda: cached(client) == {f"{ITEMS}:1"}, 15)
+        assert relay.asked("/v1/snapshot") == []
+
+
 # Values on their way into the cache
 
 
