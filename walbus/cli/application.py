@@ -13,6 +13,7 @@ from walbus import __version__
 from walbus.cli.bootstrap import command as bootstrap
 from walbus.cli.capture import command as capture
 from walbus.cli.consume import command as consume
+from walbus.cli.consumers import app as consumers
 from walbus.cli.dead_letters import app as dead_letters
 from walbus.cli.demo import command as demo
 from walbus.cli.doctor import command as doctor
@@ -53,6 +54,7 @@ app.command("tail")(tail)
 app.command("status")(status)
 app.command("ready")(ready)
 app.command("verify")(verify)
+app.add_typer(consumers, name="consumers")
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(log, name="log")
 app.add_typer(token, name="token")

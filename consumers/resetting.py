@@ -1,0 +1,118 @@
+"""A consumer is set to another place while it does not run.
+
+A sink that holds rows can only read all of them again. At an earlier place of the log it would pass over what it has,
+by seq; at a later one it would lack for good what lies between. So its checkpoint is kept but for what it was asked
+for: the consumer then finds that it has the rows of no table, reads each one from the bootstrap under a new mark,
+sweeps what the snapshot did not bring, and goes on behind where it was. Rows are there for readers all the while, and
+what somebody else did to them is mended.
+
+Whoever keeps no rows, a consumer of the client library, is set to any place of the log. The checkpoint's lock, or the
+sink's look at its stored checkpoint, keeps this from a consumer that runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from walbus.config import ConsumerConfig
+from walbus.consumers.addresses import Relays, listed
+from walbus.consumers.checkpoint import Following, Point, Snapshotting, last_done_of
+from walbus.consumers.checkpoint_store import FileCheckpointStore
+from walbus.consumers.partitions import own_place, part_name, require_same_part
+from walbus.consumers.places import found_place, parse_place
+from walbus.consumers.sinks import SinkPlace, open_sink
+from walbus.consumers.tables import EVERYTHING, check_patterns
+from walbus.consumers.transport import NOTHING_MORE, HttpPeer, RelayPeer
+from walbus.credentials import Credentials
+from walbus.errors import UsageError
+from walbus.position import ORIGIN, Position
+
+#: Without a checkpoint, as at the consumer's first start.
+START: Final = "start"
+
+
+def read_again(name: str, config: ConsumerConfig, folder: Path) -> Position:
+    """Has a sink's consumer read all rows again when it runs; where it goes on behind that.
+
+    Args:
+        name: of the consumer.
+        config: its section of `walbus.toml`.
+        folder: for the consumer's own files, as `run_consumer` has it.
+
+    Raises:
+        UsageError: it has no rows yet, is reading them, or begins with the log and never reads any.
+        ConfigError, SinkUnavailable, SinkRefused: the sink cannot be opened, or another process writes it.
+    """
+    if config.start != "snapshot":
+        what = f"the consumer begins at {config.start}, and reads no rows but the log's"
+        raise UsageError(what, where=f"key consumer.{name}.start", mend="let it start with a snapshot")
+    called = part_name(name, config.partition)
+    place = SinkPlace(called, folder.with_name(part_name(folder.name, config.partition)), check_patterns(config.tables))
+    where = f"consumer {called}"
+    with closing(open_sink(config.sink, own_place(config.sink, config.options, config.partition, name), place)) as sink:
+        before = sink.checkpoint()
+        require_same_part(before, config.partition, called)
+        if before is None:
+            raise UsageError("the sink has no rows yet", where=where, mend="start it: it begins with a snapshot")
+        if isinstance(before, Snapshotting):
+            raise UsageError("it is reading rows already", where=where, mend="start it, and let it come to the end")
+        sink.commit(replace(before, asked=(), rows=ORIGIN))
+        return last_done_of(before)
+
+
+def set_to(name: str, place: str, folder: Path, relays: Sequence[str], credentials: Credentials) -> Position | None:
+    """Sets the checkpoint file of a consumer of the client library; where it goes on, None for its first start.
+
+    Args:
+        name: of the consumer.
+        place: a position, a time, `seq:N`, `earliest`, `latest` or `start`.
+        folder: the consumer's.
+        relays: addresses of relays of the log.
+        credentials: what is shown to them.
+
+    Raises:
+        UsageError: the place is none, there is no checkpoint, or a subscription has it.
+        PositionTrimmed, PositionUnknown: the log does not have the place.
+        RelayUnavailable: the relay does not answer.
+        InvalidText: the file is no checkpoint.
+    """
+    parsed = None if place == START else parse_place(place, "--to")
+    path = folder / "checkpoint.json"
+    if not path.exists():
+        mend = "name one that has run on this machine, or the folder of its connect(folder=) with --folder"
+        raise UsageError(f"there is no checkpoint of a consumer {name!r} here", where=str(path), mend=mend)
+    store = FileCheckpointStore(path)
+    store.take()
+    try:
+        if parsed is None:
+            _remove(path)
+            return None
+        before = store.load()
+        following = None
+        if before is not None:
+            point = Point(last_done_of(before), 0)
+            following = Following(before.log_id, before.marks, point, layouts=before.layouts, part=before.part)
+        peers = [RelayPeer(HttpPeer(url, credentials)) for url in listed(relays)]
+        try:
+            found = found_place(Relays(peers), parsed, EVERYTHING, NOTHING_MORE, following)
+        finally:
+            for peer in peers:
+                peer.close()
+        store.save(found)
+        return found.point.last_done
+    finally:
+        store.release()
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,237 @@
+"""`walbus consumers`: which there are and how far behind, and their resetting and forgetting."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from walbus.cli.failures import reporter_of
+from walbus.cli.options import ConfigFile, load
+from walbus.config import Settings
+from walbus.errors import RequestRefused, UsageError, WalbusError
+
+if TYPE_CHECKING:
+    from walbus.consumers.transport import HttpPeer
+
+app = typer.Typer(
+    help="The consumers of the log: see how far each one is, set one back, forget one.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_WIDTH_ELSEWHERE = 160  # columns where there is no terminal to measure
+_NOT_FOUND = 404
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the consumer.")]
+Known = dict[str, Any]
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """List the consumers that the relay knows or the configuration has, with their lag."""
+    settings = load(context, config)
+    with _relay(settings) as relay:
+        told = relay.json("GET", "/v1/consumers")
+    known = {one["name"]: one for one in told["consumers"]}
+    configured = _configured(settings)
+    consumers = [{**one, "configured": name in configured} for name, one in known.items()]
+    consumers += [one for name, one in configured.items() if name not in known]
+    told["consumers"] = sorted(consumers, key=lambda one: str(one["name"]))
+    if as_json:
+        typer.echo(reporter_of(context).redactor.text(json.dumps(told, indent=2)))
+        return
+    _print_table(told["consumers"])
+    if told.get("problem"):
+        typer.echo(f"They cannot be kept: {told['problem']}")
+
+
+@app.command("show")
+def show(
+    context: typer.Context,
+    name: Name,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Show all that the relay knows of one consumer."""
+    settings = load(context, config)
+    with _relay(settings) as relay:
+        document = relay.json("GET", _path(name))
+    if as_json:
+        typer.echo(reporter_of(context).redactor.text(json.dumps(document, indent=2)))
+        return
+    lag = document.pop("lag") or {}
+    rows = document | {f"lag.{key}": value for key, value in lag.items()}
+    for key in ("first_seen", "last_seen", "reported_at"):
+        rows[key] = None if rows[key] is None else f"{_ago(rows[key])} ago"
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
+        typer.echo(f"{key:{width}}  {text}".rstrip())
+
+
+@app.command("forget")
+def forget(context: typer.Context, name: Name, config: ConfigFile = None) -> None:
+    """Have the relay forget a name; a consumer that goes on is known anew. Its checkpoint and rows stay."""
+    settings = load(context, config)
+    with _relay(settings) as relay:
+        relay.json("DELETE", _path(name))
+    typer.echo(f"{name} is forgotten")
+
+
+@app.command("reset")
+def reset(
+    context: typer.Context,
+    name: Name,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="PLACE",
+            help="A sink's consumer: snapshot, to read all rows again. One of the client library: earliest, latest, a "
+            "position, a time, seq:N, or start, as if it had never run.",
+            show_default=False,
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where consumers' folders are, as in connect(folder=); default: as configured."
+        ),
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Set a consumer that does not run to another place."""
+    from walbus.consumer_reports import checked_name  # noqa: PLC0415 - a command loads what it needs
+    from walbus.consumers.resetting import read_again, set_to  # noqa: PLC0415
+    from walbus.credentials import credentials_of  # noqa: PLC0415
+
+    settings = load(context, config)
+    checked_name(name)
+    sink = settings.consumer.get(name) if folder is None else None
+    if (sink is None) == (to == "snapshot"):
+        raise _wrong_place(name, is_sink=sink is not None)
+    _require_stopped(settings, name)
+    if sink is not None:
+        behind = read_again(name, sink, settings.consumer_dir(name))
+        typer.echo(f"{name} reads all rows again when it runs, and goes on behind {behind}")
+        return
+    own = settings.consumer_dir(name) if folder is None else folder / name
+    place = set_to(name, to, own, [settings.relay_url], credentials_of(settings.client))
+    typer.echo(f"{name} goes on behind {place}" if place is not None else f"{name} begins as at its first start")
+
+
+def _wrong_place(name: str, *, is_sink: bool) -> UsageError:
+    if is_sink:
+        what = "a sink holds rows: at another place of the log it would lack some, or pass over what it has"
+        return UsageError(what, where="--to", mend="write --to snapshot: all rows are read again, and ghosts deleted")
+    mend = f"name one of the configuration; if {name} is of the client library, write earliest, latest or a position"
+    return UsageError("only a configured sink reads its rows again", where="--to", mend=mend)
+
+
+def _require_stopped(settings: Settings, name: str) -> None:
+    """Raises UsageError: the consumer runs, by its status file here or by a stream of its own at the relay."""
+    from walbus.cli.status_report import from_file  # noqa: PLC0415
+    from walbus.consumers.partitions import part_name  # noqa: PLC0415
+
+    here = from_file(settings.status_dir / f"consumer-{name}.json")["state"] == "up"
+    configured = settings.consumer.get(name)
+    called = part_name(name, configured.partition) if configured is not None else name
+    if here or _has_stream(settings, called):
+        mend = "stop it first: `walbus consume` (or the `walbus run` that has it) with SIGTERM, or its program"
+        raise UsageError(f"consumer {called} is running", where=f"consumer {called}", mend=mend)
+
+
+def _has_stream(settings: Settings, name: str) -> bool:
+    """A relay that is away has none; whoever has the sink or the checkpoint is met there."""
+    try:
+        with _relay(settings) as relay:
+            return bool(relay.json("GET", _path(name))["streams"])
+    except RequestRefused as error:
+        if error.status != _NOT_FOUND:
+            raise
+    except WalbusError:
+        pass
+    return False
+
+
+@contextmanager
+def _relay(settings: Settings) -> Iterator[HttpPeer]:
+    from walbus.consumers.transport import HttpPeer  # noqa: PLC0415 - the other commands need no client
+    from walbus.credentials import credentials_of  # noqa: PLC0415
+
+    with closing(HttpPeer(settings.relay_url, credentials_of(settings.client))) as peer:
+        yield peer
+
+
+def _path(name: str) -> str:
+    from walbus.consumer_reports import checked_name  # noqa: PLC0415
+
+    return f"/v1/consumers/{checked_name(name)}"
+
+
+def _configured(settings: Settings) -> dict[str, Known]:
+    """The configuration's consumers, as a relay that has not heard of them would tell them."""
+    from walbus.consumers.partitions import part_name  # noqa: PLC0415
+
+    names = {part_name(name, one.partition): one for name, one in settings.consumer.items()}
+    return {
+        name: {
+            "name": name, "phase": None, "last_done": None, "seq": None, "lag": None, "last_seen": None, "streams": 0,
+            "sink": one.sink, "tables": list(one.tables), "waiting_for": None, "configured": True,
+        }
+        for name, one in names.items()
+    }  # fmt: skip
+
+
+def _print_table(consumers: list[Known]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    if not consumers:
+        typer.echo("There is no consumer.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("consumer", "phase", "position", "changes", "bytes", "seconds", "last seen", "sink", "tables"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in _FIGURES else "left")
+    for one in consumers:
+        table.add_row(*map(Text, _cells(one)))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH_ELSEWHERE
+    console.print(table)
+
+
+_FIGURES = ("changes", "bytes", "seconds")
+
+
+def _cells(one: Known) -> tuple[str, ...]:
+    from walbus.amounts import human_bytes  # noqa: PLC0415
+
+    lag = one["lag"]
+    figures = ("", "", "") if lag is None else (str(lag["changes"]), human_bytes(lag["bytes"]), f"{lag['seconds']:.1f}")
+    if lag is not None and lag["gone"]:
+        figures = ("gone", *figures[1:])
+    seen = "never" if one["last_seen"] is None else "reads" if one["streams"] else f"{_ago(one['last_seen'])} ago"
+    phase = one["phase"] or "unknown"
+    return (
+        one["name"], phase, one["last_done"] or "", *figures, seen, one["sink"] or "library", ", ".join(one["tables"]),
+    )  # fmt: skip
+
+
+def _ago(moment: float) -> str:
+    from walbus.amounts import human_seconds  # noqa: PLC0415
+
+    return human_seconds(max(0.0, time.time() - moment))
