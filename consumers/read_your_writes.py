@@ -30,7 +30,7 @@ class ConsumerPlace:
     Attributes:
         name: of the consumer.
         last_done: everything up to here is stored durably with it; None before there is such a place.
-        phase: `online`, `catchup`, `snapshot`, `listing` or `starting`; `unknown` if it has never reported.
+        phase: `online`, `catchup`, `snapshot`, `listing`, `starting` or `paused`; `unknown` if it has never reported.
         unread: tables whose rows it has still to read again, and are not right yet.
         waiting_for: why it reads nothing at present; None while it does.
     """

@@ -21,7 +21,7 @@ from typing import Final
 
 from walbus.config import ConsumerConfig
 from walbus.consumers.addresses import Relays, listed
-from walbus.consumers.checkpoint import Following, Point, Snapshotting, last_done_of
+from walbus.consumers.checkpoint import Following, Snapshotting, last_done_of
 from walbus.consumers.checkpoint_store import FileCheckpointStore
 from walbus.consumers.partitions import own_place, part_name, require_same_part
 from walbus.consumers.places import found_place, parse_place
@@ -76,7 +76,7 @@ def set_to(name: str, place: str, folder: Path, relays: Sequence[str], credentia
         credentials: what is shown to them.
 
     Raises:
-        UsageError: the place is none, there is no checkpoint, or a subscription has it.
+        UsageError: the place is none, there is no checkpoint, a subscription has it, or its snapshot has not ended.
         PositionTrimmed, PositionUnknown: the log does not have the place.
         RelayUnavailable: the relay does not answer.
         InvalidText: the file is no checkpoint.
@@ -93,13 +93,12 @@ def set_to(name: str, place: str, folder: Path, relays: Sequence[str], credentia
             _remove(path)
             return None
         before = store.load()
-        following = None
-        if before is not None:
-            point = Point(last_done_of(before), 0)
-            following = Following(before.log_id, before.marks, point, layouts=before.layouts, part=before.part)
+        if not isinstance(before, Following):
+            mend = f"let it come to the end, or write --to {START} to begin anew"
+            raise UsageError("the consumer still reads its snapshot", where=str(path), mend=mend)
         peers = [RelayPeer(HttpPeer(url, credentials)) for url in listed(relays)]
         try:
-            found = found_place(Relays(peers), parsed, EVERYTHING, NOTHING_MORE, following)
+            found = found_place(Relays(peers), parsed, EVERYTHING, NOTHING_MORE, before)
         finally:
             for peer in peers:
                 peer.close()

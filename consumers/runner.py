@@ -26,6 +26,7 @@ from walbus.consumers.clock import Clock
 from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.partitions import own_place, part_name, require_same_parts
+from walbus.consumers.pausing import PAUSED, Pause
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
 from walbus.consumers.reporting import Reported, Reporter
@@ -73,6 +74,11 @@ class SinkFeed:
     _whole: bool = field(default=True, init=False)  # whether what was taken ends with a transaction
     _since: float | None = field(default=None, init=False)  # when the oldest uncommitted window came
     _idle_at: float = field(default=0.0, init=False)  # when a checkpoint without windows is next due
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what was taken ends with a transaction."""
+        return self._whole
 
     def take(self, output: Output, now: float) -> None:
         """Accepts one output; writes and commits what is due.
@@ -166,7 +172,9 @@ class ConsumerRun:
         sink: where to.
         progress: what it tells of itself.
         stop: set from outside to end it.
-        clock, backoff: time and jitter.
+        clock: time.
+        pause: whether an operator has it rest.
+        backoff: jitter.
     """
 
     subscribed: Subscribed
@@ -176,6 +184,7 @@ class ConsumerRun:
     progress: ConsumerProgress
     stop: threading.Event
     clock: Clock
+    pause: Pause
     backoff: Backoff = field(default_factory=lambda: Backoff(longest=10.0))
 
     def __post_init__(self) -> None:
@@ -213,6 +222,9 @@ class ConsumerRun:
 
     def _pump(self, session: Session, feed: SinkFeed) -> None:
         while not self.stop.is_set():
+            if feed.is_whole and self.pause.is_asked:
+                self._rest(session, feed)
+                continue
             output = session.poll(feed.wait(self.clock.monotonic(), _POLL_SECONDS))
             now = self.clock.monotonic()
             if isinstance(output, Asked):
@@ -224,6 +236,17 @@ class ConsumerRun:
                 feed.finish(now)
                 session.reread(tables)
             self.progress.publish(session.phase, session.waiting_for)
+
+    def _rest(self, session: Session, feed: SinkFeed) -> None:
+        """Stores what is there, reads nothing, and goes on telling that it is there, until the pause ends."""
+        feed.finish(self.clock.monotonic())
+        session.rest()
+        _log.info("consumer.paused", consumer=self.subscribed.name)
+        why = f"paused by an operator; `walbus consumers resume {self.subscribed.name}` ends it"
+        self.progress.publish_now(PAUSED, why)
+        while self.pause.is_asked and not self.stop.wait(_POLL_SECONDS):
+            self.progress.publish(PAUSED, why)
+        _log.info("consumer.reading", consumer=self.subscribed.name, phase=session.phase)
 
     def _committed(self, tally: Tally, checkpoint: Checkpoint) -> None:
         self.backoff.reset()
@@ -281,7 +304,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relays, clock)
     try:
         subscribed = Subscribed(name, tables, config.start, None, config.delta_above or None, narrowing)
-        ConsumerRun(subscribed, relays, reporter, sink, progress, stop, clock).run()
+        ConsumerRun(subscribed, relays, reporter, sink, progress, stop, clock, Pause(folder, clock)).run()
     finally:
         sink.close()
         reporter.close()

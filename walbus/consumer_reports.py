@@ -42,8 +42,8 @@ class ConsumerReport:
         session: random name of the reading that this is of.
         begins: whether it is the session's first: whatever was told before counts no longer.
         log_id: of the log that `last_done` and `seq` belong to; empty before the consumer has seen one.
-        phase: what the consumer is doing: `starting`, `listing`, `snapshot`, `catchup`, `online`, or `waiting` for
-            its sink.
+        phase: what the consumer is doing: `starting`, `listing`, `snapshot`, `catchup`, `online`, `paused`,
+            or `waiting` for its sink.
         last_done: up to here everything is stored durably; None while there is no such place yet.
         seq: the last one given by then.
         generation: of the consumer's snapshot; a later snapshot may begin at an earlier position.

@@ -1,4 +1,4 @@
-"""Consumers that are set to another place, and `walbus consumers`: real sinks and relays, the command as a process."""
+"""Consumers that are paused, or set to another place, and `walbus consumers`: real sinks, relays and processes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from support.waiting import wait_for
 from support.walbus_command import Ended, write_config
 from support.walbus_command import walbus as command
 from walbus.config import ConsumerConfig
+from walbus.consumers.checkpoint import Marks, Snapshotting, dump_checkpoint
+from walbus.consumers.clock import Clock
+from walbus.consumers.pausing import Pause
 from walbus.consumers.resetting import read_again
 from walbus.errors import UsageError
 from walbus.position import Position
@@ -122,6 +125,45 @@ def test_a_sink_without_rows_of_a_snapshot_has_none_to_read_again(tmp_path):
         reread(under_test, start="earliest")
 
 
+def test_a_paused_consumer_stays_where_it_is_over_restarts_and_says_so(relay, source, tmp_path):
+    under_test = sqlite_under_test(tmp_path)
+    pause = Pause(tmp_path, Clock())
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        pause.ask()
+        wait_for(lambda: running.status().get("phase") == "paused", 10)
+        before = under_test.rows()
+        source.commit([insert(ITEMS, 10)])
+    streams = len(relay.asked("/v1/stream"))
+    with consumer(relay, under_test) as running:
+        wait_for(lambda: running.status().get("phase") == "paused", 10)
+        assert "walbus consumers resume test" in running.status()["waiting_for"]
+        told = running.status()["time"]
+        wait_for(lambda: running.status()["time"] > told, 10, what="it goes on telling that it is there")
+        assert under_test.rows() == before
+        assert len(relay.asked("/v1/stream")) == streams, "nothing is read"
+        assert pause.end()
+        equal(under_test, relay)
+        wait_for(lambda: running.status().get("phase") == "online", 10)
+    assert not pause.end()
+
+
+def test_a_pause_that_comes_inside_a_transaction_waits_for_its_end(relay, source, tmp_path):
+    under_test = sqlite_under_test(tmp_path)
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        relay.break_after = 2
+        Pause(tmp_path, Clock()).ask()
+        source.commit([insert(ITEMS, 100 + n) for n in range(30)], pieces=5)
+        wait_for(lambda: running.status().get("phase") == "paused", 10)
+        assert len(under_test.rows()) in (5, 35)
+        relay.break_after = None
+        Pause(tmp_path, Clock()).end()
+        equal(under_test, relay)
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +256,16 @@ def test_a_consumer_of_the_library_goes_on_where_it_is_set(operator, served, tmp
     assert read(served, folder, 1) == [Position(1, first, 2)]
 
 
+def test_pausing_is_shown_and_refused_where_nobody_would_look(operator):
+    assert operator("pause", "cache").code == 0
+    assert listed(operator)["cache"]["paused"]
+    assert "paused" in operator("list").stdout
+    assert operator("resume", "cache").stdout == "cache goes on\n"
+    assert not listed(operator)["cache"]["paused"]
+    assert operator("resume", "cache").stdout == "cache was not paused\n"
+    assert "did you mean cache?" in operator("pause", "cahce").one_line()
+
+
 def test_a_reset_that_makes_no_sense_is_refused(operator, served, tmp_path):
     folder = str(tmp_path / "readers")
     read(served, tmp_path / "readers", 2)
@@ -229,6 +281,10 @@ def test_a_reset_that_makes_no_sense_is_refused(operator, served, tmp_path):
     assert "there is no checkpoint of a consumer 'reeder'" in refused("reeder", "--to", "latest", "--folder", folder)
     assert "--to" in refused("reader", "--to", "yesterday", "--folder", folder)
     assert "the log ends at" in refused("reader", "--to", "1:0/FFFF:1", "--folder", folder)
+    half = tmp_path / "readers" / "half" / "checkpoint.json"
+    half.parent.mkdir()
+    half.write_text(dump_checkpoint(Snapshotting("log", Marks(1, 1), ())))
+    assert "still reads its snapshot" in refused("half", "--to", "latest", "--folder", folder)
     with walbus.connect(served.url, folder=folder) as bus:
         subscription = bus.subscribe(name="reader", start="earliest")
         assert subscription.next(10) is not None

@@ -1,4 +1,4 @@
-"""`walbus consumers`: which there are and how far behind, and their resetting and forgetting."""
+"""`walbus consumers`: which there are and how far behind; pauses, resets and forgets them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from walbus.config import Settings
 from walbus.errors import RequestRefused, UsageError, WalbusError
 
 if TYPE_CHECKING:
+    from walbus.consumers.pausing import Pause
     from walbus.consumers.transport import HttpPeer
 
 app = typer.Typer(
-    help="The consumers of the log: see how far each one is, set one back, forget one.",
+    help="The consumers of the log: see how far each one is, pause one, set one back, forget one.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -46,7 +47,10 @@ def list_(
         told = relay.json("GET", "/v1/consumers")
     known = {one["name"]: one for one in told["consumers"]}
     configured = _configured(settings)
-    consumers = [{**one, "configured": name in configured} for name, one in known.items()]
+    consumers = [
+        {**one, "configured": name in configured, "paused": configured.get(name, {}).get("paused", False)}
+        for name, one in known.items()
+    ]
     consumers += [one for name, one in configured.items() if name not in known]
     told["consumers"] = sorted(consumers, key=lambda one: str(one["name"]))
     if as_json:
@@ -132,6 +136,33 @@ def reset(
     typer.echo(f"{name} goes on behind {place}" if place is not None else f"{name} begins as at its first start")
 
 
+@app.command("pause")
+def pause(context: typer.Context, name: Name, config: ConfigFile = None) -> None:
+    """Have a sink's consumer rest between two transactions, over restarts too, until it is resumed."""
+    _pause_of(load(context, config), name).ask()
+    typer.echo(f"{name} rests until `walbus consumers resume {name}`")
+
+
+@app.command("resume")
+def resume(context: typer.Context, name: Name, config: ConfigFile = None) -> None:
+    """Have a paused consumer go on where it was."""
+    typer.echo(f"{name} goes on" if _pause_of(load(context, config), name).end() else f"{name} was not paused")
+
+
+def _pause_of(settings: Settings, name: str) -> Pause:
+    """The pause of a configured consumer, by its section's name or that of its part."""
+    from walbus.cli.consume import unknown_consumer  # noqa: PLC0415 - a command loads what it needs
+    from walbus.consumers.clock import Clock  # noqa: PLC0415
+    from walbus.consumers.partitions import part_name  # noqa: PLC0415
+    from walbus.consumers.pausing import Pause  # noqa: PLC0415
+
+    called = {part_name(section, one.partition): section for section, one in settings.consumer.items()}
+    section = called.get(name, name)
+    if section not in settings.consumer:
+        raise unknown_consumer(name, list(settings.consumer))
+    return Pause(settings.consumer_dir(part_name(section, settings.consumer[section].partition)), Clock())
+
+
 def _wrong_place(name: str, *, is_sink: bool) -> UsageError:
     if is_sink:
         what = "a sink holds rows: at another place of the log it would lack some, or pass over what it has"
@@ -190,6 +221,7 @@ def _configured(settings: Settings) -> dict[str, Known]:
         name: {
             "name": name, "phase": None, "last_done": None, "seq": None, "lag": None, "last_seen": None, "streams": 0,
             "sink": one.sink, "tables": list(one.tables), "waiting_for": None, "configured": True,
+            "paused": _pause_of(settings, name).is_asked,
         }
         for name, one in names.items()
     }  # fmt: skip
@@ -225,7 +257,7 @@ def _cells(one: Known) -> tuple[str, ...]:
     if lag is not None and lag["gone"]:
         figures = ("gone", *figures[1:])
     seen = "never" if one["last_seen"] is None else "reads" if one["streams"] else f"{_ago(one['last_seen'])} ago"
-    phase = one["phase"] or "unknown"
+    phase = "paused" if one["paused"] else one["phase"] or "unknown"
     return (
         one["name"], phase, one["last_done"] or "", *figures, seen, one["sink"] or "library", ", ".join(one["tables"]),
     )  # fmt: skip
