@@ -105,14 +105,7 @@ class FileCheckpointStore:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replaces it, durably."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f".{self._path.name}.new")
-        with temporary.open("w") as file:
-            file.write(dump_checkpoint(checkpoint))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        _sync_folder(self._path.parent)
+        replace_durably(self._path, dump_checkpoint(checkpoint).encode())
 
 
 class MemoryCheckpointStore:
@@ -139,6 +132,22 @@ class MemoryCheckpointStore:
     def save(self, checkpoint: Checkpoint) -> None:
         """Replaces it."""
         self._checkpoint = checkpoint
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Writes a file beside another, syncs it, renames it over that one, and syncs the folder, which it makes.
+
+    Raises:
+        OSError: the disk refuses; the file is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -29,6 +29,7 @@ _BUILT_IN = {
     "sqlite": _BuiltIn("walbus.consumers.sinks.sqlite", "SqliteSink", None),
     "postgres": _BuiltIn("walbus.consumers.sinks.postgres", "PostgresSink", None),
     "stdout": _BuiltIn("walbus.consumers.sinks.stdout", "StdoutSink", None),
+    "webhook": _BuiltIn("walbus.consumers.sinks.webhook", "WebhookSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
     "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis"),
     "opensearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),

@@ -1,10 +1,7 @@
 """The sink of JSON lines: each change as one line on the standard output, for programs that read a pipe.
 
-The lines are those of the relay's `application/x-ndjson` (`walbus.jsonlines`): a transaction between `begin` and
-`commit`, rows of a snapshot with `"snapshot":true`, changes of a delta with `"delta":true`. Two more say what a reader
-who keeps rows must do: `{"op":"sweep","table":…,"seq":…}` behind a table's last snapshot row (rows that the snapshot
-did not bring, and whose seq is not above this one, are gone), and `{"op":"rollback"}` (what came since the last
-`commit` does not count, and comes again).
+The lines are those of `walbus.consumers.sinks.lines`. One more says what a reader who keeps rows must do:
+`{"op":"rollback"}` (what came since the last `commit` does not count, and comes again).
 
 Lines gather until `commit`; those of a transaction that is larger than the buffer go out as they come. The checkpoint
 is a file in the consumer's folder, written when the lines have gone; those of the last commit may come again after a
@@ -16,26 +13,24 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, last_done_of
 from walbus.consumers.checkpoint_store import FileCheckpointStore
 from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, no_folder
+from walbus.consumers.sinks.lines import WindowLines, sweep_line
 from walbus.consumers.steps import Sweep
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
-from walbus.events import Change, Window
-from walbus.jsonlines import Line, LineRenderer, encode_line
-from walbus.position import ORIGIN, Position
-from walbus.records import Kind, Op
-from walbus.schema import TableSchema
+from walbus.events import Window
+from walbus.jsonlines import Line, encode_line
+from walbus.position import ORIGIN
+from walbus.records import Kind
 
 _STDOUT = 1
 _GATHERED_BYTES = 1 << 20
 _ROLLBACK = b'{"op":"rollback"}\n'
-_SERVED = {Kind.SNAPSHOT: "snapshot", Kind.DELTA: "delta"}
 
 
 class StdoutOptions(SinkOptions):
@@ -53,8 +48,7 @@ class StdoutSink:
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor, self._path = descriptor, path
         self._store = FileCheckpointStore(path)
-        self._layouts: dict[int, TableSchema] = {}
-        self._renderer = LineRenderer(self._layouts.__getitem__)
+        self._lines_of = WindowLines()
         self._lines: list[bytes] = []  # since the last commit
         self._size = 0
         self._unsent = b""  # of lines that must go before any other, for they have begun to
@@ -88,12 +82,17 @@ class StdoutSink:
         """See `Sink.write`."""
         del marks  # a reader compares seqs
         for window in windows:
-            for line in self._rendered(window):
+            is_transaction = window.kind is Kind.TRANSACTION
+            if is_transaction and window.last <= self._done:
+                continue
+            for line in self._lines_of.of(window):
                 self._gather(line)
+            if is_transaction and window.ends:
+                self._done = window.last
 
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`."""
-        self._gather({"op": "sweep", "table": sweep.table, "seq": sweep.seq})
+        self._gather(sweep_line(sweep))
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
@@ -124,37 +123,6 @@ class StdoutSink:
 
     # Lines
 
-    def _rendered(self, window: Window) -> Iterator[Line]:
-        if window.kind is Kind.TRANSACTION:
-            yield from self._transaction(window)
-        elif window.kind in _SERVED:
-            place = {_SERVED[window.kind]: True, "position": str(window.last)}
-            for change in window.changes:
-                yield {"op": _name(change), **place, "seq": change.seq} | self._content(change)
-        else:
-            for change in window.changes:
-                yield {"op": _name(change), "position": str(change.position)} | self._content(change)
-
-    def _transaction(self, window: Window) -> Iterator[Line]:
-        if window.last <= self._done:
-            return
-        at = window.commit_time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        net = {"net": True} if window.net else {}
-        if window.begins:
-            before = Position(window.last.epoch, window.commit_lsn, 0)
-            yield {"op": "begin", "xid": window.xid, "position": str(before), "commit_time": at} | net
-        for change in window.changes:
-            head = {"op": _name(change), "position": str(change.position), "seq": change.seq, "xid": window.xid}
-            yield head | {"commit_time": at} | net | self._content(change)
-        if window.ends:
-            self._done = window.last
-            yield {"op": "commit", "position": str(window.last)}
-
-    def _content(self, change: Change) -> Line:
-        if change.schema is not None:
-            self._layouts[change.schema.id] = change.schema
-        return self._renderer.content(change.raw)
-
     def _gather(self, line: Line) -> None:
         text = encode_line(line) + b"\n"
         self._lines.append(text)
@@ -174,10 +142,6 @@ class StdoutSink:
             raise _not_written(error) from None
         finally:
             self._unsent = bytes(data)
-
-
-def _name(change: Change) -> str:
-    return Op(change.raw.op).name.lower()
 
 
 def _not_written(error: OSError) -> SinkRefused | SinkUnavailable:

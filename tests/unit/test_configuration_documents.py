@@ -27,6 +27,7 @@ from walbus.consumers.sinks.redis_options import RedisOptions
 from walbus.consumers.sinks.sqlite import SqliteOptions
 from walbus.consumers.sinks.stdout import StdoutOptions
 from walbus.consumers.sinks.tantivy import TantivyOptions
+from walbus.consumers.sinks.webhook import WebhookOptions
 from walbus.table_mapping import TableMapping
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,7 @@ SINKS: dict[str, type[BaseModel]] = {
     'sink = "redis"': RedisOptions,
     'sink = "opensearch"': OpenSearchOptions,
     'sink = "stdout"': StdoutOptions,
+    'sink = "webhook"': WebhookOptions,
 }
 
 

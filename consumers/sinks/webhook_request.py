@@ -1,0 +1,154 @@
+"""One signed POST: where it may go, how it is signed, and what its answer means.
+
+Signatures are those of Standard Webhooks (https://www.standardwebhooks.com): three headers, `webhook-id`,
+`webhook-timestamp` (Unix seconds) and `webhook-signature`, which is `v1,` and the base64 of an HMAC-SHA256 over
+`id.timestamp.body`. The secret is `whsec_` and base64 of 24 to 64 bytes. While a secret is replaced there are two
+signatures, with a blank between them.
+
+An address is resolved here, looked at, and connected to as it was seen, so that a name cannot mean one address when it
+is looked at and another one when it is called. Redirects are not followed, and no proxy of the environment is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import httpx
+
+from walbus.errors import SinkRefused, SinkUnavailable
+
+_PREFIX = "whsec_"
+_LEAST_SECRET, _MOST_SECRET = 24, 64
+_MOST_ANSWER = 64 << 10  # of a body that nobody looks at
+_LONGEST_WAIT = 3_600.0  # that a server may ask for
+_LATER = frozenset({408, 425, 429})  # of the 4xx: not now
+
+
+def secret_bytes(secret: str) -> bytes:
+    """The key of a secret.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except binascii.Error:
+        key = b""
+    if not (secret.startswith(_PREFIX) and _LEAST_SECRET <= len(key) <= _MOST_SECRET):
+        raise ValueError(f"should be whsec_ and the base64 of {_LEAST_SECRET} to {_MOST_SECRET} random bytes")
+    return key
+
+
+def signature(key: bytes, request_id: str, timestamp: int, body: bytes) -> str:
+    """The `webhook-signature` of one secret."""
+    signed = f"{request_id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+class WebhookClient:
+    """Posts bodies to one URL.
+
+    Args:
+        url: `http` or `https`.
+        keys: of the secrets, the newest first.
+        headers: sent with each request.
+        seconds: that a request may take.
+        allow_private: whether addresses that are not public are called.
+        clock: gives Unix seconds.
+    """
+
+    def __init__(  # noqa: PLR0913  # what a request needs
+        self,
+        url: str,
+        keys: tuple[bytes, ...],
+        headers: Mapping[str, str],
+        seconds: float,
+        *,
+        allow_private: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._url = httpx.URL(url)
+        self._where = str(self._url.copy_with(userinfo=b"", query=None))
+        self._keys, self._allow_private, self._clock = keys, allow_private, clock
+        self._http = httpx.Client(headers=dict(headers), timeout=seconds, follow_redirects=False, trust_env=False)
+        self._not_before = 0.0  # the server asked for patience
+
+    def post(self, request_id: str, body: bytes) -> None:
+        """Returns once the receiver has taken a body: it answered 2xx.
+
+        Raises:
+            SinkUnavailable: not now: no answer, 5xx, 408, 425, 429 (whose `Retry-After` is kept to).
+            SinkRefused: never: any other answer, or an address that may not be called.
+        """
+        patience = self._not_before - self._clock()
+        if patience > 0:
+            raise SinkUnavailable(f"it asked to be left alone for {patience:.0f} s", where=self._where)
+        timestamp = int(self._clock())
+        headers = {
+            "host": self._url.netloc.decode(),
+            "content-type": "application/json",
+            "user-agent": "walbus",
+            "webhook-id": request_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": " ".join(signature(key, request_id, timestamp, body) for key in self._keys),
+        }
+        address = self._address()
+        url, named = self._url.copy_with(host=address), {"sni_hostname": self._url.host}
+        try:
+            with self._http.stream("POST", url, content=body, headers=headers, extensions=named) as answer:
+                self._heed(answer)
+                next(answer.iter_raw(_MOST_ANSWER), b"")  # its connection is used again if that is all
+        except httpx.HTTPError as error:
+            what = f"no answer: {str(error) or type(error).__name__}"
+            raise SinkUnavailable(what, where=self._where) from None
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._http.close()
+
+    def _heed(self, answer: httpx.Response) -> None:
+        status = answer.status_code
+        if answer.is_success:
+            return
+        if status in _LATER or answer.is_server_error:
+            with suppress(ValueError):  # a date, or nothing: the usual pause will do
+                wait = float(answer.headers.get("retry-after", ""))
+                self._not_before = self._clock() + min(max(0.0, wait), _LONGEST_WAIT)
+            raise SinkUnavailable(f"answered {status}", where=self._where)
+        if answer.is_redirect:
+            mend = "redirects are not followed: write the address that takes the changes"
+        else:
+            mend = "the receiver will not take this: look at its log, then start the consumer again"
+        raise SinkRefused(f"answered {status}", where=self._where, mend=mend)
+
+    def _address(self) -> str:
+        """One address of the host, that may be called."""
+        host, port = self._url.host, self._url.port or (443 if self._url.scheme == "https" else 80)
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise SinkUnavailable(f"the host's name gives no address: {error}", where=self._where) from None
+        addresses = [str(address[0]) for *_, address in found]
+        if not self._allow_private:
+            for address in addresses:
+                if not _is_public(address):
+                    raise SinkRefused(
+                        f"its address {address} is not a public one",
+                        where=self._where,
+                        mend="set allow_private = true if this receiver is meant",
+                    )
+        return addresses[0]
+
+
+def _is_public(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_global and not parsed.is_multicast

@@ -1,0 +1,337 @@
+"""The webhook sink: what a receiver gets, who verifies signatures and remembers ids as one is told to."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.model_source import ITEMS, ModelSource, delete, insert, update
+from support.scripted_relay import ScriptedRelay
+from support.waiting import wait_for
+from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+from walbus.consumers.steps import Sweep
+from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
+from walbus.events import Window, window_of
+from walbus.position import ORIGIN, Position
+
+MARKS = Marks(1, 1)
+KEY, OLD_KEY = os.urandom(32), os.urandom(24)
+SECRET, OLD_SECRET = (f"whsec_{base64.b64encode(key).decode()}" for key in (KEY, OLD_KEY))
+
+
+class Receiver:
+    """A receiver in this process.
+
+    Attributes:
+        requests: (id, body) of those whose signature holds, in order; each again that came again.
+        answer: gives the status of the answer to a request, by its number, and headers; None: no answer at all.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, bytes]] = []
+        self.forged = 0
+        self.headers: list[dict[str, str]] = []
+        self.answer: Callable[[int], tuple[int, dict[str, str]] | None] = lambda _: (204, {})
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.take({name.lower(): value for name, value in self.headers.items()}, body)
+                answer = receiver.answer(len(receiver.requests))
+                if answer is None:
+                    self.close_connection = True
+                    return
+                self.send_response(answer[0])
+                for name, value in answer[1].items():
+                    self.send_header(name, value)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+
+    def take(self, headers: dict[str, str], body: bytes) -> None:
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+        wanted = "v1," + base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
+        if wanted in headers["webhook-signature"].split(" "):
+            self.requests.append((headers["webhook-id"], body))
+            self.headers.append(headers)
+        else:
+            self.forged += 1
+
+    def changes(self) -> list[dict[str, Any]]:
+        """The changes of all requests, each id counted once."""
+        bodies = dict(self.requests)
+        return [change for body in bodies.values() for change in json.loads(body)["changes"]]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    assert receiver.forged == 0
+    receiver.close()
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    return ModelSource()
+
+
+@pytest.fixture
+def opened(receiver: Receiver, tmp_path: Path) -> Iterator[Callable[..., Sink]]:
+    sinks: list[Sink] = []
+
+    def again(**options: object) -> Sink:
+        told = {"url": receiver.url, "secret": SECRET, "allow_private": True, **options}
+        sinks.append(open_sink("webhook", told, SinkPlace("hook", tmp_path, ("public.*",))))
+        return sinks[-1]
+
+    yield again
+    for sink in sinks:
+        sink.close()
+
+
+def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
+    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
+
+
+def following(source: ModelSource) -> Following:
+    return Following(source.log_id, MARKS, Point(source.end, source.last_seq))
+
+
+def test_a_receiver_gets_signed_changes_in_order(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
+) -> None:
+    sink = opened(old_secret=OLD_SECRET, headers={"x-tenant": "seven"})
+    assert sink.checkpoint() is None
+    source.commit([insert(ITEMS, 1, "a"), update(ITEMS, 1, name="b")])
+    source.commit([delete(ITEMS, 1)])
+    sink.write(windows_after(source), MARKS)
+    assert receiver.requests == []
+    sink.sweep(Sweep(ITEMS, 9, MARKS, following(source)))
+    sink.commit(following(source))
+    [(_, body)] = receiver.requests
+    told = json.loads(body)
+    assert told["consumer"] == "hook"
+    assert [change["op"] for change in told["changes"]] == ["insert", "update", "delete", "sweep"]
+    first = told["changes"][0]
+    assert first["table"] == ITEMS
+    assert first["after"]["name"] == "a"
+    assert {"position", "seq", "xid", "commit_time"} <= set(first)
+    assert receiver.headers[0]["x-tenant"] == "seven"
+    assert len(receiver.headers[0]["webhook-signature"].split(" ")) == 2
+    assert sink.checkpoint() == following(source)
+    assert opened().checkpoint() == following(source)
+    assert len(receiver.requests) == 1
+
+
+def test_a_request_that_was_not_answered_is_sent_again_as_it_was_before_anything_else(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
+) -> None:
+    """The process died between the receiver's taking of it and the answer."""
+    receiver.answer = lambda number: None if number < 3 else (200, {})
+    source.commit([insert(ITEMS, 1, "a")])
+    sink = opened()
+    sink.write(windows_after(source), MARKS)
+    with pytest.raises(SinkUnavailable, match="no answer"):
+        sink.commit(following(source))
+    sink.rollback()
+    with pytest.raises(SinkUnavailable, match="no answer"):
+        sink.checkpoint()
+    later = opened()
+    assert later.checkpoint() == following(source), "it was sent, and so is everything before its checkpoint"
+    assert len(receiver.requests) == 3
+    assert len(set(receiver.requests)) == 1
+    assert len(receiver.changes()) == 1
+
+
+def test_a_transaction_larger_than_a_request_is_sent_in_parts_of_which_none_comes_again(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, n, "x") for n in range(10)], pieces=4)
+    sink = opened(changes=3)
+    sink.write(windows_after(source), MARKS)
+    assert len(receiver.requests) == 3
+    sink.rollback()  # the last change was gathered, and is not sent
+    again = opened(changes=3)
+    assert again.checkpoint() is None
+    again.write(windows_after(source), MARKS)
+    again.commit(following(source))
+    assert [change["key"]["id"] for change in receiver.changes()] == list(range(10))
+    assert max(len(json.loads(body)["changes"]) for _, body in receiver.requests) == 3
+
+
+def test_another_log_is_sent_from_its_beginning(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    sink = opened()
+    sink.write(windows_after(source), MARKS)
+    sink.commit(following(source))
+    sink.write(windows_after(source), Marks(2, 2))
+    sink.commit(following(source))
+    assert len(receiver.changes()) == 2
+
+
+def test_a_receiver_that_is_busy_is_waited_for_as_long_as_it_asks(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
+) -> None:
+    receiver.answer = lambda _: (429, {"retry-after": "600"})
+    source.commit([insert(ITEMS, 1)])
+    sink = opened()
+    sink.write(windows_after(source), MARKS)
+    with pytest.raises(SinkUnavailable, match="answered 429"):
+        sink.commit(following(source))
+    sink.rollback()
+    with pytest.raises(SinkUnavailable, match=r"left alone for (600|599) s"):
+        sink.checkpoint()
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "told"),
+    [
+        (500, SinkUnavailable, "answered 500"),
+        (503, SinkUnavailable, "answered 503"),
+        (408, SinkUnavailable, "answered 408"),
+        (400, SinkRefused, "answered 400"),
+        (410, SinkRefused, "answered 410"),
+        (307, SinkRefused, "answered 307"),
+    ],
+)
+def test_answers_mean_now_later_or_never(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource, status: int, error: type[Exception], told: str
+) -> None:
+    receiver.answer = lambda _: (status, {"location": receiver.url + "/elsewhere"})
+    source.commit([insert(ITEMS, 1)])
+    sink = opened()
+    sink.write(windows_after(source), MARKS)
+    with pytest.raises(error, match=told):
+        sink.commit(following(source))
+    assert len(receiver.requests) == 1, "a redirect is not followed"
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "[::1]", "[::ffff:192.168.0.1]", "0.0.0.0"]
+)
+def test_no_private_address_is_called_unless_it_is_allowed(
+    opened: Callable[..., Sink], source: ModelSource, host: str
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    sink = opened(url=f"http://user:word@{host}:9/hook?token=x", allow_private=False)
+    sink.write(windows_after(source), MARKS)
+    with pytest.raises(SinkRefused, match="not a public one") as raised:
+        sink.commit(following(source))
+    assert "word" not in str(raised.value)
+    assert "token" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"), [("http://127.0.0.1:9/", "no answer"), ("http://nowhere.invalid/", "no (answer|address)")]
+)
+def test_a_receiver_that_is_not_there_is_waited_for(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource, url: str, told: str
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    sink = opened(url=url)
+    sink.write(windows_after(source), MARKS)
+    with pytest.raises(SinkUnavailable, match=told):
+        sink.commit(following(source))
+    moved = opened()
+    moved.commit(following(source))
+    assert len(receiver.changes()) == 1, "a commit drops no request that is under way"
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"secret": "a word"}, "secret"),
+        ({"secret": "whsec_c2hvcnQ="}, "secret"),
+        ({"url": "ftp://somewhere/"}, "url"),
+        ({"changes": 0}, "changes"),
+        ({"path": "x"}, "path"),
+    ],
+)
+def test_what_is_wrong_in_the_configuration_is_named(
+    opened: Callable[..., Sink], options: dict[str, object], key: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"consumer\.hook\.{key}") as raised:
+        opened(**options)
+    assert "c2hvcnQ" not in str(raised.value)
+
+
+def test_a_file_that_is_no_outbox_is_told(opened: Callable[..., Sink], tmp_path: Path) -> None:
+    (tmp_path / "webhook.outbox").write_bytes(b"\xffnone")
+    with pytest.raises(SinkRefused, match="no outbox of a webhook"):
+        opened()
+
+
+CONSUME = """
+import threading
+from pathlib import Path
+from walbus.config import ConsumerConfig
+from walbus.consumers import run_consumer
+config = ConsumerConfig(
+    sink="webhook", tables=("public.*",), url={hook!r}, secret={secret!r}, allow_private=True, changes=3,
+    start="earliest",
+)
+run_consumer("test", config, relay_url={url!r}, folder=Path({folder!r}), status_path=None, stop=threading.Event())
+"""
+
+
+def test_a_consumer_that_is_killed_again_and_again_sends_each_change_once_by_its_id(
+    receiver: Receiver, source: ModelSource, tmp_path: Path
+) -> None:
+    expected = 0
+    with ScriptedRelay(source) as relay:
+        program = CONSUME.format(hook=receiver.url, secret=SECRET, url=relay.url, folder=str(tmp_path))
+        for _ in range(6):
+            killed_at = len(receiver.requests) + 3
+            process = subprocess.Popen([sys.executable, "-c", program])
+
+            def answer(number: int, at: int = killed_at, running: subprocess.Popen[bytes] = process) -> Any:
+                if number == at:
+                    running.kill()
+                    running.wait()
+                return (500, {}) if number % 5 == 0 else (200, {})
+
+            receiver.answer = answer
+            for n in range(expected, expected + 12):
+                source.commit([insert(ITEMS, n, "x")])
+            expected += 12
+            wait_for(lambda: process.poll() is not None, 30, what="it was killed")  # noqa: B023
+        receiver.answer = lambda _: (200, {})
+        process = subprocess.Popen([sys.executable, "-c", program])
+        wait_for(lambda: len(receiver.changes()) >= expected, 30, what="everything was sent")
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+    keys = [change["key"]["id"] for change in receiver.changes() if change["op"] == "insert"]
+    assert keys == list(range(expected))
+    assert len(receiver.requests) > len(dict(receiver.requests)), "some came again"
