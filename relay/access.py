@@ -55,6 +55,9 @@ RULES: Final[dict[str, Need]] = {
     "PUT /v1/consumers/{name}": Need.READ,  # a consumer reports where it is
     "DELETE /v1/consumers/{name}": Need.ADMIN,
     "GET /v1/consumers/{name}/wait": Need.READ,
+    "GET /v1/groups/{name}": Need.READ,
+    "PUT /v1/groups/{name}/members/{member}": Need.READ,  # a token that may be the consumer
+    "DELETE /v1/groups/{name}/members/{member}": Need.ADMIN,
     "GET /v1/chain": Need.READ,
     "GET /v1/chain/stream": Need.READ,
     "GET /v1/chain/catalog": Need.READ,

@@ -108,6 +108,11 @@ class ConsumerDesk:
         """What people should know of how consumers are kept; None if all is well."""
         return self._lock.problem or self._file.problem
 
+    @property
+    def keeps(self) -> bool:
+        """Whether this relay keeps what the log's relays share."""
+        return self._lock.ours
+
     async def open(
         self, reader: FileLogReader, threads: ThreadPoolExecutor, on_keeping: Callable[[], None] | None = None
     ) -> None:

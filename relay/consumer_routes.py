@@ -12,7 +12,6 @@ answer tells where the consumer is. A report that does not count is answered wit
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -33,10 +32,10 @@ from walbus.relay.http import STOPPING, RequestError, json_response
 from walbus.relay.known_consumers import KnownConsumer, TooManyConsumers
 from walbus.relay.peer import Peer
 from walbus.relay.reader import FileLogReader
+from walbus.relay.request_body import bounded_body
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_BODY_SECONDS = 10.0
 _MAX_BODY = 16 << 10
 _WAIT_SECONDS, _MAX_WAIT_SECONDS = 30.0, 300.0
 _SECONDS = re.compile(r"\d{1,6}(\.\d{1,6})?\Z")
@@ -97,7 +96,7 @@ class ConsumerRoutes:
         self._log()
         name = _name(request)
         require_consumer(request, name)
-        report = parse_report(await _body(request))
+        report = parse_report(await bounded_body(request, "a report", _MAX_BODY))
         peer = Peer.told(request.remote, request.headers.get("User-Agent"))
         try:
             known, counts = self._desk.report(name, report, peer)
@@ -201,27 +200,6 @@ def _name(request: web.Request) -> str:
 def _unknown(name: str) -> RequestError:
     mend = "list those that are known with /v1/consumers; a consumer is known once it has reported, or has a stream"
     return RequestError(404, f"there is no consumer {name!r}", where="name", mend=mend)
-
-
-async def _body(request: web.Request) -> bytes:
-    """The body, bounded in bytes and seconds."""
-    if (request.content_length or 0) > _MAX_BODY:
-        raise _refused(413, f"a report has at most {_MAX_BODY} bytes")
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            data = await request.content.read(_MAX_BODY + 1) if request.can_read_body else b""
-            while not request.content.at_eof() and len(data) <= _MAX_BODY:
-                data += await request.content.read(_MAX_BODY + 1 - len(data))
-    except TimeoutError:
-        raise _refused(408, "the body did not arrive in time") from None
-    if len(data) > _MAX_BODY:
-        raise _refused(413, f"a report has at most {_MAX_BODY} bytes")
-    return data
-
-
-def _refused(status: int, what: str) -> RequestError:
-    """The rest of the body is not read, so the connection is of no more use."""
-    return RequestError(status, what, where="body", headers={"Connection": "close"})
 
 
 def _goal(request: web.Request) -> Goal:

@@ -7,6 +7,7 @@ running server. docs/relay.md says the same in words, and what no schema can say
 from __future__ import annotations
 
 from walbus.relay.openapi_consumers import consumer_paths, consumer_schemas
+from walbus.relay.openapi_groups import group_paths, group_schemas
 from walbus.relay.openapi_parts import (
     COUNT,
     ERROR,
@@ -49,6 +50,7 @@ def _paths() -> Json:
         "/v1/schemas": {"get": get_of("schemas", "Every table layout", ref("Layouts"))},
         "/v1/schemas/{id}": {"get": get_of("schema", "One table layout", ref("Layout"), schema_id, "404")},
         **consumer_paths(),
+        **group_paths(),
         **_chain(),
         "/healthz": {"get": get_of("alive", "Whether the server lives", flag("alive"))},
         "/readyz": {"get": get_of("ready", "Whether it can serve: 503 without a log", flag("ready"))},
@@ -161,5 +163,6 @@ def _schemas() -> Json:
         "Layout": object_of({"schema": ref("Table"), "avro": {"type": "object"}}, "schema", "avro"),
         "Layouts": object_of({"schemas": {"type": "array", "items": ref("Layout")}}, "schemas"),
         **consumer_schemas(),
+        **group_schemas(),
         "Table": {"type": "object", "description": "docs/log-format.md has its members"},
     }  # fmt: skip

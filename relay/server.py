@@ -5,6 +5,7 @@
     /v1/schemas[/ID]    table layouts, with their Avro form
     /v1/openapi.json    this interface, for programs
     /v1/consumers…      who reads, how far each is, and waiting for it (`walbus.relay.consumer_routes`)
+    /v1/groups…         who has which part of all keys (`walbus.relay.group_routes`)
     /v1/chain…          for relays that copy the log (`walbus.relay.chain_routes`)
     /healthz, /readyz   alive; able to serve
     /metrics            for Prometheus
@@ -39,6 +40,8 @@ from walbus.relay.consumer_routes import ConsumerRoutes
 from walbus.relay.engine import open_reader
 from walbus.relay.gate import gate_of
 from walbus.relay.gauges import Figures, RelayMetrics
+from walbus.relay.group_desk import GroupDesk
+from walbus.relay.group_routes import GroupRoutes
 from walbus.relay.http import (
     STOPPING,
     Handler,
@@ -123,6 +126,9 @@ class RelayServer:
         self.failure: Exception | None = None  #: why the server stopped by itself
         self._desk = ConsumerDesk(folder, config)
         self._consumers = ConsumerRoutes(self._desk, self._log_reader)
+        self._groups = GroupDesk(folder, lambda: self._desk.keeps)
+        self._group_routes = GroupRoutes(self._groups, self._serving_threads, copies=bool(config.upstream))
+        self._threads: ThreadPoolExecutor | None = None
         self._reader: FileLogReader | None = None
         self._streams: StreamServer | None = None
         self._standbys = Standbys(folder, config.required_standbys)
@@ -150,6 +156,7 @@ class RelayServer:
         for path, handler in routes:
             application.router.add_get(path, handler, allow_head=False)
         self._consumers.add_to(application.router)
+        self._group_routes.add_to(application.router)
         self._chain.add_to(application.router)
         return application
 
@@ -165,6 +172,7 @@ class RelayServer:
                 await attaching
             for streams in self._all_streams():
                 await streams.close()
+            await self._groups.close()
             await self._desk.close()
         for reader in (self._reader, self._whole.reader if self._whole is not None else None):
             if reader is not None:
@@ -174,7 +182,7 @@ class RelayServer:
         try:
             reader = await self._open_reader()
             await self._desk.open(reader, threads, partial(hold_for, self._folder, self._standbys.required))
-            self._reader = reader
+            self._reader, self._threads = reader, threads
         except Exception as error:
             self.failure = error  # a log that cannot be read is not waited for
             stopping.set()
@@ -208,6 +216,11 @@ class RelayServer:
                     _log.info("relay_waits_for_log", folder=str(self._folder), mend=error.mend)
                 waiting = True
                 await asyncio.sleep(_LOOK_SECONDS)
+
+    def _serving_threads(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            raise _not_ready()
+        return self._threads
 
     def _log_reader(self) -> FileLogReader:
         if self._reader is None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -48,7 +49,8 @@ def relay(tmp_path: Path) -> Iterator[GuardedRelay]:
 
 
 def path_of(route: str) -> str:
-    return route.split()[1].replace("{id}", "1").replace("{name}", "x") + ("?follow=false" if "stream" in route else "")
+    path = re.sub(r"\{(name|member)\}", "x", route.split()[1]).replace("{id}", "1")
+    return path + ("?follow=false" if "stream" in route else "")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE"])
@@ -405,6 +407,7 @@ def test_a_token_reports_and_streams_under_the_names_of_its_consumers_alone(tmp_
             for method, path, body in [
                 ("PUT", f"/v1/consumers/{name}", BODY),
                 ("GET", f"/v1/stream?tables=public.orders&follow=false&name={name}", None),
+                ("PUT", f"/v1/groups/{name}/members/a", b'{"parts": 2, "lease_seconds": 5}'),
             ]:
                 status, said = status_of(relay, method, path, secret, body)
                 assert status == expected, (path, said)

@@ -419,7 +419,7 @@ def test_a_report_that_is_too_large_is_refused_without_reading_it(relay):
 
 
 def test_a_body_that_trickles_is_given_up(relay, monkeypatch):
-    monkeypatch.setattr("walbus.relay.consumer_routes._BODY_SECONDS", 0.2)
+    monkeypatch.setattr("walbus.relay.request_body._SECONDS", 0.2)
     connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=10)
     connection.putrequest("PUT", "/v1/consumers/cache")
     connection.putheader("Content-Length", "100")
