@@ -176,7 +176,8 @@ def _require_stopped(settings: Settings, name: str) -> None:
     from walbus.cli.status_report import from_file  # noqa: PLC0415
     from walbus.consumers.partitions import part_name  # noqa: PLC0415
 
-    here = from_file(settings.status_dir / f"consumer-{name}.json")["state"] == "up"
+    told = from_file(settings.status_dir / f"consumer-{name}.json")
+    here = told["state"] == "up" and told["status"].get("waiting_for") != "stopped"
     configured = settings.consumer.get(name)
     called = part_name(name, configured.partition) if configured is not None else name
     if here or _has_stream(settings, called):
