@@ -29,10 +29,10 @@ Errors
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -117,6 +117,35 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Rolls back and frees everything. Never raises."""
+
+
+class HeldRow(NamedTuple):
+    """A row as a sink holds it.
+
+    Attributes:
+        key: the values of its key, as texts.
+        seq: its version.
+        values: what is stored of it, equal where `repr` is.
+    """
+
+    key: tuple[str, ...]
+    seq: int
+    values: tuple[object, ...]
+
+
+@runtime_checkable
+class ReadableSink(Protocol):
+    """A sink whose rows can be read back and compared (`walbus verify --sink`); between two commits."""
+
+    def held(self, table: str) -> Iterator[HeldRow]:
+        """The rows of a table (`namespace.name` of the source), in any order; none of a table that it does not have.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+
+    def as_held(self, change: Change) -> HeldRow:
+        """What it would hold of a snapshot's row."""
 
 
 class SinkType(Protocol):

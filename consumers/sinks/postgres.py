@@ -25,8 +25,9 @@ import psycopg
 from pydantic import Field, SecretStr, field_validator
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, HeldRow, SinkOptions, SinkPlace, refused
 from walbus.consumers.sinks.postgres_pending import Gone, Pending, Put
+from walbus.consumers.sinks.postgres_reading import as_held, held_rows
 from walbus.consumers.sinks.postgres_schema import TargetSchema, prepare
 from walbus.consumers.sinks.postgres_session import PostgresSession, is_of_a_row
 from walbus.consumers.sinks.postgres_table import ReplicaTable, RowForm, key_values
@@ -138,6 +139,17 @@ class PostgresSink:
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`."""
         return self._schema.incomplete()
+
+    def held(self, table: str) -> Iterator[HeldRow]:
+        """See `ReadableSink.held`."""
+        known = self._schema.by_name(table)
+        if known is not None:
+            with self._session.errors(f"reading {table}"):
+                yield from held_rows(self._session, known)
+
+    def as_held(self, change: Change) -> HeldRow:
+        """See `ReadableSink.as_held`."""
+        return as_held(change, self._schema.by_oid(change.raw.table))
 
     def close(self) -> None:
         """See `Sink.close`."""

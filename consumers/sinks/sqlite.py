@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, no_folder, refused
+from walbus.consumers.sinks.base import Batching, HeldRow, SinkOptions, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.sqlite_schema import ReplicaSchema
-from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue
+from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue, table_name
 from walbus.consumers.steps import (
     Sweep,
 )
@@ -132,6 +132,21 @@ class SqliteSink:
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`."""
         return self._schema.incomplete()
+
+    def held(self, table: str) -> Iterator[HeldRow]:
+        """See `ReadableSink.held`."""
+        with self._errors():
+            known = self._schema.by_name(table)
+            for *values, seq in () if known is None else self._database.execute(known.select_all):
+                yield known.told(values, seq)
+
+    def as_held(self, change: Change) -> HeldRow:
+        """See `ReadableSink.as_held`."""
+        layout = change.schema
+        if layout is None:
+            raise refused("a row has no layout", change, "check the bootstrap's store")
+        table = self._schema.by_oid(layout.oid) or ReplicaTable(layout, 0, table_name(layout))
+        return table.told(self._form(layout, table).values(_payload(change)), change.seq)
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -303,11 +318,14 @@ class SqliteSink:
         if table is None or not table.supersedes(layout, marks):
             self._flush()
             table = self._schema.fit(layout, marks)
+        return table, self._form(layout, table)
+
+    def _form(self, layout: TableSchema, table: ReplicaTable) -> RowForm:
         key = (layout.id, table.layout.id, table.log_generation)
         form = self._forms.get(key)
         if form is None:
             form = self._forms[key] = RowForm(layout, table.layout)
-        return table, form
+        return form
 
     def _relayout(self, layout: TableSchema | None, marks: Marks) -> None:
         if layout is not None and matching([layout.table], self._tables_wanted):

@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from walbus.consumers.checkpoint import Marks
+from walbus.consumers.sinks.base import HeldRow
 from walbus.consumers.sinks.layout import sources
 from walbus.keys import key_texts
 from walbus.schema import Column, TableSchema
@@ -150,6 +151,19 @@ class ReplicaTable:
     def select(self) -> str:
         """The columns, seq and mark of a row (by key)."""
         return f"SELECT {', '.join([*self.columns, SEQ, MARK])} FROM {self.sql} WHERE {self._where_key}"
+
+    @cached_property
+    def select_all(self) -> str:
+        """The columns and seq of every row."""
+        return f"SELECT {', '.join([*self.columns, SEQ])} FROM {self.sql}"
+
+    def told(self, values: Sequence[SqlValue], seq: int) -> HeldRow:
+        """A row with these values of its columns: in SQLite a boolean is an integer, and -0.0 is 0.0."""
+        plain = [int(value) if value is True or value is False else value for value in values]
+        plain = [value + 0.0 if type(value) is float else value for value in plain]
+        key = [plain[index] for index in self.layout.key_indexes]
+        texts = (value.hex() if type(value) is bytes else str(value) for value in key)
+        return HeldRow(tuple(texts), seq, tuple(plain))
 
     @cached_property
     def _key(self) -> list[str]:

@@ -126,7 +126,7 @@ def reset(
     sink = settings.consumer.get(name) if folder is None else None
     if (sink is None) == (to == "snapshot"):
         raise _wrong_place(name, is_sink=sink is not None)
-    _require_stopped(settings, name)
+    require_stopped(settings, name)
     if sink is not None:
         behind = read_again(name, sink, settings.consumer_dir(name))
         typer.echo(f"{name} reads all rows again when it runs, and goes on behind {behind}")
@@ -171,7 +171,7 @@ def _wrong_place(name: str, *, is_sink: bool) -> UsageError:
     return UsageError("only a configured sink reads its rows again", where="--to", mend=mend)
 
 
-def _require_stopped(settings: Settings, name: str) -> None:
+def require_stopped(settings: Settings, name: str) -> None:
     """Raises UsageError: the consumer runs, by its status file here or by a stream of its own at the relay."""
     from walbus.cli.status_report import from_file  # noqa: PLC0415
     from walbus.consumers.partitions import part_name  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`walbus verify`: whether the bootstrap's rows are the source's, and the mending of those that are not."""
+"""`walbus verify`: whether the bootstrap's rows are the source's, or a sink's the bootstrap's; and their mending."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from walbus.cli.options import ConfigFile, start_room
+from walbus.cli.verify_report import Status, is_left, text_of
+from walbus.cli.verify_sink import compared_sink
 from walbus.config import Settings
 from walbus.errors import ConfigError, StoreError
 
@@ -26,8 +28,6 @@ _LOOK_SECONDS: Final = 0.2
 _LINE_SECONDS: Final = 10.0  # between two lines of the log where there is no terminal
 _FOUND: Final = 3  # exit code: a check found something
 
-Status = dict[str, Any]
-
 
 def command(
     context: typer.Context,
@@ -35,20 +35,32 @@ def command(
     table: Annotated[
         list[str] | None, typer.Option("--table", metavar="SCHEMA.NAME", help="Only this table; may be repeated.")
     ] = None,
+    sink: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Compare this consumer's sink with the bootstrap instead; it must not run."),
+    ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Mend what differs, in the log, store and sinks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> int:
-    """Compare the bootstrap's rows with the source's, while both are written to."""
+    """Compare the bootstrap's rows with the source's, while both are written to; or a sink's with the bootstrap's."""
     settings = start_room(context, config, "verify")
+    if sink is not None:
+        status = compared_sink(settings, sink, table or [], repair=repair)
+        return _printed(status, table or [], repair=repair, as_json=as_json)
     if not settings.bootstrap.enabled:
         raise ConfigError("there is no bootstrap", where="bootstrap.enabled", mend="set it to true")
     with closing(_looks(settings, table or [], repair=repair)) as looks:
         status = _told(looks)
-    typer.echo(json.dumps(status) if as_json else _text(status, repair=repair))
+    return _printed(status, table or [], repair=repair, as_json=as_json)
+
+
+def _printed(status: Status, tables: list[str], *, repair: bool, as_json: bool) -> int:
+    """Prints the outcome; the exit code."""
+    typer.echo(json.dumps(status) if as_json else text_of(status, repair=repair))
     if status["state"] == "failed":
         raise StoreError(f"the comparison did not come to its end: {status['error']}")
-    named = set(table or ())
-    return _FOUND if any(_is_left(one, named, repair=repair) for one in status["tables"]) else 0
+    named = set(tables)
+    return _FOUND if any(is_left(one, named, repair=repair) for one in status["tables"]) else 0
 
 
 def _looks(settings: Settings, tables: list[str], *, repair: bool) -> Generator[Status, None, None]:
@@ -116,28 +128,3 @@ def _lines(looks: Iterator[Status]) -> Status:
                 if one["state"] == "running":
                     _log.info("verifying", table=one["table"], rows=one["rows"], of=one["rows_estimated"])
     return status
-
-
-def _is_left(one: Status, named: set[str], *, repair: bool) -> bool:
-    """Whether a table differs, or could not be compared although that was asked for."""
-    if one["state"] == "skipped" and one["table"] in named:
-        return True
-    return bool(one["differing"] - (one["mended"] if repair else 0)) or bool(one["undecided"])
-
-
-def _text(status: Status, *, repair: bool) -> str:
-    lines = []
-    for one in status["tables"]:
-        if one["state"] == "skipped":
-            lines.append(f"{one['table']}: not compared: {one['reason']}")
-            continue
-        line = f"{one['table']}: {one['rows']} rows, {one['differing']} differ"
-        if repair and one["differing"]:
-            line += f", {one['mended']} mended"
-        if one["undecided"]:
-            line += f", {one['undecided']} could not be judged (their transactions are not visible yet)"
-        lines.append(line)
-        lines += [f"  {key['kind']:9} {json.dumps(key['key'])}" for key in one["keys"]]
-        if one["differing"] > len(one["keys"]):
-            lines.append(f"  and {one['differing'] - len(one['keys'])} more")
-    return "\n".join(lines) or "There is no table to compare."
