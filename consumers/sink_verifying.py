@@ -80,7 +80,7 @@ class TableVerdict:
     keys: list[tuple[str, list[str]]] = field(default_factory=list)
 
 
-def verify_sink(
+def verify_sink(  # noqa: PLR0913  (those of `run_consumer`, and what to compare)
     name: str,
     config: ConsumerConfig,
     *,
@@ -312,9 +312,7 @@ class _Way:
         return not self.checkpoint.unread if self._goal is None else last_done_of(self.checkpoint) >= self._goal
 
 
-def _compared(
-    table: str, position: Position, rows: int, differences: Iterator[tuple[str, list[str]]]
-) -> TableVerdict:
+def _compared(table: str, position: Position, rows: int, differences: Iterator[tuple[str, list[str]]]) -> TableVerdict:
     verdict = TableVerdict(table, position=position, rows=rows)
     for one in differences:
         verdict.differing += 1

@@ -137,8 +137,9 @@ class SqliteSink:
         """See `ReadableSink.held`."""
         with self._errors():
             known = self._schema.by_name(table)
-            for *values, seq in () if known is None else self._database.execute(known.select_all):
-                yield known.told(values, seq)
+            if known is not None:
+                for *values, seq in self._database.execute(known.select_all):
+                    yield known.told(values, seq)
 
     def as_held(self, change: Change) -> HeldRow:
         """See `ReadableSink.as_held`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, postgres_under_test, sqlite_under_test
 from support.waiting import wait_for
+from support.walbus_command import walbus
 from walbus.config import ConsumerConfig
 from walbus.consumers.row_spool import RowSpool
 from walbus.consumers.sink_verifying import TableVerdict, verify_sink
@@ -125,7 +127,7 @@ def test_each_table_is_compared_for_itself_and_only_those_that_are_named(
     tamper(under_test, "DELETE FROM others WHERE id = 1")
     assert [(one.table, one.differing) for one in verified(relay, under_test)] == [(ITEMS, 0), (others, 1)]
     assert [one.table for one in verified(relay, under_test, tables=[ITEMS])] == [ITEMS]
-    with pytest.raises(UsageError, match="public.nothing"):
+    with pytest.raises(UsageError, match="is no table that the consumer reads"):
         verified(relay, under_test, tables=["public.nothing"])
 
 
@@ -157,3 +159,29 @@ def test_a_spool_tells_what_differs_whatever_the_order() -> None:
         assert spool.expect(rows) == 5_000
         spool.hold(reversed([*rows[1:-1], HeldRow(("ghost",), 1, ()), rows[-1]._replace(seq=1, values=(None,))]))
         assert sorted(spool.differences()) == [("ghost", ["ghost"]), ("missing", ["0"]), ("stale", ["4999"])]
+
+
+def test_the_command_names_mends_and_tells_by_its_exit_code(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    under_test = sqlite_under_test(tmp_path)
+    filled(relay, under_test, source)
+    config = tmp_path / "walbus.toml"
+    config.write_text(
+        f'data_dir = "{tmp_path}/data"\n[source]\ndsn = "postgresql://nobody@localhost/none"\n'
+        f'[consumer.test]\nsink = "sqlite"\ntables = ["public.*"]\npath = "{under_test.options["path"]}"\n'
+        f'relay = "{relay.url}"\n'
+    )
+    tamper(under_test, *TAMPERED)
+    found = walbus("verify", "--sink", "test", "-c", str(config))
+    assert found.code == 3, found.stderr
+    assert found.stdout.startswith("public.items: 11 rows, 4 differ\n")
+    assert '  ghost     ["99"]' in found.stdout
+    mended = walbus("verify", "--sink", "test", "--repair", "--json", "-c", str(config))
+    assert mended.code == 0, mended.stderr
+    (table,) = json.loads(mended.stdout)["tables"]
+    assert (table["differing"], table["mended"]) == (4, 4)
+    assert walbus("verify", "--sink", "test", "-c", str(config)).stdout == "public.items: 11 rows, 0 differ\n"
+    unknown = walbus("verify", "--sink", "tst", "-c", str(config))
+    assert unknown.code == 2
+    assert "did you mean test?" in unknown.one_line()

@@ -29,7 +29,7 @@ _LINE_SECONDS: Final = 10.0  # between two lines of the log where there is no te
 _FOUND: Final = 3  # exit code: a check found something
 
 
-def command(
+def command(  # noqa: PLR0913, PLR0917 - the command's options
     context: typer.Context,
     config: ConfigFile = None,
     table: Annotated[

@@ -16,6 +16,7 @@ def is_left(one: Status, named: set[str], *, repair: bool) -> bool:
 
 
 def text_of(status: Status, *, repair: bool) -> str:
+    """The outcome for people: a line a table, and one for each key that is named."""
     lines = []
     for one in status["tables"]:
         if one["state"] == "skipped":
