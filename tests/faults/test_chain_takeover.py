@@ -236,14 +236,17 @@ def test_while_a_required_standby_is_away_nothing_is_confirmed_or_served_and_cap
     second.start("relay")
     wait_for(first.streaming, 60, what="the first site streams")
     wait_for(lambda: second.end().commit_lsn > 0 and second.end() >= first.end(), 30, what="the standby follows")
+    capture_status = first.folder / "data" / "status" / "capture.json"
+
+    def away() -> object:
+        return (read_status(capture_status) or {}).get("standbys_away")
+
+    wait_for(lambda: away() == [], 20, what="capture knows the standby")
     said = first.rooms["capture"].log().count("standbys.away")  # where it was there before its standby
     second.kill("relay")
     shop.start()
     held = {"shown": first.end(), "confirmed": database.confirmed_lsn(slot)}
-    capture_status = first.folder / "data" / "status" / "capture.json"
-    wait_for(
-        lambda: (read_status(capture_status) or {}).get("standbys_away") == ["standby"], 20, what="capture says so"
-    )
+    wait_for(lambda: away() == ["standby"], 20, what="capture says so")
     with closing(open_reader(second.log)) as reader:
         copied = reader.bounds()
     with closing(open_reader(first.log)) as reader:
