@@ -269,7 +269,16 @@ def test_an_unknown_sink_is_answered_with_those_there_are(relay: ScriptedRelay, 
     assert isinstance(error, ConfigError)
     assert error.where == "key consumer.test.sink"
     assert all(name in str(error.mend) for name in ("redis", "sqlite", "tantivy"))
-    assert sink_names() == ["elasticsearch", "opensearch", "postgres", "redis", "sqlite", "stdout", "tantivy"]
+    assert sink_names() == [
+        "elasticsearch",
+        "opensearch",
+        "postgres",
+        "redis",
+        "sqlite",
+        "stdout",
+        "tantivy",
+        "webhook",
+    ]
 
 
 def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
