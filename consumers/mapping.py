@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from walbus.consumers.mapping_values import TYPES, constant_column, text_of
+from walbus.consumers.refused_rows import RefusedRow, RowRefused, row_of
 from walbus.errors import ConfigError, SinkRefused
 from walbus.events import Change, Window
 from walbus.keys import encode_key, key_texts
@@ -188,7 +189,7 @@ class TableMapper:
 
         Raises:
             ConfigError: the mapping does not fit the table.
-            SinkRefused: the function raised, or returned what no column takes.
+            RowRefused: the function raised, or returned what no column takes.
         """
         if change.schema is None:
             return [change]
@@ -282,9 +283,9 @@ class TableMapper:
             kind = type(value).__name__
             raise self._refused(f"column {column.name!r} ({column.type_name}) does not take a {kind}", change) from None
 
-    def _refused(self, what: str, change: Change) -> SinkRefused:
-        function = self._mapping.function
-        return SinkRefused(what, where=f"{change.table} at {change.position}", mend=f"correct the function {function}")
+    def _refused(self, what: str, change: Change) -> RowRefused:
+        where, mend = f"{change.table} at {change.position}", f"correct the function {self._mapping.function}"
+        return RowRefused(what, where=where, mend=mend, row=row_of(change))
 
 
 def replace_schema(change: Change, raw: RawChange, layout: TableSchema) -> Change:
@@ -323,6 +324,13 @@ class Mapper:
             else:
                 changes.append(change)
         return replace(window, changes=changes)
+
+    def row_of(self, change: Change) -> RefusedRow:
+        """The row of a change as errors name it, of a sink too: by the key that it is mapped to."""
+        mapper, row = self._tables.get(change.table), row_of(change)
+        if mapper is None or change.schema is None or change.raw.key is None or change.raw.op not in _ROW_OPS:
+            return row
+        return row._replace(key=mapper.layout(change.schema).key(change.raw.key))
 
     def _renamed(self, change: Change) -> SinkRefused:
         """Its rows would come with columns that were left out on purpose."""

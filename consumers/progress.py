@@ -61,6 +61,7 @@ class ConsumerProgress:
         path: of the status file; None for none.
         clock: time.
         reporter: tells the relay; None until there is one.
+        skipped, parked: changes that were left out for good, and that lie among the dead letters, under `on_error`.
     """
 
     name: str
@@ -68,6 +69,8 @@ class ConsumerProgress:
     path: Path | None
     clock: Clock
     reporter: Reporter | None = None
+    skipped: int = field(default=0, init=False)
+    parked: int = field(default=0, init=False)
     last_done: Position = field(default=ORIGIN, init=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +121,8 @@ class ConsumerProgress:
             "windows": self._total.windows,
             "snapshot_rows": self._total.snapshot_rows,
             "delta_changes": self._total.delta_changes,
+            "changes_skipped": self.skipped,
+            "dead_letters": self.parked,
             "latency_p50_seconds": p50,
             "latency_p99_seconds": p99,
             "walbus_consumer_changes_total": self._total.changes,

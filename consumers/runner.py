@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,18 @@ from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.clock import Clock
+from walbus.consumers.dead_letters import DeadLetters
+from walbus.consumers.letter_file import FILE_NAME
 from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.partitions import own_place, part_name, require_same_parts
 from walbus.consumers.pausing import PAUSED, Pause
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
+from walbus.consumers.refused_rows import RefusedRow
 from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Session
+from walbus.consumers.sifted_sink import Rewound, SiftedSink
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import (
     Advance,
@@ -45,7 +50,7 @@ from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import ANONYMOUS, Credentials
 from walbus.errors import Directive, UsageError, WalbusError, directive_of
-from walbus.events import Window
+from walbus.events import Change, Window
 
 _log = structlog.get_logger(__name__)
 
@@ -79,6 +84,11 @@ class SinkFeed:
     def is_whole(self) -> bool:
         """Whether what was taken ends with a transaction."""
         return self._whole
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything that was taken is committed, but for a checkpoint without windows."""
+        return self._whole and self._since is None
 
     def take(self, output: Output, now: float) -> None:
         """Accepts one output; writes and commits what is due.
@@ -174,18 +184,19 @@ class ConsumerRun:
         stop: set from outside to end it.
         clock: time.
         pause: whether an operator has it rest.
-        backoff: jitter.
+        backoff, refusals: jitter, the second one's of rows that are tried again.
     """
 
     subscribed: Subscribed
     relay: Relays
     reporter: Reporter
-    sink: Sink
+    sink: Sink | SiftedSink
     progress: ConsumerProgress
     stop: threading.Event
     clock: Clock
     pause: Pause
     backoff: Backoff = field(default_factory=lambda: Backoff(longest=10.0))
+    refusals: Backoff = field(default_factory=lambda: Backoff(longest=2.0))
 
     def __post_init__(self) -> None:
         """Raises UsageError: a sink would take a column that is left out for one whose value did not change."""
@@ -202,6 +213,11 @@ class ConsumerRun:
         while not self.stop.is_set():
             try:
                 self._follow()
+            except Rewound as refused:
+                if refused.pause:
+                    self.stop.wait(self.refusals.next_delay())
+                else:
+                    self.refusals.reset()
             except (WalbusError, OSError) as error:
                 if directive_of(error) is not Directive.RETRY:
                     raise
@@ -212,6 +228,8 @@ class ConsumerRun:
         self.reporter.begin(checkpoint)
         session = Session(self.relay, self.subscribed, checkpoint, self.clock)
         feed = SinkFeed(self.sink, self._committed)
+        if isinstance(self.sink, SiftedSink):
+            self.sink.log_id = lambda: session.log_id
         try:
             self._pump(session, feed)
             feed.finish(self.clock.monotonic())
@@ -225,6 +243,9 @@ class ConsumerRun:
             if feed.is_whole and self.pause.is_asked:
                 self._rest(session, feed)
                 continue
+            if isinstance(self.sink, SiftedSink) and feed.is_clean:
+                self.sink.try_letters()
+                self._count_aside(self.sink)
             output = session.poll(feed.wait(self.clock.monotonic(), _POLL_SECONDS))
             now = self.clock.monotonic()
             if isinstance(output, Asked):
@@ -251,6 +272,9 @@ class ConsumerRun:
     def _committed(self, tally: Tally, checkpoint: Checkpoint) -> None:
         self.backoff.reset()
         self.progress.committed(tally, checkpoint)
+
+    def _count_aside(self, sink: SiftedSink) -> None:
+        self.progress.skipped, self.progress.parked = sink.skipped, sink.parked
 
     def _wait_for_sink(self, error: BaseException) -> None:
         if self.backoff.attempts == 0:
@@ -283,7 +307,9 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     Raises:
         UsageError: the sink's checkpoint, or a consumer of this name here, is of another number of parts.
         ConfigError: a key of the sink is unknown or wrong, its extra is not installed, or a mapping fits no table.
+            Or there are dead letters, and `on_error` is not `dead-letter`.
         SinkRefused: the sink will never take a row or this configuration; names table and position.
+        DeadLettersFull: more rows are refused than may be parked.
         PositionUnknown: the log does not continue the one that the checkpoint was made on.
     """
     narrowing = Narrowing(config.partition)
@@ -298,7 +324,12 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     opened = _open_patiently(config.sink, options, place, progress, stop)
     if opened is None:
         return
-    sink = MappedSink(opened, mapper, RememberedMapping(folder, config.table, name))
+    sink: Sink = MappedSink(opened, mapper, RememberedMapping(folder, config.table, name))
+    try:
+        sink = _sifted(sink, mapper.row_of, config, place, clock)
+    except BaseException:
+        sink.close()
+        raise
     peers = [RelayPeer(HttpPeer(url, credentials)) for url in listed(relay_url)]
     relays = Relays(peers)
     reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relays, clock)
@@ -310,6 +341,30 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
         reporter.close()
         for peer in peers:
             peer.close()
+
+
+def _sifted(
+    sink: Sink, row_of: Callable[[Change], RefusedRow], config: ConsumerConfig, place: SinkPlace, clock: Clock
+) -> Sink:
+    """The sink under the consumer's `on_error`.
+
+    Raises:
+        UsageError: there are dead letters, and nothing would keep later changes behind them.
+        StoreError, StoreDamaged: of the dead letters.
+    """
+    path = place.folder / FILE_NAME
+    if config.on_error == "dead-letter":
+        letters = DeadLetters(path, wall=clock.wall)
+        return SiftedSink(sink, row_of, letters, config.on_error_attempts, place.consumer, clock.monotonic)
+    if path.exists():
+        with closing(DeadLetters(path)) as left:
+            if count := len(left):
+                what = f"there are {count} dead letters, and their keys would lose their order"
+                mend = f'give it on_error = "dead-letter", or `walbus dead-letters drop {place.consumer} --all`'
+                raise UsageError(what, where=f"consumer {place.consumer}", mend=mend)
+    if config.on_error == "stop":
+        return sink
+    return SiftedSink(sink, row_of, None, config.on_error_attempts, place.consumer, clock.monotonic)
 
 
 def _open_patiently(

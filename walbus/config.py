@@ -213,6 +213,8 @@ class ConsumerConfig(BaseModel):
     tables: Patterns = ("*.*",)
     start: Literal["snapshot", "earliest", "latest"] = "snapshot"  #: where a consumer without checkpoint begins
     partition: str | None = None  #: `i/n`: of n parts of all keys the part i, from 0; each is a consumer of its own
+    on_error: Literal["stop", "skip", "dead-letter"] = "stop"  #: what becomes of a row that the sink refuses
+    on_error_attempts: int = Field(3, ge=1)  #: how often it is tried before it is skipped or parked
     delta_above: int = Field(100_000, ge=0)  #: changes behind from which a delta is weighed against the log; 0: never
     relay: Urls = ()  #: relays to read from, whichever answers; default: that of `[relay]`
     relay_token: SecretStr | None = None  #: what it shows to the servers; default: the token of `[client]`

@@ -23,7 +23,8 @@ Versions
     anything older that comes late.
 Errors
     SinkUnavailable: away for now; the caller rolls back, waits, and goes on behind `checkpoint()`.
-    SinkRefused: this row or this configuration will never be taken; `where` names table and position.
+    RowRefused: this row will never be taken, and others will; it names the row, or one of those that `write` was given.
+    SinkRefused: this configuration, or anything, will never be taken; `where` names table and position.
     Nothing else is raised for trouble of the sink's own.
 """
 
@@ -37,6 +38,7 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.consumers.refused_rows import RowRefused, row_of
 from walbus.consumers.steps import (
     Sweep,
 )
@@ -186,10 +188,10 @@ def _config_error(error: ValidationError, place: SinkPlace, known: tuple[str, ..
     return ConfigError(what, where=f"key consumer.{place.consumer}.{key}", mend=mend)
 
 
-def refused(what: str, change: Change, mend: str) -> SinkRefused:
+def refused(what: str, change: Change, mend: str) -> RowRefused:
     """The error for a change that the sink will never take: names table and position, never a value."""
     table = change.table or f"relation {change.raw.table}"
-    return SinkRefused(what, where=f"{table} at {change.position}", mend=mend)
+    return RowRefused(what, where=f"{table} at {change.position}", mend=mend, row=row_of(change))
 
 
 def no_folder(error: OSError, path: Path) -> SinkRefused:

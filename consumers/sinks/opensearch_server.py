@@ -24,6 +24,7 @@ import httpx
 import msgspec
 
 from walbus.consumers.backoff import Backoff
+from walbus.consumers.refused_rows import RowRefused, row_of
 from walbus.consumers.sinks.opensearch_bulks import (
     BulkError,
     BulkItem,
@@ -292,10 +293,11 @@ class OpenSearchServer:
         change, field = write.change, _FIELD.search(error.reason or "")
         what = f"the search server refuses a document{' of this size' if item.status == TOO_LARGE else ''}"
         told = f"{error.type or item.status}{f', field {field[1]}' if field else ''}"
-        return SinkRefused(
+        return RowRefused(
             f"{what} ({told})",
             where=f"{change.table or change.raw.table} at {change.position}, index {write.place.index}",
             mend="map the field so that it takes such values (fields), or leave the table out of the consumer's tables",
+            row=row_of(change),
         )
 
     # Reading

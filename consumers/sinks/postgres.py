@@ -362,7 +362,8 @@ class PostgresSink:
         if table is None or not table.supersedes(layout, marks):
             self._flush_all(marks)
             self._targets.clear()
-            with self._session.errors(f"making {layout.table} as it is in the source"), self._session.patiently():
+            making = f"making {layout.table} as it is in the source"
+            with self._session.errors(making, of_rows=False), self._session.patiently():
                 table = self._schema.fit(layout, marks)
         return table
 

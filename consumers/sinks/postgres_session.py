@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from walbus.capture.refusals import connect_refusal
 from walbus.capture.sessions import parameters_of, place_of
+from walbus.consumers.refused_rows import RowRefused
 from walbus.errors import ConfigError, SinkError, SinkRefused, SinkUnavailable, SourceMisconfigured
 from walbus.session import settings_sql
 
@@ -186,14 +187,14 @@ class PostgresSession:
         self._connection = None
 
     @contextmanager
-    def errors(self, doing: str = "") -> Iterator[None]:
-        """Translates trouble; `doing` says what was tried, with the table."""
+    def errors(self, doing: str = "", *, of_rows: bool = True) -> Iterator[None]:
+        """Translates trouble; `doing` says what was tried, with the table, and `of_rows` whether rows were written."""
         try:
             yield
         except psycopg.Error as error:
-            raise self._meaning(error, f"{doing}, {self.where}" if doing else self.where) from None
+            raise self._meaning(error, f"{doing}, {self.where}" if doing else self.where, of_rows=of_rows) from None
 
-    def _meaning(self, error: psycopg.Error, where: str) -> SinkError:
+    def _meaning(self, error: psycopg.Error, where: str, *, of_rows: bool) -> SinkError:
         state = error.sqlstate
         if state is None or state.startswith(_PASSING_CLASSES) or state in _PASSING_STATES:
             unsaid = str(error) if isinstance(error, NoAnswer) else "the connection broke"
@@ -202,7 +203,8 @@ class PostgresSession:
             mend = f"if its statements take that long, raise {self._seconds_key}" if slow else None
             return SinkUnavailable(f"PostgreSQL is not available: {message}", where=where, mend=mend)
         if state.startswith(_OF_ROWS):
-            return SinkRefused(f"PostgreSQL refuses a row ({_kind(error)})", where=where, mend=_row_mend(error))
+            kind = RowRefused if of_rows else SinkRefused
+            return kind(f"PostgreSQL refuses a row ({_kind(error)})", where=where, mend=_row_mend(error))
         message = f"PostgreSQL refuses: {error.diag.message_primary}"
         if state == "42501":
             mend = "grant it to the role of the sink's dsn, or let another role make schemas and tables its own"

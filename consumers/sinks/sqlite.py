@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks.base import Batching, HeldRow, SinkOptions, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.sqlite_schema import ReplicaSchema
 from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue, table_name
@@ -190,6 +191,9 @@ class SqliteSink:
             name = getattr(error, "sqlite_errorname", "")
             if name.startswith(_AWAY):
                 raise SinkUnavailable(f"SQLite is not available ({name})", where=str(self._path)) from None
+            if isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError)):
+                mend = "drop the constraint that the target has and the source has not"
+                raise RowRefused(f"SQLite refuses a row ({name})", where=str(self._path), mend=mend) from None
             raise SinkRefused(f"SQLite refuses: {error}", where=str(self._path)) from None
 
     # Changes

@@ -16,3 +16,10 @@ def loud(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 no_function = 7
+
+
+def no_seven(row: dict[str, Any]) -> dict[str, Any]:
+    """Raises for a row that is called 7."""
+    if row["name"] == "7":
+        raise ValueError("no seven")
+    return row

@@ -1,0 +1,305 @@
+"""A sink before which rows that it refuses are set aside: skipped, or parked as dead letters, while all others go on.
+
+A refusal undoes what was accepted, since many sinks cannot take half of it back: the row is noted, `Rewound` is raised,
+and the runner reads again behind the sink's checkpoint. When the row comes again it is tried again, until it was
+refused `attempts` times; from then on it is left out, and only now parked, for only now it is certain that the letter
+is durable before any checkpoint passes the row. Where a sink cannot say which row it was, what comes again is handed
+over in ever smaller pieces, down to single changes.
+
+Under `dead-letter` later changes of a key that has a letter are parked behind it. What came before the first letter of
+its key is not: it was undone together with the row. Letters that are asked for are handed over between two commits, as
+deltas, for which a sink compares the row's own version alone; the checkpoint stays. They wait while a snapshot is read.
+
+An error that is about no row (`SinkRefused`) passes through, and so do any of a sweep, and of a commit that names none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from walbus.consumers.checkpoint import Checkpoint, Following, Marks
+from walbus.consumers.dead_letters import DeadLetters
+from walbus.consumers.letter_file import DeadLetter
+from walbus.consumers.letter_index import Held, held_by, touches
+from walbus.consumers.refused_rows import RefusedRow, RowRefused
+from walbus.consumers.sinks import Sink
+from walbus.consumers.sinks.base import Batching
+from walbus.consumers.steps import Sweep
+from walbus.events import Change, Window
+from walbus.records import Kind, Op
+
+_log = structlog.get_logger(__name__)
+
+_ROW_OPS = frozenset({int(op) for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE)})
+_LOOK_SECONDS = 1.0  # between two looks for letters that are to be tried again
+_PIECES = 32  # into which a refused call is cut when it comes again
+
+
+class Rewound(Exception):  # noqa: N818  # no error: what was accepted is to come again
+    """A row was refused, and what was accepted is to be read again behind `checkpoint()`.
+
+    Attributes:
+        pause: whether the row is to be tried again, which is better done a moment later.
+    """
+
+    def __init__(self, error: RowRefused, *, pause: bool) -> None:
+        super().__init__(str(error))
+        self.pause = pause
+
+
+@dataclass
+class _Fault:
+    error: RowRefused
+    attempts: int = 0
+
+
+class SiftedSink:
+    """See the module, and `walbus.consumers.sinks.base.Sink`.
+
+    Args:
+        sink: where all else goes.
+        row_of: the row of a change, as the sink's errors name it: a mapping may give it another key.
+        letters: where refused changes are parked; None: they are skipped.
+        attempts: how often a row is tried.
+        consumer: its name, for the log.
+        monotonic: gives seconds.
+
+    Attributes:
+        log_id: gives that of the log that is read; set by whoever reads.
+        skipped: how many changes were left out for good.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917  # what it stands between
+        self,
+        sink: Sink,
+        row_of: Callable[[Change], RefusedRow],
+        letters: DeadLetters | None,
+        attempts: int,
+        consumer: str,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._sink, self._row_of, self._letters = sink, row_of, letters
+        self._attempts, self._consumer, self._monotonic = attempts, consumer, monotonic
+        self.log_id: Callable[[], str] = lambda: ""
+        self.skipped = 0
+        self._faults: dict[RefusedRow, _Fault] = {}
+        self._decided: set[RefusedRow] = set()  # of them, those that were left out since the last commit
+        self._given = 0  # changes since the last commit, or since it was gone back to
+        self._slowly = 0  # so many of those to come go in pieces
+        self._piece = 1  # changes in one
+        self._committed: Checkpoint | None = None
+        self._look_at = float("-inf")
+        self._relations: dict[str, int] = {}  # OIDs of tables, by what the layouts say
+        self._first: dict[tuple[str, Held], int] = {}  # by log and key: seq of the first letter
+        self._read_letters()
+
+    @property
+    def batching(self) -> Batching:
+        """See `Sink.batching`."""
+        return self._sink.batching
+
+    def checkpoint(self) -> Checkpoint | None:
+        """See `Sink.checkpoint`."""
+        self._given = 0
+        self._committed = self._sink.checkpoint()
+        return self._committed
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        """See `Sink.write`.
+
+        Raises:
+            Rewound: a row was refused.
+            DeadLettersFull: and cannot be parked.
+        """
+        if self._faults or self._letters is not None:
+            windows = [self._sifted(window, marks) for window in windows]
+        for piece in self._pieces(windows):
+            count = sum(len(window.changes) for window in piece)
+            self._given += count
+            try:
+                self._sink.write(piece, marks)
+            except RowRefused as error:
+                raise self._noted(error, [change for window in piece for change in window.changes]) from None
+            self._slowly = max(0, self._slowly - count)
+
+    def sweep(self, sweep: Sweep) -> None:
+        """See `Sink.sweep`; letters of rows that it took away are void."""
+        self._sink.sweep(sweep)
+        if self._letters is not None:
+            relation = self._relations.get(sweep.table)
+            self._tell_void(sweep.table, self._letters.swept(sweep, self.log_id(), relation))
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`.
+
+        Raises:
+            Rewound: a row was refused.
+        """
+        try:
+            self._sink.commit(checkpoint)
+        except RowRefused as error:
+            raise self._noted(error, []) from None
+        self._committed, self._given = checkpoint, 0
+        for row in self._decided:
+            self._faults.pop(row, None)
+        self._decided.clear()
+
+    def rollback(self) -> None:
+        """See `Sink.rollback`."""
+        self._given = 0
+        self._sink.rollback()
+
+    def incomplete(self) -> tuple[str, ...]:
+        """See `Sink.incomplete`."""
+        return self._sink.incomplete()
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._sink.close()
+        if self._letters is not None:
+            self._letters.close()
+
+    @property
+    def parked(self) -> int:
+        """How many letters there are."""
+        return 0 if self._letters is None else len(self._letters)
+
+    # What is refused
+
+    def _noted(self, error: RowRefused, changes: Sequence[Change]) -> Exception:
+        """What is to be raised for a refusal of one of these changes, or of one that the error names."""
+        row = error.row
+        if row is None and len(changes) == 1 and changes[0].raw.op in _ROW_OPS:
+            row = self._row_of(changes[0])
+        if row is not None:
+            fault = self._faults.setdefault(row, _Fault(error))
+            fault.attempts += 1
+            if error.row is None:
+                self._slowly = self._given  # it is found by itself once more
+            if fault.attempts > self._attempts:  # it was left out, and is refused all the same
+                return error
+            return Rewound(error, pause=fault.attempts < self._attempts)
+        if len(changes) < 2:  # nothing to look for it in
+            return error
+        self._slowly, self._piece = self._given, max(1, len(changes) // _PIECES)
+        return Rewound(error, pause=False)
+
+    def _pieces(self, windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
+        if not self._slowly:
+            yield windows
+            return
+        for window in windows:
+            last = max(0, len(window.changes) - 1) // self._piece
+            for number in range(last + 1):
+                some = window.changes[number * self._piece : (number + 1) * self._piece]
+                begins, ends = window.begins and number == 0, window.ends and number == last
+                yield [replace(window, changes=some, begins=begins, ends=ends)]
+
+    # What is set aside
+
+    def _sifted(self, window: Window, marks: Marks) -> Window:
+        if window.kind == Kind.SCHEMA:
+            self._relations |= {
+                change.table: change.raw.table for change in window.changes if change.schema is not None
+            }
+        if not self._faults and not self.parked:
+            return window
+        left = [change for change in window.changes if not self._is_set_aside(change, window, marks)]
+        return window if len(left) == len(window.changes) else replace(window, changes=left)
+
+    def _is_set_aside(self, change: Change, window: Window, marks: Marks) -> bool:
+        if change.raw.op not in _ROW_OPS:
+            return False
+        row = self._row_of(change)
+        fault = self._faults.get(row)
+        if fault is not None and fault.attempts >= self._attempts:
+            self._decided.add(row)
+        else:
+            fault = None
+        if self._letters is None:
+            return fault is not None and self._skip(change, fault)
+        log_id = self.log_id()
+        waits = self._letters.holds(change) and not self._comes_before(change, window, log_id)
+        if waits and self._letters.park_behind(change, window, log_id, generation=marks.generation):
+            self._note_first(change, log_id)
+            return True
+        if fault is not None:
+            self._letters.park(change, window, log_id, fault.error, fault.attempts, generation=marks.generation)
+            self._note_first(change, log_id)
+            self._tell("consumer.change_parked", change, fault)
+            return True
+        if change.raw.op == Op.TRUNCATE:
+            self._tell_void(change.table, self._letters.truncated(change.raw.table))
+        return False
+
+    def _skip(self, change: Change, fault: _Fault) -> bool:
+        self.skipped += 1
+        self._tell("consumer.change_skipped", change, fault)
+        return True
+
+    def _comes_before(self, change: Change, window: Window, log_id: str) -> bool:
+        """Whether a change of the log, which comes again, is older than the first letter of its keys."""
+        held = (*held_by(change), Held(change.raw.table, None))
+        first = [seq for one in held if (seq := self._first.get((log_id, one))) is not None]
+        return window.kind == Kind.TRANSACTION and bool(first) and change.seq < min(first)
+
+    def _note_first(self, change: Change, log_id: str) -> None:
+        for one in held_by(change):
+            place = (log_id, one)
+            self._first[place] = min(change.seq, self._first.get(place, change.seq))
+
+    def _read_letters(self) -> None:
+        behind = 0
+        while self._letters is not None and (letters := self._letters.letters(behind)):
+            for letter in letters:
+                self._note_first(letter.change, letter.log_id)
+            behind = letters[-1].id
+
+    # What is tried again
+
+    def try_letters(self) -> None:
+        """Hands letters over that are asked for, if it is time to look; nothing may be accepted and not committed.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+        committed, letters = self._committed, self._letters
+        if letters is None or not isinstance(committed, Following) or self._monotonic() < self._look_at:
+            return
+        self._look_at = self._monotonic() + _LOOK_SECONDS
+        failed: set[Held] = set()
+        for letter in letters.asked():
+            if letter.log_id != committed.log_id:  # another log's rows have come since, and with them this one's key
+                letters.resolved(letter)
+                self._tell_void(letter.change.table, 1)
+            elif touches(letter.change, failed):
+                letters.failed_again(letter, None)
+            elif error := self._tried(letter, committed):
+                letters.failed_again(letter, error)
+                failed.update(held_by(letter.change))
+            else:
+                letters.resolved(letter)
+                told = {"table": letter.change.table, "position": str(letter.change.position)}
+                _log.info("consumer.letter_resolved", consumer=self._consumer, **told)
+
+    def _tried(self, letter: DeadLetter, committed: Following) -> RowRefused | None:
+        window = replace(letter.window, kind=Kind.DELTA)
+        try:
+            self._sink.write([window], committed.marks)
+            self._sink.commit(committed)
+        except RowRefused as error:
+            self._sink.rollback()
+            self._sink.checkpoint()
+            return error
+        return None
+
+    def _tell(self, event: str, change: Change, fault: _Fault) -> None:
+        told = {"table": change.table, "position": str(change.position), "reason": str(fault.error)}
+        _log.warning(event, consumer=self._consumer, attempts=fault.attempts, **told)
+
+    def _tell_void(self, table: str, void: int) -> None:
+        if void:
+            _log.warning("consumer.letters_void", consumer=self._consumer, table=table, letters=void)
