@@ -305,9 +305,9 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
         credentials: what is shown to relay and bootstrap.
 
     Raises:
-        UsageError: the sink's checkpoint, or a consumer of this name here, is of another number of parts.
+        UsageError: the sink's checkpoint, or a consumer of this name here, is of another number of parts; or there are
+            dead letters, and `on_error` is not `dead-letter`.
         ConfigError: a key of the sink is unknown or wrong, its extra is not installed, or a mapping fits no table.
-            Or there are dead letters, and `on_error` is not `dead-letter`.
         SinkRefused: the sink will never take a row or this configuration; names table and position.
         DeadLettersFull: more rows are refused than may be parked.
         PositionUnknown: the log does not continue the one that the checkpoint was made on.
