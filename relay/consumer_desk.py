@@ -95,6 +95,7 @@ class ConsumerDesk:
         self.waits = Waits()
         self._file = ConsumersFile(folder / _FILE, files or Files())
         self._lock = KeeperLock(folder)
+        self._has_read = False  # what was kept; before that nothing is written over it
         self._kept_for = KeptFor(config.retention_hours, config.retention_bytes)
         self._forget_seconds = config.forget_consumers_hours * 3600
         self._wall, self._monotonic = wall, monotonic
@@ -106,12 +107,14 @@ class ConsumerDesk:
     @property
     def problem(self) -> str | None:
         """What people should know of how consumers are kept; None if all is well."""
+        if self._lock.ours and not self._has_read:
+            return "what another relay kept of the consumers is being read"
         return self._lock.problem or self._file.problem
 
     @property
     def keeps(self) -> bool:
         """Whether this relay keeps what the log's relays share."""
-        return self._lock.ours
+        return self._lock.ours and self._has_read
 
     async def open(
         self, reader: FileLogReader, threads: ThreadPoolExecutor, on_keeping: Callable[[], None] | None = None
@@ -128,6 +131,7 @@ class ConsumerDesk:
         if await loop.run_in_executor(threads, self._lock.take) and on_keeping is not None:
             await loop.run_in_executor(threads, on_keeping)
         await loop.run_in_executor(threads, self._file.load, self.known)
+        self._has_read = self._lock.ours
         self._attached = reader, LagMeter(reader, self._kept_for), threads
 
     async def run(self, tail: Tail, stopping: asyncio.Event) -> None:
@@ -276,7 +280,7 @@ class ConsumerDesk:
             if now >= expire_at:
                 expire_at = now + _EXPIRY_SECONDS
                 self._expire()
-            if not self._lock.ours:
+            if not self.keeps:
                 await self._take_over()
             elif self._file.due(self.known, now):
                 await self.keep_now()
@@ -290,6 +294,7 @@ class ConsumerDesk:
             kept = KnownConsumers()
             await loop.run_in_executor(threads, self._file.load, kept)
             self.known.add_missing(kept.dump())
+            self._has_read = True
             if self._on_keeping is not None:
                 await loop.run_in_executor(threads, self._on_keeping)
 
@@ -302,7 +307,7 @@ class ConsumerDesk:
     async def keep_now(self) -> None:
         """Writes the file, if it is this relay's."""
         _, _, threads = self._attachment()
-        if not self._lock.ours:
+        if not self.keeps:
             return
         changes, data = self.known.changes, pack_consumers(self.known.dump())
         loop = asyncio.get_running_loop()

@@ -262,6 +262,36 @@ def test_of_two_relays_on_one_log_one_keeps_the_consumers_and_the_other_says_tha
         assert names_kept(engine) == {"cache", "late", "search"}
 
 
+def test_a_relay_that_takes_over_says_so_until_it_knows_what_the_other_one_kept(engine, monkeypatch):
+    may_read = threading.Event()
+    may_read.set()
+    load = ConsumersFile.load
+
+    def load_slowly(self, known):
+        may_read.wait(20)
+        return load(self, known)
+
+    monkeypatch.setattr(ConsumersFile, "load", load_slowly)
+    with ExitStack() as running:
+        first = ServingRelay(engine.folder)
+        running.enter_context(first)
+        assert first.json("PUT", "/v1/consumers/cache", BODY)[0] == 200
+        with ServingRelay(engine.folder) as second:
+
+            def problem() -> str:
+                return second.json("GET", "/v1/consumers")[1]["problem"] or ""
+
+            may_read.clear()
+            running.close()
+            wait_for(lambda: "is being read" in problem(), what="it takes over")
+            assert second.json("PUT", "/v1/consumers/other", BODY)[0] == 200
+            assert second.json("DELETE", "/v1/consumers/other")[0] in (200, 204)
+            may_read.set()
+            wait_for(lambda: not problem(), what="it has taken over")
+            assert {one["name"] for one in second.json("GET", "/v1/consumers")[1]["consumers"]} == {"cache"}
+    assert names_kept(engine) == {"cache"}
+
+
 def test_the_lock_of_a_killed_relay_is_free(tmp_path):
     program = (
         "import sys, time; from pathlib import Path; from walbus.relay.keeper_lock import KeeperLock;"
