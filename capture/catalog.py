@@ -180,6 +180,7 @@ _GONE: LiteralString = """
     SELECT oid FROM unnest(%(oids)s::int8[]) oid WHERE pg_table_is_visible(oid::oid) IS NULL"""
 
 _Parameters = dict[str, str | int]
+_TRIES = 3
 _OPERATIONS = ("insert", "update", "delete", "truncate")
 
 
@@ -222,16 +223,29 @@ def fingerprint(session: Session, publication: str) -> str:
 
 
 def read_state(session: Session, publication: str) -> CatalogState | None:
-    """The published tables, in one snapshot; None if there is no publication."""
-    with refused("reading the catalog"), _one_snapshot(session):
-        found = _read_publication(session, publication)
-        if found is None:
-            return None
-        parameters: _Parameters = {"publication": publication, "first": FIRST_ANNOUNCED_TYPE}
-        others = _oids(session.execute(_OTHERS, parameters))
-        tables = _read_tables(session, parameters)
-        types = _read_types(session, parameters)
-        gone = _oids(session.execute(_GONE, {"oids": list(others)}))
+    """The published tables, in one snapshot; None if there is no publication.
+
+    Publication functions see what is committed now, and not the snapshot. So what has changed meanwhile is read again,
+    lest new and old stand side by side; a catalog that never rests is taken as it was at the last try.
+    """
+    with refused("reading the catalog"):
+        for _ in range(_TRIES):
+            with _one_snapshot(session):
+                seen, state = fingerprint(session, publication), _read_state(session, publication)
+            if fingerprint(session, publication) == seen:
+                break
+    return state
+
+
+def _read_state(session: Session, publication: str) -> CatalogState | None:
+    found = _read_publication(session, publication)
+    if found is None:
+        return None
+    parameters: _Parameters = {"publication": publication, "first": FIRST_ANNOUNCED_TYPE}
+    others = _oids(session.execute(_OTHERS, parameters))
+    tables = _read_tables(session, parameters)
+    types = _read_types(session, parameters)
+    gone = _oids(session.execute(_GONE, {"oids": list(others)}))
     return CatalogState(found, tables, types, others - gone)
 
 

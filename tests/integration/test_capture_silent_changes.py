@@ -398,6 +398,24 @@ def test_a_table_that_is_dropped_while_the_catalog_is_read_is_told_as_dropped(da
         assert ("public.thin", "dropped") in told(folder, 2)
 
 
+def test_a_table_that_comes_into_the_publication_while_the_catalog_is_read_is_told_once(database, folder, monkeypatch):
+    make_tables(database)
+    database.execute("CREATE PUBLICATION walbus FOR ALL TABLES; CREATE UNLOGGED TABLE late (id int PRIMARY KEY)")
+    logged = []
+
+    def read_and_log(session, publication):
+        found = read_publication(session, publication)
+        if "typed" in remembered(folder) and not logged:
+            logged.append(database.execute("ALTER TABLE late SET LOGGED"))
+        return found
+
+    monkeypatch.setattr("walbus.capture.catalog._read_publication", read_and_log)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+        assert sentinel(database, folder, 0, 0) == [("public.late", "published")]
+        assert sentinel(database, folder, 1, len(reseeds(folder))) == []
+
+
 def test_an_event_that_was_told_and_not_remembered_is_told_again(database, folder):
     """The process died in between."""
     make_tables(database)
