@@ -10,7 +10,7 @@ Under `dead-letter` later changes of a key that has a letter are parked behind i
 its key is not: it was undone together with the row. Letters that are asked for are handed over between two commits, as
 deltas, for which a sink compares the row's own version alone; the checkpoint stays. They wait while a snapshot is read.
 
-An error that is about no row (`SinkRefused`) passes through, and so do any of a sweep, and of a commit that names none.
+An error that is about no row (`SinkRefused`) passes through, and so do those of a sweep and of a commit that name none.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from walbus.consumers.refused_rows import RefusedRow, RowRefused
 from walbus.consumers.sinks import Sink
 from walbus.consumers.sinks.base import Batching
 from walbus.consumers.steps import Sweep
+from walbus.errors import SinkUnavailable
 from walbus.events import Change, Window
 from walbus.records import Kind, Op
 
@@ -126,8 +127,15 @@ class SiftedSink:
             self._slowly = max(0, self._slowly - count)
 
     def sweep(self, sweep: Sweep) -> None:
-        """See `Sink.sweep`; letters of rows that it took away are void."""
-        self._sink.sweep(sweep)
+        """See `Sink.sweep`; letters of rows that it took away are void.
+
+        Raises:
+            Rewound: a row that was written before it was refused only now.
+        """
+        try:
+            self._sink.sweep(sweep)
+        except RowRefused as error:
+            raise (error if error.row is None else self._noted(error, [])) from None
         if self._letters is not None:
             relation = self._relations.get(sweep.table)
             self._tell_void(sweep.table, self._letters.swept(sweep, self.log_id(), relation))
@@ -292,7 +300,8 @@ class SiftedSink:
             self._sink.commit(committed)
         except RowRefused as error:
             self._sink.rollback()
-            self._sink.checkpoint()
+            if self._sink.checkpoint() != committed:  # emptied, or written by another process: begin from what it has
+                raise SinkUnavailable("it has another checkpoint than was stored last") from None
             return error
         return None
 

@@ -21,16 +21,16 @@ from typing import Any, Self
 import msgspec
 from pydantic import Field, HttpUrl, SecretStr, field_validator
 
-from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, load_checkpoint
-from walbus.consumers.checkpoint_store import replace_durably
+from walbus.consumers.checkpoint import Checkpoint, Following, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.checkpoint_store import FileCheckpointStore, replace_durably
 from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, no_folder
 from walbus.consumers.sinks.lines import WindowLines, sweep_line
-from walbus.consumers.sinks.webhook_request import WebhookClient, secret_bytes
+from walbus.consumers.sinks.webhook_request import WebhookClient, is_header, secret_bytes
 from walbus.consumers.steps import Sweep
-from walbus.errors import InvalidText, SinkRefused
+from walbus.errors import InvalidText, SinkRefused, UsageError
 from walbus.events import Window
 from walbus.jsonlines import encode_line
-from walbus.position import ORIGIN, parse_position
+from walbus.position import ORIGIN, Position, parse_position
 from walbus.records import Kind
 
 _REQUEST_BYTES = 1 << 20
@@ -47,6 +47,16 @@ class WebhookOptions(SinkOptions):
     changes: int = Field(500, ge=1, le=10_000)  #: of one request, at most
     request_seconds: float = Field(30.0, gt=0, le=600)  #: that a request may take
     allow_private: bool = False  #: whether addresses that are not public are called
+
+    @field_validator("headers")
+    @classmethod
+    def _are_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            if not is_header(name, value.get_secret_value()):
+                raise ValueError(
+                    f"{name!r} is no header: names and values are printable ASCII, without blanks around them"
+                )
+        return headers
 
     @field_validator("secret", "old_secret")
     @classmethod
@@ -89,6 +99,7 @@ class WebhookSink:
         )
         self._consumer, self._most = place.consumer, options.changes
         self._path = place.folder / "webhook.outbox"
+        self._lock = FileCheckpointStore(self._path)
         self._lines_of = WindowLines()
         self._outbox, self._body = _NOTHING, b""
         self._gathered: list[bytes] = []
@@ -100,7 +111,17 @@ class WebhookSink:
     def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
         """See `SinkType.open`."""
         sink = cls(WebhookOptions.read(options, place), place)
-        sink._load()
+        try:
+            sink._lock.take()
+            sink._load()
+        except UsageError as error:
+            mend = "stop the other consumer of this name first: two would send each change twice"
+            raise SinkRefused("another process has this outbox", where=error.where, mend=mend) from None
+        except OSError as error:
+            raise no_folder(error, place.folder) from None
+        except BaseException:
+            sink.close()
+            raise
         return sink
 
     @property
@@ -142,9 +163,16 @@ class WebhookSink:
         """See `Sink.commit`."""
         text = dump_checkpoint(checkpoint)
         self._settle()
-        if self._gathered:
-            self._send(text)
+        if not isinstance(checkpoint, Following):
+            last = last_done_of(
+                checkpoint
+            )  # behind a snapshot the log comes again from here, and means more than before
         else:
+            last = max(self._last, last_done_of(checkpoint))
+        if self._gathered:
+            self._send(text, last)
+        else:
+            self._last = last
             self._keep(self._behind(text))
 
     def rollback(self) -> None:
@@ -159,6 +187,7 @@ class WebhookSink:
         """See `Sink.close`."""
         self._forget()
         self._client.close()
+        self._lock.release()
 
     # Requests
 
@@ -166,13 +195,13 @@ class WebhookSink:
         self._gathered.append(line)
         self._size += len(line)
         if len(self._gathered) >= self._most or self._size >= _REQUEST_BYTES:
-            self._send(self._outbox.checkpoint)
+            self._send(self._outbox.checkpoint, self._last)
 
-    def _send(self, checkpoint: str | None) -> None:
-        """Sends what has gathered; a checkpoint is stored with it."""
+    def _send(self, checkpoint: str | None, last: Position) -> None:
+        """Sends what has gathered; a checkpoint is stored with it, and up to where nothing comes again."""
         body = b'{"consumer":%s,"changes":[%s]}' % (msgspec.json.encode(self._consumer), b",".join(self._gathered))
         self._settle()
-        self._gathered, self._size = [], 0
+        self._gathered, self._size, self._last = [], 0, last
         self._keep(self._behind(checkpoint, f"msg_{secrets.token_hex(16)}"), body)
         self._settle()
 

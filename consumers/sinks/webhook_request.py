@@ -16,9 +16,12 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 
 import httpx
@@ -27,7 +30,9 @@ from walbus.errors import SinkRefused, SinkUnavailable
 
 _PREFIX = "whsec_"
 _LEAST_SECRET, _MOST_SECRET = 24, 64
-_MOST_ANSWER = 64 << 10  # of a body that nobody looks at
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # what is global of IPv6
 _LONGEST_WAIT = 3_600.0  # that a server may ask for
 _LATER = frozenset({408, 425, 429})  # of the 4xx: not now
 
@@ -78,7 +83,8 @@ class WebhookClient:
         self._url = httpx.URL(url)
         self._where = str(self._url.copy_with(userinfo=b"", query=None))
         self._keys, self._allow_private, self._clock = keys, allow_private, clock
-        self._http = httpx.Client(headers=dict(headers), timeout=seconds, follow_redirects=False, trust_env=False)
+        self._headers, self._seconds = dict(headers), seconds
+        self._http = self._new()
         self._not_before = 0.0  # the server asked for patience
 
     def post(self, request_id: str, body: bytes) -> None:
@@ -100,30 +106,63 @@ class WebhookClient:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": " ".join(signature(key, request_id, timestamp, body) for key in self._keys),
         }
-        address = self._address()
-        url, named = self._url.copy_with(host=address), {"sni_hostname": self._url.host}
-        try:
-            with self._http.stream("POST", url, content=body, headers=headers, extensions=named) as answer:
-                self._heed(answer)
-                next(answer.iter_raw(_MOST_ANSWER), b"")  # its connection is used again if that is all
-        except httpx.HTTPError as error:
-            what = f"no answer: {str(error) or type(error).__name__}"
-            raise SinkUnavailable(what, where=self._where) from None
+        answer = self._answer(self._address(), body, headers)
+        self._heed(*answer)
 
     def close(self) -> None:
         """Closes its connections."""
         self._http.close()
 
-    def _heed(self, answer: httpx.Response) -> None:
-        status = answer.status_code
-        if answer.is_success:
+    def _answer(self, address: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
+        """The status of an answer, and its `Retry-After`; of a body nobody reads more than that there is none."""
+        http, named = self._http, {"sni_hostname": self._url.host}
+
+        def ask() -> tuple[int, str]:
+            url = self._url.copy_with(host=address)
+            with http.stream("POST", url, content=body, headers=headers, extensions=named) as answer:
+                if answer.headers.get("content-length") == "0":
+                    answer.read()  # so that the connection is used again
+                return answer.status_code, answer.headers.get("retry-after", "")
+
+        try:
+            return self._within(ask)
+        except TimeoutError:
+            self._http = self._new()
+            with suppress(httpx.HTTPError, OSError):
+                http.close()
+            raise SinkUnavailable(f"no whole answer within {self._seconds:g} s", where=self._where) from None
+        except httpx.InvalidURL:
+            raise SinkRefused(f"its address {address} cannot be called", where=self._where) from None
+        except httpx.ProtocolError as error:  # its text may quote what was sent
+            raise SinkUnavailable(f"no answer ({type(error).__name__})", where=self._where) from None
+        except httpx.HTTPError as error:
+            what = f"no answer: {str(error) or type(error).__name__}"
+            raise SinkUnavailable(what, where=self._where) from None
+
+    def _within(self, ask: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+        """What a call gives in time: the library bounds each step of a request, and a receiver may take any number."""
+        outcome: Future[tuple[int, str]] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(ask())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name="walbus-webhook", daemon=True).start()
+        return outcome.result(self._seconds)
+
+    def _new(self) -> httpx.Client:
+        return httpx.Client(headers=self._headers, timeout=self._seconds, follow_redirects=False, trust_env=False)
+
+    def _heed(self, status: int, retry_after: str) -> None:
+        if 200 <= status < 300:
             return
-        if status in _LATER or answer.is_server_error:
+        if status in _LATER or status >= 500:
             with suppress(ValueError):  # a date, or nothing: the usual pause will do
-                wait = float(answer.headers.get("retry-after", ""))
-                self._not_before = self._clock() + min(max(0.0, wait), _LONGEST_WAIT)
+                self._not_before = self._clock() + min(max(0.0, float(retry_after)), _LONGEST_WAIT)
             raise SinkUnavailable(f"answered {status}", where=self._where)
-        if answer.is_redirect:
+        if 300 <= status < 400:
             mend = "redirects are not followed: write the address that takes the changes"
         else:
             mend = "the receiver will not take this: look at its log, then start the consumer again"
@@ -150,5 +189,16 @@ class WebhookClient:
 
 def _is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address.partition("%")[0])
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return (mapped or parsed).is_global and not parsed.is_multicast
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return parsed.is_global and not parsed.is_multicast
+    inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
+    if inner is None and parsed in _NAT64:
+        inner = ipaddress.IPv4Address(parsed.packed[-4:])
+    if inner is not None:
+        return _is_public(str(inner))
+    return parsed in _UNICAST and parsed.is_global
+
+
+def is_header(name: str, value: str) -> bool:
+    """Whether a header can be sent as it is."""
+    return bool(_NAME.fullmatch(name)) and value == value.strip() and value.isascii() and value.isprintable()

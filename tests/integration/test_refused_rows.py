@@ -243,6 +243,17 @@ def test_a_document_that_does_not_fit_its_index_is_named_by_the_server_and_parke
         wait_for(lambda: under_test.rows() == source.rows(), 15)
 
 
+def test_a_document_of_a_snapshot_that_does_not_fit_is_parked_too(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path, opensearch_url: str
+) -> None:
+    """It is refused when its table is swept: documents gather until then."""
+    under_test = opensearch_under_test(tmp_path, opensearch_url)
+    source.commit([insert(ITEMS, n, "no number" if n == 7 else str(n)) for n in range(20)])
+    with consumer(relay, under_test, fields={ITEMS: {"name": {"type": "integer"}}}, **PARKS):
+        wait_for(lambda: told(tmp_path) == [("7", "RowRefused")], 30)
+        wait_for(lambda: under_test.rows() == without(source, "7"), 30)
+
+
 def test_a_row_that_a_mapping_function_raises_for_is_parked_whatever_the_sink_is(
     relay: ScriptedRelay, source: ModelSource, tmp_path: Path
 ) -> None:

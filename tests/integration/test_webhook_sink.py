@@ -7,11 +7,12 @@ import hashlib
 import hmac
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 from support.model_source import ITEMS, ModelSource, delete, insert, update
 from support.scripted_relay import ScriptedRelay
 from support.waiting import wait_for
-from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.checkpoint import CatchingUp, Following, Marks, Point
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
@@ -108,6 +109,8 @@ def opened(receiver: Receiver, tmp_path: Path) -> Iterator[Callable[..., Sink]]:
     sinks: list[Sink] = []
 
     def again(**options: object) -> Sink:
+        if sinks:
+            sinks[-1].close()  # the process before it
         told = {"url": receiver.url, "secret": SECRET, "allow_private": True, **options}
         sinks.append(open_sink("webhook", told, SinkPlace("hook", tmp_path, ("public.*",))))
         return sinks[-1]
@@ -187,6 +190,97 @@ def test_a_transaction_larger_than_a_request_is_sent_in_parts_of_which_none_come
     assert max(len(json.loads(body)["changes"]) for _, body in receiver.requests) == 3
 
 
+def test_what_comes_again_behind_a_snapshot_is_sent_again(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
+) -> None:
+    """A snapshot from before a DELETE brings the row back to the receiver; the log behind it takes it away again."""
+    sink = opened()
+    source.commit([insert(ITEMS, 1)])
+    low = Point(source.end, source.last_seq)
+    source.commit([delete(ITEMS, 1)])
+    sink.write(windows_after(source), MARKS)
+    sink.commit(following(source))
+    reading = CatchingUp(source.log_id, Marks(2, 1), low, source.end)
+    sink.sweep(Sweep(ITEMS, low.seq, Marks(2, 1), reading))
+    sink.commit(reading)
+    assert sink.checkpoint() == reading
+    sink.write(windows_after(source, low.last_done), Marks(2, 1))
+    sink.commit(following(source))
+    assert [change["op"] for change in receiver.changes()] == ["insert", "delete", "sweep", "delete"]
+
+
+def test_two_processes_do_not_have_one_outbox(opened: Callable[..., Sink], tmp_path: Path) -> None:
+    opened()
+    options = {"url": "http://127.0.0.1:9/", "secret": SECRET}
+    with pytest.raises(SinkRefused, match="another process has this outbox"):
+        open_sink("webhook", options, SinkPlace("hook", tmp_path, ("public.*",)))
+
+
+class Odd:
+    """A receiver of bytes: what it answers to each connection, and how often it repeats the last of them."""
+
+    def __init__(self, first: bytes, again: bytes = b"") -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
+        self._first, self._again, self._ended = first, again, threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self._socket.accept()
+            except OSError:
+                return
+            with peer, suppress(OSError):
+                peer.recv(65536)
+                peer.sendall(self._first)
+                while self._again and not self._ended.wait(0.1):
+                    peer.sendall(self._again)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+def test_a_receiver_that_never_ends_its_answer_is_left(
+    opened: Callable[..., Sink], source: ModelSource, first: bytes, again: bytes
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    with closing(Odd(first, again)) as odd:
+        sink = opened(url=odd.url, request_seconds=1)
+        sink.write(windows_after(source), MARKS)
+        with pytest.raises(SinkUnavailable, match="no whole answer within 1 s"):
+            sink.commit(following(source))
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nshort", b""),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+)
+def test_what_was_taken_is_taken_whatever_becomes_of_the_answers_body(
+    opened: Callable[..., Sink], source: ModelSource, first: bytes, again: bytes
+) -> None:
+    source.commit([insert(ITEMS, 1)])
+    with closing(Odd(first, again)) as odd:
+        sink = opened(url=odd.url, request_seconds=5)
+        sink.write(windows_after(source), MARKS)
+        sink.commit(following(source))
+        assert sink.checkpoint() == following(source)
+
+
 def test_another_log_is_sent_from_its_beginning(
     opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
 ) -> None:
@@ -238,8 +332,12 @@ def test_answers_mean_now_later_or_never(
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "[::1]", "[::ffff:192.168.0.1]", "0.0.0.0"]
-)
+    "host",
+    [
+        "127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "0.0.0.0", "[::1]", "[::ffff:192.168.0.1]",
+        "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::a00:1]", "[2002:a00:1::1]", "[::a00:1]", "[fec0::1]",
+    ],
+)  # fmt: skip
 def test_no_private_address_is_called_unless_it_is_allowed(
     opened: Callable[..., Sink], source: ModelSource, host: str
 ) -> None:
@@ -275,6 +373,9 @@ def test_a_receiver_that_is_not_there_is_waited_for(
         ({"secret": "whsec_c2hvcnQ="}, "secret"),
         ({"url": "ftp://somewhere/"}, "url"),
         ({"changes": 0}, "changes"),
+        ({"headers": {"authorization": "Bearer c2hvcnQ\n"}}, "headers"),
+        ({"headers": {"x y": "z"}}, "headers"),
+        ({"headers": {"x": "\u00e9"}}, "headers"),
         ({"path": "x"}, "path"),
     ],
 )

@@ -65,6 +65,8 @@ def test_the_default_file_is_wanted_unless_the_environment_names_the_source(
 def test_passwords_of_source_and_sinks_are_secrets() -> None:
     cache = ConsumerConfig(sink="redis", url="redis://:canary-2@cache:6379")
     assert set(secrets_of(settings(consumer={"cache": cache}))) >= {"hunter22", "canary-2"}
+    hook = {"sink": "webhook", "secret": "whsec_a", "old_secret": "whsec_b", "headers": {"authorization": "Bearer c"}}
+    assert set(secrets_of(settings(consumer={"hook": hook}))) >= {"whsec_a", "whsec_b", "Bearer c"}
 
 
 def test_a_line_is_prefixed_with_its_room() -> None:

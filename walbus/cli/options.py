@@ -88,8 +88,11 @@ def secrets_of(settings: Settings) -> list[str]:
     """Literal texts of the configuration that must never be printed."""
     dsn = settings.source.dsn.get_secret_value()
     options = [str(value) for consumer in settings.consumer.values() for value in consumer.options.values()]
+    hooks = [one.options for one in settings.consumer.values() if one.sink == "webhook"]
     tokens = [settings.client.token, *(consumer.relay_token for consumer in settings.consumer.values())]
     return [
         *(secret for text in (dsn, *options) for secret in passwords_in(text)),
         *(token.get_secret_value() for token in tokens if token is not None),
+        *(str(hook[key]) for hook in hooks for key in ("secret", "old_secret") if key in hook),
+        *(str(value) for hook in hooks for value in dict(hook.get("headers", {})).values()),
     ]
