@@ -172,7 +172,7 @@ class _Verifying:
             listed = bootstrap.tables()
             if reason := self._why_not(listed, table):
                 return TableVerdict(table, reason)
-            self._await_applied(bootstrap)
+            self._run(self._await_applied(bootstrap))  # rows are expected by the layouts that the sink has then
             with closing(RowSpool()) as spool:
                 try:
                     position, rows = self._expect(bootstrap, table, spool)
@@ -203,13 +203,14 @@ class _Verifying:
         unread = isinstance(checkpoint, Following) and any(one.table == table for one in checkpoint.unread)
         return "the consumer has still to read its rows" if unread or table in self._sink.incomplete() else None
 
-    def _await_applied(self, bootstrap: BootstrapPeer) -> None:
-        """Until the bootstrap has applied what the sink has taken."""
+    def _await_applied(self, bootstrap: BootstrapPeer) -> Position:
+        """Until the bootstrap has applied what the sink has taken; how far it has come."""
         place, end = last_done_of(self._sink.checkpoint()), self._clock.monotonic() + _PATIENCE_SECONDS
-        while bootstrap.tables().applied < place:
+        while (applied := bootstrap.tables().applied) < place:
             if self._clock.monotonic() > end:
                 raise RelayUnavailable(f"the bootstrap has not come to {place}, where the sink is", where=bootstrap.url)
             self._clock.pause(_POLL_SECONDS)
+        return applied
 
     def _expect(self, bootstrap: BootstrapPeer, table: str, spool: RowSpool) -> tuple[Position, int]:
         """Spools what the sink should hold; as of which position, and how many rows that is."""

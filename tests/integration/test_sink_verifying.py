@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, update
+from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, postgres_under_test, sqlite_under_test
@@ -98,6 +98,17 @@ def test_rows_that_somebody_changed_are_found_named_and_mended(
     with consumer(relay, under_test):
         source.commit([update(ITEMS, 1, name="goes on"), delete(ITEMS, 2)])
         equal(under_test, relay)
+
+
+def test_a_column_that_came_since_the_sink_stopped_is_no_difference(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, under_test, source)
+    columns = [*source.layouts[1].columns, column("note")]
+    source.add_layout(items_layout("items", *columns, schema_id=2))
+    source.commit([update(ITEMS, 1, name="anew")])
+    (found,) = verified(relay, under_test)
+    assert (found.reason, found.rows, found.differing) == (None, 11, 0)
 
 
 def test_what_was_written_since_the_sink_stopped_is_no_difference(
