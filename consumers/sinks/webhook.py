@@ -45,7 +45,7 @@ class WebhookOptions(SinkOptions):
     old_secret: SecretStr | None = None  #: signs as well, while receivers are given a new one
     headers: dict[str, SecretStr] = Field(default_factory=dict)  #: sent with each request
     changes: int = Field(500, ge=1, le=10_000)  #: of one request, at most
-    request_seconds: float = Field(30.0, gt=0, le=600)  #: that a request may take
+    request_seconds: float = Field(30.0, gt=0, le=600)  #: that a request may take, up to its answer
     allow_private: bool = False  #: whether addresses that are not public are called
 
     @field_validator("headers")

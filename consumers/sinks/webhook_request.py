@@ -120,7 +120,7 @@ class WebhookClient:
         def ask() -> tuple[int, str]:
             url = self._url.copy_with(host=address)
             with http.stream("POST", url, content=body, headers=headers, extensions=named) as answer:
-                if answer.headers.get("content-length") == "0":
+                if answer.status_code == httpx.codes.NO_CONTENT or answer.headers.get("content-length") == "0":
                     answer.read()  # so that the connection is used again
                 return answer.status_code, answer.headers.get("retry-after", "")
 
