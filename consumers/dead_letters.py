@@ -107,7 +107,7 @@ class DeadLetters:
 
     def truncated(self, relation: int) -> int:
         """Takes out a table's letters: a TRUNCATE came behind them, and was dealt with. Gives their number."""
-        return self._take_out("relation = ?", (relation,)) if self._index.of_table(relation) else 0
+        return self._take_out("relation = ?", (relation,)) if len(self) else 0
 
     def swept(self, sweep: Sweep, log_id: str, relation: int | None = None) -> int:
         """Takes out the letters of rows that a sweep took away: they are gone at the source. Gives their number.

@@ -91,10 +91,6 @@ class LetterIndex:
         else:
             self._asked.discard(id_)
 
-    def of_table(self, relation: int) -> bool:
-        """Whether any letter holds keys of a table."""
-        return any(held.relation == relation for held in self._keys)
-
     def holds(self, change: Change) -> bool:
         """Whether a letter holds the change's key.
 

@@ -158,6 +158,7 @@ class SiftedSink:
     def rollback(self) -> None:
         """See `Sink.rollback`."""
         self._given = 0
+        self._decided.clear()  # they come again
         self._sink.rollback()
 
     def incomplete(self) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ class GroupDesk:
         self._groups: dict[str, Group] = {}
         self._kept: bytes | None = None  # what the file has; None: it was not read yet
         self._blind_until = float("-inf")
+        self._damaged = False  # whether the file that is there is to be put aside
         self._turn = asyncio.Lock()
         self._writing = threading.Lock()
         self._closed = False
@@ -125,11 +126,12 @@ class GroupDesk:
         if self._kept is not None:
             return
         try:
-            kept = await asyncio.get_running_loop().run_in_executor(threads, read_groups, self._path, self._files)
+            kept = await asyncio.get_running_loop().run_in_executor(threads, read_groups, self._path)
         except OSError as error:
             raise self._cannot("read", error.strerror) from None
         now = self._monotonic()
         self._groups = {name: group.taken_up(now) for name, group in kept.groups.items()}
+        self._damaged = kept.blind
         self._blind_until = now + _ALL_OVER if kept.blind else float("-inf")
         self._kept = pack_groups(self._groups)
 
@@ -145,7 +147,8 @@ class GroupDesk:
 
     def _write(self, groups: dict[str, Group]) -> None:
         with self._writing:  # an earlier one may be under way, for a request that was given up
-            write_groups(self._path, self._files, groups)
+            write_groups(self._path, self._files, groups, damaged=self._damaged)
+            self._damaged = False
 
     def _cannot(self, verb: str, why: str | None) -> NoGroupsNow:
         mend = "free space, or let the relay use the log's folder"

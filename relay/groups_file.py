@@ -80,8 +80,10 @@ def parse_groups(data: bytes) -> dict[str, Group]:
     return {name: _group(one) for name, one in stored.items()}
 
 
-def read_groups(path: Path, files: Files) -> Kept:
+def read_groups(path: Path) -> Kept:
     """What the file has; nothing if there is none.
+
+    A damaged one stays where it is until the next is written, so that whoever reads it meanwhile waits as long.
 
     Raises:
         OSError: it cannot be read.
@@ -91,20 +93,30 @@ def read_groups(path: Path, files: Files) -> Kept:
     except FileNotFoundError:
         return Kept({})
     except DamagedRecord as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        files.replace(path, aside)
         mend = "nothing: members ask again, and get parts once all leases that there may be are over"
-        _log.error("relay_groups_lost", file=str(path), why=error.what, aside=str(aside), mend=mend)
+        _log.error("relay_groups_lost", file=str(path), why=error.what, aside=str(_aside(path)), mend=mend)
         return Kept({}, blind=True)
 
 
-def write_groups(path: Path, files: Files, groups: dict[str, Group]) -> None:
+def write_groups(path: Path, files: Files, groups: dict[str, Group], *, damaged: bool = False) -> None:
     """Replaces the file, durably.
+
+    Args:
+        path: of the file.
+        files: the file operations.
+        groups: what it is to have.
+        damaged: whether the one that is there is to be kept for people.
 
     Raises:
         OSError, LogFull: it cannot be written.
     """
+    if damaged and path.exists():
+        files.replace(path, _aside(path))
     replace_whole(files, path, pack_groups(groups))
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.damaged")
 
 
 def _group(stored: _Stored) -> Group:

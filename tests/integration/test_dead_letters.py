@@ -124,6 +124,16 @@ def test_a_truncate_that_was_refused_holds_its_whole_table(source, tmp_path: Pat
         assert store.truncated(whole.changes[0].raw.table) == 3
 
 
+def test_a_truncate_takes_away_the_letters_of_rows_without_a_key_too(source, tmp_path: Path) -> None:
+    whole = window(source, insert(ITEMS, 1))
+    (change,) = whole.changes
+    keyless = Change(change.raw._replace(key=None), change.schema, change.position, change.seq)
+    with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
+        store.park(keyless, whole, "log-a", ValueError("no"), 3)
+        assert store.truncated(change.raw.table) == 1
+        assert len(store) == 0
+
+
 def test_retry_takes_those_before_of_the_same_keys_along_and_no_others(source, tmp_path: Path) -> None:
     whole = window(
         source,

@@ -104,10 +104,13 @@ def test_a_damaged_file_gives_nothing_until_every_lease_is_over(make_relay: Call
     first.stop.set()
     first.thread.join(10)
     (first.engine.folder / "groups.json").write_bytes(b"{")
-    second = make_relay("two", first.engine.folder)
-    wait_for(lambda: second.get("/readyz")[0] == 200, what="the server to find the log")
-    status, refused = call(second, "PUT", "orders/members/b", {"parts": 4, "lease_seconds": 5})
-    assert (status, refused["error"]) == (503, "what members hold was lost, and is waited out")
+    for name in ("two", "started anew meanwhile"):
+        relay = make_relay(name, first.engine.folder)
+        wait_for(lambda: relay.get("/readyz")[0] == 200, what="the server to find the log")  # noqa: B023
+        status, refused = call(relay, "PUT", "orders/members/b", {"parts": 4, "lease_seconds": 5})
+        assert (status, refused["error"]) == (503, "what members hold was lost, and is waited out")
+        relay.stop.set()
+        relay.thread.join(10)
 
 
 def test_two_relays_of_one_log_never_give_the_same_part(make_relay: Callable[..., Relay]) -> None:
