@@ -44,7 +44,7 @@ class ManifestNote:
             noted = msgspec.json.decode(self._path.read_bytes(), type=_Note)
             current = self._current()
             size = (self._folder / current).stat().st_size
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError):  # an error of msgspec is a ValueError, and so is a name with a NUL in it
             return  # there is nothing to compare; RocksDB says what is missing
         if current == noted.file and size < noted.bytes:
             what = f"{current} has {size} bytes, and had {noted.bytes}"
