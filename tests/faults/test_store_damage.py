@@ -67,7 +67,9 @@ def test_a_file_that_is_harmed_is_noticed(tmp_path: Path, pattern: str, harm: Ca
         read_everything(tmp_path)
 
 
-@pytest.mark.parametrize("name", [b"", b"\n", b"MANIF\0ST-000005\n", b"MANIF\xff\xff\xff-000005\n", b"/../../000005\n", b"M" * 5000])
+@pytest.mark.parametrize(
+    "name", [b"", b"\n", b"MANIF\0ST-000005\n", b"MANIF\xff\xff\xff-000005\n", b"/../../000005\n", b"M" * 5000]
+)
 def test_a_current_that_names_no_file_is_noticed(tmp_path: Path, name: bytes) -> None:
     filled(tmp_path)
     (tmp_path / "CURRENT").write_bytes(name)
