@@ -87,7 +87,7 @@ class SiftedSink:
         self.log_id: Callable[[], str] = lambda: ""
         self.skipped = 0
         self._faults: dict[RefusedRow, _Fault] = {}
-        self._decided: set[RefusedRow] = set()  # of them, those that were left out since the last commit
+        self._met: set[RefusedRow] = set()  # of them, those that came again since the last commit: left out, or tried
         self._given = 0  # changes since the last commit, or since it was gone back to
         self._slowly = 0  # so many of those to come go in pieces
         self._piece = 1  # changes in one
@@ -151,14 +151,12 @@ class SiftedSink:
         except RowRefused as error:
             raise self._noted(error, []) from None
         self._committed, self._given = checkpoint, 0
-        for row in self._decided:
-            self._faults.pop(row, None)
-        self._decided.clear()
+        self._forget_faults(checkpoint)
 
     def rollback(self) -> None:
         """See `Sink.rollback`."""
         self._given = 0
-        self._decided.clear()  # they come again
+        self._met.clear()  # they come again
         self._sink.rollback()
 
     def incomplete(self) -> tuple[str, ...]:
@@ -196,6 +194,12 @@ class SiftedSink:
         self._slowly, self._piece = self._given, max(1, len(changes) // _PIECES)
         return Rewound(error, pause=False)
 
+    def _forget_faults(self, checkpoint: Checkpoint) -> None:
+        """Faults of rows that were left out, or taken at another try, or that do not come again."""
+        done = checkpoint.point.seq if isinstance(checkpoint, Following) else -1
+        self._faults = {r: fault for r, fault in self._faults.items() if r not in self._met and r.seq > done}
+        self._met.clear()
+
     def _pieces(self, windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
         if not self._slowly:
             yield windows
@@ -224,10 +228,9 @@ class SiftedSink:
             return False
         row = self._row_of(change)
         fault = self._faults.get(row)
-        if fault is not None and fault.attempts >= self._attempts:
-            self._decided.add(row)
-        else:
-            fault = None
+        if fault is not None:
+            self._met.add(row)
+            fault = fault if fault.attempts >= self._attempts else None
         if self._letters is None:
             return fault is not None and self._skip(change, fault)
         log_id = self.log_id()

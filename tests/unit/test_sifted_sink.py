@@ -1,0 +1,117 @@
+"""What is handed to a sink that refuses rows, and what is remembered of them; parking is tried with real sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from support.model_source import ITEMS, ModelSource, insert
+from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.refused_rows import RowRefused, row_of
+from walbus.consumers.sifted_sink import Rewound, SiftedSink
+from walbus.consumers.sinks import Sink
+from walbus.events import Change, Window, window_of
+
+MARKS = Marks(1, 1)
+
+
+class Choosy:
+    """A sink that refuses what `refuses` says; it names the row, or cannot.
+
+    Attributes:
+        calls: the keys of each `write`, in order.
+        rows: the keys that are committed.
+    """
+
+    def __init__(self, refuses: Callable[[Change], bool], *, names: bool) -> None:
+        self.refuses, self._names = refuses, names
+        self.calls: list[list[int]] = []
+        self.rows: list[int] = []
+        self._accepted: list[int] = []
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        changes = [change for window in windows for change in window.changes]
+        self.calls.append([id_of(change) for change in changes])
+        for change in changes:
+            if self.refuses(change):
+                raise RowRefused("no", row=row_of(change) if self._names else None)
+            self._accepted.append(id_of(change))
+
+    def commit(self, checkpoint: Following) -> None:
+        self.rows += self._accepted
+        self._accepted = []
+
+    def rollback(self) -> None:
+        self._accepted = []
+
+    def checkpoint(self) -> None:
+        return None
+
+
+def id_of(change: Change) -> int:
+    return int(cast("dict[str, Any]", change.key)["id"])
+
+
+def sifted(sink: Choosy, attempts: int = 2) -> SiftedSink:
+    return SiftedSink(cast(Sink, sink), row_of, None, attempts, "test", lambda: 0.0)
+
+
+def windows_of(source: ModelSource) -> list[Window]:
+    return [window_of(header, record, source.layouts.__getitem__) for header, record in source.records]
+
+
+def following(window: Window) -> Following:
+    return Following("log-a", MARKS, Point(window.last, window.last_seq))
+
+
+def passes(sink: SiftedSink, windows: Sequence[Window], most: int = 50) -> int:
+    """Hands windows over, and again from the beginning after each refusal, until they are committed; how often."""
+    for number in range(1, most):
+        try:
+            sink.write(windows, MARKS)
+            sink.commit(following(windows[-1]))
+        except Rewound:
+            sink.rollback()
+            sink.checkpoint()
+        else:
+            return number
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_a_row_that_is_taken_at_its_second_try_leaves_nothing_behind(names: bool) -> None:
+    source, refusals = ModelSource(), [True] * (1 if names else 2)
+    choosy = Choosy(lambda change: id_of(change) == 3 and bool(refusals) and refusals.pop(), names=names)
+    source.commit([insert(ITEMS, n) for n in range(6)])
+    sink = sifted(choosy)
+    passes(sink, windows_of(source))
+    assert choosy.rows == [0, 1, 2, 3, 4, 5]
+    later = ModelSource(first_seq=100)
+    later.commit([insert(ITEMS, n) for n in range(10, 16)])
+    (window,) = windows_of(later)
+    written = []
+    choosy.write = lambda windows, marks: written.append(windows)  # type: ignore[method-assign]
+    handed = [window]
+    sink.write(handed, MARKS)
+    assert written[0] is handed, "nothing is sifted any more"
+
+
+def test_faults_of_rows_that_do_not_come_again_are_forgotten() -> None:
+    source = ModelSource()
+    choosy = Choosy(lambda change: id_of(change) == 3, names=True)
+    source.commit([insert(ITEMS, n) for n in range(6)])
+    (window,) = windows_of(source)
+    sink = sifted(choosy)
+    with pytest.raises(Rewound):
+        sink.write([window], MARKS)
+    sink.rollback()
+    sink.checkpoint()
+    sink.commit(following(window))  # a delta came in its place
+    choosy.calls.clear()
+    written: list[object] = []
+    choosy.write = lambda windows, marks: written.append(windows)  # type: ignore[method-assign]
+    handed = [window]
+    sink.write(handed, MARKS)
+    assert written[0] is handed
