@@ -10,6 +10,7 @@ from walbus.compression import Compressor
 from walbus.errors import ConfigError, SourceReplaced
 from walbus.log import SourceIdentity
 from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
+from walbus.relay.groups_file import begin_groups
 from walbus.relay.lease import Clock, Lease, claim
 from walbus.relay.manifest import Manifest, load_manifest, write_manifest
 from walbus.relay.reader import FileLogReader
@@ -127,6 +128,8 @@ def _open(folder: Path, files: Files, lease: Lease, new: NewLog) -> Opened:
     """
     manifest = load_manifest(folder)
     if manifest is None:
+        if new.base is None:  # else it is a copy, and has no groups
+            begin_groups(folder, files)
         opened = create_log(folder, files, lease, new)
     else:
         _check_source(manifest, new.source, folder)

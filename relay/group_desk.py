@@ -20,11 +20,9 @@ from walbus.errors import LogFull
 from walbus.relay.fs import Files
 from walbus.relay.group_leases import Asked, Group
 from walbus.relay.group_requests import MAX_LEASE
-from walbus.relay.groups_file import pack_groups, read_groups, write_groups
+from walbus.relay.groups_file import groups_path, pack_groups, read_groups, write_groups
 
 _log = structlog.get_logger(__name__)
-
-_FILE: Final = "groups.json"
 
 #: Groups that there are at most.
 MAX_GROUPS: Final = 100
@@ -60,9 +58,10 @@ class GroupDesk:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._keeps, self._files = folder / _FILE, keeps, files or Files()
+        self._path, self._keeps, self._files = groups_path(folder), keeps, files or Files()
         self._wall, self._monotonic = wall, monotonic
         self._groups: dict[str, Group] = {}
+        self._token = 0  # the highest that was ever given
         self._kept: bytes | None = None  # what the file has; None: it was not read yet
         self._blind_until = float("-inf")
         self._damaged = False  # whether the file that is there is to be put aside
@@ -74,7 +73,7 @@ class GroupDesk:
         """The group once a member has asked, durably.
 
         Raises:
-            OtherParts, TooManyMembers, TooManyGroups, NoGroupsNow
+            OtherParts, OtherOwner, TooManyMembers, TooManyGroups, NoGroupsNow
         """
         now = self._monotonic()
         async with self._turn:
@@ -84,7 +83,7 @@ class GroupDesk:
             if asked.leaves and name not in self._groups:
                 return Group(())
             before = self._groups.get(name) or Group(())
-            group = before.asked(member, asked, now, int(self._wall() * 1000))
+            group = before.asked(member, asked, now, max(self._token + 1, int(self._wall() * 1000)))
             await self._keep({**self._with_room(name, now), name: group}, threads)
             return group
 
@@ -131,23 +130,24 @@ class GroupDesk:
             raise self._cannot("read", error.strerror) from None
         now = self._monotonic()
         self._groups = {name: group.taken_up(now) for name, group in kept.groups.items()}
-        self._damaged = kept.blind
+        self._token, self._damaged = kept.token, kept.damaged
         self._blind_until = now + _ALL_OVER if kept.blind else float("-inf")
-        self._kept = pack_groups(self._groups)
+        self._kept = pack_groups(self._groups, self._token)
 
     async def _keep(self, groups: dict[str, Group], threads: ThreadPoolExecutor) -> None:
         """Has these be the groups, once that is durable."""
-        data = pack_groups(groups)
+        token = max((self._token, *(group.highest for group in groups.values())))
+        data = pack_groups(groups, token)
         if data != self._kept:
             try:
-                await asyncio.get_running_loop().run_in_executor(threads, self._write, groups)
+                await asyncio.get_running_loop().run_in_executor(threads, self._write, data)
             except (OSError, LogFull) as error:
                 raise self._cannot("write", error.what if isinstance(error, LogFull) else error.strerror) from None
-        self._groups, self._kept = groups, data
+        self._groups, self._token, self._kept = groups, token, data
 
-    def _write(self, groups: dict[str, Group]) -> None:
+    def _write(self, data: bytes) -> None:
         with self._writing:  # an earlier one may be under way, for a request that was given up
-            write_groups(self._path, self._files, groups, damaged=self._damaged)
+            write_groups(self._path, self._files, data, damaged=self._damaged)
             self._damaged = False
 
     def _cannot(self, verb: str, why: str | None) -> NoGroupsNow:

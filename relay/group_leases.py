@@ -8,8 +8,9 @@ so long that its lease is over by the holder's clock as well: a holder counts fr
 it was asked, and adds a margin for clocks that go at different speeds. What a holder says it is done with names the
 token, so that no request that comes late, twice or out of turn gives up anything else.
 
-Tokens of a part only grow, over whatever is forgotten: each is above the last one, and not below the time of day in
-milliseconds. Whoever keeps something for the holder of a part refuses what comes with a token below the highest seen.
+Tokens only grow, over whatever is forgotten: each is above every one that the relay ever gave, of whatever part and
+group, and not below the time of day in milliseconds. Whoever keeps something for the holder of a part refuses what
+comes with a token below the highest seen.
 
 Shares are equal but for one part, and those that have more keep more. So a member that comes or goes moves as many
 parts as it must. A member asks for itself alone: nothing is given to one that is not there to take it.
@@ -60,11 +61,13 @@ class Member:
         lease: the longest that it ever asked for, in seconds.
         gone_at: it is taken for gone from then on, in seconds of the relay's clock.
         joined: the order in which members came.
+        owner: the name of the access token that it joined with; empty: none was asked for.
     """
 
     lease: float
     gone_at: float
     joined: int
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +79,22 @@ class Asked:
         lease: for how many seconds it is to have its parts.
         done: parts that it is done with, each with the token that it had.
         leaves: whether it is done with all of them, and asks for none.
+        owner: the name of the access token that it shows; empty: none is asked for.
     """
 
     parts: int
     lease: float
     done: Sequence[Hold] = ()
     leaves: bool = False
+    owner: str = ""
 
 
 class OtherParts(Exception):  # noqa: N818  # told to the client, as what it asked against
     """The group has members that read another number of parts; `args[0]` says how many."""
+
+
+class OtherOwner(Exception):  # noqa: N818
+    """The member joined with another access token, whose bearer alone speaks for it."""
 
 
 class TooManyMembers(Exception):  # noqa: N818
@@ -104,6 +113,11 @@ class Group:
     parts: tuple[Part, ...]
     members: Mapping[str, Member] = field(default_factory=dict)
 
+    @property
+    def highest(self) -> int:
+        """The highest token that its parts have; 0: none was given."""
+        return max((part.token for part in self.parts), default=0)
+
     def asked(self, member: str, asked: Asked, now: float, stamp: int) -> Group:
         """The group once a member has asked.
 
@@ -111,12 +125,15 @@ class Group:
             member: its name, which no other process ever has.
             asked: what it asks.
             now: seconds of a clock that does not go back.
-            stamp: the time of day, in milliseconds.
+            stamp: above every token that was ever given, and not below the time of day in milliseconds.
 
         Raises:
-            OtherParts, TooManyMembers
+            OtherParts, OtherOwner, TooManyMembers
         """
         group = self.without_gone(now)
+        before = group.members.get(member)
+        if before is not None and before.owner and asked.owner and before.owner != asked.owner:
+            raise OtherOwner
         if asked.leaves:
             return group.left(member)
         if len(group.parts) != asked.parts:
@@ -127,7 +144,7 @@ class Group:
         for part, token in asked.done:
             if 0 <= part < len(parts) and parts[part] == (token, member):
                 parts[part] = Part(token)
-        members = {**group.members, member: group._renewed(member, asked.lease, now)}
+        members = {**group.members, member: group._renewed(member, asked, now)}
         if len(members) > MAX_MEMBERS:
             raise TooManyMembers
         return Group(tuple(parts), members)._given(member, stamp)
@@ -164,13 +181,14 @@ class Group:
         """What a member has beyond its share: what it got last."""
         return self.holds(member)[self.share(member) :] if member in self.members else []
 
-    def _renewed(self, member: str, lease: float, now: float) -> Member:
+    def _renewed(self, member: str, asked: Asked, now: float) -> Member:
         before = self.members.get(member)
         joined = max((one.joined for one in self.members.values()), default=0) + 1
-        new = _from(Member(lease, 0.0, joined), now)
+        new = _from(Member(asked.lease, 0.0, joined, asked.owner), now)
         if before is None:
             return new
-        return Member(max(lease, before.lease), max(new.gone_at, before.gone_at), before.joined)
+        lease, gone_at = max(asked.lease, before.lease), max(new.gone_at, before.gone_at)
+        return Member(lease, gone_at, before.joined, asked.owner or before.owner)
 
     def _given(self, member: str, stamp: int) -> Group:
         """With free parts for a member, up to its share."""

@@ -5,19 +5,21 @@
     DELETE /v1/groups/NAME/members/MEMBER      a member is known to have ended: what it had is free at once
 
 A group goes by the name of the consumer that its members are, and a token that may be that consumer may be a member.
+For a member speaks the token alone that it joined with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from aiohttp import web
 
 from walbus.consumer_reports import checked_name
-from walbus.relay.access import require_consumer
+from walbus.relay.access import AccessError, granted, require_consumer
 from walbus.relay.group_desk import GroupDesk, NoGroupsNow, TooManyGroups
-from walbus.relay.group_leases import MAX_MEMBERS, Group, OtherParts, TooManyMembers
+from walbus.relay.group_leases import MAX_MEMBERS, Group, OtherOwner, OtherParts, TooManyMembers
 from walbus.relay.group_requests import checked_member, parse_asked, told
 from walbus.relay.groups_file import in_order
 from walbus.relay.http import RequestError, json_response
@@ -69,13 +71,18 @@ class GroupRoutes:
     async def _ask(self, request: web.Request) -> web.Response:
         name, member = _names(request)
         require_consumer(request, name)
-        asked = parse_asked(await bounded_body(request, "what a member asks", _MAX_BODY))
+        token = granted(request).name
+        asked = replace(parse_asked(await bounded_body(request, "what a member asks", _MAX_BODY)), owner=token)
         try:
             group = await self._desk.ask(name, member, asked, self._threads())
         except OtherParts as error:
             what = f"the group {name} has members that read {error.args[0]} parts"
             mend = "give the group of another number another name, or end all of its members first"
             raise RequestError(409, what, where="parts", mend=mend, more={"parts": error.args[0]}) from None
+        except OtherOwner:
+            what = f"the token {token} may not speak for the member {member!r}, which joined with another one"
+            mend = "give each process a member's name of its own"
+            raise AccessError(403, what, reason="beyond the scope", where="member", mend=mend, token=token) from None
         except TooManyMembers:
             mend = f"a group has at most {MAX_MEMBERS}"
             raise RequestError(429, f"the group {name} has too many members", where="member", mend=mend) from None

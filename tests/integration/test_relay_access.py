@@ -413,9 +413,22 @@ def test_a_token_reports_and_streams_under_the_names_of_its_consumers_alone(tmp_
                 assert status == expected, (path, said)
                 if expected == 403:
                     assert (said["where"], "orders-*" in said["mend"]) == ("name", True)
-                assert status_of(relay, method, path, any_name, body)[0] == 200
+                assert status_of(relay, method, path.replace("members/a", "members/b"), any_name, body)[0] == 200
         assert status_of(relay, "GET", "/v1/stream?tables=public.orders&follow=false", secret)[0] == 200
         assert status_of(relay, "GET", "/v1/consumers/search", secret)[0] == 200  # how far another one is may be asked
+
+
+def test_a_member_of_a_group_is_spoken_for_by_the_token_alone_that_it_joined_with(tmp_path):
+    with GuardedRelay(tmp_path, {"cache": ["*.*"], "reports": ["*.*"], "admin": []}) as relay:
+        path, body = "/v1/groups/orders/members/a", '{"parts": 2, "lease_seconds": 5}'
+        status, held = status_of(relay, "PUT", path, relay.tokens["cache"], body)
+        assert (status, len(held["holds"])) == (200, 2)
+        for asked in (body, '{"parts": 2, "lease_seconds": 5, "leaves": true}'):
+            status, said = status_of(relay, "PUT", path, relay.tokens["reports"], asked)
+            assert (status, said["where"]) == (403, "member")
+        assert status_of(relay, "PUT", path, relay.tokens["cache"], body) == (200, held)
+        assert status_of(relay, "DELETE", path, relay.tokens["reports"])[0] == 403
+        assert status_of(relay, "DELETE", path, relay.tokens["admin"])[0] == 200
 
 
 def test_a_choice_of_columns_tells_nothing_of_tables_beyond_the_scope(tmp_path):

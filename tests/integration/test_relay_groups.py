@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,10 @@ import pytest
 
 from support.relay_server import Relay, fill
 from support.waiting import wait_for
+from walbus.relay.fs import Files
+from walbus.relay.group_desk import MAX_GROUPS, GroupDesk
+from walbus.relay.group_leases import Asked
+from walbus.relay.groups_file import begin_groups
 
 pytestmark = pytest.mark.one_version
 
@@ -111,6 +118,51 @@ def test_a_damaged_file_gives_nothing_until_every_lease_is_over(make_relay: Call
         assert (status, refused["error"]) == (503, "what members hold was lost, and is waited out")
         relay.stop.set()
         relay.thread.join(10)
+
+
+def test_a_lost_file_gives_nothing_until_every_lease_is_over_and_is_made_with_the_log(
+    make_relay: Callable[..., Relay],
+) -> None:
+    first = fill(make_relay())
+    ask(first, "a")
+    first.stop.set()
+    first.thread.join(10)
+    (first.engine.folder / "groups.json").unlink()
+    second = make_relay("two", first.engine.folder)
+    wait_for(lambda: second.get("/readyz")[0] == 200, what="the server to find the log")
+    status, refused = call(second, "PUT", "orders/members/b", {"parts": 4, "lease_seconds": 5})
+    assert (status, refused["error"]) == (503, "what members hold was lost, and is waited out")
+
+
+def desk_of(folder: Path, wall: float, now: float = 0.0) -> GroupDesk:
+    """The desk of a relay whose clocks are set."""
+    return GroupDesk(folder, lambda: True, wall=lambda: wall, monotonic=lambda: now)
+
+
+def test_tokens_grow_over_another_number_of_parts_dropped_groups_restarts_and_a_clock_that_is_set_back(
+    tmp_path: Path,
+) -> None:
+    begin_groups(tmp_path, Files())
+
+    async def given() -> list[int]:
+        with ThreadPoolExecutor(1) as threads:
+            desk = desk_of(tmp_path, wall=2_000_000.0)
+            groups = [await desk.ask("orders", "a", Asked(4, 5.0), threads)]
+            desk = desk_of(tmp_path, wall=1_000_000.0)  # a relay that is started again, with its clock set back
+            await desk.ask("orders", "a", Asked(4, 5.0, leaves=True), threads)
+            groups.append(await desk.ask("orders", "b", Asked(2, 5.0), threads))
+            await desk.ask("orders", "b", Asked(2, 5.0, leaves=True), threads)
+            for number in range(MAX_GROUPS):  # there is no room left for the empty one
+                name = f"group{number}"
+                groups.append(await desk.ask(name, "a", Asked(1, 5.0), threads))
+            await desk.ask(name, "a", Asked(1, 5.0, leaves=True), threads)
+            assert await desk.group("orders", threads) is None
+            groups.append(await desk.ask("orders", "c", Asked(4, 5.0), threads))
+            return [group.highest for group in groups]
+
+    tokens = asyncio.run(given())
+    assert tokens[0] == 2_000_000_000
+    assert all(after > before for before, after in pairwise(tokens))
 
 
 def test_two_relays_of_one_log_never_give_the_same_part(make_relay: Callable[..., Relay]) -> None:

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from walbus.errors import DamagedRecord, UsageError
 from walbus.relay.fs import Files
-from walbus.relay.group_leases import MAX_MEMBERS, Asked, Group, Hold, OtherParts, TooManyMembers
+from walbus.relay.group_leases import MAX_MEMBERS, Asked, Group, Hold, OtherOwner, OtherParts, TooManyMembers
 from walbus.relay.group_requests import parse_asked, told
-from walbus.relay.groups_file import pack_groups, parse_groups, read_groups, write_groups
+from walbus.relay.groups_file import Kept, begin_groups, pack_groups, parse_groups, read_groups, write_groups
 
 LEASE = 10.0
 
@@ -111,7 +111,7 @@ class Groups(RuleBasedStateMachine):
     @rule()
     def relay_restarts(self) -> None:
         """With what the file has; its clock begins anywhere."""
-        self.group = parse_groups(pack_groups({"g": self.group}))["g"]
+        self.group = stored(self.group)
         self.restarts += 1
         self.group = self.group.taken_up(self._relays_clock())
 
@@ -156,6 +156,10 @@ class Groups(RuleBasedStateMachine):
         return self.group.holds(name)
 
 
+def stored(group: Group) -> Group:
+    return parse_groups(pack_groups({"g": group}, group.highest)).groups["g"]
+
+
 TestGroups = Groups.TestCase
 TestGroups.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
@@ -193,7 +197,7 @@ def test_a_part_of_a_member_that_is_silent_goes_on_only_when_its_lease_is_over_b
 
 def test_a_shorter_lease_does_not_end_a_longer_one_whose_answer_may_be_the_last_that_came():
     group = Group(()).asked("a", Asked(1, 60.0), 0.0, stamp=1).asked("a", Asked(1, 2.0), 1.0, stamp=1)
-    group = parse_groups(pack_groups({"g": group}))["g"].taken_up(5.0)
+    group = stored(group).taken_up(5.0)
     assert held(ask(group, "b", 71.9, parts=1))["b"] == []
     assert held(ask(group, "b", 72.1, parts=1)) == {"b": [0]}
 
@@ -220,6 +224,15 @@ def test_another_number_of_parts_waits_until_nobody_reads_the_first():
     assert refused.value.args == (8,)
     assert held(ask(group.left("a"), "b", parts=4)) == {"b": [0, 1, 2, 3]}
     assert held(ask(group, "b", now=100.0, parts=4)) == {"b": [0, 1, 2, 3]}
+
+
+def test_a_member_is_spoken_for_by_the_access_token_alone_that_it_joined_with():
+    group = stored(Group(()).asked("a", Asked(1, LEASE, owner="cache"), 0.0, stamp=1)).taken_up(0.0)
+    for asked in (Asked(1, LEASE, owner="reports", leaves=True), Asked(1, LEASE, group.holds("a"), owner="reports")):
+        with pytest.raises(OtherOwner):
+            group.asked("a", asked, 1.0, stamp=1)
+    assert group.asked("a", Asked(1, LEASE, owner="cache", leaves=True), 1.0, stamp=1).members == {}
+    assert group.asked("a", Asked(1, LEASE, owner="reports"), 100.0, stamp=1).members["a"].owner == "reports"
 
 
 def test_members_are_bounded():
@@ -255,21 +268,29 @@ def test_a_member_is_told_what_to_give_up():
 
 def test_a_damaged_file_is_put_aside_and_told(tmp_path: Path):
     path, group = tmp_path / "groups.json", ask(Group(()), "a")
-    assert read_groups(path) == ({}, False)
-    write_groups(path, Files(), {"g": group})
+    begin_groups(tmp_path, Files())
+    assert read_groups(path) == Kept({})
+    whole = pack_groups({"g": group}, 7)
+    write_groups(path, Files(), whole)
+    begin_groups(tmp_path, Files())
     again = read_groups(path).groups["g"]
+    assert read_groups(path).token == 7, "a file that is there stays"
     assert (again.parts, again.taken_up(0.0)) == (
         group.parts,
         Group(group.parts, {"a": again.taken_up(0.0).members["a"]}),
     )
     assert again.taken_up(7.0).members["a"].gone_at == 7.0 + LEASE * 1.1 + 1
     data = path.read_bytes()
-    for damaged in (data[:-9], data.replace(b'"a"', b'"b"'), data.replace(b'"version":1', b'"version":9'), b"\xff"):
+    for damaged in (data[:-9], data.replace(b'"a"', b'"b"'), data.replace(b'"version":2', b'"version":9'), b"\xff"):
         with pytest.raises(DamagedRecord):
             parse_groups(damaged)
         path.write_bytes(damaged)
-        assert read_groups(path) == ({}, True)
-        assert read_groups(path) == ({}, True), "whoever reads it next waits as well"
-        write_groups(path, Files(), {"g": group}, damaged=True)
+        assert read_groups(path) == Kept({}, blind=True, damaged=True)
+        assert read_groups(path) == Kept({}, blind=True, damaged=True), "whoever reads it next waits as well"
+        write_groups(path, Files(), whole, damaged=True)
         assert (tmp_path / "groups.json.damaged").read_bytes() == damaged
         assert read_groups(path).groups.keys() == {"g"}
+
+
+def test_a_file_that_is_gone_is_told_from_one_that_nothing_was_in(tmp_path: Path):
+    assert read_groups(tmp_path / "groups.json") == Kept({}, blind=True)
