@@ -199,7 +199,8 @@ class RedisSink:
                 self._upsert(change)
             case Op.DELETE:
                 table = self._table(change).table
-                self._gather(table, Entry(self._row_key(change, table, change.raw.key), "d", change.seq))
+                key = self._row_key(change, table, change.raw.key)
+                self._gather(table, Entry(key, "d", change.seq, of=_of(change)))
             case Op.TRUNCATE:
                 self._truncate(change)
 
@@ -208,7 +209,7 @@ class RedisSink:
         layout = self._table(change)
         key = self._row_key(change, layout.table, change.raw.key)
         verb: Verb = "f" if _member(layout.table, key) in self._lacking else "s"
-        self._gather(layout.table, Entry(key, verb, change.seq, self._encode(change, layout, {})))
+        self._gather(layout.table, Entry(key, verb, change.seq, self._encode(change, layout, {}), _of(change)))
 
     def _upsert(self, change: Change) -> None:
         layout, raw = self._table(change), change.raw
@@ -217,9 +218,9 @@ class RedisSink:
         if raw.unchanged:
             self._merge(change, layout, old, key)
         else:
-            self._gather(layout.table, Entry(key, "u", change.seq, self._encode(change, layout, {})))
+            self._gather(layout.table, Entry(key, "u", change.seq, self._encode(change, layout, {}), _of(change)))
         if old != key:
-            self._gather(layout.table, Entry(old, "d", change.seq))
+            self._gather(layout.table, Entry(old, "d", change.seq, of=_of(change)))
 
     def _merge(self, change: Change, layout: TableSchema, old: str, key: str) -> None:
         """An update that leaves values out: they come from the row as it is now."""
@@ -230,11 +231,11 @@ class RedisSink:
         moved = self._present(table, old) if old != key else None
         stored = moved if moved is not None and moved.seq < change.seq else present  # a later row may have its key
         if stored is None and layout.table in self._ttl:  # it has expired: a cache need not have it
-            self._gather(layout.table, Entry(key, "d", change.seq))
+            self._gather(layout.table, Entry(key, "d", change.seq, of=_of(change)))
             return
         lacks = stored is None or _member(layout.table, old) in self._lacking
         columns = {} if stored is None else stored.columns
-        self._gather(layout.table, Entry(key, "u", change.seq, self._encode(change, layout, columns)))
+        self._gather(layout.table, Entry(key, "u", change.seq, self._encode(change, layout, columns), _of(change)))
         if lacks:
             self._lacking.add(_member(layout.table, key))
             self._server.add_lacking(_member(layout.table, key))
@@ -355,6 +356,10 @@ def _form_of(options: RedisOptions) -> RowForm:
     if options.format == "string":
         return StringForm({table: ValueTemplate(text) for table, text in options.values.items()})
     return HashForm() if options.format == "hash" else JsonForm()
+
+
+def _of(change: Change) -> tuple[int, bytes | None]:
+    return change.raw.table, change.raw.key
 
 
 def _member(table: str, key: str) -> str:

@@ -17,6 +17,7 @@ what changed. A Redis that evicts does no harm: a lost checkpoint is a new begin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 from uuid import uuid4
 
 import msgspec
@@ -27,7 +28,7 @@ from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import Invalidation, RedisOptions
 from walbus.consumers.sinks.redis_rows import KeyTemplate
 from walbus.consumers.sinks.redis_scripts import EMPTY, INVALIDATE
-from walbus.consumers.sinks.redis_server import Call, RedisServer, Shape
+from walbus.consumers.sinks.redis_server import Call, RedisServer, Shape, Written
 from walbus.consumers.sinks.redis_stored import SCRIPT_ENTRIES
 from walbus.consumers.steps import Sweep
 from walbus.consumers.tables import matching
@@ -38,6 +39,8 @@ from walbus.records import Kind, Op
 from walbus.schema import TableSchema
 
 _GATHERED = 20_000
+
+_Changed: TypeAlias = tuple[int, tuple[int, bytes]]  # its seq; relation and key
 
 
 class RedisInvalidation:
@@ -54,7 +57,7 @@ class RedisInvalidation:
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
         self._layouts = StoredLayouts(self._server)
-        self._gathered: dict[str, dict[str, int]] = {}  # by table: changed keys, and the last seq of each
+        self._gathered: dict[str, dict[str, _Changed]] = {}  # by table: keys, and the last change of each
         self._count = 0
 
     @property
@@ -142,12 +145,13 @@ class RedisInvalidation:
         if change.raw.key is None:
             mend = "give the table a primary key, or leave it out of the consumer's tables"
             raise refused("a row has no key to be cached by", change, mend)
-        self._gather(table, change.raw.key, change.seq)
+        changed = change.seq, (change.raw.table, change.raw.key)
+        self._gather(table, change.raw.key, changed)
         if change.raw.old_key is not None:
-            self._gather(table, change.raw.old_key, change.seq)
+            self._gather(table, change.raw.old_key, changed)
 
-    def _gather(self, table: str, key: bytes, seq: int) -> None:
-        self._gathered.setdefault(table, {})[self._template.row_key(table, key)] = seq
+    def _gather(self, table: str, key: bytes, changed: _Changed) -> None:
+        self._gathered.setdefault(table, {})[self._template.row_key(table, key)] = changed
         self._count += 1
 
     def _fit(self, layout: TableSchema) -> TableSchema:
@@ -171,14 +175,19 @@ class RedisInvalidation:
 
     def _send(self, checkpoint: str | None) -> None:
         if self._gathered or checkpoint is not None:
-            self._server.send(self._calls(), checkpoint)
+            self._server.send(self._calls(), checkpoint, self._written() if self._deletes else ())
             self._forget()
+
+    def _written(self) -> Iterator[Written]:
+        for table, changed in self._gathered.items():
+            for key, (seq, of) in changed.items():
+                yield table, self._server.name(f"v:{key}"), seq, of
 
     def _calls(self) -> Iterator[Call]:
         for table, changed in self._gathered.items():
             entries = list(changed.items())
             for start in range(0, len(entries), SCRIPT_ENTRIES):
-                part = dict(entries[start : start + SCRIPT_ENTRIES])
+                part = {key: seq for key, (seq, _) in entries[start : start + SCRIPT_ENTRIES]}
                 keys = [name for key in part for name in (key, self._server.name(f"v:{key}"))] if self._deletes else []
                 seqs = part.values() if self._deletes else ()
                 message = self._message(table, list(part), max(part.values()))

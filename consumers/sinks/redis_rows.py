@@ -34,12 +34,18 @@ _json_columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One write: what to do (see `redis_scripts.APPLY`) with the row under a key."""
+    """One write: what to do (see `redis_scripts.APPLY`) with the row under a key.
+
+    Attributes:
+        key, verb, seq, parts: of the write.
+        of: relation and key of the change that it is of; None: it is of no row's change.
+    """
 
     key: str
     verb: Verb
     seq: int
     parts: Parts = field(default_factory=list)
+    of: tuple[int, bytes | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
+from walbus.consumers.refused_rows import RefusedRow, RowRefused
 from walbus.consumers.sinks.redis_scripts import APPLY, COMMIT, EMPTY, INVALIDATE, RAISE_FLOOR
 from walbus.errors import SinkRefused, SinkUnavailable
 
@@ -39,6 +40,9 @@ _PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN"})
 
 #: A script, the keys behind its first two, and the arguments behind the checkpoint that it expects.
 Call: TypeAlias = tuple[str, Sequence[str], Sequence[bytes | str | int]]
+
+#: A write's table, the key beside its row's, the seq, and relation and key of the change that it is of, if it is of one.
+Written: TypeAlias = tuple[str, str, int, "tuple[int, bytes | None] | None"]
 
 
 class Shape(msgspec.Struct):
@@ -190,11 +194,17 @@ class RedisServer:
 
     # Writing
 
-    def send(self, calls: Iterable[Call], checkpoint: str | None) -> None:
+    def send(self, calls: Iterable[Call], checkpoint: str | None, written: Iterable[Written]) -> None:
         """Scripts in one MULTI; with the checkpoint last, if one is given, stored only if all of them did their work.
+
+        Args:
+            calls: the scripts.
+            checkpoint: the new one.
+            written: what they write; looked at if a key is of a wrong type.
 
         Raises:
             SinkUnavailable: the server has lost its checkpoint, and so its rows.
+            RowRefused: where a row's version belongs lies something else.
             SinkRefused: another process has moved the checkpoint.
         """
         own = (self.name("checkpoint"), self.name("done"))
@@ -206,7 +216,13 @@ class RedisServer:
                 pipeline.evalsha(self._scripts[script], 2 + len(keys), *own, *keys, self._stored, *arguments)
             if checkpoint is not None:
                 pipeline.evalsha(self._scripts[COMMIT], 2, *own, self._stored, checkpoint, count)
-            if -1 in pipeline.execute():
+            try:
+                answers = pipeline.execute()
+            except redis.ResponseError as error:
+                if "WRONGTYPE" in str(error) and (refusal := self._in_the_way(written)) is not None:
+                    raise refusal from None
+                raise
+            if -1 in answers:
                 self._fenced()
         self._stored = self._stored if checkpoint is None else checkpoint
 
@@ -219,6 +235,20 @@ class RedisServer:
     def remove(self, *keys: str) -> None:
         """Deletes keys; their memory is freed behind the answer."""
         self._redis.unlink(*keys)
+
+    def _in_the_way(self, written: Iterable[Written]) -> RowRefused | None:
+        """The first row whose version cannot be kept, because its key holds something else; others are not at fault."""
+        rows = [(table, beside, RefusedRow(of[0], of[1], seq)) for table, beside, seq, of in written if of and of[1]]
+        with self.pipeline() as pipeline:
+            for _, beside, _ in rows:
+                pipeline.type(beside)
+            types = pipeline.execute()
+        for (table, _, row), kind in zip(rows, types, strict=True):
+            if kind not in (b"none", b"string"):
+                what = f"Redis refuses a row (WRONGTYPE): where its version belongs lies a {kind.decode()}"
+                mend = f"delete the keys below {self.name('v:')} that are no strings"
+                return RowRefused(what, where=f"{table} in {self.where}", mend=mend, row=row)
+        return None
 
     def _fenced(self) -> None:
         if self._get(self.name("checkpoint")) is None:

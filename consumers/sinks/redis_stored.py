@@ -38,7 +38,10 @@ class RedisRows:
 
     def send(self, gathered: Sequence[tuple[str, Entry]], marks: Marks, checkpoint: str | None) -> None:
         """Writes of (table, entry); with the checkpoint last, if one is given. Raises as `RedisServer.send`."""
-        self._server.send((self._call(table, entries, marks) for table, entries in _runs(gathered)), checkpoint)
+        calls = (self._call(table, entries, marks) for table, entries in _runs(gathered))
+        self._server.send(
+            calls, checkpoint, ((table, self._beside(one.key), one.seq, one.of) for table, one in gathered)
+        )
 
     def raise_floor(self, table: str, seq: int, marks: Marks) -> None:
         """From now on, no change of the table with a seq at or below this one applies."""

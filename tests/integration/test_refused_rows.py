@@ -14,11 +14,18 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 
 from support.model_source import ITEMS, ModelSource, delete, insert, truncate, update
 from support.running_consumer import RunningConsumer, consumer
 from support.scripted_relay import ScriptedRelay
-from support.sinks_under_test import SinkUnderTest, opensearch_under_test, postgres_under_test, sqlite_under_test
+from support.sinks_under_test import (
+    SinkUnderTest,
+    opensearch_under_test,
+    postgres_under_test,
+    redis_under_test,
+    sqlite_under_test,
+)
 from support.waiting import wait_for
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.letter_file import FILE_NAME, DeadLetter
@@ -252,6 +259,44 @@ def test_a_document_of_a_snapshot_that_does_not_fit_is_parked_too(
     with consumer(relay, under_test, fields={ITEMS: {"name": {"type": "integer"}}}, **PARKS):
         wait_for(lambda: told(tmp_path) == [("7", "RowRefused")], 30)
         wait_for(lambda: under_test.rows() == without(source, "7"), 30)
+
+
+@pytest.mark.parametrize("form", ["hash", "json", "string", "expiring"])
+def test_a_redis_that_holds_something_else_where_a_version_belongs_refuses_that_row_alone(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path, redis_url: str, form: str
+) -> None:
+    under_test = redis_under_test(tmp_path, redis_url, form)
+    source.commit([insert(ITEMS, n, "fine") for n in range(5)])
+    with redis.Redis.from_url(redis_url) as client, consumer(relay, under_test, **PARKS):
+        wait_for(lambda: under_test.rows() == source.rows(), 15)
+        for n in (50, 51):
+            client.rpush(f"walbus:test:v:{ITEMS}:{n}", "a list")
+        source.commit([insert(ITEMS, 50), update(ITEMS, 3, name="new", body="b"), insert(ITEMS, 51)])
+        wait_for(lambda: len(letters(tmp_path)) == 2, 15)
+        source.commit([update(ITEMS, 50, name="later", body="b"), delete(ITEMS, 4)])
+        wait_for(lambda: under_test.rows() == without(source, "50", "51"), 15)
+        assert told(tmp_path) == [("50", "RowRefused"), ("51", "RowRefused"), ("50", "behind")]
+        client.delete(*[f"walbus:test:v:{ITEMS}:{n}" for n in (50, 51)])
+        with closing(DeadLetters(tmp_path / FILE_NAME)) as store:
+            store.retry()
+        wait_for(lambda: under_test.rows() == source.rows(), 15)
+        wait_for(lambda: letters(tmp_path) == [], 10)
+
+
+def test_a_cached_key_whose_version_cannot_be_kept_is_skipped_alone(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path, redis_url: str
+) -> None:
+    under_test = redis_under_test(tmp_path, redis_url, "hash", invalidate="delete")
+    del under_test.options["format"]
+    source.commit([insert(ITEMS, 1)])
+    with redis.Redis.from_url(redis_url) as client, consumer(relay, under_test, on_error="skip") as running:
+        wait_for(lambda: running.status().get("phase") == "online", 15)
+        client.rpush(f"walbus:test:v:{ITEMS}:50", "a list")
+        client.mset({f"{ITEMS}:{n}": "cached" for n in (1, 50, 51)})
+        source.commit([update(ITEMS, 1, name="b", body="b"), insert(ITEMS, 50), insert(ITEMS, 51)])
+        wait_for(lambda: client.exists(f"{ITEMS}:1", f"{ITEMS}:51") == 0, 15)
+        wait_for(lambda: running.status().get("changes_skipped") == 1, 10)
+        assert client.get(f"{ITEMS}:50") == b"cached"
 
 
 def test_a_row_that_a_mapping_function_raises_for_is_parked_whatever_the_sink_is(
