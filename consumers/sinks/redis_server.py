@@ -41,7 +41,7 @@ _PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN"})
 #: A script, the keys behind its first two, and the arguments behind the checkpoint that it expects.
 Call: TypeAlias = tuple[str, Sequence[str], Sequence[bytes | str | int]]
 
-#: A write's table, the key beside its row's, the seq, and relation and key of the change that it is of, if it is of one.
+#: A write: its table, the key beside its row's, its seq, and relation and key of the change that it is of, if of one.
 Written: TypeAlias = tuple[str, str, int, "tuple[int, bytes | None] | None"]
 
 
