@@ -30,7 +30,7 @@ Errors
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -42,8 +42,12 @@ from walbus.consumers.refused_rows import RowRefused, row_of
 from walbus.consumers.steps import (
     Sweep,
 )
+from walbus.consumers.tables import matching
 from walbus.errors import ConfigError, SinkRefused
 from walbus.events import Change, Window
+from walbus.position import Position
+from walbus.records import Kind, Op
+from walbus.schema import TableSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,53 @@ class ReadableSink(Protocol):
 
     def as_held(self, change: Change) -> HeldRow:
         """What it would hold of a snapshot's row."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeTakers:
+    """Who takes what of the windows that a sink is sent.
+
+    Attributes:
+        tables: patterns of the tables that it is sent.
+        apply: takes a change of the log, and a delta's deletes and truncates.
+        load: takes a row as it is: a snapshot's, and a delta's inserts.
+        fit: takes a layout that is told by itself, of a table that it is sent.
+    """
+
+    tables: tuple[str, ...]
+    apply: Callable[[Change], object]
+    load: Callable[[Change], object]
+    fit: Callable[[TableSchema], object]
+
+    def take(self, windows: Sequence[Window], done: Position) -> Position:
+        """Hands each change of the windows over, in order.
+
+        Args:
+            windows: whole or in pieces.
+            done: everything up to here is accepted, and dropped where it comes again.
+
+        Returns: up to where everything is accepted then.
+        """
+        for window in windows:
+            match window.kind:
+                case Kind.TRANSACTION if window.last > done:
+                    for change in window.changes:
+                        self.apply(change)
+                    done = window.last if window.ends else done
+                case Kind.SNAPSHOT:
+                    for change in window.changes:
+                        self.load(change)
+                case Kind.DELTA:
+                    for change in window.changes:
+                        (self.load if change.raw.op == Op.INSERT else self.apply)(change)
+                case Kind.SCHEMA:
+                    self._fit(window.changes)
+        return done
+
+    def _fit(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.schema is not None and matching([change.schema.table], self.tables):
+                self.fit(change.schema)
 
 
 class SinkType(Protocol):

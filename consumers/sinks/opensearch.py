@@ -20,13 +20,14 @@ take along what is newer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import msgspec
 import structlog
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, refused
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.opensearch_bulks import Place, Write
 from walbus.consumers.sinks.opensearch_documents import (
@@ -45,7 +46,6 @@ from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
 from walbus.consumers.sinks.opensearch_server import OpenSearchServer
 from walbus.consumers.sinks.opensearch_state import ConsumerState
 from walbus.consumers.steps import Sweep
-from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused
 from walbus.events import Change, Window
 from walbus.keys import key_texts
@@ -112,8 +112,8 @@ class OpenSearchSink:
         """See `Sink.write`."""
         self._mark_with(marks)
         self._fetch(windows)
-        for window in windows:
-            self._write(window)
+        takers = ChangeTakers(self._tables_wanted, self._take, self._load, partial(self._indices.fitting, marks=marks))
+        self._done = takers.take(windows, self._done)
 
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`."""
@@ -165,24 +165,6 @@ class OpenSearchSink:
         self._rows.flush()
 
     # Changes
-
-    def _write(self, window: Window) -> None:
-        match window.kind:
-            case Kind.TRANSACTION if window.last > self._done:
-                for change in window.changes:
-                    self._take(change)
-                if window.ends:
-                    self._done = window.last
-            case Kind.SNAPSHOT:
-                for change in window.changes:
-                    self._load(change)
-            case Kind.DELTA:
-                for change in window.changes:
-                    (self._load if change.raw.op == Op.INSERT else self._take)(change)
-            case Kind.SCHEMA:
-                for change in window.changes:
-                    if change.schema is not None and matching([change.schema.table], self._tables_wanted):
-                        self._indices.fitting(change.schema, self._marks)
 
     def _take(self, change: Change) -> None:
         match change.op:

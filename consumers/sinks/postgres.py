@@ -19,24 +19,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import psycopg
 from pydantic import Field, SecretStr, field_validator
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, HeldRow, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, refused
 from walbus.consumers.sinks.postgres_pending import Gone, Pending, Put
 from walbus.consumers.sinks.postgres_reading import as_held, held_rows
 from walbus.consumers.sinks.postgres_schema import TargetSchema, prepare
 from walbus.consumers.sinks.postgres_session import PostgresSession, is_of_a_row
 from walbus.consumers.sinks.postgres_table import ReplicaTable, RowForm, key_values
 from walbus.consumers.steps import Sweep
-from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
 from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
-from walbus.records import Kind, Op
+from walbus.records import Op
 from walbus.schema import TableSchema
 
 _WRITES = frozenset({int(Op.INSERT), int(Op.UPDATE)})
@@ -100,8 +100,13 @@ class PostgresSink:
         """See `Sink.write`."""
         with self._session.errors():
             self._begin()
-            for window in windows:
-                self._write(window, marks)
+            takers = ChangeTakers(
+                self._tables_wanted,
+                apply=partial(self._apply, marks=marks),
+                load=partial(self._load, marks=marks),
+                fit=partial(self._fitted, marks=marks),
+            )
+            self._done = takers.take(windows, self._done)
             self._flush_all(marks)
 
     def sweep(self, sweep: Sweep) -> None:
@@ -195,23 +200,6 @@ class PostgresSink:
         )
 
     # Changes
-
-    def _write(self, window: Window, marks: Marks) -> None:
-        match window.kind:
-            case Kind.TRANSACTION if window.last > self._done:
-                for change in window.changes:
-                    self._apply(change, marks)
-                if window.ends:
-                    self._done = window.last
-            case Kind.SNAPSHOT:
-                for change in window.changes:
-                    self._load(change, marks)
-            case Kind.DELTA:
-                for change in window.changes:
-                    (self._load if change.raw.op == Op.INSERT else self._apply)(change, marks)
-            case Kind.SCHEMA:
-                for change in window.changes:
-                    self._relayout(change.schema, marks)
 
     def _apply(self, change: Change, marks: Marks) -> None:
         raw = change.raw
@@ -366,10 +354,6 @@ class PostgresSink:
             with self._session.errors(making, of_rows=False), self._session.patiently():
                 table = self._schema.fit(layout, marks)
         return table
-
-    def _relayout(self, layout: TableSchema | None, marks: Marks) -> None:
-        if layout is not None and matching([layout.table], self._tables_wanted):
-            self._fitted(layout, marks)
 
     # What waits, and goes together
 

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, Sink, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, Sink, SinkPlace, refused
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.redis_invalidation import RedisInvalidation
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
@@ -45,7 +45,6 @@ from walbus.consumers.sinks.redis_rows import (
 from walbus.consumers.sinks.redis_server import RedisServer, Shape
 from walbus.consumers.sinks.redis_stored import RedisRows, RowForm
 from walbus.consumers.steps import Sweep
-from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused
 from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
@@ -107,8 +106,7 @@ class RedisSink:
         with self._server.errors():
             self._mark_with(marks)
             self._fetch(windows)
-            for window in windows:
-                self._write(window)
+            self._done = ChangeTakers(self._tables_wanted, self._take, self._load, self._fit).take(windows, self._done)
             self._send_if_many()
 
     def sweep(self, sweep: Sweep) -> None:
@@ -174,24 +172,6 @@ class RedisSink:
             self._complete([_member(table, entry.key)])
 
     # Changes
-
-    def _write(self, window: Window) -> None:
-        match window.kind:
-            case Kind.TRANSACTION if window.last > self._done:
-                for change in window.changes:
-                    self._take(change)
-                if window.ends:
-                    self._done = window.last
-            case Kind.SNAPSHOT:
-                for change in window.changes:
-                    self._load(change)
-            case Kind.DELTA:
-                for change in window.changes:
-                    (self._load if change.raw.op == Op.INSERT else self._take)(change)
-            case Kind.SCHEMA:
-                for change in window.changes:
-                    if change.schema is not None and matching([change.schema.table], self._tables_wanted):
-                        self._fit(change.schema)
 
     def _take(self, change: Change) -> None:
         match change.op:

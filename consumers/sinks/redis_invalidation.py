@@ -23,7 +23,7 @@ from uuid import uuid4
 import msgspec
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, refused
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import Invalidation, RedisOptions
 from walbus.consumers.sinks.redis_rows import KeyTemplate
@@ -85,8 +85,10 @@ class RedisInvalidation:
             if marks != self._marks:
                 self._send(None)
                 self._marks = marks
-            for window in windows:
-                self._write(window)
+            told = [
+                window for window in windows if window.kind is not Kind.SNAPSHOT
+            ]  # a row that is read changed nothing
+            self._done = ChangeTakers(self._tables_wanted, self._take, self._take, self._fit).take(told, self._done)
             if self._count >= _GATHERED:
                 self._send(None)
 
@@ -117,21 +119,6 @@ class RedisInvalidation:
         self._server.close()
 
     # Changes
-
-    def _write(self, window: Window) -> None:
-        match window.kind:
-            case Kind.TRANSACTION if window.last > self._done:
-                for change in window.changes:
-                    self._take(change)
-                if window.ends:
-                    self._done = window.last
-            case Kind.DELTA:
-                for change in window.changes:
-                    self._take(change)
-            case Kind.SCHEMA:
-                for change in window.changes:
-                    if change.schema is not None and matching([change.schema.table], self._tables_wanted):
-                        self._fit(change.schema)
 
     def _take(self, change: Change) -> None:
         if change.op == Op.TRUNCATE:

@@ -18,22 +18,22 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.refused_rows import RowRefused
-from walbus.consumers.sinks.base import Batching, HeldRow, SinkOptions, SinkPlace, no_folder, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.sqlite_schema import ReplicaSchema
 from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue, table_name
 from walbus.consumers.steps import (
     Sweep,
 )
-from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
 from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
-from walbus.records import Kind, Op
+from walbus.records import Op
 from walbus.schema import TableSchema
 
 _META = """
@@ -98,8 +98,13 @@ class SqliteSink:
         """See `Sink.write`."""
         with self._errors():
             self._begin()
-            for window in windows:
-                self._write(window, marks)
+            takers = ChangeTakers(
+                self._tables_wanted,
+                apply=partial(self._apply, marks=marks),
+                load=partial(self._load, marks=marks),
+                fit=partial(self._fitted, marks=marks),
+            )
+            self._done = takers.take(windows, self._done)
             self._flush()
 
     def sweep(self, sweep: Sweep) -> None:
@@ -197,23 +202,6 @@ class SqliteSink:
             raise SinkRefused(f"SQLite refuses: {error}", where=str(self._path)) from None
 
     # Changes
-
-    def _write(self, window: Window, marks: Marks) -> None:
-        match window.kind:
-            case Kind.TRANSACTION if window.last > self._done:
-                for change in window.changes:
-                    self._apply(change, marks)
-                if window.ends:
-                    self._done = window.last
-            case Kind.SNAPSHOT:
-                for change in window.changes:
-                    self._load(change, marks)
-            case Kind.DELTA:
-                for change in window.changes:
-                    (self._load if change.raw.op == Op.INSERT else self._apply)(change, marks)
-            case Kind.SCHEMA:
-                for change in window.changes:
-                    self._relayout(change.schema, marks)
 
     def _apply(self, change: Change, marks: Marks) -> None:
         raw = change.raw
@@ -319,10 +307,7 @@ class SqliteSink:
         layout = change.schema
         if layout is None:
             raise refused("a row has no layout", change, "check the relay's log")
-        table = self._schema.by_oid(layout.oid)
-        if table is None or not table.supersedes(layout, marks):
-            self._flush()
-            table = self._schema.fit(layout, marks)
+        table = self._fitted(layout, marks)
         return table, self._form(layout, table)
 
     def _form(self, layout: TableSchema, table: ReplicaTable) -> RowForm:
@@ -332,12 +317,12 @@ class SqliteSink:
             form = self._forms[key] = RowForm(layout, table.layout)
         return form
 
-    def _relayout(self, layout: TableSchema | None, marks: Marks) -> None:
-        if layout is not None and matching([layout.table], self._tables_wanted):
-            table = self._schema.by_oid(layout.oid)
-            if table is None or not table.supersedes(layout, marks):
-                self._flush()
-                self._schema.fit(layout, marks)
+    def _fitted(self, layout: TableSchema, marks: Marks) -> ReplicaTable:
+        table = self._schema.by_oid(layout.oid)
+        if table is None or not table.supersedes(layout, marks):
+            self._flush()
+            table = self._schema.fit(layout, marks)
+        return table
 
     # Runs of one statement are one call
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ import msgspec
 from pydantic import Field
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, no_folder, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkOptions, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
 from walbus.consumers.sinks.tantivy_index import (
     LAYOUTS_ID,
@@ -38,11 +39,10 @@ from walbus.consumers.sinks.tantivy_index import (
 from walbus.consumers.steps import (
     Sweep,
 )
-from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
 from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
-from walbus.records import Kind, Op
+from walbus.records import Op
 from walbus.schema import TableSchema
 from walbus.values import row_json
 
@@ -98,8 +98,13 @@ class TantivySink:
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`."""
         with self._errors():
-            for window in windows:
-                self._write(window, marks)
+            takers = ChangeTakers(
+                self._tables_wanted,
+                apply=partial(self._apply, marks=marks),
+                load=partial(self._load, marks=marks),
+                fit=partial(self._fit, marks=marks),
+            )
+            self._done = takers.take(windows, self._done)
             if len(self._accepted) > _REMEMBERED or self._accepted_bytes > _REMEMBERED_BYTES:
                 self._commit()
 
@@ -188,24 +193,6 @@ class TantivySink:
             raise SinkRefused(f"tantivy refuses ({text.partition(':')[0]})", where=str(self._path)) from None
 
     # Changes
-
-    def _write(self, window: Window, marks: Marks) -> None:
-        match window.kind:
-            case Kind.TRANSACTION if window.last > self._done:
-                for change in window.changes:
-                    self._apply(change, marks)
-                if window.ends:
-                    self._done = window.last
-            case Kind.SNAPSHOT:
-                for change in window.changes:
-                    self._load(change, marks)
-            case Kind.DELTA:
-                for change in window.changes:
-                    (self._load if change.raw.op == Op.INSERT else self._apply)(change, marks)
-            case Kind.SCHEMA:
-                for change in window.changes:
-                    if change.schema is not None and matching([change.schema.table], self._tables_wanted):
-                        self._fit(change.schema, marks)
 
     def _apply(self, change: Change, marks: Marks) -> None:
         key = change.raw.key
