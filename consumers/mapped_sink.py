@@ -16,7 +16,7 @@ from typing import cast
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.mapping import Mapper, RowFunction, TableMapper
 from walbus.consumers.sinks import Sink, SinkPlace
-from walbus.consumers.sinks.base import Batching, no_folder
+from walbus.consumers.sinks.base import Batching, SettlingSink, no_folder
 from walbus.consumers.steps import Sweep
 from walbus.consumers.tables import matching
 from walbus.errors import ConfigError, SinkRefused
@@ -68,6 +68,11 @@ class MappedSink:
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`."""
         return self._sink.incomplete()
+
+    def settle(self) -> None:
+        """See `SettlingSink.settle`."""
+        if isinstance(self._sink, SettlingSink):
+            self._sink.settle()
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -9,6 +9,7 @@ over in ever smaller pieces, down to single changes.
 Under `dead-letter` later changes of a key that has a letter are parked behind it. What came before the first letter of
 its key is not: it was undone together with the row. Letters that are asked for are handed over between two commits, as
 deltas, for which a sink compares the row's own version alone; the checkpoint stays. They wait while a snapshot is read.
+A letter that was taken is deleted when a power failure cannot take the row back any more: the log would not bring it.
 
 An error that is about no row (`SinkRefused`) passes through, and so do those of a sweep and of a commit that name none.
 """
@@ -26,7 +27,7 @@ from walbus.consumers.letter_file import DeadLetter
 from walbus.consumers.letter_index import Held, held_by, touches
 from walbus.consumers.refused_rows import RefusedRow, RowRefused
 from walbus.consumers.sinks import Sink
-from walbus.consumers.sinks.base import Batching
+from walbus.consumers.sinks.base import Batching, SettlingSink
 from walbus.consumers.steps import Sweep
 from walbus.errors import SinkUnavailable
 from walbus.events import Change, Window
@@ -36,6 +37,7 @@ _log = structlog.get_logger(__name__)
 
 _ROW_OPS = frozenset({int(op) for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE)})
 _LOOK_SECONDS = 1.0  # between two looks for letters that are to be tried again
+_TRY_SECONDS = 0.25  # that letters are tried at a time
 _PIECES = 32  # into which a refused call is cut when it comes again
 
 
@@ -275,15 +277,22 @@ class SiftedSink:
     def try_letters(self) -> None:
         """Hands letters over that are asked for, if it is time to look; nothing may be accepted and not committed.
 
+        It takes a moment's worth of them, so that whoever runs this sees a stop, and goes on at the next call.
+
         Raises:
-            SinkUnavailable, SinkRefused
+            SinkUnavailable, SinkRefused: letters that were taken, and not settled, are tried again.
         """
         committed, letters = self._committed, self._letters
         if letters is None or not isinstance(committed, Following) or self._monotonic() < self._look_at:
             return
-        self._look_at = self._monotonic() + _LOOK_SECONDS
+        began = self._monotonic()
+        self._look_at = began + _LOOK_SECONDS
         failed: set[Held] = set()
+        taken: list[DeadLetter] = []
         for letter in letters.asked():
+            if self._monotonic() - began > _TRY_SECONDS:
+                self._look_at = began
+                break
             if letter.log_id != committed.log_id:  # another log's rows have come since, and with them this one's key
                 letters.resolved(letter)
                 self._tell_void(letter.change.table, 1)
@@ -293,9 +302,17 @@ class SiftedSink:
                 letters.failed_again(letter, error)
                 failed.update(held_by(letter.change))
             else:
-                letters.resolved(letter)
-                told = {"table": letter.change.table, "position": str(letter.change.position)}
-                _log.info("consumer.letter_resolved", consumer=self._consumer, **told)
+                taken.append(letter)
+        self._resolve(letters, taken)
+
+    def _resolve(self, letters: DeadLetters, taken: Sequence[DeadLetter]) -> None:
+        """Deletes letters that the sink has committed, once it keeps them over a power failure too."""
+        if taken and isinstance(self._sink, SettlingSink):
+            self._sink.settle()
+        for letter in taken:
+            letters.resolved(letter)
+            told = {"table": letter.change.table, "position": str(letter.change.position)}
+            _log.info("consumer.letter_resolved", consumer=self._consumer, **told)
 
     def _tried(self, letter: DeadLetter, committed: Following) -> RowRefused | None:
         window = replace(letter.window, kind=Kind.DELTA)

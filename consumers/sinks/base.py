@@ -14,7 +14,7 @@ Atomicity
     has no transactions, those of any.
 Durability
     On return from `commit` the data survives the sink's ordinary crash. What a power failure can take goes together
-    with its checkpoint, so that the log brings it again.
+    with its checkpoint, so that the log brings it again; a sink of which one can take anything is a `SettlingSink`.
 Versions
     Each row keeps the seq and the mark (`Marks.generation`) that it was written with. A change of the log applies if
     its seq is above the row's; a snapshot's row applies if its seq is not below, so that an unchanged row is marked. A
@@ -199,6 +199,18 @@ class ChangeTakers:
         for change in changes:
             if change.schema is not None and matching([change.schema.table], self.tables):
                 self.fit(change.schema)
+
+
+@runtime_checkable
+class SettlingSink(Protocol):
+    """A sink of whose commits a power failure may take the last ones."""
+
+    def settle(self) -> None:
+        """Blocks until a power failure takes nothing of what is committed, as far as the sink is asked to see to that.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
 
 
 class SinkType(Protocol):

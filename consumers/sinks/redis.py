@@ -137,6 +137,11 @@ class RedisSink:
         """See `Sink.incomplete`."""
         return tuple(sorted({member.partition("\0")[0] for member in self._lacking})) if self._lacking else ()
 
+    def settle(self) -> None:
+        """See `SettlingSink.settle`."""
+        with self._server.errors():
+            self._server.settle()
+
     def close(self) -> None:
         """See `Sink.close`."""
         self._forget_gathered()

@@ -13,6 +13,7 @@ walbus:NAME:epoch           moves when all cached values of a table are forgotte
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias, cast
@@ -28,6 +29,8 @@ from walbus.consumers.sinks.redis_scripts import APPLY, COMMIT, EMPTY, INVALIDAT
 from walbus.errors import SinkRefused, SinkUnavailable
 
 _TIMEOUT_SECONDS = 5.0
+_SYNC_SECONDS = 2.0  # within which a server that syncs once a second has begun to
+_LONGEST_SYNC_SECONDS = 30.0
 _AWAY = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.ReadOnlyError,
@@ -231,6 +234,28 @@ class RedisServer:
         keys = (self.name("checkpoint"), key)
         if self._redis.evalsha(self._scripts[script], 2, *keys, self._stored, *arguments) == -1:
             self._fenced()
+
+    def settle(self) -> None:
+        """Waits until what is written is synced, where the server syncs its append-only file once a second.
+
+        One that syncs with each command has done so already; one that leaves it to its machine, or has no such file,
+        was never asked to keep what is written.
+
+        Raises:
+            SinkUnavailable: it does not get to it.
+        """
+        if not self._redis.info("persistence").get("aof_enabled"):
+            return
+        if self._redis.config_get("appendfsync").get("appendfsync") != "everysec":
+            return
+        began = time.monotonic()
+        while True:
+            time.sleep(_SYNC_SECONDS / 10)
+            waited = time.monotonic() - began
+            if waited >= _SYNC_SECONDS and not self._redis.info("persistence").get("aof_pending_bio_fsync"):
+                return
+            if waited >= _LONGEST_SYNC_SECONDS:
+                raise SinkUnavailable("Redis does not get to sync its append-only file", where=self.where)
 
     def remove(self, *keys: str) -> None:
         """Deletes keys; their memory is freed behind the answer."""

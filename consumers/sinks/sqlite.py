@@ -126,6 +126,21 @@ class SqliteSink:
             self._database.execute("COMMIT")
         self._stored, self._done = text, last_done_of(checkpoint)
 
+    def settle(self) -> None:
+        """See `SettlingSink.settle`: the checkpoint is written once more, and the WAL synced up to there."""
+        with self._errors():
+            self._database.execute("PRAGMA synchronous = FULL")
+            try:
+                self._begin()
+                if self._stored is not None:  # deleted first: SQLite does not write what is there already
+                    self._database.execute("DELETE FROM _walbus_checkpoint")
+                    self._database.execute("INSERT INTO _walbus_checkpoint VALUES (1, ?)", (self._stored,))
+                self._database.execute("COMMIT")
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                self._database.execute("PRAGMA synchronous = NORMAL")
+
     def rollback(self) -> None:
         """See `Sink.rollback`."""
         try:
