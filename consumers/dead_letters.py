@@ -32,7 +32,7 @@ from walbus.consumers.letter_index import LetterIndex
 from walbus.consumers.steps import Sweep
 from walbus.errors import DeadLettersFull, UsageError
 from walbus.events import Change, Window
-from walbus.records import Op
+from walbus.records import Kind, Op
 
 #: The error of a letter that was not refused itself, but waits behind one that was.
 BEHIND: Final = "behind"
@@ -73,6 +73,11 @@ class DeadLetters:
         A TRUNCATE waits behind another one alone: it makes letters of single keys void.
         """
         return self._index.holds(change)
+
+    def comes_before(self, change: Change, window: Window, log_id: str) -> bool:
+        """Whether a held change of the log, undone and read again, is older than the first letter of its keys."""
+        first = self._index.first(change, log_id) if window.kind == Kind.TRANSACTION else None
+        return first is not None and change.seq < first
 
     def park(  # noqa: PLR0913  # what a letter has
         self, change: Change, window: Window, log_id: str, error: BaseException, attempts: int, *, generation: int = 0

@@ -1,25 +1,34 @@
 """Which dead letters there are: what each holds, their order, and which are to be tried again. Pure, and in memory.
 
 A letter holds its keys: that of the change, and the one before an update changed it. A TRUNCATE that was refused holds
-all keys of its table; a change without a key holds nothing. Each key's letters have one order: that of seq, log by log
-as they were first parked, for a consumer that goes back parks old changes last.
+all keys of its table. So does an UPDATE or a DELETE of a row without a key, which may be any row; an INSERT of one
+holds those, and no other INSERT: rows are appended in any order. Each key's letters have one order: that of seq, log by
+log as they were first parked, for a consumer that goes back parks old changes last.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable
+from enum import Enum
 from typing import NamedTuple
 
 from walbus.events import Change
 from walbus.records import Op
 
 
+class Keyless(Enum):
+    """What stands for the key of a row that has none."""
+
+    APPENDED = "an INSERT's"
+    CHANGED = "an UPDATE's or a DELETE's"
+
+
 class Held(NamedTuple):
     """A key that a letter holds; `key` is None for every key of the table."""
 
     relation: int
-    key: bytes | None
+    key: bytes | Keyless | None
 
 
 class Entry(NamedTuple):
@@ -46,7 +55,8 @@ class LetterIndex:
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries: dict[int, Entry] = {}
-        self._keys: Counter[Held] = Counter()
+        self._seqs: dict[Held, dict[str, list[int]]] = {}  # of the letters that hold it, by log, in order
+        self._of_relation: dict[int, set[Held]] = {}  # what `_seqs` has
         self._asked: set[int] = set()
         self._size = 0
         for entry in entries:
@@ -69,7 +79,9 @@ class LetterIndex:
         """A letter was parked."""
         self._entries[entry.id] = entry
         self._size += entry.size
-        self._keys.update(entry.held)
+        for held in entry.held:
+            self._of_relation.setdefault(held.relation, set()).add(held)
+            insort(self._seqs.setdefault(held, {}).setdefault(entry.log_id, []), entry.seq)
         if entry.asked:
             self._asked.add(entry.id)
 
@@ -79,9 +91,7 @@ class LetterIndex:
         self._size -= entry.size
         self._asked.discard(id_)
         for held in entry.held:
-            self._keys[held] -= 1
-            if not self._keys[held]:
-                del self._keys[held]
+            self._let_go(held, entry)
 
     def ask(self, id_: int, *, again: bool) -> None:
         """A letter is to be tried again, or is not any more."""
@@ -96,9 +106,12 @@ class LetterIndex:
 
         A TRUNCATE waits behind another one alone: it makes letters of single keys void.
         """
-        if not self._keys:
-            return False
-        return any(held in self._keys or Held(held.relation, None) in self._keys for held in held_by(change))
+        return bool(self._seqs) and any(self._holding(change))
+
+    def first(self, change: Change, log_id: str) -> int | None:
+        """The seq of a log's first letter that holds the change's key; None if none does."""
+        seqs = (self._seqs[held].get(log_id) for held in self._holding(change))
+        return min((of_log[0] for of_log in seqs if of_log), default=None)
 
     def asked(self, most: int) -> list[int]:
         """The first of those to be tried again, in order; none behind one of its key that is not."""
@@ -123,6 +136,24 @@ class LetterIndex:
                 held.update(entry.held)
         return chosen
 
+    def _holding(self, change: Change) -> Iterable[Held]:
+        """What is held of what the change may touch."""
+        for one in held_by(change):
+            if one.key is Keyless.CHANGED:
+                yield from self._of_relation.get(one.relation, ())
+            else:
+                yield from (held for held in ((one,) if one.key is None else _before(one)) if held in self._seqs)
+
+    def _let_go(self, held: Held, entry: Entry) -> None:
+        logs = self._seqs[held]
+        seqs = logs[entry.log_id]
+        del seqs[bisect_left(seqs, entry.seq)]
+        if not seqs:
+            del logs[entry.log_id]
+        if not logs:
+            del self._seqs[held]
+            self._of_relation[held.relation].discard(held)
+
     def _in_order(self) -> list[Entry]:
         first: dict[str, int] = {}
         for id_ in self.ids:
@@ -142,6 +173,8 @@ def held_of(relation: int, op: int, key: bytes | None, old_key: bytes | None) ->
         return (Held(relation, None),)
     if op not in (Op.INSERT, Op.UPDATE, Op.DELETE):
         return ()
+    if key is None:
+        return (Held(relation, Keyless.APPENDED if op == Op.INSERT else Keyless.CHANGED),)
     return tuple(Held(relation, one) for one in (key, old_key) if one is not None)
 
 
@@ -151,6 +184,14 @@ def touches(change: Change, held: Collection[Held]) -> bool:
 
 
 def _touch(one: Held, held: Collection[Held]) -> bool:
-    if one.key is None:
+    if one.key is None or one.key is Keyless.CHANGED:
         return any(other.relation == one.relation for other in held)
-    return one in held or Held(one.relation, None) in held
+    return any(other in held for other in _before(one))
+
+
+def _before(one: Held) -> tuple[Held, ...]:
+    """What a row waits behind that has a key (which it may not have had before), or that is appended."""
+    keys = (
+        (Keyless.CHANGED, None) if one.key is Keyless.APPENDED else (one.key, Keyless.APPENDED, Keyless.CHANGED, None)
+    )
+    return tuple(Held(one.relation, key) for key in keys)

@@ -96,8 +96,6 @@ class SiftedSink:
         self._committed: Checkpoint | None = None
         self._look_at = float("-inf")
         self._relations: dict[str, int] = {}  # OIDs of tables, by what the layouts say
-        self._first: dict[tuple[str, Held], int] = {}  # by log and key: seq of the first letter
-        self._read_letters()
 
     @property
     def batching(self) -> Batching:
@@ -236,13 +234,11 @@ class SiftedSink:
         if self._letters is None:
             return fault is not None and self._skip(change, fault)
         log_id = self.log_id()
-        waits = self._letters.holds(change) and not self._comes_before(change, window, log_id)
+        waits = self._letters.holds(change) and not self._letters.comes_before(change, window, log_id)
         if waits and self._letters.park_behind(change, window, log_id, generation=marks.generation):
-            self._note_first(change, log_id)
             return True
         if fault is not None:
             self._letters.park(change, window, log_id, fault.error, fault.attempts, generation=marks.generation)
-            self._note_first(change, log_id)
             self._tell("consumer.change_parked", change, fault)
             return True
         if change.raw.op == Op.TRUNCATE:
@@ -253,24 +249,6 @@ class SiftedSink:
         self.skipped += 1
         self._tell("consumer.change_skipped", change, fault)
         return True
-
-    def _comes_before(self, change: Change, window: Window, log_id: str) -> bool:
-        """Whether a change of the log, which comes again, is older than the first letter of its keys."""
-        held = (*held_by(change), Held(change.raw.table, None))
-        first = [seq for one in held if (seq := self._first.get((log_id, one))) is not None]
-        return window.kind == Kind.TRANSACTION and bool(first) and change.seq < min(first)
-
-    def _note_first(self, change: Change, log_id: str) -> None:
-        for one in held_by(change):
-            place = (log_id, one)
-            self._first[place] = min(change.seq, self._first.get(place, change.seq))
-
-    def _read_letters(self) -> None:
-        behind = 0
-        while self._letters is not None and (letters := self._letters.letters(behind)):
-            for letter in letters:
-                self._note_first(letter.change, letter.log_id)
-            behind = letters[-1].id
 
     # What is tried again
 

@@ -52,6 +52,11 @@ def park(store: DeadLetters, window: Window, error: str = "no") -> None:
         store.park(change, window, "log-a", ValueError(error), 3)
 
 
+def without_keys(window: Window) -> Window:
+    changes = [replace(change, raw=change.raw._replace(key=None)) for change in window]
+    return replace(window, changes=changes)
+
+
 def said(change: Change) -> object:
     return (
         change.op,
@@ -104,6 +109,17 @@ def test_a_key_is_held_until_its_last_letter_is_gone_in_another_process_too(sour
         operator.drop()
         assert not store.park_behind(held, later, "log-a"), "nothing is parked behind what is gone"
         assert not store.holds(held)
+
+
+def test_a_row_without_a_key_holds_updates_and_deletes_of_its_table_in_every_process(source, tmp_path: Path) -> None:
+    whole = without_keys(window(source, insert(ITEMS, 1)))
+    later = without_keys(window(source, insert(ITEMS, 2), update(ITEMS, 2, name="b"), delete(ITEMS, 2)))
+    path = tmp_path / "letters.sqlite"
+    with closing(DeadLetters(path)) as store, closing(DeadLetters(path)) as again:
+        park(store, whole)
+        for one in (store, again):
+            one.asked()
+            assert [one.holds(change) for change in later] == [False, True, True]
 
 
 def test_tables_and_keys_do_not_hold_each_other(source, tmp_path: Path) -> None:
