@@ -41,9 +41,9 @@ class CalledFeed(SubscriptionTwin):
         super().__init__(subscription)
         self.letters: DeadLetters | None = None
         if failures.policy == "dead-letter":
-            limits = {"limit": failures.dead_letters, "limit_bytes": failures.dead_letter_bytes}
-            path = subscription._handing.folder / FILE_NAME
-            self.letters = DeadLetters(path, **limits, wall=subscription._clock.wall)
+            path, most_bytes = subscription._handing.folder / FILE_NAME, failures.dead_letter_bytes
+            wall = subscription._clock.wall
+            self.letters = DeadLetters(path, limit=failures.dead_letters, limit_bytes=most_bytes, wall=wall)
             store = subscription._store
             if isinstance(store, FencedCheckpointStore) and not store.stays_here:
                 _log.warning("consumer.letters_stay_here", consumer=self.name, file=str(path))

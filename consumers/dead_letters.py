@@ -47,6 +47,8 @@ class DeadLetters:
         path: of the file; made when the first letter is parked.
         limit: letters at most.
         limit_bytes: bytes of their changes at most.
+        tries_wait: whether letters that are to be tried again may have to wait for what is read meanwhile; then they do
+            not count.
         wall: gives Unix seconds.
 
     Raises:
@@ -55,10 +57,16 @@ class DeadLetters:
     """
 
     def __init__(
-        self, path: Path, *, limit: int = 10_000, limit_bytes: int = 256 << 20, wall: Callable[[], float] = time.time
+        self,
+        path: Path,
+        *,
+        limit: int = 10_000,
+        limit_bytes: int = 256 << 20,
+        tries_wait: bool = False,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._file = LetterFile(path)
-        self._limit, self._limit_bytes, self._wall = limit, limit_bytes, wall
+        self._limit, self._limit_bytes, self._tries_wait, self._wall = limit, limit_bytes, tries_wait, wall
         self._index = LetterIndex()
         self._look()
 
@@ -224,7 +232,8 @@ class DeadLetters:
             self._index.add(entry)
 
     def _has_room(self, size: int) -> bool:
-        return len(self) < self._limit and self._index.size + size <= self._limit_bytes
+        letters, their_bytes = self._index.left if self._tries_wait else (len(self), self._index.size)
+        return letters < self._limit and their_bytes + size <= self._limit_bytes
 
     def _take_out(self, which: str, parameters: tuple[object, ...]) -> int:
         with self._writing() as connection:

@@ -58,7 +58,7 @@ class LetterIndex:
         self._seqs: dict[Held, dict[str, list[int]]] = {}  # of the letters that hold it, by log, in order
         self._of_relation: dict[int, set[Held]] = {}  # what `_seqs` has
         self._asked: set[int] = set()
-        self._size = 0
+        self._size = {False: 0, True: 0}  # bytes of the changes, by whether they are to be tried again
         for entry in entries:
             self.add(entry)
 
@@ -73,33 +73,37 @@ class LetterIndex:
     @property
     def size(self) -> int:
         """Bytes of all changes."""
-        return self._size
+        return sum(self._size.values())
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """How many letters are not to be tried again, and the bytes of their changes."""
+        return len(self._entries) - len(self._asked), self._size[False]
 
     def add(self, entry: Entry) -> None:
         """A letter was parked."""
         self._entries[entry.id] = entry
-        self._size += entry.size
         for held in entry.held:
             self._of_relation.setdefault(held.relation, set()).add(held)
             insort(self._seqs.setdefault(held, {}).setdefault(entry.log_id, []), entry.seq)
+        self._size[entry.asked] += entry.size
         if entry.asked:
             self._asked.add(entry.id)
 
     def remove(self, id_: int) -> None:
         """A letter is gone."""
         entry = self._entries.pop(id_)
-        self._size -= entry.size
+        self._size[entry.asked] -= entry.size
         self._asked.discard(id_)
         for held in entry.held:
             self._let_go(held, entry)
 
     def ask(self, id_: int, *, again: bool) -> None:
         """A letter is to be tried again, or is not any more."""
-        self._entries[id_] = self._entries[id_]._replace(asked=again)
-        if again:
-            self._asked.add(id_)
-        else:
-            self._asked.discard(id_)
+        entry = self._entries[id_]
+        if entry.asked != again:
+            self.remove(id_)
+            self.add(entry._replace(asked=again))
 
     def holds(self, change: Change) -> bool:
         """Whether a letter holds the change's key.

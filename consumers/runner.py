@@ -354,7 +354,7 @@ def _sifted(
     """
     path = place.folder / FILE_NAME
     if config.on_error == "dead-letter":
-        letters = DeadLetters(path, wall=clock.wall)
+        letters = DeadLetters(path, tries_wait=True, wall=clock.wall)
         return SiftedSink(sink, row_of, letters, config.on_error_attempts, place.consumer, clock.monotonic)
     if path.exists():
         with closing(DeadLetters(path)) as left:

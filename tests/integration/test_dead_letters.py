@@ -52,6 +52,25 @@ def park(store: DeadLetters, window: Window, error: str = "no") -> None:
         store.park(change, window, "log-a", ValueError(error), 3)
 
 
+def test_letters_that_are_to_be_tried_again_leave_room_for_others(source, tmp_path: Path) -> None:
+    """A consumer that reads a snapshot cannot try them yet, and has to go on."""
+    path = tmp_path / "letters.sqlite"
+    with closing(DeadLetters(path, limit=3, tries_wait=True)) as store, closing(DeadLetters(path)) as operator:
+        park(store, window(source, insert(ITEMS, 1), insert(ITEMS, 2), insert(ITEMS, 3)))
+        with pytest.raises(DeadLettersFull):
+            park(store, window(source, insert(ITEMS, 4)))
+        operator.retry([1, 2])
+        park(store, window(source, insert(ITEMS, 5), insert(ITEMS, 6)))
+        with pytest.raises(DeadLettersFull):
+            park(store, window(source, insert(ITEMS, 7)))
+        store.failed_again(store.asked()[0], ValueError("again"))
+        store.resolved(store.asked()[0])
+        with pytest.raises(DeadLettersFull):
+            park(store, window(source, insert(ITEMS, 8)))
+        operator.drop([3, 1])
+        park(store, window(source, insert(ITEMS, 9)))
+
+
 def without_keys(window: Window) -> Window:
     changes = [replace(change, raw=change.raw._replace(key=None)) for change in window]
     return replace(window, changes=changes)
