@@ -253,9 +253,10 @@ class ConsumerRun:
             if output is not None and not isinstance(output, PhaseEvent):
                 feed.take(output, now)
             feed.flush_due(now)
-            if session.phase == "online" and (tables := self.sink.incomplete()):
-                feed.finish(now)
-                session.reread(tables)
+            if session.phase == "online":
+                if self.sink.incomplete():
+                    feed.finish(now)
+                session.lack(self.sink.incomplete())
             self.progress.publish(session.phase, session.waiting_for)
 
     def _rest(self, session: Session, feed: SinkFeed) -> None:

@@ -108,6 +108,7 @@ class Session:
         self._phases = PhaseEvents()
         self._retry_at = 0.0
         self._reread_at = 0.0
+        self._lacking: tuple[str, ...] = ()  # tables with rows that lack a value, as the sink said last
         self._unread = Unread(
             self.subscribed.name,
             self.subscribed.tables,
@@ -147,9 +148,10 @@ class Session:
         """
         deadline = self.clock.monotonic() + timeout
         match self._machine.state:
-            case Following(unread=unread) as state if self._bootstrap is not None:
-                if unread or self._unread.asks_for_more(state):
-                    self.reread()
+            case Following(unread=unread) as state:
+                unread_or_new = self._bootstrap is not None and (unread or self._unread.asks_for_more(state))
+                if unread_or_new or self._lacking:
+                    self._reread()
         while not self._outputs:
             try:
                 self._step(max(0.0, deadline - self.clock.monotonic()))
@@ -160,26 +162,27 @@ class Session:
         self._read_in, output = self._outputs.popleft()
         return output
 
-    def reread(self, tables: tuple[str, ...] = ()) -> None:
-        """Has tables read from the bootstrap, as soon as it has them; until then the log is followed on.
+    def lack(self, tables: tuple[str, ...]) -> None:
+        """Says which tables have rows that lack a value now, until the next call.
 
-        Args:
-            tables: beside those that the checkpoint names as unread.
-
-        Raises:
-            ConfigError: there is no bootstrap.
+        `poll` has them read from the bootstrap, as it does with those that the checkpoint names as unread, as soon as
+        that has what they lack; until then the log is followed on. It raises ConfigError if there is no bootstrap.
         """
+        self._lacking = tables
+
+    def _reread(self) -> None:
         now = self.clock.monotonic()
         if self.phase != "online" or self._outputs or now < self._reread_at:
             return
-        ready = self._served_now(tables)
+        ready = self._served_now()
         if ready:
             self._rereads.reset()
             _log.warning("consumer.rows_incomplete", consumer=self.subscribed.name, tables=list(ready))
             self._receive(RowsIncomplete(ready))
+            self._lacking = ()
         self._reread_at = now + self._rereads.next_delay()
 
-    def _served_now(self, tables: tuple[str, ...]) -> tuple[str, ...]:
+    def _served_now(self) -> tuple[str, ...]:
         try:
             listed = self._bootstrap_peer().tables()
         except RelayUnavailable:
@@ -190,7 +193,7 @@ class Session:
         if found is not None:
             self._receive(found)
         unread = (one.table for one in self._machine.state.unread)
-        named = (*unread, *self._unread.named_now(tables, listed))
+        named = (*unread, *self._unread.lacking(self._lacking, self._machine.received, listed))
         good = self._unread.served(tuple(dict.fromkeys(named)), listed)
         done, to_come = self._unread.by_log(good, listed, self._machine.state)
         if done:

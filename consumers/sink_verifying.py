@@ -262,7 +262,8 @@ class _Verifying:
                     break
                 if incomplete:
                     feed.finish(now)
-                    session.reread(incomplete)
+                    incomplete = self._sink.incomplete()
+                session.lack(incomplete)
                 if goal is None and now - online_since > _PATIENCE_SECONDS:
                     break  # the bootstrap does not have what is to be read
                 if now - heard > _PATIENCE_SECONDS:

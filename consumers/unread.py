@@ -5,6 +5,11 @@ published), that a failover lost transactions of it, or that a statement changed
 consumer asks for tables that its checkpoint was not made for. The state machine remembers those tables in every
 checkpoint; this is what it is told of them.
 
+A sink may hold rows that lack a value: a change did not repeat it, and the row was not there. The log never gives it. A
+bootstrap that is behind that change cannot either: its row is older than the sink's, which keeps what it has. So it is
+waited for until it has passed the place where the consumer was when the sink first said so. Waiting for where the
+consumer is now would have no end: under a steady load a bootstrap is always a little behind.
+
 A table may be renamed before it is read. The log tells that with the table's next change, which may never come, and the
 bootstrap serves it by its new name alone. So tables are known by their OID, and the bootstrap's list says what they are
 called (`docs/adr/0153…`).
@@ -65,15 +70,18 @@ class Unread:
         self._layouts = layouts
         self._since = since
         self._freshness = Freshness()
+        self._lacking: dict[str, Position] = {}  # tables with rows that lack a value, and where that was first seen
         self._unreadable: frozenset[str] = frozenset()  # to be read, and not served by the bootstrap when last seen
 
     def forget(self) -> None:
         """Another log begins: places of the last one say nothing."""
         self._freshness = Freshness()
+        self._lacking = {}
 
     def reading(self, tables: Iterable[str], listed: TableList) -> None:
         """Tables are about to be read from the bootstrap, which follows the same log and said what it serves."""
         for table in tables:
+            self._lacking.pop(table, None)
             if table in listed.folds_from and table in listed.oids:
                 self._freshness.reading(listed.oids[table], listed.folds_from[table])
 
@@ -136,9 +144,17 @@ class Unread:
             return Lacking(name, one.oid)
         return None if one.table in listed.oids else one
 
-    def named_now(self, tables: Iterable[str], listed: TableList) -> tuple[str, ...]:
-        """Tables that a sink knows by names that they may have no longer, by what the bootstrap calls them."""
-        return tuple(self._name_now(table, listed) for table in tables)
+    def lacking(self, tables: Iterable[str], received: Position, listed: TableList) -> tuple[str, ...]:
+        """Those of a sink's tables whose rows lack values that the bootstrap has by now, by its names.
+
+        Args:
+            tables: with such rows, by the names that the sink knows.
+            received: how far the consumer has been handed the log.
+            listed: what the bootstrap, which follows the same log, says.
+        """
+        named = (self._name_now(table, listed) for table in tables)
+        self._lacking = {table: self._lacking.get(table, received) for table in named}
+        return tuple(table for table, since in self._lacking.items() if listed.applied >= since)
 
     def _name_now(self, table: str, listed: TableList) -> str:
         if table in listed.tables:

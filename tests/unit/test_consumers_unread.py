@@ -59,7 +59,18 @@ def test_what_is_to_be_read_is_found_by_the_name_that_it_has_now(
 
 def test_a_sink_that_knows_a_table_by_an_older_name_gets_its_rows() -> None:
     unread = of("public.*")
-    assert unread.named_now((A, B, C), listed({B: 2, "public.renamed": 1})) == ("public.renamed", B, C)
+    assert unread.lacking((A, B, C), ORIGIN, listed({B: 2, "public.renamed": 1})) == ("public.renamed", B, C)
+
+
+def test_values_that_rows_lack_are_read_once_the_bootstrap_has_passed_the_place_where_that_was_seen() -> None:
+    """Not the place where the consumer is now: under a steady load the bootstrap is always a little behind that."""
+    unread = of("public.*")
+    assert unread.lacking((A,), Position(1, 10, 0), listed({A: 1, B: 2}, applied=9)) == ()
+    assert unread.lacking((A, B), Position(1, 12, 0), listed({A: 1, B: 2}, applied=11)) == (A,)
+    unread.reading((A,), listed({A: 1, B: 2}))
+    assert unread.lacking((A, B), Position(1, 14, 0), listed({A: 1, B: 2}, applied=13)) == (B,)
+    assert unread.lacking((A,), Position(1, 15, 0), listed({A: 1, B: 2}, applied=14)) == (A,)
+    assert unread.lacking((B,), Position(1, 16, 0), listed({A: 1, B: 2}, applied=15)) == ()  # it did not, meanwhile
 
 
 @pytest.mark.parametrize(
