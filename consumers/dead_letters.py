@@ -89,8 +89,8 @@ class DeadLetters:
 
     def park(  # noqa: PLR0913  # what a letter has
         self, change: Change, window: Window, log_id: str, error: BaseException, attempts: int, *, generation: int = 0
-    ) -> None:
-        """Keeps a change that was refused; durable when it returns.
+    ) -> bool:
+        """Keeps a change that was refused, durably when it returns; False if it is parked already.
 
         Args:
             change: what was refused.
@@ -104,7 +104,7 @@ class DeadLetters:
             DeadLettersFull: there is no room for it.
         """
         why = Refused(log_id, type(error).__name__, str(error), attempts, self._wall(), generation)
-        self._insert(change, window, why)
+        return self._insert(change, window, why)
 
     def park_behind(self, change: Change, window: Window, log_id: str, *, generation: int = 0) -> bool:
         """Keeps a change behind a letter that holds its key; False if there is none any more.
@@ -219,7 +219,7 @@ class DeadLetters:
             raise UsageError(f"there is no letter {missing[0]}", where=str(self._file.path), mend=mend)
         return wanted
 
-    def _insert(self, change: Change, window: Window, why: Refused) -> None:
+    def _insert(self, change: Change, window: Window, why: Refused) -> bool:
         with self._writing() as connection:
             entry = insert(connection, change, window, why)
             if entry is not None and not self._has_room(entry.size):
@@ -230,6 +230,7 @@ class DeadLetters:
                 )
         if entry is not None:
             self._index.add(entry)
+        return entry is not None
 
     def _has_room(self, size: int) -> bool:
         letters, their_bytes = self._index.left if self._tries_wait else (len(self), self._index.size)

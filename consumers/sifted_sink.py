@@ -3,8 +3,8 @@
 A refusal undoes what was accepted, since many sinks cannot take half of it back: the row is noted, `Rewound` is raised,
 and the runner reads again behind the sink's checkpoint. When the row comes again it is tried again, until it was
 refused `attempts` times; from then on it is left out, and only now parked, for only now it is certain that the letter
-is durable before any checkpoint passes the row. Where a sink cannot say which row it was, what comes again is handed
-over in ever smaller pieces, down to single changes.
+is durable before any checkpoint passes the row. Where a sink cannot say which row it was, what was refused is handed
+over in ever smaller pieces when it comes again, down to single changes (`refused_search`).
 
 Under `dead-letter` later changes of a key that has a letter are parked behind it. What came before the first letter of
 its key is not: it was undone together with the row. Letters that are asked for are handed over between two commits, as
@@ -16,7 +16,7 @@ An error that is about no row (`SinkRefused`) passes through, and so do those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -26,6 +26,7 @@ from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.letter_file import DeadLetter
 from walbus.consumers.letter_index import Held, held_by, touches
 from walbus.consumers.refused_rows import RefusedRow, RowRefused
+from walbus.consumers.refused_search import RefusedSearch
 from walbus.consumers.sinks import Sink
 from walbus.consumers.sinks.base import Batching, SettlingSink
 from walbus.consumers.steps import Sweep
@@ -38,7 +39,6 @@ _log = structlog.get_logger(__name__)
 _ROW_OPS = frozenset({int(op) for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE)})
 _LOOK_SECONDS = 1.0  # between two looks for letters that are to be tried again
 _TRY_SECONDS = 0.25  # that letters are tried at a time
-_PIECES = 32  # into which a refused call is cut when it comes again
 
 
 class Rewound(Exception):  # noqa: N818  # no error: what was accepted is to come again
@@ -90,9 +90,10 @@ class SiftedSink:
         self.skipped = 0
         self._faults: dict[RefusedRow, _Fault] = {}
         self._met: set[RefusedRow] = set()  # of them, those that came again since the last commit: left out, or tried
-        self._given = 0  # changes since the last commit, or since it was gone back to
-        self._slowly = 0  # so many of those to come go in pieces
-        self._piece = 1  # changes in one
+        self._left_out: list[
+            dict[str, object]
+        ] = []  # what is to be told of changes that are skipped by the next commit
+        self._search = RefusedSearch()
         self._committed: Checkpoint | None = None
         self._look_at = float("-inf")
         self._relations: dict[str, int] = {}  # OIDs of tables, by what the layouts say
@@ -104,7 +105,7 @@ class SiftedSink:
 
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`."""
-        self._given = 0
+        self._search.rewound()
         self._committed = self._sink.checkpoint()
         return self._committed
 
@@ -115,16 +116,14 @@ class SiftedSink:
             Rewound: a row was refused.
             DeadLettersFull: and cannot be parked.
         """
-        if self._faults or self._letters is not None:
-            windows = [self._sifted(window, marks) for window in windows]
-        for piece in self._pieces(windows):
-            count = sum(len(window.changes) for window in piece)
-            self._given += count
+        for call in self._search.calls(windows):
+            count = sum(len(window.changes) for window in call)
+            left = [self._sifted(window, marks) for window in call] if self._is_sifting else call
             try:
-                self._sink.write(piece, marks)
+                self._sink.write(left, marks)
             except RowRefused as error:
-                raise self._noted(error, [change for window in piece for change in window.changes]) from None
-            self._slowly = max(0, self._slowly - count)
+                raise self._noted(error, [change for window in left for change in window.changes], count) from None
+            self._search.took(count)
 
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`; letters of rows that it took away are void.
@@ -135,7 +134,7 @@ class SiftedSink:
         try:
             self._sink.sweep(sweep)
         except RowRefused as error:
-            raise (error if error.row is None else self._noted(error, [])) from None
+            raise (error if error.row is None else self._noted(error)) from None
         if self._letters is not None:
             relation = self._relations.get(sweep.table)
             self._tell_void(sweep.table, self._letters.swept(sweep, self.log_id(), relation))
@@ -149,14 +148,20 @@ class SiftedSink:
         try:
             self._sink.commit(checkpoint)
         except RowRefused as error:
-            raise self._noted(error, []) from None
-        self._committed, self._given = checkpoint, 0
+            raise self._noted(error) from None
+        self._committed = checkpoint
+        self._search.committed()
+        for told in self._left_out:
+            _log.warning("consumer.change_skipped", **told)
+        self.skipped += len(self._left_out)
+        self._left_out.clear()
         self._forget_faults(checkpoint)
 
     def rollback(self) -> None:
         """See `Sink.rollback`."""
-        self._given = 0
+        self._search.rewound()
         self._met.clear()  # they come again
+        self._left_out.clear()
         self._sink.rollback()
 
     def incomplete(self) -> tuple[str, ...]:
@@ -176,8 +181,14 @@ class SiftedSink:
 
     # What is refused
 
-    def _noted(self, error: RowRefused, changes: Sequence[Change]) -> Exception:
-        """What is to be raised for a refusal of one of these changes, or of one that the error names."""
+    def _noted(self, error: RowRefused, changes: Sequence[Change] = (), count: int = 0) -> Exception:
+        """What is to be raised for a refusal of one of these changes, or of one that the error names.
+
+        Args:
+            error: the refusal.
+            changes: of the call that was refused.
+            count: how many the call had before they were sifted.
+        """
         row = error.row
         if row is None and len(changes) == 1 and changes[0].raw.op in _ROW_OPS:
             row = self._row_of(changes[0])
@@ -185,13 +196,13 @@ class SiftedSink:
             fault = self._faults.setdefault(row, _Fault(error))
             fault.attempts += 1
             if error.row is None:
-                self._slowly = self._given  # it is found by itself once more
+                self._search.refused(count)  # it is found by itself once more
             if fault.attempts > self._attempts:  # it was left out, and is refused all the same
                 return error
             return Rewound(error, pause=fault.attempts < self._attempts)
         if len(changes) < 2:  # nothing to look for it in
             return error
-        self._slowly, self._piece = self._given, max(1, len(changes) // _PIECES)
+        self._search.refused(count)
         return Rewound(error, pause=False)
 
     def _forget_faults(self, checkpoint: Checkpoint) -> None:
@@ -200,18 +211,11 @@ class SiftedSink:
         self._faults = {r: fault for r, fault in self._faults.items() if r not in self._met and r.seq > done}
         self._met.clear()
 
-    def _pieces(self, windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
-        if not self._slowly:
-            yield windows
-            return
-        for window in windows:
-            last = max(0, len(window.changes) - 1) // self._piece
-            for number in range(last + 1):
-                some = window.changes[number * self._piece : (number + 1) * self._piece]
-                begins, ends = window.begins and number == 0, window.ends and number == last
-                yield [replace(window, changes=some, begins=begins, ends=ends)]
-
     # What is set aside
+
+    @property
+    def _is_sifting(self) -> bool:
+        return bool(self._faults) or self._letters is not None
 
     def _sifted(self, window: Window, marks: Marks) -> Window:
         if window.kind == Kind.SCHEMA:
@@ -238,16 +242,16 @@ class SiftedSink:
         if waits and self._letters.park_behind(change, window, log_id, generation=marks.generation):
             return True
         if fault is not None:
-            self._letters.park(change, window, log_id, fault.error, fault.attempts, generation=marks.generation)
-            self._tell("consumer.change_parked", change, fault)
+            why = log_id, fault.error, fault.attempts
+            if self._letters.park(change, window, *why, generation=marks.generation):
+                _log.warning("consumer.change_parked", **self._told(change, fault))
             return True
         if change.raw.op == Op.TRUNCATE:
             self._tell_void(change.table, self._letters.truncated(change.raw.table))
         return False
 
     def _skip(self, change: Change, fault: _Fault) -> bool:
-        self.skipped += 1
-        self._tell("consumer.change_skipped", change, fault)
+        self._left_out.append(self._told(change, fault))
         return True
 
     # What is tried again
@@ -304,9 +308,9 @@ class SiftedSink:
             return error
         return None
 
-    def _tell(self, event: str, change: Change, fault: _Fault) -> None:
+    def _told(self, change: Change, fault: _Fault) -> dict[str, object]:
         told = {"table": change.table, "position": str(change.position), "reason": str(fault.error)}
-        _log.warning(event, consumer=self._consumer, attempts=fault.attempts, **told)
+        return {"consumer": self._consumer, "attempts": fault.attempts, **told}
 
     def _tell_void(self, table: str, void: int) -> None:
         if void:

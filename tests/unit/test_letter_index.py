@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from walbus.consumers.letter_index import Entry, LetterIndex, held_of
@@ -52,6 +52,7 @@ KEYS = st.none() | st.sampled_from([b"j", b"k"])
 CHANGES = st.builds(change, OPS, KEYS, st.none(), st.integers(1, 9), st.sampled_from([ROWS, 8]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(CHANGES, st.sampled_from("ab"), st.booleans()), max_size=12), CHANGES, st.data())
 def test_what_is_held_and_since_when_is_what_a_list_of_the_letters_says(
     letters: list[tuple[Change, str, bool]], later: Change, data: st.DataObject

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from support.model_source import ITEMS, ModelSource, insert
+from support.model_source import ITEMS, ModelSource, delete, insert
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.refused_rows import RowRefused, row_of
 from walbus.consumers.sifted_sink import Rewound, SiftedSink
@@ -115,3 +118,61 @@ def test_faults_of_rows_that_do_not_come_again_are_forgotten() -> None:
     handed = [window]
     sink.write(handed, MARKS)
     assert written[0] is handed
+
+
+def test_what_comes_before_the_refused_call_goes_as_it_came() -> None:
+    """Or each pass over a huge transaction would be made change by change."""
+    source = ModelSource()
+    choosy = Choosy(lambda change: id_of(change) == 1950, names=False)
+    source.commit([insert(ITEMS, n) for n in range(2_000)], pieces=20)
+    sink, windows = sifted(choosy), windows_of(source)
+
+    def hand_over() -> None:
+        for window in windows:
+            sink.write([window], MARKS)
+        sink.commit(following(windows[-1]))
+
+    for number in range(20):
+        choosy.calls.clear()
+        try:
+            hand_over()
+        except Rewound:
+            sink.rollback()
+            assert [len(call) for call in choosy.calls[:19]] == [100] * 19, f"pass {number}"
+        else:
+            break
+    assert choosy.rows == [n for n in range(2_000) if n != 1950]
+    assert sink.skipped == 1
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    batch=st.integers(1, 4),
+    poison=st.sets(st.integers(0, 100), max_size=4),
+    names=st.booleans(),
+    commits=st.booleans(),
+    attempts=st.integers(1, 3),
+)
+def test_all_but_the_refused_rows_arrive_once_and_in_order_however_they_are_cut(
+    sizes: list[int], batch: int, poison: set[int], names: bool, commits: bool, attempts: int
+) -> None:
+    source, ids = ModelSource(), count()
+    for size in sizes:
+        source.commit([insert(ITEMS, next(ids)) for _ in range(size)] or [delete(ITEMS, 1_000)])
+    choosy = Choosy(lambda change: id_of(change) in poison, names=names)
+    sink, windows, done = sifted(choosy, attempts), windows_of(source), 0
+    for _ in range((attempts + 4) * (len(poison) + 1)):
+        try:
+            for start in range(done, len(windows), batch):
+                sink.write(windows[start : start + batch], MARKS)
+                if commits or start + batch >= len(windows):
+                    sink.commit(following(windows[min(start + batch, len(windows)) - 1]))
+                    done = start + batch
+            break
+        except Rewound:
+            sink.rollback()
+    everything = [id_of(change) for window in windows for change in window.changes]
+    assert choosy.rows == [id for id in everything if id not in poison]
+    assert sink.skipped == len(poison.intersection(everything))
+    assert not sink._faults
