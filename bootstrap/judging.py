@@ -30,10 +30,9 @@ from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.seen_rows import SeenRows
 from walbus.bootstrap.state import Applied, PublishedTable
 from walbus.errors import SourceUnavailable, StoreError
-from walbus.events import located_changes
 from walbus.log import LogReader
 from walbus.position import Position
-from walbus.records import Kind, Op, RawChange, read_header
+from walbus.records import Kind, Op, RawChange, located_changes, read_header
 from walbus.schema import TableSchema
 from walbus.values import row_encoder, row_texts
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from walbus.errors import DamagedRecord
-from walbus.events import Change, located_changes
+from walbus.events import Change
+from walbus.native import read_changes
 from walbus.records import RecordHeader
 from walbus.schema import TableSchema
 
@@ -41,13 +42,7 @@ def decode_record(header: RecordHeader, record: bytes, layouts: Layouts) -> list
     Raises:
         DamagedRecord: the body makes no sense.
     """
-    changes: list[Change] = []
-    first_seq, schema_id, layout = header.first_seq, 0, layouts.get(0)
-    for position, raw in located_changes(header, record):
-        if raw.schema_id != schema_id:
-            schema_id = raw.schema_id
-            layout = layouts.get(schema_id)
-        changes.append(Change(raw, layout, position, first_seq + raw.seq_delta))
+    changes = read_changes(Change, header, record, layouts.get)
     if len(changes) != header.count:
         raise DamagedRecord(f"a record of {header.count} changes holds {len(changes)}", where=str(header.last))
     return changes

@@ -20,9 +20,9 @@ from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Point
 from walbus.consumers.clock import Clock
 from walbus.consumers.record_stream import StreamEnded
 from walbus.errors import PositionTrimmed, PositionUnknown, UsageError
-from walbus.events import Window, located_changes
+from walbus.events import Window
 from walbus.position import ORIGIN, Position
-from walbus.records import Kind, RecordHeader
+from walbus.records import Kind, RecordHeader, located_changes
 from walbus.relay.stream_query import AtSeq, AtTime, parse_stream_query
 
 #: A position, its text, a time (with a zone), `seq:N`, `earliest` or `latest`.

@@ -15,14 +15,16 @@ from typing import Any, Generic, TypeVar
 
 from walbus.errors import UsageError
 from walbus.keys import key_row
+from walbus.native import read_changes
 from walbus.position import ORIGIN, Position
-from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, body_of, iter_changes, origin_of
+from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, origin_of
 from walbus.schema import TableSchema
 from walbus.values import decode_row, row_texts
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROW_OPS = frozenset((Op.INSERT, Op.UPDATE, Op.DELETE))  # of the others, `after` is no row
 _Value = TypeVar("_Value")
+_set = object.__setattr__  # of what is frozen
 
 
 class _Once(Generic[_Value]):
@@ -35,7 +37,7 @@ class _Once(Generic[_Value]):
         if of is None:
             return self  # type: ignore[return-value]  # of the class, for whoever looks for its docstring
         value: _Value = self._make(of)
-        of.__dict__[self._name] = value
+        _set(of, self._name, value)
         return value
 
 
@@ -230,13 +232,9 @@ def window_of(
     Raises:
         DamagedRecord: the body makes no sense.
     """
-    changes = [
-        Change(raw, schemas(raw.schema_id) if raw.schema_id else None, position, header.first_seq + raw.seq_delta)
-        for position, raw in located_changes(header, record, after)
-    ]
     return Window(
         kind=Kind(header.kind),
-        changes=changes,
+        changes=read_changes(Change, header, record, schemas, after),
         xid=header.xid,
         commit_lsn=header.commit_lsn,
         commit_time=time_of(header.commit_time),
@@ -247,31 +245,6 @@ def window_of(
         origin=origin_of(record, header).decode(),
         net=bool(header.flags & Flag.NET),
     )
-
-
-def located_changes(
-    header: RecordHeader, record: bytes, after: Position = ORIGIN
-) -> Iterator[tuple[Position, RawChange]]:
-    """The changes of a record with their positions, but for those at or before `after` ("last done").
-
-    All that a snapshot or a delta tells stands at its position, and `after` does not concern it. A SCHEMA or EPOCH
-    event stands at the position of the change before it, so that one at `after` itself is given (again).
-
-    Raises:
-        DamagedRecord: the body makes no sense.
-    """
-    if header.kind == Kind.PROGRESS:
-        return
-    epoch, commit_lsn = header.epoch, header.commit_lsn
-    first, served = header.first_ordinal, header.kind in (Kind.SNAPSHOT, Kind.DELTA)
-    events = header.kind != Kind.TRANSACTION
-    for raw in iter_changes(body_of(record, header)):
-        if served:
-            yield header.last, raw
-            continue
-        position = tuple.__new__(Position, (epoch, commit_lsn, first + raw.ordinal_delta))  # but for the call
-        if position > after or (events and position == after):
-            yield position, raw
 
 
 def _no_class(table: str) -> UsageError:

@@ -23,7 +23,7 @@ import google_crc32c
 
 from walbus.compression import decompress
 from walbus.errors import DamagedRecord, UnknownFormat
-from walbus.position import Position
+from walbus.position import ORIGIN, Position
 
 FORMAT_VERSION = 1
 
@@ -360,3 +360,28 @@ def body_of(record: bytes, header: RecordHeader) -> bytes:
     """
     body = record[HEADER_SIZE + header.origin_length :]
     return decompress(body) if header.flags & Flag.ZSTD else body
+
+
+def located_changes(
+    header: RecordHeader, record: bytes, after: Position = ORIGIN
+) -> Iterator[tuple[Position, RawChange]]:
+    """The changes of a record with their positions, but for those at or before `after` ("last done").
+
+    All that a snapshot or a delta tells stands at its position, and `after` does not concern it. A SCHEMA or EPOCH
+    event stands at the position of the change before it, so that one at `after` itself is given (again).
+
+    Raises:
+        DamagedRecord: the body makes no sense.
+    """
+    if header.kind == Kind.PROGRESS:
+        return
+    epoch, commit_lsn = header.epoch, header.commit_lsn
+    first, served = header.first_ordinal, header.kind in (Kind.SNAPSHOT, Kind.DELTA)
+    events = header.kind != Kind.TRANSACTION
+    for raw in iter_changes(body_of(record, header)):
+        if served:
+            yield header.last, raw
+            continue
+        position = tuple.__new__(Position, (epoch, commit_lsn, first + raw.ordinal_delta))  # but for the call
+        if position > after or (events and position == after):
+            yield position, raw

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -48,6 +48,8 @@ from walbus.events import Change, Window
 from walbus.position import Position
 from walbus.records import Kind, Op
 from walbus.schema import TableSchema
+
+_TakeSome: TypeAlias = Callable[[Sequence[Change], int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +165,16 @@ class ChangeTakers:
         apply: takes a change of the log, and a delta's deletes and truncates.
         load: takes a row as it is: a snapshot's, and a delta's inserts.
         fit: takes a layout that is told by itself, of a table that it is sent.
+        apply_some, load_some: take those of several changes, from an index on, that can be taken together; they tell
+            how many those were. At the first one that is left the other two go on.
     """
 
     tables: tuple[str, ...]
     apply: Callable[[Change], object]
     load: Callable[[Change], object]
     fit: Callable[[TableSchema], object]
+    apply_some: _TakeSome | None = None
+    load_some: _TakeSome | None = None
 
     def take(self, windows: Sequence[Window], done: Position) -> Position:
         """Hands each change of the windows over, in order.
@@ -182,12 +188,10 @@ class ChangeTakers:
         for window in windows:
             match window.kind:
                 case Kind.TRANSACTION if window.last > done:
-                    for change in window.changes:
-                        self.apply(change)
+                    _take_all(window.changes, self.apply, self.apply_some)
                     done = window.last if window.ends else done
                 case Kind.SNAPSHOT:
-                    for change in window.changes:
-                        self.load(change)
+                    _take_all(window.changes, self.load, self.load_some)
                 case Kind.DELTA:
                     for change in window.changes:
                         (self.load if change.raw.op == Op.INSERT else self.apply)(change)
@@ -199,6 +203,15 @@ class ChangeTakers:
         for change in changes:
             if change.schema is not None and matching([change.schema.table], self.tables):
                 self.fit(change.schema)
+
+
+def _take_all(changes: Sequence[Change], take: Callable[[Change], object], take_some: _TakeSome | None) -> None:
+    at = 0
+    while at < len(changes):
+        some = 0 if take_some is None else take_some(changes, at)
+        if not some:
+            take(changes[at])
+        at += some or 1
 
 
 @runtime_checkable

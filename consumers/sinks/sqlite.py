@@ -103,6 +103,8 @@ class SqliteSink:
                 apply=partial(self._apply, marks=marks),
                 load=partial(self._load, marks=marks),
                 fit=partial(self._fitted, marks=marks),
+                apply_some=partial(self._put_some, marks=marks, newer=">"),
+                load_some=partial(self._put_some, marks=marks, newer=">="),
             )
             self._done = takers.take(windows, self._done)
             self._flush()
@@ -241,6 +243,16 @@ class SqliteSink:
             self._execute(table.delete(marks), [*form.key(change.raw.key), MAX_SEQ])
         self._put_whole(change, marks, ">=")
 
+    def _put_some(self, changes: Sequence[Change], at: int, *, marks: Marks, newer: str) -> int:
+        """Takes the whole rows that come next, together; how many. Rows that complete others are taken one by one."""
+        if self._schema.has_incomplete or changes[at].schema is None:
+            return 0
+        table, form = self._target(changes[at], marks)
+        rows = form.whole_puts(changes, at, marks)
+        if rows:
+            self._execute_each(table.upsert(marks, newer), rows)
+        return len(rows)
+
     def _put_whole(self, change: Change, marks: Marks, newer: str) -> None:
         table, form = self._target(change, marks)
         after = _payload(change)
@@ -342,10 +354,13 @@ class SqliteSink:
     # Runs of one statement are one call
 
     def _execute(self, statement: str, parameters: Sequence[SqlValue]) -> None:
+        self._execute_each(statement, [parameters])
+
+    def _execute_each(self, statement: str, parameters: Sequence[Sequence[SqlValue]]) -> None:
         if statement != self._statement:
             self._flush()
             self._statement = statement
-        self._rows.append(parameters)
+        self._rows += parameters
 
     def _flush(self) -> None:
         if self._rows:

@@ -109,6 +109,11 @@ class ReplicaSchema:
         """Tables with such rows."""
         return tuple(sorted({self._tables[oid].layout.table for oid, _ in self._lacking if oid in self._tables}))
 
+    @property
+    def has_incomplete(self) -> bool:
+        """Whether any row lacks a value."""
+        return bool(self._lacking)
+
     def lacking_of(self, table: ReplicaTable) -> list[bytes]:
         """The keys of the table's rows that lack a value."""
         return [key for oid, key in self._lacking if oid == table.oid]

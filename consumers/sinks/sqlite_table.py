@@ -21,9 +21,10 @@ from typing import TypeAlias
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.base import HeldRow
 from walbus.consumers.sinks.layout import sources
+from walbus.events import Change
 from walbus.keys import key_texts
+from walbus.native import new_converted_rows
 from walbus.schema import Column, TableSchema
-from walbus.values.decode import row_reader
 from walbus.values.types import NATIVE
 
 SqlValue: TypeAlias = int | float | str | bytes | None
@@ -187,20 +188,19 @@ class RowForm:
     """
 
     def __init__(self, row: TableSchema, table: TableSchema) -> None:
-        self._raw = row_reader(row).raw
+        self._rows = new_converted_rows(row, [_converter(column) for column in row.columns])
         self._same = row.id == table.id
         self._sources = sources(row, table)
-        self._convert = [(i, f) for i, column in enumerate(row.columns) if (f := _converter(column)) is not None]
         self._key = [_text_converter(row.columns[index]) for index in row.key_indexes]
 
     def values(self, payload: bytes) -> list[SqlValue]:
         """The table's columns, from a row; NULL for a column that the row's layout does not have."""
-        values = self._raw(payload)
-        for index, convert in self._convert:
-            value = values[index]
-            if value is not None:
-                values[index] = convert(value)
+        values = self._rows.values(payload)
         return values if self._same else [None if i is None else values[i] for i in self._sources]
+
+    def whole_puts(self, changes: Sequence[Change], at: int, marks: Marks) -> list[tuple[SqlValue, ...]]:
+        """Parameters of an upsert for each change from `at` on that is one of a whole row in this layout."""
+        return self._rows.whole_puts(changes, at, marks.generation) if self._same else []
 
     def key(self, key: bytes) -> list[SqlValue]:
         """The values of the key's columns."""
@@ -226,8 +226,7 @@ def _converter(column: Column) -> Callable[[object], SqlValue] | None:
     native = NATIVE.get(column.type_oid)
     if native is None or native.text_like or column.type_oid in _INTEGERS or column.type_oid == _BYTEA:
         return None
-    to_sql = native.json if column.type_oid in _FLOATS else native.text
-    return lambda value: value if type(value) is str else to_sql(value)  # type: ignore[return-value]  # a float or a text
+    return native.json if column.type_oid in _FLOATS else native.text  # type: ignore[return-value]  # a float or a text
 
 
 def _text_converter(column: Column) -> Callable[[str], SqlValue]:

@@ -5,6 +5,8 @@
     pure        the core of capture in Python
     pure_filter the filter in Python; the reader of rows in Python is `walbus.values.avro_rows`
     pure_columns  rows as columns in Python
+    pure_changes  a record's changes in Python
+    pure_converted  rows as other systems want their values, in Python
     pure_scan, pure_tally  records checked, and counted by table, in Python
     pushing     what sends records from a file to a peer; in Python that is `walbus.relay.file_push`
     copying     what a collector of copied rows does; pure_copied, copy_text in Python
@@ -21,7 +23,9 @@
       blocks.pxi  rows of streamed transactions into their spool, and out of it
       avro.pxi    rows walked column by column
       filter.pxi  records filtered
+      changes.pxi a record's changes to Python objects
       reader.pxi  rows to Python values
+      converted.pxi  rows to other systems' values
       columns.pxi rows to columns in Arrow's layout
       tally.pxi   changes counted by table
       copied.pxi  rows of COPY to sorted entries
@@ -39,12 +43,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from walbus import records
-from walbus.native import pure, pure_columns, pure_copied, pure_filter, pure_fold, pure_scan, pure_serving, pure_tally
+from walbus.native import (
+    pure,
+    pure_changes,
+    pure_columns,
+    pure_converted,
+    pure_copied,
+    pure_filter,
+    pure_fold,
+    pure_scan,
+    pure_serving,
+    pure_tally,
+)
 from walbus.native.copying import NewCopiedRows
 from walbus.native.folding import InKeyOrder, NewFold, PackPages
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
 from walbus.native.pushing import PushRecords
-from walbus.native.reading import NewFilter, NewRowColumns, NewRowReader
+from walbus.native.reading import NewConvertedRows, NewFilter, NewRowColumns, NewRowReader, ReadChanges
 from walbus.native.serving import PackRows, PackVersions, TakePlaces
 from walbus.values.avro_rows import AvroRows
 
@@ -63,7 +78,9 @@ class Implementation(NamedTuple):
     good_records: Callable[[bytes | bytearray | memoryview], tuple[int, int]]
     push_records: PushRecords | None
     new_filter: NewFilter
+    read_changes: ReadChanges
     new_row_reader: NewRowReader
+    new_converted_rows: NewConvertedRows
     new_row_columns: NewRowColumns
     tally_changes: Callable[[bytes, dict[int, tuple[int, int]]], None]
     new_copied_rows: NewCopiedRows
@@ -86,7 +103,9 @@ def pure_implementation(why: str) -> Implementation:
         pure_scan.good_records,
         None,
         pure_filter.RecordFilter,
+        pure_changes.read_changes,
         AvroRows,
+        pure_converted.ConvertedRows,
         pure_columns.RowColumns,
         pure_tally.tally_changes,
         pure_copied.CopiedRows,
@@ -118,7 +137,9 @@ def native_implementation() -> Implementation:
         core.good_records,
         core.push_records if core.PUSHES else None,
         core.RecordFilter,
+        core.read_changes,
         core.RowReader,
+        core.ConvertedRows,
         core.RowColumns,
         core.tally_changes,
         core.CopiedRows,
@@ -162,8 +183,14 @@ push_records = _IN_USE.push_records
 #: Makes the filter of one stream; see `walbus.native.reading`.
 new_filter = _IN_USE.new_filter
 
+#: Gives a record's changes; see there.
+read_changes = _IN_USE.read_changes
+
 #: Makes the reader of a layout's rows; see there.
 new_row_reader = _IN_USE.new_row_reader
+
+#: Makes what gives rows as other systems want their values; see there.
+new_converted_rows = _IN_USE.new_converted_rows
 
 #: Makes what collects rows as columns; see there.
 new_row_columns = _IN_USE.new_row_columns
@@ -194,6 +221,7 @@ __all__ = [
     "core_in_use",
     "good_records",
     "in_key_order",
+    "new_converted_rows",
     "new_copied_rows",
     "new_core",
     "new_filter",
@@ -204,6 +232,7 @@ __all__ = [
     "pack_rows",
     "pack_versions",
     "push_records",
+    "read_changes",
     "replay_rows",
     "seal",
     "spool_rows",

@@ -8,7 +8,9 @@ INTERFACE: int
 Core: Callable[[], interface.Core]
 RecordFilter: reading.NewFilter
 RowReader: reading.NewRowReader
+ConvertedRows: reading.NewConvertedRows
 RowColumns: reading.NewRowColumns
+read_changes: reading.ReadChanges
 CopiedRows: copying.NewCopiedRows
 Fold: folding.NewFold
 pack_pages: folding.PackPages

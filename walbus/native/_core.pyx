@@ -24,7 +24,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_GET_BUFFER
 from libc.math cimport isfinite, isinf
-from libc.stdint cimport INT32_MAX, INT32_MIN, INT64_MAX, UINT32_MAX, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, INT32_MIN, INT64_MAX, UINT32_MAX, UINT64_MAX, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -38,7 +38,7 @@ from walbus.native.folding import PAGE_BYTES, SPACE_SIZE
 from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Drained, Transaction
 from walbus.native.reading import ALL_TABLES, ColumnBuffers, Outside, TakenRows
 from walbus.position import ORIGIN, Position
-from walbus.records import read_header
+from walbus.records import RawChange, read_header
 from walbus.values import row_encoder
 from walbus.values.column_form import column_form
 
@@ -49,7 +49,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 13  # as in interface.py when this was built
+INTERFACE = 14  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -393,6 +393,8 @@ include "blocks.pxi"
 include "avro.pxi"
 include "filter.pxi"
 include "reader.pxi"
+include "changes.pxi"
+include "converted.pxi"
 include "columns.pxi"
 include "tally.pxi"
 include "copied.pxi"

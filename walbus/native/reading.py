@@ -18,11 +18,18 @@ left out does it walk a row's bytes, without making values of them. What stays o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from walbus.records import RecordHeader
+from walbus.position import ORIGIN, Position
+from walbus.records import RawChange, RecordHeader
 from walbus.schema import TableSchema
+
+if TYPE_CHECKING:
+    from walbus.events import Change
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 #: What table bits are for who wants every table.
 ALL_TABLES = (1 << 64) - 1
@@ -114,6 +121,38 @@ class NewFilter(Protocol):
         """
 
 
+class MakeChange(Protocol[T_co]):
+    """A class of changes, as `walbus.events.Change`: four attributes of these names, and nothing else to be made."""
+
+    def __call__(self, raw: RawChange, schema: TableSchema | None, position: Position, seq: int) -> T_co:
+        """A change."""
+
+
+class ReadChanges(Protocol):
+    """Gives the changes of a record."""
+
+    def __call__(
+        self,
+        make: MakeChange[T],
+        header: RecordHeader,
+        record: bytes,
+        layout_of: Callable[[int], TableSchema | None],
+        after: Position = ORIGIN,
+    ) -> list[T]:
+        """The changes that `walbus.records.located_changes` gives, with their layouts and seqs.
+
+        Args:
+            make: their class.
+            header: of the record.
+            record: the whole record.
+            layout_of: layout by number, asked where another one than before is met; what it raises passes through.
+            after: as in `located_changes`.
+
+        Raises:
+            DamagedRecord: the body makes no sense.
+        """
+
+
 class RowReader(Protocol):
     """Reads the rows of one layout out of their Avro form. Has no state of its own; safe in threads."""
 
@@ -133,6 +172,44 @@ class NewRowReader(Protocol):
 
     def __call__(self, schema: TableSchema) -> RowReader:
         """A reader of rows in this layout."""
+
+
+class ConvertedRows(Protocol):
+    """Reads the rows of one layout as another system wants their values."""
+
+    def values(self, payload: bytes) -> list[Any]:
+        """The value of each column; None is NULL, and a text outside the native range stays as it is.
+
+        Raises:
+            DamagedRecord: the payload is no row of this layout.
+            Exception: what a function raised.
+        """
+
+    def whole_puts(self, changes: Sequence[Change], at: int, behind: object) -> list[tuple[Any, ...]]:
+        """The rows of changes from `at` on, up to the first that is no insert or update of a whole row by its key.
+
+        Args:
+            changes: the first one's layout is this one; the first of another one ends the rows.
+            at: index of the first one.
+            behind: stands at the end of each row.
+
+        Returns: `values`, the seq, and what is to stand behind, of each.
+
+        Raises:
+            As `values`.
+        """
+
+
+class NewConvertedRows(Protocol):
+    """Makes what reads a layout's rows so."""
+
+    def __call__(self, schema: TableSchema, functions: Sequence[Callable[[Any], Any] | None]) -> ConvertedRows:
+        """A reader of rows in this layout.
+
+        Args:
+            schema: the layout.
+            functions: of each column, what makes of its raw Avro value the one that is wanted; None: it is that.
+        """
 
 
 class ColumnBuffers(NamedTuple):

@@ -29,7 +29,8 @@ JSON = 114
 JSONB = 3802
 
 
-def _same(value: T) -> T:
+def same(value: T) -> T:
+    """The value."""
     return value
 
 
@@ -53,7 +54,7 @@ class NativeType:
     encode: Callable[[bytes], bytes]
     text: Callable[[Any], str]
     parse: Callable[[str], Any]
-    json: Callable[[Any], object] = _same
+    json: Callable[[Any], object] = same
     python: Callable[[Any], object] | None = None
     text_like: bool = False
 
@@ -105,7 +106,8 @@ def _parse_timestamptz(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def _finite(value: float) -> float | str:
+def finite(value: float) -> float | str:
+    """A double; the text of one that is no number."""
     return value if math.isfinite(value) else to_text.float8_text(value)
 
 
@@ -116,7 +118,7 @@ def _finite_single(value: float) -> float | str:
 
 
 def _string(name: str) -> NativeType:
-    return NativeType(name, "string", from_text.from_string, _same, _same, text_like=True)
+    return NativeType(name, "string", from_text.from_string, same, same, text_like=True)
 
 
 #: Scalar types by OID.
@@ -130,7 +132,7 @@ SCALARS: dict[int, NativeType] = {
     25: _string("text"),
     26: NativeType("oid", "long", from_text.from_long, str, int),
     700: NativeType("float4", "float", from_text.from_float4, to_text.float4_text, _parse_float4, _finite_single),
-    701: NativeType("float8", "double", from_text.from_float8, to_text.float8_text, float, _finite),
+    701: NativeType("float8", "double", from_text.from_float8, to_text.float8_text, float, finite),
     1042: _string("bpchar"),
     1043: _string("varchar"),
     1082: NativeType(
@@ -169,7 +171,7 @@ SCALARS: dict[int, NativeType] = {
         "uuid",
         {"type": "string", "logicalType": "uuid"},
         from_text.from_uuid,
-        _same,
+        same,
         UUID,
         python=as_uuid,
         text_like=True,
