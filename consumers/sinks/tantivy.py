@@ -31,6 +31,7 @@ from walbus.consumers.sinks.tantivy_index import (
     STATE_ID,
     IndexedRow,
     RowIndex,
+    Version,
     document_id,
     keyless_id,
     renamed_id,
@@ -214,14 +215,14 @@ class TantivySink:
         table, key = layout.table, change.raw.key
         row_id = keyless_id(table, change.seq) if key is None else document_id(table, key)
         if row_id in self._lacking or self._is_older(row_id, change.seq + 1, marks):
-            self._put(row_id, IndexedRow(table, change.seq, marks.generation, self._source(change, layout)))
+            self._put(row_id, Version(table, change.seq, marks.generation), self._columns(change, layout))
 
     def _append(self, change: Change, marks: Marks) -> None:
         if change.op is Op.UPDATE:
             raise _keyless(change)
         layout = self._layout(change, marks)
-        row = IndexedRow(layout.table, change.seq, marks.generation, self._source(change, layout))
-        self._put(keyless_id(layout.table, change.seq), row)
+        version = Version(layout.table, change.seq, marks.generation)
+        self._put(keyless_id(layout.table, change.seq), version, self._columns(change, layout))
 
     def _upsert(self, change: Change, key: bytes, marks: Marks) -> None:
         layout, raw = self._layout(change, marks), change.raw
@@ -234,7 +235,7 @@ class TantivySink:
             self._delete(old_id, change.seq, marks)
         if not self._is_older(row_id, change.seq, marks):
             return
-        self._put(row_id, IndexedRow(table, change.seq, marks.generation, self._source(change, layout, stored)))
+        self._put(row_id, Version(table, change.seq, marks.generation), self._columns(change, layout, stored))
         if lacks:
             self._lacking.add(row_id)
 
@@ -261,8 +262,9 @@ class TantivySink:
                 self._accepted[row_id] = None
         self._lacking -= {row_id for row_id in self._lacking if table_of(row_id) == layout.table}
 
-    def _put(self, row_id: str, row: IndexedRow) -> None:
-        self._index.put(row_id, row, _texts(row))
+    def _put(self, row_id: str, version: Version, columns: Mapping[str, object]) -> None:
+        row = IndexedRow(*version, msgspec.json.encode(columns))
+        self._index.put(row_id, row, _texts(columns))
         self._accepted[row_id] = row
         self._accepted_bytes += len(row.source)
         self._highest = max(self._highest, row.seq)
@@ -292,8 +294,8 @@ class TantivySink:
     def _accepted_of(self, table: str) -> list[tuple[str, IndexedRow]]:
         return [(row_id, row) for row_id, row in self._accepted.items() if row is not None and row.table == table]
 
-    def _source(self, change: Change, table: TableSchema, stored: IndexedRow | None = None) -> bytes:
-        """The row as JSON; columns that were left out come from the stored row, and are null where that has none."""
+    def _columns(self, change: Change, table: TableSchema, stored: IndexedRow | None = None) -> Mapping[str, object]:
+        """The row in JSON; columns that were left out come from the stored row, and are null where that has none."""
         raw, layout = change.raw, change.schema
         if raw.after is None or layout is None:
             raise refused("a change has no row", change, "check the relay's log")
@@ -303,7 +305,7 @@ class TantivySink:
         if raw.unchanged:
             before = {} if stored is None else stored.columns()
             row = {column.name: row.get(column.name, before.get(column.name, _NULL)) for column in table.columns}
-        return msgspec.json.encode(row)
+        return row
 
     # Layouts
 
@@ -332,10 +334,9 @@ class TantivySink:
             self._commit()
         change = layout_change(before, now)
         for row_id, row in self._index.rows_of(before.table):
-            source = msgspec.json.encode(_rearranged(row.columns(), change))
             new_id = renamed_id(row_id, now.table)
             self._index.delete(row_id)
-            self._put(new_id, IndexedRow(now.table, row.seq, row.mark, source))
+            self._put(new_id, Version(now.table, row.seq, row.mark), _rearranged(row.columns(), change))
         self._commit()
 
 
@@ -343,8 +344,9 @@ def _rearranged(row: Mapping[str, object], change: LayoutChange) -> dict[str, ob
     return fitted(row, change) | {column.name: _NULL for column in change.added}
 
 
-def _texts(row: IndexedRow) -> list[str]:
-    return [value for value in msgspec.json.decode(row.source, type=dict[str, Any]).values() if type(value) is str]
+def _texts(columns: Mapping[str, object]) -> list[str]:
+    plain = [msgspec.json.decode(one) if type(one) is msgspec.Raw else one for one in columns.values()]
+    return [value for value in plain if type(value) is str]
 
 
 def _keyless(change: Change) -> SinkRefused:

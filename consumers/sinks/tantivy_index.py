@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import tantivy
@@ -29,6 +29,14 @@ STATE_ID, LAYOUTS_ID = "walbus/state", "walbus/layouts"
 _MAX = (1 << 63) - 1
 _Columns = dict[str, msgspec.Raw]
 _columns = msgspec.json.Decoder(_Columns)
+
+
+class Version(NamedTuple):
+    """What a row's document says of it beside its columns: table, seq, and the generation that wrote it."""
+
+    table: str
+    seq: int
+    mark: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,45 +14,35 @@ from typing import Any
 import msgspec
 
 from walbus.schema import Column, ReplicaIdentity, TableSchema
-from walbus.values.decode import row_reader
 from walbus.values.encode import row_encoder
 from walbus.values.layouts import PerLayout
-from walbus.values.types import JSON, JSONB, NATIVE
+from walbus.values.types import JSON, JSONB, NATIVE, same
 
 _LINE_BREAKS = str.maketrans("\n\r", "  ")
 
 
 class _RowJson:
     def __init__(self, schema: TableSchema) -> None:
-        self._reader = row_reader(schema)
-        self._columns = [(column.name, _json_function(column)) for column in schema.columns]
+        from walbus.native import new_converted_rows  # noqa: PLC0415  (the native core imports this package)
+
+        self._rows = new_converted_rows(schema, [_json_function(column) for column in schema.columns])
+        self._names = [column.name for column in schema.columns]
 
     def __call__(self, payload: bytes, unchanged: bytes) -> dict[str, object]:
-        values = self._reader.raw(payload)
-        row = {
-            name: None if value is None else to_json(value)
-            for (name, to_json), value in zip(self._columns, values, strict=True)
-        }
+        row: dict[str, object] = dict(zip(self._names, self._rows.values(payload), strict=True))
         if unchanged:
             bits = int.from_bytes(unchanged, "little")
-            for index, (name, _) in enumerate(self._columns):
+            for index, name in enumerate(self._names):
                 if bits >> index & 1:
                     del row[name]
         return row
 
 
-def _json_function(column: Column) -> Callable[[Any], object]:
+def _json_function(column: Column) -> Callable[[Any], object] | None:
     if column.type_oid in (JSON, JSONB):
         return splice
     native = NATIVE.get(column.type_oid)
-    if native is None or native.text_like:
-        return _as_it_is
-    to_json = native.json
-    return lambda value: value if type(value) is str else to_json(value)
-
-
-def _as_it_is(value: object) -> object:
-    return value
+    return None if native is None or native.json is same else native.json
 
 
 def splice(text: str) -> msgspec.Raw:

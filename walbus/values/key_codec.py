@@ -61,8 +61,10 @@ def split_key(key: bytes) -> list[int | str]:
     Raises:
         DamagedRecord: the bytes are no key.
     """
-    parts: list[int | str] = []
     offset, end = 0, len(key)
+    if end == 9 and key[0] == 1:  # nearly all of them: one integer
+        return [int.from_bytes(key[1:], "big") - _BIAS]
+    parts: list[int | str] = []
     while offset < end:
         tag = key[offset]
         if tag == 1 and offset + 9 <= end:
