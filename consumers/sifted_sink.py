@@ -11,6 +11,9 @@ its key is not: it was undone together with the row. Letters that are asked for 
 deltas, for which a sink compares the row's own version alone; the checkpoint stays. They wait while a snapshot is read.
 A letter that was taken is deleted when a power failure cannot take the row back any more: the log would not bring it.
 
+Under `skip` a row may be missing that a later update leaves values out of. The sink then has its table read again once:
+if the row is refused there too, such updates are skipped, until a whole row of that key comes.
+
 An error that is about no row (`SinkRefused`) passes through, and so do those of a sweep and of a commit that name none.
 """
 
@@ -38,6 +41,7 @@ _log = structlog.get_logger(__name__)
 
 _ROW_OPS = frozenset({int(op) for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE)})
 _LOOK_SECONDS = 1.0  # between two looks for letters that are to be tried again
+_MOST_MISSING = 100_000  # keys of skipped rows that are remembered; a table is read again for others
 _TRY_SECONDS = 0.25  # that letters are tried at a time
 
 
@@ -93,6 +97,7 @@ class SiftedSink:
         self._left_out: list[
             dict[str, object]
         ] = []  # what is to be told of changes that are skipped by the next commit
+        self._missing: dict[tuple[int, bytes], RowRefused] = {}  # rows that were skipped when their table was read
         self._search = RefusedSearch()
         self._committed: Checkpoint | None = None
         self._look_at = float("-inf")
@@ -215,14 +220,14 @@ class SiftedSink:
 
     @property
     def _is_sifting(self) -> bool:
-        return bool(self._faults) or self._letters is not None
+        return bool(self._faults) or bool(self._missing) or self._letters is not None
 
     def _sifted(self, window: Window, marks: Marks) -> Window:
         if window.kind == Kind.SCHEMA:
             self._relations |= {
                 change.table: change.raw.table for change in window.changes if change.schema is not None
             }
-        if not self._faults and not self.parked:
+        if not self._faults and not self._missing and not self.parked:
             return window
         left = [change for change in window.changes if not self._is_set_aside(change, window, marks)]
         return window if len(left) == len(window.changes) else replace(window, changes=left)
@@ -236,7 +241,7 @@ class SiftedSink:
             self._met.add(row)
             fault = fault if fault.attempts >= self._attempts else None
         if self._letters is None:
-            return fault is not None and self._skip(change, fault)
+            return self._is_skipped(change, window, fault)
         log_id = self.log_id()
         waits = self._letters.holds(change) and not self._letters.comes_before(change, window, log_id)
         if waits and self._letters.park_behind(change, window, log_id, generation=marks.generation):
@@ -250,9 +255,31 @@ class SiftedSink:
             self._tell_void(change.table, self._letters.truncated(change.raw.table))
         return False
 
-    def _skip(self, change: Change, fault: _Fault) -> bool:
-        self._left_out.append(self._told(change, fault))
-        return True
+    def _is_skipped(self, change: Change, window: Window, fault: _Fault | None) -> bool:
+        raw = change.raw
+        if fault is not None and raw.key is not None and window.kind == Kind.SNAPSHOT:
+            self._missing[raw.table, raw.key] = fault.error
+            if len(self._missing) > _MOST_MISSING:
+                del self._missing[next(iter(self._missing))]
+        elif fault is None and self._missing:
+            fault = self._without_its_row(change)
+        if fault is not None:
+            self._left_out.append(self._told(change, fault))
+        return fault is not None
+
+    def _without_its_row(self, change: Change) -> _Fault | None:
+        """Why a change is skipped that leaves values out which nobody has; others bring their row, or take it away."""
+        raw = change.raw
+        if raw.op == Op.TRUNCATE:
+            self._missing = {place: error for place, error in self._missing.items() if place[0] != raw.table}
+        places = [(raw.table, key) for key in (raw.old_key, raw.key) if key is not None]
+        error = self._missing.get(places[0]) if places else None
+        for place in places:
+            self._missing.pop(place, None)
+        if error is None or not raw.unchanged:
+            return None
+        self._missing[places[-1]] = error
+        return _Fault(error)
 
     # What is tried again
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.model_source import ITEMS, ModelSource, delete, insert
+from support.model_source import ITEMS, Edit, ModelSource, delete, insert, update
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.refused_rows import RowRefused, row_of
 from walbus.consumers.sifted_sink import Rewound, SiftedSink
@@ -143,6 +143,32 @@ def test_what_comes_before_the_refused_call_goes_as_it_came() -> None:
             break
     assert choosy.rows == [n for n in range(2_000) if n != 1950]
     assert sink.skipped == 1
+
+
+def test_updates_that_leave_out_values_of_a_row_that_was_skipped_in_a_snapshot_are_skipped_too() -> None:
+    """Each would have its whole table read again, in vain."""
+    source = ModelSource()
+    choosy = Choosy(lambda change: id_of(change) in (3, 4), names=True)
+    source.commit([insert(ITEMS, n) for n in range(6)])
+    sink = sifted(choosy, attempts=1)
+    rows = [window_of(header, record, source.layouts.__getitem__) for header, record in source.snapshot(ITEMS, None)]
+    passes(sink, rows)
+    assert sink.skipped == 2
+    choosy.refuses = lambda change: False
+    behind = len(source.records)
+
+    def come(*edits: Edit) -> list[int]:
+        source.commit(edits)
+        (window,) = windows_of(source)[behind:][-1:]
+        choosy.calls.clear()
+        passes(sink, [window])
+        return choosy.calls[0]
+
+    assert come(update(ITEMS, 3, name="b"), update(ITEMS, 2, name="b")) == [2]
+    assert come(update(ITEMS, 3, new_id=9, name="c"), update(ITEMS, 4, name="c", body="whole")) == [4]
+    assert come(update(ITEMS, 9, name="d"), update(ITEMS, 4, name="d")) == [4], "it follows its row to another key"
+    assert sink.skipped == 5
+    assert come(delete(ITEMS, 9), insert(ITEMS, 9), update(ITEMS, 9, name="e")) == [9, 9, 9]
 
 
 @settings(deadline=None)
