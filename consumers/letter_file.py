@@ -122,58 +122,70 @@ class LetterFile:
 
     def changed(self) -> bool:
         """Whether another process wrote since this was asked last; True at first."""
-        (version,) = self._opened().execute("PRAGMA data_version").fetchone()
+        connection = self._opened()
+        with self._errors():
+            (version,) = connection.execute("PRAGMA data_version").fetchone()
         before, self._version = self._version, version
         return bool(version != before)
 
     def entries(self) -> list[Entry]:
         """What is to be known of every letter."""
-        return [_entry(*row) for row in self._opened().execute(f"SELECT {_ENTRY} FROM letters")]  # noqa: S608  # our own words
+        connection = self._opened()
+        with self._errors():
+            return [_entry(*row) for row in connection.execute(f"SELECT {_ENTRY} FROM letters")]  # noqa: S608  # our own words
 
     def read(self, ids: Iterable[int]) -> list[DeadLetter]:
         """Those letters of them that are there, in their order."""
         connection = self._opened()
         layouts: dict[int, TableSchema] = {}
         read = f"SELECT {_COLUMNS} FROM letters WHERE id = ?"  # noqa: S608  # our own words
-        found = (connection.execute(read, (id_,)).fetchone() for id_ in ids)
-        return [_letter(connection, layouts, *row) for row in found if row is not None]
+        with self._errors():
+            found = (connection.execute(read, (id_,)).fetchone() for id_ in ids)
+            return [_letter(connection, layouts, *row) for row in found if row is not None]
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction; no other process writes meanwhile."""
         connection = self._opened()
-        try:
+        with self._errors():
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
-        except sqlite3.OperationalError as error:
-            mend = "make room, or let this user write there"
-            raise StoreError(f"no dead letter can be written: {error}", where=str(self._path), mend=mend) from None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Translates trouble with the file: not now, or damaged."""
+        try:
+            yield
+        except (sqlite3.OperationalError, OSError) as error:
+            mend = "make room, let this user write there, or wait until nobody holds the file"
+            raise StoreError(f"the dead letters' file fails: {error}", where=str(self._path), mend=mend) from None
+        except sqlite3.Error as error:
+            mend = "move the file away: the letters in it are lost to this consumer"
+            raise StoreDamaged(f"these are no dead letters: {error}", where=str(self._path), mend=mend) from None
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch(mode=0o600)
-            # A consumer may park from another thread than the one that opened it, never from two at a time.
-            connection = sqlite3.connect(
-                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                _prepare(connection)
-            except sqlite3.OperationalError as error:
-                connection.close()
-                mend = "make room, let this user write there, or wait until nobody holds the file"
-                raise StoreError(f"dead letters cannot be opened: {error}", where=str(self._path), mend=mend) from None
-            except sqlite3.DatabaseError as error:
-                connection.close()
-                mend = "move the file away: the letters in it are lost to this consumer"
-                raise StoreDamaged(f"these are no dead letters: {error}", where=str(self._path), mend=mend) from None
-            self._connection, self._version = connection, -1
+            with self._errors():
+                self._connection, self._version = self._open(), -1
         return self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)
+        # A consumer may park from another thread than the one that opened it, never from two at a time.
+        connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
 
 # What is done inside `LetterFile.writing`
@@ -271,9 +283,10 @@ def _letter(  # noqa: PLR0913, PLR0917  # a row of the table
         schema = layouts[layout]
     try:
         change = Change(next(iter_changes(packed)), schema, parse_position(position), seq)
-    except InvalidText as error_:
-        raise StoreDamaged(error_.what, where=f"letter {id_}", mend="drop it") from None
-    told = json.loads(window)
+        told = json.loads(window)
+    except (InvalidText, ValueError) as error_:
+        what = error_.what if isinstance(error_, InvalidText) else "its window is no JSON"
+        raise StoreDamaged(what, where=f"letter {id_}", mend="drop it") from None
     alone = Window(
         kind=Kind(told["kind"]), changes=(change,), xid=told["xid"], commit_lsn=told["commit_lsn"],
         commit_time=time_of(told["commit_time"]), last=parse_position(told["last"]), last_seq=told["last_seq"],

@@ -74,7 +74,7 @@ class LetterSteps:
 
     def park_behind(self, change: Change, delivery: Delivery) -> Generator[Step, bool, bool]:
         """Keeps a change that is to wait behind a letter, if it is; raises DeadLettersFull."""
-        if not self.letters.holds(change):
+        if not self.letters.holds(change) or self.letters.comes_before(change, delivery.window, self.feed.log_id):
             return False
         park = partial(self.letters.park_behind, generation=delivery.generation)
         return (yield self.effects.call, (park, change, delivery.window, self.feed.log_id))

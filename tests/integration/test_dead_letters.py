@@ -194,6 +194,19 @@ def test_bounds_are_letters_and_bytes(source, tmp_path: Path) -> None:
             assert len(store.letters()) == 1
 
 
+def test_a_damaged_file_and_a_folder_that_cannot_be_made_are_told_as_what_they_are(source, tmp_path: Path) -> None:
+    path = tmp_path / "letters.sqlite"
+    with closing(DeadLetters(path)) as store:
+        park(store, window(source, *[insert(ITEMS, n, "n" * 400) for n in range(200)]))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    with pytest.raises(StoreDamaged, match="these are no dead letters"):
+        DeadLetters(path)
+    below, more = path / "below" / "letters.sqlite", window(source, insert(ITEMS, 300))
+    with closing(DeadLetters(below)) as store, pytest.raises(StoreError, match=r"Not a directory|File exists"):
+        park(store, more)
+
+
 def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
     path = tmp_path / "letters.sqlite"
     path.write_bytes(b"no database at all" * 100)

@@ -20,6 +20,7 @@ from walbus.events import Change
 pytestmark = pytest.mark.one_version
 
 PARK = Failures("dead-letter", attempts=1)
+PARK_AFTER_TWO = Failures("dead-letter", attempts=2, first_pause=0.01)
 
 
 @pytest.fixture
@@ -64,6 +65,24 @@ def out_of_the_log(source: ModelSource) -> None:
     """Whoever is behind reads a snapshot."""
     source.horizon = source.end
     source.trim(source.end)
+
+
+def test_a_rollback_parks_no_change_that_was_not_refused(source, relay, tmp_path: Path, way: str) -> None:
+    source.commit([insert(ITEMS, 1, "a"), update(ITEMS, 1, name="poison"), update(ITEMS, 1, name="c")])
+    once = [True]
+
+    def fail() -> None:
+        if once:
+            once.pop()
+            raise RuntimeError("the window's end")
+
+    calls = Recorder(lambda change: change.after["name"] == "poison")
+    calls.raising["window_end"] = fail
+    with calling(way, relay.url, tmp_path, calls, PARK_AFTER_TWO, start="earliest") as run:
+        wait_for(lambda: len(calls.durable) == 1)
+    assert run.error is None and not once
+    assert [change.after["name"] for change in calls.durable] == ["a"]
+    assert parked(tmp_path) == [(1, "ValueError"), (1, "behind")]
 
 
 def test_a_snapshot_makes_letters_void_of_rows_that_it_lacks_and_of_no_others(
