@@ -14,8 +14,8 @@ The way of the data:
     subscribed  what a consumer asks for; whole_rows how far back it can be had complete
     listing     which tables the bootstrap has, and what deltas of them cost
     session     drives the machine: opens what it wants, waits out what comes right by itself
-    checkpoint  where a consumer is; checkpoint_store keeps it, and those in SQLite, PostgreSQL and Redis do, behind
-                one checkpoint_fence
+    checkpoint  where a consumer is; checkpoint_store keeps it, and those in SQLite, PostgreSQL, Redis and files that
+                a group shares (checkpoint_shared) do, behind one checkpoint_fence
     arrow       windows as Arrow record batches; frames as those of pandas and Polars
     reporting   tells the relay where the consumer is; report_schedule when, progress also for people
     read_your_writes   waits until a consumer has done what was committed
@@ -26,7 +26,9 @@ The way of the data:
                 are those of the loop that park it and try it again
     typed_rows  rows as objects of a class; places where in the log a reading begins and ends
     subscription  one consumer's deliveries and commits
-    client      `walbus.connect(url).subscribe(...)`
+    group_member   has the parts worked on that the relay leases to a member of a group, as group_membership says;
+                part_lease is what one may do with a part
+    client      `walbus.connect(url).subscribe(...)` and `.join(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: batches windows into a sink
     sink_verifying   compares a sink with the bootstrap, by way of a row_spool, and has tables read again
@@ -41,12 +43,15 @@ from walbus.consumers.callbacks import AsyncCallbacks, Callbacks, ChangesRefused
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_postgres import PostgresCheckpointStore
 from walbus.consumers.checkpoint_redis import RedisCheckpointStore
+from walbus.consumers.checkpoint_shared import SharedFileCheckpointStore
 from walbus.consumers.checkpoint_sqlite import SqliteCheckpointStore
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, MemoryCheckpointStore
 from walbus.consumers.client import Bus, connect
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.deliveries import Batches, Delivered, Delivery
+from walbus.consumers.group_member import GroupMember
 from walbus.consumers.letter_file import DeadLetter
+from walbus.consumers.part_lease import LeasedSubscription
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.read_your_writes import ConsumerBehind, ConsumerPlace
 from walbus.consumers.runner import run_consumer
@@ -74,10 +79,13 @@ __all__ = [
     "Delivery",
     "Failures",
     "FileCheckpointStore",
+    "GroupMember",
+    "LeasedSubscription",
     "MemoryCheckpointStore",
     "PhaseEvent",
     "PostgresCheckpointStore",
     "RedisCheckpointStore",
+    "SharedFileCheckpointStore",
     "SqliteCheckpointStore",
     "Subscription",
     "Sweep",

@@ -13,8 +13,8 @@ lowest state of the bootstrap that the rows of any table came from before they f
 `layouts` is the largest number of a layout that the consumer was told: the log's writer may tell an older one again,
 which is no new table. `part` is the part of all keys that it is of; None: it is of all keys.
 
-Its stored form is one JSON object with a version: 3 where it is of a part, 2 where a table is read as a delta, which
-version 1 did not know, and 1 otherwise. No I/O.
+Its stored form is one JSON object with a version: 4 where a member of a group has the part, 3 where it is of a part, 2
+where a table is read as a delta, which version 1 did not know, and 1 otherwise. No I/O.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 from walbus.errors import InvalidText
 from walbus.position import ORIGIN, Position, parse_position
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Lacking(NamedTuple):
@@ -50,9 +50,11 @@ class Part(NamedTuple):
 
     Attributes:
         partition: `i/n`, the part i, from 0, of n.
+        token: under which a member of a group has it, larger than that of whoever had it before; 0: it is not leased.
     """
 
     partition: str
+    token: int = 0
 
 
 class Point(NamedTuple):
@@ -165,7 +167,7 @@ def phase_of(checkpoint: Checkpoint) -> str:
 def dump_checkpoint(checkpoint: Checkpoint) -> str:
     """The checkpoint as one line of JSON; equal checkpoints give equal text."""
     document: dict[str, Any] = {
-        "version": 3 if checkpoint.part is not None else 2 if _has_delta(checkpoint) else 1,
+        "version": _version(checkpoint),
         "phase": _PHASES.get(type(checkpoint), "snapshot"),
         "log_id": checkpoint.log_id,
         "marks": checkpoint.marks,
@@ -189,6 +191,8 @@ def dump_checkpoint(checkpoint: Checkpoint) -> str:
         document["asked"] = checkpoint.asked
     if checkpoint.part is not None:
         document["partition"] = checkpoint.part.partition
+        if checkpoint.part.token:
+            document["token"] = checkpoint.part.token
     if checkpoint.layouts:
         document["layouts"] = checkpoint.layouts
     if checkpoint.rows is not None and (checkpoint.rows > ORIGIN or isinstance(checkpoint, Snapshotting)):
@@ -221,7 +225,7 @@ def _load(document: dict[str, Any]) -> Checkpoint:
     unread, layouts = _load_unread(document), int(document.get("layouts", 0))
     asked = tuple(map(str, document["asked"])) if "asked" in document else None
     rows = parse_position(document["rows"]) if "rows" in document else None
-    part = Part(str(document["partition"])) if "partition" in document else None
+    part = Part(str(document["partition"]), int(document.get("token", 0))) if "partition" in document else None
     match document["phase"]:
         case "online":
             point = _load_point(document["point"])
@@ -252,8 +256,11 @@ def _load_point(document: dict[str, Any]) -> Point:
     return Point(parse_position(document["last_done"]), int(document["seq"]))
 
 
-def _has_delta(checkpoint: Checkpoint) -> bool:
-    return isinstance(checkpoint, Snapshotting) and any(table.since is not None for table in checkpoint.tables)
+def _version(checkpoint: Checkpoint) -> int:
+    if checkpoint.part is not None:
+        return 4 if checkpoint.part.token else 3
+    has_delta = isinstance(checkpoint, Snapshotting) and any(table.since is not None for table in checkpoint.tables)
+    return 2 if has_delta else 1
 
 
 def _dump_table(table: TableProgress) -> dict[str, object]:
@@ -281,3 +288,8 @@ def last_done_of(checkpoint: Checkpoint | None) -> Position:
             return last_done
         case _:
             return ORIGIN
+
+
+def token_of(checkpoint: Checkpoint | None) -> int:
+    """Of the member of a group that stored it; 0: it was none, or there is no checkpoint."""
+    return 0 if checkpoint is None or checkpoint.part is None else checkpoint.part.token

@@ -8,6 +8,10 @@ to store, since the last success      replaced, as one's own
 it is none, or an earlier place       the server lost its last writes: it is replaced all the same
 anything else                         another process goes on under this name: CheckpointTaken
 
+Of two members of a group that had a part after each other the later one has the higher token, and its checkpoint stands
+wherever it is. It stores what it has loaded at once under its own token: from then on the text that the earlier one
+knows is no longer there, and whatever that one is about to save is refused, were it a moment or a day late.
+
 Which of the attempts without an answer came through is not known: each may have, and only the first that did. So all of
 them are remembered, as digests.
 """
@@ -19,11 +23,13 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import ClassVar, Final, NamedTuple
 
-from walbus.consumers.checkpoint import Checkpoint, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.checkpoint import Checkpoint, dump_checkpoint, last_done_of, load_checkpoint, token_of
 from walbus.errors import CheckpointTaken, InvalidText
 
 #: Attempts without an answer that are remembered. While a place is away an idle consumer makes one a second.
 _TRIED: Final = 20_000
+
+_LEASED: Final = '"token"'  # in the text of a member of a group alone
 
 
 class Replaced(NamedTuple):
@@ -62,23 +68,35 @@ class FencedCheckpointStore(ABC):
 
         Raises:
             CheckpointUnavailable: the place does not answer; the same call may succeed later.
-            CheckpointTaken: another process has stored a later one.
+            CheckpointTaken: another process has stored a later one, or one under a higher token.
         """
         text = dump_checkpoint(checkpoint)
         before = self._last
+        if before is not None and self._outranked(before, checkpoint):
+            raise self._taken()
         self._tried.append(_digest(text))
         while not (answer := self._replace(before, text)).done and answer.there != text:
             before = answer.there
-            if before is not None and _digest(before) not in self._tried and not self._earlier(before):
-                mend = "end the other one, or give each a name of its own"
-                raise CheckpointTaken("another process stored a later checkpoint", where=self._where, mend=mend)
+            if before is not None and _digest(before) not in self._tried and not self._earlier(before, checkpoint):
+                raise self._taken()
         self._last = text
         self._tried.clear()
 
-    def _earlier(self, text: str) -> bool:
+    def _earlier(self, text: str, saved: Checkpoint) -> bool:
+        """Whether a text that is there is one of before, which a server that lost its last writes has again."""
         mine = None if self._last is None else self._parsed(self._last)
         theirs = self._parsed(text)
-        return mine is not None and mine.log_id == theirs.log_id and last_done_of(theirs) < last_done_of(mine)
+        if mine is None or mine.log_id != theirs.log_id or self._outranked(text, saved):
+            return False
+        return last_done_of(theirs) < last_done_of(mine)
+
+    def _outranked(self, text: str, saved: Checkpoint) -> bool:
+        """Whether a text is of a member that got the part later than who saves."""
+        return _LEASED in text and token_of(self._parsed(text)) > token_of(saved)
+
+    def _taken(self) -> CheckpointTaken:
+        mend = "end the other one, or give each a name of its own"
+        return CheckpointTaken("another process stored a later checkpoint", where=self._where, mend=mend)
 
     def _parsed(self, text: str) -> Checkpoint:
         try:

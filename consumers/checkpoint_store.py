@@ -75,7 +75,7 @@ class FileCheckpointStore:
         if self._lock is not None:
             raise _taken(str(self._path))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        path = self._path.with_name(f".{self._path.name}.lock")
+        path = lock_path(self._path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,6 +132,11 @@ class MemoryCheckpointStore:
     def save(self, checkpoint: Checkpoint) -> None:
         """Replaces it."""
         self._checkpoint = checkpoint
+
+
+def lock_path(path: Path) -> Path:
+    """The file beside a checkpoint that is locked for it, since the checkpoint itself is replaced."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def replace_durably(path: Path, content: bytes) -> None:

@@ -14,19 +14,25 @@ of two changes of one key, the later one has the larger seq.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, get_args
+from typing import Self, TypeVar, get_args
 
 from pydantic import SecretStr
 
 from walbus.consumer_reports import checked_name
 from walbus.consumers.addresses import Relays, listed
+from walbus.consumers.checkpoint import Checkpoint
+from walbus.consumers.checkpoint_fence import FencedCheckpointStore
+from walbus.consumers.checkpoint_shared import SharedFileCheckpointStore
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, OneReader
 from walbus.consumers.clock import Clock
+from walbus.consumers.group_member import GroupMember, check_group
 from walbus.consumers.narrowing import Narrowing
+from walbus.consumers.part_lease import LeasedSubscription, PartLease, taken_over
 from walbus.consumers.partitions import part_name, require_same_part, require_same_parts
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.places import Place, Until, parse_place
@@ -43,6 +49,8 @@ from walbus.credentials import Credentials, credentials_from_environment
 from walbus.errors import UsageError
 from walbus.position import Position
 
+Store = TypeVar("Store", bound=CheckpointStore)
+
 #: Where checkpoints of named consumers lie unless `connect` is told otherwise: one folder a consumer.
 CHECKPOINT_FOLDER = Path("walbus-data") / "consumers"
 
@@ -58,6 +66,7 @@ class Bus:
         self._folder = folder
         self._clock = clock
         self._subscriptions: list[Subscription] = []
+        self._members: list[GroupMember] = []
         self._closed = False
 
     def subscribe(  # noqa: PLR0913  # all but the name have a default
@@ -139,13 +148,75 @@ class Bus:
             if isinstance(store, OneReader):
                 store.release()
             raise
-        relays = Relays(self._peers)
-        reporter = Reporter(Reported(called, subscribed.tables), relays, self._clock)
-        reporter.begin(checkpoint)
-        session = Session(relays, subscribed, checkpoint, self._clock)
-        subscription = Subscription(session, store, reporter, handing)
+        subscription = Subscription(*self._reading(subscribed, checkpoint, store), handing)
         self._subscriptions.append(subscription)
         return subscription
+
+    def join(  # noqa: PLR0913  # all but the name and the number of parts have a default
+        self,
+        *tables: str,
+        name: str,
+        parts: int,
+        lease_seconds: float = 15.0,
+        start: Start = "snapshot",
+        checkpoints: Callable[[str], FencedCheckpointStore] | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        delta_above: int | None = None,
+        complete: bool = False,
+        into: Into | None = None,
+    ) -> GroupMember:
+        """This process as a member of a group, whose members share all keys without being told which are whose.
+
+        Args:
+            tables: as those of `subscribe`.
+            name: of the group; its parts are the consumers `NAME.i-of-n`.
+            parts: how many there are, the same for all members: as many members as that have something to do at most.
+            lease_seconds: 1 to 60; a member that is not heard of for so long, and a little longer, loses its parts.
+            start: where a part without a checkpoint begins.
+            checkpoints: makes the store of a part by its consumer's name, which the members share; it is closed with
+                the part. Default: files below the bus's folder, for members on one machine.
+            columns: as those of `subscribe`.
+            delta_above: as that of `subscribe`.
+            complete: as that of `subscribe`.
+            into: as that of `subscribe`.
+
+        Raises:
+            UsageError: a choice makes no sense, or this machine has consumers of the name with another number of parts.
+        """
+        self._require_open()
+        _check_choices(start, (), delta_above)
+        check_group(parts, lease_seconds)
+        part_name(name, f"{parts - 1}/{parts}")
+        require_same_parts(self._folder, name, f"0/{parts}")
+        narrowing, patterns = Narrowing(None, (), columns or {}), check_patterns(tables)
+        rows = None if into is None else TypedRows(into)
+
+        @contextmanager
+        def opened(lease: PartLease) -> Iterator[LeasedSubscription]:
+            folder = self._folder / lease.name
+            path = folder / "checkpoint.json"
+            store = SharedFileCheckpointStore(path) if checkpoints is None else checkpoints(lease.name)
+            part = replace(narrowing, partition=lease.part.partition)
+            subscribed = Subscribed(
+                lease.name, patterns, start, self._bootstrap, delta_above, part, complete, lease.part.token
+            )
+            with closing(store):
+                read = self._reading(subscribed, taken_over(store, lease), store)
+                with LeasedSubscription(*read, Handing(folder, rows=rows), lease) as subscription:
+                    yield subscription
+
+        member = GroupMember(name, parts, lease_seconds, relays=self._peers, open_part=opened, clock=self._clock)
+        self._members.append(member)
+        return member
+
+    def _reading(
+        self, subscribed: Subscribed, checkpoint: Checkpoint | None, store: Store
+    ) -> tuple[Session, Store, Reporter]:
+        """What a subscription is made of."""
+        relays = Relays(self._peers)
+        reporter = Reporter(Reported(subscribed.name, subscribed.tables), relays, self._clock)
+        reporter.begin(checkpoint)
+        return Session(relays, subscribed, checkpoint, self._clock), store, reporter
 
     def wait_for(
         self, name: str, lsn: str | int | None = None, timeout: float = 30.0, *, position: str | Position | None = None
@@ -168,8 +239,10 @@ class Bus:
         return wait_for(Relays(self._peers), checked_name(name), goal_of(lsn, position), timeout, self._clock)
 
     def close(self) -> None:
-        """Ends all subscriptions."""
+        """Ends all subscriptions, and has members of groups leave them."""
         self._closed = True
+        for member in self._members:
+            member.close()
         for subscription in self._subscriptions:
             subscription.close()
         for peer in self._peers:

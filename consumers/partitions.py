@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from walbus.consumer_reports import checked_name
-from walbus.consumers.checkpoint import Checkpoint
+from walbus.consumers.checkpoint import Checkpoint, token_of
 from walbus.errors import ConfigError, UsageError
 
 #: What stands for the part in a sink's options.
@@ -77,11 +77,17 @@ def require_same_parts(folder: Path, name: str, partition: str | None) -> None:
         )
 
 
-def require_same_part(checkpoint: Checkpoint | None, partition: str | None, name: str) -> None:
+def require_same_part(checkpoint: Checkpoint | None, partition: str | None, name: str, token: int = 0) -> None:
     """Sees to it that a checkpoint is of the part that is asked for.
 
+    Args:
+        checkpoint: what is stored.
+        partition: `i/n`; None: all keys.
+        name: of the consumer, for the error.
+        token: under which a member of a group has the part; 0: it is read without a group.
+
     Raises:
-        UsageError: it is of another one.
+        UsageError: it is of another one, or members of a group have it.
     """
     if checkpoint is None:
         return
@@ -91,6 +97,12 @@ def require_same_part(checkpoint: Checkpoint | None, partition: str | None, name
             f"the checkpoint is of {_told(stored)}, and the consumer is to read {_told(partition)}",
             where=f"consumer {name}",
             mend="give each part a checkpoint of its own; remove this one to start again",
+        )
+    if token_of(checkpoint) and not token:
+        raise UsageError(
+            "the checkpoint is that of a group, whose members have the part after each other",
+            where=f"consumer {name}",
+            mend="join the group, or take another name",
         )
 
 

@@ -96,7 +96,7 @@ class Session:
 
     def __post_init__(self) -> None:
         asked = self.subscribed
-        require_same_part(self.checkpoint, asked.narrowing.partition, asked.name)
+        require_same_part(self.checkpoint, asked.narrowing.partition, asked.name, asked.token)
         self._machine = ConsumerMachine(self.checkpoint, asked.start, asked.delta_above, asked.tables, asked.part)
         self._layouts = Layouts(self.relay.schema)
         self._stream: RecordStream | None = None

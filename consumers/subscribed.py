@@ -22,6 +22,7 @@ class Subscribed:
             the log is followed as long as it holds the position.
         narrowing: the part of the tables' changes.
         complete: whether the log's changes are read with whole rows, from the bootstrap server.
+        token: under which a member of a group has the part; 0: it is not leased.
     """
 
     name: str
@@ -31,8 +32,9 @@ class Subscribed:
     delta_above: int | None = None
     narrowing: Narrowing = WHOLE
     complete: bool = False
+    token: int = 0
 
     @property
     def part(self) -> Part | None:
         """Of all keys; None: all."""
-        return None if self.narrowing.partition is None else Part(self.narrowing.partition)
+        return None if self.narrowing.partition is None else Part(self.narrowing.partition, self.token)

@@ -35,6 +35,8 @@ from walbus.errors import (
     WalbusError,
 )
 from walbus.position import Position, parse_position
+from walbus.relay.group_leases import Asked
+from walbus.relay.group_requests import Told, pack_asked, parse_told
 from walbus.schema import TableSchema
 
 T = TypeVar("T")
@@ -227,6 +229,12 @@ class RelayPeer:
     def report(self, name: str, report: ConsumerReport) -> None:
         """`PUT /v1/consumers/{name}`: where a consumer is."""
         self._peer.put(f"/v1/consumers/{name}", dump_report(report))
+
+    def ask_parts(self, group: str, member: str, asked: Asked, timeout: float) -> Told:
+        """`PUT /v1/groups/{group}/members/{member}`: a member of a group asks, and is told what it holds."""
+        path, headers = f"/v1/groups/{group}/members/{member}", {"Content-Type": "application/json"}
+        answer = self._peer.answer("PUT", path, content=pack_asked(asked), headers=headers, timeout=timeout)
+        return parse_told(answer.content)
 
     def wait(self, name: str, seconds: float, goal: dict[str, str]) -> tuple[bool, dict[str, Any]]:
         """`GET /v1/consumers/{name}/wait`: whether a consumer got to an `lsn` or a `position` in time, and its place.

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from walbus.errors import UsageError
+from walbus.errors import ProtocolError, UsageError
 from walbus.relay.group_leases import Asked, Group, Hold
 
 #: What a member may be called.
@@ -97,6 +97,24 @@ def parse_asked(data: bytes) -> Asked:
         raise UsageError("this is not JSON", where="body", mend=mend) from None
     done = [Hold(one.part, one.token) for one in asked.done]
     return Asked(asked.parts, asked.lease_seconds, done, asked.leaves)
+
+
+def pack_asked(asked: Asked) -> bytes:
+    """What a member sends: the inverse of `parse_asked`."""
+    done = [_Done(part, token) for part, token in asked.done]
+    return msgspec.json.encode(_Asked(asked.parts, asked.lease, done, asked.leaves))
+
+
+def parse_told(data: bytes) -> Told:
+    """What a member was told.
+
+    Raises:
+        ProtocolError: it is none of that.
+    """
+    try:
+        return msgspec.json.decode(data, type=Told)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ProtocolError("the answer is not what a member of a group is told") from None
 
 
 def told(group: Group, member: str, asked: Asked) -> Told:

@@ -28,6 +28,7 @@
     ├── RequestRefused        the relay or bootstrap server answered with a 4xx
     ├── CheckpointUnavailable  where checkpoints are kept does not answer: try again
     ├── CheckpointTaken       another process goes on under the consumer's name
+    │   └── PartLost          a member of a group no longer has the part
     ├── RowMismatch           a row does not fit the class that it was asked for as
     ├── CallbackFailed        a consumer's own code goes on failing
     ├── DeadLettersFull       no more changes may be parked
@@ -205,6 +206,10 @@ class CheckpointUnavailable(WalbusError):
 
 class CheckpointTaken(WalbusError):
     """Another process stored a later checkpoint under the consumer's name."""
+
+
+class PartLost(CheckpointTaken):
+    """A member of a group no longer has the part, or may have it no longer: what it did last comes again elsewhere."""
 
 
 class RowMismatch(WalbusError):

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from support.model_source import ITEMS, ModelSource, insert
 from support.scripted_relay import ScriptedRelay
 from support.services import RedisServer
 from support.waiting import wait_for
+from walbus.consumer_reports import checked_name
 from walbus.consumers import (
     CheckpointStore,
     FileCheckpointStore,
     PostgresCheckpointStore,
     RedisCheckpointStore,
+    SharedFileCheckpointStore,
     SqliteCheckpointStore,
+    checkpoint_shared,
 )
 from walbus.consumers.checkpoint import (
     CatchingUp,
@@ -33,6 +37,7 @@ from walbus.consumers.checkpoint import (
     Following,
     Lacking,
     Marks,
+    Part,
     Point,
     Snapshotting,
     TableProgress,
@@ -45,7 +50,7 @@ pytestmark = pytest.mark.one_version
 Make = Callable[..., Any]
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis"])
+@pytest.fixture(params=["sqlite", "postgres", "redis", "files"])
 def make(request: pytest.FixtureRequest, tmp_path: Path, pg_version: str) -> Iterator[Make]:
     """Makes stores that share a place: `make("name")`. `database` needs `pg_version` to be asked for by name."""
     kind, opened = request.param, []
@@ -55,6 +60,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, pg_version: str) -> Ite
     def made(name: str = "orders") -> Any:
         if kind == "sqlite":
             opened.append(SqliteCheckpointStore(tmp_path / "new" / "own.sqlite", name))
+        elif kind == "files":
+            opened.append(SharedFileCheckpointStore(tmp_path / "new" / checked_name(name) / "checkpoint.json"))
         elif kind == "postgres":
             opened.append(PostgresCheckpointStore(server.dsn, name))
         else:
@@ -128,6 +135,46 @@ def test_a_process_that_another_one_has_passed_is_refused(make) -> None:
     other.save(at(8))
     with pytest.raises(CheckpointTaken):
         begins_too.save(at(8, "log-b"))
+
+
+def test_the_member_that_has_a_part_later_stands_wherever_it_is(make) -> None:
+    def has(lsn: int, token: int) -> Following:
+        return replace(at(lsn), part=Part("0/4", token))
+
+    first, second = make(), make()
+    first.load()
+    first.save(has(32, 5))
+    second.load()
+    second.save(has(32, 6))
+    for lsn in (24, 32, 48):
+        with pytest.raises(CheckpointTaken):
+            first.save(has(lsn, 5))
+    assert make().load() == has(32, 6)
+    third = make()
+    third.load()
+    with pytest.raises(CheckpointTaken):
+        third.save(has(48, 5))
+    first._last = make()._read()
+    first.save(has(16, 6))
+    first.save(has(24, 7))
+    with pytest.raises(CheckpointTaken):
+        second.save(has(40, 6))
+    assert make().load() == has(24, 7), "an earlier place under a higher token is no place that lost its last writes"
+
+
+def test_a_shared_file_is_not_written_under_the_lock_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.json"
+    alone, shared = FileCheckpointStore(path), SharedFileCheckpointStore(path)
+    alone.take()
+    shared.load()
+    monkeypatch.setattr(checkpoint_shared, "_LOCK_SECONDS", 0.1)
+    with pytest.raises(CheckpointUnavailable, match="stands still"):
+        shared.save(at(16))
+    alone.release()
+    shared.save(at(16))
+    assert alone.load() == at(16)
 
 
 def test_an_answer_that_was_lost_is_no_other_process(make) -> None:

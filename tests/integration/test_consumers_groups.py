@@ -1,0 +1,287 @@
+"""Groups with real processes: parts move when members join, leave, die and stand still, and nothing is missed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import walbus
+from support import group_process
+from support.relay_log import FileEngine, table_schema
+from support.relay_server import rows_of
+from support.serving_relay import ServingRelay
+from support.waiting import wait_for
+from walbus.consumers import LeasedSubscription
+from walbus.demo.postgres import free_port
+from walbus.errors import CheckpointTaken, RequestRefused, UsageError
+
+pytestmark = pytest.mark.one_version
+
+PARTS = 4
+LEASE = 3.0
+
+
+class Row(NamedTuple):
+    part: str
+    token: int
+    seq: int
+    id: int
+
+
+class Source:
+    """A log of rows, each in a transaction of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.engine = FileEngine(folder)
+        self._writer = self.engine.open_writer()
+        self._schema, _ = self._writer.schemas.register(table_schema("orders", 1))
+        self.count = 0
+
+    def write(self, count: int = 20) -> None:
+        for _ in range(count):
+            self.count += 1
+            self._writer.append(rows_of(self._schema, self.count * 16, range(self.count, self.count + 1)))
+        self._writer.sync()
+
+
+class Process:
+    """A member; its files and what it says are in `folder`."""
+
+    def __init__(self, url: str, folder: Path, name: str) -> None:
+        self.name, self.folder = name, folder
+        self._says = (folder / f"{name}.says").open("ab")
+        arguments = [url, str(folder), name, str(PARTS), str(LEASE)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(group_process.__file__).parents[1])}
+        self.process = subprocess.Popen(
+            [sys.executable, group_process.__file__, *arguments], stdout=self._says, stderr=self._says, env=environment
+        )
+
+    @property
+    def says(self) -> str:
+        return (self.folder / f"{self.name}.says").read_text()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def hold(self) -> None:
+        """Has it stand still in the middle of the window that it gets next."""
+        (self.folder / f"{self.name}.hold").touch()
+
+    def is_holding(self) -> bool:
+        return (self.folder / f"{self.name}.holding").exists()
+
+    def let_go(self) -> None:
+        (self.folder / f"{self.name}.hold").unlink()
+
+    def end(self) -> int:
+        self.send(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._says.close()
+
+
+class Group:
+    """Members of one group, and the relay that they ask."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.source = Source(folder / "log")
+        self.port = free_port()
+        self.relay = self._new_relay()
+        self.made: list[Process] = []
+
+    def _new_relay(self) -> ServingRelay:
+        return ServingRelay(self.source.engine.folder, port=self.port).__enter__()
+
+    def restart_relay(self) -> None:
+        self.relay.__exit__(None, None, None)
+        self.relay = self._new_relay()
+
+    def member(self, name: str) -> Process:
+        self.made.append(Process(self.relay.url, self.folder, name))
+        return self.made[-1]
+
+    def held(self) -> dict[str, list[int]]:
+        """The parts of each member, by the relay\'s word."""
+        status, document = self.relay.json("GET", "/v1/groups/orders")
+        return {} if status == 404 else {one["name"]: one["parts"] for one in document["members"]}
+
+    def is_shared_by(self, count: int) -> bool:
+        """Whether so many members have all parts, equally many each."""
+        held = self.held()
+        return sorted(map(len, held.values())) == [PARTS // count] * count
+
+    def rows(self, name: str | None = None) -> list[Row]:
+        found = []
+        for process in self.made:
+            path = self.folder / f"{process.name}.taken"
+            if name in (None, process.name) and path.exists():
+                lines = [line.split() for line in path.read_text().splitlines()]
+                found += [Row(one[1], int(one[2]), int(one[3]), int(one[4])) for one in lines if one[0] == "row"]
+        return found
+
+    def commits(self) -> list[tuple[str, int, int]]:
+        texts = [path.read_text() for path in self.folder.glob("*.taken")]
+        lines = [line.split() for text in texts for line in text.splitlines()]
+        return sorted((one[1], int(one[2]), int(one[3])) for one in lines if one[0] == "committed")
+
+    def all_are_there(self) -> bool:
+        return {row.id for row in self.rows()} == set(range(1, self.source.count + 1))
+
+    def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        """Waits; what members said stands in the failure."""
+        try:
+            wait_for(condition, seconds, what=what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.told()}") from None
+
+    def are_whole(self) -> None:
+        """Waits until every row is with somebody; then no two members have had one part at a time."""
+        self.wait(self.all_are_there, 60, what="every row to be handled")
+        firsts: dict[tuple[str, int], int] = {}
+        for row in self.rows():
+            at = row.part, row.token
+            firsts[at] = min(row.seq, firsts.get(at, row.seq))
+        for part, token, seq in self.commits():
+            later = [first for (other, after), first in firsts.items() if other == part and after > token]
+            assert all(seq < first for first in later), "who had the part later went on behind the last commit"
+
+    def told(self) -> str:
+        return "\n".join(f"--- {process.name}\n{process.says[-3000:]}" for process in self.made)
+
+    def close(self) -> None:
+        for process in self.made:
+            process.close()
+        self.relay.__exit__(None, None, None)
+        self.source.engine.close()
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    made = Group(tmp_path)
+    yield made
+    made.close()
+
+
+def test_members_that_join_and_leave_share_the_parts_and_miss_nothing(group: Group) -> None:
+    first = group.member("first")
+    group.source.write()
+    group.are_whole()
+    second = group.member("second")
+    group.wait(lambda: group.is_shared_by(2), 60, what="the second one to get its share")
+    group.source.write()
+    group.are_whole()
+    assert first.end() == 0
+    group.wait(lambda: group.is_shared_by(1), 20, what="what was left to be taken at once")
+    group.source.write()
+    group.are_whole()
+    assert len({row.id for row in group.rows("second")}) >= 20
+    assert second.end() == 0
+    assert group.held() == {}
+    assert len(group.rows()) == group.source.count, "nobody died, so nothing came twice"
+
+
+def test_the_parts_of_a_member_that_is_killed_go_to_the_others_when_its_lease_is_over(group: Group) -> None:
+    first, second = group.member("first"), group.member("second")
+    group.wait(lambda: group.is_shared_by(2), 60, what="both to have their shares")
+    group.source.write()
+    group.are_whole()
+    first.send(signal.SIGKILL)
+    group.source.write()
+    group.wait(lambda: group.is_shared_by(1), LEASE * 1.1 + 1 + 20, what="the lease is over")
+    group.are_whole()
+    assert second.end() == 0
+
+
+def test_a_member_that_stood_still_longer_than_its_lease_has_its_late_commit_refused_and_says_so(group: Group) -> None:
+    first, second = group.member("first"), group.member("second")
+    group.wait(lambda: group.is_shared_by(2), 60, what="both to have their shares")
+    first.hold()
+    group.source.write()
+    group.wait(first.is_holding, 30, what="the first one to be in the middle of a window")
+    first.send(signal.SIGSTOP)
+    group.wait(lambda: group.is_shared_by(1), LEASE * 1.1 + 1 + 20, what="the second one has all")
+    group.are_whole()
+    first.let_go()
+    first.send(signal.SIGCONT)
+    group.wait(lambda: "group.commit_refused" in first.says, 20, what="it to be told")
+    group.wait(lambda: group.is_shared_by(2), 60, what="it to be a member again")
+    group.source.write()
+    group.are_whole()
+    assert (first.end(), second.end()) == (0, 0)
+
+
+def test_members_outlast_a_restart_of_the_relay_with_the_parts_that_they_have(group: Group) -> None:
+    members = [group.member("first"), group.member("second")]
+    group.wait(lambda: group.is_shared_by(2), 60, what="both to have their shares")
+    group.source.write()
+    group.are_whole()
+    before = {(row.part, row.token) for row in group.rows()}
+    group.restart_relay()
+    group.source.write()
+    group.are_whole()
+    assert {(row.part, row.token) for row in group.rows()} >= before
+    assert [member.end() for member in members] == [0, 0]
+
+
+def ids_of(subscription: LeasedSubscription, into: list[int], enough: int) -> None:
+    for window in subscription:
+        into += [change.key["id"] for change in window]
+        window.commit()
+        if len(into) >= enough:
+            return
+
+
+def test_a_member_whose_work_returns_or_raises_ends_and_leaves(group: Group, tmp_path: Path) -> None:
+    group.source.write(10)
+    with walbus.connect(group.relay.url, folder=tmp_path / "own") as bus:
+        taken: list[int] = []
+        member = bus.join("public.*", name="orders", parts=1, start="earliest")
+        member.run(lambda subscription: ids_of(subscription, taken, 10))
+        assert (taken, group.held(), member.parts) == (list(range(1, 11)), {}, ())
+        with pytest.raises(UsageError, match="has left"):
+            member.run(lambda subscription: None)
+
+        def fails(subscription: LeasedSubscription) -> None:
+            raise ValueError(subscription.name)
+
+        with pytest.raises(ValueError, match=r"orders.0-of-1"):
+            bus.join("public.*", name="orders", parts=1).run(fails)
+        assert group.held() == {}
+
+
+def test_what_a_group_cannot_be_is_refused(group: Group, tmp_path: Path) -> None:
+    group.source.write(1)
+    with walbus.connect(group.relay.url, folder=tmp_path / "own") as bus:
+        holder = bus.join("public.*", name="orders", parts=1, start="earliest")
+        seen: list[int] = []
+
+        def others_are_refused(subscription: LeasedSubscription) -> None:
+            ids_of(subscription, seen, 1)
+            with (
+                walbus.connect(group.relay.url, folder=tmp_path / "other") as other,
+                pytest.raises(RequestRefused, match="1 parts"),
+            ):
+                other.join(name="orders", parts=2).run(print)
+
+        holder.run(others_are_refused)
+        with pytest.raises(UsageError, match="that of a group"):
+            bus.subscribe("public.*", name="orders", partition="0/1")
+        with pytest.raises(UsageError, match="in 1 parts"):
+            bus.join(name="orders", parts=2)
+        with pytest.raises(UsageError, match="number of parts"):
+            bus.join(name="orders", parts=0)
+    with pytest.raises(UsageError, match="the bus is closed"):
+        bus.join(name="orders", parts=1)
+    assert issubclass(walbus.errors.PartLost, CheckpointTaken)
