@@ -10,31 +10,36 @@ A request has some hundred changes as one JSON object, `{"consumer":…,"changes
 So after a crash the very same request, with the same `webhook-id`, is sent again before anything else, and a receiver
 that remembers the last id has each change once. What is rolled back was sent or not: changes that were, in parts of a
 transaction that is larger than a request, do not come again.
+
+A request that the receiver refuses for what is in it is taken out of the outbox, and sent in halves, down to the one
+change that is at fault.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from pydantic import Field, HttpUrl, SecretStr, field_validator
 
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.checkpoint_store import FileCheckpointStore, replace_durably
+from walbus.consumers.refused_rows import RefusedRow, RowRefused, row_of
 from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, no_folder
 from walbus.consumers.sinks.lines import WindowLines, sweep_line
-from walbus.consumers.sinks.webhook_request import WebhookClient, is_header, secret_bytes
+from walbus.consumers.sinks.webhook_request import RequestRefused, WebhookClient, is_header, secret_bytes
 from walbus.consumers.steps import Sweep
 from walbus.errors import InvalidText, SinkRefused, UsageError
 from walbus.events import Window
 from walbus.jsonlines import encode_line
 from walbus.position import ORIGIN, Position, parse_position
-from walbus.records import Kind
+from walbus.records import Kind, Op
 
 _REQUEST_BYTES = 1 << 20
 _FRAMES = ("begin", "commit")
+_ROW_OPS = frozenset({Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE})
 
 
 class WebhookOptions(SinkOptions):
@@ -74,12 +79,30 @@ class _Outbox(msgspec.Struct, frozen=True, kw_only=True):
         sent: the last change of a transaction of which a part was sent; it is not sent again.
         log_generation: of the log that `sent` is of.
         request: its id; None: there is nothing to be sent.
+        before: what the three first were before the request, for it may be refused; None: there is no request.
     """
 
     checkpoint: str | None
     sent: str
     log_generation: int
     request: str | None
+    before: tuple[str | None, str, int] | None = None
+
+
+class _Line(NamedTuple):
+    """What is to be sent of one change.
+
+    Attributes:
+        text: its JSON.
+        last: `_Outbox.sent` once it is sent.
+        row: of the change; None: it is of no row.
+        place: table and position.
+    """
+
+    text: bytes
+    last: Position
+    row: RefusedRow | None
+    place: str
 
 
 _NOTHING = _Outbox(checkpoint=None, sent=str(ORIGIN), log_generation=0, request=None)
@@ -102,7 +125,7 @@ class WebhookSink:
         self._lock = FileCheckpointStore(self._path)
         self._lines_of = WindowLines()
         self._outbox, self._body = _NOTHING, b""
-        self._gathered: list[bytes] = []
+        self._gathered: list[_Line] = []
         self._size = 0
         self._last = ORIGIN  # of a transaction, the last change that is gathered or sent
         self._log_generation = 0
@@ -132,7 +155,12 @@ class WebhookSink:
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`; a request that was under way is sent first, and so may raise."""
         self._load()
-        self._settle()
+        try:
+            self._settle()
+        except RequestRefused:
+            if not self._take_back():
+                raise
+            self._forget()  # what it had comes again
         text = self._outbox.checkpoint
         try:
             return None if text is None else load_checkpoint(text)
@@ -145,19 +173,22 @@ class WebhookSink:
             self._log_generation, self._last = marks.log_generation, ORIGIN
         for window in windows:
             of_log = window.kind is Kind.TRANSACTION
+            changes = iter(window.changes)
             for line in self._lines_of.of(window):
                 if line["op"] in _FRAMES:
                     continue
+                change = next(changes)
                 if of_log:
                     position = parse_position(str(line["position"]))
                     if position <= self._last:
                         continue  # it was sent
                     self._last = position
-                self._gather(encode_line(line))
+                place = f"{change.table} at {change.position}"
+                self._gather(encode_line(line), row_of(change) if change.raw.op in _ROW_OPS else None, place)
 
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`."""
-        self._gather(encode_line(sweep_line(sweep)))
+        self._gather(encode_line(sweep_line(sweep)), None, f"the sweep of {sweep.table}")
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
@@ -191,25 +222,46 @@ class WebhookSink:
 
     # Requests
 
-    def _gather(self, line: bytes) -> None:
-        self._gathered.append(line)
-        self._size += len(line)
+    def _gather(self, text: bytes, row: RefusedRow | None, place: str) -> None:
+        self._gathered.append(_Line(text, self._last, row, place))
+        self._size += len(text)
         if len(self._gathered) >= self._most or self._size >= _REQUEST_BYTES:
             self._send(self._outbox.checkpoint, self._last)
 
     def _send(self, checkpoint: str | None, last: Position) -> None:
         """Sends what has gathered; a checkpoint is stored with it, and up to where nothing comes again."""
-        body = b'{"consumer":%s,"changes":[%s]}' % (msgspec.json.encode(self._consumer), b",".join(self._gathered))
         self._settle()
-        self._gathered, self._size, self._last = [], 0, last
+        lines, self._gathered, self._size = self._gathered, [], 0
+        self._send_lines(lines, checkpoint, last)
+
+    def _send_lines(self, lines: Sequence[_Line], checkpoint: str | None, last: Position) -> None:
+        texts = b",".join(line.text for line in lines)
+        body = b'{"consumer":%s,"changes":[%s]}' % (msgspec.json.encode(self._consumer), texts)
+        self._last = last
         self._keep(self._behind(checkpoint, f"msg_{secrets.token_hex(16)}"), body)
-        self._settle()
+        try:
+            self._settle()
+        except RequestRefused as error:
+            self._take_back()
+            if len(lines) == 1:
+                raise _refusal(lines[0], error) from None
+            half = len(lines) // 2
+            self._send_lines(lines[:half], self._outbox.checkpoint, lines[half - 1].last)
+            self._send_lines(lines[half:], checkpoint, last)
 
     def _settle(self) -> None:
         """Sends the request that is under way, if there is one."""
         if self._outbox.request is not None:
             self._client.post(self._outbox.request, self._body)
-            self._keep(msgspec.structs.replace(self._outbox, request=None))
+            self._keep(msgspec.structs.replace(self._outbox, request=None, before=None))
+
+    def _take_back(self) -> bool:
+        """Takes the request out of the outbox; False if nobody knows what was there before it."""
+        if self._outbox.before is None:
+            return False
+        checkpoint, sent, log_generation = self._outbox.before
+        self._keep(_Outbox(checkpoint=checkpoint, sent=sent, log_generation=log_generation, request=None))
+        return True
 
     def _forget(self) -> None:
         """Drops what has gathered."""
@@ -220,9 +272,10 @@ class WebhookSink:
 
     def _behind(self, checkpoint: str | None, request: str | None = None) -> _Outbox:
         """What holds once all that was accepted is sent."""
-        return _Outbox(
-            checkpoint=checkpoint, sent=str(self._last), log_generation=self._log_generation, request=request
-        )
+        now, sent = self._outbox, str(self._last)
+        before = None if request is None else (now.checkpoint, now.sent, now.log_generation)
+        generation = self._log_generation
+        return _Outbox(checkpoint=checkpoint, sent=sent, log_generation=generation, request=request, before=before)
 
     def _keep(self, outbox: _Outbox, body: bytes = b"") -> None:
         """Replaces the file, durably."""
@@ -246,3 +299,11 @@ class WebhookSink:
         except (msgspec.DecodeError, InvalidText) as error:
             mend = "move the file away: the consumer begins anew, and what it holds is not sent"
             raise SinkRefused(f"this is no outbox of a webhook: {error}", where=str(self._path), mend=mend) from None
+
+
+def _refusal(line: _Line, error: RequestRefused) -> SinkRefused:
+    """What is told of the one change that a request had."""
+    where = f"{line.place}, by {error.where}"
+    if line.row is None:
+        return SinkRefused(error.what, where=where, mend=error.mend)
+    return RowRefused(error.what, where=where, mend=error.mend, row=line.row)

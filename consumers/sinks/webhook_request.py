@@ -20,9 +20,11 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
 import httpx
 
@@ -35,6 +37,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST = ipaddress.IPv6Network("2000::/3")  # what is global of IPv6
 _LONGEST_WAIT = 3_600.0  # that a server may ask for
 _LATER = frozenset({408, 425, 429})  # of the 4xx: not now
+_CONTENT = frozenset({400, 409, 413, 422})  # of the 4xx: not this request
 
 
 def secret_bytes(secret: str) -> bytes:
@@ -56,6 +59,10 @@ def signature(key: bytes, request_id: str, timestamp: int, body: bytes) -> str:
     """The `webhook-signature` of one secret."""
     signed = f"{request_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+class RequestRefused(SinkRefused):
+    """A request that will never be taken as it is, while others are."""
 
 
 class WebhookClient:
@@ -86,13 +93,15 @@ class WebhookClient:
         self._headers, self._seconds = dict(headers), seconds
         self._http = self._new()
         self._not_before = 0.0  # the server asked for patience
+        self._answering = ""  # the address that answered last
 
     def post(self, request_id: str, body: bytes) -> None:
         """Returns once the receiver has taken a body: it answered 2xx.
 
         Raises:
             SinkUnavailable: not now: no answer, 5xx, 408, 425, 429 (whose `Retry-After` is kept to).
-            SinkRefused: never: any other answer, or an address that may not be called.
+            RequestRefused: never this one: 400, 409, 413, 422.
+            SinkRefused: never any: every other answer, or an address that may not be called.
         """
         patience = self._not_before - self._clock()
         if patience > 0:
@@ -106,23 +115,34 @@ class WebhookClient:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": " ".join(signature(key, request_id, timestamp, body) for key in self._keys),
         }
-        answer = self._answer(self._address(), body, headers)
+        answer = self._answer(self._addresses(), body, headers)
         self._heed(*answer)
 
     def close(self) -> None:
         """Closes its connections."""
         self._http.close()
 
-    def _answer(self, address: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
-        """The status of an answer, and its `Retry-After`; of a body nobody reads more than that there is none."""
-        http, named = self._http, {"sni_hostname": self._url.host}
+    def _answer(self, addresses: Sequence[str], body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
+        """The status of an answer, and its `Retry-After`; of a body nobody reads more than that there is none.
 
-        def ask() -> tuple[int, str]:
+        The addresses are tried in their order until one takes the connection.
+        """
+        http, named = self._http, {"sni_hostname": self._url.host}
+        timeout = httpx.Timeout(self._seconds, connect=self._seconds / len(addresses))
+
+        def ask_at(address: str) -> tuple[int, str]:
             url = self._url.copy_with(host=address)
-            with http.stream("POST", url, content=body, headers=headers, extensions=named) as answer:
+            with http.stream("POST", url, content=body, headers=headers, extensions=named, timeout=timeout) as answer:
+                self._answering = address
                 if answer.status_code == httpx.codes.NO_CONTENT or answer.headers.get("content-length") == "0":
                     answer.read()  # so that the connection is used again
                 return answer.status_code, answer.headers.get("retry-after", "")
+
+        def ask() -> tuple[int, str]:
+            for address in addresses[:-1]:
+                with suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                    return ask_at(address)
+            return ask_at(addresses[-1])
 
         try:
             return self._within(ask)
@@ -132,7 +152,7 @@ class WebhookClient:
                 http.close()
             raise SinkUnavailable(f"no whole answer within {self._seconds:g} s", where=self._where) from None
         except httpx.InvalidURL:
-            raise SinkRefused(f"its address {address} cannot be called", where=self._where) from None
+            raise SinkRefused(f"its address {addresses[0]} cannot be called", where=self._where) from None
         except httpx.ProtocolError as error:  # its text may quote what was sent
             raise SinkUnavailable(f"no answer ({type(error).__name__})", where=self._where) from None
         except httpx.HTTPError as error:
@@ -159,23 +179,25 @@ class WebhookClient:
         if 200 <= status < 300:
             return
         if status in _LATER or status >= 500:
-            with suppress(ValueError):  # a date, or nothing: the usual pause will do
-                self._not_before = self._clock() + min(max(0.0, float(retry_after)), _LONGEST_WAIT)
+            now = self._clock()
+            self._not_before = now + min(max(0.0, _patience(retry_after, now)), _LONGEST_WAIT)
             raise SinkUnavailable(f"answered {status}", where=self._where)
         if 300 <= status < 400:
             mend = "redirects are not followed: write the address that takes the changes"
         else:
             mend = "the receiver will not take this: look at its log, then start the consumer again"
+        if status in _CONTENT:
+            raise RequestRefused(f"answered {status}", where=self._where, mend=mend)
         raise SinkRefused(f"answered {status}", where=self._where, mend=mend)
 
-    def _address(self) -> str:
-        """One address of the host, that may be called."""
+    def _addresses(self) -> list[str]:
+        """The addresses of the host, all of which may be called; the one that answered last comes first."""
         host, port = self._url.host, self._url.port or (443 if self._url.scheme == "https" else 80)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise SinkUnavailable(f"the host's name gives no address: {error}", where=self._where) from None
-        addresses = [str(address[0]) for *_, address in found]
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         if not self._allow_private:
             for address in addresses:
                 if not _is_public(address):
@@ -184,7 +206,17 @@ class WebhookClient:
                         where=self._where,
                         mend="set allow_private = true if this receiver is meant",
                     )
-        return addresses[0]
+        return sorted(addresses, key=lambda address: address != self._answering)
+
+
+def _patience(retry_after: str, now: float) -> float:
+    """The seconds that a `Retry-After` asks for, as such or as a date; 0, for the usual pause, if it is neither."""
+    with suppress(ValueError):
+        return float(retry_after)
+    with suppress(ValueError):
+        until = parsedate_to_datetime(retry_after)
+        return until.replace(tzinfo=until.tzinfo or UTC).timestamp() - now
+    return 0.0
 
 
 def _is_public(address: str) -> bool:

@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,14 @@ from typing import Any
 import pytest
 
 from support.model_source import ITEMS, ModelSource, delete, insert, update
+from support.running_consumer import consumer
 from support.scripted_relay import ScriptedRelay
+from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import CatchingUp, Following, Marks, Point
+from walbus.consumers.dead_letters import DeadLetters
+from walbus.consumers.letter_file import FILE_NAME
+from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
@@ -329,6 +336,94 @@ def test_answers_mean_now_later_or_never(
     with pytest.raises(error, match=told):
         sink.commit(following(source))
     assert len(receiver.requests) == 1, "a redirect is not followed"
+
+
+def refuse_poison(receiver: Receiver) -> None:
+    """It takes no request with the name `poison`, and all others."""
+
+    def answer(number: int) -> tuple[int, dict[str, str]]:
+        return (422 if b"poison" in receiver.requests[number - 1][1] else 204, {})
+
+    receiver.answer = answer
+
+
+def taken(receiver: Receiver) -> list[int]:
+    """The ids of the rows that were taken."""
+    return [change["key"]["id"] for id, body in dict(receiver.requests).items() if b"poison" not in body
+            for change in json.loads(body)["changes"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["skip", "dead-letter"])
+def test_a_row_for_which_a_receiver_refuses_its_request_is_set_aside_alone(
+    receiver: Receiver, source: ModelSource, tmp_path: Path, policy: str
+) -> None:
+    refuse_poison(receiver)
+    source.commit([insert(ITEMS, n, "poison" if n in (33, 70) else "fine") for n in range(100)])
+    source.commit([update(ITEMS, 70, name="fine again", body="b"), insert(ITEMS, 100)])
+    options = {"url": receiver.url, "secret": SECRET, "allow_private": True, "start": "earliest", "on_error": policy}
+    under_test = SinkUnderTest("webhook", options, SinkPlace("test", tmp_path, ("public.*",)), lambda _: {})
+    with ScriptedRelay(source) as relay, consumer(relay, under_test, on_error_attempts=2) as running:
+        wait_for(lambda: 100 in taken(receiver), 30)
+        figure = "changes_skipped" if policy == "skip" else "dead_letters"
+        wait_for(lambda: running.status().get(figure) == (2 if policy == "skip" else 3), 10)
+        others = [n for n in range(100) if n not in (33, 70)] + ([70] if policy == "skip" else []) + [100]
+        assert taken(receiver) == others, "each once, in order"
+        if policy == "dead-letter":
+            receiver.answer = lambda _: (204, {})
+            with closing(DeadLetters(tmp_path / FILE_NAME)) as store:
+                store.retry()
+                wait_for(lambda: not store.letters(), 15)
+            names = [change["after"]["name"] for change in receiver.changes() if change["key"]["id"] == 70]
+            assert names[-2:] == ["poison", "fine again"]
+
+
+def test_a_refused_request_is_gone_from_the_outbox_when_the_process_begins_anew(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
+) -> None:
+    source.commit([insert(ITEMS, 1, "fine")])
+    sink = opened()
+    sink.write(windows_after(source), MARKS)
+    sink.commit(following(source))
+    done = sink.checkpoint()
+    receiver.answer = lambda _: None
+    source.commit([insert(ITEMS, 2, "poison"), insert(ITEMS, 3, "fine")])
+    sink.write(windows_after(source, source.history[1][0]), MARKS)
+    with pytest.raises(SinkUnavailable):
+        sink.commit(following(source))
+    refuse_poison(receiver)
+    again = opened()
+    assert again.checkpoint() == done
+    again.write(windows_after(source, source.history[1][0]), MARKS)
+    with pytest.raises(RowRefused, match=rf"answered 422.*{ITEMS} at 1:") as refused:
+        again.commit(following(source))
+    assert refused.value.row is not None and "poison" not in str(refused.value)
+
+
+def test_a_receiver_that_names_a_date_is_left_alone_until_then(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
+) -> None:
+    receiver.answer = lambda _: (503, {"retry-after": formatdate(time.time() + 600, usegmt=True)})
+    source.commit([insert(ITEMS, 1)])
+    sink = opened()
+    sink.write(windows_after(source), MARKS)
+    with pytest.raises(SinkUnavailable, match="answered 503"):
+        sink.commit(following(source))
+    sink.rollback()
+    with pytest.raises(SinkUnavailable, match=r"left alone for (600|5\d\d) s"):
+        sink.checkpoint()
+
+
+def test_of_several_addresses_those_that_take_no_connection_are_passed_over(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(receiver.url.rpartition(":")[2].partition("/")[0])
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.3", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    source.commit([insert(ITEMS, 1)])
+    sink = opened(url=f"http://receiver.test:{port}/hook")
+    sink.write(windows_after(source), MARKS)
+    sink.commit(following(source))
+    assert len(receiver.requests) == 1 and receiver.headers[0]["host"] == f"receiver.test:{port}"
 
 
 @pytest.mark.parametrize(
