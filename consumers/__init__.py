@@ -38,7 +38,14 @@ The way of the data:
 
 from __future__ import annotations
 
-from walbus.consumers.async_client import AsyncBus, AsyncDelivery, AsyncSubscription, aconnect
+from walbus.consumers.async_client import (
+    AsyncBus,
+    AsyncDelivery,
+    AsyncGroupMember,
+    AsyncLeasedSubscription,
+    AsyncSubscription,
+    aconnect,
+)
 from walbus.consumers.callbacks import AsyncCallbacks, Callbacks, ChangesRefused, Failures
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_postgres import PostgresCheckpointStore
@@ -64,6 +71,8 @@ __all__ = [
     "AsyncBus",
     "AsyncCallbacks",
     "AsyncDelivery",
+    "AsyncGroupMember",
+    "AsyncLeasedSubscription",
     "AsyncSubscription",
     "Batches",
     "Bus",

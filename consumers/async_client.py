@@ -21,7 +21,7 @@ from functools import partial, wraps
 from inspect import isawaitable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from pydantic import SecretStr
 
@@ -29,9 +29,12 @@ from walbus.consumers.callback_effects import Steps
 from walbus.consumers.callback_loop import CallbackLoop
 from walbus.consumers.callbacks import STOP, AsyncCallbacks, Failures
 from walbus.consumers.called_feed import CalledFeed
+from walbus.consumers.checkpoint import Part
 from walbus.consumers.client import CHECKPOINT_FOLDER, Bus, connect
 from walbus.consumers.clock import Clock
 from walbus.consumers.deliveries import Delivered, Delivery
+from walbus.consumers.group_member import GroupMember
+from walbus.consumers.part_lease import LeasedSubscription
 from walbus.consumers.places import Place
 from walbus.consumers.read_your_writes import ConsumerPlace
 from walbus.consumers.subscription import CHECKPOINT_SECONDS, Subscription, closed
@@ -40,6 +43,7 @@ from walbus.events import Change
 from walbus.position import Position
 
 _Parameters = ParamSpec("_Parameters")
+_Given = TypeVar("_Given")
 
 _POLL_SECONDS = 0.2
 _WAITING = 64  # who wait for consumers at a time
@@ -144,6 +148,71 @@ class AsyncSubscription(SubscriptionTwin):
         self._thread.shutdown()
 
 
+class AsyncLeasedSubscription(AsyncSubscription):
+    """The subscription of a member of a group to a part that it holds, as `walbus.consumers.LeasedSubscription` is."""
+
+    def __init__(self, subscription: LeasedSubscription) -> None:
+        super().__init__(subscription)
+        self._part = subscription.part
+
+    @property
+    def part(self) -> Part:
+        """The part, with the token under which it is held."""
+        return self._part
+
+
+class AsyncGroupMember:
+    """A member of a group whose parts are worked on by tasks. Made by `AsyncBus.join`."""
+
+    def __init__(self, member: GroupMember) -> None:
+        self._member = member
+        self._thread = ThreadPoolExecutor(1, "walbus-member")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that it works on now, with their tokens."""
+        return self._member.parts
+
+    @property
+    def waiting_for(self) -> str | None:
+        """Why the relay gives it nothing at present; None while it answers."""
+        return self._member.waiting_for
+
+    async def run(self, work: Callable[[AsyncLeasedSubscription], Awaitable[object]]) -> None:
+        """Works on whatever parts it gets, as `GroupMember.run` does; `work` is awaited here, once for each part.
+
+        When the task is cancelled, the works finish what they have first, and the member leaves.
+        """
+        loop = asyncio.get_running_loop()
+
+        async def awaited(subscription: LeasedSubscription) -> None:
+            twin = AsyncLeasedSubscription(subscription)
+            try:
+                await work(twin)
+            finally:
+                await twin.close()
+
+        def called(subscription: LeasedSubscription) -> None:
+            asyncio.run_coroutine_threadsafe(awaited(subscription), loop).result()
+
+        running = loop.run_in_executor(self._thread, self._member.run, called)
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._member.stop()
+            await running
+            raise
+
+    def stop(self) -> None:
+        """Has `run` finish what is under way, leave and return."""
+        self._member.stop()
+
+    async def close(self) -> None:
+        """Has it stop, and waits until it has left."""
+        await asyncio.get_running_loop().run_in_executor(None, self._member.close)
+        self._thread.shutdown(wait=False)
+
+
 @dataclass(frozen=True)
 class _Awaited:
     """What blocks, called by the thread of a subscription."""
@@ -193,8 +262,8 @@ async def _drive(steps: Steps) -> None:
 
 
 def _with_parameters_of(
-    twin: Callable[Concatenate[Bus, _Parameters], Subscription],
-) -> Callable[[Callable[..., AsyncSubscription]], Callable[Concatenate[AsyncBus, _Parameters], AsyncSubscription]]:
+    twin: Callable[Concatenate[Bus, _Parameters], object],
+) -> Callable[[Callable[..., _Given]], Callable[Concatenate[AsyncBus, _Parameters], _Given]]:
     """Gives a method of `AsyncBus` the parameters of its twin of `Bus`, to type checkers and to `help`."""
     return wraps(twin, assigned=(), updated=())
 
@@ -205,6 +274,7 @@ class AsyncBus:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._subscriptions: list[AsyncSubscription] = []
+        self._members: list[AsyncGroupMember] = []
         self._waiting = ThreadPoolExecutor(_WAITING, "walbus-wait")  # the loop's own are few, and for short work
 
     @_with_parameters_of(Bus.subscribe)
@@ -213,6 +283,13 @@ class AsyncBus:
         subscription = AsyncSubscription(self._bus.subscribe(*tables, **chosen))
         self._subscriptions.append(subscription)
         return subscription
+
+    @_with_parameters_of(Bus.join)
+    def join(self, *tables: Any, **chosen: Any) -> AsyncGroupMember:  # noqa: ANN401  # those of `Bus.join`
+        """This process as a member of a group, as `walbus.consumers.client.Bus.join` gives it."""
+        member = AsyncGroupMember(self._bus.join(*tables, **chosen))
+        self._members.append(member)
+        return member
 
     async def wait_for(
         self, name: str, lsn: str | int | None = None, timeout: float = 30.0, *, position: str | Position | None = None
@@ -226,7 +303,9 @@ class AsyncBus:
         return await asyncio.get_running_loop().run_in_executor(self._waiting, waiting)
 
     async def close(self) -> None:
-        """Ends all subscriptions."""
+        """Ends all subscriptions, and has members of groups leave them."""
+        for member in self._members:
+            await member.close()
         for subscription in self._subscriptions:
             await subscription.close()
         self._subscriptions = []

@@ -121,6 +121,7 @@ def test_a_window_and_a_subscription_say_what_their_twins_say(source, relay, tmp
 def test_a_bus_takes_what_its_twin_takes() -> None:
     parameters = inspect.signature(Bus.subscribe).parameters
     assert inspect.signature(walbus.consumers.AsyncBus.subscribe).parameters == parameters
+    assert inspect.signature(walbus.consumers.AsyncBus.join).parameters == inspect.signature(Bus.join).parameters
 
 
 def test_a_subscription_that_was_closed_ends(relay, tmp_path: Path) -> None:
