@@ -187,6 +187,7 @@ class TableFacts:
         identified: an index (or FULL) gives its identity, so that UPDATE and DELETE can be published.
         identity_columns: of the identity's index; empty under FULL and without one.
         primary_key: has one; `deferrable`: and it cannot serve as an identity.
+        unique_index: name of another index that can; empty without one.
         published: in the publication, itself or through a parent.
         named: by its own name in the configuration, not only by a wildcard.
         addable: our role may add it to the publication.
@@ -215,6 +216,7 @@ class TableFacts:
     readable: bool
     usable_schema: bool
     row_security: bool
+    unique_index: str = ""
     known: bool = False
     listed_columns: frozenset[str] | None = None
     filtered: bool = False

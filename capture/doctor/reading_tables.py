@@ -31,7 +31,7 @@ _DETAILS: LiteralString = """
            has_table_privilege(c.oid, 'SELECT') AS readable, has_schema_privilege(n.oid, 'USAGE') AS usable_schema,
            row_security_active(c.oid) AS row_security, coalesce(member.filtered, false) AS filtered,
            member.columns AS listed_columns, member.depends AS filter_columns,
-           generated.all_of_them AS generated, generated.virtual
+           generated.all_of_them AS generated, generated.virtual, able.index AS unique_index
     FROM wanted w JOIN pg_class c ON c.oid = w.oid JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN LATERAL (
         SELECT i.indimmediate AS immediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) pk ON true
@@ -41,6 +41,14 @@ _DETAILS: LiteralString = """
         WHERE i.indrelid = c.oid AND i.indimmediate
           AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END
     ) identity ON true
+    LEFT JOIN LATERAL (
+        SELECT named.relname::text AS index
+        FROM pg_index i JOIN pg_class named ON named.oid = i.indexrelid
+        WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid AND NOT i.indisprimary
+          AND i.indpred IS NULL AND i.indexprs IS NULL
+          AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attnotnull
+                          AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+        ORDER BY i.indnkeyatts, 1 LIMIT 1) able ON true
     LEFT JOIN LATERAL (
         SELECT to_jsonb(r) ->> 'prqual' IS NOT NULL AS filtered,
                CASE WHEN to_jsonb(r) ->> 'prattrs' IS NOT NULL THEN (
@@ -141,6 +149,7 @@ def _table(row: dict[str, Any], root: MatchedTable, known: Collection[int], keys
     identity, in_identity = row["identity"], row.pop("identity_columns")
     listed, depends = row.pop("listed_columns"), row.pop("filter_columns")
     generated, virtual = row.pop("generated"), row.pop("virtual")
+    unique_index = row.pop("unique_index") or ""
     columns = None if listed is None else frozenset(listed)
     return TableFacts(
         **row,
@@ -148,6 +157,7 @@ def _table(row: dict[str, Any], root: MatchedTable, known: Collection[int], keys
         published=root.published,
         named=root.named,
         addable=root.addable,
+        unique_index=unique_index,
         known=row["oid"] in known,
         identified=identity == "f" or in_identity is not None,
         identity_columns=frozenset(in_identity or ()),

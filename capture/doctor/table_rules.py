@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from walbus.amounts import counted
 from walbus.capture.doctor.facts import Facts, TableFacts
 from walbus.capture.doctor.findings import Finding, Mend, advice, error, info, ok, statement, warning
-from walbus.capture.doctor.quoting import columns, qualified
+from walbus.capture.doctor.quoting import columns, identifier, qualified
 
 _GENERATED_SINCE = 180_000
 
@@ -72,6 +72,8 @@ def _identity_mend(table: TableFacts) -> tuple[Mend, ...]:
     name = qualified(table.namespace, table.name)
     if table.primary_key and not table.deferrable:
         return (statement(f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),)
+    if table.unique_index:
+        return (statement(f"ALTER TABLE {name} REPLICA IDENTITY USING INDEX {identifier(table.unique_index)}"),)
     if table.deferrable:
         return (statement(f"ALTER TABLE {name} REPLICA IDENTITY FULL"), _or_key(name, "not deferrable "))
     return (statement(f"ALTER TABLE {name} REPLICA IDENTITY FULL"), _or_key(name, ""))
@@ -79,6 +81,13 @@ def _identity_mend(table: TableFacts) -> tuple[Mend, ...]:
 
 def _or_key(name: str, kind: str) -> Mend:
     return advice(f"or better, add a {kind}primary key: ALTER TABLE {name} ADD PRIMARY KEY (…)")
+
+
+def _key_mend(table: TableFacts) -> Mend:
+    """What gives a key to a table whose identity is FULL."""
+    if table.unique_index:
+        return _identity_mend(table)[0]
+    return advice(_or_key(qualified(table.namespace, table.name), "").text.removeprefix("or better, "))
 
 
 def _costs(facts: Facts) -> Iterator[Finding]:
@@ -98,7 +107,7 @@ def _keyless(facts: Facts) -> Iterator[Finding]:
     if not keyless:
         return
     found = "no key: changes are captured, and bootstrap refuses the table, so there are no snapshots of it"
-    mends = [advice(_or_key(qualified(t.namespace, t.name), "").text.removeprefix("or better, ")) for t in keyless]
+    mends = [_key_mend(table) for table in keyless]
     grade = warning if facts.wanted.bootstrap else info
     yield grade("keyless", found, *mends, of=_names(keyless))
 

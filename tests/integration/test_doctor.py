@@ -175,6 +175,32 @@ def test_the_update_that_it_names_fails_indeed(database: Database, config: Calla
         database.execute(f"UPDATE {table} SET id = id")
 
 
+def test_a_unique_index_that_can_be_the_identity_is_proposed_and_one_that_cannot_is_not(
+    database: Database, config: Callable[..., str]
+) -> None:
+    """FULL would do, but leaves the table without a key, and so without snapshots."""
+    database.execute("""
+        CREATE TABLE one (id int NOT NULL, more int); CREATE UNIQUE INDEX "its 'own'" ON one (id) INCLUDE (more);
+        CREATE TABLE narrower (a int NOT NULL, b int NOT NULL, UNIQUE (a, b), c int NOT NULL UNIQUE);
+        CREATE TABLE kept (id int NOT NULL UNIQUE); ALTER TABLE kept REPLICA IDENTITY FULL;
+        CREATE TABLE nullable (id int UNIQUE);
+        CREATE TABLE part (id int NOT NULL); CREATE UNIQUE INDEX ON part (id) WHERE id > 0;
+        CREATE TABLE computed (id int NOT NULL); CREATE UNIQUE INDEX ON computed (abs(id));
+        CREATE TABLE late (id int NOT NULL UNIQUE DEFERRABLE)""")
+    path = config(database.dsn)
+    proposed = [text for text in statements(examined(path)[1]) if "REPLICA IDENTITY" in text]
+    indexed = [text for text in proposed if "USING INDEX" in text]
+    assert sorted(indexed) == [
+        'ALTER TABLE "public"."kept" REPLICA IDENTITY USING INDEX "kept_id_key"',
+        'ALTER TABLE "public"."narrower" REPLICA IDENTITY USING INDEX "narrower_c_key"',
+        """ALTER TABLE "public"."one" REPLICA IDENTITY USING INDEX "its 'own'\"""",
+    ]
+    assert len(proposed) == 3 + 4
+    database.execute("; ".join(indexed))
+    [identity] = [finding for finding in examined(path)[1]["findings"] if finding["code"] == "identity"]
+    assert identity["subjects"] == ["public.computed", "public.late", "public.nullable", "public.part"]
+
+
 def test_a_partition_that_would_fail_keeps_its_root_out_of_what_fix_publishes(
     database: Database, config: Callable[..., str]
 ) -> None:
