@@ -59,8 +59,8 @@ from walbus.consumers.phases import (
     Listing,
     Starting,
     State,
+    advanced,
     begun,
-    caught_up,
     current,
     log_regressed,
     point_of,
@@ -303,7 +303,7 @@ class ConsumerMachine:
                     state.log_id, state.marks, low, high.last_done, state.unread, state.layouts, rows, state.asked,
                     state.part,
                 )  # fmt: skip
-                self._state = caught_up(behind)
+                self._state = advanced(behind, low)
         return self._state
 
     # Log
@@ -339,14 +339,14 @@ class ConsumerMachine:
         return [self._deliver(state, end_of_filtered(self._received))]
 
     def _transaction(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
-        header, done = event.header, self._received.last_done
-        if header.last < done or (header.last == done and self._open is None):
+        header, last, done = event.header, event.header.last, self._received.last_done
+        if last < done or (last == done and self._open is None):
             return []  # a repeat
         begins, ends = self._open is None, bool(header.flags & _END)
         changes = event.changes
         if changes and changes[0].position <= done:  # positions rise
             changes = [change for change in changes if change.position > done]
-        self._received = Point(header.last, header.last_seq)
+        self._received = Point(last, header.last_seq)
         self._open = None if ends or (begins and not changes) else (header.epoch, header.commit_lsn)
         if begins and ends and not changes:
             return [Advance(self._advance(state))]
@@ -380,7 +380,7 @@ class ConsumerMachine:
         return Deliver(window, state.marks, None if self._open else self._advance(state))
 
     def _advance(self, state: Following | CatchingUp) -> Checkpoint:
-        self._state = caught_up(replace(state, point=self._received))
+        self._state = advanced(state, self._received)
         return self._state
 
     def _check_seq(self, header: RecordHeader) -> None:

@@ -183,13 +183,13 @@ def with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
     return replace(state, tables=tables)
 
 
-def caught_up(state: CatchingUp | Following) -> CatchingUp | Following:
-    """Catching up ends where the newest state that was read has been passed."""
-    if isinstance(state, CatchingUp) and state.point.last_done >= state.until:
-        return Following(
-            state.log_id, state.marks, state.point, state.unread, state.layouts, state.rows, state.asked, state.part
-        )
-    return state
+def advanced(state: CatchingUp | Following, point: Point) -> CatchingUp | Following:
+    """The log is dealt with up to a point; catching up ends where the newest state that was read has been passed."""
+    rest = state.unread, state.layouts, state.rows, state.asked, state.part
+    # Not by `dataclasses.replace`, which takes as long as all else that the machine does for a small transaction.
+    if isinstance(state, CatchingUp) and point.last_done < state.until:
+        return CatchingUp(state.log_id, state.marks, point, state.until, *rest)
+    return Following(state.log_id, state.marks, point, *rest)
 
 
 def highest_of(before: Checkpoint | None) -> Point | None:

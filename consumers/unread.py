@@ -69,6 +69,7 @@ class Unread:
         self._start = start
         self._layouts = layouts
         self._since = since
+        self._covering: tuple[str, ...] | None = None  # patterns that name all tables that are wanted
         self._freshness = Freshness()
         self._lacking: dict[str, Position] = {}  # tables with rows that lack a value, and where that was first seen
         self._unreadable: frozenset[str] = frozenset()  # to be read, and not served by the bootstrap when last seen
@@ -107,7 +108,11 @@ class Unread:
         """Whether the consumer asks for tables that its checkpoint was not made for."""
         if not isinstance(state, Following) or state.asked is None:
             return False
-        return not all(covered(pattern, state.asked) for pattern in self._wanted)
+        if state.asked is not self._covering:  # asked before every record
+            if not all(covered(pattern, state.asked) for pattern in self._wanted):
+                return True
+            self._covering = state.asked
+        return False
 
     def found(self, state: Following, listed: TableList) -> UnreadFound | None:
         """The tables that are to be read, by what the bootstrap, which follows the same log, calls them; None: no news.

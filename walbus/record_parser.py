@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from walbus.errors import DamagedRecord
-from walbus.records import HEADER_SIZE, MAX_RECORD_SIZE, RecordHeader, check_record, read_header
+from walbus.records import HEADER_SIZE, MAX_RECORD_SIZE, RecordHeader, check_sum, read_header
 
 
 class RecordParser:
@@ -49,7 +49,7 @@ class RecordParser:
                     self._needed = header.length
                     break
                 record = data[offset : offset + header.length]
-                check_record(record)
+                check_sum(record)
                 offset += header.length
                 yield header, record
         finally:

@@ -342,9 +342,18 @@ def check_record(record: bytes) -> RecordHeader:
     header = read_header(record)
     if header.length != len(record):
         raise DamagedRecord(f"a record of {header.length} bytes lies in {len(record)} bytes")
+    check_sum(record)
+    return header
+
+
+def check_sum(record: bytes) -> None:
+    """Compares the checksum of one whole record, of which nothing else is looked at.
+
+    Raises:
+        DamagedRecord: it is wrong.
+    """
     if google_crc32c.value(record[4:]) != int.from_bytes(record[:4], "little"):
         raise DamagedRecord("a record's checksum is wrong")
-    return header
 
 
 def origin_of(record: bytes, header: RecordHeader) -> bytes:
