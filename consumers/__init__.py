@@ -32,6 +32,7 @@ The way of the data:
     async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: batches windows into a sink
     sink_verifying   compares a sink with the bootstrap, by way of a row_spool, and has tables read again
+    rebuilding  fills a copy of a sink beside it, and swaps the two
     mapping     what a sink gets of a table; mapping_values for Python's values, mapped_sink puts it before a sink
     sinks       SQLite, PostgreSQL, tantivy, Redis, OpenSearch and Elasticsearch, JSON lines; more by entry point
 """

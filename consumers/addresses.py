@@ -138,6 +138,10 @@ class Relays:
                     raise
         return self._peers[-1].wait(name, seconds, goal)
 
+    def forget(self, name: str) -> None:
+        """As `RelayPeer.forget`, of the relay that is read."""
+        self._peer.forget(name)
+
     def twin(self) -> Twins:
         """Other connections to the same relays, for another thread."""
         return Twins(self)

@@ -37,6 +37,7 @@ from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Session
 from walbus.consumers.sifted_sink import Rewound, SiftedSink
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.steps import (
     Advance,
     Asked,
@@ -218,6 +219,8 @@ class ConsumerRun:
                     self.stop.wait(self.refusals.next_delay())
                 else:
                     self.refusals.reset()
+            except SinkSwapped:
+                _log.info("consumer.sink_swapped", consumer=self.subscribed.name)
             except (WalbusError, OSError) as error:
                 if directive_of(error) is not Directive.RETRY:
                     raise

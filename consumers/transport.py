@@ -236,6 +236,10 @@ class RelayPeer:
         answer = self._peer.answer("PUT", path, content=pack_asked(asked), headers=headers, timeout=timeout)
         return parse_told(answer.content)
 
+    def forget(self, name: str) -> None:
+        """`DELETE /v1/consumers/{name}`: a consumer that will not come again."""
+        self._peer.json("DELETE", f"/v1/consumers/{name}")
+
     def wait(self, name: str, seconds: float, goal: dict[str, str]) -> tuple[bool, dict[str, Any]]:
         """`GET /v1/consumers/{name}/wait`: whether a consumer got to an `lsn` or a `position` in time, and its place.
 

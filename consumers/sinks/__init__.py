@@ -1,7 +1,8 @@
 """Sinks, found by name: those that come with Walbus, and those of other packages by entry point.
 
 Another package offers a sink by an entry point in the group `walbus.sinks`, whose name is the word that goes into
-`sink = "…"` and whose object is a `walbus.consumers.sinks.base.SinkType`.
+`sink = "…"` and whose object is a `walbus.consumers.sinks.base.SinkType`; one that is a `SwappableSinkType` too can
+be rebuilt beside itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 from walbus.consumers.sinks.base import Sink, SinkPlace, SinkType
-from walbus.errors import ConfigError
+from walbus.consumers.sinks.copies import SinkCopies, SwappableSinkType
+from walbus.errors import ConfigError, UsageError
 
 GROUP = "walbus.sinks"
 
@@ -23,11 +25,12 @@ class _BuiltIn:
     module: str
     name: str
     extra: str | None  #: of `pip install walbus[extra]`
+    copies: str | None = None  #: `module.Class` of its `SinkCopies`
 
 
 _BUILT_IN = {
-    "sqlite": _BuiltIn("walbus.consumers.sinks.sqlite", "SqliteSink", None),
-    "postgres": _BuiltIn("walbus.consumers.sinks.postgres", "PostgresSink", None),
+    "sqlite": _BuiltIn("walbus.consumers.sinks.sqlite", "SqliteSink", None, "sqlite_copy.SqliteCopies"),
+    "postgres": _BuiltIn("walbus.consumers.sinks.postgres", "PostgresSink", None, "postgres_copy.PostgresCopies"),
     "stdout": _BuiltIn("walbus.consumers.sinks.stdout", "StdoutSink", None),
     "webhook": _BuiltIn("walbus.consumers.sinks.webhook", "WebhookSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
@@ -50,6 +53,35 @@ def open_sink(kind: str, options: Mapping[str, Any], place: SinkPlace) -> Sink:
         SinkUnavailable, SinkRefused: it cannot be opened.
     """
     return _find(kind, place).open(options, place)
+
+
+def open_copies(kind: str, options: Mapping[str, Any], place: SinkPlace) -> SinkCopies:
+    """A consumer's sink, and what `walbus rebuild` has beside it.
+
+    Args:
+        kind: the word behind `sink =`.
+        options: the sink's own keys.
+        place: whose sink it is.
+
+    Raises:
+        UsageError: such a sink cannot be rebuilt beside itself.
+        ConfigError: there is no such sink, its extra is not installed, or an option is wrong.
+    """
+    built_in = _BUILT_IN.get(kind)
+    if built_in is not None and built_in.copies is not None:
+        module, _, name = built_in.copies.rpartition(".")
+        found = getattr(import_module(f"{__name__}.{module}"), name)
+    else:
+        found = _find(kind, place)
+    if not isinstance(found, SwappableSinkType):
+        able = ", ".join(name for name, one in _BUILT_IN.items() if one.copies is not None)
+        raise UsageError(
+            f"the sink {kind} cannot be rebuilt beside itself; {able} can",
+            where=f"consumer {place.consumer}",
+            mend=f"`walbus consumers reset {place.consumer} --to snapshot` has its rows read again in place; or let a "
+            "consumer with another name and place fill a second one, and have its readers turn to that",
+        )
+    return found.copies(options, place)
 
 
 def sink_names() -> list[str]:
@@ -81,4 +113,4 @@ def _load_built_in(kind: str, built_in: _BuiltIn, where: str) -> SinkType:
     return cast(SinkType, getattr(module, built_in.name))
 
 
-__all__ = ["Sink", "SinkPlace", "open_sink", "sink_names"]
+__all__ = ["Sink", "SinkPlace", "open_copies", "open_sink", "sink_names"]

@@ -25,15 +25,16 @@ from typing import Any, Self
 import psycopg
 from pydantic import Field, SecretStr, field_validator
 
-from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.postgres_checkpoint import CheckpointRow
 from walbus.consumers.sinks.postgres_pending import Gone, Pending, Put
 from walbus.consumers.sinks.postgres_reading import as_held, held_rows
 from walbus.consumers.sinks.postgres_schema import TargetSchema, prepare
 from walbus.consumers.sinks.postgres_session import PostgresSession, is_of_a_row
 from walbus.consumers.sinks.postgres_table import ReplicaTable, RowForm, key_values
 from walbus.consumers.steps import Sweep
-from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
+from walbus.errors import SinkRefused
 from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
 from walbus.records import Op
@@ -62,15 +63,21 @@ class PostgresOptions(SinkOptions):
 
 
 class PostgresSink:
-    """A replica in one PostgreSQL database; see `walbus.consumers.sinks.base.Sink`."""
+    """A replica in one PostgreSQL database; see `walbus.consumers.sinks.base.Sink`.
 
-    def __init__(self, options: PostgresOptions, place: SinkPlace) -> None:
-        self._consumer, self._tables_wanted = place.consumer, place.tables
-        self._namespace = options.into
+    Args:
+        options: the sink's keys.
+        place: whose it is.
+        side: empty for the replica itself; of a copy beside it, what its schemas and its checkpoint have behind their
+            names.
+    """
+
+    def __init__(self, options: PostgresOptions, place: SinkPlace, side: str = "") -> None:
+        self._consumer, self._tables_wanted = place.consumer + side, place.tables
+        self._namespace = options.into + side
         self._session = PostgresSession(options.dsn, place.consumer, options.statement_seconds)
+        self._row = CheckpointRow(self._session, self._consumer)
         self._done: Position = ORIGIN  # everything up to here is accepted
-        self._stored: str | None = None  # the checkpoint that the target has, as far as this process knows
-        self._unanswered: str | None = None  # one whose commit was sent, and not answered
         try:
             self.checkpoint()
         except BaseException:
@@ -93,8 +100,9 @@ class PostgresSink:
         self._session.connect()
         with self._session.errors():
             prepare(self._session, self._consumer)
+            checkpoint = self._row.read()
             self._forget()
-        return self._loaded()
+        return checkpoint
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`."""
@@ -125,11 +133,8 @@ class PostgresSink:
         text = dump_checkpoint(checkpoint)
         with self._session.errors():
             self._begin()
-            row = [self._consumer, text]
-            self._session.run("UPDATE _walbus.checkpoints SET checkpoint = $2 WHERE consumer = $1", row)
-            self._unanswered = text
-            self._session.run("COMMIT")
-        self._stored, self._done, self._unanswered = text, last_done_of(checkpoint), None
+            self._row.commit(text)
+        self._done = last_done_of(checkpoint)
 
     def rollback(self) -> None:
         """See `Sink.rollback`."""
@@ -164,40 +169,15 @@ class PostgresSink:
     # Transactions
 
     def _forget(self) -> None:
-        """What is known comes from the database alone."""
+        """What is known of the tables comes from the database alone."""
         self._pending: dict[int, Pending] = {}
         self._targets: dict[tuple[int, int], tuple[ReplicaTable, RowForm]] = {}  # by layout and log
         self._schema = TargetSchema(self._session, self._consumer, self._namespace)
-        found = self._session.run("SELECT checkpoint FROM _walbus.checkpoints WHERE consumer = $1", [self._consumer])
-        self._stored = None if not found or found[0][0] is None else str(found[0][0])
-        self._done = last_done_of(self._loaded())
-
-    def _loaded(self) -> Checkpoint | None:
-        if self._stored is None:
-            return None
-        try:
-            return load_checkpoint(self._stored)
-        except InvalidText as error:
-            raise SinkRefused(error.what, where=self._session.where, mend=error.mend) from None
+        self._done = last_done_of(self._row.known)
 
     def _begin(self) -> None:
-        if self._session.in_transaction:
-            return
-        self._session.run("BEGIN")
-        lock = "SELECT checkpoint FROM _walbus.checkpoints WHERE consumer = $1 FOR UPDATE"
-        found = self._session.run(lock, [self._consumer])
-        if found and found[0][0] == self._stored:
-            return
-        self._session.forget_transaction()
-        if not found:
-            raise SinkUnavailable("PostgreSQL has lost the consumer's checkpoint", where=self._session.where)
-        if found[0][0] == self._unanswered:
-            raise SinkUnavailable("a commit that was not answered has come through", where=self._session.where)
-        raise SinkRefused(
-            "another process has written this replica",
-            where=f"consumer {self._consumer}, {self._session.where}",
-            mend="let one process write it, or give each its own name and its own schemas (into)",
-        )
+        if not self._session.in_transaction:
+            self._row.begin()
 
     # Changes
 

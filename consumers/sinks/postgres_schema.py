@@ -5,6 +5,7 @@ What the sink knows of the target stands in the target, in the schema `_walbus`,
     checkpoints   the checkpoint, whose row is the lock as well
     tables        the tables that the sink made, with the layout that each has
     lacking       rows that lack a value
+    swaps         how many rebuilt copies have taken the replica's place (`postgres_copy`)
 
 A table that is there already, and is not among these, is somebody else's and never touched.
 """
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS _walbus.tables (
     types text[] NOT NULL, seq text NOT NULL, mark text NOT NULL, layout text NOT NULL,
     PRIMARY KEY (consumer, oid), UNIQUE (namespace, name));
 CREATE TABLE IF NOT EXISTS _walbus.lacking (consumer text, oid int8, key bytea, PRIMARY KEY (consumer, oid, key));
+CREATE TABLE IF NOT EXISTS _walbus.swaps (consumer text PRIMARY KEY, number int8 NOT NULL);
 """
 _META_LOCK = 0x77616C627573  # of the advisory locks: two consumers may start at once
 _LONGEST_NAME = 63
@@ -86,6 +88,20 @@ def prepare(session: PostgresSession, consumer: str) -> None:
         session.run("INSERT INTO _walbus.checkpoints VALUES ($1, NULL) ON CONFLICT DO NOTHING", [consumer])
 
 
+def stored_tables(session: PostgresSession, consumer: str) -> list[ReplicaTable]:
+    """The tables of a consumer's replica, as the target says.
+
+    Raises:
+        psycopg.Error
+    """
+    found = []
+    for generation, schema, name, types, seq, mark, layout in session.run(_KNOWN, [consumer]):
+        document = TableSchema.from_dict(json.loads(str(layout)))
+        known = ReplicaTable(document, int(str(generation)), str(schema), str(name), (), str(seq), str(mark))
+        found.append(replace(known, types=tuple(types)))  # type: ignore[arg-type]
+    return found
+
+
 class TargetSchema:
     """The tables of one consumer's replica, and the rows that lack values.
 
@@ -100,11 +116,7 @@ class TargetSchema:
 
     def __init__(self, session: PostgresSession, consumer: str, namespace: str) -> None:
         self._session, self._consumer, self._namespace = session, consumer, namespace
-        self._tables: dict[int, ReplicaTable] = {}
-        for generation, schema, name, types, seq, mark, layout in session.run(_KNOWN, [consumer]):
-            document = TableSchema.from_dict(json.loads(str(layout)))
-            known = ReplicaTable(document, int(str(generation)), str(schema), str(name), (), str(seq), str(mark))
-            self._tables[document.oid] = replace(known, types=tuple(types))  # type: ignore[arg-type]
+        self._tables = {table.oid: table for table in stored_tables(session, consumer)}
         self._check_columns()
         lacking = session.run("SELECT oid, key FROM _walbus.lacking WHERE consumer = $1", [consumer])
         self._lacking: set[tuple[int, bytes]] = {(int(str(oid)), bytes(key)) for oid, key in lacking}  # type: ignore[call-overload]
@@ -115,7 +127,7 @@ class TargetSchema:
             for namespace, name, columns in self._session.run(_COLUMNS, [self._consumer])
         }
         for table in self._tables.values():
-            expected = {*(column.name for column in table.layout.columns), table.seq, table.mark}
+            expected = set(table.names)
             columns = found.get((table.namespace, table.name))
             if columns is None:
                 raise self._changed(table, "is gone")
@@ -337,4 +349,4 @@ class TargetSchema:
             self._session.run("DELETE FROM _walbus.lacking WHERE consumer = $1 AND oid = $2", row)
 
 
-__all__ = ["TargetSchema", "prepare"]
+__all__ = ["TargetSchema", "prepare", "stored_tables"]

@@ -58,6 +58,11 @@ class ReplicaTable:
         """The table's name in SQL."""
         return f"{quoted(self.namespace)}.{quoted(self.name)}"
 
+    @property
+    def names(self) -> list[str]:
+        """All of its columns, the sink's own too."""
+        return [*(column.name for column in self.layout.columns), self.seq, self.mark]
+
     @cached_property
     def keyed(self) -> bool:
         """Whether rows have a key."""

@@ -25,7 +25,8 @@ from typing import Any, Self
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, no_folder, refused
-from walbus.consumers.sinks.sqlite_schema import ReplicaSchema
+from walbus.consumers.sinks.copies import SinkSwapped
+from walbus.consumers.sinks.sqlite_schema import LIVE, ReplicaSchema, Side
 from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue, table_name
 from walbus.consumers.steps import (
     Sweep,
@@ -36,12 +37,7 @@ from walbus.position import ORIGIN, Position
 from walbus.records import Op
 from walbus.schema import TableSchema
 
-_META = """
-CREATE TABLE IF NOT EXISTS _walbus_checkpoint (id INTEGER PRIMARY KEY CHECK (id = 1), checkpoint TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS _walbus_tables (
-    oid INTEGER PRIMARY KEY, log_generation INTEGER NOT NULL, name TEXT NOT NULL, layout TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS _walbus_incomplete (oid INTEGER, key BLOB, PRIMARY KEY (oid, key)) WITHOUT ROWID;
-"""
+_SWAPS = "CREATE TABLE IF NOT EXISTS _walbus_swaps (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL)"
 _BUSY_SECONDS = 5.0
 MAX_SEQ = 1 << 53  # above every seq
 _AWAY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_CANTOPEN")
@@ -54,10 +50,16 @@ class SqliteOptions(SinkOptions):
 
 
 class SqliteSink:
-    """A replica in one SQLite file; see `walbus.consumers.sinks.base.Sink`."""
+    """A replica in one SQLite file; see `walbus.consumers.sinks.base.Sink`.
 
-    def __init__(self, path: Path, place: SinkPlace) -> None:
-        self._path = path
+    Args:
+        path: the file.
+        place: whose it is.
+        side: which of the file's replicas, the live one or a copy beside it.
+    """
+
+    def __init__(self, path: Path, place: SinkPlace, side: Side = LIVE) -> None:
+        self._path, self._side = path, side
         self._tables_wanted = place.tables
         self._rows: list[Sequence[SqlValue]] = []  # parameters that wait for `_statement`
         self._statement = ""
@@ -67,14 +69,18 @@ class SqliteSink:
             self._database = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.executescript(_META)
-            self._forget()
+            self._database.execute(_SWAPS)
+            self._side.make(self._database)
+        try:
+            self.checkpoint()
+        except BaseException:
+            self._database.close()
+            raise
 
     @classmethod
     def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
         """See `SinkType.open`."""
-        chosen = SqliteOptions.read(options, place)
-        return cls(chosen.path or place.folder / f"{place.consumer}.sqlite", place)
+        return cls(path_of(options, place), place)
 
     @property
     def batching(self) -> Batching:
@@ -84,15 +90,10 @@ class SqliteSink:
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`."""
         with self._errors():
-            self._stored = self._stored_text()
-        checkpoint = None
-        if self._stored is not None:
-            try:
-                checkpoint = load_checkpoint(self._stored)
-            except InvalidText as error:
-                raise SinkRefused(error.what, where=str(self._path), mend=error.mend) from None
-        self._done = last_done_of(checkpoint)
-        return checkpoint
+            self._swaps = self._swap_number()
+            self._stored = self._side.checkpoint(self._database)
+            self._forget()
+        return self._loaded(self._stored)
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`."""
@@ -124,7 +125,7 @@ class SqliteSink:
         text = dump_checkpoint(checkpoint)
         with self._errors():
             self._begin()
-            self._database.execute("INSERT OR REPLACE INTO _walbus_checkpoint VALUES (1, ?)", (text,))
+            self._side.set_checkpoint(self._database, text)
             self._database.execute("COMMIT")
         self._stored, self._done = text, last_done_of(checkpoint)
 
@@ -134,9 +135,8 @@ class SqliteSink:
             self._database.execute("PRAGMA synchronous = FULL")
             try:
                 self._begin()
-                if self._stored is not None:  # deleted first: SQLite does not write what is there already
-                    self._database.execute("DELETE FROM _walbus_checkpoint")
-                    self._database.execute("INSERT INTO _walbus_checkpoint VALUES (1, ?)", (self._stored,))
+                if self._stored is not None:
+                    self._side.set_checkpoint_anew(self._database, self._stored)
                 self._database.execute("COMMIT")
             finally:
                 if self._database.in_transaction:
@@ -149,7 +149,7 @@ class SqliteSink:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             self._forget()
-        except sqlite3.Error:
+        except (sqlite3.Error, SinkRefused):
             return  # the next `checkpoint()` tells what is wrong
 
     def incomplete(self) -> tuple[str, ...]:
@@ -177,31 +177,46 @@ class SqliteSink:
         self.rollback()
         self._database.close()
 
+    @contextmanager
+    def file(self) -> Iterator[sqlite3.Connection]:
+        """The database, between two commits, for what concerns the whole file; errors are told as the sink's."""
+        with self._errors():
+            yield self._database
+
     # Transactions
 
     def _forget(self) -> None:
-        """What is known comes from the database alone."""
+        """What is known of the tables comes from the database alone."""
         self._rows, self._statement = [], ""
-        self._schema = ReplicaSchema(self._database)
+        self._schema = ReplicaSchema(self._database, self._side)
         self._forms: dict[tuple[int, int, int], RowForm] = {}
-        self._stored = self._stored_text()
-        self._done = ORIGIN if self._stored is None else last_done_of(load_checkpoint(self._stored))
+        self._done = last_done_of(self._loaded(self._stored))
 
-    def _stored_text(self) -> str | None:
-        row = self._database.execute("SELECT checkpoint FROM _walbus_checkpoint").fetchone()
-        return None if row is None else str(row[0])
+    def _swap_number(self) -> int:
+        row = self._database.execute("SELECT number FROM _walbus_swaps").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _loaded(self, text: str | None) -> Checkpoint | None:
+        try:
+            return None if text is None else load_checkpoint(text)
+        except InvalidText as error:
+            raise SinkRefused(error.what, where=str(self._path), mend=error.mend) from None
 
     def _begin(self) -> None:
         if self._database.in_transaction:
             return
         self._database.execute("BEGIN IMMEDIATE")
-        if self._stored_text() != self._stored:
-            self._database.execute("ROLLBACK")
-            raise SinkRefused(
-                "another consumer has written this database",
-                where=str(self._path),
-                mend="let one consumer write it, or give each its own path",
-            )
+        swapped = self._swap_number() != self._swaps
+        if not swapped and self._side.checkpoint(self._database) == self._stored:
+            return
+        self._database.execute("ROLLBACK")
+        if swapped:
+            raise SinkSwapped("a rebuilt copy has taken the replica's place", where=str(self._path))
+        raise SinkRefused(
+            "another consumer has written this database",
+            where=str(self._path),
+            mend="let one consumer write it, or give each its own path",
+        )
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -368,10 +383,19 @@ class SqliteSink:
             self._database.executemany(self._statement, rows)
 
 
+def path_of(options: Mapping[str, Any], place: SinkPlace) -> Path:
+    """The database's file.
+
+    Raises:
+        ConfigError: a key is unknown or wrong.
+    """
+    return SqliteOptions.read(options, place).path or place.folder / f"{place.consumer}.sqlite"
+
+
 def _payload(change: Change) -> bytes:
     if change.raw.after is None:
         raise refused("a change has no row", change, "check the relay's log")
     return change.raw.after
 
 
-__all__ = ["SqliteOptions", "SqliteSink"]
+__all__ = ["SqliteOptions", "SqliteSink", "path_of"]

@@ -21,6 +21,7 @@ from walbus.cli.failures import Reporter, reporter_of, run_reported
 from walbus.cli.log import app as log
 from walbus.cli.promote import command as promote
 from walbus.cli.ready import command as ready
+from walbus.cli.rebuild import command as rebuild
 from walbus.cli.relay import command as relay
 from walbus.cli.run import command as run
 from walbus.cli.snapshot import command as snapshot
@@ -54,6 +55,7 @@ app.command("tail")(tail)
 app.command("status")(status)
 app.command("ready")(ready)
 app.command("verify")(verify)
+app.command("rebuild")(rebuild)
 app.add_typer(consumers, name="consumers")
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(log, name="log")

@@ -1,0 +1,331 @@
+"""`walbus rebuild` against a scripted relay: a copy takes the live sink's place under load, and readers see no gap."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
+from support.rebuild_rig import Load, Looks, config_of, fill, looking_at
+from support.running_consumer import consumer, equal
+from support.scripted_relay import ScriptedRelay
+from support.seed import announced_seed
+from support.sinks_under_test import SinkUnderTest, postgres_under_test, sqlite_under_test
+from support.waiting import wait_for
+from support.walbus_command import walbus
+from walbus.config import ConsumerConfig
+from walbus.consumers.rebuilding import discard, drop_kept, rebuild
+from walbus.consumers.sink_verifying import verify_sink
+from walbus.errors import SinkRefused, UsageError
+from walbus.position import Position
+
+pytestmark = pytest.mark.one_version
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    return ModelSource()
+
+
+@pytest.fixture
+def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
+    with ScriptedRelay(source) as relay:
+        yield relay
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> SinkUnderTest:
+    return sqlite_under_test(tmp_path)
+
+
+@pytest.fixture
+def postgres(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def under_test(request: pytest.FixtureRequest) -> SinkUnderTest:
+    return request.getfixturevalue(request.param)
+
+
+def config_for(under_test: SinkUnderTest, **options: object) -> ConsumerConfig:
+    return ConsumerConfig(sink=under_test.name, **{"tables": ("public.*",), **under_test.options, **options})
+
+
+def rebuilt(relay: ScriptedRelay, under_test: SinkUnderTest, **options: object) -> Position:
+    config, folder = config_for(under_test, **options), under_test.place.folder
+    swapped = rebuild("test", config, relay_url=relay.url, folder=folder, stop=threading.Event())
+    assert swapped is not None
+    return swapped
+
+
+def dropped(under_test: SinkUnderTest) -> bool:
+    return drop_kept("test", config_for(under_test), under_test.place.folder)
+
+
+def differing(relay: ScriptedRelay, under_test: SinkUnderTest) -> list[int]:
+    folder = under_test.place.folder
+    return [one.differing for one in verify_sink("test", config_for(under_test), relay_url=relay.url, folder=folder)]
+
+
+def run(under_test: SinkUnderTest, *statements: str) -> list[tuple[object, ...]]:
+    """By hand, in the sink's database; the rows of the last one."""
+    if under_test.name == "sqlite":
+        with closing(sqlite3.connect(under_test.options["path"])) as database:
+            rows = [database.execute(statement).fetchall() for statement in statements][-1]
+            database.commit()
+        return rows
+    with psycopg.connect(under_test.options["dsn"], autocommit=True) as connection:
+        cursors = [connection.execute(statement) for statement in statements]
+        return cursors[-1].fetchall() if cursors[-1].description else []
+
+
+def filled(relay: ScriptedRelay, under_test: SinkUnderTest, source: ModelSource) -> None:
+    fill(source)
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        wait_for(lambda: running.status().get("phase") == "online", 10)
+
+
+#: What a query of the whole table that was kept is called.
+OLD = {"sqlite": '"items (old)"', "postgres": '"public~old".items'}
+
+
+def test_a_rebuild_under_load_swaps_with_no_moment_without_an_answer(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    seed = announced_seed("a rebuild under load")
+    filled(relay, under_test, source)
+    run(under_test, "UPDATE items SET name = 'by hand' WHERE id = 7", "DELETE FROM items WHERE id = 1999999")
+    with Load(source, seed), Looks(looking_at(under_test)) as looks, consumer(relay, under_test) as running:
+        swapped = rebuilt(relay, under_test)
+        behind = looks.seen
+        wait_for(lambda: looks.seen > behind, 10, what="somebody looked behind the swap")
+        wait_for(lambda: running.status().get("last_done") and source.end > swapped, 10)
+    with consumer(relay, under_test):
+        source.commit([update(ITEMS, 1, name="goes on"), insert(ITEMS, 300)])
+        equal(under_test, relay)
+    assert differing(relay, under_test) == [0]
+    assert run(under_test, f"SELECT name FROM {OLD[under_test.name]} WHERE id = 7") == [("by hand",)]
+    assert dropped(under_test)
+    assert not dropped(under_test)
+    with consumer(relay, under_test):
+        source.commit([delete(ITEMS, 300)])
+        equal(under_test, relay)
+
+
+def test_a_second_rebuild_waits_until_what_the_first_replaced_is_dropped(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, under_test, source)
+    assert rebuilt(relay, under_test) == source.end
+    with pytest.raises(UsageError, match="is there yet"):
+        rebuilt(relay, under_test)
+    assert dropped(under_test)
+    source.commit([delete(ITEMS, 5)])
+    rebuilt(relay, under_test)
+    assert under_test.rows() == source.rows(ITEMS)
+
+
+def test_a_consumer_that_rests_goes_on_with_the_copy_at_its_next_write(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, under_test, source)
+    with consumer(relay, under_test):
+        for number in range(3):  # nothing is written meanwhile, so it knows of none of them
+            rebuilt(relay, under_test)
+            assert dropped(under_test), number
+        source.commit([update(ITEMS, 2, name="behind three swaps")])
+        equal(under_test, relay)
+    assert differing(relay, under_test) == [0]
+
+
+def test_empty_tables_are_swapped_and_tables_that_the_bootstrap_has_not_stay(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    gone = source.add_layout(items_layout("gone", oid=16500)).table
+    empty = source.add_layout(items_layout("empty", oid=16600)).table
+    source.commit([insert(gone, 1), insert(empty, 1)])
+    filled(relay, under_test, source)
+    relay.unlisted.add(gone)
+    source.commit([delete(empty, 1)])
+    rebuilt(relay, under_test)
+    assert [under_test.rows(table).keys() for table in (gone, empty)] == [{"1"}, set()]
+    with consumer(relay, under_test):
+        source.commit([insert(empty, 2), insert(gone, 2)])
+        wait_for(lambda: under_test.rows(empty) == source.rows(empty), 10)
+        wait_for(lambda: under_test.rows(gone).keys() == {"1", "2"}, 10)
+
+
+def test_a_layout_that_changes_meanwhile_is_that_of_the_copy(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, under_test, source)
+    columns = [*source.layouts[1].columns, column("note")]
+    source.add_layout(items_layout("items", *columns, schema_id=2))
+    source.commit([update(ITEMS, 1, name="anew", note="with it")])
+    rebuilt(relay, under_test)
+    assert under_test.rows()["1"]["note"] == "with it"
+    with consumer(relay, under_test):
+        source.commit([update(ITEMS, 2, note="too")])
+        wait_for(lambda: under_test.rows()["2"]["note"] == "too", 15)
+    assert differing(relay, under_test) == [0]
+
+
+def test_a_copy_that_is_dropped_leaves_the_live_rows(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, under_test, source)
+    stop = threading.Event()
+    stop.set()
+    relay.seeding = True
+    config, folder = config_for(under_test), under_test.place.folder
+    assert not discard("test", config, folder)
+    stopping = threading.Timer(1.0, stop.set)
+    stop.clear()
+    stopping.start()
+    assert rebuild("test", config, relay_url=relay.url, folder=folder, stop=stop) is None
+    assert under_test.rows() == source.rows(ITEMS)
+    assert discard("test", config, folder)
+    assert not discard("test", config, folder)
+    assert under_test.rows() == source.rows(ITEMS)
+    relay.seeding = False
+    rebuilt(relay, under_test)
+    assert under_test.rows() == source.rows(ITEMS)
+
+
+def test_indexes_privileges_and_views_are_those_of_the_live_table(
+    postgres: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, postgres, source)
+    run(
+        postgres,
+        "CREATE INDEX by_name ON items (lower(name)) WHERE name <> 'nobody'",
+        "ALTER TABLE items ADD CONSTRAINT named CHECK (name IS NOT NULL)",
+        "CREATE VIEW names WITH (security_barrier = true) AS SELECT id, name FROM items WHERE name <> ''",
+        "CREATE VIEW first_names AS SELECT * FROM names WHERE id < 10",
+        "GRANT SELECT ON items TO PUBLIC",
+    )
+    with Load(source, 1), Looks(looking_at(postgres, "names")), consumer(relay, postgres):
+        rebuilt(relay, postgres)
+    definition = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND indexname = 'by_name'"
+    assert "lower(name)" in str(run(postgres, definition))
+    assert run(postgres, "SELECT conname FROM pg_constraint WHERE conrelid = 'items'::regclass AND contype = 'c'")
+    assert run(postgres, "SELECT has_table_privilege('pg_monitor', 'items', 'SELECT')") == [(True,)]
+    assert run(postgres, "SELECT reloptions FROM pg_class WHERE relname = 'names'") == [(["security_barrier=true"],)]
+    with consumer(relay, postgres):
+        source.commit([update(ITEMS, 3, name="by the view")])
+        equal(postgres, relay)
+    assert run(postgres, "SELECT name FROM first_names WHERE id = 3") == [("by the view",)]
+    assert dropped(postgres), "nothing holds on to what was replaced"
+    assert run(postgres, "SELECT nspname FROM pg_namespace WHERE nspname LIKE '%~%'") == []
+
+
+def test_indexes_triggers_and_views_of_a_file_are_those_of_the_live_table(
+    sqlite: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, sqlite, source)
+    run(
+        sqlite,
+        "CREATE INDEX by_name ON items (name)",
+        "CREATE TABLE told (id INTEGER)",
+        "CREATE TRIGGER tells AFTER UPDATE ON items BEGIN INSERT INTO told VALUES (new.id); END",
+        "CREATE VIEW names AS SELECT id, name FROM items",
+    )
+    with Looks(looking_at(sqlite, "names")):
+        rebuilt(relay, sqlite)
+    assert run(sqlite, "SELECT name FROM sqlite_master WHERE tbl_name = 'items' ORDER BY name")[:2] == [
+        ("by_name",),
+        ("items",),
+    ]
+    with consumer(relay, sqlite):
+        source.commit([update(ITEMS, 3, name="by the view")])
+        equal(sqlite, relay)
+    assert run(sqlite, "SELECT name FROM names WHERE id = 3") == [("by the view",)]
+    assert run(sqlite, "SELECT id FROM told") == [(3,)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("ALTER TABLE items ADD COLUMN extra int", "column extra"),
+        ("CREATE MATERIALIZED VIEW sums AS SELECT count(name) FROM items", "materialized view public.sums"),
+        ("CREATE TABLE of_items (item int REFERENCES items)", "constraint of_items_item_fkey"),
+        ("CREATE POLICY seen ON items USING (id > 0)", "policy seen"),
+        ("CREATE PUBLICATION onward FOR TABLE items", "publication"),
+    ],
+)
+def test_what_a_swap_would_break_is_named_before_anything_is_read(
+    postgres: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, statement: str, named: str
+) -> None:
+    filled(relay, postgres, source)
+    run(postgres, statement)
+    with pytest.raises(SinkRefused, match=named):
+        rebuilt(relay, postgres)
+    assert not discard("test", config_for(postgres), postgres.place.folder)
+
+
+def test_a_reader_that_holds_a_table_delays_the_swap_and_nobody_else(
+    postgres: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, postgres, source)
+    done: list[Position] = []
+    rebuilding = threading.Thread(target=lambda: done.append(rebuilt(relay, postgres)))
+    with Load(source, 2), Looks(looking_at(postgres)) as looks, consumer(relay, postgres):
+        with psycopg.connect(postgres.options["dsn"]) as holder:
+            holder.execute("SELECT count(*) FROM items").fetchone()  # the transaction stays open
+            rebuilding.start()
+            tried = "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
+            for _ in range(2):
+                wait_for(lambda: run(postgres, tried), 30, what="a swap waits for the reader")
+                wait_for(lambda: not run(postgres, tried), 10, what="and gives up")
+            seen = looks.seen
+            wait_for(lambda: looks.seen > seen + 5, 10, what="others read on")
+            assert done == []
+        rebuilding.join(60)
+    assert len(done) == 1
+    assert differing(relay, postgres) == [0]
+
+
+def test_sinks_that_cannot_be_rebuilt_and_those_without_all_rows_are_refused(
+    sqlite: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    folder = sqlite.place.folder
+    stop = threading.Event()
+    with pytest.raises(UsageError, match=r"the sink stdout cannot be rebuilt beside itself; sqlite, postgres can"):
+        rebuild("test", ConsumerConfig(sink="stdout"), relay_url=relay.url, folder=folder, stop=stop)
+    with pytest.raises(UsageError, match="begins at latest"):
+        rebuilt(relay, sqlite, start="latest")
+    with pytest.raises(UsageError, match="has no rows yet"):
+        rebuilt(relay, sqlite)
+    filled(relay, sqlite, source)
+    relay.refused.add(ITEMS)
+    with pytest.raises(UsageError, match=r"does not serve public\.items"):
+        rebuilt(relay, sqlite)
+    relay.refused.clear()
+    with pytest.raises(SinkRefused, match="another mapping"):
+        rebuilt(relay, sqlite, table={ITEMS: {"columns": ["id", "name"]}})
+
+
+def test_the_command_rebuilds_drops_and_says_where(
+    sqlite: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    filled(relay, sqlite, source)
+    config = str(config_of(relay, sqlite, tmp_path))
+    done = walbus("rebuild", "test", "-c", config)
+    assert done.code == 0, done.stderr
+    assert done.stdout == f"test was swapped at {source.end}; `walbus rebuild test --drop-old` drops what it replaced\n"
+    assert "is there yet" in walbus("rebuild", "test", "-c", config).one_line()
+    assert walbus("rebuild", "test", "--drop-old", "-c", config).stdout == "test: what was replaced is dropped\n"
+    assert walbus("rebuild", "test", "--drop-old", "-c", config).stdout == "test: nothing was kept\n"
+    assert walbus("rebuild", "test", "--discard", "-c", config).stdout == "test: there is no copy\n"
+    both = walbus("rebuild", "test", "--discard", "--drop-old", "-c", config)
+    assert both.code == 2
+    unknown = walbus("rebuild", "tst", "-c", config)
+    assert "did you mean test?" in unknown.one_line()

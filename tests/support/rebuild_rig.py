@@ -1,0 +1,139 @@
+"""What goes on around a rebuild: a source that is written to, readers who look all the while, and the command.
+
+with Load(source, seed), Looks(under_test) as looks:
+    ...                              rows 0 to 199 are always there; row 0 counts in its `name`, and never backward
+looks.seen                           how often somebody looked; a look that failed, or saw older rows, fails at the end
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+from support.model_source import ITEMS, Edit, ModelSource, delete, insert, update
+from support.scripted_relay import ScriptedRelay
+from support.sinks_under_test import SinkUnderTest
+
+#: Rows that are never deleted.
+KEPT = 200
+_PAUSE_SECONDS = 0.004
+
+Look = Callable[[], tuple[int, int]]  #: how many rows there are, and what row 0 counts
+
+
+def fill(source: ModelSource) -> None:
+    """The rows that are there before the load."""
+    source.commit([insert(ITEMS, n, "0" if n == 0 else f"n{n}", "body") for n in range(KEPT)])
+
+
+class Load:
+    """Commits small transactions in a thread while it is entered."""
+
+    def __init__(self, source: ModelSource, seed: int) -> None:
+        self._source, self._random = source, random.Random(seed)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._passing: list[int] = []  # ids above those that are kept
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        count = int(self._source.rows(ITEMS)["0"]["name"] or 0)
+        while not self._stop.wait(_PAUSE_SECONDS):
+            count += 1
+            self._source.commit([update(ITEMS, 0, name=str(count)), self._edit(count)])
+
+    def _edit(self, count: int) -> Edit:
+        choice = self._random.random()
+        if choice < 0.4 or not self._passing:
+            self._passing.append(1_000_000 + count)
+            return insert(ITEMS, self._passing[-1], f"n{count}", "body")
+        if choice < 0.7:
+            return delete(ITEMS, self._passing.pop(self._random.randrange(len(self._passing))))
+        if choice < 0.85:
+            return update(ITEMS, self._random.randrange(1, KEPT), name=f"n{count}")  # its body is left out
+        return update(ITEMS, self._random.randrange(1, KEPT), name=f"n{count}", body=f"b{count}")
+
+
+class Looks:
+    """Reads a sink in a thread while it is entered; at the end it says what readers may never see."""
+
+    def __init__(self, looking: Callable[[], Any]) -> None:
+        self.seen = 0
+        self._looking = looking
+        self._wrong: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            assert self._wrong is None, self._wrong
+            assert self.seen > 0
+
+    def _run(self) -> None:
+        highest = 0
+        try:
+            with self._looking() as look:
+                while not self._stop.wait(0.001):
+                    rows, count = look()
+                    self.seen += 1
+                    if rows < KEPT or count < highest:
+                        self._wrong = f"look {self.seen}: {rows} rows, and {count} behind {highest}"
+                        return
+                    highest = count
+        except Exception as error:
+            self._wrong = f"look {self.seen + 1}: {error!r}"
+
+
+def looking_at(under_test: SinkUnderTest, table: str = "items") -> Callable[[], Any]:
+    """Opens one reader's connection, as a context; it gives the look."""
+    query = f"SELECT count(*), max(CASE WHEN id = 0 THEN name END) FROM {table}"
+
+    @contextmanager
+    def sqlite() -> Iterator[Look]:
+        with closing(sqlite3.connect(f"file:{under_test.options['path']}?mode=ro", uri=True)) as database:
+            yield lambda: _read(database.execute(query).fetchone())
+
+    @contextmanager
+    def postgres() -> Iterator[Look]:
+        with psycopg.connect(under_test.options["dsn"], autocommit=True, prepare_threshold=1) as connection:
+            yield lambda: _read(connection.execute(query).fetchone())
+
+    return sqlite if under_test.name == "sqlite" else postgres
+
+
+def _read(row: Any) -> tuple[int, int]:
+    return int(row[0]), int(row[1])
+
+
+def config_of(relay: ScriptedRelay, under_test: SinkUnderTest, folder: Path) -> Path:
+    """A walbus.toml whose consumer `test` is the one under test."""
+    options = {key: str(value) for key, value in under_test.options.items()}
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
+    config = folder / "walbus.toml"
+    config.write_text(
+        f'data_dir = "{folder}/data"\n[source]\ndsn = "postgresql://nobody@localhost/none"\n'
+        f'[consumer.test]\nsink = "{under_test.name}"\ntables = ["public.*"]\nrelay = "{relay.url}"\n{lines}'
+    )
+    return config
