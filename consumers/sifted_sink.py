@@ -298,8 +298,8 @@ class SiftedSink:
         self._look_at = began + _LOOK_SECONDS
         failed: set[Held] = set()
         taken: list[DeadLetter] = []
-        for letter in letters.asked():
-            if self._monotonic() - began > _TRY_SECONDS:
+        for number, letter in enumerate(letters.asked()):
+            if number and self._monotonic() - began > _TRY_SECONDS:
                 self._look_at = began
                 break
             if letter.log_id != committed.log_id:  # another log's rows have come since, and with them this one's key

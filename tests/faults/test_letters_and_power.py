@@ -55,8 +55,10 @@ class Unsettled:
 
 
 @contextmanager
-def asked_letters(folder: Path, sink: Unsettled, count: int) -> Iterator[tuple[SiftedSink, DeadLetters]]:
-    """Letters that are to be tried, and the sink that is to take them; the time is a second later at each look."""
+def asked_letters(
+    folder: Path, sink: Unsettled, count: int, seconds: float = 0.01
+) -> Iterator[tuple[SiftedSink, DeadLetters]]:
+    """Letters that are to be tried, and the sink that is to take them; the time is so much later at each look."""
     source = ModelSource()
     source.commit([insert(ITEMS, n) for n in range(count)])
     (window,) = [window_of(header, record, source.layouts.__getitem__) for header, record in source.records]
@@ -67,7 +69,7 @@ def asked_letters(folder: Path, sink: Unsettled, count: int) -> Iterator[tuple[S
             operator.park(change, window, "log-a", ValueError("no"), 1)
         operator.retry()
         letters = DeadLetters(folder / "letters.sqlite")
-        sifted = SiftedSink(cast(Sink, sink), row_of, letters, 1, "test", lambda: 0.01 * next(clock))
+        sifted = SiftedSink(cast(Sink, sink), row_of, letters, 1, "test", lambda: seconds * next(clock))
         sifted.checkpoint()
         with closing(sifted):
             yield sifted, operator
@@ -101,6 +103,12 @@ def test_letters_are_tried_a_moments_worth_at_a_time_so_that_a_stop_is_seen(tmp_
             left.append(len(operator.letters()))
         assert 4 <= len(left) < 20, "each call takes some, and the next one goes on without a pause"
         assert left == sorted(set(left), reverse=True)
+
+
+def test_a_look_that_takes_long_tries_one_letter_at_least(tmp_path: Path) -> None:
+    with asked_letters(tmp_path, Unsettled(lambda: None), 3, seconds=1.0) as (sifted, operator):
+        sifted.try_letters()
+        assert len(operator.letters()) == 2
 
 
 SETTLES = """
