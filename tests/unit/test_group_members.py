@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -124,7 +124,7 @@ class Groups(RuleBasedStateMachine):
 
     @rule(data=st.data(), late=st.booleans())
     def commits(self, data: st.DataObject, late: bool) -> None:
-        works = self._works(lambda work: work.handed > work.stored)
+        works = self._works(lambda work: work.handed > work.stored and not self._saves_now(work))
         if not works:
             return
         work = data.draw(st.sampled_from(works))
@@ -146,12 +146,26 @@ class Groups(RuleBasedStateMachine):
             self._save(save)
 
     @rule(data=st.data())
+    def stands_still_in_the_middle_of_a_save(self, data: st.DataObject) -> None:
+        """For longer than its lease; all others ask meanwhile, and take its parts over."""
+        works = self._works(lambda work: _can_commit(work) and not self._saves_now(work))
+        if not works:
+            return
+        work = data.draw(st.sampled_from(works))
+        work.handed += 1
+        self.now += 40.0
+        for member in self.members:
+            if work not in member.works.values():
+                self._ask(member, delay=0.0, lost=False)
+        self._save(Late(work, at(work.handed, work.lease.part)))
+
+    @rule(data=st.data())
     def finishes(self, data: st.DataObject) -> None:
         """A member ends what it is to give up, has lost, or anything else."""
         member = self._one_of(data)
         if member is not None and member.works:
             hold = data.draw(st.sampled_from(sorted(member.works)))
-            if all(save.work is not member.works[hold] for save in self.late):
+            if not self._saves_now(member.works[hold]):
                 del member.works[hold]
                 member.membership.finished(hold)
 
@@ -204,6 +218,10 @@ class Groups(RuleBasedStateMachine):
                 self.one_member_at_a_time_can_commit()
         works = self._works(_can_commit)
         assert sorted(work.lease.part.partition for work in works) == [f"{n}/{self.parts}" for n in range(self.parts)]
+        for save in self.late:
+            if any(save.work is work for work in works):
+                self._save(save)
+        self.late = [save for save in self.late if all(save.work is not work for work in works)]
         for work in works:
             work.handed += 1
             self._save(Late(work, at(work.handed, work.lease.part)))
@@ -250,6 +268,10 @@ class Groups(RuleBasedStateMachine):
         saves.append((part.token, place))
         work.stored = place
 
+    def _saves_now(self, work: Work) -> bool:
+        """Whether its thread is in the middle of a save: it does nothing else then."""
+        return any(save.work is work for save in self.late)
+
     def _works(self, which) -> list[Work]:
         return [work for member in self.members for work in member.works.values() if which(work)]
 
@@ -274,7 +296,9 @@ def _can_commit(work: Work) -> bool:
 
 
 TestGroups = Groups.TestCase
-TestGroups.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestGroups.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def answer(*holds: tuple[int, int, bool], members: int = 2) -> Told:
