@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Part, Point, last_done_of
+from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Part, Point, dump_checkpoint, last_done_of
 from walbus.consumers.checkpoint_fence import FencedCheckpointStore, Replaced
 from walbus.consumers.group_member import check_group
 from walbus.consumers.group_membership import MARGIN, Membership
@@ -88,6 +88,8 @@ class Groups(RuleBasedStateMachine):
     @initialize(parts=st.integers(1, 5))
     def begins(self, parts: int) -> None:
         self.parts, self.group = parts, Group(())
+        for partition in (f"{number}/{parts}" for number in range(parts)):
+            self.texts[partition] = dump_checkpoint(at(0, Part(partition)))  # read without a group until now
         for speed in (0.95, 1.05):
             self.joins(speed)
 
@@ -250,7 +252,7 @@ class Groups(RuleBasedStateMachine):
                     member.membership.finished(hold)
                     break
                 self.taken[part.partition] = hold.token
-                place = 0 if stored is None else last_done_of(stored).commit_lsn
+                place = last_done_of(stored).commit_lsn
                 member.works[hold] = Work(lease, store, place, place)
 
     def _save(self, save: Late) -> None:
@@ -262,7 +264,7 @@ class Groups(RuleBasedStateMachine):
         except CheckpointTaken:
             work.lease.lose()
             return
-        assert saves == [] or part.token >= self.taken[part.partition], "who had it before stores nothing any more"
+        assert part.token >= self.taken[part.partition], "who had it before stores nothing any more"
         before = saves[-1][1] if saves else 0
         assert before == work.stored, "it goes on behind the last place that anybody stored"
         saves.append((part.token, place))
