@@ -39,7 +39,7 @@ from walbus.values import row_encoder
 
 _AIM = 250_000
 _PIECE = 1_000  # rows
-_COLUMNS = {
+COLUMNS = {
     "id": (20, "int8"), "customer": (23, "int4"), "note": (25, "text"), "total": (1700, "numeric"),
     "placed": (1184, "timestamptz"), "paid": (16, "bool"), "weight": (701, "float8"), "token": (2950, "uuid"),
 }  # fmt: skip
@@ -56,10 +56,10 @@ def run(rows: int, transactions: int, rounds: int) -> Report:
     for log, count, piece in (("one transaction", rows, _PIECE), ("transactions of one row", transactions, 1)):
         with tempfile.TemporaryDirectory(prefix="walbus-bench-") as name:
             folder = Path(name)
-            _write(folder / "relay", count, piece)
+            write_log(folder / "relay", count, piece)
             with running_relay(folder) as (port, _):
                 for what in _WAYS:
-                    seconds, cpu = _median([_read(port, what, count) for _ in range(rounds)])
+                    seconds, cpu = median([read(port, what, count) for _ in range(rounds)])
                     rates = f"{count / seconds:,.0f}", f"{count / cpu:,.0f}"
                     report.row(log, what, f"{count:,}", f"{seconds:.2f}", *rates)
                     if what == "callbacks":
@@ -67,9 +67,9 @@ def run(rows: int, transactions: int, rounds: int) -> Report:
     return report
 
 
-def _write(folder: Path, rows: int, piece: int) -> None:
+def write_log(folder: Path, rows: int, piece: int) -> None:
     """A log whose rows are real; pieces of more than one row are those of one transaction."""
-    columns = tuple(Column(name, oid, kind, -1, name == "id") for name, (oid, kind) in _COLUMNS.items())
+    columns = tuple(Column(name, oid, kind, -1, name == "id") for name, (oid, kind) in COLUMNS.items())
     writer = open_writer(folder, SOURCE, segment_bytes=1 << 40, retention_hours=1, retention_bytes=None)
     with closing(writer):
         schema, _ = writer.schemas.register(TableSchema(0, 16_400, "public", "t", ReplicaIdentity.DEFAULT, columns))
@@ -107,7 +107,7 @@ def _row(schema: TableSchema, encode: Callable[[list[bytes | None]], bytes], num
     )  # fmt: skip
 
 
-def _read(port: int, what: str, rows: int) -> tuple[float, float]:
+def read(port: int, what: str, rows: int) -> tuple[float, float]:
     """Seconds, and processor seconds, of a process that reads the whole log."""
     command = [sys.executable, __file__, f"http://127.0.0.1:{port}", what]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -117,7 +117,8 @@ def _read(port: int, what: str, rows: int) -> tuple[float, float]:
     return told["seconds"], told["cpu"]
 
 
-def _median(taken: list[tuple[float, float]]) -> tuple[float, float]:
+def median(taken: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of the seconds and of the processor seconds of some reads."""
     return statistics.median(seconds for seconds, _ in taken), statistics.median(cpu for _, cpu in taken)
 
 

@@ -10,8 +10,9 @@
     python bench/run.py growth  [--keys N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py opensearch [--documents N] [--rounds N]
-    python bench/run.py all     [--quick] [--write]           all but debezium and opensearch (a JDK and jars)
-                                                              and growth (minutes and 3 GB)
+    python bench/run.py peers   [--rows N] [--transactions N] [--rounds N]
+    python bench/run.py all     [--quick] [--write]           all but debezium, opensearch and peers (which
+                                                              fetch jars and programs), and growth (3 GB)
 
 Each option can be given by environment too: WALBUS_BENCH_ROWS=100000 make bench-capture. `--quick` takes a tenth of
 every size that was not given, to try the benchmarks themselves. `--write` puts the results into docs/benchmarks.md,
@@ -34,6 +35,7 @@ import capture_memory
 import catch_up_backlog
 import commit_latency
 import consumers_callbacks
+import consumers_peers
 import consumers_postgres
 import consumers_sinks
 import debezium
@@ -84,6 +86,7 @@ def _arguments() -> argparse.Namespace:
             "latency",
             "memory",
             "opensearch",
+            "peers",
             "relay",
         ),
     )
@@ -136,9 +139,10 @@ def main() -> None:
         ],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
         "opensearch": lambda: [_opensearch(given.documents, given.rounds)],
+        "peers": lambda: [consumers_peers.run(given.rows, given.transactions, given.rounds)],
     }
     chosen = (
-        [name for name in runs if name not in ("debezium", "growth", "opensearch")]
+        [name for name in runs if name not in ("debezium", "growth", "opensearch", "peers")]
         if given.what == "all"
         else [given.what]
     )
