@@ -43,11 +43,16 @@ def docker_answers() -> bool:
     return subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
 
 
+_HIGHEST_PORT = 65_535
+_HIGHEST_OF_A_CLUSTER = _HIGHEST_PORT - 10_000  # its nodes talk to each other on a port so much higher
+
+
 @contextmanager
 def local_redis(*options: str) -> Iterator[RedisServer]:
     """A redis-server of this machine, without persistence, in a temporary folder; with options of its command line."""
     folder = Path(tempfile.mkdtemp(prefix="walbus-redis-"))
-    port = free_port()
+    highest = _HIGHEST_OF_A_CLUSTER if "--cluster-enabled" in options else _HIGHEST_PORT
+    port = next(port for port in iter(free_port, None) if port <= highest)
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     command += ["--dir", str(folder), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
