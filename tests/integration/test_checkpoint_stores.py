@@ -41,6 +41,7 @@ from walbus.consumers.checkpoint import (
     Point,
     Snapshotting,
     TableProgress,
+    last_done_of,
 )
 from walbus.errors import CheckpointTaken, CheckpointUnavailable, ConfigError, InvalidText, UsageError
 from walbus.position import Position
@@ -370,18 +371,23 @@ def test_a_redis_that_may_evict_it_is_refused(own_redis: RedisServer) -> None:
             store.load()
 
 
+def last_stored(redis: RedisServer) -> Position:
+    with closing(RedisCheckpointStore(redis.url, "caller")) as store:
+        return last_done_of(store.load())
+
+
 @pytest.mark.parametrize("way", ["threads", "asyncio"])
 def test_a_run_waits_for_a_place_that_is_away(own_redis: RedisServer, tmp_path: Path, way: str) -> None:
     source = ModelSource()
     with ScriptedRelay(source) as relay, closing(RedisCheckpointStore(own_redis.url, "caller")) as store:
-        source.commit([insert(ITEMS, 1)])
+        first = source.commit([insert(ITEMS, 1)])
         calls = Recorder()
         with calling(way, relay.url, tmp_path, calls, checkpoints=store) as run:
-            wait_for(lambda: len(calls.durable) == 1)
+            wait_for(lambda: last_stored(own_redis) == first)  # which comes behind on_checkpoint
             os.kill(own_redis.pid, signal.SIGSTOP)
             try:
                 source.commit([insert(ITEMS, 2)])
-                wait_for(lambda: calls.rolled_back, 15)
+                wait_for(lambda: 2 in calls.ids and calls.rolled_back, 15)
             finally:
                 os.kill(own_redis.pid, signal.SIGCONT)
             wait_for(lambda: calls.ids.count(2) >= 2, 15)
