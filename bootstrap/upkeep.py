@@ -6,9 +6,10 @@ what is folded meanwhile. A pass over the index begins when as many changes have
 that the work is a constant part of folding, and the index at most a few times the size of what it has to hold. A pass
 packs what it keeps into full pages, and counts tombstones on its way.
 
-A portion of a pass is as many pages as hold the places of some thousands of keys. Of a key that stands in it more than
-once only the last place is looked up: the others are stale whatever its entry says. So the places that a hot key leaves
-cost a pass next to nothing, and it keeps up with a load of updates of few keys.
+A portion of a pass is as many pages as hold the places of some thousands of keys, and goes on as long as the pages that
+follow are mostly of keys that it has. Of a key that stands in it more than once only the last place is looked up: the
+others are stale whatever its entry says. So the places that a hot key leaves cost a pass next to nothing, and it keeps
+up with a load of updates of few keys.
 
 Below the horizon (`walbus.bootstrap.horizon`) places say nothing any more, and tombstones go with them. Whenever the
 horizon has moved, the pages before it are taken off the front of each table's index. A tombstone is removed under the
@@ -38,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 _SMALLEST_PASS = 50_000
 _PAGES = 32  # that are read together
-#: A portion ends with the pages that bring it to so many keys, or places.
+#: A portion that has so many keys ends with the next pages that are mostly of others; or it has so many places.
 _KEYS, _PLACES = 10_000, 200_000
 #: Pages are written anew where at least this part of their places goes, or half of the pages.
 _WORTH_IT = 0.1
@@ -210,10 +211,12 @@ class IndexUpkeep:
 
     def _portion(self, run: TableRun, after: bytes) -> _Portion:
         portion = _Portion()
-        while len(portion.latest) < _KEYS and portion.places < _PLACES:
+        while portion.places < _PLACES:
+            keys, places = len(portion.latest), portion.places
             pages = self._ledger.store.pages(run.space, after, _PAGES)
             portion.add(pages)
-            if len(pages) < _PAGES:
+            mostly_new = 2 * (len(portion.latest) - keys) > portion.places - places
+            if len(pages) < _PAGES or (keys >= _KEYS and mostly_new):
                 break
             after = pages[-1][0]
         return portion

@@ -144,21 +144,42 @@ def test_many_small_pages_become_a_few() -> None:
     assert len(places_behind(rig.store.view(), rig.run.space, 0)) == 64
 
 
-def test_a_pass_looks_each_key_of_a_portion_up_once_however_often_it_stands_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rig = Rig(Retention(HOUR, 1000))
-    for value in range(300):
-        rig.write(value % 3 + 1)
+def lookups(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
+    """The keys of each lookup from here on."""
     get_many, asked = rig.store.get_many, []
 
     def noted(keys: list[bytes]) -> list[bytes | None]:
-        asked.extend(keys)
+        asked.append(keys)
         return get_many(keys)
 
     monkeypatch.setattr(rig.store, "get_many", noted)
+    return asked
+
+
+@pytest.mark.parametrize(("pages", "keys"), [(32, 10_000), (1, 3), (2, 3)])
+def test_a_pass_looks_few_keys_up_once_however_often_each_stands_there(
+    monkeypatch: pytest.MonkeyPatch, pages: int, keys: int
+) -> None:
+    monkeypatch.setattr(upkeep, "_PAGES", pages)
+    monkeypatch.setattr(upkeep, "_KEYS", keys)
+    rig = Rig(Retention(HOUR, 1000))
+    for value in range(300):
+        rig.write(value % 3 + 1)
+    asked = lookups(rig, monkeypatch)
     assert rig.work() == 297
-    assert sorted(asked) == sorted(set(asked)) and len(asked) == 3
+    assert [len(keys) for keys in asked if keys] == [3]
+
+
+def test_a_portion_of_a_pass_ends_where_pages_are_of_other_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_PAGES", 4)
+    monkeypatch.setattr(upkeep, "_KEYS", 3)
+    rig = Rig(Retention(HOUR, 1000))
+    for value in range(300):
+        rig.write(value + 1)
+    asked = lookups(rig, monkeypatch)
+    rig.work()
+    counts = [len(keys) for keys in asked]
+    assert sum(counts) == 300 and max(counts) == 8
 
 
 def test_a_tombstone_goes_once_it_is_old_enough_and_says_so_before() -> None:
