@@ -146,7 +146,10 @@ class CatchUp:
             return self._read(stepping, policy)
 
     def should_return(self) -> bool:
-        """Whether the stream is so far behind, as was seen last, that steps are worth a new connection."""
+        """Whether the stream is so far behind, as was seen last, that steps are worth a new connection.
+
+        What the log has by now counts as read, be the look from before the last steps, or be it held back by standbys.
+        """
         seen = self._report.retention.last
         if seen is None or self._source.two_phase or not self._source.catch_up:
             return False
@@ -154,10 +157,11 @@ class CatchUp:
             return False
         if self._standby_is_away():
             return False
-        policy, durable = self._policy(self._source.catch_up_step_bytes), self._log.bounds().end_lsn
-        ahead = durable - self._confirming.bound(durable)  # read, but held back by standbys, as steps would be
-        left = max(0, seen.unread_bytes - ahead)
-        return policy.is_worth_another_connection(Backlog(restart=0, confirmed=0, end=left))
+        durable = self._log.bounds().end_lsn
+        if self._confirming.bound(durable) == 0:  # a slot that may not be moved cannot be read in steps
+            return False
+        policy = self._policy(self._source.catch_up_step_bytes)
+        return policy.is_worth_another_connection(Backlog(restart=0, confirmed=durable, end=seen.readable_lsn))
 
     def _standby_is_away(self) -> bool:
         self._confirming.bound(self._log.bounds().end_lsn)  # looks at them

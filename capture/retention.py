@@ -19,11 +19,11 @@ logger = structlog.get_logger(__name__)
 
 _RETENTION: LiteralString = """
     SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8, safe_wal_size::int8, wal_status,
-           pg_current_wal_flush_lsn()::text, confirmed_flush_lsn::text, to_jsonb(s) ->> 'failover' = 'true',
+           pg_current_wal_flush_lsn()::text, to_jsonb(s) ->> 'failover' = 'true',
            current_setting('synchronized_standby_slots', true)
     FROM pg_replication_slots s WHERE slot_name = %s"""
 
-_Row = tuple[int, int | None, str, str, str | None, bool | None, str | None]
+_Row = tuple[int, int | None, str, str, bool | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class Retention:
         retained_bytes: WAL from the slot's restart_lsn to the end.
         safe_bytes: WAL that may still be written before the slot is lost; None without max_slot_wal_keep_size.
         wal_status: reserved, extended, unreserved or lost.
-        unread_bytes: WAL behind what was confirmed that can be read now: it is durable, on the standbys that must have
-            it first (`synchronized_standby_slots`) too.
+        readable_lsn: up to here WAL can be read now: it is durable, on the standbys that must have it first
+            (`synchronized_standby_slots`) too.
     """
 
     retained_bytes: int
     safe_bytes: int | None
     wal_status: str
-    unread_bytes: int
+    readable_lsn: int
 
 
 class RetentionWatch:
@@ -63,10 +63,9 @@ class RetentionWatch:
             if row is None or row[0] is None:
                 self.last = None
                 return
-            retained, safe, status, flushed, confirmed, failover, standbys = cast(_Row, row)
+            retained, safe, status, flushed, failover, standbys = cast(_Row, row)
             end = given_up_to(session, parse_lsn(flushed), failover=bool(failover), standbys=standbys)
-        unread = max(0, end - parse_lsn(confirmed)) if confirmed else 0
-        self.last = retention = Retention(retained, safe, status, unread)
+        self.last = retention = Retention(retained, safe, status, end)
         in_danger = retention.wal_status == "unreserved"
         if in_danger and not self._warned:
             logger.error(
