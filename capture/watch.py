@@ -43,6 +43,8 @@ PERIOD = 1.0
 _SHARE = 20.0
 #: Milliseconds that a statement waits for a lock (a published table that is altered): well below deadlock_timeout.
 LOCK_MILLISECONDS = 300
+#: Seconds that a look may go on when the watch is closed.
+CLOSE_SECONDS = 2.0
 #: Seconds after which everything is read although the fingerprint is the same: privileges are not in it.
 WHOLE_PERIOD = 60.0
 
@@ -120,6 +122,7 @@ class CatalogWatch:
         self._retention = retention
         self._ends = ends
         self._closed = threading.Event()
+        self._left_alone = threading.Event()  # closed while a statement hung: the next connection's watch goes on
         self._lock = threading.Lock()
         self._found: Found | Exception | None = None
         self._thread = threading.Thread(target=self._run, name="catalog-watch", daemon=True)
@@ -156,10 +159,11 @@ class CatalogWatch:
             self._told = due
 
     def close(self) -> None:
-        """Ends the thread; one that hangs in a statement is left to the end of the process."""
+        """Ends the thread; one that hangs in a statement is left alone, and what it sees then is not remembered."""
         self._closed.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=2.0)
+            self._thread.join(CLOSE_SECONDS)
+        self._left_alone.set()
 
     def _run(self) -> None:
         session: Session | None = None
@@ -186,6 +190,8 @@ class CatalogWatch:
         self._ends.look(session, moment.xmax)
         if self._may_differ(session, moment, now):
             behind = self._read(session, now)
+        if self._left_alone.is_set():
+            return
         self._last = moment  # and not the one behind: what was altered in between is not seen yet
         self._compare(session, behind)
         tables = 0 if self._state is None else len(self._state.tables)
