@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from contextlib import suppress
+
 import psycopg
 import pytest
 
+from walbus.demo.postgres import free_port
 from walbus.errors import SourceUnavailable
 
 
@@ -17,6 +22,37 @@ def test_a_killed_server_recovers_with_what_was_committed(own_pg_server):
     server.start()
     with server.connect() as session:
         assert session.execute("SELECT a FROM t").fetchall() == [(7,)]
+
+
+@pytest.mark.one_version
+def test_a_server_that_is_killed_while_sessions_begin_starts_again(own_pg_server):
+    """A child that the postmaster made in its last moment would keep the cluster's memory, and the start would fail."""
+    server, done = own_pg_server(), threading.Event()
+
+    def knock() -> None:
+        while not done.is_set():
+            with suppress(psycopg.OperationalError):
+                server.connect().close()
+
+    knocking = [threading.Thread(target=knock) for _ in range(3)]
+    for thread in knocking:
+        thread.start()
+    try:
+        for _ in range(3):
+            server.kill()
+            server.start()
+    finally:
+        done.set()
+        for thread in knocking:
+            thread.join()
+
+
+def test_a_port_that_was_given_is_held_for_whoever_binds_to_it_as_servers_do():
+    port = free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="in use"):
+        socket.create_server(("127.0.0.1", port))
 
 
 def test_restart_keeps_the_port_and_takes_new_settings(own_pg_server):

@@ -28,6 +28,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -58,18 +59,26 @@ StopMode = Literal["smart", "fast", "immediate"]
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
-_given_ports: set[int] = set()
+#: Sockets that hold the last ports that were given, without listening.
+_held: deque[int] = deque()
+_HELD_AT_MOST = 40
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on at this moment, and that this process was not given before."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _given_ports:  # the kernel may offer the same one again until somebody listens on it
-            _given_ports.add(port)
-            return port
+    """A TCP port of the loopback that nobody listens on, and that nobody else is given for a while.
+
+    The kernel gives a port again, to us or to another process, as soon as no socket has it. A socket that only has it,
+    and does not listen, keeps others from being given it; and whoever binds to it by its number still can, since
+    servers set SO_REUSEADDR.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port: int = holder.getsockname()[1]
+    _held.append(holder.detach())
+    if len(_held) > _HELD_AT_MOST:
+        os.close(_held.popleft())
+    return port
 
 
 class EmbeddedPostgres:
@@ -209,6 +218,8 @@ class EmbeddedPostgres:
         """SIGKILL to the postmaster and all its children, as the machine's OOM killer would; waits for their end."""
         if self._process is None:
             return
+        self._process.send_signal(signal.SIGSTOP)  # or it might make one more child that nobody kills
+        _wait_until_stopped(self._process.pid)
         children = _children(self._process.pid)
         self._process.kill()
         self._process.wait()
@@ -303,6 +314,21 @@ class EmbeddedPostgres:
                 time.sleep(0.05)
             else:
                 return
+
+
+def _wait_until_stopped(pid: int, deadline: float = 10.0) -> None:
+    """Waits until a process stands still behind a SIGSTOP, or has ended."""
+    end = time.monotonic() + deadline
+    while _state(pid) not in ("T", "t", "Z", "") and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def _state(pid: int) -> str:
+    """The letter of a process's state (Linux); nothing if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def _children(pid: int) -> list[int]:
