@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from support.waiting import wait_for
 from walbus.demo import run as demo_run
 from walbus.errors import UsageError
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(480)
 
 
 def demo(*arguments: str, **options: object) -> subprocess.Popen[str]:
@@ -44,12 +45,12 @@ def processes_that_name(folder: Path) -> list[str]:
 def folder(open_folder: Path) -> Iterator[Path]:
     """Where a demo shall lie; whatever happens in it, nothing may live there afterwards."""
     yield open_folder / "demo"
-    assert processes_that_name(open_folder) == []
+    wait_for(lambda: processes_that_name(open_folder) == [], what="nothing lives there")
 
 
 def test_the_shop_with_kills_ends_without_a_difference_and_leaves_nothing(folder: Path):
     process = demo("--seconds", "5", "--rate", "80", "--kills", "2", "--seed", "7", "--data-dir", str(folder))
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
     assert out.splitlines()[-1] == "differences: 0"
     assert out.count("SIGKILL to") == 2
@@ -60,7 +61,7 @@ def test_the_shop_with_kills_ends_without_a_difference_and_leaves_nothing(folder
 def test_pgbench_ends_without_a_difference(folder: Path):
     arguments = ("--workload", "pgbench", "--seconds", "3", "--rate", "50", "--kills", "1")
     process = demo(*arguments, "--data-dir", str(folder))
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
     assert out.splitlines()[-1] == "differences: 0"
 
@@ -71,7 +72,7 @@ def test_an_interrupted_demo_leaves_neither_file_nor_process(folder: Path, numbe
     assert process.stdout is not None
     assert any(moment in line for line in process.stdout), process.communicate()[1]
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=150)
     assert process.returncode == 130
     assert err == ""
     assert not folder.exists()
@@ -79,7 +80,7 @@ def test_an_interrupted_demo_leaves_neither_file_nor_process(folder: Path, numbe
 
 def test_a_kept_demo_says_where_it_lies(folder: Path):
     process = demo("--seconds", "1", "--rate", "20", "--kills", "0", "--keep", "--data-dir", str(folder))
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
     assert f"kept: {folder}" in out
     assert (folder / "walbus.toml").exists()
@@ -88,7 +89,7 @@ def test_a_kept_demo_says_where_it_lies(folder: Path):
 def test_a_folder_with_something_in_it_is_one_line_and_exit_code_2(open_folder: Path):
     (open_folder / "precious").touch()
     process = demo("--data-dir", str(open_folder))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=150)
     assert (process.returncode, err.count("\n")) == (2, 1)
     assert "not an empty folder" in err
     assert [path.name for path in open_folder.iterdir()] == ["precious"]

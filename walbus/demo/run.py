@@ -139,10 +139,10 @@ class Demo:
 
     def _play(self) -> None:
         begin = time.monotonic()
-        while (elapsed := time.monotonic() - begin) < self._seconds:
+        while (elapsed := time.monotonic() - begin) < self._seconds or self._kill_times:  # a slow machine may be late
             if self._kill_times and elapsed >= self._kill_times[0]:
                 self._kill_someone()
-            self._turn(f"load for {self._seconds - elapsed:.0f} s more")
+            self._turn(f"load for {max(0.0, self._seconds - elapsed):.0f} s more")
 
     def _kill_someone(self) -> None:
         """Kills a room that runs, one that was spared so far if there is any; tries again later if none runs."""
