@@ -135,7 +135,7 @@ def test_what_was_prepared_survives_a_crash_of_the_server(own_pg_server, folder,
                 database.close()
                 database.server.kill() if way == "kill" else database.server.stop(way)
                 database.server.start()
-                capture.streaming(30)
+                capture.streaming()
             database.execute("COMMIT PREPARED 'g2'")
             capture.caught_up()
         assert captured(folder) == truth.transactions()
@@ -164,7 +164,7 @@ def test_capture_killed_at_its_nth_system_call_loses_and_repeats_nothing_prepare
             process.wait(4)
         except Exception:  # it needed fewer calls than that
             process.kill()
-        wait_for(lambda: not source_database.value("SELECT bool_or(active) FROM pg_replication_slots"), 20)
+        wait_for(lambda: not source_database.value("SELECT bool_or(active) FROM pg_replication_slots"), 60)
     source_database.execute("COMMIT PREPARED 'open8'")
     with capturing(source_database.dsn, folder, two_phase=True) as capture:
         capture.caught_up()

@@ -60,7 +60,7 @@ def switch_point(server):
 def ended_on(pair):
     """What capture ends with on the log as it is."""
     with closing(file_log(pair.folder, pair.source)) as log:
-        return CaptureThread(pair.source, log, spool_dir=spool_of(pair.folder)).ended(30)
+        return CaptureThread(pair.source, log, spool_dir=spool_of(pair.folder)).ended()
 
 
 def test_a_promotion_without_lost_commits_is_gone_through_and_every_commit_is_kept_once(pair):
@@ -104,13 +104,13 @@ def test_a_promotion_that_lost_commits_is_told_by_an_epoch_record_and_capture_go
         pair.primary.kill()
         pair.standby.start()
         pair.go_over()
-        capture.streaming(30)
+        capture.streaming()
         switch = switch_point(pair.standby)
         assert switch <= lost_from
         pair.fill(100, 120)
         capture.caught_up()
         bounds = capture.log.bounds()
-        wait_for(lambda: _confirmed(pair) >= switch, 10, what="the new slot is confirmed")
+        wait_for(lambda: _confirmed(pair) >= switch, 60, what="the new slot is confirmed")
         assert _confirmed(pair) <= bounds.end_lsn
     second = [t for t in truth.transactions() if t.commit_lsn >= switch]
     assert [t.changes[0].key for t in second] == [(str(n),) for n in range(100, 120)]
@@ -164,19 +164,19 @@ def test_a_prepared_transaction_that_a_failover_lost_leaves_the_spool_without_a_
     pair.standby.stop()
     with pair.capture() as capture:
         pair.prepare("lost", 1)
-        wait_for(lambda: pair.spooled() == ["lost"], 10, what="it is spooled")
+        wait_for(lambda: pair.spooled() == ["lost"], 60, what="it is spooled")
         pair.primary.kill()
         pair.standby.start()
         pair.go_over()
-        capture.streaming(30)
+        capture.streaming()
         assert pair.spooled() == ["lost"]
         pair.prepare("kept", 2)
-        wait_for(lambda: "kept" in pair.spooled(), 10, what="the new one is spooled")
+        wait_for(lambda: "kept" in pair.spooled(), 60, what="the new one is spooled")
         pair.fill(10, 12)
-        wait_for(lambda: pair.spooled() == ["kept"], 40, what="the lost one is gone")
+        wait_for(lambda: pair.spooled() == ["kept"], 60, what="the lost one is gone")
         pair.execute("COMMIT PREPARED 'kept'")
         capture.caught_up()
-        wait_for(lambda: pair.spooled() == [], 10, what="nothing is kept")
+        wait_for(lambda: pair.spooled() == [], 60, what="nothing is kept")
     assert [each.changes[0].key for each in captured(pair.folder)] == [("10",), ("11",), ("2",)]
 
 
@@ -218,9 +218,9 @@ def test_a_standby_is_waited_for_until_it_is_promoted_and_its_own_worker_brings_
             capture.caught_up()
             primary.stop("fast")
             proxy.target = standby.port
-            wait_for(lambda: "is a standby" in str((read_status(status) or {}).get("error")), 30, what="capture waits")
+            wait_for(lambda: "is a standby" in str((read_status(status) or {}).get("error")), 60, what="capture waits")
             promoted(standby)
-            capture.streaming(30)
+            capture.streaming()
             pair.fill(20, 30)
             capture.caught_up()
             capture.stop()

@@ -79,6 +79,6 @@ def kill(system: WholeSystem, victim: str) -> None:
     if victim == SUPERVISOR:
         system.kill_supervisor()
         system.start()
-        wait_for(system.children, 20, what="walbus run is back")
+        wait_for(system.children, 60, what="walbus run is back")
     else:
         wait_for(lambda: system.kill(victim), 60, what=f"{victim} runs, to be killed")

@@ -48,7 +48,7 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(60)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -85,15 +85,15 @@ def test_a_source_that_crashes_and_stays_away_costs_nothing(
         system.wait_until_streaming()
         truth = Oracle(database.dsn, "walbus")
         with Writer(database.dsn, rng) as writer:
-            wait_for(lambda: writer.commits > 100, 30, what="the writer writes")
+            wait_for(lambda: writer.commits > 100, 60, what="the writer writes")
             server.kill()
             before = writer.commits
-            wait_for(lambda: system.status("capture")["state"] == "waiting to reconnect", 30)
+            wait_for(lambda: system.status("capture")["state"] == "waiting to reconnect", 60)
             threading.Event().wait(seconds)
             assert system.tail(), "the relay serves while the source is away"
             server.start()
-            wait_for(lambda: writer.commits > before + 50, 30, what="the writer writes again")
-        wait_for(lambda: system.status("capture")["state"] == "streaming", 30, what="capture is back")
+            wait_for(lambda: writer.commits > before + 50, 60, what="the writer writes again")
+        wait_for(lambda: system.status("capture")["state"] == "streaming", 60, what="capture is back")
         database.close()  # its session died with the server
         system.wait_until_at_rest(database)
         system.check(database, truth)
@@ -113,13 +113,13 @@ def test_a_slot_that_another_session_streams_from_is_waited_for(database: Databa
         database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
         with streaming_elsewhere(database, slot):
             system.start()
-            wait_for(lambda: "is active for PID" in system.log(), 30, what="capture says who has the slot")
+            wait_for(lambda: "is active for PID" in system.log(), 60, what="capture says who has the slot")
             assert "stop the other session" in system.log()
             assert system.children()["capture"]["restarts"] == 0
         system.wait_until_streaming()
         truth = Oracle(database.dsn, "walbus")
         with Writer(database.dsn, random.Random(announced_seed("the writer"))) as writer:
-            wait_for(lambda: writer.commits > 20, 30, what="the writer writes")
+            wait_for(lambda: writer.commits > 20, 60, what="the writer writes")
         system.wait_until_at_rest(database)
         system.check(database, truth)
 
@@ -133,7 +133,7 @@ def streaming_elsewhere(database: Database, slot: str) -> Iterator[None]:
     try:
         wait_for(
             lambda: database.value("SELECT active FROM pg_replication_slots WHERE slot_name = %s", [slot]),
-            20,
+            60,
             what="the slot is in use",
         )
         yield

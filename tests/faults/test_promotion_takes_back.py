@@ -77,4 +77,4 @@ def test_what_a_lost_statement_did_to_rows_is_taken_back_everywhere(
         wait_for(equal, 60, what="the replica has lost what the source has lost", every=0.5)
         ended = walbus("verify", "-c", str(system.config))
         assert ended.code == 0, ended.stdout + ended.stderr
-        wait_for(equal, 10, what="and nothing changes that any more", every=0.5)
+        wait_for(equal, 60, what="and nothing changes that any more", every=0.5)

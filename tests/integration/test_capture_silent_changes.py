@@ -67,7 +67,7 @@ def test_every_statement_that_changes_rows_of_a_table_without_events_is_told(dat
         for number, (statement, table, reason) in enumerate(ALTERING, 1):
             database.execute(statement)
             assert told(folder, 1) if number == 1 else True
-            wait_for(lambda number=number: len(reseeds(folder)) >= number, 15, what=statement)
+            wait_for(lambda number=number: len(reseeds(folder)) >= number, 60, what=statement)
             assert reseeds(folder)[number - 1 :] == [(table, reason)], statement
         capture.caught_up()
     assert truth.transactions() == []  # PostgreSQL said nothing of any

@@ -41,7 +41,7 @@ def test_sessions_work_side_by_side_without_a_deadlock_and_every_kind_of_change_
     database.execute("CREATE PUBLICATION walbus FOR ALL TABLES")
     truth = oracle("walbus")
     load.start()
-    wait_for(lambda: load.transactions > 600, 30)
+    wait_for(lambda: load.transactions > 600, 60)
     load.stop()
     changes = [change for transaction in truth.transactions() for change in transaction.changes]
     assert {change.op for change in changes} == {"insert", "update", "delete"}

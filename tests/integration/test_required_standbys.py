@@ -277,7 +277,7 @@ def test_a_second_relay_on_a_log_lets_go_no_hold_of_the_first_until_it_has_ended
         wait_for(lambda: second.get("/readyz")[0] == 200, what="the second relay serves")
         assert hold.exists()
         relay.stop.set()
-        relay.thread.join(10)
+        relay.thread.join(60)
         wait_for(lambda: not hold.exists(), what="the second relay to be the one that says")
     finally:
         second.close()

@@ -175,6 +175,7 @@ def check(rounds: Round, examples: int) -> None:
     each()
 
 
+@pytest.mark.timeout(300)
 def test_random_rows_of_many_types_are_in_the_log_as_postgresql_prints_them(rounds: Round) -> None:
     check(rounds, 20)
 

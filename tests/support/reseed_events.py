@@ -57,13 +57,13 @@ def remembered(folder: Path) -> str:
 
 def told(folder: Path, count: int) -> list[tuple[str, str]]:
     """Waits for that many events, and for the memory to hold what they told; those events."""
-    wait_for(lambda: len(reseeds(folder)) >= count, 15, what=f"{count} events are in the log")
+    wait_for(lambda: len(reseeds(folder)) >= count, 60, what=f"{count} events are in the log")
     return reseeds(folder)[-count:]
 
 
 def wait_remembered(folder: Path, text: str) -> None:
     """Waits until that file holds a text."""
-    wait_for(lambda: text in remembered(folder), 15, what=f"{text} is remembered")
+    wait_for(lambda: text in remembered(folder), 60, what=f"{text} is remembered")
 
 
 def sentinel(database: Database, folder: Path, number: int, before: int = 0) -> list[tuple[str, str]]:

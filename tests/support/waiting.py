@@ -9,14 +9,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], deadline: float = 10.0, *, what: str = "", every: float = 0.01) -> T:
+def wait_for(condition: Callable[[], T], deadline: float = 60.0, *, what: str = "", every: float = 0.01) -> T:
     """Calls `condition` until its result is true, and returns that result.
 
     An exception of the condition counts as "not yet" and is shown when time is up.
 
     Args:
         condition: called again and again.
-        deadline: seconds from now.
+        deadline: seconds from now; the usual ones only keep a test from hanging, on however busy a machine.
         what: what is waited for, for the failure's message.
         every: seconds between two calls.
 
