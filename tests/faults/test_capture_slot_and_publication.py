@@ -126,12 +126,13 @@ def test_what_an_earlier_writer_of_the_log_left_streaming_is_ended_at_once(datab
     database.execute("CREATE TABLE t (id int PRIMARY KEY)")
     with capturing(database.dsn, folder) as first:
         log_id = first.log.bounds().log_id
+    database.wait_until_free("walbus")
     stale = Walsender(first.source.dsn, stream_names(first.source.dsn, log_id, 1)[0])
     stale.start("walbus", "walbus", PgoutputOptions())  # and nobody is left to read it
     try:
         with capturing(database.dsn, folder) as second:
             database.execute("INSERT INTO t VALUES (1)")
-            second.caught_up(10)  # the server itself would wait for a minute
+            second.caught_up(40)  # the server itself would wait for a minute
     finally:
         stale.close()
 

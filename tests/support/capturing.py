@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -77,6 +78,7 @@ class CaptureThread:
         self._catalog_path = catalog_path
         self._differences_dir = differences_dir
         self.error: BaseException | None = None
+        self._begun = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -102,28 +104,28 @@ class CaptureThread:
     def stop(self) -> None:
         """Ends it; raises what ended it before."""
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "capture does not end"
         if self.error is not None:
             raise self.error
 
-    def ended(self, deadline: float = 15) -> BaseException:
+    def ended(self, deadline: float = 60) -> BaseException:
         """Waits until it has ended by itself; why."""
         wait_for(lambda: not self._thread.is_alive(), deadline, what="capture ends by itself")
         assert self.error is not None
         return self.error
 
-    def durable_to(self, lsn: int, deadline: float = 30) -> None:
+    def durable_to(self, lsn: int, deadline: float = 60) -> None:
         """Waits until the log holds everything that commits before an LSN."""
         self._wait(lambda: self.log.bounds().end_lsn >= lsn, deadline, "the log has caught up")
 
-    def caught_up(self, deadline: float = 30) -> None:
+    def caught_up(self, deadline: float = 60) -> None:
         """Waits until the log holds everything that is committed now."""
         self.durable_to(flushed_lsn(self.source), deadline)
 
     def streaming(self, deadline: float = 60) -> None:
-        """Waits until the slot is streamed from."""
-        self._wait(lambda: slot_is_active(self.source), deadline, "capture streams")
+        """Waits until the slot is streamed from, and not by what a capture before this one left for a moment."""
+        self._wait(lambda: slot_is_active(self.source, self._begun), deadline, "capture streams")
 
     def _wait(self, condition: Callable[[], bool], deadline: float, what: str) -> None:
         wait_for(lambda: self.error is not None or condition(), deadline, what=what)
@@ -132,7 +134,14 @@ class CaptureThread:
 
 
 def flushed_lsn(source: SourceConfig) -> int:
-    """Where the WAL ends now, made durable and readable by a commit of our own."""
+    """Where the WAL ends now, made durable and readable by a commit of our own.
+
+    A server may just begin to crash, and a hostile database may end the session: then it is asked again.
+    """
+    return wait_for(lambda: _flushed_lsn(source), what="the server answers", every=0.1)
+
+
+def _flushed_lsn(source: SourceConfig) -> int:
     with psycopg.connect(source.dsn.get_secret_value(), autocommit=True) as session:
         session.execute("SELECT pg_logical_emit_message(true, 'test', 'everything before this')")
         row = session.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
@@ -140,14 +149,14 @@ def flushed_lsn(source: SourceConfig) -> int:
     return parse_lsn(row[0])
 
 
-def slot_is_active(source: SourceConfig) -> bool:
-    """Whether anybody streams from the slot."""
+def slot_is_active(source: SourceConfig, since: float) -> bool:
+    """Whether a session streams from the slot that began at a time (Unix seconds) or behind it."""
     with psycopg.connect(source.dsn.get_secret_value(), autocommit=True) as session:
         query = (
             "SELECT FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
-            " WHERE s.slot_name = %s AND coalesce(r.state, '') <> 'startup'"
+            " WHERE s.slot_name = %s AND coalesce(r.state, '') <> 'startup' AND r.backend_start >= to_timestamp(%s)"
         )
-        return session.execute(query, [source.slot]).fetchone() is not None
+        return session.execute(query, [source.slot, since]).fetchone() is not None
 
 
 @contextmanager
@@ -226,7 +235,7 @@ class CaptureProcess:
         """Whether it lives."""
         return self._process.poll() is None
 
-    def wait(self, deadline: float = 20) -> int:
+    def wait(self, deadline: float = 60) -> int:
         """Waits for its end; its exit code."""
         return self._process.wait(deadline)
 
@@ -247,7 +256,7 @@ class CaptureProcess:
     def terminate(self) -> int:
         """SIGTERM; its exit code."""
         self._process.terminate()
-        return self._process.wait(20)
+        return self._process.wait(60)
 
 
 def main() -> int:

@@ -69,10 +69,14 @@ class Database:
         """How far a slot is confirmed."""
         return parse_lsn(self.value("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name=%s", [slot]))
 
-    def drop_slot(self, slot: str) -> None:
-        """Drops a slot as soon as nobody streams from it: a walsender outlives its client for a moment."""
+    def wait_until_free(self, slot: str) -> None:
+        """Waits until nobody streams from a slot: a walsender outlives its client for a moment."""
         inactive = "SELECT NOT active FROM pg_replication_slots WHERE slot_name = %s"
-        wait_for(lambda: self.value(inactive, [slot]), 20, what=f"nobody streams from {slot}")
+        wait_for(lambda: self.value(inactive, [slot]), 60, what=f"nobody streams from {slot}")
+
+    def drop_slot(self, slot: str) -> None:
+        """Drops a slot as soon as nobody streams from it."""
+        self.wait_until_free(slot)
         self.execute("SELECT pg_drop_replication_slot(%s)", [slot])
 
     def close(self) -> None:
@@ -123,5 +127,6 @@ def _drop(admin: psycopg.Connection, name: str) -> None:
         row = admin.execute("SELECT count(*) FROM pg_replication_slots WHERE database = %s", [name]).fetchone()
         return row is not None and row[0] == 0
 
-    wait_for(without_slots, 20, what=f"the slots of {name} are gone")
-    admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    wait_for(without_slots, 60, what=f"the slots of {name} are gone")
+    drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))  # waits 5 seconds for what it ends
+    wait_for(lambda: admin.execute(drop), what=f"{name} is dropped", every=0.5)
