@@ -4,6 +4,7 @@ with TcpProxy(port) as proxy:
     connect to 127.0.0.1:proxy.port
     proxy.swallow = True       # half-open: both ends stay connected, and nothing passes
     proxy.reset()              # every connection is reset
+    proxy.reset(100)           # ... and the next stream is reset behind its 100th byte
     proxy.piece = 1            # one byte a write
     proxy.stream_bytes = 100   # the next stream is reset behind its 100th byte
     proxy.stalls = True        # ... or only stands still there
@@ -70,10 +71,15 @@ class TcpProxy:
         self.flowing.set()
         self.reset()
 
-    def reset(self) -> None:
-        """Resets every connection."""
+    def reset(self, stream_bytes: int | None = None) -> None:
+        """Resets every connection; the next stream is reset behind so many bytes, if a number is given.
+
+        A stream that begins in this moment is either one of those that are reset, or the next one.
+        """
         with self._lock:
             pairs, self._pairs = self._pairs, []
+            if stream_bytes is not None:
+                self.stream_bytes = stream_bytes
         for pair in pairs:
             _reset(pair)
 
@@ -106,7 +112,7 @@ class TcpProxy:
                     if not data:
                         return
                     if source is client and self.starts in data:
-                        left, self.stream_bytes = self.stream_bytes, None
+                        left = self._taken_bytes(client)
                     elif source is server and left is not None:
                         data, left = data[:left], left - len(data)
                     if not self.swallow:
@@ -118,6 +124,14 @@ class TcpProxy:
                             continue
                         _reset((client, server))
                         return
+
+    def _taken_bytes(self, client: socket.socket) -> int | None:
+        """Behind how many bytes a stream is to end that begins now; nothing for one that is being reset."""
+        with self._lock:
+            if all(client is not one for one, _ in self._pairs):
+                return None
+            taken, self.stream_bytes = self.stream_bytes, None
+            return taken
 
     def _write(self, end: socket.socket, data: bytes) -> None:
         for at in range(0, len(data), self.piece):
