@@ -203,9 +203,10 @@ class HardWorkload:
             for session in self._sessions:
                 session.connection.close()
             self._sessions, self._prepared = [], []
-            stop.wait(0.05)
-            with suppress(psycopg.OperationalError):
-                self._resolve_all()
+            while not stop.wait(0.05):  # as soon as it is back, or what is prepared would hold its locks to the end
+                with suppress(psycopg.OperationalError):
+                    self._resolve_all()
+                    return
 
     def _step(self) -> None:
         while len(self._sessions) < self._count:

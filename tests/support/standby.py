@@ -65,7 +65,7 @@ def standby_of(primary: EmbeddedPostgres, folder: Path, **settings: str) -> Iter
         standby.remove()
 
 
-def has_replayed(standby: EmbeddedPostgres, lsn: int, deadline: float = 30) -> None:
+def has_replayed(standby: EmbeddedPostgres, lsn: int, deadline: float = 60) -> None:
     """Waits until the standby has replayed the WAL up to an LSN."""
     with standby.connect() as session:
         wait_for(lambda: _lsn(session, "pg_last_wal_replay_lsn()") >= lsn, deadline, what="the standby has replayed")
@@ -89,7 +89,7 @@ def settle_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: s
             session.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_flush_lsn())", [unread])
         return False
 
-    wait_for(settled, 40, what="the slots are synchronized", every=_QUIET_SECONDS)
+    wait_for(settled, 60, what="the slots are synchronized", every=_QUIET_SECONDS)
 
 
 def carry_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: str) -> None:
@@ -100,26 +100,32 @@ def carry_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: st
     has_replayed(standby, end)
     if version >= 170_000:
         synchronized = partial(_synchronized, primary, standby, slots)
-        wait_for(synchronized, 30, what="the slots are synchronized", every=_QUIET_SECONDS)
+        wait_for(synchronized, 60, what="the slots are synchronized", every=_QUIET_SECONDS)
         return
     with primary.connect() as session:
         session.execute("CHECKPOINT")  # writes the slots' state
     standby.stop()
     for slot in slots:
-        copy = standby.data / "pg_replslot" / slot
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(primary.data / "pg_replslot" / slot, copy)
-        if standby.account is not None:
-            for path in (copy, *copy.iterdir()):
-                shutil.chown(path, standby.account.uid, standby.account.gid)
+        wait_for(partial(_copy_slot, primary, standby, slot), what=f"slot {slot} is copied")
     standby.start()
+
+
+def _copy_slot(primary: EmbeddedPostgres, standby: EmbeddedPostgres, slot: str) -> bool:
+    """Copies a slot's folder; fails where the primary, which runs, replaces a file meanwhile."""
+    copy = standby.data / "pg_replslot" / slot
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(primary.data / "pg_replslot" / slot, copy)
+    if standby.account is not None:
+        for path in (copy, *copy.iterdir()):
+            shutil.chown(path, standby.account.uid, standby.account.gid)
+    return True
 
 
 def promoted(standby: EmbeddedPostgres) -> EmbeddedPostgres:
     """Promotes it and waits until it can be written to."""
     with standby.connect() as session:
         session.execute("SELECT pg_promote(true, 60)")
-        wait_for(lambda: _value(session, "NOT pg_is_in_recovery()"), 30, what="the standby is a primary")
+        wait_for(lambda: _value(session, "NOT pg_is_in_recovery()"), 60, what="the standby is a primary")
     return standby
 
 
