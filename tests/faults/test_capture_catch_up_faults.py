@@ -67,7 +67,7 @@ def test_capture_killed_in_the_middle_of_steps_loses_and_repeats_nothing(databas
             add(database, 5)
             process = CaptureProcess(database.dsn, folder, **STEPS)
             moment = in_the_middle(database, folder, dice)
-            wait_for(lambda: moment() or not process.running, 30, every=0.0005)  # noqa: B023
+            wait_for(lambda: moment() or not process.running, 60, every=0.0005)  # noqa: B023
             assert process.running, process.output
             process.kill()
         assert "catch_up.begins" in process.output
@@ -95,7 +95,7 @@ def test_a_source_that_crashes_in_the_middle_of_a_step_is_resumed_without_loss_o
         source = source_of(database.dsn, **STEPS)
         with closing(file_log(folder, source)) as log:
             capture = CaptureThread(source, log, status)
-            wait_for(lambda: database.value(RUNNING, [moment]) or steps_of(status) > 2, 30, every=0.0005)
+            wait_for(lambda: database.value(RUNNING, [moment]) or steps_of(status) > 2, 60, every=0.0005)
             server.stop("immediate")
             database.close()
             server.start()
@@ -110,9 +110,10 @@ def test_connections_that_are_reset_in_the_middle_of_steps_are_replaced(database
     with backlog(database, folder, 12) as truth, TcpProxy(database.server.port) as proxy:
         source = source_of(database.dsn.replace(f":{database.server.port}/", f":{proxy.port}/"), **STEPS)
         with closing(file_log(folder, source)) as log:
+            end = database.insert_lsn()
             capture = CaptureThread(source, log)
-            for _ in range(3):
-                wait_for(lambda: database.value(RUNNING, [PEEK]) or not log.bounds(), 20, every=0.0005)
+            for _ in range(3):  # or there is nothing left to read, where this thread had to wait for the processor
+                wait_for(lambda: database.value(RUNNING, [PEEK]) or log.bounds().end_lsn >= end, 60, every=0.0005)
                 proxy.reset()
             capture.caught_up(60)
             capture.stop()
@@ -124,7 +125,7 @@ def test_stopping_is_quick_where_the_connection_of_a_step_is_half_open(database,
         source = source_of(database.dsn.replace(f":{database.server.port}/", f":{proxy.port}/"), **STEPS)
         with closing(file_log(folder, source)) as log:
             capture = CaptureThread(source, log)
-            wait_for(lambda: database.value(RUNNING, [PEEK]), 20, every=0.0005)
+            wait_for(lambda: database.value(RUNNING, [PEEK]), 60, every=0.0005)
             proxy.swallow = True
             begun = time.monotonic()
             capture.stop()
