@@ -123,6 +123,8 @@ def test_partitions_that_come_under_writers_cost_no_reseed_and_lose_no_row(datab
                     f" low, low + 20); END $$; COMMIT"
                 )
                 assert sentinel(database, folder, number) == []
+                filled = f"SELECT count(*) = 20 FROM q{number}"  # the next one begins behind it
+                wait_for(lambda filled=filled: database.value(filled), what="the writer fills the partition")
         finally:
             done.set()
             writer.join()
@@ -209,7 +211,7 @@ def test_a_row_whose_number_vacuum_is_just_hiding_is_told(database, folder):
         vacuuming.start()
         try:
             hidden = "SELECT xmax::text = '0' FROM q WHERE id = 22"
-            wait_for(lambda: database.value(hidden), 15, what="the deletion is hidden")
+            wait_for(lambda: database.value(hidden), 60, what="the deletion is hidden")
             with capturing(database.dsn, folder, tables=TABLES):
                 assert sentinel(database, folder, 1) == [("public.parts", "partitions")]
         finally:

@@ -213,6 +213,7 @@ def test_the_origin_of_a_transaction_is_kept_streamed_and_not(streamed_soon, fol
             with closing(streamed_soon.connect()) as session:
                 session.execute("SELECT pg_replication_origin_session_setup(%s)", [name])
                 session.execute("INSERT INTO t SELECT g, repeat('x', 500) FROM generate_series(1, 400) g")
+                session.execute("SELECT pg_replication_origin_session_reset()")  # or it could not be dropped below
             streamed_soon.execute("INSERT INTO t VALUES (0)")
             capture.caught_up()
     finally:

@@ -299,6 +299,6 @@ def test_a_database_in_another_encoding_gives_utf8(pg_server, database, folder):
             session.execute("INSERT INTO \"grüße\" VALUES (1, 'Ærøskøbing ÿ')")
             capture.caught_up()
             assert [s.table for s in capture.log.schemas.all()] == ["public.grüße"]
-        session.execute("SELECT pg_drop_replication_slot('walbus')")
+        database.drop_slot("walbus")
     assert captured(folder)[0].changes[0].after == {"id": "1", "größe": "Ærøskøbing ÿ"}
     database.execute(f"DROP DATABASE {name} WITH (FORCE)")

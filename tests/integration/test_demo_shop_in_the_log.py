@@ -38,7 +38,7 @@ def capturing(source: SourceConfig, folder: Path):
         yield
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -49,13 +49,15 @@ def test_the_log_of_the_shop_is_what_a_second_slot_saw(database, oracle, tmp_pat
     truth = oracle("walbus")
     source = SourceConfig(dsn=SecretStr(database.dsn), slot=f"s_{database.name}")
     load.start()
-    for goal in (300, 600):  # the second capture resumes where the first stopped
+    for _ in range(2):  # the second capture resumes where the first stopped
         with capturing(source, tmp_path):
-            wait_for(lambda goal=goal: load.transactions > goal, 30, what="the load goes on")
+            wait_for(lambda: database.confirmed_lsn(source.slot), what="the slot is made")
+            goal = load.transactions + 300
+            wait_for(lambda goal=goal: load.transactions > goal, 60, what="the load goes on")
     load.stop()
     with capturing(source, tmp_path):
         end = database.insert_lsn()
-        wait_for(lambda: database.confirmed_lsn(source.slot) >= end, 20, what="all is captured")
+        wait_for(lambda: database.confirmed_lsn(source.slot) >= end, 60, what="all is captured")
     reader = open_reader(tmp_path)
     expected = truth.transactions()
     found = log_transactions(reader)
