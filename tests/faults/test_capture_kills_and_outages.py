@@ -7,9 +7,11 @@ import shutil
 import threading
 import time
 from contextlib import closing, contextmanager
+from itertools import pairwise
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from support.capturing import CaptureProcess, CaptureThread, captured, capturing, file_log, source_of
 from support.database import fresh_database
@@ -64,7 +66,7 @@ class Load:
 
     def __exit__(self, *_):
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(60)
 
 
 def make_table(database):
@@ -86,7 +88,7 @@ def prepared(database, folder):
     yield truth
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_capture_killed_at_random_points_loses_and_repeats_nothing(database, folder):
     seed = announced_seed("load and kills")
     dice = random.Random(seed)
@@ -95,7 +97,7 @@ def test_capture_killed_at_random_points_loses_and_repeats_nothing(database, fol
             for _ in range(12):
                 target = durable_end(folder) + dice.randrange(400_000)  # bytes of WAL; or before the first one
                 process = CaptureProcess(database.dsn, folder)
-                wait_for(lambda p=process, t=target: durable_end(folder) > t or not p.running, 20, every=0.001)
+                wait_for(lambda p=process, t=target: durable_end(folder) > t or not p.running, 60, every=0.001)
                 assert process.running, process.output
                 process.kill()
         with capturing(database.dsn, folder) as capture:
@@ -120,7 +122,7 @@ def test_capture_killed_at_its_nth_system_call_loses_and_repeats_nothing(databas
                 process.wait(5)
             except Exception:  # it needed fewer calls than that
                 process.kill()
-            wait_for(lambda: not database.value("SELECT bool_or(active) FROM pg_replication_slots"), 20)
+            wait_for(lambda: not database.value("SELECT bool_or(active) FROM pg_replication_slots"), 60)
         with capturing(database.dsn, folder) as capture:
             capture.caught_up()
         assert captured(folder) == truth.transactions()
@@ -136,16 +138,16 @@ def test_a_crash_of_the_server_loses_and_repeats_nothing(own_pg_server, folder, 
                     server.kill() if way == "kill" else server.stop("immediate")
                     server.start()
                     target = load.committed + 5
-                    wait_for(lambda t=target: load.committed > t, 20, what="the load runs again")
-                capture.streaming(30)
+                    wait_for(lambda t=target: load.committed > t, 60, what="the load runs again")
+                capture.streaming()
             capture.caught_up()
         assert captured(folder) == truth.transactions()
 
 
-def test_a_source_that_is_away_is_waited_for_with_one_line(own_pg_server, folder, capsys):
+def test_a_source_that_is_away_is_waited_for_with_one_line_for_each_reason(own_pg_server, folder):
     server = own_pg_server()
     status = folder.parent / "capture.json"
-    with fresh_database(server) as database:
+    with fresh_database(server) as database, capture_logs() as said:
         make_table(database)
         source = source_of(database.dsn)
         with closing(file_log(folder, source)) as log:
@@ -156,14 +158,16 @@ def test_a_source_that_is_away_is_waited_for_with_one_line(own_pg_server, folder
             away_until = time.monotonic() + 3
             wait_for(lambda: time.monotonic() > away_until)
             server.start()
-            capture.streaming(30)
+            capture.streaming()
             with closing(psycopg.connect(database.dsn, autocommit=True)) as session:
                 session.execute("INSERT INTO t VALUES (1, 'back')")
             capture.caught_up()
             wait_for(lambda: (read_status(status) or {})["walbus_capture_reconnects_total"] == 1)
             capture.stop()
         assert len(captured(folder)) == 1
-    assert 1 <= capsys.readouterr().out.count("capture.interrupted") <= 3
+    told = [line["error"] for line in said if line["event"] == "capture.interrupted"]
+    assert 1 <= len(told) <= 5  # it goes down, is going down, is down, comes up; and perhaps a session was just made
+    assert all(one != another for one, another in pairwise(told))
 
 
 def test_a_half_open_connection_is_noticed_and_replaced(own_pg_server, folder):
@@ -177,15 +181,15 @@ def test_a_half_open_connection_is_noticed_and_replaced(own_pg_server, folder):
             proxy.swallow = True
             database.execute("INSERT INTO t VALUES (2, 'in the hole')")
             seen = proxy.connections
-            wait_for(lambda: proxy.connections > seen, 20, what="capture gives the connection up")
+            wait_for(lambda: proxy.connections > seen, 40, what="capture gives the connection up")
             proxy.swallow = False
             proxy.reset()
             target = database.insert_lsn()
-            capture.durable_to(target, 40)
+            capture.durable_to(target, 60)
         assert len(captured(folder)) == 2
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_resets_and_one_byte_reads_lose_and_repeat_nothing(database, folder):
     with prepared(database, folder) as truth, TcpProxy(database.server.port) as proxy:
         proxy.piece = 1
@@ -194,15 +198,15 @@ def test_resets_and_one_byte_reads_lose_and_repeat_nothing(database, folder):
         with closing(file_log(folder, source)) as log:
             capture = CaptureThread(source, log)
             for number in range(6):
+                before = database.insert_lsn()
                 database.execute(
                     "INSERT INTO t SELECT n, repeat('x', 20) FROM generate_series(%s::int, %s) n",
                     [number * 200, number * 200 + 150],
                 )
-                before = log.bounds().end_lsn
-                wait_for(lambda b=before: log.bounds().end_lsn > b, 30, what="something arrives")
+                wait_for(lambda b=before: log.bounds().end_lsn > b, 60, what="something arrives")
                 proxy.reset()
             proxy.piece = 1 << 16
-            capture.durable_to(database.insert_lsn(), 40)
+            capture.durable_to(database.insert_lsn(), 60)
             capture.stop()
         assert captured(folder) == truth.transactions()
 
@@ -221,7 +225,7 @@ def test_capture_stops_at_once_while_its_slot_waits_for_an_old_transaction(datab
 
 
 def test_a_full_disk_stops_confirming_and_capture_goes_on_by_itself(own_pg_server, open_folder):
-    server = own_pg_server(wal_sender_timeout="2s")
+    server = own_pg_server(wal_sender_timeout="4s")
     status = open_folder / "capture.json"
     with fresh_database(server) as database:
         make_table(database)
@@ -233,8 +237,10 @@ def test_a_full_disk_stops_confirming_and_capture_goes_on_by_itself(own_pg_serve
         log.full = True
         database.execute("INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(1, 3000) n")
         wait_for(lambda: (read_status(status) or {})["walbus_capture_disk_full"] == 1, what="the gauge is up")
+        told = read_status(status)["walbus_capture_confirmed_lsn"]
+        wait_for(lambda: database.confirmed_lsn() >= told, what="the last confirmation has arrived")
         confirmed = database.confirmed_lsn()
-        full_until = time.monotonic() + 5  # longer than the server waits for a sign of life
+        full_until = time.monotonic() + 9  # longer than the server waits for a sign of life
         wait_for(lambda: time.monotonic() > full_until)
         assert database.confirmed_lsn() == confirmed
         log.full = False
@@ -253,7 +259,7 @@ def test_a_layout_never_stands_behind_the_first_row_that_needs_it_after_a_kill(d
         database.execute(f"ALTER TABLE t ADD COLUMN c{number} int")
         database.execute("INSERT INTO t (id) VALUES (%s)", [number])
         process = CaptureProcess(database.dsn, folder)
-        wait_for(lambda p=process: durable_end(folder) >= database.insert_lsn() or not p.running, 20)
+        wait_for(lambda p=process: durable_end(folder) >= database.insert_lsn() or not p.running, 60)
         process.kill()
     told = set()
     with closing(open_reader(folder)) as reader:

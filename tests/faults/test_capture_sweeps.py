@@ -31,7 +31,7 @@ from walbus.relay import open_reader
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("strace") is None, reason="no strace"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(600),
 ]
 
 SEGMENT = 1 << 17  # small, so that every run rolls segments
@@ -73,21 +73,35 @@ class Swept:
 
     def start(self, prefix: tuple[str, ...]) -> CaptureProcess:
         """The next process, once the one before it has left the slot."""
-        wait_for(lambda: not self.database.value("SELECT bool_or(active) FROM pg_replication_slots"), 20)
+        wait_for(lambda: not self.database.value("SELECT bool_or(active) FROM pg_replication_slots"), 60)
         return CaptureProcess(self.database.dsn, self.folder, prefix=prefix, segment_bytes=SEGMENT, **self._options)
 
-    def run(self, prefix: tuple[str, ...]) -> bool:
-        """Works, and lets a process catch up under a command; whether it lived to the end (and was killed then)."""
+    def run(self, prefix: tuple[str, ...], *, ends_it: Callable[[], bool] = lambda: False) -> bool:
+        """Works, and lets a process catch up under a command; whether it lived to the end (and was killed then).
+
+        Args:
+            prefix: the command.
+            ends_it: whether something happened that ends the process, which is waited for then.
+        """
         self.work()
         target = flushed_lsn(source_of(self.database.dsn))
         process = self.start(prefix)
         said = len(process.output)
         try:
-            wait_for(lambda: not process.running or self.durable_end() >= target, 60, every=0.05, what=process.output)
+            wait_for(
+                lambda: not process.running or (self.durable_end() >= target and not ends_it()),
+                120,
+                every=0.05,
+                what=process.output,
+            )
             return process.running
         finally:
             process.kill()
             self.output = process.output[said:]
+
+    def has_failed(self) -> bool:
+        """Whether a call has failed as it was to: also one of another thread, which ends the process a little later."""
+        return self.trace.exists() and "(INJECTED)" in self.trace.read_text()
 
     def durable_end(self) -> int:
         """How far the log reaches."""
@@ -158,8 +172,8 @@ def test_a_sync_that_fails_ends_capture_and_is_not_tried_again(sweep, way: str, 
         reached = range(before + 1, total + 1)
         for nth in reached if count is None else swept.dice.sample(reached, count):
             swept.trace.unlink()
-            lived = swept.run(failing(call, "EIO", nth, nth, swept.trace))
-            failed = "(INJECTED)" in swept.trace.read_text()
+            lived = swept.run(failing(call, "EIO", nth, nth, swept.trace), ends_it=swept.has_failed)
+            failed = swept.has_failed()
             assert lived != failed, f"{call} {nth}: {swept.output}"
             assert not syncs_tried_again(swept.trace), f"{call} {nth}: {swept.output}"
 
