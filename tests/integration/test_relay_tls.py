@@ -316,10 +316,10 @@ def test_a_reader_under_tls_that_stands_still_leaves_the_feed_once(relay, author
     live.request("GET", "/v1/stream?tables=public.orders,public.items", headers={"Authorization": f"Bearer {token}"})
     stream = live.getresponse()
     end = relay.writer.bounds().end.commit_lsn
-    forks: list[object] = []
+    forks: list[bool] = []  # whether each was verbatim when it was made; its feed closes it with its last member
     fork = Delivery.fork
-    monkeypatch.setattr(Delivery, "fork", lambda delivery: forks.append(delivery) or fork(delivery))
-    while not [delivery for delivery in forks if delivery.verbatim]:
+    monkeypatch.setattr(Delivery, "fork", lambda delivery: forks.append(delivery.verbatim) or fork(delivery))
+    while True not in forks:
         end += 16
         relay.writer.append(transaction(end, 1, table=1, size=32_000))
         relay.writer.sync()
