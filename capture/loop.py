@@ -217,9 +217,11 @@ class StreamLoop:
         """Waits for more; where more is certainly on its way, for a moment without looking.
 
         The walsender sends message by message, so whoever reads as soon as there is anything reads a few bytes a call.
+        And it sends a keepalive for each transaction of another database, or of tables that are not published.
         """
         due = self._group.due_in(now)
-        if due is None and not self._receiving.in_the_midst:
+        receiving = self._receiving
+        if due is None and not receiving.in_the_midst and not receiving.keepalives_only:
             self._walsender.wait(PROGRESS_SECONDS)
         else:
             self._stop.wait(REST_SECONDS if due is None else max(0.0, min(due, REST_SECONDS)))

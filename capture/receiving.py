@@ -52,6 +52,7 @@ class Receiving:
         received: how far the server was by then, an LSN.
         server_time: its clock by then, Unix microseconds; 0 before the first frame.
         asked: it wants to be answered at once.
+        keepalives_only: whether the last round brought nothing else.
     """
 
     def __init__(  # noqa: PLR0913  (both ends, and what tests replace)
@@ -75,6 +76,8 @@ class Receiving:
         self.received = received
         self.server_time = 0
         self.asked = False
+        self.keepalives_only = False
+        self._keepalive_bytes = 0  # of this round
 
     @property
     def in_the_midst(self) -> bool:
@@ -109,13 +112,14 @@ class Receiving:
 
     def _read_frames(self) -> bool:
         """Reads until a bound, or until a replay is due; whether the socket is dry."""
-        left, dry = ROUND_BYTES, False
+        left, dry, self._keepalive_bytes = ROUND_BYTES, False, 0
         while left > 0 and not dry and not self._intake.replaying:
             plain = self._intake.plain and not self._assembler.sees_begins
             taken, dry = self._read_plain() if plain else self._read_diverted()
             if self._assembler.waiting_bytes >= TAKE_BYTES:
                 self._append()
             left -= taken
+        self.keepalives_only = 0 < self._keepalive_bytes == ROUND_BYTES - left
         return dry
 
     def _read_plain(self) -> tuple[int, bool]:
@@ -147,6 +151,7 @@ class Receiving:
             self._note_server(*server_state(frame))
             self._feed(frame)
         elif frame[0] == KEEPALIVE:
+            self._keepalive_bytes += len(frame)
             keepalive = parse_keepalive(frame)
             self._note_server(keepalive.wal_end, keepalive.sent_at)
             self._intake.keepalive(keepalive.wal_end)

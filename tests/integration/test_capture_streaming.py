@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from contextlib import closing
+from itertools import pairwise
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,6 +15,8 @@ from support.log_view import log_records
 from support.waiting import wait_for
 from walbus.capture import identify
 from walbus.capture.catalog import builtin_types, read_state
+from walbus.capture.receiving import Receiving
+from walbus.capture.replication import Walsender
 from walbus.capture.sessions import open_session
 from walbus.log import SourceIdentity
 from walbus.lsn import parse_lsn
@@ -203,6 +206,34 @@ def test_an_idle_slot_moves_on_with_its_busy_neighbours(database, pg_server, fol
     with closing(open_reader(folder)) as reader, closing(reader.cursor(ORIGIN)) as cursor:
         kinds = {read_header(record).kind for record in cursor.read(1 << 20)}
     assert kinds == {Kind.PROGRESS}
+
+
+def test_keepalives_for_the_transactions_of_busy_neighbours_are_read_some_at_a_time(
+    database, pg_server, folder, monkeypatch
+):
+    steps = []
+    read_round, wait = Receiving.read_round, Walsender.wait
+
+    def noted_round(self):
+        dry = read_round(self)
+        steps.append("keepalives" if self.keepalives_only else "other")
+        return dry
+
+    def noted_wait(self, timeout):
+        steps.append("wait")
+        wait(self, timeout)
+
+    monkeypatch.setattr(Receiving, "read_round", noted_round)
+    monkeypatch.setattr(Walsender, "wait", noted_wait)
+    with capturing(database.dsn, folder), pg_server.connect() as neighbour:
+        neighbour.execute("CREATE TABLE IF NOT EXISTS noise (a text)")
+
+        def there_were_many() -> bool:
+            neighbour.execute("INSERT INTO noise VALUES ('x')")
+            return steps.count("keepalives") >= 20
+
+        wait_for(there_were_many, 30)
+    assert ("keepalives", "wait") not in set(pairwise(steps))
 
 
 def test_the_slot_is_never_confirmed_past_the_log(database, folder):
