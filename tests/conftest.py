@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from support.database import Database, fresh_database
 from support.opensearch_server import (
@@ -29,6 +30,12 @@ from support.services import RedisServer, docker_answers, local_redis, missing, 
 from walbus.demo.postgres import THROWAWAY_SETTINGS, EmbeddedPostgres
 from walbus.demo.postgres import free_port as any_free_port
 from walbus.errors import UsageError
+
+# A busy machine makes an example slow, and nothing wrong.
+settings.register_profile(
+    "walbus", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("walbus")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
