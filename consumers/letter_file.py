@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ FILE_NAME: Final = "dead-letters.sqlite"
 
 _FORMAT = 2
 _BUSY_SECONDS = 10.0
+_PAUSE_SECONDS = 0.02
 _MICROSECOND = timedelta(microseconds=1)
 _TABLES = (
     "CREATE TABLE layouts (number INTEGER PRIMARY KEY, document TEXT NOT NULL UNIQUE)",
@@ -233,7 +235,7 @@ def layouts_of(connection: sqlite3.Connection, table: str) -> list[int]:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
+    _log_ahead(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -244,6 +246,20 @@ def _prepare(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
     connection.execute("COMMIT")
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Has the file written ahead. SQLite does not wait for who does the same at this moment, as it does otherwise."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _number_of(connection: sqlite3.Connection, schema: TableSchema) -> int:

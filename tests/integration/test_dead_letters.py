@@ -285,6 +285,25 @@ def test_a_file_that_somebody_holds_is_not_called_damaged(source, tmp_path: Path
     assert not isinstance(caught.value, StoreDamaged), "nobody is told to move it away"
 
 
+def test_a_file_that_two_make_at_a_time_is_made(source, tmp_path: Path, monkeypatch) -> None:
+    """The operator lists letters when the consumer parks its first one: SQLite lets one of them wait for nothing."""
+    path = tmp_path / "letters.sqlite"
+    pauses = []
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if other.in_transaction:
+                other.execute("COMMIT")
+
+        monkeypatch.setattr("walbus.consumers.letter_file.time.sleep", pause)
+        with closing(DeadLetters(path)) as store:
+            park(store, window(source, insert(ITEMS, 1)))
+            assert len(store) == 1
+    assert pauses
+
+
 def test_letters_of_a_key_are_tried_by_seq_however_they_were_parked(source, tmp_path: Path) -> None:
     first, second, third = (window(source, edit) for edit in (insert(ITEMS, 1), update(ITEMS, 1), delete(ITEMS, 1)))
     with closing(DeadLetters(tmp_path / "letters.sqlite")) as store:
