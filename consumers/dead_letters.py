@@ -145,8 +145,14 @@ class DeadLetters:
         return self._removed(gone)
 
     def asked(self, most: int = 1_000) -> list[DeadLetter]:
-        """The first of the letters that are to be tried again, in order; none behind one of its key that is not."""
+        """The first of the letters that are to be tried again, in order.
+
+        One behind one of its key that is not (it was refused again, and whoever tried it was ended before it told those
+        behind it) waits with that one.
+        """
         self._look()
+        if self._index.behind():
+            self._put_off()
         return self._read(self._index.asked(most))
 
     def resolved(self, letter: DeadLetter) -> None:
@@ -165,6 +171,14 @@ class DeadLetters:
                 )
         if done.rowcount:
             self._index.ask(letter.id, again=False)
+
+    def _put_off(self) -> None:
+        """Letters behind one of their key that is not to be tried again are not either."""
+        with self._writing() as connection:
+            behind = self._index.behind()
+            connection.executemany("UPDATE letters SET asked = 0 WHERE id = ?", [(id_,) for id_ in behind])
+        for id_ in behind:
+            self._index.ask(id_, again=False)
 
     # An operator's side
 

@@ -119,16 +119,26 @@ class LetterIndex:
 
     def asked(self, most: int) -> list[int]:
         """The first of those to be tried again, in order; none behind one of its key that is not."""
-        if not self._asked:
-            return []
+        return self._sorted_out()[0][:most]
+
+    def behind(self) -> list[int]:
+        """Those to be tried again that come behind one of their key that is not."""
+        return self._sorted_out()[1]
+
+    def _sorted_out(self) -> tuple[list[int], list[int]]:
+        """Those to be tried again: which can be, in order, and which are behind one that is not to be."""
         chosen: list[int] = []
+        behind: list[int] = []
         blocked: set[Held] = set()
-        for entry in self._in_order():
-            if not entry.asked or any(_touch(held, blocked) for held in entry.held):
+        for entry in self._in_order() if self._asked else ():
+            if not entry.asked:
                 blocked.update(entry.held)
-            elif len(chosen) < most:
+            elif any(_touch(held, blocked) for held in entry.held):
+                blocked.update(entry.held)
+                behind.append(entry.id)
+            else:
                 chosen.append(entry.id)
-        return chosen
+        return chosen, behind
 
     def with_those_before(self, wanted: Collection[int]) -> list[int]:
         """Letters, and all before them that hold their keys."""

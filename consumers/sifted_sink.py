@@ -307,6 +307,7 @@ class SiftedSink:
                 self._tell_void(letter.change.table, 1)
             elif touches(letter.change, failed):
                 letters.failed_again(letter, None)
+                failed.update(held_by(letter.change))  # its other key as well, if it moves a row
             elif error := self._tried(letter, committed):
                 letters.failed_again(letter, error)
                 failed.update(held_by(letter.change))

@@ -225,6 +225,21 @@ def test_refused_rows_are_parked_with_what_follows_and_all_others_are_there(
         assert choosy.under_test.rows() == source.rows()
 
 
+def test_a_letter_behind_one_that_is_to_move_its_row_is_not_tried_before_it(
+    choosy: Choosy, source: ModelSource, tmp_path: Path
+) -> None:
+    consumer = Consumer(choosy, source, tmp_path)
+    begin(choosy, consumer, source)
+    source.commit([poison(choosy, 50)])
+    consumer.catch_up()
+    source.commit([update(ITEMS, 50, new_id=60, name="60", body="b")])
+    source.commit([update(ITEMS, 60, name="6060", body="b")])
+    consumer.catch_up()
+    consumer.try_letters()
+    assert consumer.letters() == [(50, "RowRefused"), (60, "behind"), (60, "behind")]
+    assert choosy.under_test.rows() == without(source, 60)
+
+
 def test_refused_rows_are_skipped_and_what_follows_is_there(
     choosy: Choosy, source: ModelSource, tmp_path: Path
 ) -> None:

@@ -325,6 +325,7 @@ def test_no_letter_is_tried_before_one_of_its_key_that_was_refused_again(source,
         store.retry()
         store.failed_again(store.asked()[0], ValueError("still"))  # a crash: the third is not told yet
         assert [letter.change.key for letter in store.asked()] == [{"id": 2}]
+        assert [letter.asked for letter in store.letters()] == [False, True, False], "what is behind it waits again"
         store.retry()
         assert len(store.asked(most=1)) == 1
         assert len(store.asked()) == 3
