@@ -95,10 +95,9 @@ class AsyncSubscription(SubscriptionTwin):
         When the asking task is cancelled, the next one who asks gets it.
         """
         if self._asked is None:
-            try:
-                self._asked = self._thread.submit(self._subscription.next, timeout)
-            except RuntimeError:  # it was closed, and its thread does nothing any more
-                raise closed() from None
+            if self._closed:
+                raise closed()
+            self._asked = self._thread.submit(self._subscription._next, timeout)
         try:
             delivery = await asyncio.shield(asyncio.wrap_future(self._asked))
         except asyncio.CancelledError:
@@ -118,9 +117,16 @@ class AsyncSubscription(SubscriptionTwin):
         """
         with CalledFeed(self._subscription, failures) as feed:
             clock = asyncio.get_running_loop().time
-            effects = _Awaited(self.next, self.rewind, self._thread)
+            effects = _Awaited(self._next_of_run, self.rewind, self._thread)
             loop = CallbackLoop(callbacks, feed, effects, failures, feed.letters, checkpoint_seconds, clock)
             await _drive(loop.steps())
+
+    async def _next_of_run(self, timeout: float) -> Delivery | None:
+        """As `next`; None once it is closed too."""
+        if self._closed:
+            await asyncio.sleep(0)  # a thread ends it
+            return None
+        return await self.next(timeout)
 
     async def rewind(self) -> None:
         """Goes back to the stored checkpoint, as `Subscription.rewind` does."""

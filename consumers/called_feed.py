@@ -56,7 +56,7 @@ class CalledFeed(SubscriptionTwin):
 
     def next(self, timeout: float) -> Delivery | None:
         """The next delivery; None once the subscription is closed too."""
-        return None if self.ended else self._subscription.next(timeout)
+        return None if self.ended else self._subscription._next(timeout)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401  # whatever it is
         """Calls what blocks, at once; the asyncio twin has it called by a thread."""

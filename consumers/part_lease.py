@@ -19,7 +19,7 @@ from walbus.consumers.deliveries import Delivery
 from walbus.consumers.partitions import require_same_part
 from walbus.consumers.reporting import Reporter
 from walbus.consumers.session import Session
-from walbus.consumers.subscription import Handing, Subscription, closed
+from walbus.consumers.subscription import Handing, Subscription
 from walbus.errors import CheckpointTaken, PartLost
 
 _PAUSE_SECONDS = 0.1
@@ -118,17 +118,15 @@ class LeasedSubscription(Subscription):
         """The part, with the token under which it is held: whoever else writes for it may have the token compared."""
         return self._lease.part
 
-    def next(self, timeout: float) -> Delivery | None:
-        """As `Subscription.next`; None while the lease is over."""
-        if self._closed.is_set():
-            raise closed()
+    def _next(self, timeout: float) -> Delivery | None:
+        """As that of `Subscription`; None while the lease is over."""
         if not self._lease.may_hand_on():
             self._stopping.wait(min(timeout, _PAUSE_SECONDS))
             return None
         delivery, self._withheld = self._withheld, None
         if delivery is None:
             try:
-                delivery = super().next(timeout)
+                delivery = super()._next(timeout)
             except PartLost:  # of a checkpoint that nobody asked for
                 return None
         if self._lease.may_hand_on():

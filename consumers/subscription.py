@@ -138,7 +138,7 @@ class Subscription:
 
     def __iter__(self) -> Iterator[Delivery]:
         while not self.ended:
-            delivery = self.next(_POLL_SECONDS)
+            delivery = self._next(_POLL_SECONDS)
             if delivery is not None:
                 yield delivery
 
@@ -152,8 +152,12 @@ class Subscription:
         """
         if self._closed.is_set():
             raise closed()
+        return self._next(timeout)
+
+    def _next(self, timeout: float) -> Delivery | None:
+        """As `next`; None too if another thread has closed it since it was looked whether it goes on."""
         deadline = self._clock.monotonic() + timeout
-        if (self.paused and not self._rested(timeout)) or not self._begun(timeout):
+        if self._closed.is_set() or (self.paused and not self._rested(timeout)) or not self._begun(timeout):
             return None
         while not self._finished:
             self._look_for_end()
@@ -215,7 +219,7 @@ class Subscription:
             WalbusError: as `next`.
         """
         while not self.ended:
-            first = self.next(_POLL_SECONDS)
+            first = self._next(_POLL_SECONDS)
             if first is None:
                 continue
             gathered, count, deadline = [first], len(first), self._clock.monotonic() + seconds
@@ -224,7 +228,7 @@ class Subscription:
                 if (left := deadline - self._clock.monotonic()) <= 0:
                     break
                 try:
-                    delivery = self.next(left)
+                    delivery = self._next(left)
                 except WalbusError as error:
                     failure, delivery = error, None  # told behind what came before it
                 if delivery is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from support.relay_log import SOURCE, FileEngine, table_schema, transaction
 from support.scripted_relay import ScriptedRelay
 from support.serving_relay import ServingRelay
 from support.waiting import wait_for
-from walbus.consumers import Callbacks, ChangesRefused, DeadLetters, Delivered, Failures
+from walbus.consumers import Callbacks, ChangesRefused, DeadLetters, Delivered, Failures, Subscription
 from walbus.errors import CallbackFailed, DeadLettersFull, PositionUnknown, UsageError
 from walbus.events import Change
 from walbus.position import Position
@@ -159,7 +159,7 @@ def test_a_parked_key_keeps_its_order_while_others_go_on(source, relay, tmp_path
             wait_for(lambda: len(store.letters()) == 4)
             assert [letter.error for letter in store.letters()] == ["ValueError", "behind", "behind", "behind"]
             assert store.retry([store.letters()[-1].id]) == 4, "with those before it of its keys"
-            wait_for(lambda: not store.letters(), 15)
+            wait_for(lambda: not store.letters())
     assert run.error is None
     retried = calls.durable[3:]
     assert [(c.key["id"], c.after["name"]) for c in retried] == [
@@ -178,14 +178,14 @@ def test_a_letter_that_fails_again_stays_with_those_behind_it(source, relay, tmp
             wait_for(lambda: (store.asked() is not None) and len(store.letters()) == 3)
             calls.refuse = poison(1)
             store.retry()
-            wait_for(lambda: [letter.change.key["id"] for letter in store.letters()] == [1, 1], 15)
-            wait_for(lambda: not any(letter.asked for letter in store.letters()), 15)
+            wait_for(lambda: [letter.change.key["id"] for letter in store.letters()] == [1, 1])
+            wait_for(lambda: not any(letter.asked for letter in store.letters()))
             assert [letter.attempts for letter in store.letters()] == [3, 0]
             assert calls.ids == [2]
             assert store.drop([store.letters()[0].id]) == 1
             calls.refuse = poison()
             store.retry()
-            wait_for(lambda: calls.ids == [2, 1], 15)
+            wait_for(lambda: calls.ids == [2, 1])
 
 
 def test_a_truncate_makes_a_tables_letters_void(source, relay, tmp_path: Path, way: str) -> None:
@@ -410,7 +410,7 @@ def test_the_last_window_before_until_is_not_lost_with_a_cancelled_asker(source,
     async def scene() -> list[object]:
         async with walbus.aconnect(relay.url, folder=tmp_path) as bus:
             subscription = bus.subscribe(name="caller", start="earliest", until=str(source.end))
-            asked = asyncio.ensure_future(anext(subscription))
+            asked = asyncio.ensure_future(subscription.next(60))  # which comes back with the window alone
             await asyncio.sleep(0)
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -488,8 +488,8 @@ def test_who_goes_elsewhere_in_the_middle_of_a_transaction_has_it_rolled_back(so
 
     def go(change: Change) -> bool:
         if change.key == {"id": 1} and not went:
-            went.append(run.subscription.stored)
-            run.subscription.seek(first)
+            went.append(calls.run.subscription.stored)
+            calls.run.subscription.seek(first)
         return False
 
     calls = Recorder(go)
@@ -528,6 +528,28 @@ def test_a_loop_over_windows_ends_behind_the_one_that_it_has(source, relay, tmp_
     with walbus.connect(relay.url, folder=tmp_path) as bus:
         following = iter(bus.subscribe(name="loop"))
         assert [change.key["id"] for change in next(following)] == [2]
+
+
+LOOPS: list[Callable[[Subscription], object]] = [
+    list, lambda subscription: list(subscription.batches()), lambda subscription: subscription.run(Callbacks()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=["windows", "batches", "callbacks"])
+def test_a_loop_ends_that_is_closed_between_its_look_and_its_reading_on(
+    relay, tmp_path: Path, monkeypatch, loop
+) -> None:
+    looks: list[Subscription] = []
+
+    def closed_behind_the_look(subscription: Subscription) -> bool:
+        looks.append(subscription)
+        subscription.close()  # as another thread does
+        return len(looks) > 3
+
+    with walbus.connect(relay.url, folder=tmp_path) as bus:
+        subscription = bus.subscribe(name="loop")
+        monkeypatch.setattr(Subscription, "ended", property(closed_behind_the_look))
+        assert not loop(subscription)
 
 
 def test_one_subscription_runs_one_set_of_callbacks(source, relay, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_snapshot_makes_letters_void_of_rows_that_it_lacks_and_of_no_others(
         assert parked(tmp_path) == [(3, "ValueError"), (4, "ValueError"), (3, "behind")]
         with closing(letters(tmp_path)) as store:
             store.retry()
-            wait_for(lambda: not store.letters(), 15)
+            wait_for(lambda: not store.letters())
     assert run.error is None
     assert [(c.key["id"], c.after["name"]) for c in calls.durable[1:]] == [(3, "name"), (4, "name"), (3, "later")]
     (void,) = [log for log in logs if log["event"] == "consumer.letters_void"]
@@ -113,7 +113,7 @@ def test_a_snapshot_that_is_begun_anew_forgets_what_the_first_one_brought(source
     out_of_the_log(source)
 
     def stop() -> None:
-        run.subscription.stop()
+        calls.run.subscription.stop()
 
     calls = Recorder()
     calls.raising["sweep"] = stop
@@ -212,7 +212,7 @@ def test_a_stop_is_seen_while_letters_are_tried_and_the_rest_stays_asked_for(
         def on_window_end(self, window: Delivered) -> None:
             super().on_window_end(window)
             if window.phase == "dead-letter":
-                run.subscription.stop()
+                self.run.subscription.stop()
 
     calls = Stopping()
     with calling(way, relay.url, tmp_path, calls, PARK) as run:

@@ -4,6 +4,7 @@ calls = Recorder(refuse=lambda change: change.key == {"id": 2})
 with calling(way, relay.url, tmp_path, calls, Failures("skip")) as run:      # way: "threads" or "asyncio"
     wait_for(lambda: 3 in calls.ids)
 run.error          # what the run raised, behind the block
+calls.run          # the run, for what a Recorder does when it is called
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import walbus
+from support.waiting import wait_for
 from walbus.consumers import AsyncCallbacks, Callbacks, Delivered, Failures, Sweep
 from walbus.events import Change
 from walbus.position import Position
@@ -31,16 +33,27 @@ class Recorder(Callbacks):
         self.refuse = refuse
         self.raising: dict[str, Callable[[], object]] = {}
         self.calls: list[str] = []
-        self.taken: list[Change] = []  # since the last checkpoint
-        self.durable: list[Change] = []
+        self._rows: tuple[list[Change], list[Change]] = [], []  # durable, and taken since; another thread reads both
         self.errors: list[tuple[Exception, Change | None]] = []
         self.rolled_back: list[Position] = []
         self.phases: set[str] = set()
+        self.run: Run
+
+    @property
+    def durable(self) -> list[Change]:
+        """The rows up to the last checkpoint."""
+        return self._rows[0]
+
+    @property
+    def taken(self) -> list[Change]:
+        """The rows since the last checkpoint."""
+        return self._rows[1]
 
     @property
     def ids(self) -> list[object]:
         """Of the rows that were taken and not rolled back, in order."""
-        return [(change.key or {}).get("id") for change in (*self.durable, *self.taken)]
+        durable, taken = self._rows
+        return [(change.key or {}).get("id") for change in (*durable, *taken)]
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -76,12 +89,11 @@ class Recorder(Callbacks):
 
     def on_checkpoint(self, position: Position) -> None:
         self._called("checkpoint")
-        self.durable += self.taken
-        self.taken.clear()
+        self._rows = [*self.durable, *self.taken], []
 
     def on_rollback(self, position: Position) -> None:
         self.rolled_back.append(position)
-        self.taken.clear()
+        self._rows = self.durable, []
         self._called("rollback")
 
     def on_error(self, error: Exception, change: Change | None) -> None:
@@ -120,11 +132,12 @@ class Run:
 
     def ended(self) -> BaseException | None:
         """Waits until it ends by itself."""
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         return self.error
 
     def stop(self) -> BaseException | None:
+        wait_for(lambda: self.subscription is not None or not self._thread.is_alive(), what="it subscribes, or ends")
         if self.subscription is not None:
             self.subscription.stop()
         return self.ended()
@@ -157,6 +170,8 @@ def calling(
     way: str, url: str, folder: Path, calls: Callbacks, failures: Failures | None = None, **options: Any
 ) -> Iterator[Run]:
     run = Run(way, url, folder, calls, failures or Failures(attempts=3, first_pause=0.01, longest_pause=0.02), options)
+    if isinstance(calls, Recorder):
+        calls.run = run
     run.start()
     try:
         yield run
