@@ -107,6 +107,12 @@ class ModelSource:
     def last_seq(self) -> int:
         return self._seq - 1
 
+    def told(self) -> tuple[Position, int]:
+        """The log's end and its seq, of one moment: another thread may be in the middle of a commit."""
+        _, seq, _ = self.history[-1]
+        records = self.records
+        return (records[-1][0].last, records[-1][0].last_seq) if records else (self.trimmed, seq)
+
     def after(self, position: Position, but: Sequence[bytes] = ()) -> Iterator[tuple[RecordHeader, bytes]]:
         """The records with something behind a position, and SCHEMA records at it, but for those told already."""
         for header, record in list(self.records):
@@ -125,11 +131,12 @@ class ModelSource:
         """A new version of a table, or a new table; the log tells it by a SCHEMA record (but for the first ones)."""
         layout = replace(layout, id=len(self.layouts) + 1)
         self.layouts[layout.id] = layout
-        for name, known in list(self.current.items()):
+        current = dict(self.current)
+        for name, known in self.current.items():
             if known.oid == layout.oid and name != layout.table:
                 self.state[layout.table] = self.state.pop(name, {})
-                del self.current[name]
-        self.current[layout.table] = layout
+                del current[name]
+        self.current = current | {layout.table: layout}
         self.state.setdefault(layout.table, {})
         if self.records and told:
             self.tell_again(layout.id)
@@ -180,7 +187,8 @@ class ModelSource:
 
     def rows(self, table: str = ITEMS) -> dict[str, Row]:
         """The table as it is now, by id."""
-        return {id: stored.row for id, stored in self.state.get(table, {}).items()}
+        stored = list(self.state.get(table, {}).items())  # others read while one writes
+        return {id: one.row for id, one in stored}
 
     # What a bootstrap server tells
 

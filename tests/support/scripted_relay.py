@@ -39,9 +39,10 @@ class ScriptedRelay:
         self.idle_progress = True
         self.names_bootstrap = True
         self.has_deltas = True  # or it is a bootstrap of before
+        self.sending = 0  # how many tables' rows or deltas are on their way
         self.stopping = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self.counting = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property
@@ -67,6 +68,11 @@ class ScriptedRelay:
             relay = self
 
         return Handler
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 100  # a connection that is not taken for a moment is not made anew after a second
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,15 +114,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, parameters: dict[str, str]) -> None:
         source = self.relay.source
-        behind = max(0, source.last_seq - int(parameters.get("seq", source.last_seq)))
+        end, last_seq = source.told()
+        behind = max(0, last_seq - int(parameters.get("seq", last_seq)))
         self._answer(
             200,
             {
                 "behind": {"changes": behind, "bytes": 100 * behind},
                 "log_id": source.log_id,
                 "trimmed": str(source.trimmed),
-                "end": str(source.end),
-                "last_seq": source.last_seq,
+                "end": str(end),
+                "last_seq": last_seq,
                 "bootstrap": self.relay.url if self.relay.names_bootstrap else None,
             },
         )
@@ -128,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"schema": self.relay.source.layouts[number].to_dict()})
 
     def _schemas(self, _: dict[str, str]) -> None:
-        layouts = [{"schema": layout.to_dict()} for layout in self.relay.source.layouts.values()]
+        layouts = [{"schema": layout.to_dict()} for layout in list(self.relay.source.layouts.values())]
         self._answer(200, {"schemas": layouts})
 
     def _tables(self, _: dict[str, str]) -> None:
@@ -174,11 +181,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_all(records)
 
     def _send_all(self, records: list[tuple[RecordHeader, bytes]]) -> None:
-        self._begin()
-        for _, record in records:
-            if not self._send(record):
-                return
-        self._chunk(b"")
+        with self.relay.counting:
+            self.relay.sending += 1
+        try:
+            self._begin()
+            if all(self._send(record) for _, record in records):
+                self._chunk(b"")
+        finally:
+            with self.relay.counting:
+                self.relay.sending -= 1
 
     def _stream(self, parameters: dict[str, str]) -> None:
         source = self.relay.source
@@ -191,21 +202,27 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._begin()
         patterns = parameters.get("tables", "*.*").split(",")
-        self._follow(source, after, lambda: {source.current[name].oid for name in matching(source.current, patterns)})
+
+        def wanted() -> set[int]:
+            current = source.current
+            return {current[name].oid for name in matching(current, patterns)}
+
+        self._follow(source, after, wanted)
 
     def _follow(self, source: ModelSource, after: Position, wanted: Callable[[], set[int]]) -> None:
         ticks = 0
         told: list[bytes] = []  # a SCHEMA record stands where the change before it does
+        seq = 0  # the last one up to `after`
         while not self.relay.stopping.is_set() and not self.relay.away and self.relay.source is source:
             for header, record in source.after(after, but=told):
-                after = header.last
+                after, seq = header.last, header.last_seq
                 told.append(record)
                 of = {change.table for change in iter_changes(body_of(record, header))}
                 if (not any(of) or of & wanted()) and not self._send(record):
                     return
             ticks += 1
             if ticks % 20 == 0 and self.relay.idle_progress:
-                self._chunk(_progress(after, source))
+                self._chunk(_progress(after, seq))
             self.relay.stopping.wait(0.005)
         self.close_connection = True
 
@@ -233,9 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def _progress(position: Position, source: ModelSource) -> bytes:
+def _progress(position: Position, seq: int) -> bytes:
     return pack_record(
         Kind.PROGRESS, flags=Flag(0), epoch=position.epoch, commit_lsn=position.commit_lsn,
-        first_ordinal=position.ordinal, last_ordinal=position.ordinal, first_seq=source.last_seq,
-        last_seq=source.last_seq, commit_time=0,
+        first_ordinal=position.ordinal, last_ordinal=position.ordinal, first_seq=seq, last_seq=seq, commit_time=0,
     )  # fmt: skip
