@@ -5,8 +5,8 @@ It appends a line for each row to FOLDER/NAME.taken, and syncs that before it co
     row PART TOKEN SEQ ID          was handled
     committed PART TOKEN SEQ       its commit came back
 
-While FOLDER/NAME.hold is there it stands in the middle of a window, between its rows and its commit, and says so with
-FOLDER/NAME.holding. SIGTERM ends it in order.
+While FOLDER/NAME.hold is there each part stands in the middle of a window, between its rows and its commit, and says so
+with FOLDER/NAME.PART.holding (of 2/4: 2-of-4). SIGTERM ends it in order.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ class Handles:
 
     def __init__(self, folder: Path, name: str) -> None:
         self._file = os.open(folder / f"{name}.taken", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        self._hold, self._holding = folder / f"{name}.hold", folder / f"{name}.holding"
+        self._hold, self._holding = folder / f"{name}.hold", f"{folder / name}.{{}}.holding"
 
     def work(self, subscription: LeasedSubscription) -> None:
         part = f"{subscription.part.partition} {subscription.part.token}"
+        holding = Path(self._holding.format(subscription.part.partition.replace("/", "-of-")))
         for window in subscription:
             rows = [change for change in window if change.op is Op.INSERT]
             for change in rows:
                 self._write(f"row {part} {change.seq} {change.key['id']}\n")
             while rows and self._hold.exists():
-                self._holding.touch()
+                holding.touch()
                 threading.Event().wait(0.01)
             window.commit()
             if rows:
