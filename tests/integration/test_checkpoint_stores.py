@@ -387,10 +387,10 @@ def test_a_run_waits_for_a_place_that_is_away(own_redis: RedisServer, tmp_path: 
             os.kill(own_redis.pid, signal.SIGSTOP)
             try:
                 source.commit([insert(ITEMS, 2)])
-                wait_for(lambda: 2 in calls.ids and calls.rolled_back, 15)
+                wait_for(lambda: 2 in calls.ids and calls.rolled_back, 60)
             finally:
                 os.kill(own_redis.pid, signal.SIGCONT)
-            wait_for(lambda: calls.ids.count(2) >= 2, 15)
+            wait_for(lambda: calls.ids.count(2) >= 2, 60)
         assert run.error is None
         assert any(isinstance(error, CheckpointUnavailable) for error, _ in calls.errors)
 

@@ -170,7 +170,7 @@ def test_a_follower_goes_over_when_its_relay_stops_and_stays_there(relay: Relay,
             extra = next(lsns)
             relay.writer.append(transaction(extra, schema_id=1, table=1))
             relay.writer.sync()
-            wait_for(lambda wanted=wanted: read() == wanted, 20, what=f"change {wanted}")
+            wait_for(lambda wanted=wanted: read() == wanted, 60, what=f"change {wanted}")
     assert seen == [Position(1, lsn, 1) for lsn in range(0x10000, 0x10000 + 6 * 16, 16)]
     copy.stop()
 

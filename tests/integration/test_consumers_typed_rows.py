@@ -77,7 +77,7 @@ def changes(relay: ScriptedRelay, count: int, into: Any, **options: Any) -> list
     with walbus.connect(relay.url) as bus:
         subscription = bus.subscribe(name="typed", checkpoints=MemoryCheckpointStore(), into=into, **chosen)
         while len(found) < count:
-            delivery = subscription.next(10)
+            delivery = subscription.next(60)
             assert isinstance(delivery, Delivery)
             found += [change for change in delivery if change.op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE)]
     return found
