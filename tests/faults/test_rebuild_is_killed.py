@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from support.model_source import ITEMS, ModelSource, insert
+from support.model_source import ITEMS, ModelSource, insert, update
 from support.rebuild_rig import Load, Looks, config_of, fill, looking_at
-from support.running_consumer import consumer, equal
+from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
 from support.sinks_under_test import SinkUnderTest, postgres_under_test, sqlite_under_test
@@ -58,6 +58,7 @@ def killed(config: str, log: Path, chance: random.Random) -> None:
         running.stop(signal.SIGKILL)
 
 
+@pytest.mark.timeout(300)
 def test_a_rebuild_that_is_killed_again_and_again_leaves_no_trace_but_a_copy_that_is_gone_on_with(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, tmp_path: Path
 ) -> None:
@@ -67,7 +68,7 @@ def test_a_rebuild_that_is_killed_again_and_again_leaves_no_trace_but_a_copy_tha
     fill(source)
     with consumer(relay, under_test) as running:
         equal(under_test, relay)
-        wait_for(lambda: running.status().get("phase") == "online", 20)
+        followed(running, under_test, relay, update(ITEMS, 9, name="behind the snapshot"))
     config = str(config_of(relay, under_test, tmp_path))
     with Load(source, seed), Looks(looking_at(under_test)), consumer(relay, under_test):
         for number in range(_KILLS):

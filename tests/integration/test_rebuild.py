@@ -13,7 +13,7 @@ import pytest
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
 from support.rebuild_rig import Load, Looks, config_of, fill, looking_at
-from support.running_consumer import consumer, equal
+from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
 from support.sinks_under_test import SinkUnderTest, postgres_under_test, sqlite_under_test
@@ -90,7 +90,7 @@ def filled(relay: ScriptedRelay, under_test: SinkUnderTest, source: ModelSource)
     fill(source)
     with consumer(relay, under_test) as running:
         equal(under_test, relay)
-        wait_for(lambda: running.status().get("phase") == "online", 10)
+        followed(running, under_test, relay, update(ITEMS, 9, name="behind the snapshot"))
 
 
 #: What a query of the whole table that was kept is called.
@@ -106,8 +106,8 @@ def test_a_rebuild_under_load_swaps_with_no_moment_without_an_answer(
     with Load(source, seed), Looks(looking_at(under_test)) as looks, consumer(relay, under_test) as running:
         swapped = rebuilt(relay, under_test)
         behind = looks.seen
-        wait_for(lambda: looks.seen > behind, 10, what="somebody looked behind the swap")
-        wait_for(lambda: running.status().get("last_done") and source.end > swapped, 10)
+        wait_for(lambda: looks.seen > behind, what="somebody looked behind the swap")
+        wait_for(lambda: running.status().get("last_done") and source.end > swapped)
     with consumer(relay, under_test):
         source.commit([update(ITEMS, 1, name="goes on"), insert(ITEMS, 300)])
         equal(under_test, relay)
@@ -159,8 +159,8 @@ def test_empty_tables_are_swapped_and_tables_that_the_bootstrap_has_not_stay(
     assert [under_test.rows(table).keys() for table in (gone, empty)] == [{"1"}, set()]
     with consumer(relay, under_test):
         source.commit([insert(empty, 2), insert(gone, 2)])
-        wait_for(lambda: under_test.rows(empty) == source.rows(empty), 10)
-        wait_for(lambda: under_test.rows(gone).keys() == {"1", "2"}, 10)
+        wait_for(lambda: under_test.rows(empty) == source.rows(empty))
+        wait_for(lambda: under_test.rows(gone).keys() == {"1", "2"})
 
 
 def test_a_layout_that_changes_meanwhile_is_that_of_the_copy(
@@ -174,7 +174,7 @@ def test_a_layout_that_changes_meanwhile_is_that_of_the_copy(
     assert under_test.rows()["1"]["note"] == "with it"
     with consumer(relay, under_test):
         source.commit([update(ITEMS, 2, note="too")])
-        wait_for(lambda: under_test.rows()["2"]["note"] == "too", 15)
+        wait_for(lambda: under_test.rows()["2"]["note"] == "too")
     assert differing(relay, under_test) == [0]
 
 
@@ -183,14 +183,19 @@ def test_a_copy_that_is_dropped_leaves_the_live_rows(
 ) -> None:
     filled(relay, under_test, source)
     stop = threading.Event()
-    stop.set()
     relay.seeding = True
     config, folder = config_for(under_test), under_test.place.folder
     assert not discard("test", config, folder)
-    stopping = threading.Timer(1.0, stop.set)
-    stop.clear()
+    asked = len(relay.asked("/v1/snapshot"))
+
+    def stops_while_it_reads() -> None:
+        wait_for(lambda: len(relay.asked("/v1/snapshot")) > asked)
+        stop.set()
+
+    stopping = threading.Thread(target=stops_while_it_reads)
     stopping.start()
     assert rebuild("test", config, relay_url=relay.url, folder=folder, stop=stop) is None
+    stopping.join()
     assert under_test.rows() == source.rows(ITEMS)
     assert discard("test", config, folder)
     assert not discard("test", config, folder)
@@ -284,9 +289,9 @@ def test_a_reader_that_holds_a_table_delays_the_swap_and_nobody_else(
             tried = "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
             for _ in range(2):
                 wait_for(lambda: run(postgres, tried), 30, what="a swap waits for the reader")
-                wait_for(lambda: not run(postgres, tried), 10, what="and gives up")
+                wait_for(lambda: not run(postgres, tried), what="and gives up")
             seen = looks.seen
-            wait_for(lambda: looks.seen > seen + 5, 10, what="others read on")
+            wait_for(lambda: looks.seen > seen + 5, what="others read on")
             assert done == []
         rebuilding.join(60)
     assert len(done) == 1

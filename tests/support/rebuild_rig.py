@@ -1,7 +1,8 @@
 """What goes on around a rebuild: a source that is written to, readers who look all the while, and the command.
 
 with Load(source, seed), Looks(under_test) as looks:
-    ...                              rows 0 to 199 are always there; row 0 counts in its `name`, and never backward
+    ...                              rows 0 to 199 are always there; row 0 counts in its `name`, and never backward;
+                                     rows 1 to 9 are as they were, for what is done to them by hand
 looks.seen                           how often somebody looked; a look that failed, or saw older rows, fails at the end
 """
 
@@ -22,9 +23,11 @@ import psycopg
 from support.model_source import ITEMS, Edit, ModelSource, delete, insert, update
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest
+from support.waiting import wait_for
 
 #: Rows that are never deleted.
 KEPT = 200
+_BY_HAND = 10  # rows below are not changed
 _PAUSE_SECONDS = 0.004
 
 Look = Callable[[], tuple[int, int]]  #: how many rows there are, and what row 0 counts
@@ -66,8 +69,8 @@ class Load:
         if choice < 0.7:
             return delete(ITEMS, self._passing.pop(self._random.randrange(len(self._passing))))
         if choice < 0.85:
-            return update(ITEMS, self._random.randrange(1, KEPT), name=f"n{count}")  # its body is left out
-        return update(ITEMS, self._random.randrange(1, KEPT), name=f"n{count}", body=f"b{count}")
+            return update(ITEMS, self._random.randrange(_BY_HAND, KEPT), name=f"n{count}")  # its body is left out
+        return update(ITEMS, self._random.randrange(_BY_HAND, KEPT), name=f"n{count}", body=f"b{count}")
 
 
 class Looks:
@@ -82,6 +85,7 @@ class Looks:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        wait_for(lambda: self.seen or self._wrong, what="somebody looks")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -2,6 +2,7 @@
 
 with consumer(relay, under_test) as running:
     equal(under_test, relay)         # waits until the sink equals the source
+    followed(running, under_test, relay, update(ITEMS, 1, name="x"))     # ... and has its checkpoint
     running.status()                 # the status file
 """
 
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from support.model_source import Edit
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
@@ -27,6 +29,7 @@ class RunningConsumer:
 
     def __init__(self, relay: ScriptedRelay, kind: str, options: dict[str, Any], folder: Path) -> None:
         self.status_path = folder / "consumer-test.json"
+        self.status_path.unlink(missing_ok=True)  # what an earlier one told is not this one's
         self._stop = threading.Event()
         self._error: WalbusError | None = None
         config = ConsumerConfig(sink=kind, **{"tables": ("public.*",), **options})
@@ -44,7 +47,7 @@ class RunningConsumer:
 
     def ended(self) -> WalbusError | None:
         """Waits until it ends by itself."""
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         return self._error
 
@@ -64,4 +67,15 @@ def consumer(relay: ScriptedRelay, under_test: SinkUnderTest, **options: Any) ->
 
 
 def equal(under_test: SinkUnderTest, relay: ScriptedRelay) -> None:
-    wait_for(lambda: under_test.rows() == relay.source.rows(), 15, what="the sink equals the source")
+    wait_for(lambda: under_test.rows() == relay.source.rows(), 60, what="the sink equals the source")
+
+
+def followed(running: RunningConsumer, under_test: SinkUnderTest, relay: ScriptedRelay, *edits: Edit) -> None:
+    """Commits something, and waits until the sink has it and its checkpoint.
+
+    Rows of a snapshot may be seen before the checkpoint at its end is stored; who stops then reads it on.
+    """
+    relay.source.commit(edits)
+    equal(under_test, relay)
+    last_done = str(relay.source.end)
+    wait_for(lambda: running.status().get("last_done") == last_done, 60, what="its checkpoint is stored")
