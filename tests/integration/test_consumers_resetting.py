@@ -15,7 +15,7 @@ import pytest
 import walbus
 from support.model_source import ITEMS, ModelSource, delete, insert, update
 from support.relay_log import SOURCE, FileEngine, table_schema, transaction
-from support.running_consumer import consumer, equal
+from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.serving_relay import ServingRelay
 from support.sinks_under_test import SinkUnderTest, postgres_under_test, redis_under_test, sqlite_under_test
@@ -98,7 +98,7 @@ def test_a_sink_that_reads_all_rows_again_has_the_sources_whatever_was_done_to_i
     source.commit([insert(ITEMS, n, f"n{n}") for n in range(10)])
     with consumer(relay, under_test) as running:
         equal(under_test, relay)
-        wait_for(lambda: running.status().get("phase") == "online", 10)
+        followed(running, under_test, relay, update(ITEMS, 6, name="behind the snapshot"))
     tamper()
     rows = under_test.rows()
     assert rows["1"]["name"] == "by hand"
@@ -108,12 +108,10 @@ def test_a_sink_that_reads_all_rows_again_has_the_sources_whatever_was_done_to_i
     reread(under_test)
     with consumer(relay, under_test) as running:
         equal(under_test, relay)
-        wait_for(lambda: running.status().get("phase") == "online", 10)
-        source.commit([insert(ITEMS, 50)])
-        equal(under_test, relay)
+        followed(running, under_test, relay, insert(ITEMS, 50))
     assert len(relay.asked("/v1/snapshot")) == 2
-    with consumer(relay, under_test):
-        equal(under_test, relay)
+    with consumer(relay, under_test) as running:
+        followed(running, under_test, relay, insert(ITEMS, 51))
     assert len(relay.asked("/v1/snapshot")) == 2, "once is enough"
 
 
@@ -132,20 +130,20 @@ def test_a_paused_consumer_stays_where_it_is_over_restarts_and_says_so(relay, so
     with consumer(relay, under_test) as running:
         equal(under_test, relay)
         pause.ask()
-        wait_for(lambda: running.status().get("phase") == "paused", 10)
+        wait_for(lambda: running.status().get("phase") == "paused")
         before = under_test.rows()
         source.commit([insert(ITEMS, 10)])
     streams = len(relay.asked("/v1/stream"))
     with consumer(relay, under_test) as running:
-        wait_for(lambda: running.status().get("phase") == "paused", 10)
+        wait_for(lambda: running.status().get("phase") == "paused")
         assert "walbus consumers resume test" in running.status()["waiting_for"]
         told = running.status()["time"]
-        wait_for(lambda: running.status()["time"] > told, 10, what="it goes on telling that it is there")
+        wait_for(lambda: running.status()["time"] > told, what="it goes on telling that it is there")
         assert under_test.rows() == before
         assert len(relay.asked("/v1/stream")) == streams, "nothing is read"
         assert pause.end()
         equal(under_test, relay)
-        wait_for(lambda: running.status().get("phase") == "online", 10)
+        wait_for(lambda: running.status().get("phase") == "online")
     assert not pause.end()
 
 
@@ -157,7 +155,7 @@ def test_a_pause_that_comes_inside_a_transaction_waits_for_its_end(relay, source
         relay.break_after = 2
         Pause(tmp_path, Clock()).ask()
         source.commit([insert(ITEMS, 100 + n) for n in range(30)], pieces=5)
-        wait_for(lambda: running.status().get("phase") == "paused", 10)
+        wait_for(lambda: running.status().get("phase") == "paused")
         assert len(under_test.rows()) in (5, 35)
         relay.break_after = None
         Pause(tmp_path, Clock()).end()
@@ -212,7 +210,7 @@ def read(relay: ServingRelay, folder: Path, windows: int) -> list[Position]:
         subscription = bus.subscribe(name="reader", start="earliest")
         ends = []
         for _ in range(windows):
-            window = subscription.next(10)
+            window = subscription.next(60)
             assert window is not None
             window.commit()
             ends.append(window.last)
@@ -287,6 +285,6 @@ def test_a_reset_that_makes_no_sense_is_refused(operator, served, tmp_path):
     assert "still reads its snapshot" in refused("half", "--to", "latest", "--folder", folder)
     with walbus.connect(served.url, folder=folder) as bus:
         subscription = bus.subscribe(name="reader", start="earliest")
-        assert subscription.next(10) is not None
+        assert subscription.next(60) is not None
         assert "is running" in refused("reader", "--to", "earliest", "--folder", folder)
     assert read(served, tmp_path / "readers", 1) == [Position(1, 0x30, 2)], "none of them moved it"

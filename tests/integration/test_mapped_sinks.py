@@ -82,7 +82,7 @@ def expected(source: ModelSource) -> dict[str, Row]:
 
 
 def equal(under_test: SinkUnderTest, source: ModelSource) -> None:
-    wait_for(lambda: under_test.rows() == expected(source), 15, what="the sink equals the mapped source")
+    wait_for(lambda: under_test.rows() == expected(source), 60, what="the sink equals the mapped source")
 
 
 def test_a_sink_holds_what_the_mapping_makes_of_the_source(
@@ -109,7 +109,7 @@ def test_a_sink_is_not_gone_on_with_under_another_mapping(
     under_test = sqlite_under_test(tmp_path)
     source.commit([insert(ITEMS, 1)])
     with consumer(relay, under_test):
-        wait_for(lambda: under_test.rows() == source.rows(), 15)
+        wait_for(lambda: under_test.rows() == source.rows())
     running = RunningConsumer(relay, "sqlite", {**under_test.options, "table": {ITEMS: MAPPING}}, tmp_path)
     assert isinstance(running.ended(), SinkRefused)
     assert under_test.rows() == source.rows()

@@ -205,10 +205,12 @@ def test_a_consumer_keeps_a_cache_fresh_from_its_beginning(
     client.set(f"{ITEMS}:1", "from before")
     source.commit([insert(ITEMS, n) for n in range(3)])
     with ScriptedRelay(source) as relay, consumer(relay, under_test) as running:
-        wait_for(lambda: not cached(client) and running.status().get("phase") == "online", 15)
+        wait_for(lambda: not cached(client) and running.status().get("phase") == "online")
+        source.commit([update(ITEMS, 0, name="behind the snapshot")])  # at whose end the cache is emptied
+        wait_for(lambda: running.status().get("last_done") == str(source.end))
         client.mset({f"{ITEMS}:1": "fresh", f"{ITEMS}:2": "fresh"})
         source.commit([update(ITEMS, 1, name="a")])
-        wait_for(lambda: cached(client) == {f"{ITEMS}:2"}, 15)
+        wait_for(lambda: cached(client) == {f"{ITEMS}:2"})
 
 
 def test_a_consumer_that_begins_at_the_end_forgets_what_was_cached_before_it(
@@ -217,12 +219,12 @@ def test_a_consumer_that_begins_at_the_end_forgets_what_was_cached_before_it(
     client.set(f"{ITEMS}:1", "from before")
     source.commit([insert(ITEMS, n) for n in range(3)])
     with ScriptedRelay(source) as relay, consumer(relay, under_test, start="latest") as running:
-        wait_for(lambda: running.status().get("phase") == "online", 15)
+        wait_for(lambda: running.status().get("phase") == "online")
         source.commit([update(ITEMS, 2, name="a")])
-        wait_for(lambda: not cached(client), 15)
+        wait_for(lambda: not cached(client))
         client.mset({f"{ITEMS}:1": "fresh", f"{ITEMS}:2": "fresh"})
         source.commit([update(ITEMS, 2, name="b")])
-        wait_for(lambda: cached(client) == {f"{ITEMS}:1"}, 15)
+        wait_for(lambda: cached(client) == {f"{ITEMS}:1"})
         assert relay.asked("/v1/snapshot") == []
 
 

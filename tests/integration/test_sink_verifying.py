@@ -147,7 +147,8 @@ def test_a_mapping_stands_between(relay: ScriptedRelay, source: ModelSource, tmp
     mapping = {ITEMS: {"columns": ["id", "name"], "rename": {"name": "title"}, "constants": {"shop": "a"}}}
     source.commit([insert(ITEMS, n, f"n{n}", "body") for n in range(5)])
     with consumer(relay, under_test, table=mapping) as running:
-        wait_for(lambda: running.status().get("phase") == "online", 10)
+        source.commit([update(ITEMS, 4, name="behind the snapshot")])
+        wait_for(lambda: running.status().get("last_done") == str(source.end), what="its checkpoint is stored")
     assert [one.differing for one in verified(relay, under_test, table=mapping)] == [0]
     tamper(under_test, "UPDATE items SET title = 'x' WHERE id = 2")
     (found,) = verified(relay, under_test, table=mapping, repair=True)
