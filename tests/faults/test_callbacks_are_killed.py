@@ -47,12 +47,12 @@ def test_a_consumer_that_is_killed_loses_nothing_and_keeps_the_order(tmp_path: P
                 for _ in range(random_.randint(10, 60)):
                     work(source, random_)
                 if round_ < KILLS:
-                    wait_for(lambda before=before: taken.exists() and taken.stat().st_size > before, 30)
+                    wait_for(lambda before=before: taken.exists() and taken.stat().st_size > before, 60)
                 else:
-                    wait_for(lambda: dealt_with(source, taken, tmp_path), 30)
+                    wait_for(lambda: dealt_with(source, taken, tmp_path), 60)
             finally:
                 process.kill()
-                process.wait(10)
+                process.wait(60)
     expected = changes(source)
     assert parked(tmp_path) == [(seq, id) for seq, id in expected if id % POISON == 0], "each once, in order"
     lines = [tuple(map(int, line.split())) for line in taken.read_text().splitlines()]

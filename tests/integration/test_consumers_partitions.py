@@ -79,11 +79,13 @@ def test_sinks_of_all_parts_have_every_row_once_whatever_happens_to_the_keys(
         source.execute("TRUNCATE items")
         source.execute("INSERT INTO items SELECT n, 'third' FROM generate_series(1, 40) n")
         assert_each_row_is_in_one_sink()
-        known = {
-            one["name"] for one in httpx.get(f"{system.relay_url}/v1/consumers", trust_env=False).json()["consumers"]
-        }
-        assert known == {folder.name for folder in folders}
+        wait_for(lambda: known_to(system.relay_url) == {folder.name for folder in folders}, what="all have reported")
         assert system.stop() == 0
+
+
+def known_to(relay_url: str) -> set[str]:
+    told = httpx.get(f"{relay_url}/v1/consumers", trust_env=False, timeout=30).json()["consumers"]
+    return {one["name"] for one in told}
 
 
 def each(bus: walbus.Bus, *tables: str, name: str = "orders", **options: Any) -> list[Subscription]:

@@ -310,7 +310,7 @@ def test_a_receiver_that_is_busy_is_waited_for_as_long_as_it_asks(
     with pytest.raises(SinkUnavailable, match="answered 429"):
         sink.commit(following(source))
     sink.rollback()
-    with pytest.raises(SinkUnavailable, match=r"left alone for (600|599) s"):
+    with pytest.raises(SinkUnavailable, match=r"left alone for (600|5\d\d) s"):
         sink.checkpoint()
     assert len(receiver.requests) == 1
 
@@ -363,16 +363,16 @@ def test_a_row_for_which_a_receiver_refuses_its_request_is_set_aside_alone(
     options = {"url": receiver.url, "secret": SECRET, "allow_private": True, "start": "earliest", "on_error": policy}
     under_test = SinkUnderTest("webhook", options, SinkPlace("test", tmp_path, ("public.*",)), lambda _: {})
     with ScriptedRelay(source) as relay, consumer(relay, under_test, on_error_attempts=2) as running:
-        wait_for(lambda: 100 in taken(receiver), 30)
+        wait_for(lambda: 100 in taken(receiver), 60)
         figure = "changes_skipped" if policy == "skip" else "dead_letters"
-        wait_for(lambda: running.status().get(figure) == (2 if policy == "skip" else 3), 10)
+        wait_for(lambda: running.status().get(figure) == (2 if policy == "skip" else 3))
         others = [n for n in range(100) if n not in (33, 70)] + ([70] if policy == "skip" else []) + [100]
         assert taken(receiver) == others, "each once, in order"
         if policy == "dead-letter":
             receiver.answer = lambda _: (204, {})
             with closing(DeadLetters(tmp_path / FILE_NAME)) as store:
                 store.retry()
-                wait_for(lambda: not store.letters(), 15)
+                wait_for(lambda: not store.letters())
             names = [change["after"]["name"] for change in receiver.changes() if change["key"]["id"] == 70]
             assert names[-2:] == ["poison", "fine again"]
 
@@ -512,7 +512,7 @@ def test_a_consumer_that_is_killed_again_and_again_sends_each_change_once_by_its
             process = subprocess.Popen([sys.executable, "-c", program])
 
             def answer(number: int, at: int = killed_at, running: subprocess.Popen[bytes] = process) -> Any:
-                if number == at:
+                if number >= at:
                     running.kill()
                     running.wait()
                 return (500, {}) if number % 5 == 0 else (200, {})
@@ -521,10 +521,10 @@ def test_a_consumer_that_is_killed_again_and_again_sends_each_change_once_by_its
             for n in range(expected, expected + 12):
                 source.commit([insert(ITEMS, n, "x")])
             expected += 12
-            wait_for(lambda: process.poll() is not None, 30, what="it was killed")  # noqa: B023
+            wait_for(lambda: process.poll() is not None, 60, what="it was killed")  # noqa: B023
         receiver.answer = lambda _: (200, {})
         process = subprocess.Popen([sys.executable, "-c", program])
-        wait_for(lambda: len(receiver.changes()) >= expected, 30, what="everything was sent")
+        wait_for(lambda: len(receiver.changes()) >= expected, 60, what="everything was sent")
         with suppress(ProcessLookupError):
             process.kill()
         process.wait()

@@ -50,7 +50,7 @@ class Relay:
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
 
     def _serve(self) -> None:
         serve_relay(
@@ -86,7 +86,7 @@ class Relay:
     def close(self) -> None:
         with self.closing:
             self.stop.set()
-            self.thread.join(10)
+            self.thread.join(60)
             assert not self.thread.is_alive()
             self.engine.close()
 

@@ -58,7 +58,7 @@ def local_redis(*options: str) -> Iterator[RedisServer]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     server = RedisServer(f"redis://127.0.0.1:{port}/0", process.pid)
     try:
-        wait_for(lambda: redis_answers(server.url), 10, what="redis-server answers")
+        wait_for(lambda: redis_answers(server.url), 60, what="redis-server answers")
         yield server
     finally:
         process.kill()

@@ -50,13 +50,13 @@ class ServingRelay:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         wait_for(lambda: self.json("GET", "/readyz")[0] == 200, what="the relay to find the log")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(15)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def json(self, method: str, path: str, body: bytes | None = None) -> tuple[int, dict[str, Any]]:
