@@ -26,7 +26,7 @@ from support.ways import DRAWN, SERVER, WAYS, chosen_way
 from walbus.demo.postgres import EmbeddedPostgres
 from walbus.relay import open_reader
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 def exhaustive(ways: Iterable[str], count: int) -> list[Any]:
@@ -99,7 +99,7 @@ def test_capture_killed_under_a_hard_workload_loses_and_repeats_nothing(judged, 
         for _ in range(kills):
             target = case.durable_end() + case.dice.randrange(1_500_000)  # bytes of WAL
             process = CaptureProcess(case.database.dsn, case.folder, **case.options)
-            wait_for(lambda p=process, t=target: case.durable_end() > t or not p.running, 60, what=process.output)
+            wait_for(lambda p=process, t=target: case.durable_end() > t or not p.running, 120, what=process.output)
             assert process.running, process.output
             process.kill()
 
@@ -111,7 +111,7 @@ def test_a_server_that_crashes_under_a_hard_workload_costs_nothing(judged, way: 
         with case.workload.running():
             for _ in range(crashes):
                 target = case.durable_end() + case.dice.randrange(1_500_000)
-                wait_for(lambda t=target: case.durable_end() > t, 60, what="the log grows")
+                wait_for(lambda t=target: case.durable_end() > t, 120, what="the log grows")
                 server.kill() if case.dice.random() < 0.5 else server.stop("immediate")
                 server.start()
         case.database.close()  # its session died with the server

@@ -116,7 +116,7 @@ def layouts_told(log):
     }
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_any_switching_points_and_kills_give_the_log_of_the_stream(database, oracle):
     seed = announced_seed("writers, steps and kills")
     dice = random.Random(seed)
@@ -146,7 +146,7 @@ def test_any_switching_points_and_kills_give_the_log_of_the_stream(database, ora
     assert layouts_told(log) == layouts_told(streamed)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_steps_to_arbitrary_bytes_give_the_very_records_of_the_stream(database):
     seed = announced_seed("writers and steps")
     log, streamed = MemoryLog(), MemoryLog()
@@ -247,7 +247,7 @@ class Restless(RandomSteps):
         return Stream("the tail is near") if self._dice.random() < 0.4 else super().next(backlog)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_stream_that_goes_back_to_steps_again_and_again_gives_the_log_of_one_stream(
     database, oracle, capsys, monkeypatch
 ):

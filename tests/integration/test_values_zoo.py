@@ -106,7 +106,7 @@ def captured(way: str, zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPa
         with capturing(cage.dsn, folder, **tables) as capture:
             with zoo.connection.transaction() if "streamed" in way else nullcontext():  # one, with many savepoints
                 inserted, updated = live(zoo)
-            capture.caught_up(60)
+            capture.caught_up(150)
     streams = cage.value(
         "SELECT coalesce(sum(stream_txns), 0) FROM pg_stat_replication_slots WHERE slot_name = 'walbus'"
     )
@@ -135,8 +135,8 @@ def catch_up(source: SourceConfig, folder: Path) -> None:
     status = folder.parent / "capture.json"
     with closing(file_log(folder, source)) as log:
         capture = CaptureThread(source, log, status)
-        capture.streaming(60)
-        capture.caught_up(60)
+        capture.streaming(150)
+        capture.caught_up(150)
         assert (read_status(status) or {})["walbus_capture_catch_up_steps_total"] > 1
         capture.stop()
 

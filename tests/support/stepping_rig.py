@@ -120,7 +120,7 @@ def begin(database, log, **options):
 def live(database, log, policy, *, done):
     """One process of capture, until its fuse has burnt down or there is no more to do."""
     capture = Stepping(source_of(database.dsn), log, policy)
-    wait_for(lambda: not capture.alive or done(), 60)
+    wait_for(lambda: not capture.alive or done(), 240)
     with suppress(Killed):
         capture.stop()
 
