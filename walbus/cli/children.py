@@ -202,12 +202,13 @@ class ProcessGroup:
             self._supervisor.stop(time.monotonic())
         if self._asked_to_stop > 1:
             self._kill_all()
-        actions = self._supervisor.actions(time.monotonic())
+        now = time.monotonic()
+        actions = self._supervisor.actions(now)
         for action in actions:
             self._do(action)
         if actions:
             self._write_status()
-        self._wait(woken)
+        self._wait(woken, now)
         self._reap()
 
     def _do(self, action: Action) -> None:
@@ -236,12 +237,12 @@ class ProcessGroup:
         for process in self._running.values():
             process.send(signal.SIGKILL)
 
-    def _wait(self, woken: socket.socket) -> None:
+    def _wait(self, woken: socket.socket, acted: float) -> None:
+        """Waits for anything; what has come due since the time that actions were asked for is not waited past."""
         if self._supervisor.done:
             return
-        now = time.monotonic()
-        wake_at = self._supervisor.wake_at(now)
-        for key, _ in self._selector.select(None if wake_at is None else max(0.0, wake_at - now)):
+        wake_at = self._supervisor.wake_at(acted)
+        for key, _ in self._selector.select(None if wake_at is None else max(0.0, wake_at - time.monotonic())):
             if key.fileobj is woken:
                 _drain(woken)
             elif not key.data.hear():
