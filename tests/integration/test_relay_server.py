@@ -208,7 +208,7 @@ def test_a_position_past_the_end_of_the_same_log_waits_for_it(relay):
     for i in (201, 202):
         relay.writer.append(transaction(i * 16))
         relay.writer.sync()
-    thread.join(10)
+    thread.join(60)
     assert [header.last for header in answers[0] if header.kind == Kind.TRANSACTION] == [Position(1, 202 * 16, 1)]
     assert {header.last for header in answers[0] if header.kind == Kind.PROGRESS} <= {Position(1, 0xC90, 1)}
 
@@ -333,10 +333,14 @@ def test_a_reader_that_stopped_reading_delays_nobody_and_holds_little(relay):
         if lsn % 160 == 0:
             relay.writer.sync()
     relay.writer.sync()
-    wait_for(lambda: len(follower.body) > 300 * 65_000, deadline=20, what="the live follower to have it all")
-    streams = {s["name"]: parse_position(s["scanned"]) for s in relay.json("/v1/info")[1]["streams"]}
-    assert streams["live"].commit_lsn == lsn - 16
-    assert streams["stopped"].commit_lsn < lsn - 16
+    wait_for(lambda: follower.received > 300 * 65_000, deadline=60, what="the live follower to have it all")
+
+    def scanned() -> dict[str, int]:
+        streams = relay.json("/v1/info")[1]["streams"]
+        return {stream["name"]: parse_position(stream["scanned"]).commit_lsn for stream in streams}
+
+    wait_for(lambda: scanned()["live"] == lsn - 16, what="the server to count the last of it")  # once it was sent
+    assert scanned()["stopped"] < lsn - 16
     follower.close()
     stopped.close()
     wait_for(lambda: relay.json("/v1/info")[1]["streams"] == [], what="the server to see that both hung up")
@@ -357,7 +361,7 @@ def test_a_header_that_trickles_in_is_cut_off(relay, monkeypatch):
             except OSError:
                 return True
 
-        wait_for(closed, deadline=20, what="the server to hang up")
+        wait_for(closed, deadline=60, what="the server to hang up")
     assert time.monotonic() - started < 15
     assert relay.get("/healthz")[0] == 200
 
@@ -376,7 +380,7 @@ def test_a_header_that_trickles_in_is_cut_off(relay, monkeypatch):
 )
 def test_hostile_heads_are_refused(relay, head):
     with socket.create_connection(("127.0.0.1", relay.port)) as client:
-        client.settimeout(10)
+        client.settimeout(30)
         client.sendall(head)
         assert client.recv(100).split(b" ")[1].startswith(b"4")
     assert relay.get("/healthz")[0] == 200
@@ -414,14 +418,15 @@ def test_a_stream_that_fails_in_its_middle_is_broken_off_and_gets_no_second_answ
     assert not answer.endswith(b"\r\n0\r\n\r\n")
 
 
-def test_stopping_breaks_bounded_streams_and_takes_little_time(tmp_path):
+def test_stopping_breaks_bounded_streams_and_takes_little_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("walbus.relay.listener.GRACE_SECONDS", 600.0)  # streams end by themselves
     relay = Relay(tmp_path)
     relay.engine.open_writer()
     wait_for(lambda: relay.get("/readyz")[0] == 200)
     followers = [Follower(relay, "follow=true") for _ in range(5)]
     started = time.monotonic()
     relay.close()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 10
     for follower in followers:
         wait_for(lambda f=follower: f.ended, what="the stream to end")
         assert follower.ended != "whole"

@@ -135,7 +135,7 @@ class AllRooms(BootstrapRig):
 
     def end_of_log(self) -> Position:
         """As the relay tells it."""
-        answer = httpx.get(f"{self.relay_url}/v1/info", timeout=5, trust_env=False).raise_for_status()
+        answer = httpx.get(f"{self.relay_url}/v1/info", timeout=20, trust_env=False).raise_for_status()
         return parse_position(answer.json()["end"])
 
     def wait_until_equal(self, deadline: float = 90) -> None:
@@ -149,7 +149,7 @@ class AllRooms(BootstrapRig):
         names = [table.table for table in tables]
         wait_for(lambda: self.end_of_log().commit_lsn >= lsn, deadline, what="the log is complete", every=0.1)
         wait_for(lambda: self._is_settled(names), deadline, what=f"the store is consistent: {names}", every=0.2)
-        end = wait_for(self.end_of_log, 10, what="the relay answers")
+        end = wait_for(self.end_of_log, 30, what="the relay answers")
         for name in self.sinks:
             wait_for(lambda name=name: self._arrived(name, end), deadline, what=f"{name} reaches {end}", every=0.1)
             wait_for(lambda name=name: self._is_equal(name, tables), deadline, what=f"{name} is equal", every=0.5)

@@ -74,7 +74,7 @@ class ChainedRelay:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
 
     def _run(self) -> None:
         serve = partial(
@@ -99,7 +99,7 @@ class ChainedRelay:
         with closing(open_reader(self.log)) as reader:
             return reader.bounds().end
 
-    def has(self, position: Position, deadline: float = 20) -> None:
+    def has(self, position: Position, deadline: float = 60) -> None:
         """Waits until the copy is durable up to a position."""
         wait_for(lambda: self.error is not None or self.end() >= position, deadline, what=f"the copy has {position}")
         if self.error is not None:
@@ -121,7 +121,7 @@ class ChainedRelay:
         """The end that clients see."""
         return parse_position(self.json("/v1/info")["end"])
 
-    def ended(self, deadline: float = 20) -> BaseException:
+    def ended(self, deadline: float = 60) -> BaseException:
         """Waits until it has ended by itself; why."""
         wait_for(lambda: not self._thread.is_alive(), deadline, what="the relay ends by itself")
         assert self.error is not None
@@ -130,7 +130,7 @@ class ChainedRelay:
     def stop(self) -> None:
         """Ends it; raises what ended it before."""
         self._stop.set()
-        self._thread.join(15)
+        self._thread.join(30)
         assert not self._thread.is_alive(), "the chained relay does not end"
         if self.error is not None:
             raise self.error
@@ -138,7 +138,7 @@ class ChainedRelay:
 
 def json_of(port: int, path: str) -> dict[str, Any]:
     """A JSON document of a server on this machine."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("GET", path)
         document: dict[str, Any] = json.loads(connection.getresponse().read())

@@ -126,7 +126,7 @@ class Crowd:
                 follower.connection.close()
         self._epoll.close()
 
-    def at(self, position: Position, deadline: float = 60) -> None:
+    def at(self, position: Position, deadline: float = 120) -> None:
         """Waits until each of them has done everything up to a position."""
         wait_for(lambda: self.error or self.slowest() >= position, deadline, what=f"all followers are at {position}")
         if self.error is not None:
@@ -245,10 +245,10 @@ def _take_record(follower: _Follower, header: RecordHeader, record: bytes) -> No
         del follower.again[0]
         return
     follower.again = []
-    if header.last != follower.last:
-        follower.last, follower.beside = header.last, []
-    if header.kind in _BESIDE:
-        follower.beside.append(record)
     if header.kind != Kind.PROGRESS:
         follower.count += 1
         follower.digest = google_crc32c.extend(follower.digest, record)
+    if header.last != follower.last:  # behind the digest: who waits for the position looks at that next
+        follower.last, follower.beside = header.last, []
+    if header.kind in _BESIDE:
+        follower.beside.append(record)

@@ -98,14 +98,14 @@ class GuardedRelay:
             self.writer.append(transaction(i * 16, 2, table=1 + i % 3, schema_id=1 + i % 3))
         self.writer.sync()
         self._thread.start()
-        assert self._ready.wait(20), self.error
+        assert self._ready.wait(60), self.error
         wait_for(lambda: self.get("/readyz")[0] == 200, what="the server to find the log")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with self.closing:
             self._stop.set()
-            self._thread.join(15)
+            self._thread.join(30)
             assert not self._thread.is_alive()
             self.engine.close()
 
@@ -129,7 +129,7 @@ class GuardedRelay:
             self.writer.append(transaction(end + i * 16, 2, table=table, schema_id=table))
         self.writer.sync()
 
-    def connection(self, timeout: float = 20) -> http.client.HTTPConnection:
+    def connection(self, timeout: float = 60) -> http.client.HTTPConnection:
         if self._tls is None:
             return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         return http.client.HTTPSConnection("localhost", self.port, timeout=timeout, context=self._tls)
@@ -149,7 +149,7 @@ class GuardedRelay:
         status, body = self.get(path, token, **headers)
         return status, json.loads(body)
 
-    def raw(self, data: bytes, timeout: float = 15) -> bytes:
+    def raw(self, data: bytes, timeout: float = 60) -> bytes:
         """What the server says to bytes until it hangs up; empty if it only hangs up."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as client:
             heard = b""

@@ -39,7 +39,7 @@ def environment(**extra: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("WALBUS_")} | extra
 
 
-def walbus(*arguments: str, deadline: float = 60.0, cwd: Path | None = None, **variables: str) -> Ended:
+def walbus(*arguments: str, deadline: float = 120.0, cwd: Path | None = None, **variables: str) -> Ended:
     """Runs a command to its end."""
     done = subprocess.run(
         [*PROGRAM, *arguments],
@@ -73,7 +73,7 @@ class Running:
         """What it said on stderr so far."""
         return self.log_path.read_text(errors="replace")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, deadline: float = 15.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, deadline: float = 30.0) -> int:
         """Its exit code after a signal; one that does not end is killed, and the test fails."""
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -75,10 +75,12 @@ class WholeSystem:
     ) -> None:
         if error is not None:
             print(f"last lines of walbus run:\n{self.log()[-6000:]}")
+        pids = [pid for pid in map(self.pid, self.children()) if pid]
         for running in (self._running, *self._late):
             if running is not None:
                 running.process.kill()
                 running.stop()
+        wait_for(lambda: not any(map(alive, pids)), what="no room outlives the supervisor")  # nor the database
 
     def start(self) -> None:
         """Starts `walbus run`."""
@@ -102,7 +104,7 @@ class WholeSystem:
         pids = [pid for pid in map(self.pid, self.children()) if pid]
         self._running.process.kill()
         self._running.stop()
-        wait_for(lambda: not any(map(alive, pids)), 10, what="no room outlives the supervisor")
+        wait_for(lambda: not any(map(alive, pids)), 30, what="no room outlives the supervisor")
 
     def log(self) -> str:
         """What it said."""
@@ -139,10 +141,10 @@ class WholeSystem:
 
     def info(self) -> dict[str, Any]:
         """The relay's `/v1/info`."""
-        document: dict[str, Any] = httpx.get(f"{self.relay_url}/v1/info", timeout=5, trust_env=False).json()
+        document: dict[str, Any] = httpx.get(f"{self.relay_url}/v1/info", timeout=20, trust_env=False).json()
         return document
 
-    def wait_until_streaming(self, deadline: float = 60.0) -> None:
+    def wait_until_streaming(self, deadline: float = 120.0) -> None:
         """Waits until capture streams and the relay serves the log."""
         wait_for(
             lambda: self._checked_alive() and self.status("capture").get("state") == "streaming" and self.info()["end"],
