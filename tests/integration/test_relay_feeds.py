@@ -71,7 +71,7 @@ def engine(tmp_path: Path) -> Iterator[FileEngine]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -125,7 +125,7 @@ def test_a_member_that_lags_loses_nothing_when_somebody_joins_while_a_thread_rea
         joining = at_end(engine)
         joined = feeds.meeting(EVERYTHING, joining, outlet(other))
         returns.set()
-        parted = await asyncio.wait_for(following, 10)
+        parted = await asyncio.wait_for(following, 60)
         assert parted is not None
         writer.append(transaction(48))
         writer.sync()
@@ -178,7 +178,7 @@ def test_without_descriptors_a_member_that_lags_is_alone_in_its_trouble(engine, 
         writer.append(transaction(16))
         writer.sync()
         with pytest.raises(OSError, match="Too many"):
-            await asyncio.wait_for(members[0], 10)
+            await asyncio.wait_for(members[0], 60)
         await until(lambda: commits(headers(peers[1].got)) == [16])
         members[1].cancel()
         deliveries.append(at_end(engine))

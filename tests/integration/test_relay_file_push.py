@@ -44,6 +44,7 @@ def push_records(request, monkeypatch):
     """What goes over blocks."""
     chosen = implementation(request.param).push_records or push_in_python
     monkeypatch.setattr("walbus.relay.file_push._push_records", chosen)
+    monkeypatch.setattr("walbus.relay.file_push._SECONDS", 5.0)  # a push is over when there is no more, or no room
     return chosen
 
 
@@ -188,7 +189,7 @@ def test_streams_that_catch_up_take_a_few_descriptors_more_however_many_they_are
         return handle(outlet)
 
     def waiting(delivery, connection):
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return push(delivery, connection)
 
     monkeypatch.setattr(Outlet, "handle", counted)
@@ -212,7 +213,7 @@ def test_streams_that_catch_up_take_a_few_descriptors_more_however_many_they_are
         for follower in followers:
             wait_for(lambda f=follower: commits(f.headers())[-1:] == [32_000], what="the log's end")
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
     finally:
         go_on.set()
@@ -228,8 +229,8 @@ def test_what_was_checked_is_sent_whatever_becomes_of_the_file(tmp_path, push_re
     path.write_bytes(data)
     with path.open("rb") as file, ThreadPoolExecutor(1) as threads:
         stretch = Stretch(file.fileno(), 0, len(data), ANYWHERE)
-        pushing = threads.submit(push_records, stretch, here, scratch, 1.0, 10.0)
-        there.settimeout(10)
+        pushing = threads.submit(push_records, stretch, here, scratch, 60.0, 60.0)
+        there.settimeout(60)
         got = there.recv(1)
         if harm == "cut":
             os.truncate(path, 0)
@@ -283,10 +284,10 @@ def test_nothing_is_sent_of_a_block_with_a_record_behind_the_furthest(tmp_path, 
     ]
     with path.open("rb") as file:
         for furthest in beyond:
-            pushed = push_records(Stretch(file.fileno(), 0, len(data), furthest), here, scratch, 1.0, 0.0)
+            pushed = push_records(Stretch(file.fileno(), 0, len(data), furthest), here, scratch, 30.0, 0.0)
             assert (pushed, taken(there)) == ((0, b"", None, False), b""), furthest
         for furthest in (ANYWHERE, Furthest(Position(1, 160, 1), 10), Furthest(Position(2, 0, 0), 10)):
-            pushed = push_records(Stretch(file.fileno(), 0, len(data), furthest), here, scratch, 1.0, 0.0)
+            pushed = push_records(Stretch(file.fileno(), 0, len(data), furthest), here, scratch, 30.0, 0.0)
             assert pushed == (len(data), data[-len(data) // 10 :], None, False)
             assert unframed(taken(there)) == data
 
@@ -294,7 +295,7 @@ def test_nothing_is_sent_of_a_block_with_a_record_behind_the_furthest(tmp_path, 
 def test_a_peer_that_reads_meanwhile_gets_everything_in_order(reader, ends):
     here, there = ends
     here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
-    there.settimeout(10)
+    there.settimeout(60)
     expected, delivery = everything(reader), begun(reader)
 
     def read_to_the_end():
@@ -305,7 +306,7 @@ def test_a_peer_that_reads_meanwhile_gets_everything_in_order(reader, ends):
         pushed = delivery.push(here.dup())
         while not pushed.over:
             if pushed.unsent is not None:
-                here.settimeout(10)
+                here.settimeout(60)
                 here.sendall(sent_by_hand(pushed.unsent))
                 here.setblocking(False)
             pushed = delivery.push(here.dup())

@@ -7,6 +7,7 @@ with TcpProxy(port) as proxy:
     proxy.reset(100)           # ... and the next stream is reset behind its 100th byte
     proxy.piece = 1            # one byte a write
     proxy.stream_bytes = 100   # the next stream is reset behind its 100th byte
+    proxy.again = 5            # ... and five more behind it
     proxy.stalls = True        # ... or only stands still there
     proxy.starts = b"GET /"    # what a client sends before a stream; START_REPLICATION unless told otherwise
     proxy.flowing.clear()      # everything stands still, and is passed on after proxy.flowing.set()
@@ -36,6 +37,7 @@ class TcpProxy:
         piece: bytes forwarded in one write at most.
         stream_bytes: behind how many bytes from the server the next connection is reset that asks for replication;
             None for never. Counted from the answer to START_REPLICATION on, and used once.
+        again: for how many streams more it is used.
         stalls: whether it is left open there, without anything more from the server.
         cuts: how many connections that ended.
         flowing: cleared while nothing is passed on.
@@ -49,6 +51,7 @@ class TcpProxy:
         self.swallow = False
         self.piece = 1 << 16
         self.stream_bytes: int | None = None
+        self.again = 0
         self.stalls = False
         self.starts = _STARTS
         self.cuts = 0
@@ -130,7 +133,11 @@ class TcpProxy:
         with self._lock:
             if all(client is not one for one, _ in self._pairs):
                 return None
-            taken, self.stream_bytes = self.stream_bytes, None
+            taken = self.stream_bytes
+            if self.again:
+                self.again -= 1
+            else:
+                self.stream_bytes = None
             return taken
 
     def _write(self, end: socket.socket, data: bytes) -> None:
