@@ -470,7 +470,7 @@ def test_a_sync_wakes_a_waiting_reader(engine):
     reader = engine.open_reader()
     assert not reader.wait(ORIGIN, 0.0)
     woken = []
-    thread = threading.Thread(target=lambda: woken.append(reader.wait(ORIGIN, 30)))
+    thread = threading.Thread(target=lambda: woken.append(reader.wait(ORIGIN, 60)))
     thread.start()
     writer.append(transaction(16))
     writer.sync()
@@ -483,7 +483,7 @@ def test_waiting_survives_a_change_of_writers(engine):
     writer = engine.open_writer()
     reader = engine.open_reader()
     woken = []
-    thread = threading.Thread(target=lambda: woken.append(reader.wait(ORIGIN, 30)))
+    thread = threading.Thread(target=lambda: woken.append(reader.wait(ORIGIN, 60)))
     thread.start()
     engine.kill(writer)
     again = engine.open_writer()
@@ -495,7 +495,7 @@ def test_waiting_survives_a_change_of_writers(engine):
 
 
 def test_one_writer_at_a_time(engine):
-    engine.lease_seconds = 2.0
+    engine.lease_seconds = 10.0
     writer = engine.open_writer()
     with pytest.raises(LogBusy):
         engine.open_writer()

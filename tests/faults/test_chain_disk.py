@@ -37,22 +37,22 @@ def test_a_copy_on_a_full_disk_serves_on_holds_confirming_up_and_goes_on_when_th
         for i in range(1, 61):
             relay.writer.append(transaction(0x10000 + 16 * i, 1, size=30_000))
             relay.writer.sync()
-        wait_for(lambda: copy.status()["state"] == "disk full", 30, what="it says that its disk is full")
+        wait_for(lambda: copy.status()["state"] == "disk full", 60, what="it says that its disk is full")
         assert "no room" in copy.status()["error"]
         held = copy.end()
         assert held < relay.writer.bounds().end
         url = f"http://127.0.0.1:{copy.port}/v1/stream?from=earliest&until=latest"
 
         def served() -> bytes:
-            response = httpx.get(url, headers={"Accept-Encoding": "identity"}, trust_env=False)
+            response = httpx.get(url, headers={"Accept-Encoding": "identity"}, trust_env=False, timeout=30)
             return response.content if response.is_success else b""
 
-        body = wait_for(served, 30, what="the copy's server has opened its log")
+        body = wait_for(served, 60, what="the copy's server has opened its log")
         assert [record for _, record in parsed(body)] == copy.records()
         assert copy.served_end() == held
         assert parse_position(relay.json("/v1/info")[1]["end"]) <= held  # nobody is served what it does not hold
         ballast.unlink()
-        copy.has(relay.writer.bounds().end, 30)
+        copy.has(relay.writer.bounds().end)
         assert copy.records() == records_of(relay.engine.folder)
         end = str(relay.writer.bounds().end)
         wait_for(lambda: relay.json("/v1/info")[1]["end"] == end, what="everything is served again")

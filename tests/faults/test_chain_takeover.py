@@ -73,7 +73,7 @@ class Site:
             print(f"last lines of {room} in {self.folder.name}:\n{running.log()[-2500:]}")
 
     def info(self) -> dict:
-        document: dict = httpx.get(f"{self.url}/v1/info", timeout=5, trust_env=False).json()
+        document: dict = httpx.get(f"{self.url}/v1/info", timeout=20, trust_env=False).json()
         return document
 
     def end(self) -> Position:
@@ -117,7 +117,7 @@ class Follower(threading.Thread):
 
     def stop(self) -> None:
         self._stopped.set()
-        self.join(20)
+        self.join(60)
         if self.error is not None:
             raise self.error
 
@@ -179,13 +179,13 @@ def test_a_standby_takes_over_from_a_killed_relay_and_no_follower_misses_or_repe
     first, second = sites
     first.start("capture", "relay")
     second.start("relay")
-    wait_for(first.streaming, 60, what="the first site streams")
-    wait_for(lambda: second.end() >= first.end(), 30, what="the standby follows")
+    wait_for(first.streaming, 90, what="the first site streams")
+    wait_for(lambda: second.end() >= first.end(), 60, what="the standby follows")
     truth = oracle("walbus")
     urls = [first.url, second.url]
     followers = [Follower(number, urls, open_folder / "checkpoints") for number in range(4)]
     with Crowd([first.port, second.port], many) as crowd:
-        wait_for(lambda: crowd.error or crowd.connected == many, 60, what="the crowd is connected")
+        wait_for(lambda: crowd.error or crowd.connected == many, 90, what="the crowd is connected")
         shop.start()
         for _ in range(kills):  # before it comes to the worst
             a_random_moment(rng)
@@ -193,23 +193,23 @@ def test_a_standby_takes_over_from_a_killed_relay_and_no_follower_misses_or_repe
             site.kill(room)
             a_random_moment(rng, 0.3)
             site.start(room)
-        wait_for(lambda: len(followers[0].seen) > 200, 60, what="followers read")
+        wait_for(lambda: len(followers[0].seen) > 200, 90, what="followers read")
         a_random_moment(rng)
         for room in rng.sample(["capture", "relay"], 2):
             first.kill(room)
         take_over(second, rng)
-        wait_for(second.streaming, 60, what="the second site streams")
+        wait_for(second.streaming, 90, what="the second site streams")
         a_random_moment(rng, 2.0)
         shop.stop()
         lsn = database.insert_lsn()
         database.execute("UPDATE marker SET n = n + 1")
-        wait_for(lambda: second.end().commit_lsn >= lsn, 60, what="the log is complete")
+        wait_for(lambda: second.end().commit_lsn >= lsn, 90, what="the log is complete")
         crowd.at(second.end())
         found = crowd.digests()
         assert crowd.moved == many
     last = changes_of(second.log)[-1]
     for follower in followers:
-        wait_for(lambda f=follower: f.error or (f.seen and f.seen[-1] >= last), 60, what="a follower is at the end")
+        wait_for(lambda f=follower: f.error or (f.seen and f.seen[-1] >= last), 90, what="a follower is at the end")
         follower.stop()
         assert follower.seen == changes_of(second.log)
     with closing(open_reader(second.log)) as reader:
@@ -234,23 +234,23 @@ def test_while_a_required_standby_is_away_nothing_is_confirmed_or_served_and_cap
     slot = f"s_{database.name}"
     first.start("capture", "relay")
     second.start("relay")
-    wait_for(first.streaming, 60, what="the first site streams")
-    wait_for(lambda: second.end().commit_lsn > 0 and second.end() >= first.end(), 30, what="the standby follows")
+    wait_for(first.streaming, 90, what="the first site streams")
+    wait_for(lambda: second.end().commit_lsn > 0 and second.end() >= first.end(), 60, what="the standby follows")
     capture_status = first.folder / "data" / "status" / "capture.json"
 
     def away() -> object:
         return (read_status(capture_status) or {}).get("standbys_away")
 
-    wait_for(lambda: away() == [], 20, what="capture knows the standby")
+    wait_for(lambda: away() == [], 60, what="capture knows the standby")
     said = first.rooms["capture"].log().count("standbys.away")  # where it was there before its standby
     second.kill("relay")
     shop.start()
     held = {"shown": first.end(), "confirmed": database.confirmed_lsn(slot)}
-    wait_for(lambda: away() == ["standby"], 20, what="capture says so")
+    wait_for(lambda: away() == ["standby"], 60, what="capture says so")
     with closing(open_reader(second.log)) as reader:
         copied = reader.bounds()
     with closing(open_reader(first.log)) as reader:
-        wait_for(lambda: reader.bounds().end > copied.end, 20, what="the log goes on")
+        wait_for(lambda: reader.bounds().end > copied.end, 60, what="the log goes on")
     assert first.end() <= copied.end
     assert held["confirmed"] <= database.confirmed_lsn(slot) <= copied.end_lsn
     assert first.rooms["capture"].log().count("standbys.away") == said + 1
@@ -258,8 +258,8 @@ def test_while_a_required_standby_is_away_nothing_is_confirmed_or_served_and_cap
     shop.stop()
     lsn = database.insert_lsn()
     database.execute("UPDATE marker SET n = n + 1")
-    wait_for(lambda: first.end().commit_lsn >= lsn, 30, what="serving goes on")
-    wait_for(lambda: database.confirmed_lsn(slot) >= lsn, 30, what="confirming goes on")
+    wait_for(lambda: first.end().commit_lsn >= lsn, 60, what="serving goes on")
+    wait_for(lambda: database.confirmed_lsn(slot) >= lsn, 60, what="confirming goes on")
 
 
 def test_a_capture_that_comes_back_after_its_standby_took_over_ends_and_harms_nothing(
@@ -268,21 +268,21 @@ def test_a_capture_that_comes_back_after_its_standby_took_over_ends_and_harms_no
     first, second = sites
     first.start("capture", "relay")
     second.start("relay")
-    wait_for(first.streaming, 60, what="the first site streams")
-    wait_for(lambda: second.end().commit_lsn > 0 and second.end() >= first.end(), 30, what="the standby follows")
+    wait_for(first.streaming, 90, what="the first site streams")
+    wait_for(lambda: second.end().commit_lsn > 0 and second.end() >= first.end(), 60, what="the standby follows")
     truth = oracle("walbus")
     shop.start()
     for room in ("capture", "relay"):
         first.kill(room)
     take_over(second, random.Random(1))
-    wait_for(second.streaming, 60, what="the second site streams")
+    wait_for(second.streaming, 90, what="the second site streams")
     first.start("capture")
-    code = first.rooms["capture"].process.wait(30)
+    code = first.rooms["capture"].process.wait(60)
     assert code == 1
     assert "a copy of this log has taken over" in first.rooms["capture"].log()
     shop.stop()
     lsn = database.insert_lsn()
     database.execute("UPDATE marker SET n = n + 1")
-    wait_for(lambda: second.end().commit_lsn >= lsn, 60, what="the log is complete")
+    wait_for(lambda: second.end().commit_lsn >= lsn, 90, what="the log is complete")
     with closing(open_reader(second.log)) as reader:
         assert log_transactions(reader) == truth.transactions()

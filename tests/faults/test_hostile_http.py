@@ -22,6 +22,7 @@ from support.guarded_relay import GuardedRelay, listened
 from support.waiting import wait_for
 from support.walbus_command import Running, write_config
 from walbus.config import RelayConfig
+from walbus.relay.audit import LINES_A_PERIOD, PERIOD_SECONDS
 from walbus.relay.bounds import Bounds
 from walbus.relay.gate import gate_of
 from walbus.relay.listener import Listener
@@ -73,7 +74,7 @@ def test_slowloris_is_hung_up_on_at_the_headers_deadline(tight, first):
             except OSError:
                 return True
 
-        wait_for(hung_up, deadline=10, what="the server to hang up")
+        wait_for(hung_up, what="the server to hang up")
     assert 0.5 < time.monotonic() - started < 5
     assert tight.get("/healthz")[0] == 200
 
@@ -93,8 +94,8 @@ def test_a_tls_handshake_that_never_comes_is_hung_up_on(tmp_path, monkeypatch):
     authority = Authority(tmp_path)
     with (
         GuardedRelay(tmp_path, tls=authority.believed(), **authority.server("localhost")) as relay,
-        socket.create_connection(("127.0.0.1", relay.port), timeout=10) as silent,
         listened() as events,
+        socket.create_connection(("127.0.0.1", relay.port), timeout=30) as silent,
     ):
         started = time.monotonic()
         assert silent.recv(100) == b""
@@ -114,7 +115,7 @@ def test_a_reader_that_takes_nothing_is_dropped_in_the_end(tight):
             tight.append(500)
             return not tight.json("/v1/info")[1]["streams"]
 
-        wait_for(gone, deadline=30, what="the kernel to drop it")
+        wait_for(gone, deadline=90, what="the kernel to drop it")
 
 
 # --- huge -------------------------------------------------------------------------------------------------------------
@@ -272,10 +273,10 @@ def test_connections_beyond_the_bound_are_turned_away_and_streams_go_on(tmp_path
             stream = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=10))
             stream.sendall(b"GET /v1/stream?name=first HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in stream.recv(4096)
-            turned_away = 0
+            turned_away, begun = 0, time.monotonic()
             with listened() as events:
                 for _ in range(2000):
-                    client = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=10))
+                    client = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=60))
                     client.setblocking(False)
                     if len(stack._exit_callbacks) % 200 == 0:  # type: ignore[attr-defined]
                         relay.append()
@@ -284,12 +285,13 @@ def test_connections_beyond_the_bound_are_turned_away_and_streams_go_on(tmp_path
                     what="the audit to tell",
                 )
                 lines = len(events)
-            assert lines < 60  # bounded, whatever comes
+            periods = (time.monotonic() - begun) // PERIOD_SECONDS
+            assert lines < 60 + 2 * LINES_A_PERIOD * periods  # bounded, whatever comes
             status, document = answer_of(relay.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") or ANSWER_LOST)
             turned_away += status == 503
             assert document["error"] == "too many connections"
             relay.append()
-            stream.settimeout(10)
+            stream.settimeout(60)
             assert stream.recv(4096)
         wait_for(lambda: relay.get("/healthz")[0] == 200, what="room again")
 
@@ -397,14 +399,14 @@ def test_without_descriptors_the_server_sheds_load_and_serves_on(tmp_path):
             wait_for(lambda: "relay_serves_log" in running.log(), deadline=30, what="the relay to serve")
             port = int(re.search(r'"port": (\d+)', running.log())[1])
             opened = len(list(Path(f"/proc/{running.process.pid}/fd").iterdir()))
-            stream = socket.create_connection(("127.0.0.1", port), timeout=10)
+            stream = socket.create_connection(("127.0.0.1", port), timeout=60)
             stream.sendall(b"GET /v1/stream?from=earliest HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in stream.recv(4096)
             limit = (opened + 12, opened + 12)
             resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, limit)
             with contextlib.ExitStack() as stack:
-                clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(100)]
-                clients[-1].settimeout(20)
+                clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(100)]
+                clients[-1].settimeout(60)
                 with contextlib.suppress(ConnectionError):
                     heard = clients[-1].recv(1000)
                     assert heard == b"" or b" 503 " in heard
@@ -419,7 +421,7 @@ def test_without_descriptors_the_server_sheds_load_and_serves_on(tmp_path):
                     return b" 200 " in client.recv(1000)
                 return False
 
-            wait_for(serves, deadline=20, what="the relay to serve again")
+            wait_for(serves, deadline=60, what="the relay to serve again")
             stream.close()
             assert "Traceback" not in running.log()
             assert len(running.log().splitlines()) < 100

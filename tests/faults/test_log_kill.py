@@ -21,7 +21,7 @@ PROGRAM = Path(__file__).parents[1] / "support" / "log_writer_process.py"
 
 
 def writer_process(folder: Path, *options: str, trace: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    command = [*trace, sys.executable, str(PROGRAM), str(folder), *options]
+    command = [*trace, sys.executable, "-B", str(PROGRAM), str(folder), *options]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -98,7 +98,7 @@ def test_a_writer_killed_while_it_drops_segments_leaves_a_log_that_opens(tmp_pat
         trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
         sizes = ("--transactions", "90", "--segment", str(8 << 10), "--keep", str(20 << 10))
         process = writer_process(folder, *sizes, *(("--compress",) if moment % 2 else ()), trace=trace)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         assert "error" not in output, output
         killed += process.returncode == -signal.SIGKILL
         assert_log_is_whole(folder, confirmed(output))
@@ -119,7 +119,7 @@ def test_a_writer_killed_at_any_system_call_leaves_a_log_that_opens(tmp_path, ca
         inject = f"inject={call}:signal=SIGKILL:when={moment}"
         trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
         process = writer_process(folder, "--transactions", "60", "--segment", str(64 << 10), trace=trace)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         assert "error" not in output, output
         killed += process.returncode == -signal.SIGKILL
         assert_log_is_whole(folder, confirmed(output))
@@ -131,7 +131,7 @@ def test_a_writer_whose_sync_fails_ends_without_a_second_try(tmp_path):
     trace_file = tmp_path / "trace"
     trace = ("strace", "-f", "-qq", "-o", str(trace_file), "-e", "trace=fdatasync", "-e")
     process = writer_process(tmp_path / "log", trace=(*trace, "inject=fdatasync:error=EIO:when=3+"))
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert output.splitlines()[-1] == "error OSError"
     assert trace_file.read_text().count("EIO") == 1
     assert_log_is_whole(tmp_path / "log", confirmed(output))
@@ -162,7 +162,7 @@ def test_a_stopped_writer_is_taken_over_and_finds_out_before_it_confirms_anythin
     zombie.stdin.write("\n" * 50)
     zombie.stdin.flush()
     zombie.send_signal(signal.SIGCONT)
-    output, _ = zombie.communicate(timeout=30)
+    output, _ = zombie.communicate(timeout=120)
     assert output == "error Fenced\n"  # not one end more
     writer.append(transaction(lsn + 16))
     writer.sync()
@@ -173,10 +173,10 @@ def test_a_stopped_writer_is_taken_over_and_finds_out_before_it_confirms_anythin
 
 def test_a_writer_that_lives_is_not_taken_over(tmp_path):
     folder = tmp_path / "log"
-    process = writer_process(folder, "--pause", "--lease", "2")
+    process = writer_process(folder, "--pause", "--lease", "10")
     assert process.stdout.readline() == "open\n"
     engine = FileEngine(folder)
-    engine.lease_seconds = 2.0
+    engine.lease_seconds = 10.0  # each look ends with its next sign of life, half a second apart
     for _ in range(3):
         with pytest.raises(LogBusy):
             engine.open_writer()

@@ -141,7 +141,7 @@ def test_readers_of_a_folder_with_a_very_long_path_are_woken_too(tmp_path, capsy
     assert "log_writer_away" not in capsys.readouterr().out
     writer.append(transaction(16))
     writer.sync()
-    assert reader.wait(ORIGIN, 10)
+    assert reader.wait(ORIGIN, 60)
     engine.close()
 
 

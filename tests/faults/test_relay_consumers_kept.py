@@ -43,7 +43,7 @@ SWEEP = [
 
 
 def keeper(folder: Path, turns: int, *trace: str) -> subprocess.Popen[str]:
-    command = [*trace, sys.executable, str(PROGRAM), str(folder), str(turns)]
+    command = [*trace, sys.executable, "-B", str(PROGRAM), str(folder), str(turns)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -59,7 +59,7 @@ def test_a_relay_killed_while_it_writes_leaves_the_old_file_or_the_new_one(tmp_p
     for nth in points:
         trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=SIGKILL:when={nth}")
         process = keeper(tmp_path, 3, *trace)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         killed += process.returncode == -signal.SIGKILL
         assert output.startswith("open "), "the file that a killed relay left was not read"
         assert last(output, "open") in (kept, kept + 1)  # the rename may have come before the kill
@@ -141,7 +141,7 @@ class SlowFirst(Files):
         first = not self.at_it.is_set()
         self.at_it.set()
         if first:
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(60)
         super().replace(source, target)
 
 
@@ -151,12 +151,12 @@ def test_two_who_write_at_a_time_leave_what_is_newer(tmp_path, first):
     file = ConsumersFile(path, files)
     with ThreadPoolExecutor(2) as threads:
         one = threads.submit(file.write, pack_consumers(some(first).dump()), first, 0.0)
-        assert files.at_it.wait(10)
+        assert files.at_it.wait(60)
         other = threads.submit(file.write, pack_consumers(some(2).dump()), 2, 0.0)
         wait([other], timeout=0.2)  # it waits for the first, or runs into it
         files.go_on.set()
-        assert one.result(10)
-        assert other.result(10)
+        assert one.result(60)
+        assert other.result(60)
     assert file.problem is None
     assert len(loaded(path)) == max(first, 2)
 
@@ -268,7 +268,7 @@ def test_a_relay_that_takes_over_says_so_until_it_knows_what_the_other_one_kept(
     load = ConsumersFile.load
 
     def load_slowly(self, known):
-        may_read.wait(20)
+        may_read.wait(60)
         return load(self, known)
 
     monkeypatch.setattr(ConsumersFile, "load", load_slowly)
