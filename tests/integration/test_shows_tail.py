@@ -88,10 +88,10 @@ def test_a_bounded_tail_prints_every_change_of_a_run_once_in_commit_order(
         for session in sessions:
             session.start()
         database.execute(f"INSERT INTO items SELECT n, n, 'large' FROM generate_series(100001, 100000 + {LARGE}) n")
-        wait_for(lambda: system.info()["last_seq"], 30, what="something is in the log")
+        wait_for(lambda: system.info()["last_seq"], 60, what="something is in the log")
         meanwhile = row_changes(system.tail())
         for session in sessions:
-            session.join(60)
+            session.join(120)
             assert not session.is_alive()
             if session.error is not None:
                 raise session.error

@@ -222,10 +222,10 @@ def test_a_program_that_follows_the_lines_has_the_sources_rows_over_restarts(
             process = subprocess.Popen([sys.executable, "-c", code], stdout=file)
         request.addfinalizer(process.wait)
         request.addfinalizer(process.kill)
-        wait_for(same, 60, what="the lines give the source's rows")
+        wait_for(same, 90, what="the lines give the source's rows")
         source.commit([update(ITEMS, n, name=f"r{round_}") for n in range(20)], pieces=2)
         source.commit([update(ITEMS, 40 + round_, new_id=100 + round_, name="moved"), delete(ITEMS, 30 + round_)])
-        wait_for(same, 60, what="the lines give the source's rows")
+        wait_for(same, 90, what="the lines give the source's rows")
         process.kill()
         process.wait()
     assert len(relay.asked("/v1/snapshot")) == 1
