@@ -75,8 +75,7 @@ def test_a_part_of_a_transaction_is_never_gone_on_with_from_an_upstream_that_has
         with closing(writer_of(tmp_path / "restored")) as other:
             large(other, 0x10000, 7999)
             port = served(closing_all, tmp_path / "c", tmp_path / "restored").port
-            proxy.stream_bytes = 1_600_000
-            proxy.reset()
+            proxy.reset(1_600_000)
             large(relay.writer, 0x10000, 8000)
             wait_for(lambda: proxy.cuts == 1, what="a part comes")
             proxy.target = port  # before the copy gives up the stream, and asks anew
