@@ -82,6 +82,8 @@ class Batch:
         lacking = stage.settle()
         for run in ledger.folding():
             run.missing = run.missing or (run.space in lacking and not run.seeding)
+            if run.missing and not run.state.stale:  # at once: no reader may be served the row without its value
+                ledger.stage_reopening(stage, run)
         stage.document(APPLIED, encode(applied))
         ledger.completions.settle(stage, applied, whole=self._whole is True)
         for run in self._touched.values():

@@ -198,12 +198,16 @@ class Generations:
     def reopen(self, run: TableRun) -> None:
         """A consistent table has an entry with a column that was never seen: it is seeding until that is read."""
         with self.lock:
-            if run.state.phase is Phase.CONSISTENT:
-                stage = Stage(self.store)
-                state = msgspec.structs.replace(run.state, phase=Phase.SEEDING, reason="a column is missing")
-                self.save_state(stage, run, state)
-                stage.commit()
-                run.missing = False
+            stage = Stage(self.store)
+            self.stage_reopening(stage, run)
+            stage.commit()
+
+    def stage_reopening(self, stage: Stage, run: TableRun) -> None:
+        """Stages that; the caller holds the lock and commits."""
+        if run.state.phase is Phase.CONSISTENT:
+            state = msgspec.structs.replace(run.state, phase=Phase.SEEDING, reason="a column is missing")
+            self.save_state(stage, run, state)
+            run.missing = False
 
     def outdate(self, run: TableRun, why: str) -> None:
         """A consistent generation is to be followed by another one, at somebody's request."""

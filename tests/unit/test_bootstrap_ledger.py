@@ -97,6 +97,16 @@ def test_a_snapshots_number_is_never_used_for_another_one(ledger: Ledger) -> Non
     assert value is not None and unpack_entry(value, run.snapshots).row == row_bytes(2, 2)
 
 
+def test_a_row_without_a_value_that_nobody_has_seen_is_served_by_no_view(ledger: Ledger) -> None:
+    """It is read again by its key; until then the table is being seeded, from the very batch on that brings the row."""
+    seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
+    event = Event(Op.INSERT, 2, row=(2, 2), unchanged=True)  # an update that came past a row filter
+    EventFolder(ledger).fold(Logged(100, 5000, FIRST_SEQ, [event]).records())
+    served = ServedView(ledger.store.view())
+    assert served.applied.commit_lsn == 5000
+    assert served.tables["public.t"].phase is Phase.SEEDING
+
+
 def test_a_chunk_that_comes_too_late_changes_nothing(ledger: Ledger) -> None:
     run = seeded(ledger, {1: row_bytes(1, 1)}, Snapshot(5, 5, frozenset()))
     assert ledger.admit(run, Snapshot(6, 6, frozenset()), 0) is None
