@@ -107,6 +107,8 @@ class Verifier:
             for path in sorted(self._folder.glob(f"*{_REQUEST}")):
                 if not self._status_path(path).exists():
                     self._deal_with(path)
+                    if not path.exists():  # withdrawn: nobody else would remove what was said of it since
+                        self._status_path(path).unlink(missing_ok=True)
 
     def _begin_again(self) -> None:
         """Takes back what a process that is no more said last: whoever asked would wait for its next word for ever."""
@@ -147,8 +149,7 @@ class Verifier:
                 thread.join(_STATUS_SECONDS)
                 if self._stop.is_set() or not path.exists():
                     verification.give_up()
-            if path.exists():
-                self._tell(path, {**outcome, "tables": _documents(verification)})
+            self._tell(path, {**outcome, "tables": _documents(verification)})
 
     def _outcome(self, verification: Verification, tables: Sequence[str]) -> dict[str, Any]:
         begun = time.monotonic()

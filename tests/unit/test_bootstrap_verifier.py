@@ -44,15 +44,29 @@ def test_a_request_without_a_log_is_answered_and_the_next_one_too(tmp_path: Path
     thread.start()
     for _ in range(2):
         request = folder.ask([], repair=False)
-        wait_for(lambda request=request: folder.status(request) is not None, 10, what="there is an answer")
+        wait_for(lambda request=request: folder.status(request) is not None, what="there is an answer")
         status = folder.status(request)
         assert status is not None and (status["state"], status["tables"]) == ("failed", [])
         assert "there is no log yet" in status["error"]
         folder.withdraw(request)
     assert thread.is_alive()
     stop.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
+
+
+def test_nothing_is_left_of_a_request_that_is_withdrawn_while_it_is_dealt_with(tmp_path: Path) -> None:
+    folder, stop = VerifyFolder(tmp_path), threading.Event()
+    request = folder.ask([], repair=False)
+
+    def withdrawn() -> LogReader:
+        folder.withdraw(request)
+        stop.set()
+        return no_log()
+
+    source = SourceConfig(dsn="postgresql://127.0.0.1:1/nowhere")
+    Verifier(tmp_path, Ledger(MemoryStore()), source, withdrawn, Handing(None), stop=stop).run()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_difference_that_no_capture_takes_is_not_waited_for_behind_the_end(tmp_path: Path) -> None:
