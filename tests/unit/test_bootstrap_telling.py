@@ -115,10 +115,10 @@ def test_a_generation_whose_last_chunk_came_in_the_middle_of_a_transaction_is_co
     first, second = table.log[0].records(1)
     EventFolder(ledger).fold([first])
     read(ledger, run, 1, {2: row_bytes(2, 2)})
-    wait_for(lambda: teller.told(run) or len(views) > 2, 10, what="it was looked at twice")
+    wait_for(lambda: teller.told(run) or len(views) > 2, what="it was looked at twice")
     assert waiting(tmp_path) == []
     EventFolder(ledger).fold([second])
-    wait_for(lambda: teller.told(run), 10, what="the difference is told")
+    wait_for(lambda: teller.told(run), what="the difference is told")
     assert differences(tmp_path) == [(Op.UPDATE, key_bytes(1))]
 
 
@@ -154,7 +154,7 @@ def test_comparing_generations_that_are_the_same_ends_when_it_is_stopped(
     run, view = successor(ledger, {}), EndlessView(ledger.store.view())
     monkeypatch.setattr(ledger.store, "view", lambda: view)
     assert not teller.told(run)
-    assert view.read.wait(10)
+    assert view.read.wait(60)
     teller.telling.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -166,10 +166,10 @@ def test_a_generation_that_is_over_is_not_compared_to_its_end(
     with monkeypatch.context() as patched:
         patched.setattr(ledger.store, "view", lambda: view)
         assert not teller.told(run)
-        assert view.read.wait(10)
+        assert view.read.wait(60)
     again = begun(ledger)
     read(ledger, again, 0, {1: row_bytes(1, 1)})
-    wait_for(lambda: teller.told(again), 10, what="the next generation is compared")
+    wait_for(lambda: teller.told(again), what="the next generation is compared")
     assert differences(tmp_path) == [(Op.DELETE, key_bytes(2))]
 
 
@@ -178,7 +178,7 @@ def test_of_a_generation_whose_difference_was_refused_before_it_was_served_nobod
 ) -> None:
     """It is in no log, so who waited for it would have the rows as they were for ever."""
     run = successor(ledger, {1: row_bytes(9, 9)})
-    wait_for(lambda: teller.told(run), 10, what="it is told")
+    wait_for(lambda: teller.told(run), what="it is told")
     served = ledger.tables[run.state.oid]
     ledger.break_chain(served, "its net difference was refused")
     assert ledger.finish(run)
