@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 
-from support.bootstrap_rig import ITEMS, BootstrapRig, long_text
-from support.database import Database, fresh_database
+from support.bootstrap_rig import ITEMS, BootstrapRig, long_text, statement_running
+from support.database import Database, fresh_database, held_commits, hold_commits, is_busy, release_commits, start_held
 from support.waiting import wait_for
 from walbus.bootstrap.catalog import key_operators, other_sessions
 
@@ -54,7 +50,7 @@ def test_a_table_published_later_is_seeded_when_it_is_noticed(database: Database
         database.execute("CREATE TABLE public.later (k text PRIMARY KEY, v int)")
         database.execute("INSERT INTO public.later SELECT 'k' || i, i FROM generate_series(1, 100) i")
         database.execute("ALTER PUBLICATION walbus ADD TABLE public.later")
-        wait_for(lambda: "public.later" in rig.tables(), 30, what="the table is noticed")
+        wait_for(lambda: "public.later" in rig.tables(), 60, what="the table is noticed")
         rig.assert_equals_source("public.later")
 
 
@@ -67,7 +63,7 @@ def test_a_table_that_leaves_the_publication_and_comes_back_is_seeded_again(data
         database.execute("ALTER PUBLICATION walbus DROP TABLE public.items")
         database.execute("DELETE FROM public.items WHERE id <= 50")  # nobody hears of it
         database.execute("ALTER PUBLICATION walbus ADD TABLE public.items")
-        wait_for(lambda: rig.log().count("seeding_starts") >= 3, 30, what="it is seeded again")
+        wait_for(lambda: rig.log().count("seeding_starts") >= 3, 60, what="it is seeded again")
         rig.assert_equals_source("public.items")
 
 
@@ -76,7 +72,7 @@ def test_long_texts_that_updates_do_not_carry_are_never_lost(database: Database,
     fill_items(database, 400, long=True)
     with BootstrapRig(tmp_path, database, chunk_rows=20, max_rows_per_second=200) as rig:
         rig.start()
-        wait_for(lambda: rig.tables()["public.items"]["rows"] > 50, 30, what="some rows are there")
+        wait_for(lambda: rig.tables()["public.items"]["rows"] > 50, 60, what="some rows are there")
         database.execute("UPDATE public.items SET plain = plain + 1")
         database.execute("UPDATE public.items SET id = id + 1000 WHERE id % 2 = 0")
         rig.assert_equals_source("public.items")
@@ -90,7 +86,7 @@ def test_no_row_hides_from_a_seeding_whose_file_is_replaced(database: Database, 
     database.execute("DELETE FROM public.items WHERE id % 2 = 0")  # VACUUM FULL moves the others to the front
     with BootstrapRig(tmp_path, database, chunk_rows=200, max_rows_per_second=400) as rig:
         rig.start()
-        wait_for(lambda: rig.tables()["public.items"]["rows"] > 200, 30, what="some rows are there")
+        wait_for(lambda: rig.tables()["public.items"]["rows"] > 200, 60, what="some rows are there")
         database.execute("VACUUM FULL public.items")
         rig.assert_equals_source("public.items")
         assert "its file was replaced" in rig.log()
@@ -102,7 +98,7 @@ def test_a_layout_that_changes_is_seeded_again(database: Database, tmp_path: Pat
         rig.start()
         rig.wait_consistent("public.items")
         database.execute("ALTER TABLE public.items ADD COLUMN more int DEFAULT 7")
-        wait_for(lambda: rig.tables()["public.items"]["generation"] == 2, 30, what="another generation")
+        wait_for(lambda: rig.tables()["public.items"]["generation"] == 2, 60, what="another generation")
         rig.assert_equals_source("public.items")
 
 
@@ -114,7 +110,7 @@ def test_what_cannot_be_seeded_is_refused_by_name_with_the_reason(database: Data
         rig.wait_consistent("public.items")
         rig.wait_state("public.keyless", "refused")
         assert "no key" in rig.tables()["public.keyless"]["reason"]
-        refused = httpx.get(f"{rig.url}/v1/snapshot?table=public.keyless", trust_env=False)
+        refused = httpx.get(f"{rig.url}/v1/snapshot?table=public.keyless", trust_env=False, timeout=30)
         assert refused.status_code == 409
         database.execute("ALTER PUBLICATION walbus SET (publish = 'insert, update')")
         rig.wait_state("public.items", "refused")
@@ -172,45 +168,23 @@ def test_a_commit_that_is_logged_but_not_visible_is_neither_lost_nor_stale(
         fill_items(database, 1000)
         with BootstrapRig(tmp_path, database, chunk_rows=100) as rig:
             rig.start_capture()
-            wait_for(lambda: database.value("SELECT count(*) FROM pg_replication_slots WHERE active") == 1, 30)
-            hold_commits(database)
-            held = [start_held(database, f"UPDATE public.items SET plain = -{n} WHERE id = {n}") for n in range(1, 6)]
+            wait_for(lambda: database.value("SELECT count(*) FROM pg_replication_slots WHERE active") == 1, 60)
+            held = [hold_commits(database, "UPDATE public.items SET plain = plain WHERE id = 1000")]
+            held += [start_held(database, f"UPDATE public.items SET plain = -{n} WHERE id = {n}") for n in range(1, 6)]
             held.append(start_held(database, "UPDATE public.items SET id = 5000 WHERE id = 500"))
             held.append(start_held(database, "DELETE FROM public.items WHERE id = 600"))
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-            wait_for(lambda: database.value(waiting) == len(held), 20, what="the commits are held")
+            wait_for(lambda: held_commits(database) == len(held), 60, what="the commits are held")
             rig.start_bootstrap()
-            wait_for(lambda: "public.items" in rig.tables(), 30, what="the seeding begins")
+            wait_for(lambda: "public.items" in rig.tables(), 60, what="the seeding begins")
             assert rig.tables()["public.items"]["state"] == "seeding"
             late = start_held(database, "UPDATE public.items SET plain = -7 WHERE id = 7")
             release_commits(database)
             for session in [*held, late]:
+                wait_for(lambda session=session: not is_busy(session), what="its commit is visible")
                 session.close()
             rig.assert_equals_source("public.items")
     finally:
         database.close()
-
-
-def hold_commits(database: Database) -> None:
-    database.execute("SET synchronous_commit = local")
-    database.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-    database.execute("SELECT pg_reload_conf()")
-    wait_for(lambda: database.value("SHOW synchronous_standby_names") == "nobody", 10)
-
-
-def release_commits(database: Database) -> None:
-    database.execute("ALTER SYSTEM RESET synchronous_standby_names")
-    database.execute("SELECT pg_reload_conf()")
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    wait_for(lambda: database.value(waiting) == 0, 20, what="the commits go on")
-
-
-def start_held(database: Database, query: str) -> psycopg.Connection:
-    """Sends a statement whose commit will be held, without waiting for it."""
-    connection = database.connect()
-    connection.pgconn.send_query(query.encode())
-    connection.pgconn.flush()
-    return connection
 
 
 def test_nothing_of_the_source_is_scanned_once_seeding_is_over(database: Database, tmp_path: Path) -> None:
@@ -219,7 +193,7 @@ def test_nothing_of_the_source_is_scanned_once_seeding_is_over(database: Databas
     with BootstrapRig(tmp_path, database) as rig:
         rig.start()
         rig.wait_consistent("public.items")
-        before = wait_for(lambda: scans(database) if scans(database)[0] else None, 30, what="the seeding's own scan")
+        before = wait_for(lambda: scans(database) if scans(database)[0] else None, 60, what="the seeding's own scan")
         database.execute("INSERT INTO public.items VALUES (100000, 1, 'x')")
         rig.wait_applied()
         for _ in range(3):
@@ -261,33 +235,13 @@ def test_requests_that_make_no_sense_are_refused_with_the_mend(database: Databas
             "table=public.items&format=xml": 400,
             "table=public.items&color=red": 400,
         }.items():
-            response = httpx.get(f"{rig.url}/v1/snapshot?{query}", trust_env=False)
+            response = httpx.get(f"{rig.url}/v1/snapshot?{query}", trust_env=False, timeout=30)
             assert (response.status_code, "error" in response.json()) == (status, True), query
-        assert httpx.get(f"{rig.url}/healthz", trust_env=False).status_code == 200
-        assert httpx.get(f"{rig.url}/readyz", trust_env=False).status_code == 200
-        assert "walbus_bootstrap_rows" in httpx.get(f"{rig.url}/metrics", trust_env=False).text
-        lines = httpx.get(f"{rig.url}/v1/snapshot?table=public.items&format=json", trust_env=False).text
+        assert httpx.get(f"{rig.url}/healthz", trust_env=False, timeout=30).status_code == 200
+        assert httpx.get(f"{rig.url}/readyz", trust_env=False, timeout=30).status_code == 200
+        assert "walbus_bootstrap_rows" in httpx.get(f"{rig.url}/metrics", trust_env=False, timeout=30).text
+        lines = httpx.get(f"{rig.url}/v1/snapshot?table=public.items&format=json", trust_env=False, timeout=30).text
         assert "snapshot_end" in lines
-
-
-@contextmanager
-def statement_running(database: Database, application: str) -> Iterator[None]:
-    """A session of an application that runs a statement meanwhile."""
-    session = database.connect(application_name=application)
-
-    def run() -> None:
-        with suppress(psycopg.errors.QueryCanceled):
-            session.execute("SELECT pg_sleep(300)")
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        running = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
-        wait_for(lambda: database.value(running, [session.info.backend_pid]), what="the statement runs")
-        yield
-    finally:
-        session.cancel()
-        thread.join()
 
 
 def test_no_chunk_begins_while_too_many_others_run_statements_and_walbus_is_no_other(
@@ -300,8 +254,8 @@ def test_no_chunk_begins_while_too_many_others_run_statements_and_walbus_is_no_o
     ):
         with statement_running(database, "an application"):
             rig.start()
-            wait_for(lambda: any(told.get("held") for told in rig.seeding()), 30, what="the table is held back")
-            wait_for(lambda: rig.tables()["public.items"]["state"] == "seeding", 30, what="the tables are told")
+            wait_for(lambda: any(told.get("held") for told in rig.seeding()), 60, what="the table is held back")
+            wait_for(lambda: rig.tables()["public.items"]["state"] == "seeding", 60, what="the tables are told")
         rig.assert_equals_source("public.items")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.bootstrap_rig import ITEMS, BootstrapRig, Writers
-from support.database import Database, fresh_database
+from support.database import Database, fresh_database, hold_commits, release_commits, start_held
 from support.net_log import net_changes, told
 from support.waiting import wait_for
 from support.walbus_command import walbus
@@ -36,19 +35,19 @@ KEY_7 = encode_key([b"7"], [23])
 Damage = Callable[[dict[bytes, Entry]], dict[bytes, Entry | None]]
 
 
-def damage(rig: BootstrapRig, table: str, how: Damage) -> None:
-    """Changes entries of the store while its bootstrap is away."""
-    told = rig.tables()[table]
+def damage(rig: BootstrapRig, how: Damage, *tables: str) -> None:
+    """Changes entries of tables in the store while its bootstrap is away."""
+    told = rig.tables()
     assert rig.bootstrap is not None
     rig.bootstrap.stop()
-    space = space_of(told["oid"], told["generation"])
     store = RocksStore(rig.data_dir / "bootstrap")
-    entries = {key: unpack_entry(value, {}) for key, value in store.entries(space)}
-    changed = how(entries)
-    store.write(WriteSet(entries={key: None if one is None else pack_entry(one) for key, one in changed.items()}))
+    for table in tables:
+        space = space_of(told[table]["oid"], told[table]["generation"])
+        changed = how({key: unpack_entry(value, {}) for key, value in store.entries(space)})
+        store.write(WriteSet(entries={key: None if one is None else pack_entry(one) for key, one in changed.items()}))
     store.close()
     rig.start_bootstrap()
-    rig.wait_consistent(table)
+    rig.wait_consistent(*tables)
 
 
 def other_row(rig: BootstrapRig, entry: Entry, *texts: str | None) -> Entry:
@@ -95,8 +94,8 @@ def test_every_kind_of_key_is_compared_in_its_order(database: Database, tmp_path
             f"public.{name}": ("done", 0, 0) for name in names
         }
         assert sum(one["rows"] for one in found.values()) == 6002
-        for name in names[:-1]:  # a row of each is changed behind everybody's back, and found by its key
-            damage(rig, f"public.{name}", lambda entries: {sorted(entries)[500]: None})
+        # A row of each but the last is changed behind everybody's back, and found by its key.
+        damage(rig, lambda entries: {sorted(entries)[500]: None}, *(f"public.{name}" for name in names[:-1]))
         found = verify(rig, code=3)
         assert {name: one["differing"] for name, one in found.items()} == {
             f"public.{name}": int(name != "pairs") for name in names
@@ -124,7 +123,7 @@ def test_missing_extra_and_different_rows_are_named_and_mended_in_store_and_log(
                 extra: other_row(rig, entries[keys[-1]], "30207", None, None),
             }
 
-        damage(rig, "public.items", how)
+        damage(rig, how, "public.items")
         found = verify(rig, code=3)["public.items"]
         assert [(key["kind"], key["key"]["id"]) for key in found["keys"]] == [
             ("missing", 11), ("different", 20_001), ("extra", 30_207),
@@ -149,7 +148,7 @@ def test_of_a_table_that_is_wrong_in_many_places_some_is_mended_at_a_time(databa
     with BootstrapRig(tmp_path, database) as rig:
         rig.start()
         rig.wait_consistent("public.items")
-        damage(rig, "public.items", lambda entries: dict.fromkeys(sorted(entries)[::2]))
+        damage(rig, lambda entries: dict.fromkeys(sorted(entries)[::2]), "public.items")
         found = verify(rig, "--repair")["public.items"]
         assert (found["differing"], found["mended"]) == (12_500, 12_500)
         folder = rig.data_dir / "relay"
@@ -177,18 +176,13 @@ def test_under_load_nothing_is_named_that_is_right_and_everything_that_is_wrong(
             def how(entries: dict[bytes, Entry]) -> dict[bytes, Entry | None]:
                 return dict.fromkeys(sorted(entries)[-5000::1000])
 
-            damage(rig, "public.items", how)
+            damage(rig, how, "public.items")
             found = verify(rig, code=3)["public.items"]
             assert found["differing"] == 5
             found = verify(rig, "--repair")["public.items"]
             assert (found["differing"], found["mended"]) == (5, 5)
             assert verify(rig)["public.items"]["differing"] == 0
         rig.assert_equals_source("public.items")
-
-
-def update_row_7(database: Database) -> None:
-    with database.connect() as session:
-        session.execute("UPDATE public.t SET n = 1 WHERE id = 7")
 
 
 def test_a_commit_that_is_not_visible_yet_is_not_called_a_difference(own_pg_server: Any, tmp_path: Path) -> None:
@@ -200,20 +194,15 @@ def test_a_commit_that_is_not_visible_yet_is_not_called_a_difference(own_pg_serv
         with BootstrapRig(tmp_path, database) as rig:
             rig.start()
             rig.wait_consistent("public.t")
-            database.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-            database.execute("SELECT pg_reload_conf()")
-            wait_for(lambda: database.value("SHOW synchronous_standby_names") == "nobody", what="it is required")
-            writer = threading.Thread(target=update_row_7, args=(database,), daemon=True)
-            writer.start()
+            hold_commits(database, "UPDATE public.t SET n = 0 WHERE id = 99")
+            start_held(database, "UPDATE public.t SET n = 1 WHERE id = 7")
             try:
-                wait_for(lambda: rig.rows("public.t")[KEY_7]["n"] == "1", 20, what="the store has it")
+                wait_for(lambda: rig.rows("public.t")[KEY_7]["n"] == "1", 60, what="the store has it")
                 assert database.value("SELECT n FROM public.t WHERE id = 7") == 0
                 found = verify(rig, code=3)["public.t"]
                 assert (found["differing"], found["undecided"]) == (0, 1)
             finally:
-                database.execute("ALTER SYSTEM RESET synchronous_standby_names")
-                database.execute("SELECT pg_reload_conf()")
-            writer.join(20)
+                release_commits(database)
             assert verify(rig)["public.t"]["undecided"] == 0
 
 
@@ -242,8 +231,10 @@ def test_a_comparison_whose_bootstrap_was_killed_is_begun_again_by_the_next_one(
         folder = VerifyFolder(rig.data_dir / "verify")
         request = folder.ask([], repair=False)
         write_status(rig.data_dir / "verify" / f"{request}.status.json", {"state": "running", "tables": []})
-        rig.start()
-        wait_for(lambda: (folder.status(request) or {}).get("state") == "done", 30, what="somebody deals with it")
+        rig.start_capture()
+        wait_for(lambda: open_reader(rig.data_dir / "relay").close() is None, 60, what="there is a log")
+        rig.start_bootstrap()
+        wait_for(lambda: (folder.status(request) or {}).get("state") == "done", 60, what="somebody deals with it")
 
 
 def test_without_a_bootstrap_that_answers_it_says_so(database: Database, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -108,21 +109,29 @@ class BootstrapRig:
         return {table["table"]: table for table in document["tables"]}
 
     def document(self) -> dict[str, Any]:
-        response = httpx.get(f"{self.url}/v1/tables", trust_env=False)
+        """`/v1/tables`, asked again for as long as a layout in the log is newer than the last look at the catalog."""
+        response = self._tables()
+        until = time.monotonic() + 30
+        while response.status_code == httpx.codes.SERVICE_UNAVAILABLE and time.monotonic() < until:
+            time.sleep(0.05)
+            response = self._tables()
         response.raise_for_status()
         document: dict[str, Any] = response.json()
         return document
 
+    def _tables(self) -> httpx.Response:
+        return httpx.get(f"{self.url}/v1/tables", trust_env=False, timeout=30)
+
     def seeding(self) -> list[dict[str, Any]]:
         """`/v1/seeding`: what is read from the source now."""
-        response = httpx.get(f"{self.url}/v1/seeding", trust_env=False)
+        response = httpx.get(f"{self.url}/v1/seeding", trust_env=False, timeout=30)
         response.raise_for_status()
         told: list[dict[str, Any]] = response.json()["seeding"]
         return told
 
     def snapshot(self, table: str) -> httpx.Response:
         """`/v1/snapshot` of a table, whatever it answers."""
-        return httpx.get(f"{self.url}/v1/snapshot", params={"table": table}, trust_env=False, timeout=30)
+        return httpx.get(f"{self.url}/v1/snapshot", params={"table": table}, trust_env=False, timeout=60)
 
     def wait_state(self, table: str, state: str, deadline: float = 60) -> None:
         wait_for(lambda: self.tables()[table]["state"] == state, deadline, what=f"{table} is {state}", every=0.05)
@@ -145,7 +154,7 @@ class BootstrapRig:
         parser = RecordParser()
         ended = False
         request = {"table": table, **parameters}
-        with httpx.stream("GET", f"{self.url}/v1/snapshot", params=request, trust_env=False, timeout=30) as response:
+        with httpx.stream("GET", f"{self.url}/v1/snapshot", params=request, trust_env=False, timeout=60) as response:
             assert response.status_code == 200, response.read()
             for data in response.iter_raw():
                 parser.feed(data)
@@ -210,15 +219,42 @@ class BootstrapRig:
 
     def assert_equals_source(self, *tables: str, deadline: float = 60) -> None:
         """At quiescence: every table is consistent, has applied everything, and holds the source's rows."""
+
+        def fresh(table: str) -> bool:  # and none that is served only until the one beside it is seeded
+            told = self.tables()[table]
+            return told["state"] == "consistent" and not told["stale"]
+
         for table in tables:
             self.wait_applied(deadline)
-            self.wait_consistent(table, deadline=deadline)
+            wait_for(
+                lambda table=table: fresh(table), deadline, what=f"{table} is consistent and not stale", every=0.05
+            )
             self.wait_applied(deadline)
             mine = sorted(tuple(row.items()) for row in self.rows(table).values())
             theirs = sorted(tuple(row.items()) for row in source_rows(self.database, table))
             assert len(mine) == len(theirs), f"{table}: {len(mine)} rows instead of {len(theirs)}"
             different = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
             assert not different, f"{table}: {len(different)} rows differ, first {str(different[0])[:600]}"
+
+
+@contextmanager
+def statement_running(database: Database, application: str) -> Iterator[None]:
+    """A session of an application that runs a statement meanwhile; with `max_active_sessions=0` no chunk begins."""
+    session = database.connect(application_name=application)
+
+    def run() -> None:
+        with suppress(psycopg.errors.QueryCanceled):
+            session.execute("SELECT pg_sleep(300)")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        running = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+        wait_for(lambda: database.value(running, [session.info.backend_pid]), what="the statement runs")
+        yield
+    finally:
+        session.cancel()
+        thread.join()
 
 
 @contextmanager

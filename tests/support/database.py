@@ -87,6 +87,62 @@ class Database:
         self._own = None
 
 
+_HELD = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+def hold_commits(database: Database, probe: str) -> psycopg.Connection:
+    """From here on every commit is held between the WAL and its visibility, but those of `database.execute`.
+
+    Waiting for a synchronous standby that does not exist begins when the checkpointer has read the new setting, which
+    no session can see: so a statement is committed again and again until its commit is held.
+
+    Args:
+        database: of a server of the test's own.
+        probe: a statement that may be committed often.
+
+    Returns:
+        the session whose commit is held; it is the first one that `held_commits` counts.
+    """
+    database.execute("SET synchronous_commit = local")
+    database.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    database.execute("SELECT pg_reload_conf()")
+
+    def held() -> psycopg.Connection | None:
+        session = start_held(database, probe)
+        wait_for(lambda: held_commits(database) or not is_busy(session), what="the commit is held, or done")
+        if held_commits(database):
+            return session
+        session.close()
+        return None
+
+    return wait_for(held, 60, what="commits are held")
+
+
+def held_commits(database: Database) -> int:
+    """How many commits wait for a standby."""
+    return int(database.value(_HELD))
+
+
+def release_commits(database: Database) -> None:
+    database.execute("ALTER SYSTEM RESET synchronous_standby_names")
+    database.execute("SELECT pg_reload_conf()")
+    wait_for(lambda: held_commits(database) == 0, 60, what="the commits go on")
+
+
+def start_held(database: Database, query: str) -> psycopg.Connection:
+    """Sends a statement whose commit will be held, without waiting for it."""
+    connection = database.connect()
+    connection.pgconn.send_query(query.encode())
+    connection.pgconn.flush()
+    return connection
+
+
+def is_busy(session: psycopg.Connection) -> bool:
+    """Whether the server has not answered yet what `start_held` has sent."""
+    session.pgconn.consume_input()
+    return bool(session.pgconn.is_busy())
+
+
 @contextmanager
 def fresh_database(server: EmbeddedPostgres, encoding: str | None = None) -> Iterator[Database]:
     """A new empty database; at the end its walsenders, slots and sessions are ended and it is dropped.
