@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.bootstrap_rig import BootstrapRig
+from support.bootstrap_rig import BootstrapRig, statement_running
 from support.database import Database
 from support.waiting import wait_for
 
@@ -82,18 +82,19 @@ def test_a_transaction_that_began_before_its_table_was_published_is_seeded(datab
 def test_a_table_is_served_without_a_gap_while_it_is_seeded_again(database: Database, tmp_path: Path) -> None:
     database.execute(WIDE)
     database.execute("INSERT INTO public.t SELECT i, i FROM generate_series(1, 600) i")
-    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=120) as rig:
+    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=300, max_active_sessions=0) as rig:
         rig.start()
         rig.assert_equals_source("public.t")
-        database.execute("ALTER TABLE public.t ADD d int DEFAULT 7")
-        wait_for(rig.seeding, 60, what="it is seeded again")
-        database.execute("UPDATE public.t SET n = -1 WHERE id <= 5")
-        database.execute("DELETE FROM public.t WHERE id = 600")
-        rig.wait_applied()
-        stale = rig.snapshot("public.t")
-        assert (stale.status_code, stale.headers["Walbus-Stale"]) == (200, "yes")
-        assert rig.tables()["public.t"]["stale"]
-        rows = rig.rows("public.t").values()
+        with statement_running(database, "an application"):
+            database.execute("ALTER TABLE public.t ADD d int DEFAULT 7")
+            wait_for(lambda: any(told.get("held") for told in rig.seeding()), 60, what="it is to be seeded again")
+            database.execute("UPDATE public.t SET n = -1 WHERE id <= 5")
+            database.execute("DELETE FROM public.t WHERE id = 600")
+            rig.wait_applied()
+            stale = rig.snapshot("public.t")
+            assert (stale.status_code, stale.headers["Walbus-Stale"]) == (200, "yes")
+            assert rig.tables()["public.t"]["stale"]
+            rows = rig.rows("public.t").values()
         assert len(rows) == 599 and [row["n"] for row in rows].count("-1") == 5
         assert {row.get("d", "not yet") for row in rows} == {"7", "not yet"}  # what was written since has the column
         answers = set()
@@ -131,12 +132,13 @@ def test_a_kill_in_the_middle_of_a_reseeding_leaves_the_old_generation_served(
 def test_a_table_with_another_key_is_not_served_under_the_old_one(database: Database, tmp_path: Path) -> None:
     database.execute(WIDE)
     database.execute("INSERT INTO public.t SELECT i, -i FROM generate_series(1, 500) i")
-    with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=200) as rig:
+    with BootstrapRig(tmp_path, database, max_active_sessions=0) as rig:
         rig.start()
         rig.assert_equals_source("public.t")
-        database.execute("ALTER TABLE public.t ADD UNIQUE (n), DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (n)")
-        wait_for(lambda: generation(rig, "public.t") > 1, 60, what="it is seeded again")
-        assert rig.snapshot("public.t").status_code == 503
+        with statement_running(database, "an application"):
+            database.execute("ALTER TABLE public.t ADD UNIQUE (n), DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (n)")
+            wait_for(lambda: generation(rig, "public.t") > 1, 60, what="it is to be seeded again")
+            assert rig.snapshot("public.t").status_code == 503
         rig.assert_equals_source("public.t")
 
 
@@ -194,7 +196,7 @@ def test_a_statement_that_changes_rows_without_events_leaves_no_difference(
     with BootstrapRig(tmp_path, database, **options) as rig:
         rig.start()
         if seeding:
-            wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 30, what="some rows are there")
+            wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 60, what="some rows are there")
         else:
             rig.wait_consistent("public.t")
         database.execute("UPDATE public.t SET m = -1 WHERE id % 9 = 0")
