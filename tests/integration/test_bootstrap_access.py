@@ -43,7 +43,7 @@ def test_the_bootstraps_routes_ask_for_tokens_and_keep_to_their_tables(database:
 
         def get(path: str, token: str = "") -> httpx.Response:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
-            return httpx.get(f"{rig.url}{path}", headers=headers, trust_env=False)
+            return httpx.get(f"{rig.url}{path}", headers=headers, trust_env=False, timeout=30)
 
         def ready() -> bool:
             try:

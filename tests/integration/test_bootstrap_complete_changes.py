@@ -20,6 +20,7 @@ import pytest
 import walbus
 from support.bootstrap_rig import BootstrapRig
 from support.database import Database
+from support.seed import announced_seed
 from support.serving_relay import ServingRelay
 from support.waiting import wait_for
 from support.walbus_command import walbus as run
@@ -113,7 +114,7 @@ class Writer:
 
 @pytest.fixture
 def writer(rig: BootstrapRig, database: Database) -> Iterator[Writer]:
-    writer = Writer(database, random.randrange(1 << 32))
+    writer = Writer(database, announced_seed("the transactions"))
     yield writer
     writer.close()
 
@@ -233,7 +234,7 @@ def test_a_bounded_tail_prints_whole_rows_up_to_its_bound(rig: BootstrapRig, dat
             database.execute("UPDATE docs SET kind = %s WHERE id = 1", (f"k{number}",))
         until = database.insert_lsn()
         log = open_reader(rig.data_dir / "relay")
-        wait_for(lambda: log.bounds().end.commit_lsn >= until, 30, what="the log has everything")
+        wait_for(lambda: log.bounds().end.commit_lsn >= until, 60, what="the log has everything")
         log.close()
         printed = run("tail", TABLE, "--complete", "--from", "earliest", "--until", "latest", "--url", relay.url)
         assert printed.code == 0, printed.stderr
@@ -271,7 +272,7 @@ def test_what_can_never_be_complete_is_refused_by_name(rig: BootstrapRig, relay:
         subscribed(bus, "public.others", "others", complete=True) as subscription,
         pytest.raises(RequestRefused, match="not completed"),
     ):
-        subscription.next(30)
+        subscription.next(60)
 
 
 def test_a_follower_gets_a_change_as_soon_as_it_is_applied(
@@ -282,14 +283,14 @@ def test_a_follower_gets_a_change_as_soon_as_it_is_applied(
         store = MemoryCheckpointStore()
         with bus.subscribe(TABLE, name="live", checkpoints=store, complete=True) as subscription:
             wait_for(
-                lambda: (subscription.next(0.2), subscription.phase == "online")[1], 30, what="the consumer is online"
+                lambda: (subscription.next(0.2), subscription.phase == "online")[1], 60, what="the consumer is online"
             )
             for number in range(5):
                 database.execute("UPDATE docs SET kind = %s WHERE id = 1", (f"k{number}",))
                 seen: list[Change] = []
                 wait_for(
                     lambda seen=seen: (seen.extend(subscription.next(1) or ()), bool(seen))[1],
-                    10,
+                    60,
                     what="the change",
                     every=0,
                 )
@@ -310,19 +311,18 @@ def test_it_begins_where_it_is_switched_on_and_a_consumer_from_before_reads_a_de
             assert rig.document()["complete_since"] is None
             store = MemoryCheckpointStore()
             with bus.subscribe(TABLE, name="docs", start="earliest", checkpoints=store) as plain:
-                delivery = plain.next(10)
+                delivery = plain.next(60)
                 assert delivery is not None
                 delivery.commit()
             config = rig.config.read_text().replace("[bootstrap]", '[bootstrap]\ncomplete = ["public.*"]')
             rig.kill_bootstrap()
             rig.config.write_text(config)
             rig.start_bootstrap()
-            wait_for(lambda: answers(rig), 30, what="the bootstrap serves", every=0.1)
-            since = rig.document()["complete_since"]
-            assert since is not None
+            wait_for(lambda: answers(rig), 60, what="the bootstrap serves", every=0.1)
+            since = wait_for(lambda: rig.document()["complete_since"], what="the log is followed again")
             for early in ({"after": "1:0/1:0"}, {"from": "2020-01-01T00:00:00Z"}):
                 asked = {"complete": "true", "tables": TABLE, **early}
-                response = httpx.get(f"{rig.url}/v1/stream", params=asked, trust_env=False)
+                response = httpx.get(f"{rig.url}/v1/stream", params=asked, trust_env=False, timeout=30)
                 assert (response.status_code, response.json()["trimmed"]) == (410, since)
             database.execute("UPDATE docs SET kind = 'c' WHERE id = 2")
             with bus.subscribe(TABLE, name="docs", checkpoints=store, complete=True) as complete:
@@ -336,11 +336,11 @@ def test_it_begins_where_it_is_switched_on_and_a_consumer_from_before_reads_a_de
                         seen.extend(c for c in delivery if c.op is Op.UPDATE)
                     return bool(seen) or (Kind.DELTA in kinds and complete.phase == "online")
 
-                wait_for(changed, 30, what="the delta, and what follows", every=0)
+                wait_for(changed, 60, what="the delta, and what follows", every=0)
                 database.execute("UPDATE docs SET kind = 'd' WHERE id = 1")
                 wait_for(
                     lambda: changed() and bool(seen) and seen[-1].after == {"id": 1, "kind": "d"},
-                    30,
+                    60,
                     what="it",
                     every=0,
                 )

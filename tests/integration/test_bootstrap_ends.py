@@ -24,15 +24,12 @@ from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.seeder import Seeder
 from walbus.bootstrap.seeding import SeedingJobs
 from walbus.bootstrap.state import Applied
-from walbus.bootstrap.threads import Threads
+from walbus.bootstrap.threads import _JOIN_SECONDS, Threads
 from walbus.bootstrap.unseen import UnseenCommits
 from walbus.config import BootstrapConfig, SourceConfig
 from walbus.errors import SourceUnavailable, StoreFull
 from walbus.native import new_copied_rows
 from walbus.position import ORIGIN
-
-#: After which `walbus bootstrap` says that a thread does not end.
-SECONDS = 6.0
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +54,7 @@ def seeding(ledger: Ledger, dsn: str, folder: Path, stop: threading.Event, **opt
 
 def test_a_source_that_takes_connections_and_does_not_answer_is_not_waited_for(ledger: Ledger, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(20)
+        silent.settimeout(60)
         threads = Threads()
         dsn = f"host=127.0.0.1 port={silent.getsockname()[1]} user=nobody dbname=nothing"
         threads.start("seeder", seeding(ledger, dsn, tmp_path, threads.over))
@@ -65,7 +62,7 @@ def test_a_source_that_takes_connections_and_does_not_answer_is_not_waited_for(l
         with connection:
             ended = threading.Thread(target=threads.end)
             ended.start()
-            ended.join(SECONDS)
+            ended.join(_JOIN_SECONDS)  # after which the bootstrap says that a thread does not end
             assert not ended.is_alive()
 
 
@@ -95,7 +92,7 @@ def test_an_error_of_the_store_does_not_wait_for_jobs_that_rest(
     monkeypatch.setattr(ledger, "ready", full)
     threads = Threads()
     threads.start("seeder", seeding(ledger, database.dsn, tmp_path, threads.over))
-    wait_for(threads.over.is_set, 20, what="the thread is over")
+    wait_for(threads.over.is_set, 40, what="the thread is over")
     assert isinstance(threads.end(), StoreFull)
 
 

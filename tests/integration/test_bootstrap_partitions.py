@@ -45,7 +45,7 @@ def test_rows_that_move_between_partitions_while_they_are_read_are_neither_lost_
     database.execute(ROOT)
     with BootstrapRig(tmp_path, database, chunk_rows=50, max_rows_per_second=500) as rig:
         rig.start()
-        wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 30, what="some rows are there")
+        wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 60, what="some rows are there")
         database.execute("UPDATE public.p SET region = CASE region WHEN 'eu' THEN 'us' ELSE 'eu' END")
         database.execute("UPDATE public.p SET id = id + 5000 WHERE id % 5 = 0")
         database.execute("DELETE FROM public.p WHERE id % 7 = 0")
@@ -78,7 +78,7 @@ def test_a_statement_that_changes_rows_without_events_leaves_no_difference(
     with BootstrapRig(tmp_path, database, **options) as rig:
         rig.start()
         if seeding:
-            wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 30, what="some rows are there")
+            wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 60, what="some rows are there")
         else:
             rig.wait_consistent("public.p")
         for part in statement.split("; "):
@@ -97,10 +97,10 @@ def test_a_statement_that_alters_the_root_is_never_ended_by_a_deadlock_with_a_ch
     )
     with BootstrapRig(tmp_path, database, chunk_rows=20, max_rows_per_second=200) as rig:
         rig.start()
-        wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 30, what="some rows are there")
+        wait_for(lambda: any(told.get("rows_read") for told in rig.seeding()), 60, what="some rows are there")
         with database.connect(autocommit=False) as altering:
             altering.execute("LOCK TABLE ONLY public.p IN ACCESS EXCLUSIVE MODE")
-            wait_for(lambda: database.value(waiting) >= 2, 20, what="a chunk waits, not the poll alone", every=0.02)
+            wait_for(lambda: database.value(waiting) >= 2, 60, what="a chunk waits, not the poll alone", every=0.02)
             for leaf in ("p_eu", "p_us_low", "p_us_high"):  # as ALTER TABLE does, from the root down
                 altering.execute(f"LOCK TABLE public.{leaf} IN ACCESS EXCLUSIVE MODE".encode())
         rig.assert_equals_source("public.p")

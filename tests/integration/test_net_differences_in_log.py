@@ -125,13 +125,15 @@ def test_the_slot_is_confirmed_and_goes_on_as_if_there_were_no_differences(
             stop = threading.Event()
             writer = threading.Thread(target=_write, args=(database.dsn, stop))
             writer.start()
-            for number in range(5):
-                _, end = end_of(folder)
-                schema = layout(folder)
-                hand_over(folder, 10 * life + number + 1, [row(schema, 1000 + number, "1", None)], end)
-                wait_for(lambda: taken(folder), 30, what="it is taken")
-            stop.set()
-            writer.join()
+            try:
+                for number in range(5):
+                    _, end = end_of(folder)
+                    schema = layout(folder)
+                    hand_over(folder, 10 * life + number + 1, [row(schema, 1000 + number, "1", None)], end)
+                    wait_for(lambda: taken(folder), 60, what="it is taken")
+            finally:
+                stop.set()
+                writer.join()
             capture.caught_up()
     expected = [one for one in truth.transactions() if one.changes]
     found = [one for one in captured(folder) if one.xid]
