@@ -135,7 +135,7 @@ class AllRooms(BootstrapRig):
 
     def end_of_log(self) -> Position:
         """As the relay tells it."""
-        answer = httpx.get(f"{self.relay_url}/v1/info", timeout=20, trust_env=False).raise_for_status()
+        answer = httpx.get(f"{self.relay_url}/v1/info", timeout=30, trust_env=False).raise_for_status()
         return parse_position(answer.json()["end"])
 
     def wait_until_equal(self, deadline: float = 90) -> None:
@@ -143,8 +143,8 @@ class AllRooms(BootstrapRig):
 
         The table `marker` (`support.whole_system.make_marker`) is changed last.
         """
-        lsn = self.database.insert_lsn()
         self.database.execute("UPDATE marker SET n = n + 1")
+        lsn = self.database.insert_lsn()  # behind the commit, without which the log may be complete up to before it
         tables = list(published_tables(self.database.dsn))
         names = [table.table for table in tables]
         wait_for(lambda: self.end_of_log().commit_lsn >= lsn, deadline, what="the log is complete", every=0.1)

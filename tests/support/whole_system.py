@@ -141,7 +141,7 @@ class WholeSystem:
 
     def info(self) -> dict[str, Any]:
         """The relay's `/v1/info`."""
-        document: dict[str, Any] = httpx.get(f"{self.relay_url}/v1/info", timeout=20, trust_env=False).json()
+        document: dict[str, Any] = httpx.get(f"{self.relay_url}/v1/info", timeout=30, trust_env=False).json()
         return document
 
     def wait_until_streaming(self, deadline: float = 120.0) -> None:
@@ -157,8 +157,8 @@ class WholeSystem:
 
         A last transaction tells that the log is complete; it changes the table `marker` (`make_marker`).
         """
-        lsn = database.insert_lsn()
         database.execute("UPDATE marker SET n = n + 1")
+        lsn = database.insert_lsn()  # behind the commit: up to a place before it the log may be complete without it
         wait_for(lambda: self._checked_alive() and self.end().commit_lsn >= lsn, deadline, what="the log is complete")
         end = self.end()
         for name in self.consumers:
