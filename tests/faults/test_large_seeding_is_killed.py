@@ -84,7 +84,7 @@ def seeded_under_kills(database: Database, folder: Path, rows: int, **options: o
                 wait_for(lambda aim=aim: blocks_done() >= aim, deadline, what=f"{kill}/7 are read", every=0.02)
                 rig.kill_bootstrap()
                 rig.start_bootstrap()
-                wait_for(rig.tables, 30, what="it serves")
+                wait_for(rig.tables, 60, what="it serves")
             wait_for(lambda: made[0] > 100, deadline, what="the writer has done something")
         rig.wait_consistent("public.big", deadline=deadline)
         rig.wait_applied(deadline)
@@ -97,7 +97,7 @@ def seeded_under_kills(database: Database, folder: Path, rows: int, **options: o
 def test_a_seeding_that_is_killed_five_times_under_a_writer_differs_in_nothing(
     database: Database, tmp_path: Path
 ) -> None:
-    seeded_under_kills(database, tmp_path, 60_000, chunk_rows=1000, max_rows_per_second=6000)
+    seeded_under_kills(database, tmp_path, 60_000, chunk_rows=1000, max_rows_per_second=3000)
 
 
 @pytest.mark.long

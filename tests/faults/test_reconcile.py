@@ -139,8 +139,8 @@ def test_a_slot_lost_under_load_with_kills_while_it_is_reconciled(database: Data
             system.wait_until_streaming()
             folder = system.data_dir / "relay"
             for room in ("bootstrap", "capture", "bootstrap", "capture"):
-                wait_for(lambda room=room: system.kill(room), 20, what=f"{room} is killed")
-                wait_for(lambda room=room: system.pid(room), 20, what=f"{room} is back")
+                wait_for(lambda room=room: system.kill(room), 60, what=f"{room} is killed")
+                wait_for(lambda room=room: system.pid(room), 60, what=f"{room} is back")
             wait_for(lambda: {one["table"] for one in told(folder)} >= {"public.t"}, 60, what="t is reconciled")
         finally:
             stop.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from support.bootstrap_rig import ITEMS, BootstrapRig
 from support.database import Database
+from support.seed import announced_seed
 from support.waiting import wait_for
 from walbus.bootstrap.rocks import RocksStore
 from walbus.bootstrap.store import WriteSet, space_of
@@ -23,20 +25,26 @@ SPACE = space_of(16384, 1)
 KEYS = [SPACE + b"%05d" % number for number in range(20_000)]
 
 
+@pytest.fixture
+def dice() -> random.Random:
+    return random.Random(announced_seed("what files are garbled with"))
+
+
 def filled(folder: Path) -> None:
     """A store with a table file, and a write-ahead log with more."""
     store = open_store(folder)
-    store.ingest(store.prepare([(key, os.urandom(100)) for key in KEYS]))
+    rows = random.Random(1)
+    store.ingest(store.prepare([(key, rows.randbytes(100)) for key in KEYS]))
     store.write(WriteSet(entries=dict.fromkeys(KEYS[:100], b"again"), documents={"applied": b"1"}))
     store.close()
 
 
-def garble(path: Path) -> None:
+def garble(path: Path, dice: random.Random) -> None:
     """Overwrites the middle of a file."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(size // 3)
-        file.write(os.urandom(size // 3))
+        file.write(dice.randbytes(size // 3))
 
 
 def largest(folder: Path, pattern: str) -> Path:
@@ -52,17 +60,23 @@ def read_everything(folder: Path) -> None:
         store.close()
 
 
-def cut(path: Path) -> None:
+def cut(path: Path, _: random.Random) -> None:
     os.truncate(path, path.stat().st_size // 2)
+
+
+def remove(path: Path, _: random.Random) -> None:
+    path.unlink()
 
 
 @pytest.mark.parametrize(
     ("pattern", "harm"),
-    [(pattern, harm) for pattern in ("*.sst", "CURRENT", "MANIFEST-*") for harm in (garble, cut, Path.unlink)],
+    [(pattern, harm) for pattern in ("*.sst", "CURRENT", "MANIFEST-*") for harm in (garble, cut, remove)],
 )
-def test_a_file_that_is_harmed_is_noticed(tmp_path: Path, pattern: str, harm: Callable[[Path], None]) -> None:
+def test_a_file_that_is_harmed_is_noticed(
+    tmp_path: Path, pattern: str, harm: Callable[[Path, random.Random], None], dice: random.Random
+) -> None:
     filled(tmp_path)
-    harm(largest(tmp_path, pattern))
+    harm(largest(tmp_path, pattern), dice)
     with pytest.raises(StoreDamaged):
         read_everything(tmp_path)
 
@@ -100,9 +114,9 @@ def test_a_manifest_that_is_cut_anywhere_is_noticed_although_it_looks_like_a_cra
     whole.close()
 
 
-def test_damage_that_a_reader_meets_is_told_by_the_next_sync(tmp_path: Path) -> None:
+def test_damage_that_a_reader_meets_is_told_by_the_next_sync(tmp_path: Path, dice: random.Random) -> None:
     filled(tmp_path)
-    garble(largest(tmp_path, "*.sst"))
+    garble(largest(tmp_path, "*.sst"), dice)
     store = RocksStore(tmp_path)
     with pytest.raises(StoreDamaged):
         list(store.view().entries(SPACE))
@@ -155,7 +169,7 @@ def test_a_store_damaged_while_it_stood_still_or_is_read_is_seeded_again(databas
         rig.kill_bootstrap()
         largest(folder, "MANIFEST-*").unlink()
         rig.start_bootstrap()
-        wait_for(lambda: "store_damaged" in rig.log(), 30, what="the damage is told")
+        wait_for(lambda: "store_damaged" in rig.log(), 60, what="the damage is told")
         rig.assert_equals_source("public.items")
         assert [path.name for path in folder.glob("damaged-*")] == ["damaged-1"]
         assert rig.bootstrap is not None and rig.bootstrap.stop() == 0

@@ -75,13 +75,13 @@ def test_a_bootstrap_on_a_full_disk_waits_serves_and_goes_on(database: Database,
         def state() -> object:
             return (read_status(status) or {}).get("state")
 
-        wait_for(lambda: fill_up(disk) and state() == "disk_full", 30, what="the status tells of a full disk")
+        wait_for(lambda: fill_up(disk) and state() == "disk_full", 60, what="the status tells of a full disk")
         assert (read_status(status) or {})["walbus_bootstrap_disk_full"] == 1
         assert len(rig.rows("public.items")) == 500
-        assert "walbus_bootstrap_disk_full 1.0" in httpx.get(f"{rig.url}/metrics", trust_env=False).text
+        assert "walbus_bootstrap_disk_full 1.0" in httpx.get(f"{rig.url}/metrics", trust_env=False, timeout=30).text
         ballast.unlink()
         rig.assert_equals_source("public.items")
-        wait_for(lambda: state() is None, 30, what="the status says nothing of it any more")
+        wait_for(lambda: state() is None, 60, what="the status says nothing of it any more")
         assert rig.log().count("store_disk_full") >= 1
         assert rig.tables()["public.items"]["generation"] == 1
 
@@ -94,8 +94,8 @@ def test_a_net_difference_that_finds_no_room_is_told_once_there_is_some(database
         rig.assert_equals_source("public.t")
         with small_disk(rig.data_dir / "relay" / "differences", megabytes=1) as disk:
             database.execute("ALTER TABLE public.t ADD d text DEFAULT repeat('y', 500)")
-            wait_for(lambda: "difference_not_written" in rig.log(), 30, what="it is said that there is no room")
-            wait_for(lambda: not list(disk.iterdir()), 10, what="nothing is left of it")
+            wait_for(lambda: "difference_not_written" in rig.log(), 60, what="it is said that there is no room")
+            wait_for(lambda: not list(disk.iterdir()), 60, what="nothing is left of it")
             database.execute("UPDATE public.t SET wide = 'z' WHERE id <= 10")
             rig.wait_applied()
             stale = rig.snapshot("public.t")
@@ -103,9 +103,9 @@ def test_a_net_difference_that_finds_no_room_is_told_once_there_is_some(database
             assert rig.tables()["public.t"]["generation"] == 1
             assert told(rig.data_dir / "relay") == []
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-            wait_for(lambda: rig.tables()["public.t"]["generation"] == 2, 30, what="the new generation is served")
+            wait_for(lambda: rig.tables()["public.t"]["generation"] == 2, 60, what="the new generation is served")
             rig.assert_equals_source("public.t")
-            wait_for(lambda: len(told(rig.data_dir / "relay")) == 1, 30, what="the difference is in the log")
+            wait_for(lambda: len(told(rig.data_dir / "relay")) == 1, 60, what="the difference is in the log")
             database.execute("UPDATE public.t SET wide = 'end' WHERE id = 3000")
             rig.assert_equals_source("public.t")
             assert {row["d"] for row in rows_told(rig.data_dir / "relay", "public.t")} == {"y" * 500}
