@@ -130,7 +130,7 @@ class ChainedRelay:
     def stop(self) -> None:
         """Ends it; raises what ended it before."""
         self._stop.set()
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the chained relay does not end"
         if self.error is not None:
             raise self.error
@@ -138,7 +138,7 @@ class ChainedRelay:
 
 def json_of(port: int, path: str) -> dict[str, Any]:
     """A JSON document of a server on this machine."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path)
         document: dict[str, Any] = json.loads(connection.getresponse().read())

@@ -120,7 +120,7 @@ class Crowd:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stopped.set()
-        self._thread.join(30)
+        self._thread.join(60)
         for follower in self._followers:
             if follower.connection is not None:
                 follower.connection.close()

@@ -105,7 +105,7 @@ class GuardedRelay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with self.closing:
             self._stop.set()
-            self._thread.join(30)
+            self._thread.join(60)
             assert not self._thread.is_alive()
             self.engine.close()
 

@@ -56,7 +56,7 @@ class MountedDisk:
 
     def unmount(self) -> None:
         subprocess.run(["fusermount3", "-u", "-z", self.path], check=False, capture_output=True)
-        self._process.wait(20)
+        self._process.wait(60)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Relay:
         self._ready.set()
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
@@ -116,7 +116,7 @@ class Follower:
     """A client that reads a stream in a thread; closed with its relay at the latest."""
 
     def __init__(self, relay: Relay, query: str, **headers: str) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=20)
+        self.connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=60)
         relay.closing.callback(self.connection.close)
         self.connection.request("GET", f"/v1/stream?{query}", headers=headers)
         self.response = self.connection.getresponse()
@@ -154,7 +154,7 @@ class Follower:
         self._reading.set()
         with contextlib.suppress(OSError):  # the relay has hung up already
             self.connection.sock and self.connection.sock.shutdown(socket.SHUT_RDWR)
-        self.thread.join(10)
+        self.thread.join(60)
         self.response.close()
         self.connection.close()
 

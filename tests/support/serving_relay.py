@@ -61,7 +61,7 @@ class ServingRelay:
 
     def json(self, method: str, path: str, body: bytes | None = None) -> tuple[int, dict[str, Any]]:
         """Status and document of a request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body)
             response = connection.getresponse()
@@ -71,7 +71,7 @@ class ServingRelay:
 
     def get(self, path: str) -> bytes:
         """The body of a GET that succeeds."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
             response = connection.getresponse()

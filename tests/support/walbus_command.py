@@ -73,7 +73,7 @@ class Running:
         """What it said on stderr so far."""
         return self.log_path.read_text(errors="replace")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, deadline: float = 30.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, deadline: float = 40.0) -> int:
         """Its exit code after a signal; one that does not end is killed, and the test fails."""
         if self.process.poll() is None:
             self.process.send_signal(number)
