@@ -24,7 +24,8 @@ _BATCH = 2_000
 _DIFFERENCES = """
 SELECT 'missing', e.key FROM expected e WHERE NOT EXISTS (SELECT 1 FROM held h WHERE h.key = e.key)
 UNION ALL
-SELECT 'ghost', h.key FROM held h WHERE NOT EXISTS (SELECT 1 FROM expected e WHERE e.key = h.key)
+SELECT CASE WHEN h.seq IS NULL THEN 'foreign' ELSE 'ghost' END, h.key
+FROM held h WHERE NOT EXISTS (SELECT 1 FROM expected e WHERE e.key = h.key)
 UNION ALL
 SELECT CASE WHEN h.seq < e.seq THEN 'stale' ELSE 'different' END, e.key
 FROM expected e JOIN held h ON h.key = e.key WHERE h.digest <> e.digest
@@ -50,7 +51,11 @@ class RowSpool:
         return self._add("INSERT OR REPLACE INTO held VALUES (?, ?, ?)", rows)
 
     def differences(self) -> Iterator[tuple[str, list[str]]]:
-        """What differs, and the key's texts: `missing`, `ghost`, `stale` (an older version), `different`."""
+        """What differs, and the key's texts.
+
+        Yields: first `missing`, `ghost`, `foreign` (a ghost that the sink did not write), `stale` (an older version) or
+            `different`.
+        """
         for kind, key in self._database.execute(_DIFFERENCES):
             yield kind, json.loads(key)
 

@@ -10,7 +10,8 @@ Should the sink be past P, because it had to read rows itself or the bootstrap i
 
 Rows come from the bootstrap through the consumer's mapping and as the sink would hold them, so what is compared is
 what is stored. A table that differs is mended as one whose rows lack values: it is named as unread in the checkpoint,
-its rows come under a new mark, and what they did not bring is swept. Both are fenced by seq as always.
+its rows come under a new mark, and what they did not bring is swept. Both are fenced by seq as always. What the sink
+did not write is told, and left: it has no version, and may be anybody's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from walbus.consumers.row_spool import RowSpool
 from walbus.consumers.runner import SinkFeed
 from walbus.consumers.session import Session
 from walbus.consumers.sinks import SinkPlace, open_sink
-from walbus.consumers.sinks.base import ReadableSink
+from walbus.consumers.sinks.base import ExpiringSink, ReadableSink, RowlessSink
 from walbus.consumers.steps import Advance, Deliver, Output, RowsRead, Sweep
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns, matching
@@ -68,7 +69,8 @@ class TableVerdict:
         position: the state that both sides were of.
         rows: that the sink should hold.
         differing: how many keys differ; `keys` has the first of them, by what differs.
-        mended: how many of those no longer do.
+        foreign: how many of those the sink did not write, and does not delete.
+        mended: how many of those that differ no longer do.
     """
 
     table: str
@@ -76,6 +78,7 @@ class TableVerdict:
     position: Position | None = None
     rows: int = 0
     differing: int = 0
+    foreign: int = 0
     mended: int = 0
     keys: list[tuple[str, list[str]]] = field(default_factory=list)
 
@@ -118,6 +121,10 @@ def verify_sink(  # noqa: PLR0913  (those of `run_consumer`, and what to compare
     mapper = load_mapper(config.table, place)
     with ExitStack() as stack:
         opened = stack.enter_context(closing(open_sink(config.sink, options, place)))
+        if isinstance(opened, RowlessSink):
+            what = f"the sink {config.sink} with {opened.has_no_rows_by} writes no rows that could be compared"
+            mend = f"`walbus consumers reset {name}` has all that is cached forgotten"
+            raise UsageError(what, where=where, mend=mend)
         if not isinstance(opened, ReadableSink):
             what = f"the sink {config.sink} cannot be read back, and so not be compared"
             mend = f"`walbus consumers reset {name}` has all of its rows read again"
@@ -152,7 +159,7 @@ class _Verifying:
         self._run(None)
         bootstrap = self._bootstrap_peer()
         verdicts = [self._verdict(bootstrap, table) for table in self._chosen(bootstrap.tables(), named)]
-        if repair and (differing := [one for one in verdicts if one.differing]):
+        if repair and (differing := [one for one in verdicts if one.differing > one.foreign]):
             self._read_again([one.table for one in differing], bootstrap.tables())
             for one in differing:
                 after = self._verdict(bootstrap, one.table)
@@ -188,9 +195,13 @@ class _Verifying:
                     self._run(None)
                     continue
                 spool.hold(self._readable.held(table))
-                return _compared(table, position, rows, spool.differences())
+                return _compared(TableVerdict(table, position=position, rows=rows), self._differences(table, spool))
         what = f"{table} could not be had at one state with the sink in {_ATTEMPTS} attempts"
         raise RelayUnavailable(what, where=bootstrap.url)
+
+    def _differences(self, table: str, spool: RowSpool) -> Iterator[tuple[str, list[str]]]:
+        expires = isinstance(self._readable, ExpiringSink) and self._readable.expires(table)
+        return (one for one in spool.differences() if not (expires and one[0] == "missing"))
 
     def _why_not(self, listed: TableList, table: str) -> str | None:
         checkpoint = self._sink.checkpoint()
@@ -314,10 +325,10 @@ class _Way:
         return not self.checkpoint.unread if self._goal is None else last_done_of(self.checkpoint) >= self._goal
 
 
-def _compared(table: str, position: Position, rows: int, differences: Iterator[tuple[str, list[str]]]) -> TableVerdict:
-    verdict = TableVerdict(table, position=position, rows=rows)
+def _compared(verdict: TableVerdict, differences: Iterator[tuple[str, list[str]]]) -> TableVerdict:
     for one in differences:
         verdict.differing += 1
+        verdict.foreign += one[0] == "foreign"
         if len(verdict.keys) < NAMED_KEYS:
             verdict.keys.append(one)
     return verdict

@@ -132,12 +132,12 @@ class HeldRow(NamedTuple):
 
     Attributes:
         key: the values of its key, as texts.
-        seq: its version.
+        seq: its version; None: it has none, so another than the sink wrote it.
         values: what is stored of it, equal where `repr` is.
     """
 
     key: tuple[str, ...]
-    seq: int
+    seq: int | None
     values: tuple[object, ...]
 
 
@@ -154,6 +154,23 @@ class ReadableSink(Protocol):
 
     def as_held(self, change: Change) -> HeldRow:
         """What it would hold of a snapshot's row."""
+
+
+@runtime_checkable
+class ExpiringSink(Protocol):
+    """A `ReadableSink` some of whose rows go by themselves."""
+
+    def expires(self, table: str) -> bool:
+        """Whether a row of this table need not be there."""
+
+
+@runtime_checkable
+class RowlessSink(Protocol):
+    """A sink that was configured to hold no rows, so that there is nothing to read back."""
+
+    @property
+    def has_no_rows_by(self) -> str:
+        """The option that says so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ Redis Cluster is not supported yet: a row and its version must lie on one node.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, ChangeTakers, Sink, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, Sink, SinkPlace, refused
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.redis_invalidation import RedisInvalidation
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
@@ -47,6 +47,7 @@ from walbus.consumers.sinks.redis_stored import RedisRows, RowForm
 from walbus.consumers.steps import Sweep
 from walbus.errors import InvalidText, SinkRefused
 from walbus.events import Change, Window
+from walbus.keys import key_texts
 from walbus.position import ORIGIN, Position
 from walbus.records import Kind, Op
 from walbus.schema import TableSchema
@@ -114,7 +115,7 @@ class RedisSink:
         with self._server.errors():
             self._mark_with(sweep.marks)
             self._send()
-            for key in self._rows.keys_of(sweep.table, self._marks):
+            for key in self._rows.keys_of(sweep.table):
                 self._gather(sweep.table, Entry(key, "w", sweep.seq))
                 self._send_if_many()
             self._send()
@@ -141,6 +142,26 @@ class RedisSink:
         """See `SettlingSink.settle`."""
         with self._server.errors():
             self._server.settle()
+
+    def held(self, table: str) -> Iterator[HeldRow]:
+        """See `ReadableSink.held`."""
+        layout = self._layouts.named(table)
+        if layout is not None:
+            with self._server.errors():
+                yield from self._rows.held(table, len(layout.key_indexes))
+
+    def as_held(self, change: Change) -> HeldRow:
+        """See `ReadableSink.as_held`."""
+        layout = None if change.schema is None else self._layouts.get(change.schema.oid) or change.schema
+        if layout is None or change.raw.key is None:
+            raise refused("a row has no layout or no key", change, "check the bootstrap's store")
+        self._see_that_it_fits(layout, layout)
+        parts = self._encode(change, layout, {})
+        return self._rows.told(layout.table, key_texts(change.raw.key), change.seq, parts)
+
+    def expires(self, table: str) -> bool:
+        """See `ExpiringSink.expires`."""
+        return table in self._ttl
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -222,15 +243,14 @@ class RedisSink:
         columns = {} if stored is None else stored.columns
         self._gather(layout.table, Entry(key, "u", change.seq, self._encode(change, layout, columns), _of(change)))
         if lacks:
-            self._lacking.add(_member(layout.table, key))
-            self._server.add_lacking(_member(layout.table, key))
+            self._lack(layout.table, key)
 
     def _truncate(self, change: Change) -> None:
         layout = change.schema or self._layouts.get(change.raw.table)
         if layout is None:
             return
         self._send()
-        for key in self._rows.keys_of(layout.table, self._marks):
+        for key in self._rows.keys_of(layout.table):
             self._gather(layout.table, Entry(key, "d", change.seq))
         self._send()
         self._rows.raise_floor(layout.table, change.seq, self._marks)
@@ -283,6 +303,10 @@ class RedisSink:
         for table, keys in missing.items():
             self._fetched.update(zip(keys, self._rows.rows(table, list(keys), self._marks), strict=True))
 
+    def _lack(self, table: str, key: str) -> None:
+        self._lacking.add(_member(table, key))
+        self._server.add_lacking(_member(table, key))
+
     def _complete(self, members: list[str]) -> None:
         if members:
             self._lacking.difference_update(members)
@@ -325,11 +349,14 @@ class RedisSink:
         """Brings a table's rows to a new layout: columns by their new names, and keys by the table's own."""
         self._send()
         change, marks = layout_change(before, now), self._marks
-        for key in self._rows.keys_of(before.table, marks):
+        for key in set(self._rows.keys_of(before.table)):  # each once, and none that has moved
             row = self._rows.rows(before.table, [key], marks)[0]
-            if row is None:
-                continue
             moved = self._template.moved(key, before.table, now.table)
+            if row is None:
+                self._rows.forget(key)
+                if now.table not in self._ttl:  # it has not expired: somebody wrote into it
+                    self._lack(now.table, moved)
+                continue
             columns = self._form.rearranged(row.columns, change)
             entry = Entry(moved, "f", row.seq, self._form.parts(columns, now.table))
             self._rows.send([(now.table, entry)], Marks(row.mark, marks.log_generation), None)

@@ -109,6 +109,11 @@ class RedisInvalidation:
         """See `Sink.rollback`. What was told already was no lie: the log has it."""
         self._forget()
 
+    @property
+    def has_no_rows_by(self) -> str:
+        """See `RowlessSink.has_no_rows_by`."""
+        return "invalidate"
+
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`: there are no rows."""
         return ()

@@ -35,6 +35,10 @@ class StoredLayouts:
         """The one that a table has."""
         return self._by_oid.get(oid)
 
+    def named(self, table: str) -> TableSchema | None:
+        """The one of the table that is called so."""
+        return next((layout for layout in self._by_oid.values() if layout.table == table), None)
+
     def present(self, layout: TableSchema, log_generation: int) -> TableSchema | None:
         """The one that the table has, if it is this one or a later one of the same log; None: this one is news."""
         known = self._by_oid.get(layout.oid)

@@ -77,11 +77,15 @@ class KeyTemplate:
 
     def row_key(self, table: str, key: bytes) -> str:
         """The key of a row. Several key columns are joined by colons, colons inside them being written as %3A."""
-        texts = key_texts(key)
-        if len(texts) > 1:
-            texts = tuple(text.replace("%", "%25").replace(":", "%3A") for text in texts)
         before, after = self._parts(table)
-        return f"{before}{':'.join(texts)}{after}"
+        return f"{before}{_joined(key_texts(key))}{after}"
+
+    def texts(self, row_key: str, table: str, columns: int) -> tuple[str, ...]:
+        """The values of a row's key, of so many columns; all of it as one text if it is no such key."""
+        before, after = self._parts(table)
+        within = row_key[len(before) : len(row_key) - len(after)]
+        texts = tuple(text.replace("%3A", ":").replace("%25", "%") for text in within.split(":"))
+        return texts if 1 < columns == len(texts) and _joined(texts) == within else (within,)
 
     def pattern(self, table: str) -> str:
         """A pattern for SCAN that matches every row of a table (and perhaps others')."""
@@ -115,6 +119,12 @@ class KeyTemplate:
 
     def _filled(self, table: str, key: str) -> str:
         return _PLACEHOLDER.sub(lambda match: table if match[1] == "table" else key, self._template)
+
+
+def _joined(texts: tuple[str, ...]) -> str:
+    if len(texts) == 1:
+        return texts[0]
+    return ":".join([text.replace("%", "%25").replace(":", "%3A") for text in texts])
 
 
 class ValueTemplate:

@@ -291,9 +291,12 @@ class RedisServer:
         return self._redis.pipeline(transaction=False)
 
     def scan(self, pattern: str) -> Iterator[str]:
-        """Keys that are not the sink's own; some may come twice."""
+        """Keys that are not the sink's own; some may come twice. One that is no text is no row's."""
         for name in self._redis.scan_iter(match=pattern, count=1000):
-            key = name.decode()
+            try:
+                key = name.decode()
+            except UnicodeDecodeError:
+                continue
             if not key.startswith(self.prefix):
                 yield key
 

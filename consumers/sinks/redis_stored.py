@@ -1,21 +1,53 @@
-"""The rows of one consumer in one Redis: written by version, and read as they are."""
+"""The rows of one consumer in one Redis: written by version, and read as they are.
+
+What lies under a row's key may be by others: it has no version then. Somebody may also have written into a row of ours,
+so that it is none of the form any more. It counts as not there where values are taken from it; it keeps its version.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
 import redis
+from redis.client import Pipeline
 
 from walbus.consumers.checkpoint import Marks
-from walbus.consumers.sinks.redis_rows import Entry, HashForm, JsonForm, KeyTemplate, StoredRow, StringForm, arguments
+from walbus.consumers.sinks.base import HeldRow
+from walbus.consumers.sinks.redis_rows import (
+    Columns,
+    Entry,
+    HashForm,
+    JsonForm,
+    KeyTemplate,
+    StoredRow,
+    StringForm,
+    arguments,
+)
 from walbus.consumers.sinks.redis_scripts import APPLY, RAISE_FLOOR, VERSION_FIELD
 from walbus.consumers.sinks.redis_server import Call, RedisServer
 
 SCRIPT_ENTRIES = 500  # one script blocks the server; this many rows take it a few milliseconds
+_READ_AT_ONCE = 50  # rows that are read back in a round trip: one may have a megabyte
+_VERSION = re.compile(rb"(-?\d+):(\d+)")  # as the scripts read one
 
 RowForm: TypeAlias = HashForm | JsonForm | StringForm
 _Answer: TypeAlias = Any  # redis-py types the answers of a pipeline so, whatever the command
+
+
+class _Found(NamedTuple):
+    """What lies under a row's key.
+
+    Attributes:
+        version: its seq and mark; None: it is not ours.
+        parts: of the row, with an empty one where nothing is kept beside a text; None: it is of another type than rows.
+    """
+
+    version: tuple[int, int] | None
+    parts: list[bytes] | None
 
 
 class RedisRows:
@@ -61,6 +93,39 @@ class RedisRows:
 
     def rows(self, table: str, keys: Sequence[str], marks: Marks) -> list[StoredRow | None]:
         """Rows as they are stored, in one round trip; None where there is none of ours."""
+        return [None if found is None else self._row(table, found, marks) for found in self._found(keys)]
+
+    def keys_of(self, table: str) -> Iterator[str]:
+        """The keys of a table's rows: versions tell them from others' that look alike. Some may come twice."""
+        for keys in _some(self._server.scan(self._template.pattern(table)), SCRIPT_ENTRIES):
+            with self._server.pipeline() as pipeline:
+                for key in keys:
+                    if self._is_hash:
+                        pipeline.hget(key, VERSION_FIELD)
+                    else:
+                        pipeline.exists(key)
+                        pipeline.get(self._beside(key))
+                answers = _answers(pipeline)
+            versions = answers if self._is_hash else [beside if there else None for there, beside in _pairs(answers)]
+            yield from (key for key, version in zip(keys, versions, strict=True) if _version(version) is not None)
+
+    def held(self, table: str, key_columns: int) -> Iterator[HeldRow]:
+        """What lies under the keys of a table; without a version where it is others'."""
+        for keys in _some(self._server.scan(self._template.pattern(table)), _READ_AT_ONCE):
+            for key, found in zip(keys, self._found(keys), strict=True):
+                if found is None:  # expired since
+                    continue
+                texts = self._template.texts(key, table, key_columns)
+                seq = None if found.version is None else found.version[0]
+                values = None if seq is None or found.parts is None else self._values(table, found.parts)
+                yield HeldRow(texts, seq, values or ())
+
+    def told(self, table: str, key: tuple[str, ...], seq: int, parts: Sequence[bytes]) -> HeldRow:
+        """A row of these parts as it is held."""
+        return HeldRow(key, seq, self._values(table, list(parts)) or ())
+
+    def _found(self, keys: Sequence[str]) -> list[_Found | None]:
+        """What lies under keys, in one round trip; None: nothing."""
         with self._server.pipeline() as pipeline:
             for key in keys:
                 if self._is_hash:
@@ -68,40 +133,31 @@ class RedisRows:
                 else:
                     pipeline.get(key)
                     pipeline.get(self._beside(key))
-            answers = pipeline.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, redis.RedisError) and not str(answer).startswith("WRONGTYPE"):
-                raise answer
+            answers = _answers(pipeline)
         if self._is_hash:
-            return [self._from_hash(table, fields, marks) for fields in answers]
-        return [self._from_text(table, *pair, marks) for pair in zip(answers[::2], answers[1::2], strict=True)]
+            return [_found_hash(fields) for fields in answers]
+        return [_found_text(text, beside) for text, beside in _pairs(answers)]
 
-    def keys_of(self, table: str, marks: Marks) -> list[str]:
-        """The keys of a table's rows: versions tell them from others' that look alike."""
-        found = list(self._server.scan(self._template.pattern(table)))
-        ours: list[str] = []
-        for start in range(0, len(found), SCRIPT_ENTRIES):
-            keys = found[start : start + SCRIPT_ENTRIES]
-            ours += [key for key, row in zip(keys, self.rows(table, keys, marks), strict=True) if row is not None]
-        return ours
-
-    def _from_hash(self, table: str, fields: _Answer, marks: Marks) -> StoredRow | None:
-        if isinstance(fields, redis.RedisError):  # a key of another type
+    def _row(self, table: str, found: _Found, marks: Marks) -> StoredRow | None:
+        columns = None if found.parts is None else self._columns(table, found.parts)
+        if found.version is None or columns is None:
             return None
-        version = fields.pop(VERSION_FIELD.encode(), None)
-        parts = [part for pair in fields.items() for part in pair]
-        return self._row(table, version, parts, marks) if version else None
-
-    def _from_text(self, table: str, text: _Answer, beside: _Answer, marks: Marks) -> StoredRow | None:
-        if not isinstance(text, bytes) or not isinstance(beside, bytes):
-            return None
-        version, _, kept = beside.partition(b"\n")
-        return self._row(table, version, [text, kept], marks)
-
-    def _row(self, table: str, version: bytes, parts: list[bytes], marks: Marks) -> StoredRow:
-        seq, mark = map(int, version.split(b":"))
-        columns = self._form.columns(parts, table)
+        seq, mark = found.version
         return StoredRow(seq if mark >= marks.log_generation else -1, mark, columns)
+
+    def _values(self, table: str, parts: list[bytes]) -> tuple[object, ...] | None:
+        columns = self._columns(table, parts)
+        if columns is None:
+            return None
+        text = parts[:1] if isinstance(self._form, StringForm) else []
+        return (*text, *sorted(columns.items()))
+
+    def _columns(self, table: str, parts: list[bytes]) -> Columns | None:
+        """None: they are none of a row of this form."""
+        try:
+            return self._form.columns(parts, table)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
 
     def _beside(self, key: str) -> str:
         return self._server.name(f"v:{key}")
@@ -118,3 +174,44 @@ def _runs(gathered: Sequence[tuple[str, Entry]]) -> Iterator[tuple[str, list[Ent
     for table, entries in by_table.items():
         for start in range(0, len(entries), SCRIPT_ENTRIES):
             yield table, entries[start : start + SCRIPT_ENTRIES]
+
+
+def _some(keys: Iterable[str], count: int) -> Iterator[list[str]]:
+    """So many at a time."""
+    left = iter(keys)
+    while some := list(islice(left, count)):
+        yield some
+
+
+def _pairs(answers: list[_Answer]) -> Iterator[tuple[_Answer, _Answer]]:
+    return zip(answers[::2], answers[1::2], strict=True)
+
+
+def _answers(pipeline: Pipeline) -> list[_Answer]:
+    """Those of a pipeline; an error instead of one where a key is of another type."""
+    answers = pipeline.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, redis.RedisError) and not str(answer).startswith("WRONGTYPE"):
+            raise answer
+    return answers
+
+
+def _found_hash(fields: _Answer) -> _Found | None:
+    if isinstance(fields, redis.RedisError):
+        return _Found(None, None)
+    version = _version(fields.pop(VERSION_FIELD.encode(), None))
+    parts = [part for pair in fields.items() for part in pair]
+    return _Found(version, parts) if parts or version else None
+
+
+def _found_text(text: _Answer, beside: _Answer) -> _Found | None:
+    if text is None:
+        return None
+    kept = beside.partition(b"\n")[2] if isinstance(beside, bytes) else b""
+    return _Found(_version(beside), [text, kept] if isinstance(text, bytes) else None)
+
+
+def _version(text: _Answer) -> tuple[int, int] | None:
+    """Seq and mark of a version; None: it is none."""
+    found = _VERSION.match(text) if isinstance(text, bytes) else None
+    return None if found is None else (int(found[1]), int(found[2]))

@@ -172,6 +172,21 @@ def test_keys_of_several_columns_never_collide() -> None:
     assert template.row_key("s.t", encode_key([b"a:b"], [25])) == "cache:s.t:a:b"
 
 
+@pytest.mark.parametrize("template", ["{table}:{key}", "x:{table}[{key}]", "{key}@{table}:"])
+@given(key=st.lists(st.text(), min_size=1, max_size=3))
+def test_a_key_tells_the_values_that_it_is_made_of(template: str, key: list[str]) -> None:
+    keys, texts = KeyTemplate(template), tuple(text.replace("\0", "") for text in key)
+    row_key = keys.row_key("s.t", encode_key([text.encode() for text in texts], [25] * len(texts)))
+    assert keys.texts(row_key, "s.t", len(texts)) == texts
+
+
+def test_a_key_that_is_no_rows_is_told_as_it_is() -> None:
+    keys = KeyTemplate("{table}:{key}")
+    assert keys.texts("s.t:a%3Ab:c", "s.t", 2) == ("a:b", "c")
+    for other in ("a", "a:b:c", "a%3ab:%zz", "a%:b"):
+        assert keys.texts(f"s.t:{other}", "s.t", 2) == (other,)
+
+
 def test_a_pattern_for_scan_takes_names_literally() -> None:
     assert KeyTemplate("{table}[{key}]").pattern("a*b?") == r"a\*b\?\[*\]"
     assert KeyTemplate("x:{table}:{key}").moved("x:old:5", "old", "new") == "x:new:5"
