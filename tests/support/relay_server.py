@@ -113,7 +113,12 @@ def fill(relay: Relay) -> Relay:
 
 
 class Follower:
-    """A client that reads a stream in a thread; closed with its relay at the latest."""
+    """A client that reads a stream in a thread; closed with its relay at the latest.
+
+    Attributes:
+        received: bytes so far.
+        ended: how the stream ended; empty while it goes on.
+    """
 
     def __init__(self, relay: Relay, query: str, **headers: str) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=60)
@@ -121,13 +126,21 @@ class Follower:
         self.connection.request("GET", f"/v1/stream?{query}", headers=headers)
         self.response = self.connection.getresponse()
         assert self.response.status == 200, self.response.read()
-        self.body = b""
+        self._blocks: list[bytes] = []
+        self.received = 0
         self.ended: str = ""
         self._reading = threading.Event()
         self._reading.set()
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
         relay.closing.callback(self.close)
+
+    @property
+    def body(self) -> bytes:
+        """What was received."""
+        count = len(self._blocks)
+        self._blocks[:count] = [b"".join(self._blocks[:count])]  # more may have come behind them
+        return self._blocks[0]
 
     def pause(self) -> None:
         """Reads nothing from now on but what it is waiting for."""
@@ -140,7 +153,8 @@ class Follower:
     def _read(self) -> None:
         try:
             while self._reading.wait() and (block := self.response.read1(1 << 16)):
-                self.body += block
+                self._blocks.append(block)
+                self.received += len(block)
             self.ended = "whole"
         except (OSError, http.client.HTTPException) as error:
             self.ended = type(error).__name__
