@@ -5,7 +5,7 @@ from the moment at which the table is noticed until it is consistent: every row 
 COPY is the time of `psql` with its output thrown away. The two take turns; medians are reported.
 
 The neighbour is pgbench on another database of the server: its transactions a second alone, and while the table is
-seeded with a limit of rows a second. The two take turns, and the median of their ratios is reported.
+seeded with one and with another limit of rows a second. They take turns, and medians of their ratios are reported.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _DEADLINE = 1200.0
 _ROW = "i, mod(i, 1000), 'kind-' || mod(i, 7), i * 0.01, now(), md5(i::text) || md5((-i)::text)"
 _TABLE = "public.events"
 _WORKERS = 2
-#: Rows a second of the throttled seeding, a few percent of what it reads without a limit.
-_THROTTLED = 20_000
+#: Rows a second of a throttled seeding, some percent of what it reads without a limit.
+_LIMITS = (10_000, 20_000)
 _TPS = re.compile(r"tps = ([0-9.]+)")
 
 
@@ -50,9 +50,7 @@ def run(rows: int, rounds: int, seconds: int) -> Report:
         "bootstrap-seed",
         "Seeding",
         ("table", "reader", "seconds", "rows/s", "processor seconds", "peak MiB"),
-        notes=[
-            f"Medians over the rounds; {_WORKERS} workers. pgbench beside a seeding of {_THROTTLED:,} rows a second."
-        ],
+        notes=[f"Medians over the rounds; {_WORKERS} workers."],
     )
     with open_server() as (server, folder):
         source = Source(server, "seeded")
@@ -99,7 +97,7 @@ def _seed(source: Source, folder: Path, rows: int) -> Usage:
 def _neighbour(  # noqa: PLR0913, PLR0917  (what it measures, how often, and where it is told)
     server: EmbeddedPostgres, source: Source, folder: Path, rounds: int, seconds: int, report: Report
 ) -> None:
-    """Pgbench's transactions a second beside a throttled seeding, against those alone."""
+    """Pgbench's transactions a second beside throttled seedings, against those alone."""
     with server.connect() as admin:
         admin.execute("CREATE DATABASE neighbour")
     environment = {**source.libpq_environment(), "PGDATABASE": "neighbour"}
@@ -107,14 +105,16 @@ def _neighbour(  # noqa: PLR0913, PLR0917  (what it measures, how often, and whe
     subprocess.run([program, "-i", "-q", "-s", "10"], env=environment, check=True, capture_output=True)
     command = [program, "-n", "-c", "2", "-T", str(seconds)]
     _tps(command, environment)  # until its tables and the server's buffers are what they will be
-    ratios = []
+    ratios: dict[int, list[float]] = {limit: [] for limit in _LIMITS}
     for _ in range(rounds):
         alone = _tps(command, environment)
-        with _bootstrap(source, folder, MAX_ROWS_PER_SECOND=str(_THROTTLED)) as (process, url):
-            process.until(lambda: _state(url) is not None and _table(url)["rows"] > 0, _DEADLINE)
-            ratios.append(_tps(command, environment) / alone)
-            process.stop()
-    report.ratio("pgbench beside a throttled seeding/alone", statistics.median(ratios))
+        for limit, found in ratios.items():
+            with _bootstrap(source, folder, MAX_ROWS_PER_SECOND=str(limit)) as (process, url):
+                process.until(lambda: _state(url) is not None and _table(url)["rows"] > 0, _DEADLINE)
+                found.append(_tps(command, environment) / alone)
+                process.stop()
+    for limit, found in ratios.items():
+        report.ratio(f"pgbench beside {limit:,} rows seeded a second/alone", statistics.median(found))
 
 
 def _tps(command: list[str], environment: Mapping[str, str]) -> float:

@@ -62,11 +62,14 @@ class PreparedEnds:
             self._seen = seen
 
     def settle(self, durable: int) -> None:
-        """Lets go what was seen as ended, as far as the log, durable up to an LSN, has passed it."""
+        """Lets go what was seen as ended, as far as the log, durable up to an LSN, has passed it.
+
+        The log of an idle source may have passed already what was seen when the connection began, and go no further.
+        """
         seen, self._seen = self._seen, None
         if seen is not None:
             self._expect(seen)
-            self._store.passed(durable)
+        self._store.passed(durable)
         self._waiting = self._store.unfinished
 
     def _expect(self, ended: Ended) -> None:

@@ -10,7 +10,10 @@ import pytest
 
 from support import pgoutput_bytes as made
 from support.intake_rig import LAYOUT, Rig, keys, row, whole
+from walbus.capture import prepared_ends
 from walbus.capture.prepared import PREPARED_SUFFIX
+from walbus.capture.prepared_ends import PreparedEnds
+from walbus.capture.xact_status import Ended
 from walbus.errors import DamagedRecord
 
 GIDS = ["../../escaped", "/etc/passwd", "a/b", ".", "x" * 200, "\u00e9\u4e16" * 40, "nl\n", " "]
@@ -37,6 +40,17 @@ def test_two_prepared_transactions_may_share_xid_and_place_where_a_failover_lost
     again.records(made.commit_prepared(700, "new", 1000))
     assert keys(again) == ["3", "2"]
     assert again.names(PREPARED_SUFFIX) == []
+
+
+def test_what_had_ended_before_the_log_s_end_goes_though_an_idle_source_lets_the_log_go_no_further(rig, monkeypatch):
+    rig.feed(*prepared_as("g", 1))
+    store = rig.intake._prepared
+    monkeypatch.setattr(prepared_ends, "ended_transactions", lambda *asked: Ended(store.unfinished, 600, "a server"))
+    ends = PreparedEnds(store, None, near_xid=800)
+    ends.settle(599)
+    assert len(rig.names(PREPARED_SUFFIX)) == 1
+    ends.settle(600)
+    assert rig.names(PREPARED_SUFFIX) == []
 
 
 @pytest.mark.parametrize("gid", GIDS)
