@@ -132,7 +132,7 @@ def test_what_an_earlier_writer_of_the_log_left_streaming_is_ended_at_once(datab
     try:
         with capturing(database.dsn, folder) as second:
             database.execute("INSERT INTO t VALUES (1)")
-            second.caught_up(40)  # the server itself would wait for a minute
+            second.caught_up(10)  # the server itself would wait for a minute
     finally:
         stale.close()
 

@@ -13,7 +13,7 @@ from support.whole_system import WholeSystem, make_marker
 pytestmark = pytest.mark.one_version
 
 #: Seconds; PostgreSQL writes WAL of its own after some 15 of them, and would help.
-SOON = 12.0
+SOON = 8.0
 
 
 def test_the_log_passes_a_commit_that_is_the_last_of_the_wal_and_tables_are_seeded(

