@@ -107,7 +107,13 @@ class _Fitting:
         return [(index, column.name) for index, column in enumerate(stored.columns) if column.name not in taken]
 
 
-def _batch(pa: Any, layout: TableSchema, names: list[str], rows: list[ServedRow], fitted: _Fitting) -> Any:  # noqa: ANN401
+def _batch(  # pyarrow is an extra, and has no types here
+    pa: Any,  # noqa: ANN401
+    layout: TableSchema,
+    names: list[str],
+    rows: list[ServedRow],
+    fitted: _Fitting,
+) -> Any:  # noqa: ANN401
     collected = new_row_columns(layout)
     brought = [fitted(row) for row in rows]
     collected.add([row for row, _ in brought])
