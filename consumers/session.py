@@ -247,12 +247,15 @@ class Session:
             self._outputs += [(before, output) for output in outputs]
             return
         state = self._machine.state
-        told = (*self._phases.before(was, event, state), *outputs, *self._phases.behind(event, state))
-        self._outputs += ((before, output) for output in told)
+        begun = self._phases.before(was, event, state)
+        self._outputs += ((before, output) for output in (*begun, *outputs, *self._phases.behind(event, state)))
         if self._stream is not None and _target(self._machine.wanted) != self._target:
             self._close_stream()
         if self.phase != before:
             _log.info("consumer.phase", consumer=self.subscribed.name, phase=self.phase, before=before)
+        for step in begun:
+            if step.what == "table_begins":
+                _log.info("consumer.table", consumer=self.subscribed.name, table=step.table, reading=step.reading)
 
     # Connections
 

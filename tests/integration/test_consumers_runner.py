@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from support.model_source import ITEMS, ModelSource, StoredRow, delete, insert, items_layout, truncate, update
 from support.running_consumer import RunningConsumer, consumer, equal, followed
@@ -98,11 +99,12 @@ def test_a_sink_asleep_past_retention_reads_what_changed_and_no_more(
         )
     source.commit([delete(ITEMS, 1), update(ITEMS, 5, 50, body="new"), insert(ITEMS, 1, "again")])
     source.trim(source.end)
-    with consumer(relay, under_test) as running:
+    with structlog.testing.capture_logs() as said, consumer(relay, under_test) as running:
         equal(under_test, relay)
         followed(running, under_test, relay, update(ITEMS, 9, name="behind the delta"))
         assert running.status()["snapshot_rows"] == 0
         assert 0 < running.status()["delta_changes"] <= 30
+    assert [(line["table"], line["reading"]) for line in said if line["event"] == "consumer.table"] == [(ITEMS, "delta")]
     assert len(relay.asked("/v1/snapshot")) == 1
     source.commit([truncate(ITEMS), insert(ITEMS, 7, "behind the truncate")])
     source.trim(source.end)
