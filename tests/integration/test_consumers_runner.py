@@ -104,7 +104,8 @@ def test_a_sink_asleep_past_retention_reads_what_changed_and_no_more(
         followed(running, under_test, relay, update(ITEMS, 9, name="behind the delta"))
         assert running.status()["snapshot_rows"] == 0
         assert 0 < running.status()["delta_changes"] <= 30
-    assert [(line["table"], line["reading"]) for line in said if line["event"] == "consumer.table"] == [(ITEMS, "delta")]
+    readings = [(line["table"], line["reading"]) for line in said if line["event"] == "consumer.table"]
+    assert readings == [(ITEMS, "delta")]
     assert len(relay.asked("/v1/snapshot")) == 1
     source.commit([truncate(ITEMS), insert(ITEMS, 7, "behind the truncate")])
     source.trim(source.end)
