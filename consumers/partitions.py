@@ -28,6 +28,9 @@ PLACEHOLDER: Final = "{partition}"
 #: The option of a sink on a server that says where rows lie.
 _PLACES: Final = {"redis": "key", "postgres": "into", "opensearch": "index", "elasticsearch": "index"}
 
+#: Options of which two sinks must not have the same.
+_OWN: Final = ("pointer",)
+
 #: Sinks whose rows lie in the consumer's folder, unless this option says otherwise.
 _IN_FOLDER: Final = {"sqlite": "path", "tantivy": "path"}
 
@@ -129,6 +132,12 @@ def own_place(sink: str, options: Mapping[str, Any], partition: str | None, name
             where=f"key consumer.{name}.{key or 'partition'}",
             mend=f"write {PLACEHOLDER} into {key or 'the option that says where rows lie'}: it stands for "
             f"{_word(partition)}",
+        )
+    for own in set(_OWN).intersection(options).difference(placed):
+        raise ConfigError(
+            "all parts would have one",
+            where=f"key consumer.{name}.{own}",
+            mend=f"write {PLACEHOLDER} into it: it stands for {_word(partition)}",
         )
     word = _word(partition)
     return {key: value.replace(PLACEHOLDER, word) if key in placed else value for key, value in options.items()}

@@ -8,7 +8,7 @@ be rebuilt beside itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
@@ -34,7 +34,7 @@ _BUILT_IN = {
     "stdout": _BuiltIn("walbus.consumers.sinks.stdout", "StdoutSink", None),
     "webhook": _BuiltIn("walbus.consumers.sinks.webhook", "WebhookSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
-    "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis"),
+    "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis", "redis_copy.RedisCopies"),
     "opensearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),
     "elasticsearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),
 }
@@ -68,9 +68,11 @@ def open_copies(kind: str, options: Mapping[str, Any], place: SinkPlace) -> Sink
         ConfigError: there is no such sink, its extra is not installed, or an option is wrong.
     """
     built_in = _BUILT_IN.get(kind)
+    found: object
     if built_in is not None and built_in.copies is not None:
         module, _, name = built_in.copies.rpartition(".")
-        found = getattr(import_module(f"{__name__}.{module}"), name)
+        copies = replace(built_in, module=f"{__name__}.{module}", name=name)
+        found = _load_built_in(kind, copies, f"key consumer.{place.consumer}.sink")
     else:
         found = _find(kind, place)
     if not isinstance(found, SwappableSinkType):

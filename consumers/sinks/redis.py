@@ -11,11 +11,15 @@ sink stops. A Redis that may evict keys is refused: a cache with holes in it is 
 A table may have a time to live (`ttl`): its rows are those of a cache then. One that has expired is not missed: an
 update that leaves values out, and does not find the row that has them, leaves it away.
 
+With a `pointer`, `walbus rebuild` fills the next generation of the rows beside the live one (`redis_copy`). Then rows
+lie below a prefix that is known when the checkpoint is read.
+
 Redis Cluster is not supported yet: a row and its version must lie on one node.
 
     redis_options       the sink's keys
     redis_rows          keys and forms of rows; redis_stored reads and writes them
     redis_server        one server, the consumer's own keys on it, and its errors
+    redis_generations   which rows are live, and where each generation lies
     redis_scripts       the Lua
     redis_invalidation  the other sink: keys that changed, for caches that others fill
 """
@@ -53,21 +57,25 @@ from walbus.records import Kind, Op
 from walbus.schema import TableSchema
 
 _GATHERED = 20_000
+_ANY_SEQ = 1 << 53  # above every seq
 _GATHERED_BYTES = 32 << 20  # a server closes a connection that sends it a gigabyte at once
 
 
 class RedisSink:
-    """Rows in one Redis; see `walbus.consumers.sinks.base.Sink`."""
+    """Rows in one Redis; see `walbus.consumers.sinks.base.Sink`.
 
-    def __init__(self, options: RedisOptions, place: SinkPlace) -> None:
-        self._tables_wanted = place.tables
-        self._template = KeyTemplate(options.key)
+    Args:
+        options: of the sink.
+        tables: patterns of the tables that it is sent.
+        server: that has the rows.
+    """
+
+    def __init__(self, options: RedisOptions, tables: tuple[str, ...], server: RedisServer) -> None:
+        self._options, self._tables_wanted, self._server = options, tables, server
         self._form = _form_of(options)
-        self._shape = Shape(options.key, options.format, options.values)
+        self._shape = Shape(options.key, options.format, options.values, options.pointer or "")
         self._ttl = options.ttl
-        self._server = RedisServer(options.url.get_secret_value(), f"walbus:{place.consumer}:")
-        tombstone_ms = options.tombstone_seconds * 1000
-        self._rows = RedisRows(self._server, self._template, self._form, tombstone_ms, options.ttl)
+        self._lie_below(server.generation.rows)
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
         self._layouts = StoredLayouts(self._server)
@@ -78,7 +86,11 @@ class RedisSink:
     def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Sink:
         """See `SinkType.open`."""
         read = RedisOptions.read(options, place)
-        sink = cls(read, place) if read.invalidate is None else RedisInvalidation(read, read.invalidate, place)
+        sink: Sink
+        if read.invalidate is None:
+            sink = cls(read, place.tables, server_of(read, place))
+        else:
+            sink = RedisInvalidation(read, read.invalidate, place)
         sink.checkpoint()
         return sink
 
@@ -91,6 +103,7 @@ class RedisSink:
         """See `Sink.checkpoint`."""
         with self._server.errors():
             text = self._server.begin()
+            self._lie_below(self._server.generation.rows)
             self._server.check_shape(self._shape)
             self._layouts.load()
             self._lacking = self._server.lacking()
@@ -119,8 +132,8 @@ class RedisSink:
                 self._gather(sweep.table, Entry(key, "w", sweep.seq))
                 self._send_if_many()
             self._send()
-            for member in self._lacking_of(sweep.table):  # the replay behind the snapshot writes them anew, whole
-                self._rows.forget(member.partition("\0")[2])
+            for key in self.lacking_keys(sweep.table):  # the replay behind the snapshot writes them anew, whole
+                self._rows.forget(key)
             self._complete_table(sweep.table)
 
     def commit(self, checkpoint: Checkpoint) -> None:
@@ -159,6 +172,19 @@ class RedisSink:
         parts = self._encode(change, layout, {})
         return self._rows.told(layout.table, key_texts(change.raw.key), change.seq, parts)
 
+    def layouts(self) -> list[TableSchema]:
+        """Those of the tables whose rows are there; may raise what `RedisServer.errors` translates, as the next two."""
+        self._layouts.load()
+        return self._layouts.all()
+
+    def keys_of(self, table: str) -> Iterator[str]:
+        """The keys of a table's rows; some may come twice."""
+        return self._rows.keys_of(table)
+
+    def lacking_keys(self, table: str) -> list[str]:
+        """The keys of a table's rows that lack a value."""
+        return [member.partition("\0")[2] for member in self._lacking_of(table)]
+
     def expires(self, table: str) -> bool:
         """See `ExpiringSink.expires`."""
         return table in self._ttl
@@ -167,6 +193,11 @@ class RedisSink:
         """See `Sink.close`."""
         self._forget_gathered()
         self._server.close()
+
+    def _lie_below(self, prefix: str) -> None:
+        self._template = KeyTemplate(prefix + self._options.key)
+        tombstone_ms = self._options.tombstone_seconds * 1000
+        self._rows = RedisRows(self._server, self._template, self._form, tombstone_ms, self._ttl)
 
     # What is gathered
 
@@ -178,6 +209,7 @@ class RedisSink:
 
     def _send(self) -> None:
         if self._gathered:
+            self._server.show_ahead(max(entry.seq for _, entry in self._gathered))
             self._rows.send(self._gathered, self._marks, None)
             self._forget_gathered()
 
@@ -349,6 +381,7 @@ class RedisSink:
         """Brings a table's rows to a new layout: columns by their new names, and keys by the table's own."""
         self._send()
         change, marks = layout_change(before, now), self._marks
+        self._server.show_ahead(_ANY_SEQ)
         for key in set(self._rows.keys_of(before.table)):  # each once, and none that has moved
             row = self._rows.rows(before.table, [key], marks)[0]
             moved = self._template.moved(key, before.table, now.table)
@@ -362,6 +395,11 @@ class RedisSink:
             self._rows.send([(now.table, entry)], Marks(row.mark, marks.log_generation), None)
             if moved != key:
                 self._rows.forget(key)
+
+
+def server_of(options: RedisOptions, place: SinkPlace) -> RedisServer:
+    """The server that a sink's options name."""
+    return RedisServer(options.url.get_secret_value(), place.consumer, options.pointer or "")
 
 
 def _form_of(options: RedisOptions) -> RowForm:
@@ -378,4 +416,4 @@ def _member(table: str, key: str) -> str:
     return f"{table}\0{key}"
 
 
-__all__ = ["RedisSink"]
+__all__ = ["RedisSink", "server_of"]

@@ -51,7 +51,7 @@ class RedisInvalidation:
         self._template = KeyTemplate(options.key)
         self._shape = Shape(options.key, "keys")
         self._deletes = invalidation in ("delete", "both")
-        self._server = RedisServer(options.url.get_secret_value(), f"walbus:{place.consumer}:")
+        self._server = RedisServer(options.url.get_secret_value(), place.consumer)
         self._channel = options.channel or self._server.name("changed") if invalidation != "delete" else ""
         self._tombstone_ms = options.tombstone_seconds * 1000
         self._done: Position = ORIGIN  # everything up to here is accepted

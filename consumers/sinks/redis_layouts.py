@@ -35,6 +35,10 @@ class StoredLayouts:
         """The one that a table has."""
         return self._by_oid.get(oid)
 
+    def all(self) -> list[TableSchema]:
+        """Those of all tables."""
+        return list(self._by_oid.values())
+
     def named(self, table: str) -> TableSchema | None:
         """The one of the table that is called so."""
         return next((layout for layout in self._by_oid.values() if layout.table == table), None)

@@ -26,6 +26,7 @@ class RedisOptions(SinkOptions):
     ttl: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)  #: by table, seconds that a row stays
     invalidate: Invalidation | None = None  #: instead of rows: what is done with the keys that changed
     channel: str | None = None  #: where changed keys are published; walbus:NAME:changed without it
+    pointer: str | None = None  #: the key that names the prefix of the rows, for `walbus rebuild`
     tombstone_seconds: int = Field(3600, ge=60)  #: how long a deleted row is remembered against late writers
 
     @field_validator("url")
@@ -53,10 +54,17 @@ class RedisOptions(SinkOptions):
             ValueTemplate(template)
         return values
 
+    @field_validator("pointer")
+    @classmethod
+    def _is_a_key_of_its_own(cls, pointer: str | None) -> str | None:
+        if pointer is not None and (not pointer or pointer.startswith("walbus:")):
+            raise ValueError("a pointer is a key of your own, such as orders:live; those at walbus: are the sinks'")
+        return pointer
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.invalidate is not None and (self.format != "hash" or self.values or self.ttl):
-            raise ValueError("with invalidate no rows are written: leave out format, values and ttl")
+        if self.invalidate is not None and (self.format != "hash" or self.values or self.ttl or self.pointer):
+            raise ValueError("with invalidate no rows are written: leave out format, values, ttl and pointer")
         if (self.format == "string") != bool(self.values):
             raise ValueError('values are the texts of rows with format = "string", which needs them')
         if self.channel is not None and self.invalidate not in ("publish", "both"):
@@ -77,4 +85,8 @@ class RedisOptions(SinkOptions):
                     where = f'key consumer.{place.consumer}.{option}."{table}"'
                     what = "this is none of the consumer's tables"
                     raise ConfigError(what, where=where, mend="write schema.table, of a table that is among its tables")
+        named = None if read.pointer is None else KeyTemplate(read.key).table_of(read.pointer)
+        if named is not None and matching([named], place.tables):
+            what = f"a row of {named} may lie under this key"
+            raise ConfigError(what, where=f"key consumer.{place.consumer}.pointer", mend="name another one")
         return read

@@ -11,9 +11,17 @@ if it never did). If a server came back empty, or another process wrote, nothing
 
 Redis goes on with a MULTI behind a script that failed. So each script that writes rows counts itself as done, and the
 checkpoint is stored only behind all of them.
+
+While a rebuilt copy is about to take the place of a sink's rows, that sink's writes are held back for a moment; and
+where its pointer names something else, nobody would read them. The MULTI's first script says so where the others count,
+and they write nothing (-4).
 """
 
 from __future__ import annotations
+
+#: Answers of scripts that wrote nothing: the stored checkpoint is another one; the pointer names something else; writes
+#: are held back; a copy may not take the place yet, since the live rows went on, or are newer than the copy's.
+FENCED, POINTER, HELD, NOT_YET = -1, -3, -4, -5
 
 #: Field of a row's hash that holds its version.
 VERSION_FIELD = "_walbus"
@@ -24,6 +32,7 @@ VERSION_FIELD = "_walbus"
 #: (snapshot), `f` the same whatever the version, `d` delete, `w` sweep. An upsert's parts are the fields and values of
 #: a hash, or a text and perhaps what is kept beside it.
 APPLY = """
+if redis.call('GET', KEYS[2]) == 'held' then return -4 end
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
 local since, ttl, life, text = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == 'text'
 local floor = tonumber(redis.call('GET', KEYS[3]) or '0')
@@ -124,17 +133,106 @@ if ARGV[4] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return 1
 """
 
-#: KEYS: checkpoint, floor. ARGV: the checkpoint expected, seq.
-RAISE_FLOOR = """
+#: A number that only rises: a floor (see above), or up to which seq rows are shown that the checkpoint tells not of.
+#: KEYS: checkpoint, the number, what says that writes are held back. ARGV: the checkpoint expected, seq.
+RAISE = """
+if redis.call('EXISTS', KEYS[3]) == 1 then return -4 end
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
 if tonumber(redis.call('GET', KEYS[2]) or '0') < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2]) end
 return 0
 """
 
-#: KEYS: checkpoint, count of scripts done. ARGV: the checkpoint expected, the new one, how many scripts went before.
-COMMIT = """
+#: The first script of a MULTI, where rows have a pointer.
+#: KEYS: checkpoint, count of scripts done, what says that writes are held back, pointer.
+#: ARGV: the checkpoint expected, what the pointer is to name.
+GATE = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
-if redis.call('GET', KEYS[2]) ~= ARGV[3] then return -2 end
+local answer = 0
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  answer = -4
+elseif redis.call('TYPE', KEYS[4]).ok ~= 'string' or redis.call('GET', KEYS[4]) ~= ARGV[2] then
+  answer = -3
+end
+if answer ~= 0 then redis.call('SET', KEYS[2], 'held') end
+return answer
+"""
+
+#: KEYS: checkpoint, count of scripts done, up to which seq more is shown.
+#: ARGV: the checkpoint expected, the new one, how many scripts went before.
+COMMIT = """
+local done = redis.call('GET', KEYS[2])
+if done == 'held' then return -4 end
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+if done ~= ARGV[3] then return -2 end
 redis.call('SET', KEYS[1], ARGV[2])
+redis.call('DEL', KEYS[3])
+return 0
+"""
+
+_NAMES_OTHERS = """
+local kind = redis.call('TYPE', pointer).ok
+if kind ~= 'none' then
+  local named = kind == 'string' and redis.call('GET', pointer)
+  if not named or (named ~= '' and string.sub(named, 1, #rows) ~= rows) then return -3 end
+end
+"""
+
+#: Has the pointer name the live rows, if it is not there or names others of the consumer's.
+#: KEYS: checkpoint, pointer.
+#: ARGV: the checkpoint expected, the live rows' prefix, what those of all generations begin with.
+POINT = f"""
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+local pointer, rows = KEYS[2], ARGV[3]
+{_NAMES_OTHERS}
+if kind == 'none' or redis.call('GET', pointer) ~= ARGV[2] then redis.call('SET', pointer, ARGV[2]) end
+return 0
+"""
+
+#: A copy takes the live rows' place.
+#: KEYS: checkpoint, pointer, the copy's checkpoint; the numbers of what was replaced and of the copy; of the live rows,
+#: up to which seq more is shown, and what says that writes are held back; the former of the copy's rows.
+#: ARGV: the checkpoint expected, the copy's as expected, the copy's rows' prefix, what those of all generations begin
+#: with, the new checkpoint, the number of the live rows, the last seq that the copy has.
+SWAP = f"""
+if (redis.call('GET', KEYS[3]) or '') ~= ARGV[2] then return -1 end
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -5 end
+if tonumber(redis.call('GET', KEYS[6]) or '0') > tonumber(ARGV[7]) then return -5 end
+local pointer, rows = KEYS[2], ARGV[4]
+{_NAMES_OTHERS}
+redis.call('SET', KEYS[1], ARGV[5])
+redis.call('SET', pointer, ARGV[3])
+redis.call('SET', KEYS[4], ARGV[6])
+redis.call('DEL', KEYS[3], KEYS[5], KEYS[6], KEYS[7], KEYS[8])
+return 0
+"""
+
+#: Deletes keys of rows that are read no more; their memory is freed behind the answer.
+#: KEYS: which generation is to go, then the keys. ARGV: its number.
+DROP = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 0
+"""
+
+#: Rows of another generation are copied, where nothing is known of them here: neither a row, nor that one was deleted.
+#: KEYS: checkpoint, floor, then for each row its key and the one beside that, there and here.
+#: ARGV: the checkpoint expected, the first mark whose seqs say something there, the mark that the rows get.
+CARRY = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+local since, mark, floor = tonumber(ARGV[2]), ARGV[3], tonumber(redis.call('GET', KEYS[2]) or '0')
+for i = 3, #KEYS, 4 do
+  local row, beside, here, beside_here = KEYS[i], KEYS[i + 1], KEYS[i + 2], KEYS[i + 3]
+  local is_hash = redis.call('TYPE', row).ok == 'hash'
+  local version = redis.call('GET', beside) or is_hash and redis.call('HGET', row, '_walbus')
+  local seq, marked, kept = string.match(version or '', '^(%-?%d+):(%d+)(.*)$')
+  if seq and tonumber(marked) < since then seq = '-1' end
+  if seq and (floor == 0 or tonumber(seq) > floor) and redis.call('EXISTS', here, beside_here) == 0 then
+    redis.call('COPY', row, here)
+    if is_hash then redis.call('HSET', here, '_walbus', seq .. ':' .. mark) end
+    if redis.call('COPY', beside, beside_here) == 1 then
+      redis.call('SET', beside_here, seq .. ':' .. mark .. kept, 'KEEPTTL')
+    end
+  end
+end
 return 0
 """

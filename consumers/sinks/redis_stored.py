@@ -27,7 +27,7 @@ from walbus.consumers.sinks.redis_rows import (
     StringForm,
     arguments,
 )
-from walbus.consumers.sinks.redis_scripts import APPLY, RAISE_FLOOR, VERSION_FIELD
+from walbus.consumers.sinks.redis_scripts import APPLY, CARRY, FENCED, RAISE, VERSION_FIELD
 from walbus.consumers.sinks.redis_server import Call, RedisServer
 
 SCRIPT_ENTRIES = 500  # one script blocks the server; this many rows take it a few milliseconds
@@ -77,11 +77,26 @@ class RedisRows:
 
     def raise_floor(self, table: str, seq: int, marks: Marks) -> None:
         """From now on, no change of the table with a seq at or below this one applies."""
-        self._server.call(RAISE_FLOOR, self._floor(table, marks), seq)
+        self._server.call(RAISE, self._floor(table, marks), seq)
 
     def forget(self, key: str) -> None:
         """Deletes a row whose table is called otherwise now."""
         self._server.remove(key, self._beside(key))
+
+    def carry(self, table: str, carried: Sequence[tuple[str, str, str]], since: int, marks: Marks) -> None:
+        """Copies rows of another generation, unless something is known of them here.
+
+        Args:
+            table: that they are of.
+            carried: of each, the key that it has there, and the one beside that; and the key that it gets.
+            since: the first generation of marks whose seqs say something there.
+            marks: that they get.
+        """
+        keys = [self._server.name("checkpoint"), self._floor(table, marks)]
+        for row, beside, here in carried:
+            keys += (row, beside, here, self._beside(here))
+        if self._server.run(CARRY, keys, self._server.stored, since, marks.generation) == FENCED:
+            self._server.fenced()
 
     def _call(self, table: str, entries: Sequence[Entry], marks: Marks) -> Call:
         keys = [self._floor(table, marks)]
@@ -97,7 +112,7 @@ class RedisRows:
 
     def keys_of(self, table: str) -> Iterator[str]:
         """The keys of a table's rows: versions tell them from others' that look alike. Some may come twice."""
-        for keys in _some(self._server.scan(self._template.pattern(table)), SCRIPT_ENTRIES):
+        for keys in some(self._server.scan(self._template.pattern(table)), SCRIPT_ENTRIES):
             with self._server.pipeline() as pipeline:
                 for key in keys:
                     if self._is_hash:
@@ -111,7 +126,7 @@ class RedisRows:
 
     def held(self, table: str, key_columns: int) -> Iterator[HeldRow]:
         """What lies under the keys of a table; without a version where it is others'."""
-        for keys in _some(self._server.scan(self._template.pattern(table)), _READ_AT_ONCE):
+        for keys in some(self._server.scan(self._template.pattern(table)), _READ_AT_ONCE):
             for key, found in zip(keys, self._found(keys), strict=True):
                 if found is None:  # expired since
                     continue
@@ -176,7 +191,7 @@ def _runs(gathered: Sequence[tuple[str, Entry]]) -> Iterator[tuple[str, list[Ent
             yield table, entries[start : start + SCRIPT_ENTRIES]
 
 
-def _some(keys: Iterable[str], count: int) -> Iterator[list[str]]:
+def some(keys: Iterable[str], count: int) -> Iterator[list[str]]:
     """So many at a time."""
     left = iter(keys)
     while some := list(islice(left, count)):

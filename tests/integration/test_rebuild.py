@@ -12,16 +12,15 @@ import psycopg
 import pytest
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
-from support.rebuild_rig import Load, Looks, config_of, fill, looking_at
-from support.running_consumer import consumer, equal, followed
+from support.rebuild_rig import Load, Looks, config_for, config_of, differing, dropped, filled, looking_at, rebuilt
+from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
-from support.sinks_under_test import SinkUnderTest, postgres_under_test, sqlite_under_test
+from support.sinks_under_test import SinkUnderTest, postgres_under_test, redis_under_test, sqlite_under_test
 from support.waiting import wait_for
 from support.walbus_command import walbus
 from walbus.config import ConsumerConfig
-from walbus.consumers.rebuilding import discard, drop_kept, rebuild
-from walbus.consumers.sink_verifying import verify_sink
+from walbus.consumers.rebuilding import discard, rebuild
 from walbus.errors import SinkRefused, UsageError
 from walbus.position import Position
 
@@ -49,29 +48,19 @@ def postgres(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
 
 
+@pytest.fixture
+def redis_sink(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash", pointer="items:live")
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
-def under_test(request: pytest.FixtureRequest) -> SinkUnderTest:
+def sql_sink(request: pytest.FixtureRequest) -> SinkUnderTest:
     return request.getfixturevalue(request.param)
 
 
-def config_for(under_test: SinkUnderTest, **options: object) -> ConsumerConfig:
-    return ConsumerConfig(sink=under_test.name, **{"tables": ("public.*",), **under_test.options, **options})
-
-
-def rebuilt(relay: ScriptedRelay, under_test: SinkUnderTest, **options: object) -> Position:
-    config, folder = config_for(under_test, **options), under_test.place.folder
-    swapped = rebuild("test", config, relay_url=relay.url, folder=folder, stop=threading.Event())
-    assert swapped is not None
-    return swapped
-
-
-def dropped(under_test: SinkUnderTest) -> bool:
-    return drop_kept("test", config_for(under_test), under_test.place.folder)
-
-
-def differing(relay: ScriptedRelay, under_test: SinkUnderTest) -> list[int]:
-    folder = under_test.place.folder
-    return [one.differing for one in verify_sink("test", config_for(under_test), relay_url=relay.url, folder=folder)]
+@pytest.fixture(params=["sqlite", "postgres", "redis_sink"])
+def under_test(request: pytest.FixtureRequest) -> SinkUnderTest:
+    return request.getfixturevalue(request.param)
 
 
 def run(under_test: SinkUnderTest, *statements: str) -> list[tuple[object, ...]]:
@@ -86,38 +75,31 @@ def run(under_test: SinkUnderTest, *statements: str) -> list[tuple[object, ...]]
         return cursors[-1].fetchall() if cursors[-1].description else []
 
 
-def filled(relay: ScriptedRelay, under_test: SinkUnderTest, source: ModelSource) -> None:
-    fill(source)
-    with consumer(relay, under_test) as running:
-        equal(under_test, relay)
-        followed(running, under_test, relay, update(ITEMS, 9, name="behind the snapshot"))
-
-
 #: What a query of the whole table that was kept is called.
 OLD = {"sqlite": '"items (old)"', "postgres": '"public~old".items'}
 
 
 def test_a_rebuild_under_load_swaps_with_no_moment_without_an_answer(
-    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+    sql_sink: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
     seed = announced_seed("a rebuild under load")
-    filled(relay, under_test, source)
-    run(under_test, "UPDATE items SET name = 'by hand' WHERE id = 7", "DELETE FROM items WHERE id = 1999999")
-    with Load(source, seed), Looks(looking_at(under_test)) as looks, consumer(relay, under_test) as running:
-        swapped = rebuilt(relay, under_test)
+    filled(relay, sql_sink, source)
+    run(sql_sink, "UPDATE items SET name = 'by hand' WHERE id = 7", "DELETE FROM items WHERE id = 1999999")
+    with Load(source, seed), Looks(looking_at(sql_sink)) as looks, consumer(relay, sql_sink) as running:
+        swapped = rebuilt(relay, sql_sink)
         behind = looks.seen
         wait_for(lambda: looks.seen > behind, what="somebody looked behind the swap")
         wait_for(lambda: running.status().get("last_done") and source.end > swapped)
-    with consumer(relay, under_test):
+    with consumer(relay, sql_sink):
         source.commit([update(ITEMS, 1, name="goes on"), insert(ITEMS, 300)])
-        equal(under_test, relay)
-    assert differing(relay, under_test) == [0]
-    assert run(under_test, f"SELECT name FROM {OLD[under_test.name]} WHERE id = 7") == [("by hand",)]
-    assert dropped(under_test)
-    assert not dropped(under_test)
-    with consumer(relay, under_test):
+        equal(sql_sink, relay)
+    assert differing(relay, sql_sink) == [0]
+    assert run(sql_sink, f"SELECT name FROM {OLD[sql_sink.name]} WHERE id = 7") == [("by hand",)]
+    assert dropped(sql_sink)
+    assert not dropped(sql_sink)
+    with consumer(relay, sql_sink):
         source.commit([delete(ITEMS, 300)])
-        equal(under_test, relay)
+        equal(sql_sink, relay)
 
 
 def test_a_second_rebuild_waits_until_what_the_first_replaced_is_dropped(
@@ -303,7 +285,9 @@ def test_sinks_that_cannot_be_rebuilt_and_those_without_all_rows_are_refused(
 ) -> None:
     folder = sqlite.place.folder
     stop = threading.Event()
-    with pytest.raises(UsageError, match=r"the sink stdout cannot be rebuilt beside itself; sqlite, postgres can"):
+    with pytest.raises(
+        UsageError, match=r"the sink stdout cannot be rebuilt beside itself; sqlite, postgres, redis can"
+    ):
         rebuild("test", ConsumerConfig(sink="stdout"), relay_url=relay.url, folder=folder, stop=stop)
     with pytest.raises(UsageError, match="begins at latest"):
         rebuilt(relay, sqlite, start="latest")

@@ -19,16 +19,35 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg
+import redis
 
 from support.model_source import ITEMS, Edit, ModelSource, delete, insert, update
+from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
+from walbus.config import ConsumerConfig
+from walbus.consumers.rebuilding import drop_kept, rebuild
+from walbus.consumers.sink_verifying import verify_sink
+from walbus.position import Position
 
 #: Rows that are never deleted.
 KEPT = 200
 _BY_HAND = 10  # rows below are not changed
 _PAUSE_SECONDS = 0.004
+
+#: How many rows there are, and the `name` of row 0 of whatever form.
+_LOOK = """
+local rows = (redis.call('GET', KEYS[1]) or '') .. ARGV[1]
+local first, name = rows .. '0', nil
+if redis.call('TYPE', first).ok == 'hash' then
+  name = redis.call('HGET', first, 'name')
+else
+  local text = redis.call('GET', first) or ''
+  name = string.match(text, '"name":"(%d+)"') or string.match(text, '^0|(%d+)|')
+end
+return {#redis.call('KEYS', rows .. '*'), name}
+"""
 
 Look = Callable[[], tuple[int, int]]  #: how many rows there are, and what row 0 counts
 
@@ -124,11 +143,49 @@ def looking_at(under_test: SinkUnderTest, table: str = "items") -> Callable[[], 
         with psycopg.connect(under_test.options["dsn"], autocommit=True, prepare_threshold=1) as connection:
             yield lambda: _read(connection.execute(query).fetchone())
 
-    return sqlite if under_test.name == "sqlite" else postgres
+    @contextmanager
+    def redis_server() -> Iterator[Look]:
+        pointer = under_test.options.get("pointer", "")
+        with redis.Redis.from_url(under_test.options["url"], decode_responses=True) as client:
+            yield lambda: _read(client.eval(_LOOK, 1, pointer, f"public.{table}:"))
+
+    return {"sqlite": sqlite, "postgres": postgres, "redis": redis_server}[under_test.name]
 
 
 def _read(row: Any) -> tuple[int, int]:
     return int(row[0]), int(row[1])
+
+
+def filled(relay: ScriptedRelay, under_test: SinkUnderTest, source: ModelSource) -> None:
+    """A sink that has the rows, and the checkpoint behind them."""
+    fill(source)
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        followed(running, under_test, relay, update(ITEMS, 9, name="behind the snapshot"))
+
+
+def config_for(under_test: SinkUnderTest, **options: object) -> ConsumerConfig:
+    """The section of the consumer `test`."""
+    return ConsumerConfig(sink=under_test.name, **{"tables": ("public.*",), **under_test.options, **options})
+
+
+def rebuilt(relay: ScriptedRelay, under_test: SinkUnderTest, **options: object) -> Position:
+    """Rebuilds it; where it was swapped."""
+    config, folder = config_for(under_test, **options), under_test.place.folder
+    swapped = rebuild("test", config, relay_url=relay.url, folder=folder, stop=threading.Event())
+    assert swapped is not None
+    return swapped
+
+
+def dropped(under_test: SinkUnderTest) -> bool:
+    """Whether there was something to drop of what a rebuild replaced; it is dropped."""
+    return drop_kept("test", config_for(under_test), under_test.place.folder)
+
+
+def differing(relay: ScriptedRelay, under_test: SinkUnderTest) -> list[int]:
+    """How many rows of each table are not as they should be."""
+    folder = under_test.place.folder
+    return [one.differing for one in verify_sink("test", config_for(under_test), relay_url=relay.url, folder=folder)]
 
 
 def config_of(relay: ScriptedRelay, under_test: SinkUnderTest, folder: Path) -> Path:

@@ -77,7 +77,8 @@ def redis_under_test(folder: Path, url: str, form: str, **options: Any) -> SinkU
 
     def read(table: str) -> dict[str, Row]:
         with redis.Redis.from_url(url, decode_responses=True) as client:
-            rows = [_redis_row(client, key, form) for key in client.scan_iter(match=f"{table}:*")]
+            prefix = client.get(options["pointer"]) or "" if "pointer" in options else ""
+            rows = [_redis_row(client, key, form) for key in client.scan_iter(match=f"{prefix}{table}:*")]
         return dict(_as_text(row) for row in rows)
 
     given: dict[str, Any] = {"url": url, "format": form}
