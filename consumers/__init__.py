@@ -30,7 +30,9 @@ The way of the data:
                 part_lease is what one may do with a part
     client      `walbus.connect(url).subscribe(...)` and `.join(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
-    runner      `walbus consume`: batches windows into a sink
+    runner      `walbus consume`: what a session gives, by a sink_feed in batches, into a sink
+    group_sinks   the same for the parts that a member of a group has; leased_sink lets nothing in when a lease is over,
+                group_status is what people see
     sink_verifying   compares a sink with the bootstrap, by way of a row_spool, and has tables read again
     rebuilding  fills a copy of a sink beside it, and swaps the two
     mapping     what a sink gets of a table; mapping_values for Python's values, mapped_sink puts it before a sink

@@ -170,7 +170,7 @@ class AsyncLeasedSubscription(AsyncSubscription):
 class AsyncGroupMember:
     """A member of a group whose parts are worked on by tasks. Made by `AsyncBus.join`."""
 
-    def __init__(self, member: GroupMember) -> None:
+    def __init__(self, member: GroupMember[LeasedSubscription]) -> None:
         self._member = member
         self._thread = ThreadPoolExecutor(1, "walbus-member")
 

@@ -66,7 +66,7 @@ class Bus:
         self._folder = folder
         self._clock = clock
         self._subscriptions: list[Subscription] = []
-        self._members: list[GroupMember] = []
+        self._members: list[GroupMember[LeasedSubscription]] = []
         self._closed = False
 
     def subscribe(  # noqa: PLR0913  # all but the name have a default
@@ -164,7 +164,7 @@ class Bus:
         delta_above: int | None = None,
         complete: bool = False,
         into: Into | None = None,
-    ) -> GroupMember:
+    ) -> GroupMember[LeasedSubscription]:
         """This process as a member of a group, whose members share all keys without being told which are whose.
 
         Args:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Final, TypeAlias
+from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -28,7 +28,7 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Part
 from walbus.consumers.clock import Clock
 from walbus.consumers.group_membership import MARGIN, Membership
-from walbus.consumers.part_lease import LeasedSubscription, PartLease
+from walbus.consumers.part_lease import PartLease
 from walbus.consumers.partitions import part_name
 from walbus.consumers.transport import RelayPeer
 from walbus.errors import CheckpointTaken, Directive, RequestRefused, UsageError, WalbusError, directive_of
@@ -37,9 +37,18 @@ from walbus.relay.group_requests import MAX_LEASE, MAX_PARTS, MIN_LEASE, Told
 
 _log = structlog.get_logger(__name__)
 
-#: Opens the subscription to a part under its lease; it and its store are closed behind it.
-OpenPart: TypeAlias = Callable[[PartLease], AbstractContextManager[LeasedSubscription]]
-Work: TypeAlias = Callable[[LeasedSubscription], object]
+
+class HeldPart(Protocol):
+    """What works on a part: a subscription to it, or a consumer that fills a sink."""
+
+    def stop(self) -> object:
+        """Has it end behind what it has; any thread may ask for it."""
+
+    def close(self) -> object:
+        """Has it end at once: nothing of it is wanted any more; any thread may ask for it."""
+
+
+Held = TypeVar("Held", bound=HeldPart)
 
 _HOST_LETTERS: Final = 32
 _CONFLICT: Final = 409
@@ -51,41 +60,41 @@ class _Worked:
 
     lease: PartLease
     thread: threading.Thread | None = None
-    subscription: LeasedSubscription | None = None
+    held: HeldPart | None = None
     stopping: bool = False
     over: threading.Event = field(default_factory=threading.Event)
 
-    def begun(self, subscription: LeasedSubscription) -> None:
-        """Its subscription is there; it may have been stopped or lost since it was asked for."""
-        self.subscription = subscription
+    def begun(self, held: HeldPart) -> None:
+        """What works on it is there; it may have been stopped or lost since it was asked for."""
+        self.held = held
         if self.lease.lost:
-            subscription.close()
+            held.close()
         elif self.stopping:
-            subscription.stop()
+            held.stop()
 
     def stop(self) -> None:
         """Has the work end behind what it has."""
         self.stopping = True
-        if self.subscription is not None:
-            self.subscription.stop()
+        if self.held is not None:
+            self.held.stop()
 
     def lose(self) -> None:
         """Nothing is handed on any more, and no commit is taken."""
         self.lease.lose()
         self.stopping = True
-        if self.subscription is not None:
-            self.subscription.close()
+        if self.held is not None:
+            self.held.close()
 
 
-class GroupMember:
-    """One member of a group. Made by `Bus.join`.
+class GroupMember(Generic[Held]):
+    """One member of a group. Made by `Bus.join`, and by `run_consumer` for a sink.
 
     Args:
         name: of the group, which the parts' consumers begin with.
         parts: how many there are.
         lease_seconds: for how long a part is held without a word.
         relays: in the order in which they are asked.
-        open_part: see `OpenPart`.
+        open_part: opens what works on a part under its lease; it is closed behind it.
         clock: time.
     """
 
@@ -96,7 +105,7 @@ class GroupMember:
         lease_seconds: float,
         *,
         relays: Sequence[RelayPeer],
-        open_part: OpenPart,
+        open_part: Callable[[PartLease], AbstractContextManager[Held]],
         clock: Clock,
     ) -> None:
         self.name = name
@@ -129,12 +138,12 @@ class GroupMember:
         """Why the relay gives it nothing at present; None while it answers."""
         return self._waiting_for
 
-    def run(self, work: Work) -> None:
+    def run(self, work: Callable[[Held], object]) -> None:
         """Works on whatever parts it gets, until `stop`, or until `work` returns without having been asked to.
 
         Args:
-            work: called with the subscription to a part, by a thread of its own; returns when that has ended. What it
-                raises ends the run, but for the loss of a part.
+            work: called with what `open_part` gave of a part, by a thread of its own; returns when that has ended.
+                What it raises ends the run, but for the loss of a part.
 
         Raises:
             UsageError: it runs already, or did.
@@ -166,7 +175,7 @@ class GroupMember:
         if not self._running.acquire(blocking=False):
             self._over.wait()
 
-    def _turn(self, work: Work) -> None:
+    def _turn(self, work: Callable[[Held], object]) -> None:
         if self._clock.boottime() >= self._ask_at:
             self._ask()
         self._come_about(work)
@@ -243,7 +252,7 @@ class GroupMember:
                 return told
         raise AssertionError("the last one answers or raises")
 
-    def _come_about(self, work: Work) -> None:
+    def _come_about(self, work: Callable[[Held], object]) -> None:
         """Has what is worked on be what is held."""
         self._lose()
         for hold, worked in self._worked.items():
@@ -264,7 +273,7 @@ class GroupMember:
                 _log.warning("group.part_lost", consumer=worked.lease.name, token=hold.token)
                 worked.lose()
 
-    def _begin(self, hold: Hold, until: float, work: Work) -> None:
+    def _begin(self, hold: Hold, until: float, work: Callable[[Held], object]) -> None:
         part = Part(f"{hold.part}/{self._membership.parts}", hold.token)
         name = part_name(self.name, part.partition)
         lease = PartLease(part, name, self._membership.lease * MARGIN, until, self._clock.boottime)
@@ -289,12 +298,12 @@ class GroupMember:
 
     # The thread of a part
 
-    def _do(self, worked: _Worked, work: Work) -> None:
+    def _do(self, worked: _Worked, work: Callable[[Held], object]) -> None:
         try:
             with ExitStack() as opened:
-                subscription = self._opened(worked, opened)
-                if subscription is not None:
-                    work(subscription)
+                held = self._opened(worked, opened)
+                if held is not None:
+                    work(held)
             if not worked.stopping:
                 self.stop()
         except BaseException as error:
@@ -303,20 +312,20 @@ class GroupMember:
             worked.over.set()
             self._wakes.put(None)
 
-    def _opened(self, worked: _Worked, stack: ExitStack) -> LeasedSubscription | None:
-        """The subscription to a part, however long what it needs is away; None if it is not wanted any more."""
+    def _opened(self, worked: _Worked, stack: ExitStack) -> Held | None:
+        """What works on a part, however long what it needs is away; None if it is not wanted any more."""
         backoff = Backoff(longest=1.0)
         while not worked.stopping:
             try:
-                subscription = stack.enter_context(self._open_part(worked.lease))
+                held = stack.enter_context(self._open_part(worked.lease))
             except (WalbusError, OSError) as error:
                 if directive_of(error) is not Directive.RETRY:
                     raise
                 _log.warning("group.part_waits", consumer=worked.lease.name, reason=str(error))
                 self._clock.pause(backoff.next_delay())
             else:
-                worked.begun(subscription)
-                return subscription
+                worked.begun(held)
+                return held
         return None
 
     def _failed(self, worked: _Worked, error: BaseException) -> None:

@@ -16,8 +16,8 @@ from typing import cast
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.mapping import Mapper, RowFunction, TableMapper
 from walbus.consumers.sinks import Sink, SinkPlace
-from walbus.consumers.sinks.base import Batching, SettlingSink, no_folder
-from walbus.consumers.steps import Sweep
+from walbus.consumers.sinks.base import no_folder
+from walbus.consumers.sinks.layer import SinkLayer
 from walbus.consumers.tables import matching
 from walbus.errors import ConfigError, SinkRefused
 from walbus.events import Window
@@ -26,7 +26,7 @@ from walbus.table_mapping import TableMapping
 _NAME = "mapping.json"
 
 
-class MappedSink:
+class MappedSink(SinkLayer[Sink]):
     """See `walbus.consumers.sinks.base.Sink`; errors of the mapping are those of `Mapper.window`.
 
     Args:
@@ -36,12 +36,8 @@ class MappedSink:
     """
 
     def __init__(self, sink: Sink, mapper: Mapper, remembered: RememberedMapping) -> None:
-        self._sink, self._mapper, self._remembered = sink, mapper, remembered
-
-    @property
-    def batching(self) -> Batching:
-        """See `Sink.batching`."""
-        return self._sink.batching
+        super().__init__(sink)
+        self._mapper, self._remembered = mapper, remembered
 
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`; refuses a sink that was filled under another mapping."""
@@ -52,31 +48,6 @@ class MappedSink:
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`."""
         self._sink.write([self._mapper.window(window) for window in windows], marks)
-
-    def sweep(self, sweep: Sweep) -> None:
-        """See `Sink.sweep`."""
-        self._sink.sweep(sweep)
-
-    def commit(self, checkpoint: Checkpoint) -> None:
-        """See `Sink.commit`."""
-        self._sink.commit(checkpoint)
-
-    def rollback(self) -> None:
-        """See `Sink.rollback`."""
-        self._sink.rollback()
-
-    def incomplete(self) -> tuple[str, ...]:
-        """See `Sink.incomplete`."""
-        return self._sink.incomplete()
-
-    def settle(self) -> None:
-        """See `SettlingSink.settle`."""
-        if isinstance(self._sink, SettlingSink):
-            self._sink.settle()
-
-    def close(self) -> None:
-        """See `Sink.close`."""
-        self._sink.close()
 
 
 class RememberedMapping:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from walbus.config import ConsumerConfig
 from walbus.consumer_reports import checked_name
 from walbus.consumers.checkpoint import Checkpoint, token_of
 from walbus.errors import ConfigError, UsageError
@@ -51,6 +52,16 @@ def part_name(name: str, partition: str | None) -> str:
         UsageError: no consumer may be called so.
     """
     return checked_name(checked_name(name) if partition is None else f"{name}.{_word(partition)}")
+
+
+def partitions_of(config: ConsumerConfig) -> tuple[str | None, ...]:
+    """What a configured consumer is made of: all parts of a group, the one that it has, or None for all keys."""
+    return tuple(f"{part}/{config.parts}" for part in range(config.parts)) if config.parts else (config.partition,)
+
+
+def names_of(name: str, config: ConsumerConfig) -> tuple[str, ...]:
+    """What a configured consumer is called at the relay: each of its parts by itself."""
+    return tuple(part_name(name, partition) for partition in partitions_of(config))
 
 
 def require_same_parts(folder: Path, name: str, partition: str | None) -> None:
@@ -97,7 +108,7 @@ def require_same_part(checkpoint: Checkpoint | None, partition: str | None, name
     stored = None if checkpoint.part is None else checkpoint.part.partition
     if stored != partition:
         raise UsageError(
-            f"the checkpoint is of {_told(stored)}, and the consumer is to read {_told(partition)}",
+            f"the checkpoint is of {part_told(stored)}, and the consumer is to read {part_told(partition)}",
             where=f"consumer {name}",
             mend="give each part a checkpoint of its own; remove this one to start again",
         )
@@ -147,5 +158,6 @@ def _word(partition: str) -> str:
     return partition.replace("/", "-of-")
 
 
-def _told(partition: str | None) -> str:
+def part_told(partition: str | None) -> str:
+    """The words for a part; None: all keys."""
     return "all keys" if partition is None else f"part {partition}"

@@ -36,6 +36,11 @@ class Pause:
         self._look_at = 0.0
 
     @property
+    def name(self) -> str:
+        """Of the consumer, as `walbus consumers resume` takes it."""
+        return self._path.parent.name
+
+    @property
     def is_asked(self) -> bool:
         """Whether it is to be paused, as of the last quarter of a second."""
         now = self._clock.monotonic()

@@ -98,17 +98,22 @@ class ConsumerProgress:
         now = self.clock.monotonic()
         if self.reporter is not None:
             self.reporter.doing(phase, waiting_for)
-        if self.path is None or now < self._due:
+        if now < self._due:
             return
         self._due = now + STATUS_SECONDS
-        write_status(self.path, self._status(phase, waiting_for))
+        self._tell(self.status(phase, waiting_for))
 
     def publish_now(self, phase: str, waiting_for: str | None) -> None:
         """Writes the status file."""
         self._due = 0.0
         self.publish(phase, waiting_for)
 
-    def _status(self, phase: str, waiting_for: str | None) -> dict[str, Any]:
+    def _tell(self, status: dict[str, Any]) -> None:
+        if self.path is not None:
+            write_status(self.path, status)
+
+    def status(self, phase: str, waiting_for: str | None) -> dict[str, Any]:
+        """What the status file has."""
         now = self.clock.wall()
         p50, p99 = self._latency.quantiles(now, 0.5, 0.99)
         return {

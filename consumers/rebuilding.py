@@ -33,8 +33,8 @@ from walbus.consumers.partitions import own_place, part_name
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import Tally
 from walbus.consumers.reporting import Reported, Reporter
-from walbus.consumers.runner import SinkFeed
 from walbus.consumers.session import Session
+from walbus.consumers.sink_feed import SinkFeed
 from walbus.consumers.sinks import SinkPlace, open_copies, open_sink
 from walbus.consumers.sinks.copies import SinkCopies, SinkCopy
 from walbus.consumers.steps import Advance, Deliver, Discard, Sweep
@@ -133,6 +133,13 @@ def drop_kept(name: str, config: ConsumerConfig, folder: Path) -> bool:
 
 
 def _place_of(name: str, config: ConsumerConfig, folder: Path) -> tuple[SinkPlace, dict[str, object], Narrowing]:
+    if config.parts is not None:
+        what = "a group's parts are in their holders' hands, and would have to be swapped all at once"
+        mend = (
+            f"`walbus consumers reset {name} --to snapshot` has its rows read again in place; or let a consumer with "
+        )
+        mend += "another name and place fill a second one, and have its readers turn to that"
+        raise UsageError(what, where=f"key consumer.{name}.parts", mend=mend)
     narrowing = Narrowing(config.partition)
     called = part_name(name, narrowing.partition)
     own_folder = folder.with_name(part_name(folder.name, narrowing.partition))

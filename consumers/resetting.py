@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from walbus.config import ConsumerConfig
 from walbus.consumers.addresses import Relays, listed
-from walbus.consumers.checkpoint import Following, Snapshotting, last_done_of
+from walbus.consumers.checkpoint import Checkpoint, Following, Snapshotting, last_done_of, token_of
 from walbus.consumers.checkpoint_store import FileCheckpointStore
-from walbus.consumers.partitions import own_place, part_name, require_same_part
+from walbus.consumers.partitions import own_place, part_name, partitions_of, require_same_part
 from walbus.consumers.places import found_place, parse_place
-from walbus.consumers.sinks import SinkPlace, open_sink
+from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.tables import EVERYTHING, check_patterns
 from walbus.consumers.transport import NOTHING_MORE, HttpPeer, RelayPeer
 from walbus.credentials import Credentials
@@ -37,7 +37,7 @@ START: Final = "start"
 
 
 def read_again(name: str, config: ConsumerConfig, folder: Path) -> Position:
-    """Has a sink's consumer read all rows again when it runs; where it goes on behind that.
+    """Has a sink's consumer read all rows again when it runs; where it goes on behind that, with all of its parts.
 
     Args:
         name: of the consumer.
@@ -45,24 +45,36 @@ def read_again(name: str, config: ConsumerConfig, folder: Path) -> Position:
         folder: for the consumer's own files, as `run_consumer` has it.
 
     Raises:
-        UsageError: it has no rows yet, is reading them, or begins with the log and never reads any.
+        UsageError: it, or a part of it, has no rows yet, is reading them, or begins with the log and never reads any.
         ConfigError, SinkUnavailable, SinkRefused: the sink cannot be opened, or another process writes it.
     """
     if config.start != "snapshot":
         what = f"the consumer begins at {config.start}, and reads no rows but the log's"
         raise UsageError(what, where=f"key consumer.{name}.start", mend="let it start with a snapshot")
-    called = part_name(name, config.partition)
-    place = SinkPlace(called, folder.with_name(part_name(folder.name, config.partition)), check_patterns(config.tables))
+    with ExitStack() as opened:
+        parts = [_opened(name, config, folder, partition, opened) for partition in partitions_of(config)]
+        for sink, before in parts:
+            sink.commit(replace(before, asked=(), rows=ORIGIN))
+    return min(last_done_of(before) for _, before in parts)
+
+
+def _opened(
+    name: str, config: ConsumerConfig, folder: Path, partition: str | None, stack: ExitStack
+) -> tuple[Sink, Checkpoint]:
+    """The sink of a part, whose rows can be read again, and its checkpoint; the sink is closed with the stack."""
+    called = part_name(name, partition)
+    place = SinkPlace(called, folder.with_name(part_name(folder.name, partition)), check_patterns(config.tables))
     where = f"consumer {called}"
-    with closing(open_sink(config.sink, own_place(config.sink, config.options, config.partition, name), place)) as sink:
-        before = sink.checkpoint()
-        require_same_part(before, config.partition, called)
-        if before is None:
-            raise UsageError("the sink has no rows yet", where=where, mend="start it: it begins with a snapshot")
-        if isinstance(before, Snapshotting):
-            raise UsageError("it is reading rows already", where=where, mend="start it, and let it come to the end")
-        sink.commit(replace(before, asked=(), rows=ORIGIN))
-        return last_done_of(before)
+    sink = stack.enter_context(
+        closing(open_sink(config.sink, own_place(config.sink, config.options, partition, name), place))
+    )
+    before = sink.checkpoint()
+    require_same_part(before, partition, called, token_of(before) if config.parts else 0)
+    if before is None:
+        raise UsageError("the sink has no rows yet", where=where, mend="start it: it begins with a snapshot")
+    if isinstance(before, Snapshotting):
+        raise UsageError("it is reading rows already", where=where, mend="start it, and let it come to the end")
+    return sink, before
 
 
 def set_to(name: str, place: str, folder: Path, relays: Sequence[str], credentials: Credentials) -> Position | None:

@@ -2,17 +2,16 @@
 
     session ──► pending windows ──► sink.write ──► sink.commit(checkpoint)
 
-A commit happens only between windows. A transaction that is larger than the sink's batch is written in pieces, which
-the sink keeps uncommitted (or shows early, if it has no transactions) until the last one. When the sink is away, what
-was accepted is rolled back, and after a back-off reading goes on behind the checkpoint that the sink itself tells:
-one that came back empty tells none, and is filled from a snapshot.
+When the sink is away, what was accepted is rolled back, and after a back-off reading goes on behind the checkpoint that
+the sink itself tells: one that came back empty tells none, and is filled from a snapshot. With `parts` the process is a
+member of a group, and does this for each part that the relay leases it (`group_sinks`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,16 @@ import structlog
 from walbus.config import ConsumerConfig
 from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.backoff import Backoff
-from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.clock import Clock
 from walbus.consumers.dead_letters import DeadLetters
+from walbus.consumers.group_sinks import SinkPart, check_group_of_sinks, run_group
+from walbus.consumers.group_status import GroupStatus
+from walbus.consumers.leased_sink import LeasedSink
 from walbus.consumers.letter_file import FILE_NAME
 from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
 from walbus.consumers.narrowing import Narrowing
+from walbus.consumers.part_lease import PartLease
 from walbus.consumers.partitions import own_place, part_name, require_same_parts
 from walbus.consumers.pausing import PAUSED, Pause
 from walbus.consumers.phase_events import PhaseEvent
@@ -36,140 +39,22 @@ from walbus.consumers.refused_rows import RefusedRow
 from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Session
 from walbus.consumers.sifted_sink import Rewound, SiftedSink
-from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+from walbus.consumers.sink_feed import SinkFeed
+from walbus.consumers.sinks import Sink, SinkPlace, open_fenced_sink, open_sink
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.steps import (
-    Advance,
     Asked,
-    Deliver,
-    Discard,
-    Output,
-    Sweep,
 )
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns
 from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import ANONYMOUS, Credentials
-from walbus.errors import Directive, UsageError, WalbusError, directive_of
-from walbus.events import Change, Window
+from walbus.errors import Directive, PartLost, UsageError, WalbusError, directive_of
+from walbus.events import Change
 
 _log = structlog.get_logger(__name__)
 
-#: Seconds between two checkpoints that are stored only because the log moved on without anything for the consumer.
-IDLE_COMMIT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
-
-
-@dataclass
-class SinkFeed:
-    """Batches outputs of a session into a sink. Pure but for the sink: time is passed in.
-
-    Attributes:
-        sink: where windows go.
-        committed: called with what each commit made durable, and its checkpoint.
-    """
-
-    sink: Sink
-    committed: Callable[[Tally, Checkpoint], None]
-    _pending: list[Window] = field(default_factory=list, init=False)
-    _written: Tally = field(default_factory=Tally, init=False)  # of windows that are written and not committed
-    _changes: int = field(default=0, init=False)  # in `_pending`
-    _bytes: int = field(default=0, init=False)  # of rows in `_pending`
-    _marks: Marks = field(default=Marks(0, 0), init=False)
-    _checkpoint: Checkpoint | None = field(default=None, init=False)  # holds once all that was taken is committed
-    _whole: bool = field(default=True, init=False)  # whether what was taken ends with a transaction
-    _since: float | None = field(default=None, init=False)  # when the oldest uncommitted window came
-    _idle_at: float = field(default=0.0, init=False)  # when a checkpoint without windows is next due
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether what was taken ends with a transaction."""
-        return self._whole
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether everything that was taken is committed, but for a checkpoint without windows."""
-        return self._whole and self._since is None
-
-    def take(self, output: Output, now: float) -> None:
-        """Accepts one output; writes and commits what is due.
-
-        Raises:
-            SinkUnavailable, SinkRefused
-        """
-        match output:
-            case Deliver(window, marks, checkpoint):
-                self._take_window(window, marks, checkpoint, now)
-            case Sweep(checkpoint=checkpoint):
-                self._write()
-                self.sink.sweep(output)
-                self._checkpoint = checkpoint
-                self._commit(now)
-            case Advance(checkpoint):
-                self._checkpoint = checkpoint
-            case Discard():
-                self._drop()
-                self.sink.rollback()
-            case Asked():
-                self.finish(now)
-
-    def flush_due(self, now: float) -> None:
-        """Commits if the oldest window has waited long enough, or if the log moved on without windows."""
-        if not self._whole or self._checkpoint is None:
-            return
-        if self._since is None:
-            if now >= self._idle_at:
-                self._commit(now)
-        elif now - self._since >= self.sink.batching.linger:
-            self._commit(now)
-
-    def wait(self, now: float, longest: float) -> float:
-        """Seconds until `flush_due` has something to do, at most `longest`."""
-        if self._since is None or not self._whole:
-            return longest
-        return min(longest, max(0.0, self._since + self.sink.batching.linger - now))
-
-    def finish(self, now: float) -> None:
-        """Commits whatever whole windows are there."""
-        if self._whole and self._checkpoint is not None:
-            self._commit(now)
-
-    def _take_window(self, window: Window, marks: Marks, checkpoint: Checkpoint | None, now: float) -> None:
-        if checkpoint is None and self._whole and self._since is not None:
-            self._commit(now)  # a large transaction begins: what is whole does not wait for its end
-        if marks != self._marks:
-            self._write()
-        self._pending.append(window)
-        self._changes += len(window.changes)
-        self._bytes += sum(len(change.raw.after or b"") for change in window.changes)
-        self._whole = checkpoint is not None
-        self._since = now if self._since is None else self._since
-        self._marks = marks
-        self._checkpoint = checkpoint or self._checkpoint
-        batching = self.sink.batching
-        if self._changes >= batching.max_changes or self._bytes >= batching.max_bytes:
-            self._write()
-
-    def _write(self) -> None:
-        if self._pending:
-            self.sink.write(self._pending, self._marks)
-            self._written.add(self._pending)
-            self._pending, self._changes, self._bytes = [], 0, 0
-
-    def _commit(self, now: float) -> None:
-        checkpoint = self._checkpoint
-        if checkpoint is None:
-            return
-        self._write()
-        self.sink.commit(checkpoint)
-        written = self._written
-        self._drop()
-        self._idle_at = now + IDLE_COMMIT_SECONDS
-        self.committed(written, checkpoint)
-
-    def _drop(self) -> None:
-        self._pending, self._written, self._changes, self._bytes = [], Tally(), 0, 0
-        self._checkpoint, self._since, self._whole = None, None, True
 
 
 @dataclass
@@ -185,6 +70,7 @@ class ConsumerRun:
         stop: set from outside to end it.
         clock: time.
         pause: whether an operator has it rest.
+        lease: of the part, where a member of a group has it.
         backoff, refusals: jitter, the second one's of rows that are tried again.
     """
 
@@ -196,6 +82,7 @@ class ConsumerRun:
     stop: threading.Event
     clock: Clock
     pause: Pause
+    lease: PartLease | None = None
     backoff: Backoff = field(default_factory=lambda: Backoff(longest=10.0))
     refusals: Backoff = field(default_factory=lambda: Backoff(longest=2.0))
 
@@ -209,11 +96,16 @@ class ConsumerRun:
         """Works until stopped.
 
         Raises:
+            PartLost: another member of the group has the part.
             WalbusError: nothing but an operator's act helps.
         """
         while not self.stop.is_set():
             try:
+                self._wait_for_lease()
                 self._follow()
+            except PartLost:
+                if self.lease is None or self.lease.lost:
+                    raise
             except Rewound as refused:
                 if refused.pause:
                     self.stop.wait(self.refusals.next_delay())
@@ -236,13 +128,14 @@ class ConsumerRun:
         try:
             self._pump(session, feed)
             feed.finish(self.clock.monotonic())
-            self.progress.publish_now(session.phase, "stopped")
+            if self.stop.is_set():
+                self.progress.publish_now(session.phase, "stopped")
         finally:
             session.close()
             self.sink.rollback()
 
     def _pump(self, session: Session, feed: SinkFeed) -> None:
-        while not self.stop.is_set():
+        while not self.stop.is_set() and self._may_hand_on():
             if feed.is_whole and self.pause.is_asked:
                 self._rest(session, feed)
                 continue
@@ -267,11 +160,25 @@ class ConsumerRun:
         feed.finish(self.clock.monotonic())
         session.rest()
         _log.info("consumer.paused", consumer=self.subscribed.name)
-        why = f"paused by an operator; `walbus consumers resume {self.subscribed.name}` ends it"
+        why = f"paused by an operator; `walbus consumers resume {self.pause.name}` ends it"
         self.progress.publish_now(PAUSED, why)
-        while self.pause.is_asked and not self.stop.wait(_POLL_SECONDS):
+        while self.pause.is_asked and self._may_hand_on() and not self.stop.wait(_POLL_SECONDS):
             self.progress.publish(PAUSED, why)
         _log.info("consumer.reading", consumer=self.subscribed.name, phase=session.phase)
+
+    def _may_hand_on(self) -> bool:
+        return self.lease is None or self.lease.may_hand_on()
+
+    def _wait_for_lease(self) -> None:
+        """Blocks while the lease is over, and may still be renewed; without a sound where there is none."""
+        if self._may_hand_on() or self.lease is None:
+            return
+        _log.warning("consumer.lease_over", consumer=self.subscribed.name)
+        why = "the relay has not renewed the lease of its part"
+        while not self._may_hand_on() and not self.lease.lost and not self.stop.wait(_POLL_SECONDS):
+            self.progress.publish("waiting", why)
+        if not self.stop.is_set():
+            self.lease.require()
 
     def _committed(self, tally: Tally, checkpoint: Checkpoint) -> None:
         self.backoff.reset()
@@ -316,35 +223,85 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
         DeadLettersFull: more rows are refused than may be parked.
         PositionUnknown: the log does not continue the one that the checkpoint was made on.
     """
-    narrowing = Narrowing(config.partition)
-    options = own_place(config.sink, config.options, narrowing.partition, name)
-    require_same_parts(folder.parent, folder.name, narrowing.partition)
-    name, folder = part_name(name, narrowing.partition), folder.with_name(part_name(folder.name, narrowing.partition))
-    tables = check_patterns(config.tables)
+    consumer = _Configured(name, config, listed(relay_url), folder, credentials)
     clock = Clock(pause=stop.wait)
-    progress = ConsumerProgress(name, config.sink, status_path, clock)
-    place = SinkPlace(name, folder, tables)
-    mapper = load_mapper(config.table, place)
-    opened = _open_patiently(config.sink, options, place, progress, stop)
-    if opened is None:
+    if config.parts is None:
+        called = part_name(name, Narrowing(config.partition).partition)
+        consumer.run(ConsumerProgress(called, config.sink, status_path, clock), stop)
         return
-    sink: Sink = MappedSink(opened, mapper, RememberedMapping(folder, config.table, name))
-    try:
-        sink = _sifted(sink, mapper.row_of, config, place, clock)
-    except BaseException:
-        sink.close()
-        raise
-    peers = [RelayPeer(HttpPeer(url, credentials)) for url in listed(relay_url)]
-    relays = Relays(peers)
-    reporter = progress.reporter = Reporter(Reported(name, tables, config.sink), relays, clock)
-    try:
-        subscribed = Subscribed(name, tables, config.start, None, config.delta_above or None, narrowing)
-        ConsumerRun(subscribed, relays, reporter, sink, progress, stop, clock, Pause(folder, clock)).run()
-    finally:
-        sink.close()
-        reporter.close()
-        for peer in peers:
-            peer.close()
+    check_group_of_sinks(config, SinkPlace(name, folder, check_patterns(config.tables)))
+    consumer.check(f"0/{config.parts}")
+    status = GroupStatus(name, config.sink, config.parts, status_path, clock)
+    with consumer.relays() as relays:
+        run_group(name, config, relays=relays, status=status, run_part=consumer.run_part, stop=stop, clock=clock)
+
+
+@dataclass(frozen=True)
+class _Configured:
+    """A consumer, whichever part of it runs.
+
+    Attributes:
+        name: that its parts share.
+        config: its section.
+        urls: of the relays.
+        folder: for its own files; a part's is the one beside it with the part's name.
+        credentials: what is shown to the servers.
+    """
+
+    name: str
+    config: ConsumerConfig
+    urls: Sequence[str]
+    folder: Path
+    credentials: Credentials
+
+    def run_part(self, part: SinkPart) -> None:
+        """Keeps one part in step for as long as this process has it; as `run`."""
+        self.run(part.progress, part.stopping, part)
+
+    def run(self, progress: ConsumerProgress, stop: threading.Event, part: SinkPart | None = None) -> None:
+        """Keeps the sink of a part, or of all keys, in step; raises as `run_consumer`."""
+        config = self.config
+        narrowing = Narrowing(config.partition if part is None else part.lease.part.partition)
+        options = self.check(narrowing.partition)
+        name, clock = progress.name, progress.clock
+        folder = self.folder.with_name(part_name(self.folder.name, narrowing.partition))
+        place = SinkPlace(name, folder, check_patterns(config.tables))
+        mapper = load_mapper(config.table, place)
+        opened = _open_patiently(config.sink, options, place, progress, stop, part)
+        if opened is None:
+            return
+        sink: Sink = MappedSink(opened, mapper, RememberedMapping(folder, config.table, name))
+        try:
+            sink = _sifted(sink, mapper.row_of, config, place, clock)
+        except BaseException:
+            sink.close()
+            raise
+        token, lease = (0, None) if part is None else (part.lease.part.token, part.lease)
+        subscribed = Subscribed(
+            name, place.tables, config.start, None, config.delta_above or None, narrowing, token=token
+        )
+        pause = Pause(folder if part is None else self.folder, clock)
+        with ExitStack() as stack:
+            stack.callback(sink.close)
+            relays = Relays(stack.enter_context(self.relays()))
+            progress.reporter = Reporter(Reported(name, place.tables, config.sink), relays, clock)
+            stack.callback(progress.reporter.close)
+            ConsumerRun(subscribed, relays, progress.reporter, sink, progress, stop, clock, pause, lease).run()
+
+    def check(self, partition: str | None) -> dict[str, Any]:
+        """The sink's options for a part; raises UsageError, ConfigError: it cannot be had here."""
+        require_same_parts(self.folder.parent, self.folder.name, partition)
+        return own_place(self.config.sink, self.config.options, partition, self.name)
+
+    @contextmanager
+    def relays(self) -> Iterator[list[RelayPeer]]:
+        """Connections to them."""
+        peers = [RelayPeer(HttpPeer(url, self.credentials)) for url in self.urls]
+        try:
+            yield peers
+        finally:
+            for peer in peers:
+                peer.close()
 
 
 def _sifted(
@@ -371,14 +328,21 @@ def _sifted(
     return SiftedSink(sink, row_of, None, config.on_error_attempts, place.consumer, clock.monotonic)
 
 
-def _open_patiently(
-    kind: str, options: Mapping[str, Any], place: SinkPlace, progress: ConsumerProgress, stop: threading.Event
+def _open_patiently(  # noqa: PLR0913, PLR0917  # what it opens, and for whom
+    kind: str,
+    options: Mapping[str, Any],
+    place: SinkPlace,
+    progress: ConsumerProgress,
+    stop: threading.Event,
+    part: SinkPart | None,
 ) -> Sink | None:
-    """The sink, however long its server is away; None if stopped before."""
+    """The sink, under the lease of a part if there is one, however long its server is away; None if stopped before."""
     backoff = Backoff(longest=10.0)
     while not stop.is_set():
         try:
-            return open_sink(kind, options, place)
+            if part is None:
+                return open_sink(kind, options, place)
+            return LeasedSink(open_fenced_sink(kind, options, place), part.lease, part.lease_seconds)
         except WalbusError as error:
             if directive_of(error) is not Directive.RETRY:
                 raise

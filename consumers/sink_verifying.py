@@ -26,17 +26,17 @@ import structlog
 
 from walbus.config import ConsumerConfig
 from walbus.consumers.addresses import Relays, listed
-from walbus.consumers.checkpoint import Checkpoint, Following, Lacking, last_done_of
+from walbus.consumers.checkpoint import Checkpoint, Following, Lacking, last_done_of, token_of
 from walbus.consumers.clock import Clock
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
 from walbus.consumers.mapping import Mapper
 from walbus.consumers.narrowing import Narrowing
-from walbus.consumers.partitions import own_place, part_name
+from walbus.consumers.partitions import own_place, part_name, partitions_of
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.row_spool import RowSpool
-from walbus.consumers.runner import SinkFeed
 from walbus.consumers.session import Session
+from walbus.consumers.sink_feed import SinkFeed
 from walbus.consumers.sinks import SinkPlace, open_sink
 from walbus.consumers.sinks.base import ExpiringSink, ReadableSink, RowlessSink
 from walbus.consumers.steps import Advance, Deliver, Output, RowsRead, Sweep
@@ -93,7 +93,7 @@ def verify_sink(  # noqa: PLR0913  (those of `run_consumer`, and what to compare
     repair: bool = False,
     credentials: Credentials = ANONYMOUS,
 ) -> list[TableVerdict]:
-    """Compares the sink of a consumer that does not run.
+    """Compares the sink of a consumer that does not run; of one with parts, each part by itself, and adds them up.
 
     Args:
         name: of the consumer.
@@ -110,11 +110,30 @@ def verify_sink(  # noqa: PLR0913  (those of `run_consumer`, and what to compare
         SinkUnavailable, SinkRefused: of the sink; also if another process writes it.
         RelayUnavailable: relay or bootstrap do not answer, or rows could not be had at one state with the sink's.
     """
-    where = f"consumer {name}"
     if config.start != "snapshot":
         what = f"the consumer begins at {config.start}, so its sink need not have all rows"
         raise UsageError(what, where=f"key consumer.{name}.start", mend="verify one that starts with a snapshot")
-    patterns, narrowing = check_patterns(config.tables), Narrowing(config.partition)
+    found = [
+        _verified(name, config, partition, listed(relay_url), folder, credentials, tables, repair=repair)
+        for partition in partitions_of(config)
+    ]
+    return [_together(verdicts) for verdicts in zip(*found, strict=True)]
+
+
+def _verified(  # noqa: PLR0913, PLR0917  (those of `verify_sink`, and the part)
+    name: str,
+    config: ConsumerConfig,
+    partition: str | None,
+    urls: Sequence[str],
+    folder: Path,
+    credentials: Credentials,
+    tables: Sequence[str],
+    *,
+    repair: bool,
+) -> list[TableVerdict]:
+    """Compares one part."""
+    where = f"consumer {name}"
+    patterns, narrowing = check_patterns(config.tables), Narrowing(partition)
     options = own_place(config.sink, config.options, narrowing.partition, name)
     called = part_name(name, narrowing.partition)
     place = SinkPlace(called, folder.with_name(part_name(folder.name, narrowing.partition)), patterns)
@@ -130,13 +149,31 @@ def verify_sink(  # noqa: PLR0913  (those of `run_consumer`, and what to compare
             mend = f"`walbus consumers reset {name}` has all of its rows read again"
             raise UsageError(what, where=where, mend=mend)
         sink = MappedSink(opened, mapper, RememberedMapping(place.folder, config.table, called))
-        if sink.checkpoint() is None:
+        before = sink.checkpoint()
+        if before is None:
             raise UsageError("the sink has no rows yet", where=where, mend=f"start `walbus consume {name}` first")
-        peers = [stack.enter_context(closing(RelayPeer(HttpPeer(url, credentials)))) for url in listed(relay_url)]
-        subscribed = Subscribed(called, patterns, config.start, None, config.delta_above or None, narrowing)
+        peers = [stack.enter_context(closing(RelayPeer(HttpPeer(url, credentials)))) for url in urls]
+        token = token_of(before) if config.parts else 0
+        subscribed = Subscribed(
+            called, patterns, config.start, None, config.delta_above or None, narrowing, token=token
+        )
         verifying = _Verifying(subscribed, Relays(peers), opened, sink, mapper)
         stack.callback(verifying.close)
         return verifying.verdicts(tables, repair=repair)
+
+
+def _together(verdicts: Sequence[TableVerdict]) -> TableVerdict:
+    """The verdict on a table whose parts were compared one by one."""
+    return TableVerdict(
+        verdicts[0].table,
+        next((one.reason for one in verdicts if one.reason is not None), None),
+        max((one.position for one in verdicts if one.position is not None), default=None),
+        rows=sum(one.rows for one in verdicts),
+        differing=sum(one.differing for one in verdicts),
+        foreign=sum(one.foreign for one in verdicts),
+        mended=sum(one.mended for one in verdicts),
+        keys=[key for one in verdicts for key in one.keys][:NAMED_KEYS],
+    )
 
 
 class _Verifying:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from walbus.consumers.sinks.base import Sink, SinkPlace, SinkType
 from walbus.consumers.sinks.copies import SinkCopies, SwappableSinkType
+from walbus.consumers.sinks.taking_over import FencedSink, FencedSinkType
 from walbus.errors import ConfigError, UsageError
 
 GROUP = "walbus.sinks"
@@ -39,6 +40,20 @@ _BUILT_IN = {
     "elasticsearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),
 }
 
+#: Sinks that members of a group can write.
+_FENCED = ("postgres",)
+
+#: Why others cannot be written by members of a group.
+_UNFENCED = {
+    "sqlite": "is a file, which one process of one machine writes",
+    "tantivy": "is an index in a folder, which one process of one machine writes",
+    "stdout": "is the standard output of one process",
+    "redis": "notes things beside its rows without comparing tokens",
+    "webhook": "is somebody else's server, and compares no tokens",
+    "opensearch": "has no transactions, and compares no tokens",
+    "elasticsearch": "has no transactions, and compares no tokens",
+}
+
 
 def open_sink(kind: str, options: Mapping[str, Any], place: SinkPlace) -> Sink:
     """Opens the sink of a consumer.
@@ -53,6 +68,33 @@ def open_sink(kind: str, options: Mapping[str, Any], place: SinkPlace) -> Sink:
         SinkUnavailable, SinkRefused: it cannot be opened.
     """
     return _find(kind, place).open(options, place)
+
+
+def open_fenced_sink(kind: str, options: Mapping[str, Any], place: SinkPlace) -> FencedSink:
+    """Opens the sink of a part that a member of a group holds; see `open_sink`, and `require_fenced`."""
+    require_fenced(kind, place)
+    return cast(FencedSink, open_sink(kind, options, place))
+
+
+def require_fenced(kind: str, place: SinkPlace) -> None:
+    """Sees to it that members of a group can have this sink's parts one after the other.
+
+    Args:
+        kind: the word behind `sink =`.
+        place: whose sink it is.
+
+    Raises:
+        ConfigError: it could not tell a holder from the one before; or there is no such sink.
+    """
+    why = _UNFENCED.get(kind, "compares no tokens")
+    if isinstance(_find(kind, place), FencedSinkType):
+        return
+    raise ConfigError(
+        f"the sink {kind} {why}, so what a process writes that has lost its part would not be refused",
+        where=f"key consumer.{place.consumer}.parts",
+        mend="leave parts out and let one process write it, or give each process a part of its own for good: "
+        f'partition = "i/n"; members of a group can write to {", ".join(_FENCED)}',
+    )
 
 
 def open_copies(kind: str, options: Mapping[str, Any], place: SinkPlace) -> SinkCopies:
@@ -115,4 +157,4 @@ def _load_built_in(kind: str, built_in: _BuiltIn, where: str) -> SinkType:
     return cast(SinkType, getattr(module, built_in.name))
 
 
-__all__ = ["Sink", "SinkPlace", "open_copies", "open_sink", "sink_names"]
+__all__ = ["Sink", "SinkPlace", "open_copies", "open_fenced_sink", "open_sink", "require_fenced", "sink_names"]

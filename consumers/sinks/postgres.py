@@ -25,7 +25,7 @@ from typing import Any, Self
 import psycopg
 from pydantic import Field, SecretStr, field_validator
 
-from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of
+from walbus.consumers.checkpoint import Checkpoint, Marks, Part, dump_checkpoint, last_done_of
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, refused
 from walbus.consumers.sinks.postgres_checkpoint import CheckpointRow
 from walbus.consumers.sinks.postgres_pending import Gone, Pending, Put
@@ -103,6 +103,17 @@ class PostgresSink:
             checkpoint = self._row.read()
             self._forget()
         return checkpoint
+
+    def take_over(self, part: Part, lease_seconds: float) -> Checkpoint | None:
+        """See `FencedSink.take_over`."""
+        self._session.forget_transaction()
+        self._session.connect()
+        with self._session.errors():
+            self._session.let_stand_still(lease_seconds)
+            prepare(self._session, self._consumer)
+            self._row.take_over(part)
+            self._forget()
+        return self._row.known
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`."""

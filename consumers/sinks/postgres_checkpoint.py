@@ -3,13 +3,17 @@
 Each transaction of the sink begins with the row, locked and compared with what this process knows of it. A row that
 somebody else has replaced ends the process, but for a rebuilt copy that took the replica's place: `_walbus.swaps`
 counts those, and the consumer goes on with the copy, behind the checkpoint that came with it.
+
+Where members of a group have the part one after the other, the text in the row carries the token of the one that has
+it (`walbus.consumers.sinks.taking_over`), and ends the others' transactions like any other text that they do not know.
 """
 
 from __future__ import annotations
 
-from walbus.consumers.checkpoint import Checkpoint, load_checkpoint
+from walbus.consumers.checkpoint import Checkpoint, Part
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.postgres_session import PostgresSession
+from walbus.consumers.sinks.taking_over import Stored, parse_stored, require_not_above, text_under
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
 
 _READ = """
@@ -51,7 +55,30 @@ class CheckpointRow:
         Raises:
             SinkRefused: it is no checkpoint.
         """
-        return self._loaded(self._stored)
+        return self._parsed(self._stored).checkpoint
+
+    def take_over(self, part: Part) -> None:
+        """Has the row be that of a part's new holder, and commits that.
+
+        Raises:
+            psycopg.Error
+            PartLost: a later holder has it.
+            UsageError: it is of another part.
+            SinkUnavailable: the row is gone.
+            SinkRefused: it is no checkpoint.
+        """
+        self._session.run("BEGIN")
+        try:
+            found = self._session.run(_LOCK, [self._consumer])
+            if not found:
+                raise self._lost()
+            text = text_under(part, _text(found[0][0]), self._where)
+        except InvalidText as error:
+            raise self._no_checkpoint(error) from None
+        except BaseException:
+            self._session.forget_transaction()
+            raise
+        self.commit(text)
 
     def begin(self) -> None:
         """Begins a transaction, with the row locked.
@@ -60,6 +87,7 @@ class CheckpointRow:
             psycopg.Error
             SinkSwapped: a rebuilt copy has taken the replica's place.
             SinkUnavailable: the row is gone, or is what a commit left that was not answered.
+            PartLost: a later holder of the part has it.
             SinkRefused: another process has replaced it.
         """
         self._session.run("BEGIN")
@@ -69,14 +97,16 @@ class CheckpointRow:
         swaps = self._session.run("SELECT number FROM _walbus.swaps WHERE consumer = $1", [self._consumer])
         self._session.forget_transaction()
         if not found:
-            raise SinkUnavailable("PostgreSQL has lost the consumer's checkpoint", where=self._session.where)
+            raise self._lost()
         if found[0][0] == self._unanswered:
             raise SinkUnavailable("a commit that was not answered has come through", where=self._session.where)
         if swaps and swaps[0][0] != self._swaps:
             raise SinkSwapped("a rebuilt copy has taken the replica's place", where=self._session.where)
+        if own := self._parsed(self._stored).token:
+            require_not_above(self._parsed(_text(found[0][0])), own, self._where)
         raise SinkRefused(
             "another process has written this replica",
-            where=f"consumer {self._consumer}, {self._session.where}",
+            where=self._where,
             mend="let one process write it, or give each its own name and its own schemas (into)",
         )
 
@@ -88,7 +118,7 @@ class CheckpointRow:
             SinkRefused: that is no checkpoint.
         """
         found = self._session.run(_LOCK, [consumer])
-        return self._loaded(_text(found[0][0])) if found else None
+        return self._parsed(_text(found[0][0])).checkpoint if found else None
 
     def commit(self, text: str) -> None:
         """Replaces the checkpoint, and commits.
@@ -102,13 +132,21 @@ class CheckpointRow:
         self._session.run("COMMIT")
         self._stored, self._unanswered = text, None
 
-    def _loaded(self, text: str | None) -> Checkpoint | None:
-        if text is None:
-            return None
+    def _parsed(self, text: str | None) -> Stored:
         try:
-            return load_checkpoint(text)
+            return parse_stored(text)
         except InvalidText as error:
-            raise SinkRefused(error.what, where=self._session.where, mend=error.mend) from None
+            raise self._no_checkpoint(error) from None
+
+    @property
+    def _where(self) -> str:
+        return f"consumer {self._consumer}, {self._session.where}"
+
+    def _lost(self) -> SinkUnavailable:
+        return SinkUnavailable("PostgreSQL has lost the consumer's checkpoint", where=self._session.where)
+
+    def _no_checkpoint(self, error: InvalidText) -> SinkRefused:
+        return SinkRefused(error.what, where=self._session.where, mend=error.mend)
 
 
 def _text(value: object) -> str | None:

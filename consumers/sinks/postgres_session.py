@@ -147,6 +147,10 @@ class PostgresSession:
         cursor = self._connection.execute(statement.encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
+    def let_stand_still(self, seconds: float) -> None:
+        """From now on this process loses its transaction, and the locks, when it stands still for so long within it."""
+        self.run(f"SET idle_in_transaction_session_timeout = {min(seconds, _STANDS_STILL_SECONDS) * 1000:.0f}")
+
     @contextmanager
     def patiently(self) -> Iterator[None]:
         """Within it, and within a transaction, statements may go over a whole table, and take that much longer."""

@@ -7,7 +7,7 @@ from typing import cast
 
 from support.model_source import ITEMS, ModelSource, insert
 from walbus.consumers.checkpoint import Following, Marks, Point
-from walbus.consumers.runner import SinkFeed
+from walbus.consumers.sink_feed import SinkFeed
 from walbus.consumers.sinks.base import Batching, Sink
 from walbus.consumers.steps import Advance, Asked, Deliver
 from walbus.events import Window, window_of

@@ -70,6 +70,10 @@ def show(
 ) -> None:
     """Show all that the relay knows of one consumer."""
     settings = load(context, config)
+    configured = settings.consumer.get(name)
+    if configured is not None and configured.parts is not None:
+        _show_group(context, settings, name, as_json=as_json)
+        return
     with _relay(settings) as relay:
         document = relay.json("GET", _path(name))
     if as_json:
@@ -83,6 +87,30 @@ def show(
     for key, value in rows.items():
         text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
         typer.echo(f"{key:{width}}  {text}".rstrip())
+
+
+def _show_group(context: typer.Context, settings: Settings, name: str, *, as_json: bool) -> None:
+    """The parts of a group: who has each, and where it is."""
+    from walbus.consumers.partitions import part_name  # noqa: PLC0415 - a command loads what it needs
+
+    with _relay(settings) as relay:
+        group = relay.json("GET", f"/v1/groups/{name}")
+        known = {one["name"]: one for one in relay.json("GET", "/v1/consumers")["consumers"]}
+    parts = [
+        {**part, "name": called, "consumer": known.get(called)}
+        for part in group["parts"]
+        if (called := part_name(name, f"{part['part']}/{len(group['parts'])}"))
+    ]
+    if as_json:
+        text = json.dumps({"name": name, "members": group["members"], "parts": parts}, indent=2)
+        typer.echo(reporter_of(context).redactor.text(text))
+        return
+    for member in group["members"]:
+        typer.echo(f"{member['name']} has {', '.join(map(str, member['parts'])) or 'nothing'}")
+    for part in parts:
+        one = part["consumer"] or {}
+        where = f"{one.get('phase') or 'unknown'} at {one.get('last_done') or '-'}"
+        typer.echo(f"{part['name']}  {part['member'] or 'nobody'}  token {part['token']}  {where}")
 
 
 @app.command("forget")
@@ -174,28 +202,45 @@ def _wrong_place(name: str, *, is_sink: bool) -> UsageError:
 def require_stopped(settings: Settings, name: str) -> None:
     """Raises UsageError: the consumer runs, by its status file here or by a stream of its own at the relay."""
     from walbus.cli.status_report import from_file  # noqa: PLC0415
-    from walbus.consumers.partitions import part_name  # noqa: PLC0415
+    from walbus.consumers.partitions import names_of  # noqa: PLC0415
 
     told = from_file(settings.status_dir / f"consumer-{name}.json")
     here = told["state"] == "up" and told["status"].get("waiting_for") != "stopped"
     configured = settings.consumer.get(name)
-    called = part_name(name, configured.partition) if configured is not None else name
-    if here or _has_stream(settings, called):
-        mend = "stop it first: `walbus consume` (or the `walbus run` that has it) with SIGTERM, or its program"
+    called = name if configured is None else names_of(name, configured)[0]
+    mend = "stop it first: `walbus consume` (or the `walbus run` that has it) with SIGTERM, or its program"
+    if configured is not None and configured.parts is not None:
+        called, running = name, here or _has_members(settings, name)
+        mend += ", and all other members of its group, on whatever machine; one that was killed is gone with its lease"
+    else:
+        running = here or _has_stream(settings, called)
+    if running:
         raise UsageError(f"consumer {called} is running", where=f"consumer {called}", mend=mend)
+
+
+def _has_members(settings: Settings, name: str) -> bool:
+    """Whether members of a group hold a lease, by the word of the relay; one that is away knows of none."""
+    group = _asked(settings, f"/v1/groups/{name}")
+    return group is not None and bool(group["members"])
 
 
 def _has_stream(settings: Settings, name: str) -> bool:
     """A relay that is away has none; whoever has the sink or the checkpoint is met there."""
+    known = _asked(settings, _path(name))
+    return known is not None and bool(known["streams"])
+
+
+def _asked(settings: Settings, path: str) -> Known | None:
+    """What the relay answers; None: it is away, or does not know that."""
     try:
         with _relay(settings) as relay:
-            return bool(relay.json("GET", _path(name))["streams"])
+            return relay.json("GET", path)
     except RequestRefused as error:
         if error.status != _NOT_FOUND:
             raise
     except WalbusError:
         pass
-    return False
+    return None
 
 
 @contextmanager
@@ -215,16 +260,16 @@ def _path(name: str) -> str:
 
 def _configured(settings: Settings) -> dict[str, Known]:
     """The configuration's consumers, as a relay that has not heard of them would tell them."""
-    from walbus.consumers.partitions import part_name  # noqa: PLC0415
+    from walbus.consumers.partitions import names_of  # noqa: PLC0415
 
-    names = {part_name(name, one.partition): one for name, one in settings.consumer.items()}
+    names = {called: (name, one) for name, one in settings.consumer.items() for called in names_of(name, one)}
     return {
         name: {
             "name": name, "phase": None, "last_done": None, "seq": None, "lag": None, "last_seen": None, "streams": 0,
             "sink": one.sink, "tables": list(one.tables), "waiting_for": None, "configured": True,
-            "paused": _pause_of(settings, name).is_asked,
+            "paused": _pause_of(settings, section).is_asked,
         }
-        for name, one in names.items()
+        for name, (section, one) in names.items()
     }  # fmt: skip
 
 

@@ -1,0 +1,211 @@
+"""One suite for every sink that members of a group can write: what a holder of before does late changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
+from support.sinks_under_test import SinkUnderTest, postgres_under_test
+from walbus.consumers.checkpoint import Following, Marks, Part, Point
+from walbus.consumers.sinks import Sink, open_fenced_sink
+from walbus.consumers.sinks.taking_over import FencedSink
+from walbus.consumers.steps import Sweep
+from walbus.errors import PartLost, SinkRefused, SinkUnavailable, UsageError
+from walbus.events import Window, window_of
+from walbus.position import ORIGIN, Position
+
+pytestmark = pytest.mark.one_version
+
+MARKS = Marks(1, 1)
+LEASE = 15.0
+EARLIER, LATER, LATEST = Part("3/8", 1000), Part("3/8", 2000), Part("3/8", 3000)
+
+
+@pytest.fixture(params=["postgres"])
+def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
+
+
+@pytest.fixture
+def opened(under_test: SinkUnderTest) -> Iterator[Callable[[], FencedSink]]:
+    """Opens it for one more process."""
+    sinks: list[FencedSink] = []
+
+    def another() -> FencedSink:
+        sinks.append(open_fenced_sink(under_test.name, under_test.options, under_test.place))
+        return sinks[-1]
+
+    yield another
+    for sink in sinks:
+        sink.close()
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    source = ModelSource()
+    source.commit([insert(ITEMS, 1, "one"), insert(ITEMS, 2, "two")])
+    return source
+
+
+def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
+    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
+
+
+def place_of(source: ModelSource, part: Part) -> Following:
+    return Following(source.log_id, MARKS, Point(source.end, source.last_seq), part=part)
+
+
+def put(sink: Sink, source: ModelSource, part: Part, after: Position = ORIGIN) -> None:
+    sink.write(windows_after(source, after), MARKS)
+    sink.commit(place_of(source, part))
+
+
+def test_a_later_holder_goes_on_where_the_one_before_was(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    first, second = opened(), opened()
+    assert first.take_over(EARLIER, LEASE) is None
+    put(first, source, EARLIER)
+    before = source.end
+    assert second.take_over(LATER, LEASE) == place_of(source, LATER)
+    source.commit([update(ITEMS, 1, name="uno"), delete(ITEMS, 2)])
+    put(second, source, LATER, before)
+    assert under_test.rows() == source.rows()
+
+
+def test_what_a_holder_of_before_writes_late_is_refused(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    first, second = opened(), opened()
+    first.take_over(EARLIER, LEASE)
+    put(first, source, EARLIER)
+    before = source.end
+    second.take_over(LATER, LEASE)
+    rows = under_test.rows()
+    source.commit([update(ITEMS, 1, name="late"), delete(ITEMS, 2)])
+    with pytest.raises(PartLost, match="part 3/8"):
+        put(first, source, EARLIER, before)
+    first.rollback()
+    assert under_test.rows() == rows
+    put(second, source, LATER, before)
+    assert under_test.rows() == source.rows()
+
+
+def test_a_part_without_a_checkpoint_is_taken_over_all_the_same(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    first, second = opened(), opened()
+    assert first.take_over(EARLIER, LEASE) is None
+    assert second.take_over(LATER, LEASE) is None
+    with pytest.raises(PartLost):
+        put(first, source, EARLIER)
+    first.rollback()
+    assert under_test.rows() == {}
+    assert second.take_over(LATER, LEASE) is None
+
+
+def test_a_sweep_of_a_holder_of_before_deletes_nothing(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    first, second = opened(), opened()
+    first.take_over(EARLIER, LEASE)
+    put(first, source, EARLIER)
+    second.take_over(LATER, LEASE)
+    with pytest.raises(PartLost):
+        first.sweep(Sweep(ITEMS, source.last_seq, Marks(2, 1), place_of(source, EARLIER)))
+        first.commit(place_of(source, EARLIER))
+    first.rollback()
+    assert under_test.rows() == source.rows()
+
+
+def test_columns_that_a_holder_of_before_meets_late_change_no_table(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    first, second = opened(), opened()
+    first.take_over(EARLIER, LEASE)
+    put(first, source, EARLIER)
+    before, rows = source.end, under_test.rows()
+    second.take_over(LATER, LEASE)
+    columns = (column("id", 23, "int4", in_key=True), column("name"), column("body"), column("more"))
+    source.add_layout(items_layout("items", *columns, schema_id=2))
+    source.commit([update(ITEMS, 1, name="late", body="b", more="m")])
+    with pytest.raises(PartLost):
+        put(first, source, EARLIER, before)
+    first.rollback()
+    assert under_test.rows() == rows
+    third = opened()
+    third.take_over(LATEST, LEASE)
+    put(third, source, LATEST, before)
+    told = under_test.rows()
+    assert (told["1"]["name"], told["1"]["more"], told["2"]["name"]) == ("late", "m", "two")
+
+
+def test_an_earlier_holder_cannot_take_the_part_back(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    first, second = opened(), opened()
+    second.take_over(LATER, LEASE)
+    with pytest.raises(PartLost):
+        first.take_over(EARLIER, LEASE)
+    put(second, source, LATER)  # nothing of the first one keeps it up
+    with pytest.raises(PartLost):
+        first.take_over(EARLIER, LEASE)
+    assert opened().take_over(LATEST, LEASE) == place_of(source, LATEST)
+
+
+def test_one_that_rolls_back_and_takes_its_part_over_again_goes_on(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    sink = opened()
+    sink.take_over(EARLIER, LEASE)
+    put(sink, source, EARLIER)
+    before = source.end
+    source.commit([update(ITEMS, 1, name="uno")])
+    sink.write(windows_after(source, before), MARKS)
+    sink.rollback()
+    assert sink.take_over(EARLIER, LEASE) == Following(
+        source.log_id, MARKS, Point(before, source.last_seq - 1), part=EARLIER
+    )
+    put(sink, source, EARLIER, before)
+    assert under_test.rows() == source.rows()
+
+
+def test_a_checkpoint_of_another_part_is_refused(opened: Callable[[], FencedSink], source: ModelSource) -> None:
+    sink = opened()
+    sink.take_over(EARLIER, LEASE)
+    put(sink, source, EARLIER)
+    with pytest.raises(UsageError, match="part 3/8"):
+        opened().take_over(Part("4/8", 2000), LEASE)
+
+
+def test_a_part_of_a_process_without_a_group_is_taken_over(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
+) -> None:
+    alone = under_test.open()
+    put(alone, source, Part("3/8"))
+    sink = opened()
+    assert sink.take_over(EARLIER, LEASE) == place_of(source, EARLIER)
+    with pytest.raises(SinkRefused):
+        put(alone, source, Part("3/8"))
+    alone.close()
+
+
+def test_a_sink_that_came_back_empty_is_taken_over_again(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource, request: pytest.FixtureRequest
+) -> None:
+    sink = opened()
+    sink.take_over(EARLIER, LEASE)
+    put(sink, source, EARLIER)
+    database = request.getfixturevalue("target_database")
+    database.execute("DROP SCHEMA _walbus CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    with pytest.raises((SinkUnavailable, SinkRefused)):
+        put(sink, source, EARLIER)
+    sink.rollback()
+    assert sink.take_over(EARLIER, LEASE) is None
+    put(sink, source, EARLIER)
+    assert under_test.rows() == source.rows()
+    assert opened().take_over(LATER, LEASE) == replace(place_of(source, EARLIER), part=LATER)
