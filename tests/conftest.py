@@ -26,6 +26,7 @@ from support.opensearch_server import (
 )
 from support.oracle import Oracle
 from support.postgres_programs import programs_of, versions_of
+from support.redis_cluster import LocalCluster, local_cluster
 from support.services import RedisServer, docker_answers, local_redis, missing, redis_answers
 from walbus.demo.postgres import THROWAWAY_SETTINGS, EmbeddedPostgres
 from walbus.demo.postgres import free_port as any_free_port
@@ -204,6 +205,20 @@ def own_redis() -> Iterator[RedisServer]:
         missing("redis-server", "the test must be able to kill it, so it takes a program of this machine")
     with local_redis() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_nodes() -> Iterator[LocalCluster]:
+    """The session's Redis Cluster of three masters. To kill or move: `local_cluster`."""
+    with local_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(redis_cluster_nodes: LocalCluster) -> LocalCluster:
+    """The session's Redis Cluster, emptied."""
+    redis_cluster_nodes.empty()
+    return redis_cluster_nodes
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,15 @@ update that leaves values out, and does not find the row that has them, leaves i
 With a `pointer`, `walbus rebuild` fills the next generation of the rows beside the live one (`redis_copy`). Then rows
 lie below a prefix that is known when the checkpoint is read.
 
-Redis Cluster is not supported yet: a row and its version must lie on one node.
+A Redis Cluster is found by itself. It has no MULTI over all of its masters: rows are on one before they are on another.
 
     redis_options       the sink's keys
     redis_rows          keys and forms of rows; redis_stored reads and writes them
-    redis_server        one server, the consumer's own keys on it, and its errors
+    redis_store         where they lie, and the consumer's own keys there: redis_server or redis_cluster
+    redis_slots         what the masters of a cluster still hold, by their checkpoints
     redis_generations   which rows are live, and where each generation lies
     redis_scripts       the Lua
+    redis_errors        what goes wrong with a Redis
     redis_invalidation  the other sink: keys that changed, for caches that others fill
 """
 
@@ -32,6 +34,7 @@ from typing import Any
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, Sink, SinkPlace, refused
 from walbus.consumers.sinks.layout import layout_change
+from walbus.consumers.sinks.redis_cluster import open_store
 from walbus.consumers.sinks.redis_invalidation import RedisInvalidation
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import RedisOptions
@@ -46,7 +49,8 @@ from walbus.consumers.sinks.redis_rows import (
     ValueTemplate,
     Verb,
 )
-from walbus.consumers.sinks.redis_server import RedisServer, Shape
+from walbus.consumers.sinks.redis_server import RedisServer
+from walbus.consumers.sinks.redis_store import RedisStore, Shape
 from walbus.consumers.sinks.redis_stored import RedisRows, RowForm
 from walbus.consumers.steps import Sweep
 from walbus.errors import InvalidText, SinkRefused
@@ -62,15 +66,15 @@ _GATHERED_BYTES = 32 << 20  # a server closes a connection that sends it a gigab
 
 
 class RedisSink:
-    """Rows in one Redis; see `walbus.consumers.sinks.base.Sink`.
+    """Rows in a Redis; see `walbus.consumers.sinks.base.Sink`.
 
     Args:
         options: of the sink.
         tables: patterns of the tables that it is sent.
-        server: that has the rows.
+        server: that has the rows, or a cluster.
     """
 
-    def __init__(self, options: RedisOptions, tables: tuple[str, ...], server: RedisServer) -> None:
+    def __init__(self, options: RedisOptions, tables: tuple[str, ...], server: RedisStore) -> None:
         self._options, self._tables_wanted, self._server = options, tables, server
         self._form = _form_of(options)
         self._shape = Shape(options.key, options.format, options.values, options.pointer or "")
@@ -86,12 +90,17 @@ class RedisSink:
     def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Sink:
         """See `SinkType.open`."""
         read = RedisOptions.read(options, place)
+        store = open_store(read.url.get_secret_value(), place.consumer, read.pointer or "")
         sink: Sink
-        if read.invalidate is None:
-            sink = cls(read, place.tables, server_of(read, place))
-        else:
-            sink = RedisInvalidation(read, read.invalidate, place)
-        sink.checkpoint()
+        try:
+            if read.invalidate is None:
+                sink = cls(read, place.tables, store)
+            else:
+                sink = RedisInvalidation(read, read.invalidate, place, store)
+            sink.checkpoint()
+        except BaseException:
+            store.close()
+            raise
         return sink
 
     @property
@@ -128,6 +137,7 @@ class RedisSink:
         with self._server.errors():
             self._mark_with(sweep.marks)
             self._send()
+            self._server.shut_out()
             for key in self._rows.keys_of(sweep.table):
                 self._gather(sweep.table, Entry(key, "w", sweep.seq))
                 self._send_if_many()
@@ -173,7 +183,7 @@ class RedisSink:
         return self._rows.told(layout.table, key_texts(change.raw.key), change.seq, parts)
 
     def layouts(self) -> list[TableSchema]:
-        """Those of the tables whose rows are there; may raise what `RedisServer.errors` translates, as the next two."""
+        """Those of the tables whose rows are there; may raise what `RedisStore.errors` translates, as the next two."""
         self._layouts.load()
         return self._layouts.all()
 

@@ -17,7 +17,7 @@ rows lie among others', those that have a version; of a later one, all below its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, Final, Self
 
@@ -28,7 +28,7 @@ from walbus.consumers.sinks.base import SinkPlace
 from walbus.consumers.sinks.redis import RedisSink, server_of
 from walbus.consumers.sinks.redis_generations import Generation, rows_of, stamped, unstamped
 from walbus.consumers.sinks.redis_options import RedisOptions
-from walbus.consumers.sinks.redis_scripts import DROP, FENCED, NOT_YET, POINTER, SWAP
+from walbus.consumers.sinks.redis_scripts import CARRY, DROP, FENCED, NOT_YET, POINTER, SWAP
 from walbus.consumers.sinks.redis_server import RedisServer
 from walbus.consumers.sinks.redis_stored import SCRIPT_ENTRIES, some
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable, UsageError
@@ -108,6 +108,21 @@ class BesideServer(RedisServer):
         yield from self.scan_all(f"{own}v:*")
         yield from self.scan_all(f"{own}floor:*")
         yield from (own + name for name in ("shape", "done", "layouts", "lacking", "ahead"))
+
+    def carry(self, table: str, carried: Sequence[tuple[str, str, str]], since: int, marks: Marks) -> None:
+        """Copies rows of another generation, unless something is known of them here.
+
+        Args:
+            table: that they are of.
+            carried: of each, the key that it has there, and the one beside that; and the key that it gets.
+            since: the first generation of marks whose seqs say something there.
+            marks: that they get.
+        """
+        keys = [self.name("checkpoint"), *self.floor(table, marks.log_generation)]
+        for row, beside, here in carried:
+            keys += (row, beside, here, self.beside(here))
+        if self.run(CARRY, keys, self.stored, since, marks.generation) == FENCED:
+            self.fenced()
 
     # The swap
 
@@ -217,7 +232,7 @@ class RedisCopy(RedisSink):
         prefix, here = server.generation.rows, self._server.generation.rows
         for keys in some(live.keys_of(table), SCRIPT_ENTRIES):
             carried = [(key, server.name(f"v:{key}"), here + key.removeprefix(prefix)) for key in keys]
-            self._rows.carry(table, carried, before.log_generation, own)
+            self._beside.carry(table, carried, before.log_generation, own)
         for key in live.lacking_keys(table):
             self._lack(table, here + key.removeprefix(prefix))
 

@@ -28,7 +28,8 @@ from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import Invalidation, RedisOptions
 from walbus.consumers.sinks.redis_rows import KeyTemplate
 from walbus.consumers.sinks.redis_scripts import EMPTY, INVALIDATE
-from walbus.consumers.sinks.redis_server import Call, RedisServer, Shape, Written
+from walbus.consumers.sinks.redis_server import RedisServer
+from walbus.consumers.sinks.redis_store import Call, RedisStore, Shape, Written
 from walbus.consumers.sinks.redis_stored import SCRIPT_ENTRIES
 from walbus.consumers.steps import Sweep
 from walbus.consumers.tables import matching
@@ -44,14 +45,24 @@ _Changed: TypeAlias = tuple[int, tuple[int, bytes]]  # its seq; relation and key
 
 
 class RedisInvalidation:
-    """Keys that changed; see `walbus.consumers.sinks.base.Sink`."""
+    """Keys that changed; see `walbus.consumers.sinks.base.Sink`.
 
-    def __init__(self, options: RedisOptions, invalidation: Invalidation, place: SinkPlace) -> None:
+    Raises:
+        SinkRefused: the Redis is a cluster.
+    """
+
+    def __init__(self, options: RedisOptions, invalidation: Invalidation, place: SinkPlace, store: RedisStore) -> None:
+        if not isinstance(store, RedisServer):
+            raise SinkRefused(
+                "invalidate does not work on a node of a cluster, where a cached key and the epoch may lie on two",
+                where=store.where,
+                mend="use a Redis without cluster mode, or let the sink keep rows: they may be on a cluster",
+            )
         self._tables_wanted = place.tables
         self._template = KeyTemplate(options.key)
         self._shape = Shape(options.key, "keys")
         self._deletes = invalidation in ("delete", "both")
-        self._server = RedisServer(options.url.get_secret_value(), place.consumer)
+        self._server = store
         self._channel = options.channel or self._server.name("changed") if invalidation != "delete" else ""
         self._tombstone_ms = options.tombstone_seconds * 1000
         self._done: Position = ORIGIN  # everything up to here is accepted

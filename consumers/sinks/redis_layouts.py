@@ -1,35 +1,51 @@
-"""The layouts of a consumer's tables, as they are remembered in Redis beside what it wrote."""
+"""The layouts of a consumer's tables, as they are remembered in Redis beside what it wrote.
+
+A cluster has a copy on each master. Where one is older, its master has lost how rows were brought to a newer layout. So
+the oldest one counts, and all rows are brought to the newer one again: those that are of it already stay as they are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from walbus.consumers.sinks.redis_server import RedisServer
+from walbus.consumers.sinks.redis_store import RedisStore
 from walbus.schema import TableSchema
 
 _DOCUMENT = "layouts"
 
 
 class StoredLayouts:
-    """By the tables' OIDs. Methods may raise what `RedisServer.errors` translates.
+    """By the tables' OIDs. Methods may raise what `RedisStore.errors` translates.
 
     Args:
-        server: that has them.
+        store: that has them.
     """
 
-    def __init__(self, server: RedisServer) -> None:
-        self._server = server
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
         self._by_oid: dict[int, TableSchema] = {}
         self._log_generation = 0  # that their numbers belong to
 
     def load(self) -> None:
         """Reads them from the server."""
-        stored = msgspec.json.decode(self._server.document(_DOCUMENT), type=dict[str, Any])
-        known = (TableSchema.from_dict(document) for document in stored.get("layouts", []))
-        self._by_oid = {layout.oid: layout for layout in known}
-        self._log_generation = stored.get("log_generation", 0)
+        texts = self._store.documents(_DOCUMENT)
+        copies = [copy for text in texts if (copy := msgspec.json.decode(text, type=dict[str, Any]))]
+        self._log_generation = min((copy["log_generation"] for copy in copies), default=0)
+        self._by_oid = {}
+        for copy in copies:
+            if copy["log_generation"] == self._log_generation:
+                self._take(TableSchema.from_dict(document) for document in copy["layouts"])
+        if len(set(texts)) > 1:
+            self._write()
+
+    def _take(self, layouts: Iterable[TableSchema]) -> None:
+        for layout in layouts:
+            known = self._by_oid.get(layout.oid)
+            if known is None or layout.id < known.id:
+                self._by_oid[layout.oid] = layout
 
     def get(self, oid: int) -> TableSchema | None:
         """The one that a table has."""
@@ -53,6 +69,9 @@ class StoredLayouts:
         if log_generation > self._log_generation:
             self._log_generation, self._by_oid = log_generation, {}
         self._by_oid[layout.oid] = layout
+        self._write()
+
+    def _write(self) -> None:
         documents = [table.to_dict() for table in self._by_oid.values()]
         document = {"log_generation": self._log_generation, "layouts": documents}
-        self._server.set_document(_DOCUMENT, msgspec.json.encode(document))
+        self._store.set_document(_DOCUMENT, msgspec.json.encode(document))

@@ -210,8 +210,9 @@ class JsonForm:
         return {column.name: known.get(column.name, _NULL) for column in layout.columns}
 
     def rearranged(self, columns: Columns, change: LayoutChange) -> Columns:
-        """The columns after a change of layout."""
-        return fitted(columns, change) | {column.name: _NULL for column in change.added}
+        """The columns after a change of layout; those of a row that had it already stay as they are."""
+        now = fitted(columns, change)
+        return now | {column.name: _NULL for column in change.added if column.name not in now}
 
     def parts(self, columns: Columns, _: str) -> Parts:
         """The one text."""

@@ -12,6 +12,10 @@ if it never did). If a server came back empty, or another process wrote, nothing
 Redis goes on with a MULTI behind a script that failed. So each script that writes rows counts itself as done, and the
 checkpoint is stored only behind all of them.
 
+In a cluster a script has keys of one slot, so its fence lies there too: the name of the writer that wrote into the slot
+last. Names rise: a writer takes over the slots of those before it, and gets -1 where one after it has been, or -2 where
+a master has lost what it had.
+
 While a rebuilt copy is about to take the place of a sink's rows, that sink's writes are held back for a moment; and
 where its pointer names something else, nobody would read them. The MULTI's first script says so where the others count,
 and they write nothing (-4).
@@ -20,24 +24,18 @@ and they write nothing (-4).
 from __future__ import annotations
 
 #: Answers of scripts that wrote nothing: the stored checkpoint is another one; the pointer names something else; writes
-#: are held back; a copy may not take the place yet, since the live rows went on, or are newer than the copy's.
-FENCED, POINTER, HELD, NOT_YET = -1, -3, -4, -5
+#: are held back; a copy may not take the place yet, since the live rows went on, or are newer than the copy's; a master
+#: of a cluster is not as it was left.
+FENCED, POINTER, HELD, NOT_YET, LOST = -1, -3, -4, -5, -2
 
 #: Field of a row's hash that holds its version.
 VERSION_FIELD = "_walbus"
 
-#: KEYS: checkpoint, count of scripts done, floor, then for each change the row's key and the key beside it.
-#: ARGV: the checkpoint expected, log_generation, tombstone milliseconds, milliseconds that rows live (0: for ever),
-#: `hash` or `text`, then for each change: verb, seq, mark, number of parts, parts. Verbs: `u` upsert (log), `s` upsert
-#: (snapshot), `f` the same whatever the version, `d` delete, `w` sweep. An upsert's parts are the fields and values of
-#: a hash, or a text and perhaps what is kept beside it.
-APPLY = """
-if redis.call('GET', KEYS[2]) == 'held' then return -4 end
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+#: What every script that writes rows does behind its fence; `first_row` is the index of the first row's key.
+_APPLY_ROWS = """
 local since, ttl, life, text = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == 'text'
-local floor = tonumber(redis.call('GET', KEYS[3]) or '0')
 local at = 6
-for i = 4, #KEYS, 2 do
+for i = first_row, #KEYS, 2 do
   local row, beside = KEYS[i], KEYS[i + 1]
   local verb, seq, mark, n = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   local first = at + 4
@@ -84,10 +82,25 @@ for i = 4, #KEYS, 2 do
       end
     end
   end
-end
+end"""
+
+#: KEYS: checkpoint, count of scripts done, floor, then for each change the row's key and the key beside it.
+#: ARGV: the checkpoint expected, log_generation, tombstone milliseconds, milliseconds that rows live (0: for ever),
+#: `hash` or `text`, then for each change: verb, seq, mark, number of parts, parts. Verbs: `u` upsert (log), `s` upsert
+#: (snapshot), `f` the same whatever the version, `d` delete, `w` sweep. An upsert's parts are the fields and values of
+#: a hash, or a text and perhaps what is kept beside it.
+APPLY = (
+    """
+if redis.call('GET', KEYS[2]) == 'held' then return -4 end
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+local first_row, floor = 4, tonumber(redis.call('GET', KEYS[3]) or '0')
+"""
+    + _APPLY_ROWS
+    + """
 redis.call('INCR', KEYS[2])
 return 0
 """
+)
 
 #: Keys that changed, of one table, for caches that hold values of their own.
 #: KEYS: checkpoint, count of scripts done, then for each change the cached key and the key beside it (none of these
@@ -234,5 +247,51 @@ for i = 3, #KEYS, 4 do
     end
   end
 end
+return 0
+"""
+
+#: APPLY for rows of one slot of a cluster. KEYS: the slot's fence, then as for APPLY. ARGV: the writer, then as for
+#: APPLY. There is no floor: a late writer is kept out by the fence. Its first write is one that a server without memory
+#: refuses, and with it all of the script.
+APPLY_IN_SLOT = (
+    """
+if (redis.call('GET', KEYS[1]) or '') > ARGV[1] then return -1 end
+redis.call('SET', KEYS[1], ARGV[1])
+local first_row, floor = 2, 0
+"""
+    + _APPLY_ROWS
+    + """
+return 0
+"""
+)
+
+#: A slot is this writer's. KEYS: its fence, and perhaps an anchor that is to tell so. ARGV: the writer.
+CLAIM = """
+if (redis.call('GET', KEYS[1]) or '') > ARGV[1] then return -1 end
+if KEYS[2] then
+  if (redis.call('HGET', KEYS[2], 'writer') or '') > ARGV[1] then return -1 end
+  redis.call('HSET', KEYS[2], 'writer', ARGV[1])
+end
+redis.call('SET', KEYS[1], ARGV[1])
+return 0
+"""
+
+#: A master has taken all of a commit. KEYS: the fence of a slot, and the anchor there. ARGV: the writer, the number of
+#: the checkpoint that is expected there (empty: none), the master's history, then fields and values of the new one.
+COMMIT_IN_SLOT = """
+local writer = redis.call('GET', KEYS[1]) or ''
+if writer > ARGV[1] then return -1 end
+if writer ~= ARGV[1] then return -2 end
+if (redis.call('HGET', KEYS[2], 'number') or '') ~= ARGV[2] then return -2 end
+local now = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+if now ~= ARGV[3] then return -2 end
+redis.call('HSET', KEYS[2], unpack(ARGV, 4))
+return 0
+"""
+
+#: A checkpoint is of no use any more. KEYS: the fence of a slot, and the anchor there. ARGV: the writer, then fields.
+DROP_IN_SLOT = """
+if (redis.call('GET', KEYS[1]) or '') > ARGV[1] then return -1 end
+redis.call('HDEL', KEYS[2], unpack(ARGV, 2))
 return 0
 """

@@ -1,35 +1,31 @@
-"""The sink's side of one Redis server: its keys, its scripts, what is stored there, and its errors.
+"""The sink's side of one Redis server.
+
+Beside the keys that `redis_store` names it has these:
 
 walbus:NAME:checkpoint      the checkpoint, which is the fence too, behind the number of the generation (0: without)
-walbus:NAME:shape           under which key and in which form rows were written
 walbus:NAME:done            how many scripts of the MULTI under way did their work
-walbus:NAME:layouts         the layouts of the tables whose rows are there
-walbus:NAME:lacking         rows that lack a value
 walbus:NAME:floor:G:TABLE   no change of the log with a seq at or below this applies (after a TRUNCATE), in the
                             log that generation G began
-walbus:NAME:v:KEY           the version of a row that is a text or expires, of a deleted row, or of a key that changed
 walbus:NAME:epoch           moves when all cached values of a table are forgotten
 walbus:NAME:ahead           up to which seq rows are shown that the checkpoint does not tell of yet
 walbus:NAME:held            writes wait, since a copy is about to take the rows' place; it goes by itself
 walbus:NAME:new, :kept      the numbers of the generation that is being filled, and of the one that was replaced
 
-All but the first and the last line are those of generation 0; another one has them below walbus:NAME:NUMBER:.
+All but the first and the last line, and those that `redis_store` names, are those of generation 0; another one has
+them below walbus:NAME:NUMBER:.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import NoReturn, TypeAlias, cast
+from typing import NoReturn, cast
 
-import msgspec
 import redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
-from walbus.consumers.refused_rows import RefusedRow, RowRefused
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.redis_generations import Generation, pointed, rows_of, stamped, unstamped
 from walbus.consumers.sinks.redis_scripts import (
@@ -47,45 +43,15 @@ from walbus.consumers.sinks.redis_scripts import (
     RAISE,
     SWAP,
 )
+from walbus.consumers.sinks.redis_store import TIMEOUT_SECONDS, Call, RedisStore, Written, texts_among
 from walbus.errors import SinkRefused, SinkUnavailable
 
-_TIMEOUT_SECONDS = 5.0
 _SYNC_SECONDS = 2.0  # within which a server that syncs once a second has begun to
 _LONGEST_SYNC_SECONDS = 30.0
 _LONGEST_HOLD_SECONDS = 10.0  # longer than writes are held back
 _HOLD_LOOK_SECONDS = 0.02
 _ATTEMPTS = 3  # to read a checkpoint that another process moves meanwhile
-_AWAY = (
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.NoScriptError,  # restarted meanwhile
-    redis.exceptions.MasterDownError,
-    redis.exceptions.TryAgainError,
-)
-#: States of a server that pass, told by an error's first word: its disk is full, a script runs, replicas are missing.
-_PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN"})
-
 _SCRIPTS = (APPLY, CARRY, COMMIT, DROP, EMPTY, GATE, INVALIDATE, POINT, RAISE, SWAP)
-
-#: A script, the keys behind its first two, and the arguments behind the checkpoint that it expects.
-Call: TypeAlias = tuple[str, Sequence[str], Sequence[bytes | str | int]]
-
-#: A write: its table, the key beside its row's, its seq, and relation and key of the change that it is of, if of one.
-Written: TypeAlias = tuple[str, str, int, "tuple[int, bytes | None] | None"]
-
-
-class Shape(msgspec.Struct):
-    """What a consumer writes: under which key, in which form, and as which texts, by table; and the pointer to it."""
-
-    key: str
-    format: str
-    values: dict[str, str] = {}
-    pointer: str = ""
-
-    def follows(self, before: Shape) -> bool:
-        """Whether rows that were written as `before` are as they are written now."""
-        texts = all(before.values.get(table, text) == text for table, text in self.values.items())
-        return texts and (self.key, self.format) == (before.key, before.format)
 
 
 class _Packer:
@@ -101,64 +67,44 @@ class _Packer:
         return [b"".join(parts)]
 
 
-class RedisServer:
-    """One server, and the keys of one consumer that are there for itself. Methods may raise what `errors` translates.
+class RedisServer(RedisStore):
+    """One server, and the keys of one consumer that are there for itself.
 
     Args:
         url: of the server; its password goes nowhere else.
         consumer: whose keys these are.
         pointer: the key that names the live rows to readers; empty: there is none.
-
-    Attributes:
-        generation: which of the consumer's rows this is about; the live ones, as `begin` found them.
     """
+
+    apply = APPLY
 
     def __init__(self, url: str, consumer: str, pointer: str = "") -> None:
         # A retry behind our back would meet a checkpoint that its own first attempt has moved.
         self._redis = redis.Redis.from_url(
             url,
-            socket_timeout=_TIMEOUT_SECONDS,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
             command_packer=_Packer(),
         )
         address = self._redis.connection_pool.connection_kwargs
-        self.where = f"Redis at {address.get('host', address.get('path', ''))}:{address.get('port', '')}"
-        self.generation = Generation(consumer)
+        super().__init__(f"Redis at {address.get('host', address.get('path', ''))}:{address.get('port', '')}", consumer)
         self._consumer, self._pointer = consumer, pointer
         self._stored = ""  # the checkpoint that the server has, as far as this process knows
         self._scripts: dict[str, str] = {}  # their hashes
 
     def close(self) -> None:
-        """Closes the connection."""
+        """See `RedisStore.close`."""
         self._redis.close()
 
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Translates trouble with the server: away for now, or refused."""
-        try:
-            yield
-        except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
-            mend = "mend user and password in the sink's url"
-            raise SinkRefused(
-                f"Redis lets nobody in so ({type(error).__name__})", where=self.where, mend=mend
-            ) from None
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise SinkUnavailable(f"Redis does not answer ({type(error).__name__})", where=self.where) from None
-        except _AWAY as error:
-            raise SinkUnavailable(f"Redis cannot write now ({type(error).__name__})", where=self.where) from None
-        except redis.RedisError as error:
-            # Of a server's message only the first word is told: the rest may quote a key or a value. In a pipeline,
-            # redis-py writes the whole command before it.
-            word = str(error).rpartition("caused error: ")[2].partition(" ")[0]
-            if word in _PASSING:
-                raise SinkUnavailable(f"Redis cannot write now ({word})", where=self.where) from None
-            raise SinkRefused(f"Redis refuses ({type(error).__name__}: {word})", where=self.where) from None
+    def is_in_cluster(self) -> bool:
+        """Whether it is a node of a cluster."""
+        return bool(self._redis.info("cluster").get("cluster_enabled"))
 
     # The sink's own keys
 
     def begin(self, *, may_evict: bool = False) -> str:
-        """As `prepare`; gives the stored checkpoint's text, empty if there is none."""
+        """See `RedisStore.begin`."""
         self.prepare(may_evict=may_evict)
         self.generation = self._found()
         return unstamped(self._stored)[1]
@@ -179,13 +125,8 @@ class RedisServer:
                 where=self.where,
                 mend="use a Redis without cluster mode (with replicas, if it shall survive one)",
             )
-        policy = memory.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction" and not may_evict:
-            raise SinkRefused(
-                f"this Redis may evict keys (maxmemory-policy {policy}), and rows would be missing",
-                where=self.where,
-                mend="set maxmemory-policy to noeviction, or use another Redis",
-            )
+        if not may_evict:
+            self.refuse_eviction(memory)
         with self.pipeline() as pipeline:
             for script in _SCRIPTS:
                 pipeline.script_load(script)
@@ -225,7 +166,7 @@ class RedisServer:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is one, as far as this process knows."""
+        """See `RedisStore.has_checkpoint`."""
         return bool(self._stored)
 
     @property
@@ -233,68 +174,42 @@ class RedisServer:
         """The checkpoint that the server has, as far as this process knows, as it is stored."""
         return self._stored
 
-    def document(self, what: str) -> bytes:
-        """One of the sink's JSON documents; `{}` if it is not there."""
-        return self._get(self.name(what)) or b"{}"
+    def documents(self, what: str) -> list[bytes]:
+        """See `RedisStore.documents`."""
+        return [self._get(self.name(what)) or b"{}"]
 
     def set_document(self, what: str, document: bytes) -> None:
-        """Replaces it."""
+        """See `RedisStore.set_document`."""
         self._redis.set(self.name(what), document)
 
-    def check_shape(self, shape: Shape) -> None:
-        """Compares with what is there already, and remembers what is written from now on.
-
-        Raises:
-            SinkRefused: rows lie under other keys, or have another form.
-        """
-        known = self._get(self.name("shape"))
-        before = msgspec.json.decode(known, type=Shape) if known else None
-        if self._stored and before is not None and before.pointer and shape.pointer != before.pointer:
-            raise SinkRefused(
-                f"readers find the rows by the pointer {before.pointer}, and the sink is to have another one, or none",
-                where=self.where,
-                mend=f'write pointer = "{before.pointer}"; or let a consumer with another name and another key begin',
-            )
-        if self._stored and before is not None and not shape.follows(before):
-            raise SinkRefused(
-                "what this consumer wrote lies under another key, or in another form",
-                where=self.where,
-                mend="let a consumer with another name and another key begin with this one",
-            )
-        if before != shape:
-            self.set_document("shape", msgspec.json.encode(shape))
-
     def lacking(self) -> set[str]:
-        """The rows that lack a value."""
+        """See `RedisStore.lacking`."""
         return {member.decode() for member in cast(set[bytes], self._redis.smembers(self.name("lacking")))}
 
     def add_lacking(self, member: str) -> None:
-        """One more."""
+        """See `RedisStore.add_lacking`."""
         self._redis.sadd(self.name("lacking"), member)
 
     def remove_lacking(self, members: Sequence[str]) -> None:
-        """Not any more."""
+        """See `RedisStore.remove_lacking`."""
         self._redis.srem(self.name("lacking"), *members)
 
-    def name(self, what: str) -> str:
-        """A key of the sink's own."""
-        return self.generation.own + what
+    def slot(self, key: str) -> int:
+        """See `RedisStore.slot`: a script may write any rows."""
+        return 0
+
+    def beside(self, key: str) -> str:
+        """See `RedisStore.beside`."""
+        return self.name(f"v:{key}")
+
+    def floor(self, table: str, log_generation: int) -> list[str]:
+        """See `RedisStore.floor`."""
+        return [self.name(f"floor:{log_generation}:{table}")]
 
     # Writing
 
     def send(self, calls: Iterable[Call], checkpoint: str | None, written: Iterable[Written]) -> None:
-        """Scripts in one MULTI; with the checkpoint last, if one is given, stored only if all of them did their work.
-
-        Args:
-            calls: the scripts.
-            checkpoint: the new one.
-            written: what they write; looked at if a key is of a wrong type.
-
-        Raises:
-            SinkUnavailable: the server has lost its checkpoint, and so its rows; or the pointer does not name them.
-            RowRefused: where a row's version belongs lies something else.
-            SinkRefused: another process has moved the checkpoint.
-        """
+        """See `RedisStore.send`: all of it is one MULTI. Raises SinkUnavailable too if the pointer names other rows."""
         made, until = list(calls), time.monotonic() + _LONGEST_HOLD_SECONDS
         while HELD in (answers := self._answers(made, checkpoint, written)):
             if POINTER in answers:
@@ -321,7 +236,7 @@ class RedisServer:
             try:
                 return pipeline.execute()
             except redis.ResponseError as error:
-                if "WRONGTYPE" in str(error) and (refusal := self._in_the_way(written)) is not None:
+                if (refusal := self.in_the_way(error, written)) is not None:
                     raise refusal from None
                 raise
 
@@ -343,48 +258,23 @@ class RedisServer:
             self.fenced()
 
     def show_ahead(self, seq: int) -> None:
-        """Rows up to this seq are about to be shown before the checkpoint tells of them; raises as `send`."""
+        """See `RedisStore.show_ahead`."""
         self.call(RAISE, self.name("ahead"), seq)
 
+    def raise_floor(self, table: str, log_generation: int, seq: int) -> None:
+        """See `RedisStore.raise_floor`."""
+        self.call(RAISE, *self.floor(table, log_generation), seq)
+
+    def shut_out(self) -> None:
+        """See `RedisStore.shut_out`: the checkpoint does that."""
+
     def settle(self) -> None:
-        """Waits until what is written is synced, where the server syncs its append-only file once a second.
-
-        One that syncs with each command has done so already; one that leaves it to its machine, or has no such file,
-        was never asked to keep what is written.
-
-        Raises:
-            SinkUnavailable: it does not get to it.
-        """
-        if not self._redis.info("persistence").get("aof_enabled"):
-            return
-        if self._redis.config_get("appendfsync").get("appendfsync") != "everysec":
-            return
-        began = time.monotonic()
-        while True:
-            time.sleep(_SYNC_SECONDS / 10)
-            waited = time.monotonic() - began
-            if waited >= _SYNC_SECONDS and not self._redis.info("persistence").get("aof_pending_bio_fsync"):
-                return
-            if waited >= _LONGEST_SYNC_SECONDS:
-                raise SinkUnavailable("Redis does not get to sync its append-only file", where=self.where)
+        """See `RedisStore.settle`."""
+        settle(self._redis, self.where)
 
     def remove(self, *keys: str) -> None:
-        """Deletes keys; their memory is freed behind the answer."""
+        """See `RedisStore.remove`."""
         self._redis.unlink(*keys)
-
-    def _in_the_way(self, written: Iterable[Written]) -> RowRefused | None:
-        """The first row whose version cannot be kept, because its key holds something else; others are not at fault."""
-        rows = [(table, beside, RefusedRow(of[0], of[1], seq)) for table, beside, seq, of in written if of and of[1]]
-        with self.pipeline() as pipeline:
-            for _, beside, _ in rows:
-                pipeline.type(beside)
-            types = pipeline.execute()
-        for (table, _, row), kind in zip(rows, types, strict=True):
-            if kind not in (b"none", b"string"):
-                what = f"Redis refuses a row (WRONGTYPE): where its version belongs lies a {kind.decode()}"
-                mend = f"delete the keys below {self.name('v:')} that are no strings"
-                return RowRefused(what, where=f"{table} in {self.where}", mend=mend, row=row)
-        return None
 
     def fenced(self) -> NoReturn:
         """Raises what it means that the stored checkpoint is not the one that is known."""
@@ -393,27 +283,21 @@ class RedisServer:
             raise SinkUnavailable("this Redis came back empty; it is filled from a snapshot", where=self.where)
         if unstamped(text)[0] > self.generation.number:
             raise SinkSwapped("a rebuilt copy has taken the rows' place", where=self.where)
-        raise SinkRefused(
-            "another consumer writes this Redis under the same name",
-            where=self.where,
-            mend="let one process run the consumer, or give each its own name and key",
-        )
+        raise self.another_writer()
 
     # Reading
 
     def pipeline(self) -> Pipeline:
-        """Commands that go in one round trip."""
+        """See `RedisStore.pipeline`."""
         return self._redis.pipeline(transaction=False)
 
     def scan(self, pattern: str) -> Iterator[str]:
-        """Keys that are not the sink's own; some may come twice. One that is no text is no row's."""
-        return (key for key in self.scan_all(pattern) if not key.startswith(self.generation.own))
+        """See `RedisStore.scan`."""
+        return self.rows_among(self._redis.scan_iter(match=pattern, count=1000))
 
     def scan_all(self, pattern: str) -> Iterator[str]:
         """Keys, the sink's own among them."""
-        for name in self._redis.scan_iter(match=pattern, count=1000):
-            with suppress(UnicodeDecodeError):
-                yield name.decode()
+        return texts_among(self._redis.scan_iter(match=pattern, count=1000))
 
     def _text(self, key: str) -> str:
         """That of a key; empty if it is not there."""
@@ -421,3 +305,26 @@ class RedisServer:
 
     def _get(self, key: str) -> bytes | None:
         return cast("bytes | None", self._redis.get(key))
+
+
+def settle(server: redis.Redis, where: str) -> None:
+    """Waits until what is written is synced, where a server syncs its append-only file once a second.
+
+    One that syncs with each command has done so already; one that leaves it to its machine, or has no such file, was
+    never asked to keep what is written.
+
+    Raises:
+        SinkUnavailable: it does not get to it.
+    """
+    if not server.info("persistence").get("aof_enabled"):
+        return
+    if server.config_get("appendfsync").get("appendfsync") != "everysec":
+        return
+    began = time.monotonic()
+    while True:
+        time.sleep(_SYNC_SECONDS / 10)
+        waited = time.monotonic() - began
+        if waited >= _SYNC_SECONDS and not server.info("persistence").get("aof_pending_bio_fsync"):
+            return
+        if waited >= _LONGEST_SYNC_SECONDS:
+            raise SinkUnavailable("Redis does not get to sync its append-only file", where=where)

@@ -1,4 +1,4 @@
-"""The rows of one consumer in one Redis: written by version, and read as they are.
+"""The rows of one consumer in Redis: written by version, and read as they are.
 
 What lies under a row's key may be by others: it has no version then. Somebody may also have written into a row of ours,
 so that it is none of the form any more. It counts as not there where values are taken from it; it keeps its version.
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import redis
-from redis.client import Pipeline
 
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.base import HeldRow
@@ -27,8 +26,8 @@ from walbus.consumers.sinks.redis_rows import (
     StringForm,
     arguments,
 )
-from walbus.consumers.sinks.redis_scripts import APPLY, CARRY, FENCED, RAISE, VERSION_FIELD
-from walbus.consumers.sinks.redis_server import Call, RedisServer
+from walbus.consumers.sinks.redis_scripts import VERSION_FIELD
+from walbus.consumers.sinks.redis_store import Call, Reads, RedisStore
 
 SCRIPT_ENTRIES = 500  # one script blocks the server; this many rows take it a few milliseconds
 _READ_AT_ONCE = 50  # rows that are read back in a round trip: one may have a megabyte
@@ -51,10 +50,10 @@ class _Found(NamedTuple):
 
 
 class RedisRows:
-    """Rows under keys of a template. Methods may raise what `RedisServer.errors` translates.
+    """Rows under keys of a template. Methods may raise what `RedisStore.errors` translates.
 
     Args:
-        server: that has them.
+        store: that has them.
         template: of their keys.
         form: of the rows.
         tombstone_ms: how long a deleted row's version is kept.
@@ -62,49 +61,33 @@ class RedisRows:
     """
 
     def __init__(
-        self, server: RedisServer, template: KeyTemplate, form: RowForm, tombstone_ms: int, ttl: Mapping[str, int]
+        self, store: RedisStore, template: KeyTemplate, form: RowForm, tombstone_ms: int, ttl: Mapping[str, int]
     ) -> None:
-        self._server, self._template, self._form = server, template, form
+        self._store, self._template, self._form = store, template, form
         self._tombstone_ms, self._ttl = tombstone_ms, ttl
         self._is_hash = not isinstance(form, JsonForm | StringForm)
 
     def send(self, gathered: Sequence[tuple[str, Entry]], marks: Marks, checkpoint: str | None) -> None:
-        """Writes of (table, entry); with the checkpoint last, if one is given. Raises as `RedisServer.send`."""
-        calls = (self._call(table, entries, marks) for table, entries in _runs(gathered))
-        self._server.send(
-            calls, checkpoint, ((table, self._beside(one.key), one.seq, one.of) for table, one in gathered)
-        )
+        """Writes of (table, entry); with the checkpoint last, if one is given. Raises as `RedisStore.send`."""
+        calls = (self._call(table, entries, marks) for table, entries in self._runs(gathered))
+        beside = self._store.beside
+        self._store.send(calls, checkpoint, ((table, beside(one.key), one.seq, one.of) for table, one in gathered))
 
     def raise_floor(self, table: str, seq: int, marks: Marks) -> None:
         """From now on, no change of the table with a seq at or below this one applies."""
-        self._server.call(RAISE, self._floor(table, marks), seq)
+        self._store.raise_floor(table, marks.log_generation, seq)
 
     def forget(self, key: str) -> None:
         """Deletes a row whose table is called otherwise now."""
-        self._server.remove(key, self._beside(key))
-
-    def carry(self, table: str, carried: Sequence[tuple[str, str, str]], since: int, marks: Marks) -> None:
-        """Copies rows of another generation, unless something is known of them here.
-
-        Args:
-            table: that they are of.
-            carried: of each, the key that it has there, and the one beside that; and the key that it gets.
-            since: the first generation of marks whose seqs say something there.
-            marks: that they get.
-        """
-        keys = [self._server.name("checkpoint"), self._floor(table, marks)]
-        for row, beside, here in carried:
-            keys += (row, beside, here, self._beside(here))
-        if self._server.run(CARRY, keys, self._server.stored, since, marks.generation) == FENCED:
-            self._server.fenced()
+        self._store.remove(key, self._store.beside(key))
 
     def _call(self, table: str, entries: Sequence[Entry], marks: Marks) -> Call:
-        keys = [self._floor(table, marks)]
+        keys = self._store.floor(table, marks.log_generation)
         for entry in entries:
-            keys += (entry.key, self._beside(entry.key))
+            keys += (entry.key, self._store.beside(entry.key))
         form = "hash" if self._is_hash else "text"
         head = (marks.log_generation, self._tombstone_ms, self._ttl.get(table, 0) * 1000, form)
-        return APPLY, keys, (*head, *arguments(entries, marks.generation))
+        return self._store.apply, keys, (*head, *arguments(entries, marks.generation))
 
     def rows(self, table: str, keys: Sequence[str], marks: Marks) -> list[StoredRow | None]:
         """Rows as they are stored, in one round trip; None where there is none of ours."""
@@ -112,21 +95,21 @@ class RedisRows:
 
     def keys_of(self, table: str) -> Iterator[str]:
         """The keys of a table's rows: versions tell them from others' that look alike. Some may come twice."""
-        for keys in some(self._server.scan(self._template.pattern(table)), SCRIPT_ENTRIES):
-            with self._server.pipeline() as pipeline:
+        for keys in some(self._store.scan(self._template.pattern(table)), SCRIPT_ENTRIES):
+            with self._store.pipeline() as pipeline:
                 for key in keys:
                     if self._is_hash:
                         pipeline.hget(key, VERSION_FIELD)
                     else:
                         pipeline.exists(key)
-                        pipeline.get(self._beside(key))
+                        pipeline.get(self._store.beside(key))
                 answers = _answers(pipeline)
             versions = answers if self._is_hash else [beside if there else None for there, beside in _pairs(answers)]
             yield from (key for key, version in zip(keys, versions, strict=True) if _version(version) is not None)
 
     def held(self, table: str, key_columns: int) -> Iterator[HeldRow]:
         """What lies under the keys of a table; without a version where it is others'."""
-        for keys in some(self._server.scan(self._template.pattern(table)), _READ_AT_ONCE):
+        for keys in some(self._store.scan(self._template.pattern(table)), _READ_AT_ONCE):
             for key, found in zip(keys, self._found(keys), strict=True):
                 if found is None:  # expired since
                     continue
@@ -141,13 +124,13 @@ class RedisRows:
 
     def _found(self, keys: Sequence[str]) -> list[_Found | None]:
         """What lies under keys, in one round trip; None: nothing."""
-        with self._server.pipeline() as pipeline:
+        with self._store.pipeline() as pipeline:
             for key in keys:
                 if self._is_hash:
                     pipeline.hgetall(key)
                 else:
                     pipeline.get(key)
-                    pipeline.get(self._beside(key))
+                    pipeline.get(self._store.beside(key))
             answers = _answers(pipeline)
         if self._is_hash:
             return [_found_hash(fields) for fields in answers]
@@ -174,21 +157,14 @@ class RedisRows:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
 
-    def _beside(self, key: str) -> str:
-        return self._server.name(f"v:{key}")
-
-    def _floor(self, table: str, marks: Marks) -> str:
-        return self._server.name(f"floor:{marks.log_generation}:{table}")
-
-
-def _runs(gathered: Sequence[tuple[str, Entry]]) -> Iterator[tuple[str, list[Entry]]]:
-    """The writes by table, each in its order; rows of two tables never share a key."""
-    by_table: dict[str, list[Entry]] = {}
-    for table, entry in gathered:
-        by_table.setdefault(table, []).append(entry)
-    for table, entries in by_table.items():
-        for start in range(0, len(entries), SCRIPT_ENTRIES):
-            yield table, entries[start : start + SCRIPT_ENTRIES]
+    def _runs(self, gathered: Sequence[tuple[str, Entry]]) -> Iterator[tuple[str, list[Entry]]]:
+        """The writes by table and slot, each in its order; rows of two tables never share a key."""
+        apart: dict[tuple[int, str], list[Entry]] = {}
+        for table, entry in gathered:
+            apart.setdefault((self._store.slot(entry.key), table), []).append(entry)
+        for (_, table), entries in apart.items():
+            for start in range(0, len(entries), SCRIPT_ENTRIES):
+                yield table, entries[start : start + SCRIPT_ENTRIES]
 
 
 def some(keys: Iterable[str], count: int) -> Iterator[list[str]]:
@@ -202,7 +178,7 @@ def _pairs(answers: list[_Answer]) -> Iterator[tuple[_Answer, _Answer]]:
     return zip(answers[::2], answers[1::2], strict=True)
 
 
-def _answers(pipeline: Pipeline) -> list[_Answer]:
+def _answers(pipeline: Reads) -> list[_Answer]:
     """Those of a pipeline; an error instead of one where a key is of another type."""
     answers = pipeline.execute(raise_on_error=False)
     for answer in answers:

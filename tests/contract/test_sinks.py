@@ -23,6 +23,7 @@ from support.sinks_under_test import (
     SinkUnderTest,
     opensearch_under_test,
     postgres_under_test,
+    redis_cluster_under_test,
     redis_under_test,
     sqlite_under_test,
     tantivy_under_test,
@@ -43,21 +44,23 @@ pytestmark = pytest.mark.one_version
 MARKS = Marks(1, 1)
 
 
-KINDS = ["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "opensearch", "elasticsearch"]
+KINDS = ["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "cluster-hash", "opensearch", "elasticsearch"]
 
 #: A template of a text names the columns: it is the operator who follows another layout.
 with_any_columns = pytest.mark.parametrize("under_test", [*KINDS, "redis-expiring"], indirect=True)
 #: A row that has expired is not missed, and neither is one that never came.
-with_rows_that_stay = pytest.mark.parametrize("under_test", [*KINDS, "redis-string"], indirect=True)
+with_rows_that_stay = pytest.mark.parametrize("under_test", [*KINDS, "redis-string", "cluster-string"], indirect=True)
 
 
-@pytest.fixture(params=[*KINDS, "redis-string", "redis-expiring"])
+@pytest.fixture(params=[*KINDS, "redis-string", "redis-expiring", "cluster-string"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     kind, _, form = request.param.partition("-")
     if kind == "postgres":
         return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     if kind == "redis":
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form)
+    if kind == "cluster":
+        return redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), form)
     if kind in ("opensearch", "elasticsearch"):
         return opensearch_under_test(tmp_path, request.getfixturevalue(f"{kind}_url"))
     return sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)

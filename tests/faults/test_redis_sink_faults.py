@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import redis
 
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
-from support.services import local_redis, missing
+from support.redis_cluster import LocalCluster
 from support.sinks_under_test import SinkUnderTest, redis_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
@@ -54,18 +53,11 @@ def fill(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
     sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
 
 
-def test_a_node_of_a_cluster_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    """It would take a part of the rows, and refuse the others one by one."""
-    if not shutil.which("redis-server"):
-        missing("redis-server", "a cluster's node takes a program of this machine")
-    with local_redis("--cluster-enabled", "yes") as node, redis.Redis.from_url(node.url) as client:
-        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        options: dict[str, Any]
-        for options in ({}, {"format": "json"}):
-            with pytest.raises(SinkRefused, match=r"a node of a cluster.*use a Redis without"):
-                redis_under_test(tmp_path, node.url, "hash", **options).open()
-        with pytest.raises(SinkRefused, match="a node of a cluster"):
-            open_sink("redis", {"url": node.url, "invalidate": "delete"}, SinkPlace("test", tmp_path, ("public.*",)))
+def test_keys_that_changed_are_not_told_by_a_cluster(redis_cluster: LocalCluster, tmp_path: Path) -> None:
+    with pytest.raises(SinkRefused, match=r"a node of a cluster.*use a Redis without"):
+        open_sink(
+            "redis", {"url": redis_cluster.url, "invalidate": "delete"}, SinkPlace("test", tmp_path, ("public.*",))
+        )
 
 
 # Half way

@@ -23,6 +23,7 @@ from support.sinks_under_test import (
     SinkUnderTest,
     opensearch_under_test,
     postgres_under_test,
+    redis_cluster_under_test,
     redis_under_test,
     sqlite_under_test,
     tantivy_under_test,
@@ -252,13 +253,15 @@ def reads(relay: ScriptedRelay) -> int:
     return len(relay.asked("/v1/stream")) + len(relay.asked("/v1/snapshot"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "tantivy", "redis", "redis-string", "opensearch"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "tantivy", "redis", "redis-string", "cluster", "opensearch"])
 def test_a_consumer_killed_again_and_again_ends_equal(
     kind: str, relay: ScriptedRelay, source: ModelSource, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     kind, _, form = kind.partition("-")
     if kind == "redis":
         under_test = redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form or "hash")
+    elif kind == "cluster":
+        under_test = redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), "hash")
     elif kind == "postgres":
         under_test = postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     elif kind == "opensearch":
@@ -267,7 +270,7 @@ def test_a_consumer_killed_again_and_again_ends_equal(
         under_test = sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
     options = {name: str(value) if isinstance(value, Path) else value for name, value in under_test.options.items()}
     code = CONSUME.format(
-        tests=str(Path(__file__).parents[1]), kind=kind, options=options, url=relay.url, folder=str(tmp_path)
+        tests=str(Path(__file__).parents[1]), kind=under_test.name, options=options, url=relay.url, folder=str(tmp_path)
     )
     source.commit([insert(ITEMS, n, "start", "toasted") for n in range(300)])
     asked = 0

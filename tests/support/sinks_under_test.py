@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from support.redis_cluster import LocalCluster
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 
 Row = dict[str, str | None]
@@ -75,8 +76,19 @@ def redis_under_test(folder: Path, url: str, form: str, **options: Any) -> SinkU
     """`form` is the sink's format; `expiring`: hashes with a time to live."""
     import redis
 
+    return _redis_under_test(folder, url, form, lambda: redis.Redis.from_url(url, decode_responses=True), options)
+
+
+def redis_cluster_under_test(folder: Path, cluster: LocalCluster, form: str, **options: Any) -> SinkUnderTest:
+    """As `redis_under_test`, on a cluster."""
+    return _redis_under_test(folder, cluster.url, form, cluster.client, options)
+
+
+def _redis_under_test(
+    folder: Path, url: str, form: str, connect: Callable[[], Any], options: dict[str, Any]
+) -> SinkUnderTest:
     def read(table: str) -> dict[str, Row]:
-        with redis.Redis.from_url(url, decode_responses=True) as client:
+        with connect() as client:
             prefix = client.get(options["pointer"]) or "" if "pointer" in options else ""
             rows = [_redis_row(client, key, form) for key in client.scan_iter(match=f"{prefix}{table}:*")]
         return dict(_as_text(row) for row in rows)
