@@ -53,11 +53,11 @@ def fill(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
     sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
 
 
-def test_keys_that_changed_are_not_told_by_a_cluster(redis_cluster: LocalCluster, tmp_path: Path) -> None:
-    with pytest.raises(SinkRefused, match=r"a node of a cluster.*use a Redis without"):
-        open_sink(
-            "redis", {"url": redis_cluster.url, "invalidate": "delete"}, SinkPlace("test", tmp_path, ("public.*",))
-        )
+def test_a_cluster_takes_neither_invalidation_nor_a_pointer(redis_cluster: LocalCluster, tmp_path: Path) -> None:
+    options: dict[str, Any]
+    for options in ({"invalidate": "delete"}, {"pointer": "test:live"}):
+        with pytest.raises(SinkRefused, match=r"a node of a cluster.*use a Redis without"):
+            open_sink("redis", {"url": redis_cluster.url, **options}, SinkPlace("test", tmp_path, ("public.*",)))
 
 
 # Half way
