@@ -19,6 +19,7 @@ Fixtures (tests/conftest.py):
     oracle          makes the second slot: `truth = oracle("walbus")`, later `truth.transactions(since=lsn)`
                     (`support.oracle`); `support.log_view.log_transactions(reader)` gives the log in the same form.
     redis_url       URL of the session's Redis, emptied. `own_redis` is one to kill by `.pid`.
+    redis_cluster   the session's Redis Cluster, emptied. `support.redis_cluster.local_cluster` makes one to kill.
     opensearch_url  URL of the session's OpenSearch, emptied; a JVM with jars from Maven (`support.opensearch_server`).
     elasticsearch_url  the same of an Elasticsearch.
                     `own_opensearch` is one to `.stop()`, `.start()` and kill by `.pid`.
