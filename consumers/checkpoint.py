@@ -290,6 +290,11 @@ def last_done_of(checkpoint: Checkpoint | None) -> Position:
             return ORIGIN
 
 
+def is_whole(checkpoint: Checkpoint | None) -> bool:
+    """Whether everything up to `last_done_of` is done: not while a snapshot, or deltas, are being read."""
+    return isinstance(checkpoint, Following | CatchingUp)
+
+
 def token_of(checkpoint: Checkpoint | None) -> int:
     """Of the member of a group that stored it; 0: it was none, or there is no checkpoint."""
     return 0 if checkpoint is None or checkpoint.part is None else checkpoint.part.token

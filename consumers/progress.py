@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from walbus.consumers.checkpoint import Checkpoint, last_done_of
+from walbus.consumers.checkpoint import Checkpoint, is_whole, last_done_of
 from walbus.consumers.clock import Clock
 from walbus.consumers.latency import LatencyWindow
 from walbus.consumers.reporting import Reporter
@@ -62,6 +62,7 @@ class ConsumerProgress:
         clock: time.
         reporter: tells the relay; None until there is one.
         skipped, parked: changes that were left out for good, and that lie among the dead letters, under `on_error`.
+        last_done: everything up to here is done; it stays where it was while a snapshot, or deltas, are read.
     """
 
     name: str
@@ -82,7 +83,8 @@ class ConsumerProgress:
     def committed(self, tally: Tally, checkpoint: Checkpoint) -> None:
         """The sink has committed this much."""
         now = self.clock.wall()
-        self.last_done = last_done_of(checkpoint)
+        if is_whole(checkpoint):
+            self.last_done = last_done_of(checkpoint)
         if self.reporter is not None:
             self.reporter.durable(checkpoint)
         self._total.windows += tally.windows

@@ -24,6 +24,7 @@ from walbus.consumers.checkpoint import (
     Checkpoint,
     Following,
     Snapshotting,
+    is_whole,
     last_done_of,
     phase_of,
 )
@@ -199,7 +200,7 @@ def report_of(  # noqa: PLR0913, PLR0917  # what makes up a report
         last_done=None if last_done == ORIGIN else last_done,
         seq=_seq_of(checkpoint),
         generation=0 if checkpoint is None else checkpoint.marks.generation,
-        whole=isinstance(checkpoint, (Following, CatchingUp)),
+        whole=is_whole(checkpoint),
         tables=consumer.tables,
         sink=consumer.sink,
         waiting_for=waiting_for,
