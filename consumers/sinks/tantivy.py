@@ -15,7 +15,7 @@ see a part of such a transaction early, and after a crash it comes again from it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -24,24 +24,27 @@ import msgspec
 from pydantic import Field
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkOptions, SinkPlace, no_folder, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, refused
 from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
+from walbus.consumers.sinks.tantivy_errors import index_errors, require_undamaged
+from walbus.consumers.sinks.tantivy_held import held_of, told
 from walbus.consumers.sinks.tantivy_index import (
     LAYOUTS_ID,
     STATE_ID,
     IndexedRow,
     RowIndex,
     Version,
+    columns_of,
     document_id,
     keyless_id,
     renamed_id,
     table_of,
 )
-from walbus.consumers.steps import (
-    Sweep,
-)
-from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
+from walbus.consumers.sinks.tantivy_reading import StoredDocument
+from walbus.consumers.steps import Sweep
+from walbus.errors import InvalidText, SinkRefused
 from walbus.events import Change, Window
+from walbus.keys import key_texts
 from walbus.position import ORIGIN, Position
 from walbus.records import Op
 from walbus.schema import TableSchema
@@ -75,6 +78,7 @@ class TantivySink:
         self._log_generation = 0  # that the layouts' numbers belong to
         self._layouts_stored = True
         self._lacking: set[str] = set()  # documents that lack a value
+        self._checked: set[str] = set()  # files of the index that were read and found whole
         self._highest = 0  # no document has a seq above this: what is newer needs no look at the one that is there
         with self._errors():
             self._index = RowIndex(path, options.heap_mb << 20)
@@ -138,6 +142,22 @@ class TantivySink:
         """See `Sink.incomplete`."""
         return tuple(sorted({table_of(row_id) for row_id in self._lacking})) if self._lacking else ()
 
+    def held(self, table: str) -> Iterator[HeldRow]:
+        """See `ReadableSink.held`."""
+        require_undamaged(self._path, self._checked)
+        layout = next((one for one in self._layouts.values() if one.table == table), None)
+        with self._errors():
+            for together in self._index.documents_of(table):
+                yield held_of(together, table, 1 if layout is None else len(layout.key_indexes))
+
+    def as_held(self, change: Change) -> HeldRow:
+        """See `ReadableSink.as_held`."""
+        layout = None if change.schema is None else self._layouts.get(change.schema.oid) or change.schema
+        if layout is None or change.raw.key is None:
+            raise refused("a row has no layout or no key", change, "check the bootstrap's store")
+        source = msgspec.json.encode(self._columns(change, layout))
+        return told(key_texts(change.raw.key), change.seq, layout.table, source)
+
     def close(self) -> None:
         """See `Sink.close`."""
         with suppress(ValueError, AttributeError):  # AttributeError: closed already, the writer is gone
@@ -175,23 +195,8 @@ class TantivySink:
         self._accepted.clear()
         self._accepted_bytes = 0
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise no_folder(error, self._path) from None
-        except ValueError as error:  # all that tantivy ever raises
-            text = str(error)
-            if "LockBusy" in text:
-                raise SinkUnavailable("another process writes this index", where=str(self._path)) from None
-            if "No space left" in text:
-                raise SinkUnavailable("the disk under the index is full", where=str(self._path)) from None
-            if "schema does not match" in text:
-                raise SinkRefused(
-                    "the folder holds an index of another kind", where=str(self._path), mend="choose another path"
-                ) from None
-            raise SinkRefused(f"tantivy refuses ({text.partition(':')[0]})", where=str(self._path)) from None
+    def _errors(self) -> AbstractContextManager[None]:
+        return index_errors(self._path)
 
     # Changes
 
@@ -277,8 +282,8 @@ class TantivySink:
 
     def _before(self, change: Change, row_ids: tuple[str, ...], marks: Marks) -> IndexedRow | None:
         """The row as it was before the change, under the first of these names that has one; later rows are not it."""
-        rows = (self._row(row_id) for row_id in row_ids)
-        return next((row for row in rows if row and (row.seq < change.seq or row.mark < marks.log_generation)), None)
+        rows = (row for row in map(self._row, row_ids) if row and row.is_readable)
+        return next((row for row in rows if row.seq < change.seq or row.mark < marks.log_generation), None)
 
     def _is_older(self, row_id: str, seq: int, marks: Marks) -> bool:
         """Whether there is no row of this name with this seq or a later one."""
@@ -333,11 +338,23 @@ class TantivySink:
         if self._accepted:
             self._commit()
         change = layout_change(before, now)
-        for row_id, row in self._index.rows_of(before.table):
-            new_id = renamed_id(row_id, now.table)
-            self._index.delete(row_id)
-            self._put(new_id, Version(now.table, row.seq, row.mark), _rearranged(row.columns(), change))
+        for together in self._index.documents_of(before.table):
+            self._move(together, now, change)
         self._commit()
+
+    def _move(self, together: Sequence[StoredDocument], now: TableSchema, change: LayoutChange) -> None:
+        """Brings the newest of the documents with one name to a new layout; one that somebody garbled is read again."""
+        newest = max(together, key=lambda one: one.seq or 0)
+        if newest.name is None or newest.seq is None or newest.mark is None:
+            return  # it is not ours
+        new_id, columns = renamed_id(newest.name, now.table), columns_of(newest.source)
+        lacks = columns is None or newest.name in self._lacking
+        self._index.delete(newest.name)
+        self._lacking.discard(newest.name)
+        if columns is not None:
+            self._put(new_id, Version(now.table, newest.seq, newest.mark), _rearranged(columns, change))
+        if lacks:
+            self._lacking.add(new_id)
 
 
 def _rearranged(row: Mapping[str, object], change: LayoutChange) -> dict[str, object]:

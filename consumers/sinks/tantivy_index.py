@@ -23,6 +23,7 @@ import msgspec
 import tantivy
 
 from walbus.consumers.checkpoint import Marks
+from walbus.consumers.sinks.tantivy_reading import IndexReading, StoredDocument
 from walbus.keys import key_texts
 
 STATE_ID, LAYOUTS_ID = "walbus/state", "walbus/layouts"
@@ -52,6 +53,19 @@ class IndexedRow:
         """The row's columns, each as the JSON that it is."""
         return _columns.decode(self.source)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether its columns are there: somebody may have written the document."""
+        return columns_of(self.source) is not None
+
+
+def columns_of(source: bytes) -> _Columns | None:
+    """The columns that a document's `_source` has; None if it is none of a row."""
+    try:
+        return _columns.decode(source)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
 
 def document_id(table: str, key: bytes) -> str:
     """The name of a row's document."""
@@ -65,7 +79,7 @@ def keyless_id(table: str, seq: int) -> str:
 
 def table_of(row_id: str) -> str:
     """The table of a document by its name."""
-    return row_id.partition("/")[0].replace("%2F", "/").replace("%25", "%")
+    return _unescaped(row_id.partition("/")[0])
 
 
 def renamed_id(row_id: str, table: str) -> str:
@@ -73,8 +87,24 @@ def renamed_id(row_id: str, table: str) -> str:
     return f"{_escaped(table)}/{row_id.partition('/')[2]}"
 
 
+def id_prefix(table: str) -> str:
+    """What the names of a table's documents begin with."""
+    return f"{_escaped(table)}/"
+
+
+def key_of(row_id: str, table: str) -> tuple[str, ...] | None:
+    """The key's texts in the name of a table's document; None if it is no such name."""
+    head, *parts = row_id.split("/")
+    key = tuple(map(_unescaped, parts))
+    return key if key and head == _escaped(table) and "/".join(map(_escaped, (table, *key))) == row_id else None
+
+
 def _escaped(part: str) -> str:
     return part.replace("%", "%25").replace("/", "%2F")
+
+
+def _unescaped(part: str) -> str:
+    return part.replace("%2F", "/").replace("%25", "%")
 
 
 def index_schema() -> tantivy.Schema:
@@ -103,7 +133,7 @@ class RowIndex:
 
     def __init__(self, path: Path, heap_bytes: int) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        self._schema = index_schema()
+        self._path, self._schema = path, index_schema()
         self._index = tantivy.Index(self._schema, path=str(path))
         self._writer = self._index.writer(heap_bytes, 1)
         self._searcher = self._reloaded()
@@ -127,12 +157,9 @@ class RowIndex:
         hits = self._searcher.search(tantivy.Query.all_query(), 1, count=False, order_by_field="_seq").hits
         return int(self._searcher.fast_field_values("_seq", [hits[0][1]])[0] or 0) if hits else 0
 
-    def rows_of(self, table: str) -> Iterator[tuple[str, IndexedRow]]:
-        """All committed documents of a table."""
-        searcher = self._searcher
-        hits = searcher.search(self._term("_table", table), max(1, searcher.num_docs), count=False).hits
-        for _, address in hits:
-            yield str(searcher.doc(address).get_first("_id")), self._read(address, searcher)
+    def documents_of(self, table: str) -> Iterator[list[StoredDocument]]:
+        """All committed documents of a table; see `IndexReading.documents`."""
+        return IndexReading(self._searcher, self._schema, str(self._path)).documents(table, id_prefix(table))
 
     def put(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
         """Replaces the document with a name."""
@@ -193,8 +220,8 @@ class RowIndex:
         self._index.reload()
         return self._index.searcher()
 
-    def _read(self, address: tantivy.DocAddress, searcher: tantivy.Searcher | None = None) -> IndexedRow:
-        document = (searcher or self._searcher).doc(address)
+    def _read(self, address: tantivy.DocAddress) -> IndexedRow:
+        document = self._searcher.doc(address)
         table, seq, mark = (document.get_first(name) for name in ("_table", "_seq", "_mark"))
         return IndexedRow(table or "", seq or 0, mark or 0, bytes(document.get_first("_source") or b""))
 

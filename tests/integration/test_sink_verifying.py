@@ -16,7 +16,13 @@ from support.model_source import ITEMS, ModelSource, column, delete, insert, ite
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
-from support.sinks_under_test import SinkUnderTest, postgres_under_test, redis_under_test, sqlite_under_test
+from support.sinks_under_test import (
+    SinkUnderTest,
+    postgres_under_test,
+    redis_under_test,
+    sqlite_under_test,
+    tantivy_under_test,
+)
 from support.tampering import RedisHand, beside, hand_of
 from support.waiting import wait_for
 from support.walbus_command import walbus
@@ -42,10 +48,12 @@ def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
         yield relay
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis-hash", "redis-json", "redis-string"])
+@pytest.fixture(params=["sqlite", "postgres", "redis-hash", "redis-json", "redis-string", "tantivy"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     if request.param == "postgres":
         return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
+    if request.param == "tantivy":
+        return tantivy_under_test(tmp_path)
     _, _, form = request.param.partition("-")
     if form:
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form)

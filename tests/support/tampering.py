@@ -1,7 +1,8 @@
-"""Rows of `ModelSource` in a sink, changed by hand behind its back: in SQL, or by the commands of Redis."""
+"""Rows of `ModelSource` in a sink, changed by hand behind its back: in SQL, by commands of Redis, or by tantivy."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -31,7 +32,9 @@ class Hand(Protocol):
 
 
 def hand_of(under_test: SinkUnderTest) -> Hand:
-    """For a sink of SQLite, PostgreSQL or Redis."""
+    """For a sink of SQLite, PostgreSQL, Redis or tantivy."""
+    if under_test.name == "tantivy":
+        return TantivyHand(under_test)
     return RedisHand(under_test) if under_test.name == "redis" else _SqlHand(under_test)
 
 
@@ -102,6 +105,62 @@ class RedisHand:
         """The server itself; answers are texts."""
         with redis.Redis.from_url(self._url, decode_responses=True) as client:
             yield client
+
+
+class TantivyHand:
+    """Documents of an index whose writer is not open. A document is changed by writing another one instead."""
+
+    def __init__(self, under_test: SinkUnderTest) -> None:
+        self._path = str(under_test.options["path"])
+
+    def rename(self, id: int, name: str) -> None:
+        self._replace(id, source=lambda row: {**row, "name": name})
+
+    def remove(self, id: int, table: str = ITEMS) -> None:
+        with self._writer() as (_, writer):
+            writer.delete_documents_by_term("_id", f"{table}/{id}")
+
+    def move(self, id: int, new_id: int) -> None:
+        self._replace(id, new_id, source=lambda row: {**row, "id": new_id})
+
+    def set_seq(self, id: int, seq: int) -> None:
+        self._replace(id, _seq=seq)
+
+    def add(self, *documents: dict[str, Any]) -> None:
+        """Adds documents of these fields, whatever is there."""
+        import tantivy
+
+        with self._writer() as (index, writer):
+            for fields in documents:
+                writer.add_document(tantivy.Document.from_dict(fields, index.schema))
+
+    def fields(self, id: int) -> dict[str, Any]:
+        """The stored fields of a row's document."""
+        import tantivy
+
+        index = tantivy.Index.open(self._path)
+        searcher = index.searcher()
+        ((_, address),) = searcher.search(tantivy.Query.term_query(index.schema, "_id", f"{ITEMS}/{id}"), 2).hits
+        document = searcher.doc(address)
+        named = {name: document.get_first(name) for name in ("_id", "_table", "_seq", "_mark")}
+        return {**named, "_source": bytes(document.get_first("_source"))}
+
+    def _replace(self, id: int, new_id: int | None = None, source: Any = None, **fields: Any) -> None:
+        before = self.fields(id)
+        row = json.loads(before["_source"])
+        after = json.dumps(source(row) if source else row, separators=(",", ":")).encode()
+        self.remove(id)
+        self.add({**before, "_id": f"{ITEMS}/{id if new_id is None else new_id}", "_source": after, **fields})
+
+    @contextmanager
+    def _writer(self) -> Iterator[tuple[Any, Any]]:
+        import tantivy
+
+        index = tantivy.Index.open(self._path)
+        writer = index.writer(16 << 20, 1)
+        yield index, writer
+        writer.commit()
+        writer.wait_merging_threads()
 
 
 def beside(key: str) -> str:
