@@ -9,7 +9,7 @@ consumer all the while, and read by whoever reads it.
 
 A swap happens at a position that the live sink has not passed: readers never see an older state than before. For the
 last step its writer is kept waiting, some seconds at the longest, and the copy takes what it lacks in that very
-transaction.
+transaction. Where readers may see more of the live sink than its checkpoint tells, that is all that the log has.
 The consumer finds that it was swapped when it writes next, and goes on behind the checkpoint that came with the copy.
 """
 
@@ -285,8 +285,11 @@ class Rebuilding:
 
     def _swap(self, session: Session) -> Position | None:
         """Swaps at a position that the live sink has not passed; None if that is not to be had in a moment."""
+        end = self._clock.monotonic() + _HELD_SECONDS
         goal = newest_of(self._copy.hold())
-        checkpoint, end = self._committed, self._clock.monotonic() + _HELD_SECONDS
+        if self._copy.shows_uncommitted:
+            goal = max(goal, self._end_of_log())
+        checkpoint = self._committed
         while checkpoint is None or last_done_of(checkpoint) < goal:
             if self._clock.monotonic() > end or self._stop.is_set():
                 self._put_off()
@@ -311,6 +314,11 @@ class Rebuilding:
             self._put_off()
             return None
         return last_done_of(checkpoint)
+
+    def _end_of_log(self) -> Position:
+        """Behind it the live sink can have nothing, whatever it has that its checkpoint does not tell."""
+        log_id = "" if self._committed is None else self._committed.log_id
+        return self._relays.info(log_id, last_done_of(self._committed)).log.end
 
     def _put_off(self) -> None:
         self._mapped.rollback()

@@ -17,7 +17,7 @@ did not write is told, and left: it has no version, and may be anybody's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +38,7 @@ from walbus.consumers.row_spool import RowSpool
 from walbus.consumers.session import Session
 from walbus.consumers.sink_feed import SinkFeed
 from walbus.consumers.sinks import SinkPlace, open_sink
-from walbus.consumers.sinks.base import ExpiringSink, ReadableSink, RowlessSink
+from walbus.consumers.sinks.base import ExpiringSink, OutrankingSink, ReadableSink, RowlessSink
 from walbus.consumers.steps import Advance, Deliver, Output, RowsRead, Sweep
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns, matching
@@ -274,9 +274,12 @@ class _Verifying:
                         return header.last, rows
         raise RelayUnavailable(f"the snapshot of {table} stands still", where=bootstrap.url)
 
-    def _read_again(self, tables: Iterable[str], listed: TableList) -> None:
+    def _read_again(self, tables: Sequence[str], listed: TableList) -> None:
         checkpoint = self._sink.checkpoint()
         if isinstance(checkpoint, Following):
+            if isinstance(self._readable, OutrankingSink):
+                for table in tables:
+                    self._readable.outrank(table)
             lacking = tuple(Lacking(table, listed.oids.get(table, 0)) for table in tables)
             self._sink.commit(replace(checkpoint, unread=(*checkpoint.unread, *lacking), rows=ORIGIN))
             self._run(None)

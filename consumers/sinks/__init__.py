@@ -29,6 +29,7 @@ class _BuiltIn:
     copies: str | None = None  #: `module.Class` of its `SinkCopies`
 
 
+_OPENSEARCH = _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None, "opensearch_copy.OpenSearchCopies")
 _BUILT_IN = {
     "sqlite": _BuiltIn("walbus.consumers.sinks.sqlite", "SqliteSink", None, "sqlite_copy.SqliteCopies"),
     "postgres": _BuiltIn("walbus.consumers.sinks.postgres", "PostgresSink", None, "postgres_copy.PostgresCopies"),
@@ -36,8 +37,8 @@ _BUILT_IN = {
     "webhook": _BuiltIn("walbus.consumers.sinks.webhook", "WebhookSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
     "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis", "redis_copy.RedisCopies"),
-    "opensearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),
-    "elasticsearch": _BuiltIn("walbus.consumers.sinks.opensearch", "OpenSearchSink", None),
+    "opensearch": _OPENSEARCH,
+    "elasticsearch": _OPENSEARCH,
 }
 
 #: Sinks that members of a group can write.

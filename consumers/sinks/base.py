@@ -157,6 +157,18 @@ class ReadableSink(Protocol):
 
 
 @runtime_checkable
+class OutrankingSink(Protocol):
+    """A `ReadableSink` whose server gives a row another version when somebody writes to it, which never falls again."""
+
+    def outrank(self, table: str) -> None:
+        """From now on what is written to a table is newer than whatever it holds; durable at once.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+
+
+@runtime_checkable
 class ExpiringSink(Protocol):
     """A `ReadableSink` some of whose rows go by themselves."""
 

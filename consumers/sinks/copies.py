@@ -19,7 +19,13 @@ class SinkSwapped(SinkUnavailable):
 
 
 class SinkCopy(Sink, Protocol):
-    """A sink that is filled beside the live one, has its own checkpoint, and takes the live one's place (`swap`)."""
+    """A sink that is filled beside the live one, has its own checkpoint, and takes the live one's place (`swap`).
+
+    Attributes:
+        shows_uncommitted: whether readers of the live one may see what its checkpoint does not tell yet.
+    """
+
+    shows_uncommitted: bool
 
     def furnish(self) -> None:
         """Gives its tables what others added to the live ones; when its rows are there, and as often as one likes.
@@ -29,7 +35,7 @@ class SinkCopy(Sink, Protocol):
         """
 
     def hold(self) -> Checkpoint | None:
-        """The live checkpoint, which stays as it is until this copy is swapped, committed or rolled back.
+        """The live checkpoint; nothing more is written to the live rows until this copy is swapped, or rolled back.
 
         Raises:
             SinkUnavailable, SinkRefused

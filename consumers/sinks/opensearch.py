@@ -11,29 +11,33 @@ take along what is newer.
 
     opensearch_options    the sink's keys
     opensearch_documents  what documents, fields and indices are called, and what their mapping is
+    opensearch_table_index  one table's index, and the aliases that it is read and written by
     opensearch_indices    the tables' indices: made, found, brought to another layout
     opensearch_state      the checkpoint, which is the fence too
+    opensearch_held       documents as they are read back, to be compared
     opensearch_gathered   writes on their way, and rows as they are with them
     opensearch_server     requests and errors; opensearch_bulks what goes into a bulk, and what comes back
+    opensearch_copy       a copy that is filled beside the live indices; opensearch_swaps which one is live
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
 import msgspec
 import structlog
 
-from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, refused
+from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of
+from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkPlace, refused
+from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.opensearch_bulks import Place, Write
 from walbus.consumers.sinks.opensearch_documents import (
     LACKS,
     MARK,
-    IndexTemplate,
     RowForm,
     document_id,
     field_name,
@@ -41,12 +45,14 @@ from walbus.consumers.sinks.opensearch_documents import (
     version_of,
 )
 from walbus.consumers.sinks.opensearch_gathered import GatheredRows, PresentRow
-from walbus.consumers.sinks.opensearch_indices import IndexChoice, TableIndex, TableIndices
+from walbus.consumers.sinks.opensearch_held import held_row, held_rows
+from walbus.consumers.sinks.opensearch_indices import TableIndices
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
-from walbus.consumers.sinks.opensearch_server import OpenSearchServer
-from walbus.consumers.sinks.opensearch_state import ConsumerState
+from walbus.consumers.sinks.opensearch_server import IndexGone, OpenSearchServer
+from walbus.consumers.sinks.opensearch_state import ConsumerState, loaded
+from walbus.consumers.sinks.opensearch_swaps import Swaps
+from walbus.consumers.sinks.opensearch_table_index import LIVE, TableIndex
 from walbus.consumers.steps import Sweep
-from walbus.errors import InvalidText, SinkRefused
 from walbus.events import Change, Window
 from walbus.keys import key_texts
 from walbus.position import ORIGIN, Position
@@ -56,20 +62,22 @@ from walbus.values import row_json
 
 _log = structlog.get_logger(__name__)
 
+_WITHOUT_MARK = {"bool": {"must_not": {"exists": {"field": MARK}}}}  # by somebody else's hand
+
 
 class OpenSearchSink:
     """Documents in one OpenSearch or Elasticsearch; see `walbus.consumers.sinks.base.Sink`."""
 
-    def __init__(self, options: OpenSearchOptions, place: SinkPlace) -> None:
+    def __init__(self, options: OpenSearchOptions, place: SinkPlace, side: str = LIVE) -> None:
         self._tables_wanted = place.tables
         self._batching = Batching(linger=options.commit_seconds, max_changes=2_000)
         self._refreshes = options.refresh == "commit"
         self._server = OpenSearchServer(options.access(place))
         self._rows = GatheredRows(self._server)
-        template = IndexTemplate(options.index)
-        choice = IndexChoice(template, options.settings, options.fields, options.routing, options.tombstone_seconds)
-        self._indices = TableIndices(self._server, place.consumer, choice, self._rows)
-        self._state = ConsumerState(self._server, options.state_index, place.consumer)
+        self._swaps = Swaps(self._server, options.state_index, place.consumer)
+        self._state = ConsumerState(self._server, options.state_index, self._swaps, beside=side != LIVE)
+        changing = self._state.require_unheld
+        self._indices = TableIndices(self._server, place.consumer, options.choice(), self._rows, side, changing)
         self._forms: dict[tuple[int, int], RowForm] = {}  # by log_generation and number of the layout
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
@@ -93,7 +101,11 @@ class OpenSearchSink:
         return self._batching
 
     def checkpoint(self) -> Checkpoint | None:
-        """See `Sink.checkpoint`. Without the index of a table it is worth nothing: all are read anew."""
+        """See `Sink.checkpoint`. Without the index of a table it is worth nothing: all are read anew.
+
+        Raises:
+            SinkSwapped: a rebuilt copy has taken this one's place since the last time.
+        """
         self.rollback()
         text = self._state.begin()
         if not self._indices.load(self._state.aliases) and text:
@@ -101,40 +113,40 @@ class OpenSearchSink:
             self._state.drop()
             text = ""
         self._rows.find_lacking([index.name for index in self._indices.all()])
-        try:
-            checkpoint = load_checkpoint(text) if text else None
-        except InvalidText as error:
-            raise SinkRefused(error.what, where=self._server.where, mend=error.mend) from None
+        checkpoint = loaded(text, self._server.where)
         self._done = last_done_of(checkpoint)
         return checkpoint
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`."""
-        self._mark_with(marks)
-        self._fetch(windows)
-        takers = ChangeTakers(self._tables_wanted, self._take, self._load, partial(self._indices.fitting, marks=marks))
-        self._done = takers.take(windows, self._done)
+        fit = partial(self._indices.fitting, marks=marks)
+        with self._unless_swapped():
+            self._mark_with(marks)
+            self._fetch(windows)
+            self._done = ChangeTakers(self._tables_wanted, self._take, self._load, fit).take(windows, self._done)
 
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`."""
-        self._mark_with(sweep.marks)
-        index = self._indices.named(sweep.table)
-        if index is None:
-            return
-        self._flush()
-        version = version_of(index.number, sweep.seq)
-        older = {"range": {MARK: {"lt": sweep.marks.generation}}}
-        self._delete_found(index, older, version, even=True)
-        self._indices.read_again(index)
+        with self._unless_swapped():
+            self._mark_with(sweep.marks)
+            index = self._indices.named(sweep.table)
+            if index is None:
+                return
+            self._flush()
+            version = version_of(index.number, sweep.seq)
+            older = [{"range": {MARK: {"lt": sweep.marks.generation}}}, _WITHOUT_MARK]
+            self._delete_found(index, {"bool": {"should": older}}, version, even=True)
+            self._indices.read_again(index)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
-        self._flush()
-        if self._refreshes:
-            self._server.refresh(sorted(self._touched.intersection(self._indices.aliases)))
-            self._touched.clear()
-        self._state.set_aliases(self._indices.aliases)
-        self._state.store(dump_checkpoint(checkpoint))
+        with self._unless_swapped():
+            self._flush()
+            if self._refreshes:
+                self._server.refresh(sorted(self._touched.intersection(self._indices.aliases)))
+                self._touched.clear()
+            self._state.set_aliases(self._indices.aliases)
+            self._state.store(dump_checkpoint(checkpoint))
         self._done = last_done_of(checkpoint)
 
     def rollback(self) -> None:
@@ -145,10 +157,41 @@ class OpenSearchSink:
         """See `Sink.incomplete`."""
         return tuple(self._indices.incomplete(self._rows.lacking))
 
+    def held(self, table: str) -> Iterator[HeldRow]:
+        """See `ReadableSink.held`."""
+        index = self._indices.named(table)
+        return iter(()) if index is None else held_rows(self._server, index)
+
+    def as_held(self, change: Change) -> HeldRow:
+        """See `ReadableSink.as_held`."""
+        index, key = self._indices.known(change.raw.table), change.raw.key
+        if change.schema is None or key is None:
+            raise refused("a row has no layout, or no key", change, "check the bootstrap's store")
+        row = self._row(change, change.schema if index is None else index.layout)
+        return held_row(tuple(key_texts(key)), document_id(key), change.seq, row)
+
+    def outrank(self, table: str) -> None:
+        """See `OutrankingSink.outrank`: versions are those of the next number, as of another log."""
+        index = self._indices.named(table)
+        if index is not None:
+            self._indices.outrank(index)
+
     def close(self) -> None:
         """See `Sink.close`."""
         self.rollback()
         self._server.close()
+
+    @contextmanager
+    def _unless_swapped(self) -> Iterator[None]:
+        """Where an index or its alias is not there, a rebuilt copy may have taken this one's place."""
+        try:
+            yield
+        except IndexGone:
+            written_by = [index.writer for index in self._indices.all()]
+            if self._state.is_swapped():
+                self._server.clear(written_by)  # a delete that came late has made an index of that name
+                raise SinkSwapped("a rebuilt copy has taken the sink's place", where=self._server.where) from None
+            raise
 
     # What is gathered
 
@@ -230,7 +273,7 @@ class OpenSearchSink:
             self._touched.add(index.alias)
             self._rows.send(
                 [
-                    Write(Place(index.name, found.id, found.routing), index.alias, version, None, even=even)
+                    Write(Place(index.name, found.id, found.routing), index.writer, version, None, even=even)
                     for found in page
                     if found.version <= version
                 ]
@@ -246,11 +289,11 @@ class OpenSearchSink:
         if lacks:
             row[LACKS] = True
         place, version = self._place(index, change, change.raw.key), version_of(index.number, change.seq)
-        return Write(place, index.alias, version, msgspec.json.encode(row), even=even, lacks=lacks, change=change)
+        return Write(place, index.writer, version, msgspec.json.encode(row), even=even, lacks=lacks, change=change)
 
     def _deleted(self, index: TableIndex, change: Change, key: bytes | None) -> Write:
         version = version_of(index.number, change.seq)
-        return Write(self._place(index, change, key), index.alias, version, None, change=change)
+        return Write(self._place(index, change, key), index.writer, version, None, change=change)
 
     def _row(self, change: Change, layout: TableSchema) -> dict[str, Any]:
         """The fields that the change carries."""

@@ -34,6 +34,7 @@ MARK, LACKS = "_walbus_mark", "_walbus_lacks"
 _SEQ_BITS = 53
 LOGS_AT_MOST = 1 << (63 - _SEQ_BITS)
 _LONGEST_ID = 512  # bytes
+_EMPTY, _DIGEST = "%empty", "%sha256-"  # a text that begins with % is written otherwise
 _DEEPEST = 300  # servers stop at 1,000 levels, and our own readers not far below
 _LONG_NUMBER = re.compile(rb"[0-9.eE+-]{900}")  # servers stop at 1,000 digits
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -93,13 +94,18 @@ class IndexTemplate:
 
     def alias(self, table: str) -> str:
         """The alias of a table's index."""
-        written = _WRITTEN_OTHERWISE.sub(_escaped, table)
+        written = index_text(table)
         name = self._template.replace(_PLACEHOLDER, written)
         if not name[0].isalnum() and name[0] != "%":
             name = f"%{ord(name[0]):02x}{name[1:]}"
         if len(name) > _LONGEST_NAME:
             name = f"{name[:100]}%{hashlib.sha256(name.encode()).hexdigest()}"
         return name
+
+
+def index_text(text: str) -> str:
+    """A text as a part of an index's name."""
+    return _WRITTEN_OTHERWISE.sub(_escaped, text)
 
 
 def field_name(column: str) -> str:
@@ -119,11 +125,35 @@ def document_id(key: bytes) -> str:
     return _fitting(f"%25{text[1:]}" if text.startswith("%") else text)
 
 
+def key_of_id(id_: str, columns: int) -> tuple[str, ...]:
+    """The texts of the key that `document_id` makes an id of; the id alone where it is a digest, or of no such key.
+
+    Args:
+        id_: of a document, whoever wrote it.
+        columns: that the key has.
+    """
+    if id_.startswith(_DIGEST):
+        return (id_,)
+    if id_ == _EMPTY:
+        return ("",)
+    parts = id_.split(":") if columns > 1 else [f"%{id_[3:]}" if id_.startswith("%25") else id_]
+    if len(parts) != columns:
+        return (id_,)
+    return tuple(part.replace("%3A", ":").replace("%25", "%") for part in parts) if columns > 1 else tuple(parts)
+
+
+def seq_of(number: int, version: int) -> int:
+    """The seq that a version has among those of a log: below all of them in an earlier one, above in a later one."""
+    if version >> _SEQ_BITS == number:
+        return version & ((1 << _SEQ_BITS) - 1)
+    return -1 if version >> _SEQ_BITS < number else version
+
+
 def _fitting(text: str) -> str:
     if not text:
-        return "%empty"
+        return _EMPTY
     encoded = text.encode()
-    return text if len(encoded) <= _LONGEST_ID else f"%sha256-{hashlib.sha256(encoded).hexdigest()}"
+    return text if len(encoded) <= _LONGEST_ID else f"{_DIGEST}{hashlib.sha256(encoded).hexdigest()}"
 
 
 def version_of(number: int, seq: int) -> int:
@@ -240,5 +270,5 @@ def _escaped(match: re.Match[str]) -> str:
 
 __all__ = [
     "LACKS", "LOGS_AT_MOST", "MARK", "IndexTemplate", "Mapped", "RowForm", "Source", "acceptable", "document_id",
-    "field_name", "fitting_row", "properties_of", "version_of",
+    "field_name", "fitting_row", "index_text", "key_of_id", "properties_of", "seq_of", "version_of",
 ]  # fmt: skip

@@ -9,8 +9,8 @@ copied into another index, to which the alias then moves in one step: a search f
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,103 +22,27 @@ from walbus.consumers.sinks.opensearch_documents import (
     LACKS,
     LOGS_AT_MOST,
     MARK,
-    IndexTemplate,
     Mapped,
     field_name,
     fitting_row,
     properties_of,
 )
 from walbus.consumers.sinks.opensearch_gathered import GatheredRows
-from walbus.consumers.sinks.opensearch_server import NOT_FOUND, OpenSearchServer, path_of
+from walbus.consumers.sinks.opensearch_server import NOT_FOUND, IndexGone, OpenSearchServer, path_of
+from walbus.consumers.sinks.opensearch_table_index import (
+    ASIDE,
+    FENCED,
+    LIVE,
+    Action,
+    FoundIndex,
+    IndexChoice,
+    TableIndex,
+    added,
+    deleted,
+    removed,
+)
 from walbus.errors import SinkRefused, SinkUnavailable
 from walbus.schema import TableSchema
-
-_META = "walbus"
-_ASIDE = "%was-"  # in no table's alias: what is written otherwise there has two digits behind its %
-
-
-class _IndexSettings(msgspec.Struct):
-    index: dict[str, Any]
-
-
-class _FoundIndex(msgspec.Struct):
-    """An index as the server tells it."""
-
-    aliases: dict[str, Any]
-    mappings: dict[str, Any]
-    settings: _IndexSettings
-
-    @property
-    def meta(self) -> dict[str, Any] | None:
-        """What a consumer keeps there."""
-        meta: dict[str, Any] | None = self.mappings.get("_meta", {}).get(_META)
-        return meta
-
-
-class _Count(msgspec.Struct):
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class IndexChoice:
-    """How indices are made.
-
-    Attributes:
-        template: of their aliases.
-        settings: over the server's defaults and index templates.
-        fields: by table and column, the mapping of a field.
-        routing: by table, the key column that documents are routed by.
-        tombstone_seconds: how long a deleted document is remembered.
-    """
-
-    template: IndexTemplate
-    settings: Mapping[str, Any]
-    fields: Mapping[str, Mapping[str, Mapped]]
-    routing: Mapping[str, str]
-    tombstone_seconds: int
-
-
-@dataclass(frozen=True, slots=True)
-class TableIndex:
-    """One table's index.
-
-    Attributes:
-        alias: that it is reached by.
-        name: its own.
-        layout: of its documents.
-        log_generation: of the log that its versions belong to; `number` logs came before.
-        floor: no change of that log with a seq at or below this applies (after a TRUNCATE).
-        reread: whether its documents lie under other ids than the table's key gives now.
-        routing: the column of the key that its documents are routed by.
-    """
-
-    alias: str
-    name: str
-    layout: TableSchema
-    log_generation: int
-    number: int = 0
-    floor: int = 0
-    reread: bool = False
-    routing: str | None = None
-
-    @property
-    def is_aside(self) -> bool:
-        """Whether another table has the name now that this one's had, whose present name is not known yet."""
-        return _ASIDE in self.alias
-
-    def meta(self, consumer: str) -> dict[str, Any]:
-        """For the mapping."""
-        return {
-            _META: {
-                "consumer": consumer,
-                "layout": self.layout.to_dict(),
-                "log_generation": self.log_generation,
-                "number": self.number,
-                "floor": self.floor,
-                "reread": self.reread,
-                "routing": self.routing,
-            }
-        }
 
 
 class TableIndices:
@@ -129,19 +53,30 @@ class TableIndices:
         consumer: its name.
         choice: how they are made.
         rows: sends what is gathered before documents are copied.
+        side: LIVE, or NEW for those of a copy.
+        changing: is called before an alias is given or moved; raises SinkUnavailable if it may not be now.
     """
 
-    def __init__(self, server: OpenSearchServer, consumer: str, choice: IndexChoice, rows: GatheredRows) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917  # what it brings together
+        self,
+        server: OpenSearchServer,
+        consumer: str,
+        choice: IndexChoice,
+        rows: GatheredRows,
+        side: str,
+        changing: Callable[[], None],
+    ) -> None:
         self._server, self._consumer, self._choice, self._rows = server, consumer, choice, rows
+        self._side, self._changing = side, changing
         self._by_oid: dict[int, TableIndex] = {}
 
     def load(self, aliases: tuple[str, ...]) -> bool:
-        """Finds the indices of some aliases; tells whether all are there.
+        """Finds the indices of some aliases, as `aliases` gives them; tells whether all are there.
 
         Raises:
             SinkRefused: one belongs to somebody else.
         """
-        found = [self._find(alias) for alias in aliases]
+        found = [self._find(alias + self._side) for alias in aliases]
         self._by_oid = {index.layout.oid: index for index in found if index is not None}
         return None not in found
 
@@ -162,8 +97,8 @@ class TableIndices:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Their aliases."""
-        return tuple(sorted(index.alias for index in self._by_oid.values()))
+        """Their aliases, a copy's as they are once it is the live one."""
+        return tuple(sorted(index.alias.removesuffix(self._side) for index in self._by_oid.values()))
 
     def known(self, oid: int) -> TableIndex | None:
         """The index of a table by its OID."""
@@ -184,7 +119,7 @@ class TableIndices:
         if known is not None and marks.log_generation <= known.log_generation and known.layout.id >= layout.id:
             return known
         self._rows.flush()
-        alias = self._choice.template.alias(layout.table)
+        alias = self._choice.template.alias(layout.table) + self._side
         if known is None or marks.log_generation > known.log_generation:
             known = self._of_name(alias, layout, marks)
         if known is None:
@@ -201,6 +136,10 @@ class TableIndices:
         """The table was read from its beginning, and swept."""
         if index.reread:
             self._remember(self._stored(replace(index, reread=False)))
+
+    def outrank(self, index: TableIndex) -> None:
+        """Whatever is stored is older than what comes from now on."""
+        self._remember(self._stored(self._numbered(index)))
 
     # One index
 
@@ -221,12 +160,12 @@ class TableIndices:
         answer = self._server.ask("GET", f"/{path_of(alias)}", accepted=[NOT_FOUND])
         if answer.status == NOT_FOUND:
             return None
-        indices = self._server.told(answer, dict[str, _FoundIndex])
+        indices = self._server.told(answer, dict[str, FoundIndex])
         if not indices:
             raise SinkUnavailable("the search server tells nothing of an index", where=f"{self._server.where}, {alias}")
         name, told = next(iter(indices.items()))
         document = told.meta
-        if document is None and name == alias and self._made_by_a_delete(name):
+        if document is None and name == alias and self._server.remove_if_empty(name):
             return None
         if len(indices) > 1 or document is None or document.get("consumer") != self._consumer:
             raise SinkRefused(
@@ -234,21 +173,30 @@ class TableIndices:
                 where=f"{self._server.where}, {alias}",
                 mend="choose another name for the indices (index), or remove that one",
             )
-        self._check(name, told.settings.index)
         layout = TableSchema.from_dict(document["layout"])
-        known = {name: document[name] for name in ("log_generation", "number", "floor", "reread", "routing")}
-        return TableIndex(alias, name, layout, **known)
+        known = {key: document[key] for key in ("log_generation", "number", "floor", "reread", "routing")}
+        index = TableIndex(alias, name, layout, writer=self._choice.writers + name, **known)
+        self._check(index, told.settings.index)
+        self._see_to_writer(index, told)
+        return index
 
-    def _made_by_a_delete(self, name: str) -> bool:
-        """Removes an empty index, as a delete makes it once the alias is gone; tells whether it was one."""
-        self._server.refresh([name])
-        if self._server.told(self._server.ask("GET", f"/{path_of(name)}/_count"), _Count).count:
-            return False
-        self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
-        return True
+    def _see_to_writer(self, index: TableIndex, told: FoundIndex) -> None:
+        """An index of before gets the alias that it is written by; one that had it gets it from who took it away."""
+        has_it, had_it = index.writer in told.aliases, FENCED in (told.meta or {})
+        if had_it and not has_it:
+            raise IndexGone(
+                f"an index lacks the alias {index.writer}, which a rebuild takes away for a moment only",
+                where=f"{self._server.where}, {index.name}",
+            )
+        if not has_it:
+            self._server.clear([index.writer])
+            self._move([self._written_by(index)])
+        if not had_it:
+            self._stored(index)
 
-    def _check(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Sees to what versions and checkpoints rest on."""
+    def _check(self, index: TableIndex, settings: Mapping[str, Any]) -> None:
+        """Sees to what versions and checkpoints rest on, and that an index that is read is not hidden."""
+        name = index.name
         if settings.get("translog", {}).get("durability", "request").lower() != "request":
             raise SinkRefused(
                 "a crash of the server could lose documents that its checkpoint counts as written",
@@ -258,12 +206,20 @@ class TableIndices:
         wanted = f"{self._choice.tombstone_seconds}s"
         if settings.get("gc_deletes") != wanted:
             self._server.ask("PUT", f"/{path_of(name)}/_settings", {"index.gc_deletes": wanted})
+        if settings.get("hidden") == "true" and self._side == LIVE and not index.is_aside:
+            self._show(index)
+
+    def _show(self, index: TableIndex) -> None:
+        """An index that is read is met by wildcards, unless the operator's settings hide it."""
+        if not self._choice.settings.get("index.hidden"):
+            self._server.hide(index.name, hidden=False)
 
     def _create(self, index: TableIndex, *, aliased: bool = True) -> TableIndex:
-        layout, number = index.layout, 1
-        while self._taken(f"{index.alias}~{number}"):
+        layout, number, base = index.layout, 1, index.alias.removesuffix(self._side)
+        while self._taken(f"{base}~{number}"):
             number += 1
-        made = replace(index, name=f"{index.alias}~{number}")
+        name = f"{base}~{number}"
+        made = replace(index, name=name, writer=self._choice.writers + name)
         mappings: dict[str, Any] = {
             "dynamic": False,
             "_meta": made.meta(self._consumer),
@@ -276,21 +232,27 @@ class TableIndices:
             **self._choice.settings,
             "index.gc_deletes": f"{self._choice.tombstone_seconds}s",
             "index.translog.durability": "request",
-        }
-        body = {"settings": settings, "mappings": mappings} | ({"aliases": {made.alias: {}}} if aliased else {})
+        } | ({} if self._side == LIVE else {"index.hidden": True})
+        aliases = {made.writer: {"is_hidden": True}} if aliased or self._side != LIVE else {}
+        if aliased:
+            self._changing()
+            aliases[made.alias] = {"is_hidden": self._side != LIVE}
+        self._server.clear([made.writer])
+        body = {"settings": settings, "mappings": mappings, "aliases": aliases}
         self._server.ask("PUT", f"/{path_of(made.name)}", body)
         return made
 
     def _taken(self, name: str) -> bool:
         """Whether there is, or was until now, an index of this name: one that a copy was broken off in is removed.
 
-        Its name is not used again, for what that copy had sent may still arrive.
+        That is one of the live side, which have no alias before they are whole. Its name is not used again, for what
+        that copy had sent may still arrive.
         """
         answer = self._server.ask("GET", f"/{path_of(name)}", accepted=[NOT_FOUND])
         if answer.status == NOT_FOUND:
             return False
-        for told in self._server.told(answer, dict[str, _FoundIndex]).values():
-            if not told.aliases and (told.meta or {}).get("consumer") == self._consumer:
+        for told in self._server.told(answer, dict[str, FoundIndex]).values():
+            if self._side == LIVE and not told.aliases and told.consumer == self._consumer:
                 self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
         return True
 
@@ -316,22 +278,27 @@ class TableIndices:
         return self._moved(stored, alias)
 
     def _of_another_log(self, index: TableIndex, marks: Marks) -> TableIndex:
+        return replace(self._numbered(index), log_generation=marks.log_generation, floor=0)
+
+    def _numbered(self, index: TableIndex) -> TableIndex:
         if index.number + 1 >= LOGS_AT_MOST:
             raise SinkRefused(
-                f"this index has seen {LOGS_AT_MOST} logs, and its versions have no room for another",
+                f"this index has seen {LOGS_AT_MOST} logs or repairs, and its versions have no room for another",
                 where=f"{self._server.where}, {index.name}",
-                mend="remove it; the consumer fills another one from a snapshot",
+                mend="`walbus rebuild` makes another one",
             )
-        return replace(index, log_generation=marks.log_generation, number=index.number + 1, floor=0)
+        return replace(index, number=index.number + 1)
 
     def _moved(self, index: TableIndex, alias: str) -> TableIndex:
         """The index under the alias of its table's present name."""
         if index.alias == alias:
             return index
         self._make_room(alias)
-        self._move([_removed(index.name, index.alias), _added(index.name, alias)])
-        self._server.ask("PUT", f"/{path_of(index.name)}/_settings", {"index.hidden": False})
-        return replace(index, alias=alias)
+        self._move([removed(index.name, index.alias), self._read_by(index.name, alias)])
+        moved = replace(index, alias=alias)
+        if self._side == LIVE:
+            self._show(moved)
+        return moved
 
     def _copied(self, known: TableIndex, wanted: TableIndex, alias: str, change: LayoutChange) -> TableIndex:
         if known.alias != alias:
@@ -342,8 +309,7 @@ class TableIndices:
         for page in self._server.scroll(known.name, {"match_all": {}}, sources=True):
             self._server.send([_copy(found, made.name, names, change) for found in page])
         self._server.drain()
-        gone = {"remove_index": {"index": known.name}}
-        self._move([_added(made.name, alias), gone])
+        self._move([self._read_by(made.name, alias), self._written_by(made), deleted(known.name)])
         self._rows.copied(known.name, made.name)
         return made
 
@@ -355,15 +321,21 @@ class TableIndices:
 
     def _put_aside(self, index: TableIndex) -> None:
         """Until a change tells its table's present name, an index is out of the way of searches."""
-        aside = f"{index.alias}{_ASIDE}{index.layout.oid}"
-        self._server.ask("PUT", f"/{path_of(index.name)}/_settings", {"index.hidden": True})
-        hidden = {"add": {"index": index.name, "alias": aside, "is_hidden": True}}
-        self._move([_removed(index.name, index.alias), hidden])
+        aside = f"{index.alias.removesuffix(self._side)}{ASIDE}{index.layout.oid}{self._side}"
+        self._server.hide(index.name, hidden=True)
+        self._move([removed(index.name, index.alias), added(index.name, aside, hidden=True)])
         if index.layout.oid in self._by_oid:
             self._by_oid[index.layout.oid] = replace(index, alias=aside)
 
-    def _move(self, actions: list[Mapping[str, Mapping[str, object]]]) -> None:
-        self._server.ask("POST", "/_aliases", {"actions": actions})
+    def _read_by(self, name: str, alias: str) -> Action:
+        return added(name, alias, hidden=self._side != LIVE)
+
+    def _written_by(self, index: TableIndex) -> Action:
+        return added(index.name, index.writer, hidden=True)
+
+    def _move(self, actions: list[Action]) -> None:
+        self._changing()
+        self._server.move(actions)
 
 
 def _copy(found: Found, index: str, names: Mapping[str, str], change: LayoutChange) -> Write:
@@ -375,12 +347,4 @@ def _copy(found: Found, index: str, names: Mapping[str, str], change: LayoutChan
     return Write(place, None, found.version, msgspec.json.encode(fields), even=True)
 
 
-def _removed(index: str, alias: str) -> dict[str, dict[str, str]]:
-    return {"remove": {"index": index, "alias": alias}}
-
-
-def _added(index: str, alias: str) -> dict[str, dict[str, str]]:
-    return {"add": {"index": index, "alias": alias}}
-
-
-__all__ = ["IndexChoice", "TableIndex", "TableIndices"]
+__all__ = ["TableIndices"]

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from walbus.consumers.sinks.base import SinkOptions, SinkPlace
 from walbus.consumers.sinks.opensearch_documents import IndexTemplate, Mapped
 from walbus.consumers.sinks.opensearch_server import Access
+from walbus.consumers.sinks.opensearch_table_index import IndexChoice
 from walbus.credentials import is_loopback
 from walbus.errors import ConfigError
 
@@ -73,6 +74,12 @@ class OpenSearchOptions(SinkOptions):
         if seconds < 2 * told.data.get("request_seconds", 0):
             raise ValueError("should be at least twice request_seconds: a deleted row must outlive every late write")
         return seconds
+
+    def choice(self) -> IndexChoice:
+        """How indices are made."""
+        writers = f"{self.state_index}%to-"
+        template = IndexTemplate(self.index)
+        return IndexChoice(template, self.settings, self.fields, self.routing, self.tombstone_seconds, writers)
 
     def access(self, place: SinkPlace) -> Access:
         """How the server is reached.

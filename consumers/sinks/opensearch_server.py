@@ -39,6 +39,7 @@ from walbus.consumers.sinks.opensearch_bulks import (
     page_of,
     shards_of,
 )
+from walbus.consumers.sinks.opensearch_table_index import Action, FoundIndex
 from walbus.credentials import connection_problem
 from walbus.errors import SinkRefused, SinkUnavailable
 
@@ -53,19 +54,32 @@ _LONGEST_PATH = 2_900  # servers take 4,096 bytes for method, path and parameter
 _BULK_ATTEMPTS = 8  # some five seconds of back-off
 _OLDEST = {"opensearch": (1, 0), "elasticsearch": (7, 10)}
 
+_NO_INDEX = "index_not_found_exception"
 #: Types of errors that pass: whatever the status, what an operator or the cluster itself mends.
 _PASSING = frozenset({
     "circuit_breaking_exception",
     "cluster_block_exception",  # read-only, as at a disk's flood stage
     "es_rejected_execution_exception",
     "index_closed_exception",
-    "index_not_found_exception",
+    _NO_INDEX,
     "process_cluster_event_timeout_exception",
     "rejected_execution_exception",
     "unavailable_shards_exception",
 })  # fmt: skip
 _UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # believes nobody; without TLS it is asked for nothing
 _FIELD = re.compile(r"field \[([^\]]*)\]")
+
+
+class IndexGone(SinkUnavailable):
+    """An index, or an alias that it is written by, is not there."""
+
+
+class _Count(msgspec.Struct):
+    count: int
+
+
+class _Acknowledged(msgspec.Struct):
+    acknowledged: bool
 
 
 Done: TypeAlias = list[tuple[Write, int]]  # with the status of each
@@ -196,13 +210,45 @@ class OpenSearchServer:
             what_came = f"an answer of the search server makes no sense (status {status})"
             return SinkUnavailable(what_came, where=f"{self.where}, {what}")
         if _passes(status, error.type):
-            return SinkUnavailable(f"the search server cannot do this now ({told})", where=f"{self.where}, {what}")
+            away = IndexGone if error.type == _NO_INDEX else SinkUnavailable
+            return away(f"the search server cannot do this now ({told})", where=f"{self.where}, {what}")
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             mend = "mend user and password, or api_key, and see that they may make, read and write these indices"
             return SinkRefused(
                 f"the search server lets nobody in so ({told})", where=f"{self.where}, {what}", mend=mend
             )
         return SinkRefused(f"the search server refuses ({told})", where=f"{self.where}, {what}")
+
+    def move(self, actions: Sequence[Action]) -> None:
+        """Changes aliases, and deletes indices, in one act.
+
+        Raises:
+            IndexGone: one of the indices is not there; nothing was done.
+            SinkUnavailable: among others, that it was done, and some nodes have not heard of it yet.
+            SinkRefused
+        """
+        answer = self.ask("POST", "/_aliases", {"actions": actions})
+        if not self.told(answer, _Acknowledged).acknowledged:
+            raise SinkUnavailable("some nodes of the search server have not heard of moved aliases", where=self.where)
+
+    def hide(self, index: str, *, hidden: bool) -> None:
+        """Whether wildcards meet an index by its own name."""
+        self.ask("PUT", f"/{path_of(index)}/_settings", {"index.hidden": hidden})
+
+    def clear(self, aliases: Sequence[str]) -> None:
+        """Removes empty indices that are called as these aliases are to be, as late deletes make them."""
+        for alias in aliases:
+            answer = self.ask("GET", f"/{path_of(alias)}", accepted=[NOT_FOUND])
+            if answer.status != NOT_FOUND and alias in self.told(answer, dict[str, FoundIndex]):
+                self.remove_if_empty(alias)
+
+    def remove_if_empty(self, index: str) -> bool:
+        """Removes an index, unless it has documents; tells whether it had none."""
+        self.refresh([index])
+        if self.told(self.ask("GET", f"/{path_of(index)}/_count"), _Count).count:
+            return False
+        self.ask("DELETE", f"/{path_of(index)}", accepted=[NOT_FOUND])
+        return True
 
     # Writing
 
@@ -254,7 +300,7 @@ class OpenSearchServer:
             pushed_back: list[tuple[Write, BulkItem]] = []
             for write, item in zip(left, self._bulk(left), strict=True):
                 if write.source is None and item.index not in ("", write.place.index):
-                    raise SinkUnavailable("an index is gone", where=f"{self.where}, {write.place.index}")
+                    raise IndexGone("an index is gone", where=f"{self.where}, {write.place.index}")
                 if item.status < httpx.codes.BAD_REQUEST or item.status == CONFLICT or _gone_already(write, item):
                     done.append((write, item.status))
                 elif _passes(item.status, item.error.type if item.error else None) and item.status != NOT_FOUND:
@@ -310,7 +356,7 @@ class OpenSearchServer:
             documents = self._read(documents_of, self.ask("POST", "/_mget", {"docs": wanted}))
             for document in self._counted(documents, len(wanted), "documents"):
                 if document.error is not None:
-                    raise SinkUnavailable("an index is not there", where=self.where)
+                    raise IndexGone("an index is not there", where=self.where)
                 found.append(document if document.found else None)
         return found
 
@@ -326,7 +372,8 @@ class OpenSearchServer:
         Raises:
             SinkUnavailable: a part of the index cannot be searched now.
         """
-        body = {"query": query, "size": _SCROLL_SIZE, "version": True, "_source": sources, "sort": ["_doc"]}
+        size = _READ_DOCUMENTS if sources else _SCROLL_SIZE
+        body = {"query": query, "size": size, "version": True, "_source": sources, "sort": ["_doc"]}
         path = f"/{path_of(index)}/_search?scroll={_SCROLL_KEPT}&allow_partial_search_results=false"
         page = self._page(path, body)
         try:
@@ -394,4 +441,4 @@ def _gone_already(write: Write, item: BulkItem) -> bool:
     return write.source is None and item.status == NOT_FOUND and item.error is None
 
 
-__all__ = ["CONFLICT", "NOT_FOUND", "Access", "Answer", "OpenSearchServer", "path_of"]
+__all__ = ["CONFLICT", "NOT_FOUND", "Access", "Answer", "IndexGone", "OpenSearchServer", "path_of"]

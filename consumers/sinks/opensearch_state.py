@@ -3,6 +3,9 @@
 Both are documents of one small index. The checkpoint is written only over the very one that this process stored or read
 last (`if_seq_no`), so that of two processes under one name the older one fails; where there is none any more, the
 server came back empty. The other document has the aliases of the consumer's tables, to find their indices by.
+
+A copy has documents of its own (`Swaps.key`). With the swap they are the live ones, and those of before stay as they
+were, until what the copy has replaced is dropped.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from uuid import uuid4
 
 import msgspec
 
-from walbus.consumers.sinks.opensearch_server import CONFLICT, NOT_FOUND, Answer, OpenSearchServer, path_of
-from walbus.errors import SinkRefused, SinkUnavailable
+from walbus.consumers.checkpoint import Checkpoint, load_checkpoint
+from walbus.consumers.sinks.copies import SinkSwapped
+from walbus.consumers.sinks.opensearch_server import CONFLICT, NOT_FOUND, Answer, IndexGone, OpenSearchServer, path_of
+from walbus.consumers.sinks.opensearch_swaps import Swaps
+from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
 
 _BAD_REQUEST = 400
 _INDEX = {
@@ -21,20 +27,23 @@ _INDEX = {
 }
 
 
-class _Source(msgspec.Struct):
+class Source(msgspec.Struct):
+    """What the documents have: the first two are the checkpoint's."""
+
     checkpoint: str = ""
     writer: str = ""
     aliases: tuple[str, ...] = ()
+    staying: tuple[str, ...] = ()
 
 
-class _Stored(
+class Stored(
     msgspec.Struct, rename={"seq_no": "_seq_no", "primary_term": "_primary_term", "source": "_source"}, kw_only=True
 ):
     """A document as it is read, or as its write is confirmed: without its source."""
 
     seq_no: int
     primary_term: int
-    source: _Source = msgspec.field(default_factory=_Source)
+    source: Source = msgspec.field(default_factory=Source)
 
     def fence(self) -> str:
         """What a write demands that replaces this one only."""
@@ -42,48 +51,83 @@ class _Stored(
 
 
 class ConsumerState:
-    """The two documents of one consumer.
+    """The two documents of one consumer, or of the copy beside its live sink.
 
     Args:
         server: that has them.
         index: that they are in; made when missing.
-        consumer: its name.
+        swaps: of the consumer.
+        beside: whether they are those of the copy.
     """
 
-    def __init__(self, server: OpenSearchServer, index: str, consumer: str) -> None:
-        self._server, self._index, self._consumer = server, index, consumer
+    def __init__(self, server: OpenSearchServer, index: str, swaps: Swaps, *, beside: bool = False) -> None:
+        self._server, self._index, self._swaps, self._beside = server, index, swaps, beside
         self._fence = "op_type=create"  # what a write of the checkpoint demands of the one that is there
         self._writer = uuid4().hex  # tells our own writes from another's
-        self._aliases: tuple[str, ...] = ()
+        self._tables = Source()
+        self._number: int | None = None  # of the copy that these are of, see `Swaps`
 
     def begin(self) -> str:
-        """The stored checkpoint's text; empty if there is none."""
+        """The stored checkpoint's text; empty if there is none. Waits while a swap is under way.
+
+        Raises:
+            SinkSwapped: a copy has taken the live one's place since the last time.
+            SinkUnavailable, SinkRefused
+        """
         made = self._server.ask("PUT", f"/{path_of(self._index)}", _INDEX, accepted=[_BAD_REQUEST])
         if made.status == _BAD_REQUEST and b"resource_already_exists" not in made.body:
             mend = "choose another state_index"
             raise SinkRefused("the index for checkpoints cannot be made", where=self._index, mend=mend)
+        if self.is_swapped():
+            raise SinkSwapped("a rebuilt copy has taken the sink's place", where=self._server.where)
         found = self._get("checkpoint")
         self._fence = found.fence() if found else "op_type=create"
         tables = self._get("tables")
-        self._aliases = tables.source.aliases if tables else ()
+        self._tables = tables.source if tables else Source()
         return found.source.checkpoint if found else ""
+
+    def is_swapped(self) -> bool:
+        """Whether a copy has taken the live one's place since the last time. Waits while a swap is under way.
+
+        Raises:
+            SinkUnavailable, SinkRefused
+        """
+        self._swaps.settle()
+        number, before = self._swaps.number() + self._beside, self._number
+        self._number = number
+        return before is not None and before != number
+
+    def require_unheld(self) -> None:
+        """What is about to be changed may be so.
+
+        Raises:
+            SinkUnavailable: a swap is under way, or was done since `begin`.
+        """
+        if not self._beside and (self._swaps.is_held() or self._swaps.number() != self._number):
+            raise IndexGone("a rebuilt copy is taking the sink's place", where=self._server.where)
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """Those of the consumer's tables."""
-        return self._aliases
+        return self._tables.aliases if self._beside else (*self._tables.aliases, *self._tables.staying)
 
-    def set_aliases(self, aliases: tuple[str, ...]) -> None:
-        """Replaces them."""
-        if aliases != self._aliases:
-            self._server.ask("PUT", self._path("tables"), {"aliases": aliases})
-            self._aliases = aliases
+    def set_aliases(self, aliases: tuple[str, ...], staying: tuple[str, ...] = ()) -> None:
+        """Replaces them.
+
+        Args:
+            aliases: those of the tables that are there.
+            staying: of a copy: those of tables that it has not, which stay as they are when it is swapped.
+        """
+        tables = Source(aliases=aliases, staying=staying)
+        if tables != self._tables:
+            self._server.ask("PUT", self._path("tables"), {"aliases": aliases, "staying": staying})
+            self._tables = tables
 
     def store(self, checkpoint: str) -> None:
         """Replaces the checkpoint.
 
         Raises:
-            SinkUnavailable: the server has lost it, and so its documents.
+            IndexGone: the server has lost it, and so its documents.
             SinkRefused: another process has moved it.
         """
         answer = self._put(checkpoint)
@@ -91,7 +135,7 @@ class ConsumerState:
             found = self._get("checkpoint")
             if found is None:
                 where = self._server.where
-                raise SinkUnavailable("the search server came back empty; it is filled from a snapshot", where=where)
+                raise IndexGone("the search server came back empty; it is filled from a snapshot", where=where)
             if found.source.writer != self._writer:
                 raise SinkRefused(
                     "another consumer writes these indices under the same name",
@@ -102,7 +146,7 @@ class ConsumerState:
             answer = self._put(checkpoint)
             if answer.status in (CONFLICT, NOT_FOUND):
                 raise SinkUnavailable("the checkpoint moves while it is stored", where=self._server.where)
-        self._fence = self._server.told(answer, _Stored).fence()
+        self._fence = self._server.told(answer, Stored).fence()
 
     def drop(self) -> None:
         """Forgets the checkpoint, so that all tables are read anew."""
@@ -116,9 +160,43 @@ class ConsumerState:
     def _document(self, checkpoint: str) -> dict[str, str]:
         return {"checkpoint": checkpoint, "writer": self._writer}
 
-    def _get(self, what: str) -> _Stored | None:
-        answer = self._server.ask("GET", self._path(what), accepted=[NOT_FOUND])
-        return self._server.told(answer, _Stored) if answer.status != NOT_FOUND else None
+    def _get(self, what: str) -> Stored | None:
+        return read_document(self._server, self._index, what, self._swaps.key(self._number or 0))
 
     def _path(self, what: str) -> str:
-        return f"/{path_of(self._index)}/_doc/{path_of(f'{what}:{self._consumer}')}"
+        return _path_to(self._index, what, self._swaps.key(self._number or 0))
+
+
+def read_document(server: OpenSearchServer, index: str, what: str, key: str) -> Stored | None:
+    """A document.
+
+    Args:
+        server: that has it.
+        index: that it is in.
+        what: `checkpoint` or `tables`.
+        key: whose, see `Swaps.key`.
+    """
+    answer = server.ask("GET", _path_to(index, what, key), accepted=[NOT_FOUND])
+    return server.told(answer, Stored) if answer.status != NOT_FOUND else None
+
+
+def drop_documents(server: OpenSearchServer, index: str, key: str) -> bool:
+    """Deletes both documents; tells whether there was one."""
+    gone = [server.ask("DELETE", _path_to(index, what, key), accepted=[NOT_FOUND]) for what in ("tables", "checkpoint")]
+    return any(answer.status != NOT_FOUND for answer in gone)
+
+
+def loaded(text: str, where: str) -> Checkpoint | None:
+    """The checkpoint of a stored text; None of an empty one.
+
+    Raises:
+        SinkRefused: it is none.
+    """
+    try:
+        return load_checkpoint(text) if text else None
+    except InvalidText as error:
+        raise SinkRefused(error.what, where=where, mend=error.mend) from None
+
+
+def _path_to(index: str, what: str, key: str) -> str:
+    return f"/{path_of(index)}/_doc/{path_of(f'{what}:{key}')}"

@@ -52,6 +52,8 @@ AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid)
 class PostgresCopy(PostgresSink):
     """See `walbus.consumers.sinks.copies.SinkCopy`."""
 
+    shows_uncommitted = False
+
     def __init__(self, options: PostgresOptions, place: SinkPlace) -> None:
         self._live = place.consumer
         super().__init__(options, place, NEW)

@@ -179,6 +179,8 @@ class BesideServer(RedisServer):
 class RedisCopy(RedisSink):
     """See `walbus.consumers.sinks.copies.SinkCopy`."""
 
+    shows_uncommitted = False
+
     def __init__(self, options: RedisOptions, place: SinkPlace, server: BesideServer) -> None:
         super().__init__(options, place.tables, server)
         self._beside, self._place, self._held = server, place, ""

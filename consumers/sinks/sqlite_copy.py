@@ -35,6 +35,8 @@ _COUNTED = "INSERT INTO _walbus_swaps VALUES (1, 1) ON CONFLICT (id) DO UPDATE S
 class SqliteCopy(SqliteSink):
     """See `walbus.consumers.sinks.copies.SinkCopy`."""
 
+    shows_uncommitted = False
+
     def __init__(self, path: Path, place: SinkPlace) -> None:
         super().__init__(path, place, NEW)
         self._database.execute("PRAGMA legacy_alter_table = ON")  # views go on naming what they name

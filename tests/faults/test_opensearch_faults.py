@@ -7,13 +7,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from support.between_search import Between, between_search
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.opensearch_server import OpenSearchServer, local_opensearch
 from support.running_consumer import consumer, equal
@@ -327,48 +328,10 @@ def test_another_kind_of_server_is_refused(tmp_path: Path) -> None:
 # Something in between that answers in its own way
 
 
-class Between(ThreadingHTTPServer):
-    """Passes requests on to a server, but for those that `answers` has an answer for, by a part of their path."""
-
-    daemon_threads = True
-
-    def __init__(self, target: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Forwarding)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.answers: dict[str, tuple[int, bytes]] = {}
-        self.http = httpx.Client(base_url=target, timeout=30)
-
-
-class _Forwarding(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Between
-
-    def _forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        told = next((answer for part, answer in self.server.answers.items() if part in self.path), None)
-        if told is None:
-            headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
-            passed = self.server.http.request(self.command, self.path, content=body, headers=headers)
-            told = passed.status_code, passed.content
-        self.send_response(told[0])
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(told[1])))
-        self.end_headers()
-        self.wfile.write(told[1])
-
-    do_GET = do_POST = do_PUT = do_DELETE = _forward  # noqa: N815 - the names that the class looks for
-
-    def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
-
-
 @pytest.fixture
 def between(opensearch_url: str) -> Iterator[Between]:
-    with Between(opensearch_url) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+    with between_search(opensearch_url) as server:
         yield server
-        server.shutdown()
-        server.http.close()
 
 
 @pytest.mark.parametrize(

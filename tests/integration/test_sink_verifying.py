@@ -18,6 +18,7 @@ from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
 from support.sinks_under_test import (
     SinkUnderTest,
+    opensearch_under_test,
     postgres_under_test,
     redis_under_test,
     sqlite_under_test,
@@ -48,8 +49,10 @@ def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
         yield relay
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis-hash", "redis-json", "redis-string", "tantivy"])
+@pytest.fixture(params=["sqlite", "postgres", "redis-hash", "redis-json", "redis-string", "opensearch", "tantivy"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    if request.param == "opensearch":
+        return opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
     if request.param == "postgres":
         return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     if request.param == "tantivy":

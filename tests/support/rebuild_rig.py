@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 import psycopg
 import redis
 
@@ -60,8 +61,8 @@ def fill(source: ModelSource) -> None:
 class Load:
     """Commits small transactions in a thread while it is entered."""
 
-    def __init__(self, source: ModelSource, seed: int) -> None:
-        self._source, self._random = source, random.Random(seed)
+    def __init__(self, source: ModelSource, seed: int, pause: float = _PAUSE_SECONDS) -> None:
+        self._source, self._random, self._pause = source, random.Random(seed), pause
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._passing: list[int] = []  # ids above those that are kept
@@ -76,7 +77,7 @@ class Load:
 
     def _run(self) -> None:
         count = int(self._source.rows(ITEMS)["0"]["name"] or 0)
-        while not self._stop.wait(_PAUSE_SECONDS):
+        while not self._stop.wait(self._pause):
             count += 1
             self._source.commit([update(ITEMS, 0, name=str(count)), self._edit(count)])
 
@@ -129,8 +130,9 @@ class Looks:
             self._wrong = f"look {self.seen + 1}: {error!r}"
 
 
-def looking_at(under_test: SinkUnderTest, table: str = "items") -> Callable[[], Any]:
+def looking_at(under_test: SinkUnderTest, table: str = "") -> Callable[[], Any]:
     """Opens one reader's connection, as a context; it gives the look."""
+    table = table or (ITEMS if under_test.name in ("opensearch", "elasticsearch") else "items")
     query = f"SELECT count(*), max(CASE WHEN id = 0 THEN name END) FROM {table}"
 
     @contextmanager
@@ -149,7 +151,22 @@ def looking_at(under_test: SinkUnderTest, table: str = "items") -> Callable[[], 
         with redis.Redis.from_url(under_test.options["url"], decode_responses=True) as client:
             yield lambda: _read(client.eval(_LOOK, 1, pointer, f"public.{table}:"))
 
-    return {"sqlite": sqlite, "postgres": postgres, "redis": redis_server}[under_test.name]
+    @contextmanager
+    def search() -> Iterator[Look]:
+        asked = {"size": 1, "sort": [{"id": "asc"}], "track_total_hits": True}
+
+        def look() -> tuple[int, int]:
+            answer = http.post(f"/{table}/_search", json=asked)
+            answer.raise_for_status()
+            told = answer.json()
+            assert told["_shards"]["failed"] == 0, told
+            return _read((told["hits"]["total"]["value"], told["hits"]["hits"][0]["_source"]["name"]))
+
+        with httpx.Client(base_url=under_test.options["url"], timeout=60) as http:
+            yield look
+
+    looks = {"sqlite": sqlite, "postgres": postgres, "redis": redis_server}
+    return looks.get(under_test.name, search)
 
 
 def _read(row: Any) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def _redis_row(client: Any, key: str, form: str) -> dict[str, Any]:
     return {"name": None, "body": None, **client.hgetall(key)}
 
 
-def opensearch_under_test(folder: Path, url: str, **options: Any) -> SinkUnderTest:
+def opensearch_under_test(folder: Path, url: str, name: str = "opensearch", **options: Any) -> SinkUnderTest:
     def read(table: str) -> dict[str, Row]:
         if httpx.post(f"{url}/{table}/_refresh", timeout=30).status_code == httpx.codes.NOT_FOUND:
             return {}
@@ -120,7 +120,7 @@ def opensearch_under_test(folder: Path, url: str, **options: Any) -> SinkUnderTe
         assert len({source["id"] for source in sources}) == len(sources), "a document twice"
         return dict(_as_text(source) for source in sources)
 
-    return SinkUnderTest("opensearch", {"url": url, "commit_seconds": 0.01, **options}, _place(folder), read)
+    return SinkUnderTest(name, {"url": url, "commit_seconds": 0.01, **options}, _place(folder), read)
 
 
 def postgres_under_test(folder: Path, dsn: str) -> SinkUnderTest:

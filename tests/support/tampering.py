@@ -1,4 +1,4 @@
-"""Rows of `ModelSource` in a sink, changed by hand behind its back: in SQL, by commands of Redis, or by tantivy."""
+"""Rows of `ModelSource` in a sink, changed by hand behind its back: in SQL, by commands of Redis, or in an index."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
+import httpx
 import psycopg
 import redis
 
 from support.model_source import ITEMS
 from support.sinks_under_test import SinkUnderTest
+from support.waiting import wait_for
 
 
 class Hand(Protocol):
@@ -32,9 +34,11 @@ class Hand(Protocol):
 
 
 def hand_of(under_test: SinkUnderTest) -> Hand:
-    """For a sink of SQLite, PostgreSQL, Redis or tantivy."""
+    """For any sink that can be read back."""
     if under_test.name == "tantivy":
         return TantivyHand(under_test)
+    if under_test.name in ("opensearch", "elasticsearch"):
+        return SearchHand(under_test)
     return RedisHand(under_test) if under_test.name == "redis" else _SqlHand(under_test)
 
 
@@ -161,6 +165,48 @@ class TantivyHand:
         yield index, writer
         writer.commit()
         writer.wait_merging_threads()
+
+
+class SearchHand:
+    """Documents of an OpenSearch or Elasticsearch."""
+
+    def __init__(self, under_test: SinkUnderTest) -> None:
+        self._url = under_test.options["url"]
+
+    def rename(self, id: int, name: str) -> None:
+        found = self.get(id)
+        self.put(id, {**found["_source"], "name": name}, found["_version"])
+
+    def remove(self, id: int, table: str = ITEMS) -> None:
+        self._ask("DELETE", f"/{table}/_doc/{id}").raise_for_status()
+
+    def move(self, id: int, new_id: int) -> None:
+        found = self.get(id)
+        self.put(new_id, {**found["_source"], "id": new_id}, found["_version"])
+        self.remove(id)
+
+    def set_seq(self, id: int, seq: int) -> None:
+        """A version never falls, but where a server has forgotten the document."""
+        source = self.get(id)["_source"]
+        self._ask("PUT", f"/{ITEMS}/_settings", {"index.gc_deletes": "0s"}).raise_for_status()
+        self.remove(id)
+        wait_for(lambda: self._forgotten(id, source, seq), what="the deleted document is forgotten")
+
+    def get(self, id: int) -> Any:
+        return self._ask("GET", f"/{ITEMS}/_doc/{id}").raise_for_status().json()
+
+    def put(self, id: object, source: object, version: int | None = None) -> None:
+        """Without a version the server gives it the next one, as to anybody who writes a document."""
+        given = "" if version is None else f"?version={version}&version_type=external_gte"
+        self._ask("PUT", f"/{ITEMS}/_doc/{id}{given}", source).raise_for_status()
+
+    def _forgotten(self, id: int, source: object, seq: int) -> bool:
+        self._ask("POST", f"/{ITEMS}/_refresh").raise_for_status()
+        path = f"/{ITEMS}/_doc/{id}?version={seq}&version_type=external"
+        return self._ask("PUT", path, source).status_code == httpx.codes.CREATED
+
+    def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+        return httpx.request(method, f"{self._url}{path}", json=body, timeout=60)
 
 
 def beside(key: str) -> str:

@@ -15,7 +15,9 @@ from walbus.consumers.sinks.opensearch_documents import (
     acceptable,
     document_id,
     field_name,
+    key_of_id,
     properties_of,
+    seq_of,
     version_of,
 )
 from walbus.keys import encode_key
@@ -28,6 +30,24 @@ TEMPLATE = IndexTemplate("{table}")
 def test_two_tables_never_share_an_index(one: str, other: str) -> None:
     aliases = TEMPLATE.alias(f"public.{one}"), TEMPLATE.alias(f"public.{other}")
     assert (aliases[0] == aliases[1]) == (one == other)
+
+
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0")), min_size=1, max_size=3))
+def test_a_key_is_read_off_the_id_that_it_gave_unless_that_is_a_digest(texts: list[str]) -> None:
+    id_ = document_id(encode_key([text.encode() for text in texts], [25] * len(texts)))
+    assert key_of_id(id_, len(texts)) == ((id_,) if id_.startswith("%sha256-") else tuple(texts))
+
+
+def test_an_id_of_no_such_key_is_told_as_it_is() -> None:
+    assert key_of_id("a", 2) == ("a",)
+    assert key_of_id("a:b:c", 2) == ("a:b:c",)
+    assert key_of_id("a:b", 1) == ("a:b",)
+
+
+def test_a_version_of_another_log_is_older_or_newer_than_all_seqs() -> None:
+    assert seq_of(1, version_of(1, 7)) == 7
+    assert seq_of(1, version_of(0, 7)) < 0
+    assert seq_of(1, version_of(2, 7)) > 2**53
 
 
 @given(names, names)

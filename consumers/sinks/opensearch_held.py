@@ -1,0 +1,62 @@
+"""Documents read back and compared with what should be there: whole, as they are stored, whoever wrote them last.
+
+A document is compared by its fields: one that is null and one that is not there are the same, as they are for a search,
+and what lies between the signs of JSON is not looked at. Its key is read off its id, and off nothing inside of it. One
+that lies under another routing than its key gives is another document, whatever its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from walbus.consumers.sinks.base import HeldRow
+from walbus.consumers.sinks.opensearch_bulks import Found
+from walbus.consumers.sinks.opensearch_documents import LACKS, MARK, key_of_id, seq_of
+from walbus.consumers.sinks.opensearch_server import OpenSearchServer
+from walbus.consumers.sinks.opensearch_table_index import TableIndex
+
+_OWN: Final = (MARK, LACKS)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def held_rows(server: OpenSearchServer, index: TableIndex) -> Iterator[HeldRow]:
+    """The rows of a table, as they were when this was begun, in any order.
+
+    Raises:
+        SinkUnavailable, SinkRefused
+    """
+    server.refresh([index.name])
+    for page in server.scroll(index.name, {"match_all": {}}, sources=True):
+        for found in page:
+            yield HeldRow(_key(index, found), seq_of(index.number, found.version), _values(found.source))
+
+
+def held_row(key: tuple[str, ...], id_: str, seq: int, row: Mapping[str, object]) -> HeldRow:
+    """A row as it will be read back.
+
+    Args:
+        key: its texts.
+        id_: of its document.
+        seq: of the change that it comes from.
+        row: its fields, as they are written.
+    """
+    return HeldRow(key_of_id(id_, len(key)), seq, _values(msgspec.json.encode(row)))
+
+
+def _key(index: TableIndex, found: Found) -> tuple[str, ...]:
+    columns = [index.layout.columns[number].name for number in index.layout.key_indexes]
+    key, wanted = key_of_id(found.id, len(columns)), None
+    if index.routing in columns and len(key) == len(columns):
+        wanted = key[columns.index(index.routing)]
+    if found.routing == wanted or key[0].startswith("%sha256-"):
+        return key
+    return (*key, f"routing {found.routing}")
+
+
+def _values(source: bytes | msgspec.Raw) -> tuple[object, ...]:
+    fields = sorted(_fields.decode(source).items())
+    told = ((name, bytes(value)) for name, value in fields if name not in _OWN)
+    return tuple((name, msgspec.json.format(value, indent=-1)) for name, value in told if value != b"null")

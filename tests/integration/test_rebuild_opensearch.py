@@ -1,0 +1,298 @@
+"""`walbus rebuild` of search indices on real servers: one request swaps all, and readers see no gap and no past."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
+from support.rebuild_rig import KEPT, Load, Looks, config_for, config_of, dropped, filled, looking_at, rebuilt
+from support.running_consumer import consumer, equal
+from support.scripted_relay import ScriptedRelay
+from support.seed import announced_seed
+from support.sinks_under_test import SinkUnderTest, opensearch_under_test
+from support.waiting import wait_for
+from support.walbus_command import walbus
+from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.rebuilding import discard, rebuild
+from walbus.consumers.sinks.copies import SinkSwapped
+from walbus.errors import SinkUnavailable, UsageError
+from walbus.events import window_of
+from walbus.position import Position
+
+pytestmark = pytest.mark.one_version
+
+FIRST, SECOND = f"{ITEMS}~1", f"{ITEMS}~2"
+WRITER = f"walbus-consumers%to-{FIRST}"
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    return ModelSource()
+
+
+@pytest.fixture
+def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
+    with ScriptedRelay(source) as relay:
+        yield relay
+
+
+@pytest.fixture
+def under_test(opensearch_url: str, tmp_path: Path) -> SinkUnderTest:
+    return opensearch_under_test(tmp_path, opensearch_url)
+
+
+@pytest.fixture(params=["opensearch", "elasticsearch"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    return opensearch_under_test(tmp_path, request.getfixturevalue(f"{request.param}_url"), request.param)
+
+
+class Server:
+    """The server as an operator sees it."""
+
+    def __init__(self, under_test: SinkUnderTest) -> None:
+        self.http = httpx.Client(base_url=under_test.options["url"], timeout=60)
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        answer = self.http.request(method, path, **({} if body is None else {"json": body}))
+        answer.raise_for_status()
+        return answer.json()
+
+    def indices(self) -> set[str]:
+        return {one["index"] for one in self.ask("GET", "/_cat/indices?h=index&format=json&expand_wildcards=all")}
+
+    def aliases(self, index: str) -> dict[str, Any]:
+        aliases: dict[str, Any] = self.ask("GET", f"/{quote(index)}/_alias")[index]["aliases"]
+        return aliases
+
+    def move(self, *actions: dict[str, Any]) -> None:
+        self.ask("POST", "/_aliases", {"actions": list(actions)})
+
+    def document(self, index: str, id_: object) -> Any:
+        return self.http.get(f"/{quote(index)}/_doc/{id_}").json().get("_source")
+
+
+@pytest.fixture
+def server(under_test: SinkUnderTest) -> Iterator[Server]:
+    made = Server(under_test)
+    yield made
+    made.http.close()
+
+
+@pytest.mark.parametrize("asked_for", ["public.items", "public.*"])
+@pytest.mark.timeout(300)
+def test_a_rebuild_under_load_swaps_with_no_moment_without_an_answer(
+    either: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, asked_for: str
+) -> None:
+    """Not for those who search by a pattern either, which two indices match for a while."""
+    seed = announced_seed("a rebuild of indices under load")
+    filled(relay, either, source)
+    server = Server(either)
+    by_hand = {"id": 7, "name": "by hand", "body": "body"}
+    server.ask("PUT", f"/{ITEMS}/_doc/7?version={2**40}&version_type=external", by_hand)
+    server.ask("PUT", f"/{ITEMS}/_doc/1999999?version=1&version_type=external", {"id": 1999999, "name": "ghost"})
+    with Load(source, seed), Looks(looking_at(either, asked_for)) as looks, consumer(relay, either) as running:
+        swapped = rebuilt(relay, either)
+        behind = looks.seen
+        wait_for(lambda: looks.seen > behind, what="somebody looked behind the swap")
+        wait_for(lambda: running.status().get("last_done") and source.end > swapped)
+    with consumer(relay, either):
+        source.commit([update(ITEMS, 1, name="goes on"), insert(ITEMS, 300)])
+        equal(either, relay)
+    assert server.document(FIRST, 7)["name"] == "by hand", "what was replaced is kept"
+    assert dropped(either)
+    assert not dropped(either)
+    assert {name for name in server.indices() if "hold" in name or "to-" in name or name == FIRST} == set()
+    with consumer(relay, either):
+        source.commit([delete(ITEMS, 300)])
+        equal(either, relay)
+    server.http.close()
+
+
+def test_a_second_rebuild_waits_until_what_the_first_replaced_is_dropped(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    filled(relay, under_test, source)
+    assert rebuilt(relay, under_test) == source.end
+    with pytest.raises(UsageError, match="is there yet"):
+        rebuilt(relay, under_test)
+    assert dropped(under_test)
+    source.commit([delete(ITEMS, 5)])
+    rebuilt(relay, under_test)
+    assert under_test.rows() == source.rows(ITEMS)
+    assert server.indices() == {SECOND, f"{ITEMS}~1", "walbus-consumers"}, "a name that is free is taken again"
+
+
+def test_a_consumer_that_rests_goes_on_with_the_copy_at_its_next_write(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, under_test, source)
+    with consumer(relay, under_test):
+        for number in range(3):  # nothing is written meanwhile, so it knows of none of them
+            rebuilt(relay, under_test)
+            assert dropped(under_test), number
+        source.commit([delete(ITEMS, 2)])
+        equal(under_test, relay)
+        source.commit([update(ITEMS, 3, name="behind three swaps")])
+        equal(under_test, relay)
+
+
+def test_empty_tables_are_swapped_and_tables_that_the_bootstrap_has_not_stay(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    gone = source.add_layout(items_layout("gone", oid=16500)).table
+    empty = source.add_layout(items_layout("empty", oid=16600)).table
+    source.commit([insert(gone, 1), insert(empty, 1)])
+    filled(relay, under_test, source)
+    relay.unlisted.add(gone)
+    source.commit([delete(empty, 1)])
+    rebuilt(relay, under_test)
+    assert [under_test.rows(table).keys() for table in (gone, empty)] == [{"1"}, set()]
+    with consumer(relay, under_test):
+        source.commit([insert(empty, 2), insert(gone, 2)])
+        wait_for(lambda: under_test.rows(empty) == source.rows(empty))
+        wait_for(lambda: under_test.rows(gone).keys() == {"1", "2"})
+
+
+def test_a_layout_that_changes_meanwhile_is_that_of_the_copy(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    filled(relay, under_test, source)
+    columns = [column("id", 23, "int4", in_key=True), column("title"), column("body"), column("note")]
+    source.add_layout(items_layout("items", *columns, schema_id=2))
+    source.commit([update(ITEMS, 1, title="anew", note="with it")])
+    rebuilt(relay, under_test)
+    assert under_test.rows()["1"]["note"] == "with it"
+    with consumer(relay, under_test):
+        source.commit([update(ITEMS, 2, note="too")])
+        wait_for(lambda: under_test.rows()["2"].get("note") == "too")
+
+
+def test_a_copy_that_is_dropped_leaves_the_live_rows(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    filled(relay, under_test, source)
+    before = server.indices()
+    stop = threading.Event()
+    relay.seeding = True
+    config, folder = config_for(under_test), under_test.place.folder
+    assert not discard("test", config, folder)
+    asked = len(relay.asked("/v1/snapshot"))
+
+    def stops_while_it_reads() -> None:
+        wait_for(lambda: len(relay.asked("/v1/snapshot")) > asked)
+        stop.set()
+
+    stopping = threading.Thread(target=stops_while_it_reads)
+    stopping.start()
+    assert rebuild("test", config, relay_url=relay.url, folder=folder, stop=stop) is None
+    stopping.join()
+    assert under_test.rows() == source.rows(ITEMS)
+    discard("test", config, folder)
+    assert not discard("test", config, folder)
+    assert server.indices() == before
+    relay.seeding = False
+    rebuilt(relay, under_test)
+    assert under_test.rows() == source.rows(ITEMS)
+
+
+def test_aliases_of_the_operator_move_and_settings_are_those_of_the_configuration(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    filled(relay, under_test, source)
+    cheap = {"filter": {"range": {"id": {"lt": 10}}}}
+    server.move({"add": {"index": FIRST, "alias": "cheap", **cheap}}, {"add": {"index": FIRST, "alias": "all-items"}})
+    fields = {ITEMS: {"name": {"type": "keyword"}}}
+    with Load(source, 3), Looks(looking_at(under_test, "all-items")), consumer(relay, under_test):
+        rebuilt(relay, under_test, fields=fields, settings={"number_of_shards": 2})
+    assert server.aliases(SECOND) == {
+        ITEMS: {}, "cheap": cheap, "all-items": {}, WRITER.replace("~1", "~2"): {"is_hidden": True},
+    }  # fmt: skip
+    assert server.aliases(FIRST) == {f"{ITEMS}%old": {"is_hidden": True}}
+    assert server.ask("GET", "/cheap/_count")["count"] == 10
+    told = server.ask("GET", f"/{quote(SECOND)}")[SECOND]
+    assert told["mappings"]["properties"]["name"] == {"type": "keyword"}
+    assert told["settings"]["index"]["number_of_shards"] == "2"
+    assert told["settings"]["index"]["hidden"] == "false"
+
+
+def written(sink: Any, source: ModelSource, after: Position) -> None:
+    marks = Marks(1, 1)
+    sink.write([window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)], marks)
+    sink.commit(Following(source.log_id, marks, Point(source.end, source.last_seq)))
+
+
+@pytest.mark.parametrize("edit", [update(ITEMS, 1, name="late", body="late"), delete(ITEMS, 1)])
+def test_what_an_older_process_writes_behind_the_swap_reaches_no_index(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server, edit: Any
+) -> None:
+    filled(relay, under_test, source)
+    with closing(under_test.open()) as older:
+        rebuilt(relay, under_test)
+        before, done = under_test.rows(), source.end
+        source.commit([edit])
+        with pytest.raises(SinkSwapped):
+            written(older, source, done)
+        assert under_test.rows() == before
+        assert server.document(FIRST, 1)["name"] == "n1"
+        assert {name for name in server.indices() if "to-" in name} == set(), "what a late delete made is removed"
+        older.rollback()
+        checkpoint = older.checkpoint()
+        assert isinstance(checkpoint, Following)
+        assert checkpoint.point.last_done == done, "it goes on behind the copy's checkpoint"
+        written(older, source, done)
+    assert under_test.rows() == source.rows(ITEMS)
+
+
+def test_indices_of_before_are_given_their_alias_for_writing_once(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    filled(relay, under_test, source)
+    meta = server.ask("GET", f"/{quote(FIRST)}")[FIRST]["mappings"]["_meta"]
+    del meta["walbus"]["fenced"]
+    server.ask("PUT", f"/{quote(FIRST)}/_mapping", {"_meta": meta})
+    server.move({"remove": {"index": FIRST, "alias": WRITER}})
+    with consumer(relay, under_test):
+        source.commit([update(ITEMS, 1, name="as ever")])
+        equal(under_test, relay)
+    assert WRITER in server.aliases(FIRST)
+    server.move({"remove": {"index": FIRST, "alias": WRITER}})
+    with pytest.raises(SinkUnavailable, match="lacks the alias"):
+        under_test.open()
+
+
+def test_a_table_that_comes_while_the_writer_is_to_wait_puts_the_swap_off(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    """The live side is about to make an index when the hold is taken: it does not, and does it behind the swap."""
+    filled(relay, under_test, source)
+    with closing(under_test.open()) as live:
+        done = source.end
+        rebuilt(relay, under_test)
+        other = source.add_layout(items_layout("others", oid=16700)).table
+        source.commit([insert(other, 1)])
+        with pytest.raises(SinkSwapped):
+            written(live, source, done)
+        assert live.checkpoint() is not None
+        written(live, source, done)
+        assert under_test.rows(other) == source.rows(other)
+
+
+def test_the_command_rebuilds_drops_and_says_where(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    filled(relay, under_test, source)
+    config = str(config_of(relay, under_test, tmp_path))
+    done = walbus("rebuild", "test", "-c", config)
+    assert done.code == 0, done.stderr
+    assert done.stdout == f"test was swapped at {source.end}; `walbus rebuild test --drop-old` drops what it replaced\n"
+    assert walbus("rebuild", "test", "--drop-old", "-c", config).stdout == "test: what was replaced is dropped\n"
+    assert walbus("rebuild", "test", "--discard", "-c", config).stdout == "test: there is no copy\n"
+    assert len(under_test.rows()) == KEPT
