@@ -1,9 +1,9 @@
 """How far behind the log's end a position is: in changes, in bytes, in seconds, and in hours until it is gone.
 
-Changes are counted by seq, so they include what a consumer's filter leaves out. A new writer of the log leaves a gap in
-the seqs, which counts until it is passed; no more than one change a byte is ever told. Bytes lie between the position's
-place in the segments and the end. Seconds are the age of the oldest transaction that is not done, so a consumer at the
-end is not behind however old the end is.
+Changes are counted by seq, so they include what a consumer's filter leaves out. The gaps that new writers of the log
+leave in the seqs are found (`walbus.relay.seq_gaps`) and do not count; no more than one change a byte is ever told.
+Bytes lie between the position's place in the segments and the end. Seconds are the age of the oldest transaction that
+is not done, so a consumer at the end is not behind however old the end is.
 
 Near the end, where nearly all consumers are, places are known from samples of the end that were taken as it moved: one
 a tenth of a second, for ten minutes. A place further back is looked up by the index of its segment, exactly, and
@@ -24,6 +24,7 @@ from walbus.position import Position
 from walbus.relay.cursor import Located
 from walbus.relay.reader import FileLogReader
 from walbus.relay.segment import HEADER_SIZE
+from walbus.relay.seq_gaps import Gap
 from walbus.relay.view import LogView
 
 _SAMPLE_SECONDS = 0.1
@@ -90,6 +91,7 @@ class LagMeter:
     def __init__(self, reader: FileLogReader, kept_for: KeptFor) -> None:
         self._reader = reader
         self._kept_for = kept_for
+        self._gaps = reader.seq_gaps()
         self._lock = threading.Lock()
         self._samples: deque[_Sample] = deque(maxlen=_SAMPLES)
         self._sampled_at = float("-inf")
@@ -116,7 +118,7 @@ class LagMeter:
         with self._lock:
             samples = [*self._samples, _end_of(view)]
         lookups = _LOOKUPS
-        found: dict[Place, Lag] = {}
+        found: dict[Place, Located] = {}
         for place in places:
             position = place.last_done
             located = self._known(position, samples)
@@ -125,19 +127,20 @@ class LagMeter:
                     lookups -= 1
                     located = self._look_up(position)
                 located = located or _by_segment(position, view)
-            found[place] = self._lag(place, located, view, now)
-        return found
+            found[place] = located or _oldest(view)
+        behind = [_seq(*one) for one in found.items() if one[0].last_done < view.mark.tip.position]
+        gaps = self._gaps.above(view, min(behind)) if behind else []
+        return {place: self._lag(place, located, gaps, view, now) for place, located in found.items()}
 
-    def _lag(self, place: Place, located: Located | None, view: LogView, now: float) -> Lag:
+    def _lag(self, place: Place, located: Located, gaps: list[Gap], view: LogView, now: float) -> Lag:
         tip, position = view.mark.tip, place.last_done
         if position >= tip.position:
             return Lag(0, 0, 0.0, None, gone=False)
         gone = position < view.manifest.trimmed
-        if located is None:  # nothing is known of what has been dropped
-            first = view.manifest.sealed[0] if view.manifest.sealed else None
-            located = Located(view.manifest.numbers[0], HEADER_SIZE, 0, first.max_time if first else tip.commit_time)
         ahead = max(_offset(view, view.mark.segment, view.mark.offset) - _offset(view, *located[:2]), 0)
-        changes = max(min(tip.last_seq - max(located.seq, place.seq), ahead), 0)
+        seq = _seq(place, located)
+        unused = sum(max(gap.first - 1 - max(gap.before, seq), 0) for gap in gaps)
+        changes = max(min(tip.last_seq - seq - unused, ahead), 0)
         seconds = max(now - located.commit_time / 1e6, 0.0)
         leaves = 0.0 if gone else self._leaves_in(located, ahead, view, now)
         return Lag(changes, ahead, seconds, leaves, gone)
@@ -173,6 +176,18 @@ class LagMeter:
 def _end_of(view: LogView) -> _Sample:
     mark, tip = view.mark, view.mark.tip
     return _Sample(tip.position, mark.segment, mark.offset, tip.last_seq, tip.commit_time)
+
+
+def _seq(place: Place, located: Located) -> int:
+    """The last seq given by a place, at least."""
+    return max(located.seq, place.seq)
+
+
+def _oldest(view: LogView) -> Located:
+    """The beginning of the log; nothing is known of what has been dropped."""
+    first = view.manifest.sealed[0] if view.manifest.sealed else None
+    time = first.max_time if first else view.mark.tip.commit_time
+    return Located(view.manifest.numbers[0], HEADER_SIZE, 0, time)
 
 
 def _held(position: Position, view: LogView) -> bool:

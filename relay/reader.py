@@ -11,6 +11,7 @@ from walbus.relay.cursor import FileCursor, Located
 from walbus.relay.fs import Files
 from walbus.relay.index_loader import IndexLoader
 from walbus.relay.schemas import SchemaFiles
+from walbus.relay.seq_gaps import SeqGaps
 from walbus.relay.served import Holders, ServedViews, base_of
 from walbus.relay.tip import Tip
 from walbus.relay.view import LogView, ViewFiles
@@ -112,6 +113,10 @@ class FileLogReader:
             return cursor.located()
         finally:
             cursor.close()
+
+    def seq_gaps(self) -> SeqGaps:
+        """What finds the seqs that no change has."""
+        return SeqGaps(self._folder, self._files, self._indexes)
 
     def wait(self, seen: Position, timeout: float) -> bool:
         """Blocks until the durable end is past `seen`; False after `timeout` seconds without that."""
