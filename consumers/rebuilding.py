@@ -50,6 +50,7 @@ _log = structlog.get_logger(__name__)
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 0.05  # between two looks where the live sink is
 _HELD_SECONDS = 3.0  # that the live sink's writer is kept waiting: less than a sink waits for a lock
+_BEHIND_SECONDS = _HELD_SECONDS / 2  # that the copy may be behind when the writer is asked to wait
 _TOLD_SECONDS = 10.0  # between two lines that tell how far it is
 _LEFT_TO_OTHERS = 0.25  # of the time that the copy is written in
 _LONGEST_NAME = 63 - len(".rebuild")
@@ -188,6 +189,7 @@ class Rebuilding:
         self._told_at = clock.monotonic()
         self._rested_at = clock.monotonic()
         self._attempt_at = 0.0
+        self._sought: tuple[Position, float] | None = None  # where the live sink was at a look, and when that was
 
     def run(self) -> Position | None:
         """Works until the copy is swapped, or it is stopped; see `rebuild`."""
@@ -268,7 +270,10 @@ class Rebuilding:
     # The swap
 
     def _is_due(self, session: Session, feed: SinkFeed) -> bool:
-        """Whether the copy has all that it was given, and what the live sink had a moment ago."""
+        """Whether the copy has all that it was given, and what the live sink had a moment ago.
+
+        Not what it has now: under load that may always be one transaction more, which the copy takes in the swap.
+        """
         committed, now = self._committed, self._clock.monotonic()
         if session.phase != "online" or not feed.is_clean or now < self._attempt_at or not _is_whole(committed):
             return False
@@ -281,12 +286,24 @@ class Rebuilding:
             return False  # the log went on meanwhile
         live = self._copies.live()
         _require_one_log(committed, live, self._name)
-        return last_done_of(committed) >= newest_of(live)
+        return self._is_close(last_done_of(committed), newest_of(live))
+
+    def _is_close(self, done: Position, live: Position) -> bool:
+        """Whether the copy has what the live sink has, or had at a look not long ago."""
+        now = self._clock.monotonic()
+        sought, looked_at = self._sought or (live, now)
+        if done < sought:
+            self._sought = sought, looked_at
+            return False
+        self._sought = live, now
+        return done >= live or now - looked_at <= _BEHIND_SECONDS
 
     def _swap(self, session: Session) -> Position | None:
         """Swaps at a position that the live sink has not passed; None if that is not to be had in a moment."""
         end = self._clock.monotonic() + _HELD_SECONDS
-        goal = newest_of(self._copy.hold())
+        live = self._copy.hold()
+        _require_one_log(self._committed, live, self._name)
+        goal = newest_of(live)
         if self._copy.shows_uncommitted:
             goal = max(goal, self._end_of_log())
         checkpoint = self._committed

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,11 +17,21 @@ from support.rebuild_rig import Load, Looks, config_for, config_of, differing, d
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
-from support.sinks_under_test import SinkUnderTest, postgres_under_test, redis_under_test, sqlite_under_test
+from support.sinks_under_test import (
+    SinkUnderTest,
+    opensearch_under_test,
+    postgres_under_test,
+    redis_under_test,
+    sqlite_under_test,
+)
 from support.waiting import wait_for
 from support.walbus_command import walbus
 from walbus.config import ConsumerConfig
+from walbus.consumers import rebuilding
+from walbus.consumers.checkpoint import Checkpoint, last_done_of
 from walbus.consumers.rebuilding import discard, rebuild
+from walbus.consumers.sinks import open_copies
+from walbus.consumers.sinks.copies import SinkCopies
 from walbus.errors import SinkRefused, UsageError
 from walbus.position import Position
 
@@ -55,6 +66,16 @@ def redis_sink(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def sql_sink(request: pytest.FixtureRequest) -> SinkUnderTest:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def opensearch(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    return opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
+
+
+@pytest.fixture(params=["sqlite", "postgres", "redis_sink", "opensearch"])
+def any_sink(request: pytest.FixtureRequest) -> SinkUnderTest:
     return request.getfixturevalue(request.param)
 
 
@@ -100,6 +121,43 @@ def test_a_rebuild_under_load_swaps_with_no_moment_without_an_answer(
     with consumer(relay, sql_sink):
         source.commit([delete(ITEMS, 300)])
         equal(sql_sink, relay)
+
+
+class OneAhead:
+    """Copies whose live sink has taken one transaction more whenever it is asked where it is, and a hundred at most."""
+
+    def __init__(self, copies: SinkCopies, source: ModelSource, stop: threading.Event) -> None:
+        self._copies, self._source, self._stop = copies, source, stop
+        self.looks = 0
+
+    def live(self) -> Checkpoint | None:
+        self.looks += 1
+        self._source.commit([update(ITEMS, 0, name=str(self.looks))])
+        wait_for(lambda: last_done_of(self._copies.live()) >= self._source.end, what="the live sink goes ahead")
+        if self.looks == 100:
+            self._stop.set()
+        return self._copies.live()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._copies, name)
+
+
+def test_a_live_sink_that_is_ahead_at_each_look_is_swapped_all_the_same(
+    any_sink: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(relay, any_sink, source)
+    stop = threading.Event()
+    made = list[OneAhead]()
+
+    def ahead(*place: Any) -> Any:
+        made.append(OneAhead(open_copies(*place), source, stop))
+        return made[0]
+
+    monkeypatch.setattr(rebuilding, "open_copies", ahead)
+    with Looks(looking_at(any_sink)), consumer(relay, any_sink):
+        swapped = rebuild("test", config_for(any_sink), relay_url=relay.url, folder=any_sink.place.folder, stop=stop)
+        assert swapped == source.end, f"no swap after {made[0].looks} looks"
+    assert any_sink.rows() == source.rows(ITEMS)
 
 
 def test_a_second_rebuild_waits_until_what_the_first_replaced_is_dropped(
