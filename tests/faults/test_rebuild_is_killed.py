@@ -15,7 +15,13 @@ from support.rebuild_rig import Load, Looks, config_of, fill, looking_at
 from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
-from support.sinks_under_test import SinkUnderTest, postgres_under_test, redis_under_test, sqlite_under_test
+from support.sinks_under_test import (
+    SinkUnderTest,
+    opensearch_under_test,
+    postgres_under_test,
+    redis_under_test,
+    sqlite_under_test,
+)
 from support.waiting import wait_for
 from support.walbus_command import Running, walbus
 from walbus.config import ConsumerConfig
@@ -39,12 +45,14 @@ def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
         yield relay
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis"])
+@pytest.fixture(params=["sqlite", "postgres", "redis", "opensearch"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     if request.param == "postgres":
         return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
     if request.param == "redis":
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash", pointer="items:live")
+    if request.param == "opensearch":
+        return opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
     return sqlite_under_test(tmp_path)
 
 
