@@ -300,8 +300,8 @@ class Rebuilding:
 
     def _swap(self, session: Session) -> Position | None:
         """Swaps at a position that the live sink has not passed; None if that is not to be had in a moment."""
-        end = self._clock.monotonic() + _HELD_SECONDS
         live = self._copy.hold()
+        end = self._clock.monotonic() + _HELD_SECONDS
         _require_one_log(self._committed, live, self._name)
         goal = newest_of(live)
         if self._copy.shows_uncommitted:
@@ -309,6 +309,7 @@ class Rebuilding:
         checkpoint = self._committed
         while checkpoint is None or last_done_of(checkpoint) < goal:
             if self._clock.monotonic() > end or self._stop.is_set():
+                _log.info("rebuild.swap_waits", consumer=self._name, reason="the copy is not where the sink was held")
                 self._put_off()
                 return None
             match session.poll(_POLL_SECONDS / 4):

@@ -201,8 +201,8 @@ class RedisCopy(RedisSink):
                 return
             for layout in live.layouts():
                 if self._layouts.get(layout.oid) is None and self._layouts.named(layout.table) is None:
-                    self._layouts.store(layout, own.marks.log_generation)
                     self._carry(live, server, layout.table, before.marks, own.marks)
+                    self._layouts.store(layout, own.marks.log_generation)  # says that all its rows are here
 
     def hold(self) -> Checkpoint | None:
         """See `SinkCopy.hold`."""

@@ -36,6 +36,7 @@ from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.rebuilding import discard
 from walbus.consumers.resetting import read_again
 from walbus.consumers.sinks import open_copies
+from walbus.consumers.sinks.redis_copy import BesideServer
 from walbus.errors import SinkRefused, SinkUnavailable, UsageError
 from walbus.events import Window, window_of
 from walbus.position import ORIGIN, Position
@@ -153,6 +154,26 @@ def test_rows_of_a_table_that_the_bootstrap_has_no_more_are_carried_over(
         source.commit([truncate(gone)])
         wait_for(lambda: any_form.rows(gone) == {})
     assert not list(client.scan_iter(match=f"{gone}:*"))
+
+
+def test_rows_whose_carrying_over_breaks_off_are_carried_over_by_the_next_attempt(
+    any_form: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout told that they were all there before they were: the swap left them behind."""
+    gone = source.add_layout(items_layout("things", oid=16500)).table
+    source.commit([insert(gone, n, f"n{n}", "large") for n in range(3)])
+    filled(relay, any_form, source)
+    relay.unlisted.add(gone)
+    carry, breaks = BesideServer.carry, [SinkUnavailable("Redis went away")]
+
+    def breaking(server: BesideServer, *told: Any) -> None:
+        if breaks:
+            raise breaks.pop()
+        carry(server, *told)
+
+    monkeypatch.setattr(BesideServer, "carry", breaking)
+    rebuilt(relay, any_form)
+    assert not breaks and any_form.rows(gone) == source.rows(gone)
 
 
 # A sink that gets a pointer
