@@ -16,7 +16,7 @@ from redis.cluster import ClusterPipeline, RedisCluster
 from redis.retry import Retry
 
 from walbus.consumers.sinks.redis_errors import redis_errors
-from walbus.consumers.sinks.redis_slots import Master
+from walbus.consumers.sinks.redis_slots import SLOTS, Master
 from walbus.consumers.sinks.redis_store import TIMEOUT_SECONDS
 from walbus.errors import SinkUnavailable
 
@@ -136,14 +136,21 @@ class ClusterNodes:
             raise SinkUnavailable("slots moved while keys were looked for", where=self._where)
 
     def _places(self) -> dict[str, tuple[str, ...]]:
-        """By master: the slots that it says it has."""
-        places = {}
+        """By master: the slots that it says it has.
+
+        Raises:
+            SinkUnavailable: slots are on their way, or with a master that is not known.
+        """
+        places, known = {}, 0
         for name in self.masters:
             nodes = self._client(name).execute_command("CLUSTER NODES")
             [own] = [node for node in nodes.values() if "myself" in node["flags"]]
             if own["migrations"]:
                 raise SinkUnavailable("slots move, and keys cannot be looked for until then", where=self._where)
             places[name] = tuple(str(run) for run in own["slots"])
+            known += sum(int(run[-1]) - int(run[0]) + 1 for run in own["slots"])
+        if known != SLOTS:
+            raise SinkUnavailable("a master of this cluster is not known yet, and may have keys", where=self._where)
         return places
 
     def _slots(self) -> dict[str, set[int]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
+from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.redis_cluster import LocalCluster, local_cluster
 from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
@@ -251,6 +251,22 @@ def test_slots_that_move_under_load_cost_no_row_and_no_snapshot(
     with consumer(relay, under_test) as again:
         followed(again, under_test, relay, update(ITEMS, 2, name="goes on", body="b"))
     assert snapshots(relay) == 1
+
+
+def test_a_truncate_finds_rows_that_moved_to_a_master_which_nobody_has_written_to_yet(
+    growing: tuple[LocalCluster, SinkUnderTest], relay: ScriptedRelay, source: ModelSource
+) -> None:
+    """Keys were looked for on the masters of the last look alone, and such rows stayed as ghosts."""
+    cluster, under_test = growing
+    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
+    moved = {slot for n in range(0, _ROWS, 2) if (slot := slot_of(f"{ITEMS}:{n}")) not in ANCHORS}
+    with consumer(relay, under_test) as running:
+        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+        for slot in (*moved, ANCHORS[1]):  # one for a checkpoint, where none lies yet
+            cluster.move(slot, cluster.masters[3])
+        source.commit([truncate(ITEMS), insert(ITEMS, 1, "behind the truncate")])
+        equal(under_test, relay)
+    assert set(under_test.rows()) == set(source.rows())
 
 
 def test_a_slot_on_its_way_is_waited_for_by_rows_and_by_whoever_looks_for_keys(
