@@ -45,6 +45,8 @@ _SHARE = 20.0
 LOCK_MILLISECONDS = 300
 #: Seconds that a look may go on when the watch is closed.
 CLOSE_SECONDS = 2.0
+#: Readings of a catalog whose tables leave the publication faster than it is read; the next look goes on.
+_READINGS = 3
 #: Seconds after which everything is read although the fingerprint is the same: privileges are not in it.
 WHOLE_PERIOD = 60.0
 
@@ -210,10 +212,20 @@ class CatalogWatch:
         return whole or self._fingerprint != before
 
     def _read(self, session: Session, now: float) -> Moment:
-        """Completes the publication and reads the whole; the moment behind it."""
-        self._completion.complete(session, matched_tables(session, self._source), self._known, self.remembered.state)
-        state = read_state(session, self._source.publication)
-        behind = read_moment(session, self._source.publication)
+        """Completes the publication and reads the whole; the moment behind it.
+
+        A table that left the publication by itself in between (a partition that was detached) is added and read again:
+        else it would be told as unpublished, its rows thrown away, and be told as published by the next look.
+        """
+        tables = matched_tables(session, self._source)
+        for _ in range(_READINGS):
+            self._completion.complete(session, tables, self._known, self.remembered.state)
+            state = read_state(session, self._source.publication)
+            behind = read_moment(session, self._source.publication)
+            left_out = {table.oid for table in tables if not table.published}
+            tables = matched_tables(session, self._source)
+            if all(table.published or table.oid in left_out for table in tables):
+                break
         if state is not None:
             self._state = state
             self._known.update(state.tables)

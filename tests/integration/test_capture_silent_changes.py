@@ -205,6 +205,24 @@ def test_partitions_that_are_published_as_themselves_come_and_go_by_name(databas
     assert captured(folder) == truth.transactions()
 
 
+def test_a_partition_that_is_detached_in_the_middle_of_a_look_is_told_once(database, folder, monkeypatch):
+    detaching = []
+
+    def read_late(session, publication):  # behind the completion of the publication
+        if detaching:
+            database.execute(detaching.pop())
+        return read_state(session, publication)
+
+    monkeypatch.setattr("walbus.capture.watch.read_state", read_late)
+    make_parts(database)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, '"p2"')
+        detaching.append("ALTER TABLE parts DETACH PARTITION p2")
+        assert sentinel(database, folder, 1) == [("public.p2", "republished")]
+        assert not detaching
+        assert sentinel(database, folder, 2, 2) == []
+
+
 def test_partitions_whose_root_left_the_publication_for_a_while_are_told(database, folder):
     make_parts(database)
     with capturing(database.dsn, folder):
