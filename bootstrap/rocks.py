@@ -213,7 +213,8 @@ class RocksStore:
     def _now(self) -> RocksView:
         families = self._families
         with self._refusals.told():
-            return RocksView(self._db.iter(), families["entries"].iter(), families["changes"].iter(), self._refusals)
+            entries, changes = families["entries"], families["changes"]
+            return RocksView(self._db.iter(), entries.iter(), entries.snapshot(), changes.iter(), self._refusals)
 
     def _live(self, family: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values in [start, end) as of the call: in raw mode both are bytes, which the stubs cannot say."""

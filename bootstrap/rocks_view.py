@@ -1,8 +1,9 @@
 """A RocksDB store at one instant: iterators, read page by page.
 
 An iterator of RocksDB shows the state at its making, however often it seeks. (The snapshots of `rocksdict` do so for
-single keys only: iterators made from them show later writes.) So a view is one iterator of each family, all made
-between the same two writes; its readers share them page by page.
+single keys only: iterators made from them show later writes.) So a view is one iterator of each family and a snapshot
+for single entries, all made between the same two writes; its readers share the iterators page by page. A snapshot finds
+an entry by the filters of the table files, where an iterator has to seek in every file and write buffer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-from rocksdict import RdictIter
+from rocksdict import RdictIter, Snapshot
 
 from walbus.bootstrap.change_index import page_key
 from walbus.bootstrap.rocks_errors import Refusals
@@ -25,8 +26,11 @@ _PAGE_BYTES = 128 << 10
 class RocksView:
     """See `walbus.bootstrap.store.View`."""
 
-    def __init__(self, documents: RdictIter, entries: RdictIter, changes: RdictIter, refusals: Refusals) -> None:
+    def __init__(
+        self, documents: RdictIter, entries: RdictIter, single: Snapshot, changes: RdictIter, refusals: Refusals
+    ) -> None:
         self._documents, self._entries, self._changes = documents, entries, changes
+        self._single = single  # of the entries
         self._refusals = refusals
         self._lock = threading.Lock()
 
@@ -56,17 +60,23 @@ class RocksView:
             yield packed
 
     def get_many(self, space: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See `View`. The iterator goes through the keys in their order: the store's own `get` shows later writes."""
+        """See `View`. The keys are looked up in their order: neighbours stand in one block."""
         found: dict[bytes, bytes | None] = {}
+        single = self._single
+        for key in sorted(keys):
+            try:
+                found[key] = single[space + key]
+            except Exception:  # for a key that is not there, and for damage, which is told below
+                found[key] = self._sought(space + key)
+        return [found[key] for key in keys]
+
+    def _sought(self, store_key: bytes) -> bytes | None:
         iterator = self._entries
         with self._lock, self._refusals.told():
-            for key in sorted(keys):
-                store_key = space + key
-                iterator.seek(store_key)
-                there = iterator.valid() and iterator.key() == store_key
-                found[key] = iterator.value() if there else None
+            iterator.seek(store_key)
+            value: bytes | None = iterator.value() if iterator.valid() and iterator.key() == store_key else None
             iterator.status()
-        return [found[key] for key in keys]
+        return value
 
     def change_pages(self, space: bytes, after_seq: int) -> Iterator[bytes]:
         """See `View`."""

@@ -125,6 +125,9 @@ def test_a_view_gives_single_entries_as_they_were(store: Any) -> None:
     assert found == [b"value of " + SPACE + b"c", None, b"value of " + SPACE + b"a"]
     assert view.get_many(SPACE, []) == []
     assert [key for key, _ in view.entries(SPACE)] == [b"a", b"c"]
+    store.write(WriteSet(cleared=[SPACE]))
+    store.ingest(store.prepare(bulk(SPACE + b"a", SPACE + b"b")))
+    assert view.get_many(SPACE, [b"c", b"b", b"a"]) == found
 
 
 def test_changes_come_by_seq_behind_a_seq(store: Any) -> None:
@@ -188,6 +191,7 @@ def test_prepared_entries_are_nowhere_until_they_are_ingested(store: Any) -> Non
     before = store.view()
     store.ingest(prepared)
     assert [key for key, _ in before.entries(SPACE)] == [b"b"]
+    assert before.get_many(SPACE, [b"a", b"b", b"c"]) == [None, b"value of " + SPACE + b"b", None]
     assert list(store.view().entries(SPACE)) == [
         (b"a", b"bulk of " + SPACE + b"a"),
         (b"b", b"value of " + SPACE + b"b"),

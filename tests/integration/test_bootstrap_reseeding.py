@@ -192,7 +192,7 @@ def test_a_statement_that_changes_rows_without_events_leaves_no_difference(
     database.execute("CREATE TABLE public.t (id int PRIMARY KEY, n int, m int, wide text DEFAULT repeat('x', 300))")
     database.execute("INSERT INTO public.t SELECT i, i, i FROM generate_series(1, 1200) i")
     database.execute("DELETE FROM public.t WHERE id <= 300")  # VACUUM FULL moves the others to the front
-    options: dict[str, object] = {"chunk_rows": 50, "max_rows_per_second": 500} if seeding else {}
+    options: dict[str, object] = {"chunk_rows": 50, "max_rows_per_second": 150} if seeding else {}
     with BootstrapRig(tmp_path, database, **options) as rig:
         rig.start()
         if seeding:
