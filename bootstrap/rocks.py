@@ -18,9 +18,8 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import structlog
 from rocksdict import Cache, ColumnFamily, Rdict, WriteBatch
@@ -30,7 +29,7 @@ from walbus.bootstrap.rocks_bulk import Incoming, SortedFile, move_in
 from walbus.bootstrap.rocks_errors import Refusals
 from walbus.bootstrap.rocks_manifest import ManifestNote
 from walbus.bootstrap.rocks_options import CACHE_BYTES, database_options, family_options
-from walbus.bootstrap.rocks_view import RocksView
+from walbus.bootstrap.rocks_view import ENTRIES, RocksView, scanned
 from walbus.bootstrap.store import Prepared, StoreFigures, WriteSet, end_of
 from walbus.errors import StoreDamaged, StoreError, StoreFull
 from walbus.native import in_key_order
@@ -95,7 +94,7 @@ class RocksStore:
     def pages(self, space: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """See `Store`."""
         start = after + b"\0" if after else space
-        return list(islice(self._live(self._families["changes"], start, end_of(space)), limit))
+        return list(islice(self._live(self._families["changes"], start, end_of(space), limit), limit))
 
     def changes(self, space: bytes, after_seq: int) -> Iterator[tuple[int, bytes]]:
         """See `Store`."""
@@ -104,7 +103,7 @@ class RocksStore:
 
     def missing(self, space: bytes, limit: int) -> list[bytes]:
         """See `Store`."""
-        keys = self._live(self._families["missing"], space, end_of(space))
+        keys = self._live(self._families["missing"], space, end_of(space), limit)
         return [key for key, _ in islice(keys, limit)]
 
     def completions(self, first_seq: int, last_seq: int) -> Iterator[tuple[int, bytes]]:
@@ -216,15 +215,11 @@ class RocksStore:
             entries, changes = families["entries"], families["changes"]
             return RocksView(self._db.iter(), entries.iter(), entries.snapshot(), changes.iter(), self._refusals)
 
-    def _live(self, family: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in [start, end) as of the call: in raw mode both are bytes, which the stubs cannot say."""
+    def _live(self, family: Rdict, start: bytes, end: bytes, most: int = ENTRIES) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values in [start, end) as of the call, `most` at a time."""
         with self._refusals.told():
-            pairs = cast(Iterator[tuple[bytes, bytes]], family.items(from_key=start))
-        return self._until(pairs, end)
-
-    def _until(self, pairs: Iterator[tuple[bytes, bytes]], end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        with self._refusals.told():
-            yield from takewhile(lambda pair: pair[0] < end, pairs)
+            iterator = family.iter()
+        return scanned(iterator, start, end, self._refusals.told, min(most, ENTRIES))
 
     def _batch(self, changes: WriteSet) -> WriteBatch:
         batch = WriteBatch(raw_mode=True)

@@ -9,7 +9,8 @@ an entry by the filters of the table files, where an iterator has to seek in eve
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from rocksdict import RdictIter, Snapshot
 
@@ -19,7 +20,7 @@ from walbus.bootstrap.store import SPACE_SIZE, end_of
 from walbus.native import pack_rows
 from walbus.native.serving import Portion
 
-_PAGE = 500  # entries that a view reads in one go, at most
+ENTRIES = 500  #: that are read in one go, at most
 _PAGE_BYTES = 128 << 10
 
 
@@ -52,7 +53,7 @@ class RocksView:
         iterator, end = self._entries, end_of(space)
         start: bytes | None = _behind(space, after)
         while start is not None and start < end:
-            with self._lock, self._refusals.told():
+            with self._alone():
                 iterator.seek(start)
                 packed = pack_rows(iterator, end, table, portion)
                 start = iterator.key()  # None behind the last key
@@ -72,7 +73,7 @@ class RocksView:
 
     def _sought(self, store_key: bytes) -> bytes | None:
         iterator = self._entries
-        with self._lock, self._refusals.told():
+        with self._alone():
             iterator.seek(store_key)
             value: bytes | None = iterator.value() if iterator.valid() and iterator.key() == store_key else None
             iterator.status()
@@ -83,13 +84,38 @@ class RocksView:
         return (page for _, page in self._scan(self._changes, page_key(space, after_seq + 1), end_of(space)))
 
     def _scan(self, iterator: RdictIter, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in [start, end), read page by page."""
-        while True:
-            with self._lock, self._refusals.told():
-                page, start = _page(iterator, start, end)
-            yield from page
-            if not start:
-                return
+        return scanned(iterator, start, end, self._alone)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._lock, self._refusals.told():
+            yield
+
+
+def scanned(
+    iterator: RdictIter,
+    start: bytes,
+    end: bytes,
+    alone: Callable[[], AbstractContextManager[None]],
+    most: int = ENTRIES,
+) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values in [start, end), read page by page.
+
+    (`Rdict.items` ends at a damaged block without a word.)
+
+    Args:
+        iterator: of the family; it is sought anew for each page.
+        start: the first key.
+        end: the key behind the last.
+        alone: around the reading of each page: it shuts out others, and translates what RocksDB raises.
+        most: entries of a page.
+    """
+    while True:
+        with alone():
+            page, start = _page(iterator, start, end, most)
+        yield from page
+        if not start:
+            return
 
 
 def _behind(space: bytes, after: bytes) -> bytes:
@@ -97,7 +123,7 @@ def _behind(space: bytes, after: bytes) -> bytes:
     return space + after + b"\0" if after else space
 
 
-def _page(iterator: RdictIter, start: bytes, end: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def _page(iterator: RdictIter, start: bytes, end: bytes, most: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Keys and values from a key on, and where the next page begins; that is empty behind the last one."""
     page: list[tuple[bytes, bytes]] = []
     size = 0
@@ -105,7 +131,7 @@ def _page(iterator: RdictIter, start: bytes, end: bytes) -> tuple[list[tuple[byt
     iterator.seek(start)
     key: bytes | None = key_of()  # None behind the last key
     while key is not None and key < end:
-        if len(page) == _PAGE or size >= _PAGE_BYTES:
+        if len(page) >= most or size >= _PAGE_BYTES:
             return page, key
         value: bytes = value_of()
         page.append((key, value))

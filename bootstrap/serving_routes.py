@@ -50,7 +50,7 @@ from walbus.schema import TableSchema
 from walbus.values import row_json
 
 _RETRY = {"Retry-After": "1"}
-_TOGETHER = 4  # parts that are read in one go: a way to a thread and back takes as long as some hundred rows
+_TOGETHER = 8  # parts that are read in one go: a way to a thread and back takes as long as some hundred rows
 
 
 class ServingRoutes:

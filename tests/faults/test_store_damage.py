@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,12 @@ from support.bootstrap_rig import ITEMS, BootstrapRig
 from support.database import Database
 from support.seed import announced_seed
 from support.waiting import wait_for
+from walbus.bootstrap.change_index import page_key
 from walbus.bootstrap.rocks import RocksStore
 from walbus.bootstrap.store import WriteSet, space_of
 from walbus.bootstrap.store_folder import FORMAT, open_store, set_aside
 from walbus.errors import StoreDamaged, StoreError
+from walbus.native.folding import PLACE
 
 pytestmark = pytest.mark.one_version
 
@@ -122,6 +124,52 @@ def test_damage_that_a_reader_meets_is_told_by_the_next_sync(tmp_path: Path, dic
         list(store.view().entries(SPACE))
     with pytest.raises(StoreDamaged):
         store.sync()
+    with pytest.raises(StoreDamaged):
+        store.close()
+
+
+SEQS = range(1, 20_001)
+READINGS: dict[str, tuple[Callable[[random.Random], WriteSet], Callable[[RocksStore], Iterable[object]]]] = {
+    "entries": (
+        lambda rows: WriteSet(entries={key: rows.randbytes(100) for key in KEYS}),
+        lambda store: store.entries(SPACE),
+    ),
+    "changes": (
+        lambda rows: WriteSet(pages={page_key(SPACE, seq): PLACE.pack(seq, 99) + rows.randbytes(99) for seq in SEQS}),
+        lambda store: store.changes(SPACE, 0),
+    ),
+    "missing": (
+        lambda rows: WriteSet(missing={SPACE + rows.randbytes(100): True for _ in SEQS}),
+        lambda store: store.missing(SPACE, len(SEQS)),
+    ),
+    "completions": (
+        lambda rows: WriteSet(completions={seq: rows.randbytes(100) for seq in SEQS}),
+        lambda store: store.completions(1, len(SEQS)),
+    ),
+    "documents": (
+        lambda rows: WriteSet(documents={f"chunk/{seq}": rows.randbytes(100) for seq in SEQS}),
+        lambda store: store.documents("chunk/"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("written", "read"), READINGS.values(), ids=READINGS)
+def test_nothing_that_is_read_in_order_ends_early_at_damage(
+    tmp_path: Path,
+    dice: random.Random,
+    written: Callable[[random.Random], WriteSet],
+    read: Callable[[RocksStore], Iterable[object]],
+) -> None:
+    store = open_store(tmp_path)
+    store.write(written(random.Random(1)))
+    for family in (store._db, *store._families.values()):
+        family.flush()
+    assert len(list(read(store))) == len(SEQS)
+    store.close()
+    garble(largest(tmp_path, "*.sst"), dice)
+    store = RocksStore(tmp_path)
+    with pytest.raises(StoreDamaged):
+        list(read(store))
     with pytest.raises(StoreDamaged):
         store.close()
 
