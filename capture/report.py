@@ -6,15 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import structlog
-
 from walbus.amounts import human_bytes
 from walbus.capture.retention import RetentionWatch
 from walbus.lsn import format_lsn
 from walbus.metrics import MetricName
-from walbus.status import write_status
-
-logger = structlog.get_logger(__name__)
+from walbus.status import StatusFile
 
 State = Literal["connecting", "catching up", "streaming", "disk full", "waiting to reconnect", "stopped"]
 
@@ -32,12 +28,11 @@ class Report:
     def __init__(
         self, path: Path | None, clock: Callable[[], float], about: dict[str, str], retention: RetentionWatch
     ) -> None:
-        self._path = path
+        self._file = StatusFile(path, "capture goes on")
         self._clock = clock
         self._about = about
         self.retention = retention
         self._lag: float | None = None
-        self._unwritten = False  # the status file is not what it should be, and that was said
         self.state: State = "connecting"
         self.error: str | None = None  #: why it is not streaming
         self.timeline = 0
@@ -62,8 +57,6 @@ class Report:
     def write(self) -> None:
         """Replaces the status file; figures that nobody knows now are left out."""
         lag, self._lag = self._lag, None
-        if self._path is None:
-            return
         metrics = {**self._figures(), **self._retained()}
         if lag is not None:
             metrics["walbus_capture_lag_seconds"] = round(lag, 3)
@@ -81,18 +74,7 @@ class Report:
             "wal_status": self.retention.last and self.retention.last.wal_status,
             "updated": self._clock(),
         }
-        self._replace(self._path, fields | {str(name): figure for name, figure in metrics.items()})
-
-    def _replace(self, path: Path, fields: dict[str, object]) -> None:
-        """A file that nothing is decided by must not end capture, least of all where its disk is full."""
-        try:
-            write_status(path, fields)
-        except OSError as error:
-            if not self._unwritten:
-                logger.warning("status.not_written", file=str(path), error=error.strerror, note="capture goes on")
-            self._unwritten = True
-        else:
-            self._unwritten = False
+        self._file.write(fields | {str(name): figure for name, figure in metrics.items()})
 
     def _figures(self) -> dict[MetricName, object]:
         return {

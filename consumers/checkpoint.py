@@ -119,6 +119,7 @@ class Snapshotting:
             consumer was if only some of its tables are read again. None before the first answer.
         high: the highest state that any row came from. None before the first answer.
         rows: as in the other phases, if only some tables are read; None: all are, so it will be `low`.
+        done: up to where everything was dealt with when the reading began; ORIGIN: nowhere, or it is not known.
     """
 
     log_id: str
@@ -131,6 +132,7 @@ class Snapshotting:
     rows: Position | None = None
     asked: tuple[str, ...] | None = None
     part: Part | None = None
+    done: Position = ORIGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ def dump_checkpoint(checkpoint: Checkpoint) -> str:
                 "low": low and _dump_point(low),
                 "high": high and _dump_point(high),
             }
+            if checkpoint.done > ORIGIN:
+                document["done"] = str(checkpoint.done)
     if checkpoint.unread:
         document["unread"] = [one.table for one in checkpoint.unread]
         if any(one.oid for one in checkpoint.unread):
@@ -237,7 +241,8 @@ def _load(document: dict[str, Any]) -> Checkpoint:
             tables = tuple(_load_table(table) for table in document["tables"])
             low, high = document["low"], document["high"]
             points = (low and _load_point(low), high and _load_point(high))
-            return Snapshotting(log_id, marks, tables, *points, unread, layouts, rows, asked, part)
+            done = parse_position(document["done"]) if "done" in document else ORIGIN
+            return Snapshotting(log_id, marks, tables, *points, unread, layouts, rows, asked, part, done)
         case _:
             raise ValueError("phase")
 
@@ -288,6 +293,11 @@ def last_done_of(checkpoint: Checkpoint | None) -> Position:
             return last_done
         case _:
             return ORIGIN
+
+
+def whole_up_to(checkpoint: Checkpoint | None) -> Position:
+    """Up to where everything is done, whatever is being read beyond; ORIGIN: nowhere, or it is not known."""
+    return checkpoint.done if isinstance(checkpoint, Snapshotting) else last_done_of(checkpoint)
 
 
 def is_whole(checkpoint: Checkpoint | None) -> bool:

@@ -5,7 +5,9 @@ save     replaces that very text, in one act; if another one is stored by now,
 it is what was to be stored           the answer to an earlier attempt was lost: done
 it is what an earlier attempt was     so was that one's, and it was given up since (the consumer was rolled back): it is
 to store, since the last success      replaced, as one's own
-it is none, or an earlier place       the server lost its last writes: it is replaced all the same
+it is none, or an earlier place, or   the server lost its last writes: it is replaced all the same
+was taken over from one with a lower
+token, and is there again
 anything else                         another process goes on under this name: CheckpointTaken
 
 Of two members of a group that had a part after each other the later one has the higher token, and its checkpoint stands
@@ -86,6 +88,8 @@ class FencedCheckpointStore(ABC):
         """Whether a text that is there is one of before, which a server that lost its last writes has again."""
         mine = None if self._last is None else self._parsed(self._last)
         theirs = self._parsed(text)
+        if token_of(theirs) < token_of(saved) == token_of(mine):  # it was taken over from that one, and this was lost
+            return True
         if mine is None or mine.log_id != theirs.log_id or self._outranked(text, saved):
             return False
         return last_done_of(theirs) < last_done_of(mine)

@@ -111,11 +111,14 @@ def run_group(  # noqa: PLR0913  # what a member is made of
     over = threading.Event()
 
     def watch() -> None:
-        while not over.is_set():
-            status.write(member.member, member.waiting_for)
-            if stop.wait(STATUS_SECONDS):
-                member.stop()
-                over.wait(STATUS_SECONDS)
+        try:
+            while not over.is_set():
+                status.write(member.member, member.waiting_for)
+                if stop.wait(STATUS_SECONDS):
+                    member.stop()
+                    over.wait(STATUS_SECONDS)
+        finally:
+            member.stop()  # nobody else hears `stop`
 
     watcher = threading.Thread(target=watch, name=f"{name} status", daemon=True)
     watcher.start()

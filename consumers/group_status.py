@@ -18,7 +18,7 @@ from walbus.consumers.checkpoint import Part
 from walbus.consumers.clock import Clock
 from walbus.consumers.progress import ConsumerProgress
 from walbus.position import ORIGIN, parse_position
-from walbus.status import write_status
+from walbus.status import StatusFile
 
 #: From the one that says the most of what is wanting.
 _PHASES: Final = ("waiting", "paused", "starting", "listing", "snapshot", "delta", "catchup", "online", "stopped")
@@ -58,7 +58,8 @@ class GroupStatus:
     """
 
     def __init__(self, name: str, sink: str, parts: int, path: Path | None, clock: Clock) -> None:
-        self._name, self._sink, self._parts, self._path, self._clock = name, sink, parts, path, clock
+        self._name, self._sink, self._parts, self._clock = name, sink, parts, clock
+        self._file = StatusFile(path, "reading is not touched by this")
         self._held: dict[Part, PartProgress] = {}
         self._before: Counter[str] = Counter()  # of parts that are no longer here
         self._lock = threading.Lock()
@@ -78,14 +79,13 @@ class GroupStatus:
                 self._before.update({key: told[key] for key in _COUNTS})
 
     def write(self, member: str, waiting_for: str | None) -> None:
-        """Replaces the status file.
+        """Replaces the status file, if it can be.
 
         Args:
             member: what the process is called in the group.
             waiting_for: why it has nothing from the relay; `stopped`: it has ended.
         """
-        if self._path is not None:
-            write_status(self._path, self.document(member, waiting_for))
+        self._file.write(self.document(member, waiting_for))
 
     def document(self, member: str, waiting_for: str | None) -> dict[str, Any]:
         """What `write` writes."""

@@ -17,6 +17,7 @@ from walbus.consumers.checkpoint import (
     Point,
     Snapshotting,
     TableProgress,
+    whole_up_to,
 )
 from walbus.consumers.steps import ReadDelta, ReadSnapshot, Start, TablesListed
 from walbus.consumers.tables import in_both, matching
@@ -134,7 +135,10 @@ def begun(listing: Listing, event: TablesListed, received: Point, asked: tuple[s
     rows = before.rows or ORIGIN if goes_on and before is not None else None
     high = low or highest_of(known)
     asked = asked if only is None or before is None else before.asked
-    return Snapshotting(event.log_id, next_marks(before, event), tables, low, high, left, layouts, rows, asked)
+    done = whole_up_to(before) if same_log else ORIGIN
+    return Snapshotting(
+        event.log_id, next_marks(before, event), tables, low, high, left, layouts, rows, asked, done=done
+    )
 
 
 def worthwhile_deltas(before: Following | CatchingUp, event: TablesListed, behind: int) -> Snapshotting | None:
@@ -154,8 +158,9 @@ def worthwhile_deltas(before: Following | CatchingUp, event: TablesListed, behin
     marks, layouts = next_marks(before, event), max(before.layouts, event.layouts)
     high, rows = highest_of(before), before.rows
     return Snapshotting(
-        event.log_id, marks, tables, None, high, before.unread, layouts, rows, before.asked, before.part
-    )
+        event.log_id, marks, tables, None, high, before.unread, layouts, rows, before.asked, before.part,
+        whole_up_to(before),
+    )  # fmt: skip
 
 
 #: Changes of the log that one change of a delta must be worth, or the log is read on: a delta has no transactions.

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from walbus.consumers.checkpoint import Checkpoint, is_whole, last_done_of
+from walbus.consumers.checkpoint import Checkpoint, whole_up_to
 from walbus.consumers.clock import Clock
 from walbus.consumers.latency import LatencyWindow
 from walbus.consumers.reporting import Reporter
 from walbus.events import Window
 from walbus.position import ORIGIN, Position
 from walbus.records import Kind
-from walbus.status import write_status
+from walbus.status import StatusFile
 
 STATUS_SECONDS = 1.0
 
@@ -75,16 +75,21 @@ class ConsumerProgress:
     last_done: Position = field(default=ORIGIN, init=False)
 
     def __post_init__(self) -> None:
+        self._file = StatusFile(self.path, "reading is not touched by this")
         self._latency = LatencyWindow()
         self._total = Tally()
         self._behind = 0.0  # seconds, of the newest transaction when it reached the sink
         self._due = 0.0
 
+    def begins(self, checkpoint: Checkpoint | None) -> None:
+        """Reading begins, or goes on, behind what the sink tells: what it had before does not count any more."""
+        self.last_done = whole_up_to(checkpoint)
+
     def committed(self, tally: Tally, checkpoint: Checkpoint) -> None:
         """The sink has committed this much."""
         now = self.clock.wall()
-        if is_whole(checkpoint):
-            self.last_done = last_done_of(checkpoint)
+        if (done := whole_up_to(checkpoint)) > ORIGIN:
+            self.last_done = done
         if self.reporter is not None:
             self.reporter.durable(checkpoint)
         self._total.windows += tally.windows
@@ -111,8 +116,7 @@ class ConsumerProgress:
         self.publish(phase, waiting_for)
 
     def _tell(self, status: dict[str, Any]) -> None:
-        if self.path is not None:
-            write_status(self.path, status)
+        self._file.write(status)
 
     def status(self, phase: str, waiting_for: str | None) -> dict[str, Any]:
         """What the status file has."""

@@ -121,6 +121,7 @@ class ConsumerRun:
     def _follow(self) -> None:
         checkpoint = self.sink.checkpoint()
         self.reporter.begin(checkpoint)
+        self.progress.begins(checkpoint)
         session = Session(self.relay, self.subscribed, checkpoint, self.clock)
         feed = SinkFeed(self.sink, self._committed)
         if isinstance(self.sink, SiftedSink):

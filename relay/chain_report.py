@@ -9,14 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import structlog
-
 from walbus.metrics import MetricName
 from walbus.relay.tip import Tip
 from walbus.relay.upstream import Origin
-from walbus.status import write_status
-
-_log = structlog.get_logger(__name__)
+from walbus.status import StatusFile
 
 State = Literal["connecting", "copying", "waiting", "disk full", "stopped"]
 
@@ -30,7 +26,7 @@ class ChainReport:
     """
 
     def __init__(self, path: Path | None, clock: Callable[[], float]) -> None:
-        self._path = path
+        self._file = StatusFile(path, "copying goes on")
         self._clock = clock
         self._state: State = "connecting"
         self._error: str | None = None
@@ -39,7 +35,6 @@ class ChainReport:
         self._connections = 0
         self._here: Tip | None = None
         self._there: Tip | None = None
-        self._unwritten = False
 
     def connected(self, url: str, origin: Origin) -> None:
         """Copying begins."""
@@ -58,8 +53,6 @@ class ChainReport:
         self._write()
 
     def _write(self) -> None:
-        if self._path is None:
-            return
         fields: dict[str, object] = {
             "state": self._state,
             "error": self._error,
@@ -70,14 +63,7 @@ class ChainReport:
             "updated": self._clock(),
         }
         figures = {str(name): figure for name, figure in self._figures().items()}
-        try:
-            write_status(self._path, fields | figures)
-        except OSError as error:  # a file that nothing is decided by must not end what copies
-            if not self._unwritten:
-                _log.warning("status.not_written", file=str(self._path), error=error.strerror)
-            self._unwritten = True
-        else:
-            self._unwritten = False
+        self._file.write(fields | figures)
 
     def _figures(self) -> dict[MetricName, float]:
         figures: dict[MetricName, float] = {

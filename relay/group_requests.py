@@ -20,9 +20,10 @@ from walbus.relay.group_leases import Asked, Group, Hold
 #: What a member may be called.
 MEMBER_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}\Z")
 
-#: Parts that a group has at most, and seconds that a lease has.
+#: Parts that a group has at most, and seconds that a lease has. A member waits for an answer for a third of its lease,
+#: and the relay syncs a file before it gives one: a shorter lease ends again and again where a disk is busy.
 MAX_PARTS: Final = 1024
-MIN_LEASE: Final = 1.0
+MIN_LEASE: Final = 3.0
 MAX_LEASE: Final = 60.0
 
 

@@ -214,7 +214,7 @@ class ConsumerConfig(BaseModel):
     start: Literal["snapshot", "earliest", "latest"] = "snapshot"  #: where a consumer without checkpoint begins
     partition: str | None = None  #: `i/n`: of n parts of all keys the part i, from 0; each is a consumer of its own
     parts: int | None = Field(None, ge=1, le=1024)  #: members of a group share n parts of all keys, by leases
-    lease_seconds: float = Field(15.0, ge=1.0, le=60.0)  #: with parts: those of a member that is gone wait so long
+    lease_seconds: float = Field(15.0, ge=3.0, le=60.0)  #: with parts: those of a member that is gone wait so long
     on_error: Literal["stop", "skip", "dead-letter"] = "stop"  #: what becomes of a row that the sink refuses
     on_error_attempts: int = Field(3, ge=1)  #: how often it is tried before it is skipped or parked
     delta_above: int = Field(100_000, ge=0)  #: changes behind from which a delta is weighed against the log; 0: never

@@ -12,6 +12,36 @@ import os
 from pathlib import Path
 from typing import Any
 
+import structlog
+
+_log = structlog.get_logger(__name__)
+
+
+class StatusFile:
+    """The status file of somebody who goes on without it: that it cannot be written is said once, until it can again.
+
+    Args:
+        path: of the file; None for none.
+        note: what goes on meanwhile, for the log.
+    """
+
+    def __init__(self, path: Path | None, note: str) -> None:
+        self._path, self._note = path, note
+        self._unwritten = False  # the file is not what it should be, and that was said
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Replaces it. Never raises OSError: nothing is decided by it, so it ends nobody, not even on a full disk."""
+        if self._path is None:
+            return
+        try:
+            write_status(self._path, status)
+        except OSError as error:
+            if not self._unwritten:
+                _log.warning("status.not_written", file=str(self._path), error=error.strerror, note=self._note)
+            self._unwritten = True
+        else:
+            self._unwritten = False
+
 
 def write_status(path: Path, status: dict[str, Any]) -> None:
     """Replaces the status file; the folder is made when missing.

@@ -6,6 +6,8 @@ counts those, and the consumer goes on with the copy, behind the checkpoint that
 
 Where members of a group have the part one after the other, the text in the row carries the token of the one that has
 it (`walbus.consumers.sinks.taking_over`), and ends the others' transactions like any other text that they do not know.
+Nobody stores a text over one with a higher token. So where the token is not above one's own, and the text not the one
+that one knows, the server has lost that (a failover, `synchronous_commit = off`), and the part is taken over once more.
 """
 
 from __future__ import annotations
@@ -73,10 +75,10 @@ class CheckpointRow:
             if not found:
                 raise self._lost()
             text = text_under(part, _text(found[0][0]), self._where)
-        except InvalidText as error:
-            raise self._no_checkpoint(error) from None
-        except BaseException:
+        except BaseException as error:
             self._session.forget_transaction()
+            if isinstance(error, InvalidText):
+                raise self._no_checkpoint(error) from None
             raise
         self.commit(text)
 
@@ -86,7 +88,8 @@ class CheckpointRow:
         Raises:
             psycopg.Error
             SinkSwapped: a rebuilt copy has taken the replica's place.
-            SinkUnavailable: the row is gone, or is what a commit left that was not answered.
+            SinkUnavailable: the row is gone, or is what a commit left that was not answered, or the server has lost the
+                commits of a part's holder, who then takes it over again.
             PartLost: a later holder of the part has it.
             SinkRefused: another process has replaced it.
         """
@@ -96,7 +99,7 @@ class CheckpointRow:
             return
         swaps = self._session.run("SELECT number FROM _walbus.swaps WHERE consumer = $1", [self._consumer])
         self._session.forget_transaction()
-        if not found:
+        if not found or found[0][0] is None:
             raise self._lost()
         if found[0][0] == self._unanswered:
             raise SinkUnavailable("a commit that was not answered has come through", where=self._session.where)
@@ -104,6 +107,9 @@ class CheckpointRow:
             raise SinkSwapped("a rebuilt copy has taken the replica's place", where=self._session.where)
         if own := self._parsed(self._stored).token:
             require_not_above(self._parsed(_text(found[0][0])), own, self._where)
+            what = "PostgreSQL has lost commits that it had acknowledged, and the part is taken over again"
+            mend = "nothing; to lose none, have synchronous_commit on, and fail over to synchronous standbys"
+            raise SinkUnavailable(what, where=self._where, mend=mend)
         raise SinkRefused(
             "another process has written this replica",
             where=self._where,

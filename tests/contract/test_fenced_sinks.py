@@ -174,6 +174,39 @@ def test_one_that_rolls_back_and_takes_its_part_over_again_goes_on(
     assert under_test.rows() == source.rows()
 
 
+def test_a_take_over_that_the_server_has_lost_is_made_once_more(
+    opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource, request: pytest.FixtureRequest
+) -> None:
+    """A failover to a standby that lacks it, behind a pooler that keeps the connection."""
+    database = request.getfixturevalue("target_database")
+    first, second = opened(), opened()
+    first.take_over(EARLIER, LEASE)
+    put(first, source, EARLIER)
+    before, text = source.end, database.value("SELECT checkpoint FROM _walbus.checkpoints")
+    source.commit([update(ITEMS, 1, name="uno", body="b")])
+    for lost in (text, None):
+        second.take_over(LATER, LEASE)
+        database.execute("UPDATE _walbus.checkpoints SET checkpoint = %s", [lost])
+        with pytest.raises(SinkUnavailable, match=r"has lost (commits|the consumer's checkpoint)"):
+            put(second, source, LATER, before)
+        second.rollback()
+        assert second.take_over(LATER, LEASE) == (lost and replace(place_of(source, LATER), point=Point(before, 2)))
+        put(second, source, LATER, before if lost else ORIGIN)
+        assert under_test.rows() == source.rows()
+        first.rollback()
+
+
+def test_a_take_over_of_what_is_no_checkpoint_leaves_the_row_to_others(
+    opened: Callable[[], FencedSink], request: pytest.FixtureRequest
+) -> None:
+    database = request.getfixturevalue("target_database")
+    sink = opened()
+    database.execute("UPDATE _walbus.checkpoints SET checkpoint = 'garbage'")
+    with pytest.raises(SinkRefused, match="not a checkpoint"):
+        sink.take_over(EARLIER, LEASE)
+    database.execute("SELECT checkpoint FROM _walbus.checkpoints FOR UPDATE NOWAIT")
+
+
 def test_a_checkpoint_of_another_part_is_refused(opened: Callable[[], FencedSink], source: ModelSource) -> None:
     sink = opened()
     sink.take_over(EARLIER, LEASE)

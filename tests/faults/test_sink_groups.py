@@ -14,6 +14,7 @@ from psycopg import sql
 
 from support.database import Database
 from support.group_targets import PostgresTarget, assert_equal
+from support.in_the_way import put_a_folder_at
 from support.seed import announced_seed
 from support.sink_group import Member, SinkGroup, with_items
 from support.waiting import wait_for
@@ -159,6 +160,26 @@ def test_members_go_on_with_their_parts_when_the_relay_is_back(
     group.wait_until_shared_by(2)
     assert group.tokens() == before
     assert not any(member.ends() for member in group.members)
+
+
+def test_a_member_whose_status_file_cannot_be_written_goes_on_and_ends_in_order(
+    grouped: Callable[..., SinkGroup], target: PostgresTarget, source: Database
+) -> None:
+    group = grouped(target, lease_seconds=20.0)  # over for nobody meanwhile
+    first, second = group.member("first"), group.member("second")
+    group.wait_until_shared_by(2)
+    assert_equal(group, target, source)
+    put_a_folder_at(first.status_path)
+    wait_for(lambda: "status.not_written" in first.says, what="it says that it cannot")
+    source.execute("UPDATE items SET note = 'without a status'")
+    assert_equal(group, target, source)
+    assert first.end() == 0
+    assert len(group.held()) == 1, "it left, and no lease had to end"
+    source.execute("DELETE FROM items WHERE id % 5 = 0")
+    group.wait_until_shared_by(1)
+    assert_equal(group, target, source)
+    assert first.says.count("status.not_written") == 1
+    assert not second.ends()
 
 
 def test_whatever_happens_to_members_under_load_the_sink_equals_the_source(

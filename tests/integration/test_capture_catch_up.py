@@ -183,7 +183,7 @@ def test_a_backlog_is_read_in_growing_steps_then_streamed_and_nothing_is_left_be
         states.add(fields["state"])
         write_status(path, fields)
 
-    monkeypatch.setattr("walbus.capture.report.write_status", noted)
+    monkeypatch.setattr("walbus.status.write_status", noted)
     capture = CaptureThread(source_of(database.dsn, catch_up_step_bytes=MIB), log, status)
     wait_for(lambda: told(status)["state"] == "streaming", what="it streams")
     database.execute("INSERT INTO t VALUES (-1, 'after the switch')")

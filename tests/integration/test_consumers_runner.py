@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import structlog
 
+from support.in_the_way import put_a_folder_at
 from support.model_source import ITEMS, ModelSource, StoredRow, delete, insert, items_layout, truncate, update
 from support.running_consumer import RunningConsumer, consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
@@ -344,3 +345,48 @@ def test_a_table_that_is_renamed_before_it_is_read_is_read_by_its_new_name(
         relay.unlisted = set()
         wait_for(lambda: under_test.rows(renamed) == source.rows(renamed), 60, what="it is read anew")
     assert sorted(source.rows(renamed)) == ["0", "2"]
+
+
+def test_a_status_file_that_cannot_be_written_is_told_once_and_ends_nothing(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    under_test = sqlite_under_test(tmp_path)
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with structlog.testing.capture_logs() as said, consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        put_a_folder_at(running.status_path)
+        wait_for(lambda: unwritten(said), what="it says that it cannot write its status")
+        source.commit([update(ITEMS, 1, name="behind that")])
+        equal(under_test, relay)
+        running.status_path.rmdir()
+        wait_for(lambda: running.status().get("last_done") == str(source.end), what="it can again")
+        put_a_folder_at(running.status_path)
+        wait_for(lambda: len(unwritten(said)) == 2, what="and cannot once more")
+
+
+def unwritten(said: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
+    return [line for line in said if line["event"] == "status.not_written"]
+
+
+def test_behind_a_restart_the_status_tells_what_was_done_before_the_snapshot_that_is_read(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    under_test = sqlite_under_test(tmp_path)
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        followed(running, under_test, relay, update(ITEMS, 4, name="behind the snapshot"))
+    done = str(source.end)
+    with consumer(relay, under_test) as running:
+        wait_for(lambda: running.status().get("last_done") == done, what="nothing has come since")
+    source.commit([update(ITEMS, 3, name="x")])
+    source.trim(source.end)
+    source.horizon, relay.seeding = source.end, True
+    for _ in range(2):
+        with consumer(relay, under_test) as running:
+            wait_for(lambda: running.status().get("phase") == "snapshot", what="it begins to read all rows")
+            assert running.status()["last_done"] == done
+    relay.seeding = False
+    with consumer(relay, under_test) as running:
+        equal(under_test, relay)
+        followed(running, under_test, relay, update(ITEMS, 4, name="behind the second one"))

@@ -88,9 +88,9 @@ def test_a_member_that_is_silent_loses_its_parts_when_its_lease_is_over(
     now = [100.0]
     monkeypatch.setattr("walbus.relay.server.GroupDesk", partial(GroupDesk, monotonic=lambda: now[0]))
     relay = fill(make_relay())
-    before = parts(ask(relay, "a", lease_seconds=1))
+    before = parts(ask(relay, "a", lease_seconds=3))
     assert parts(ask(relay, "b")) == {}
-    now[0] += 1.0
+    now[0] += 3.0
     assert parts(ask(relay, "b")) == {}, "the holder counts from later on"
     now[0] += 2.0
     after = parts(ask(relay, "b"))

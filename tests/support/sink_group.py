@@ -42,6 +42,7 @@ class Member:
     def __init__(self, folder: Path, system: WholeSystem, section: Mapping[str, object]) -> None:
         folder.mkdir()
         self.data_dir = folder / "data"
+        self.status_path = self.data_dir / "status" / f"consumer-{NAME}.json"
         relay = {"listen": system.relay_url.removeprefix("http://")}
         sections = {"source": {"dsn": ""}, "relay": relay, f"consumer.{NAME}": dict(section)}
         self.config = write_config(folder / "walbus.toml", sections, self.data_dir)
@@ -53,8 +54,8 @@ class Member:
         return self.running.log()
 
     def status(self) -> dict[str, Any]:
-        """Its status file."""
-        return read_status(self.data_dir / "status" / f"consumer-{NAME}.json") or {}
+        """What its status file tells."""
+        return read_status(self.status_path) or {}
 
     def command(self, *arguments: str) -> Ended:
         """A command of walbus on its machine."""

@@ -17,6 +17,7 @@ from walbus.consumers.checkpoint import (
     Snapshotting,
     dump_checkpoint,
     load_checkpoint,
+    whole_up_to,
 )
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.machine import ConsumerMachine
@@ -174,6 +175,25 @@ def test_every_phase_keeps_what_was_asked_for() -> None:
     seen.append(checkpoint_of(machine))
     assert [type(one) for one in seen] == [Snapshotting, CatchingUp, Following, Snapshotting]
     assert {one.asked for one in seen} == {(ITEMS, OTHER)}
+
+
+def test_whatever_is_read_again_the_checkpoint_says_up_to_where_everything_was_done() -> None:
+    """Else a process that begins in the middle of it could tell nothing of what the sink has."""
+    machine = connected(following())
+    machine.receive(PositionGone())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    (begun,) = machine.receive(TablesListed(LOG, (ITEMS,), 7))
+    assert isinstance(begun, Advance)
+    stored = load_checkpoint(dump_checkpoint(begun.checkpoint))
+    assert (whole_up_to(stored), stored) == (AT.last_done, begun.checkpoint)
+    again = connected(stored)  # without its first answer: it begins anew
+    again.receive(TablesListed(LOG, (ITEMS,), 8))
+    assert isinstance(again.state, Snapshotting) and whole_up_to(again.state) == AT.last_done
+    again.receive(LogSeen("log-b", ORIGIN, Position(1, 0x10, 1), 1))
+    again.receive(LogSeen("log-b", ORIGIN, Position(1, 0x10, 1), 1))
+    again.receive(TablesListed("log-b", (ITEMS,), 9))
+    assert isinstance(again.state, Snapshotting) and whole_up_to(again.state) == ORIGIN, "of a log that is no more"
+    assert whole_up_to(listed(ITEMS).state) == ORIGIN  # type: ignore[arg-type]
 
 
 def test_where_a_table_that_was_to_be_read_again_is_gone_before_it_is_opened_all_are_listed_anew() -> None:

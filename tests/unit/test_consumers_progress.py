@@ -7,7 +7,7 @@ from pathlib import Path
 from walbus.consumers.checkpoint import CatchingUp, Checkpoint, Following, Marks, Point, Snapshotting, TableProgress
 from walbus.consumers.clock import Clock
 from walbus.consumers.progress import ConsumerProgress, Tally
-from walbus.position import Position
+from walbus.position import ORIGIN, Position
 from walbus.status import read_status
 
 MARKS = Marks(2, 1)
@@ -44,3 +44,23 @@ def test_deltas_that_are_read_at_the_logs_end_are_not_done_up_to_there(tmp_path:
 def test_a_process_that_begins_in_the_middle_of_deltas_knows_of_no_place(tmp_path: Path) -> None:
     half = Snapshotting("log", MARKS, (TableProgress("public.items", since=at(0x10)),), at(0x90), at(0x90))
     assert told_of(tmp_path / "status.json", half) == [("0:0/0:0", 0)]
+
+
+def test_a_process_that_begins_in_the_middle_of_a_snapshot_keeps_what_was_done_before(tmp_path: Path) -> None:
+    half = Snapshotting("log", MARKS, (TableProgress("public.items"),), at(0x90), at(0x90), done=at(0x70).last_done)
+    path = tmp_path / "status.json"
+    progress = ConsumerProgress("cache", "sqlite", path, Clock())
+    progress.begins(half)
+    progress.publish_now("snapshot", None)
+    assert (read_status(path) or {})["last_done"] == "1:0/70:0"
+    assert told_of(path, half, CatchingUp("log", MARKS, at(0x90), at(0xA0).last_done)) == [
+        ("1:0/70:0", 0x70), ("1:0/90:0", 0x90),
+    ]  # fmt: skip
+
+
+def test_a_sink_that_came_back_empty_has_nothing_done(tmp_path: Path) -> None:
+    progress = ConsumerProgress("cache", "sqlite", tmp_path / "status.json", Clock())
+    progress.begins(Following("log", MARKS, at(0x10)))
+    assert progress.last_done == at(0x10).last_done
+    progress.begins(None)
+    assert progress.last_done == ORIGIN

@@ -246,7 +246,7 @@ def test_members_are_bounded():
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b"{}", b'{"parts": 0, "lease_seconds": 5}', b'{"parts": 8, "lease_seconds": 0.1}',
+    [b"", b"[]", b"{}", b'{"parts": 0, "lease_seconds": 5}', b'{"parts": 8, "lease_seconds": 2.9}',
      b'{"parts": 8, "lease_seconds": 61}',
      b'{"parts": 1025, "lease_seconds": 5}', b'{"parts": true, "lease_seconds": 5}',
      b'{"parts": 8, "lease_seconds": 5, "done": [{"part": -1, "token": 1}]}', b"[" * 100_000],

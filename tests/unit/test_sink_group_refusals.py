@@ -85,7 +85,7 @@ def test_a_machine_with_another_number_of_parts_is_refused(tmp_path: Path) -> No
         )
 
 
-@pytest.mark.parametrize("keys", [{"parts": 0}, {"parts": 1025}, {"lease_seconds": 0.5}, {"lease_seconds": 61}])
+@pytest.mark.parametrize("keys", [{"parts": 0}, {"parts": 1025}, {"lease_seconds": 2.9}, {"lease_seconds": 61}])
 def test_numbers_that_make_no_group_are_refused(keys: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):
         ConsumerConfig(**{**POSTGRES, "parts": 4, **keys})

@@ -29,7 +29,7 @@ import structlog
 from walbus.cli.failures import ERROR_PREFIX, TRY_AGAIN
 from walbus.cli.lifeline import LIFELINE
 from walbus.cli.supervisor import PERMANENT, Action, Child, Kill, Start, Supervisor, Terminate
-from walbus.status import write_status
+from walbus.status import StatusFile
 
 #: What a child's arguments are given to: this very program, and nothing that lies in the current folder.
 WALBUS = (sys.executable, "-P", "-m", "walbus")
@@ -167,7 +167,7 @@ class ProcessGroup:
         self._supervisor = supervisor
         self._output = output
         self._launch = launch
-        self._status_path = status_path
+        self._status = StatusFile(status_path, "what runs goes on")
         self._running: dict[str, ChildProcess] = {}
         self._selector = selectors.DefaultSelector()
         self._lifeline = os.pipe()
@@ -286,10 +286,7 @@ class ProcessGroup:
             }
             for one in self._supervisor.progress
         }
-        try:
-            write_status(self._status_path, {"pid": os.getpid(), "time": time.time(), "children": children})
-        except OSError as error:  # a full disk must not end what survives one
-            log.warning("cannot write the status file", error=error.strerror)
+        self._status.write({"pid": os.getpid(), "time": time.time(), "children": children})
 
 
 class _signals_to:  # noqa: N801 - a context manager, used as a function
