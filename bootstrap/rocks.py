@@ -28,7 +28,7 @@ from walbus.bootstrap.change_index import page_key, places_of
 from walbus.bootstrap.rocks_bulk import Incoming, SortedFile, move_in
 from walbus.bootstrap.rocks_errors import Refusals
 from walbus.bootstrap.rocks_manifest import ManifestNote
-from walbus.bootstrap.rocks_options import CACHE_BYTES, database_options, family_options
+from walbus.bootstrap.rocks_options import CACHE_BYTES, database_options, family_options, scan_options
 from walbus.bootstrap.rocks_view import ENTRIES, RocksView, scanned
 from walbus.bootstrap.store import Prepared, StoreFigures, WriteSet, end_of
 from walbus.errors import StoreDamaged, StoreError, StoreFull
@@ -67,6 +67,7 @@ class RocksStore:
         self._incoming = Incoming(folder / "incoming", families["entries"])
         self._families: dict[str, Rdict] = {name: self._db.get_column_family(name) for name in _FAMILIES}
         self._handles: dict[str, ColumnFamily] = {name: self._db.get_column_family_handle(name) for name in _FAMILIES}
+        self._scan_options = scan_options()
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
         self._before_half: RocksView | None = None
@@ -213,7 +214,8 @@ class RocksStore:
         families = self._families
         with self._refusals.told():
             entries, changes = families["entries"], families["changes"]
-            return RocksView(self._db.iter(), entries.iter(), entries.snapshot(), changes.iter(), self._refusals)
+            scan = entries.iter(self._scan_options)
+            return RocksView(self._db.iter(), scan, entries.snapshot(), changes.iter(), self._refusals)
 
     def _live(self, family: Rdict, start: bytes, end: bytes, most: int = ENTRIES) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values in [start, end) as of the call, `most` at a time."""

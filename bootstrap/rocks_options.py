@@ -14,12 +14,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from rocksdict import BlockBasedIndexType, BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options
+from rocksdict import (
+    BlockBasedIndexType,
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    ReadOptions,
+)
 
 CACHE_BYTES: Final = 64 << 20
 WRITE_BUFFER_BYTES: Final = 64 << 20
 ALL_WRITE_BUFFERS_BYTES: Final = 128 << 20
 _WAL_BYTES: Final = 256 << 20
+_READAHEAD_BYTES: Final = 256 << 10
 _METADATA_BYTES: Final = 16 << 10  #: parts of an index or filter
 
 
@@ -53,4 +62,12 @@ def family_options(cache: Cache) -> Options:
     options.set_block_based_table_factory(blocks)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_compression_type(DBCompressionType.lz4())
+    return options
+
+
+def scan_options() -> ReadOptions:
+    """Of reading many entries in order: many blocks at a time, none of which is kept in the place of the applier's."""
+    options = ReadOptions()
+    options.fill_cache(False)  # type: ignore[call-arg]  # the stubs forget it
+    options.set_readahead_size(_READAHEAD_BYTES)
     return options
