@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from contextlib import closing, contextmanager
-from itertools import groupby
 
 import psycopg
 import pytest
@@ -14,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from support.capturing import CaptureThread, flushed_lsn, source_of
 from support.database import fresh_database
-from support.log_view import change_of, same_in_any_life, same_in_any_run
+from support.log_view import change_of, layouts_told, same_in_any_life, same_in_any_run
 from support.memory_log import MemoryLog
 from support.seed import announced_seed
 from support.stepping_rig import ACTIVE, MortalLog, OneStep, RandomSteps, Stepping, begin, live, wait_for_log
@@ -104,24 +102,6 @@ def as_oracle_sees(log):
     return found
 
 
-def layouts_told(log):
-    """The layouts of SCHEMA records, by table; one that is told again (as each connection does) counts once.
-
-    Those of changes without events do not count: whether a capture sees such a change lies with when it looks, and it
-    names the layout of that moment, which no row of the log may have.
-    """
-    told = {}
-    for record in log.durable:
-        header = read_header(record)
-        if header.kind == Kind.SCHEMA:
-            (change,) = iter_changes(body_of(record, header))
-            if "reseed" not in json.loads(change.after or b"{}"):
-                told.setdefault(change.table, []).append(change.schema_id)
-    return {
-        table: [log.schemas.get(number).columns for number, _ in groupby(numbers)] for table, numbers in told.items()
-    }
-
-
 @pytest.mark.timeout(600)
 def test_any_switching_points_and_kills_give_the_log_of_the_stream(database, oracle):
     seed = announced_seed("writers, steps and kills")
@@ -149,7 +129,7 @@ def test_any_switching_points_and_kills_give_the_log_of_the_stream(database, ora
     assert policy.steps > 5
     assert as_oracle_sees(log) == expected
     assert same_in_any_life(log.durable, log.schemas) == [t for t in same if t[1] < end]
-    assert layouts_told(log) == layouts_told(streamed)
+    assert layouts_told(log.durable, log.schemas) == layouts_told(streamed.durable, streamed.schemas)
 
 
 @pytest.mark.timeout(600)
@@ -166,7 +146,7 @@ def test_steps_to_arbitrary_bytes_give_the_very_records_of_the_stream(database):
     wait_for_log(Stepping(source_of(database.dsn), log, policy), end)
     wait_for_log(CaptureThread(source_of(database.dsn, slot="reference", catch_up=False), streamed), end)
     assert same_in_any_run(log.durable, log.schemas) == same_in_any_run(streamed.durable, streamed.schemas)
-    assert layouts_told(log) == layouts_told(streamed)
+    assert layouts_told(log.durable, log.schemas) == layouts_told(streamed.durable, streamed.schemas)
 
 
 def test_a_backlog_is_read_in_growing_steps_then_streamed_and_nothing_is_left_behind(
@@ -283,7 +263,7 @@ def test_a_stream_that_goes_back_to_steps_again_and_again_gives_the_log_of_one_s
     same = same_in_any_life(streamed.durable, streamed.schemas)
     assert as_oracle_sees(log) == expected
     assert same_in_any_life(log.durable, log.schemas) == [t for t in same if t[1] < end]
-    assert layouts_told(log) == layouts_told(streamed)
+    assert layouts_told(log.durable, log.schemas) == layouts_told(streamed.durable, streamed.schemas)
 
 
 def test_steps_that_were_refused_are_taken_again_once_they_are_not(database, tmp_path, capsys):

@@ -6,7 +6,9 @@ Works on any `LogReader`; `window_changes` gives the changes that a consumer rec
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from support.oracle import OracleChange, OracleTransaction, message_detail, truncate_detail
@@ -25,7 +27,9 @@ from walbus.records import (
     check_record,
     iter_changes,
     origin_of,
+    read_header,
 )
+from walbus.schema import Column
 
 _COUNTED = {Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE, Op.MESSAGE}
 
@@ -146,3 +150,19 @@ def _by_layout(header: RecordHeader, record: bytes, schemas: SchemaRegistry) -> 
     for change in raw_changes(header, record):
         layout = dataclasses.replace(schemas.get(change.schema_id), id=0) if change.schema_id else None
         yield change._replace(schema_id=0), layout
+
+
+def layouts_told(records: Iterable[bytes], schemas: SchemaRegistry) -> dict[int, list[tuple[Column, ...]]]:
+    """The layouts of SCHEMA records, by table; one that is told again (as each connection does) counts once.
+
+    Those of changes without events do not count: whether a capture sees such a change lies with when it looks, and it
+    names the layout of that moment, which no row of the log may have.
+    """
+    told: dict[int, list[int]] = {}
+    for record in records:
+        header = read_header(record)
+        if header.kind == Kind.SCHEMA:
+            (change,) = iter_changes(body_of(record, header))
+            if "reseed" not in json.loads(change.after or b"{}"):
+                told.setdefault(change.table, []).append(change.schema_id)
+    return {table: [schemas.get(number).columns for number, _ in groupby(told[table])] for table in told}
