@@ -292,6 +292,7 @@ class RedisSink:
         if layout is None:
             return
         self._send()
+        self._server.shut_out()  # a delta does not bring what came before its TRUNCATE, so it may not come late either
         for key in self._rows.keys_of(layout.table):
             self._gather(layout.table, Entry(key, "d", change.seq))
         self._send()

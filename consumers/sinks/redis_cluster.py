@@ -140,7 +140,7 @@ class RedisCluster(RedisStore):
         self._vouched = {anchor.slot: anchor.vouches for anchor in anchors}
         self._number = max((anchor.number for anchor in anchors), default=0)
         self._name_writer()
-        stands = standing(list(self._nodes.masters.values()), anchors)
+        stands = standing(list(self._nodes.masters.values()), anchors, self._nodes.seen_empty)
         if stands.why is not None:
             _log.warning("consumer.redis_cluster_in_doubt", where=self.where, reason=stands.why)
         self._stored = bool(anchors)
@@ -274,7 +274,9 @@ class RedisCluster(RedisStore):
             arguments = (before, master.history, *fields, "node", master.node, "history", master.history)
             commands.append(self._script(slot, COMMIT_IN_SLOT, (self._anchor(slot),), arguments))
         self._number = number
-        self._see(self._nodes.answers(commands))
+        known = self._nodes.answers(commands)
+        self._see(known)
+        self._nodes.look_for_new(known)
         for slot in self._own.values():
             self._anchors.setdefault(slot, {})["number"] = b"%d" % number
         self._vouched, self._stored = vouches, True

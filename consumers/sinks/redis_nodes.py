@@ -8,6 +8,7 @@ before it has arrived (TRYAGAIN): that is waited for a little here, and then by 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import redis
@@ -25,6 +26,7 @@ _REDIRECTIONS: Final = 3  # that commands follow together
 _ON_ITS_WAY: Final = (redis.exceptions.AskError, redis.exceptions.TryAgainError)  # what is told of a slot that is
 
 Answer: TypeAlias = Any  # redis-py types answers so, whatever the command
+_Node: TypeAlias = dict[str, Any]  # as redis-py reads a line of CLUSTER NODES
 _Client: TypeAlias = Any  # a redis.Redis, where commands are called that have no types there
 Argument: TypeAlias = bytes | str | int
 Command: TypeAlias = tuple[int, tuple[Argument, ...]]  # the slot that it is for, and it
@@ -39,6 +41,7 @@ class ClusterNodes:
 
     Attributes:
         masters: by name.
+        seen_empty: the histories (replication IDs) of masters that had no slots when they were seen.
     """
 
     def __init__(self, url: str, where: str) -> None:
@@ -52,6 +55,8 @@ class ClusterNodes:
                 retry=Retry(NoBackoff(), 0),
             )
         self.masters: dict[str, Master] = {}
+        self.seen_empty: set[str] = set()
+        self._known_nodes: list[int] | None = None  # how many each master knew when new ones were last looked for
 
     def close(self) -> None:
         """Closes the connections."""
@@ -65,6 +70,17 @@ class ClusterNodes:
         """
         self._cluster.nodes_manager.initialize()
         self.masters = {name: self._master(name, slots) for name, slots in self._slots().items()}
+        self._known_nodes = None
+        self._look_at_empty()
+
+    def look_for_new(self, known_nodes: list[int]) -> None:
+        """Looks at masters that have no slots yet, if nodes have come: what moves there from now on is there.
+
+        Args:
+            known_nodes: how many nodes each master knows.
+        """
+        if known_nodes != self._known_nodes:
+            self._known_nodes = known_nodes if self._look_at_empty() else None
 
     def clients(self) -> list[redis.Redis]:
         """One for each master."""
@@ -143,8 +159,7 @@ class ClusterNodes:
         """
         places, known = {}, 0
         for name in self.masters:
-            nodes = self._client(name).execute_command("CLUSTER NODES")
-            [own] = [node for node in nodes.values() if "myself" in node["flags"]]
+            own = _own(self._client(name).execute_command("CLUSTER NODES"))
             if own["migrations"]:
                 raise SinkUnavailable("slots move, and keys cannot be looked for until then", where=self._where)
             places[name] = tuple(str(run) for run in own["slots"])
@@ -152,6 +167,29 @@ class ClusterNodes:
         if known != SLOTS:
             raise SinkUnavailable("a master of this cluster is not known yet, and may have keys", where=self._where)
         return places
+
+    def _look_at_empty(self) -> bool:
+        """False if nodes are about to come. One that does not answer is not seen: what moves there is in doubt."""
+        nodes: dict[str, _Node] = {}
+        for name in self.masters:
+            nodes |= self._client(name).execute_command("CLUSTER NODES")
+        kinds = {name: node["flags"].split(",") for name, node in nodes.items()}
+        for name, node in nodes.items():
+            if kinds[name] == ["master"] and not node["slots"] and name not in self.masters:
+                self._see_empty(name)
+        return not any("handshake" in kind for kind in kinds.values())
+
+    def _see_empty(self, name: str) -> None:
+        manager = self._cluster.nodes_manager
+        host, _, port = name.rpartition(":")
+        with (
+            suppress(redis.RedisError),
+            manager.create_redis_node(host, int(port), **manager.connection_kwargs) as client,
+        ):
+            replication = client.info("replication")  # first: what comes once it is known is not lost without a trace
+            own = _own(client.execute_command("CLUSTER NODES"))
+            if replication["role"] == "master" and not own["slots"] and not own["migrations"]:
+                self.seen_empty.add(str(replication["master_replid"]))
 
     def _slots(self) -> dict[str, set[int]]:
         slots: dict[str, set[int]] = {}
@@ -198,6 +236,12 @@ class ClusterNodes:
             self._known(name)
         for name, master in self.masters.items():
             self.masters[name] = master._replace(slots=frozenset(slots.get(name, ())))
+
+
+def _own(nodes: dict[str, _Node]) -> _Node:
+    """Of the nodes that one knows: itself."""
+    [own] = [node for node in nodes.values() if "myself" in node["flags"]]
+    return own
 
 
 def text_of(answer: bytes | str) -> str:

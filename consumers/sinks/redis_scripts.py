@@ -278,6 +278,7 @@ return 0
 
 #: A master has taken all of a commit. KEYS: the fence of a slot, and the anchor there. ARGV: the writer, the number of
 #: the checkpoint that is expected there (empty: none), the master's history, then fields and values of the new one.
+#: Gives how many nodes this one knows.
 COMMIT_IN_SLOT = """
 local writer = redis.call('GET', KEYS[1]) or ''
 if writer > ARGV[1] then return -1 end
@@ -286,7 +287,7 @@ if (redis.call('HGET', KEYS[2], 'number') or '') ~= ARGV[2] then return -2 end
 local now = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
 if now ~= ARGV[3] then return -2 end
 redis.call('HSET', KEYS[2], unpack(ARGV, 4))
-return 0
+return tonumber(string.match(redis.call('CLUSTER', 'INFO'), 'cluster_known_nodes:(%d+)'))
 """
 
 #: A checkpoint is of no use any more. KEYS: the fence of a slot, and the anchor there. ARGV: the writer, then fields.

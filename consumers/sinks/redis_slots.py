@@ -7,15 +7,16 @@ writes tells an older checkpoint, and the least of all masters' is where the con
 A checkpoint vouches for the slots that its master had, and says by whom it was stored: the node, and its history (the
 replication ID, which is another one after each failover and restart). Slots move, and their keys with them. What a
 master has of a slot that its own checkpoint does not vouch for came from another master, and may have been lost in a
-failover since, with nothing that would tell. It is there if the master's history is still the one that some checkpoint
-was stored in, or if it never was a replica; else it is in doubt, and all rows are read again.
+failover or a restart since, with nothing that would tell. It is there if the master's history is still the one that
+some checkpoint was stored in, or that it had when it was seen to have no slots yet; else it is in doubt, and all rows
+are read again.
 
 Checkpoints lie in some of the slots only (`ANCHORS`), so that they are found without looking at every key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import count, groupby
 from typing import Final, NamedTuple
@@ -77,16 +78,22 @@ class Standing(NamedTuple):
     why: str | None = None
 
 
-def standing(masters: Sequence[Master], anchors: Sequence[Anchor]) -> Standing:
-    """Where a consumer is by the checkpoints that were found, on whatever master they lie now."""
+def standing(masters: Sequence[Master], anchors: Sequence[Anchor], empty: Collection[str] = ()) -> Standing:
+    """Where a consumer is by the checkpoints that were found, on whatever master they lie now.
+
+    Args:
+        masters: all that have slots.
+        anchors: the checkpoints.
+        empty: histories of masters that were seen while they had no slots.
+    """
     if not anchors:
         return Standing("")
     vouched = frozenset[int]().union(*(anchor.vouches for anchor in anchors))
     for master in masters:
         if not master.slots <= vouched:
             return Standing("", f"no checkpoint tells of what {master.name} holds")
-        if not _holds(master, anchors):
-            return Standing("", f"slots came to {master.name} before a failover that may have lost them")
+        if not (master.history in empty or _holds(master, anchors)):
+            return Standing("", f"slots came to {master.name}, which may have lost them since")
     return Standing(min(anchors, key=lambda anchor: anchor.number).checkpoint)
 
 
@@ -99,8 +106,6 @@ def _holds(master: Master, anchors: Sequence[Anchor]) -> bool:
         for anchor in anchors
         if anchor.slot in master.slots and (anchor.node == master.node or anchor.history == master.before)
     ]
-    if not own:
-        return not master.before
     return master.slots <= frozenset[int]().union(*(anchor.vouches for anchor in own))
 
 

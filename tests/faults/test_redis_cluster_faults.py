@@ -154,6 +154,63 @@ def test_rows_that_moved_to_a_master_which_lost_them_are_read_again(
     assert snapshots(relay) == 2
 
 
+@pytest.mark.parametrize("loses", ["comes back empty", "is replaced"])
+def test_rows_that_moved_to_a_new_master_which_lost_them_are_read_again(
+    loses: str, tmp_path: Path, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    """It never had a checkpoint, and never was a replica: nothing there tells that rows were."""
+    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
+    with local_cluster(replicas=loses == "is replaced", spare=1) as cluster:
+        under_test = redis_cluster_under_test(tmp_path, cluster, "hash", url=cluster.masters[0].server.url)
+        with consumer(relay, under_test) as running:
+            followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+        slots = [*(slot_of(f"{ITEMS}:{n}") for n in rows_on(cluster, 0)), 16]  # that of a checkpoint, where none lies
+        if loses == "is replaced":
+            cluster.cut_off(3)
+        for slot in slots:
+            cluster.move(slot, cluster.masters[3])
+        if loses == "is replaced":
+            cluster.fail_over(3, came=slots)
+        else:
+            cluster.come_back_empty(3)
+        assert under_test.rows() != source.rows(), "nothing was lost"
+        with consumer(relay, under_test) as running:
+            followed(running, under_test, relay, update(ITEMS, 1, name="goes on"))
+    assert snapshots(relay) == 2
+
+
+def test_rows_that_moved_to_a_new_master_while_no_consumer_ran_are_read_again(
+    growing: tuple[LocalCluster, SinkUnderTest], relay: ScriptedRelay, source: ModelSource
+) -> None:
+    """They are there. But nobody saw it before, so it may have been restarted since they came."""
+    cluster, under_test = growing
+    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
+    with consumer(relay, under_test) as running:
+        followed(running, under_test, relay, update(ITEMS, 1, name="there", body="b"))
+    for slot in (slot_of(f"{ITEMS}:1"), 16):
+        cluster.move(slot, cluster.masters[3])
+    with consumer(relay, under_test) as running:
+        followed(running, under_test, relay, update(ITEMS, 1, name="goes on", body="b"))
+    assert snapshots(relay) == 2
+
+
+def test_a_node_that_joins_while_a_consumer_runs_costs_no_snapshot(
+    growing: tuple[LocalCluster, SinkUnderTest], relay: ScriptedRelay, source: ModelSource
+) -> None:
+    cluster, under_test = growing
+    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
+    with consumer(relay, under_test) as running:
+        followed(running, under_test, relay, update(ITEMS, 1, name="there", body="b"))
+        new = cluster.join()
+        followed(running, under_test, relay, update(ITEMS, 1, name="behind it", body="b"))
+        for n in range(_ROWS):
+            cluster.move(slot_of(f"{ITEMS}:{n}"), new)
+        cluster.move(16, new)
+        edits = [update(ITEMS, n, name="moved", body="b") for n in range(_ROWS)]
+        followed(running, under_test, relay, *edits)
+    assert snapshots(relay) == 1
+
+
 def test_rows_of_an_older_layout_that_a_replica_brings_back_are_brought_to_the_new_one(
     cluster: LocalCluster, under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
@@ -267,6 +324,26 @@ def test_a_truncate_finds_rows_that_moved_to_a_master_which_nobody_has_written_t
         source.commit([truncate(ITEMS), insert(ITEMS, 1, "behind the truncate")])
         equal(under_test, relay)
     assert set(under_test.rows()) == set(source.rows())
+
+
+def test_an_insert_that_a_late_writer_sends_behind_a_truncate_is_kept_out(
+    redis_cluster: LocalCluster, tmp_path: Path, source: ModelSource
+) -> None:
+    """The one that took over had the TRUNCATE by a delta, which says nothing of the rows that came before it."""
+    under_test = redis_cluster_under_test(tmp_path, redis_cluster, "hash")
+    with closing(under_test.open()) as late, closing(under_test.open()) as sink:
+        fill(late, source)
+        since = source.last_seq
+        source.commit([insert(ITEMS, n, "late") for n in range(_ROWS)])
+        inserts = [window_of(h, r, source.layouts.__getitem__) for h, r in source.records]
+        sink.checkpoint()
+        source.commit([truncate(ITEMS), insert(ITEMS, 1, "behind it")])
+        sink.write([window_of(h, r, source.layouts.__getitem__) for h, r in source.delta(ITEMS, since)], MARKS)
+        sink.commit(following(source))
+        late.write(inserts, MARKS)
+        with pytest.raises(SinkRefused, match="another consumer writes"):
+            late.write([], Marks(2, 1))  # rows of one mark are sent before those of another
+    assert under_test.rows() == source.rows()
 
 
 def test_a_slot_on_its_way_is_waited_for_by_rows_and_by_whoever_looks_for_keys(

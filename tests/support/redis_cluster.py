@@ -8,15 +8,20 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import redis
 
-from support.services import RedisServer, local_redis, missing
+from support.services import RedisServer, local_redis, missing, redis_in
 from support.waiting import wait_for
 
 SLOTS = 16_384
 _MASTERS = 3
+_OPTIONS = (
+    *("--cluster-enabled", "yes", "--cluster-replica-validity-factor", "0"),
+    *("--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,15 @@ class Node:
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """Masters, each with a third of the slots, and a replica of each one, if it was asked for; in the same order."""
+    """Masters, each with a third of the slots, and a replica of each one, if it was asked for; in the same order.
+
+    Attributes:
+        servers: end with it.
+    """
 
     masters: list[Node]
     replicas: list[Node]
+    servers: ExitStack
 
     @property
     def url(self) -> str:
@@ -100,6 +110,23 @@ class LocalCluster:
         for node in (to, *(node for node in self.masters if node is not to and _answers(node))):
             node.call("CLUSTER SETSLOT", slot, "NODE", to.id)
 
+    def join(self) -> Node:
+        """One more master, without slots."""
+        self.masters.append(new := Node(self.servers.enter_context(local_redis(*_OPTIONS))))
+        new.call("CLUSTER MEET", "127.0.0.1", self.masters[0].port)
+        count = len(self.masters) + len(self.replicas)
+        wait_for(lambda: all(_knows(node, count) for node in self.masters), 60, what="the nodes know the new one")
+        return new
+
+    def come_back_empty(self, index: int) -> None:
+        """A master is killed, and started again: it has its slots, and no key."""
+        master = self.masters[index]
+        folder = Path(master.call("CONFIG GET", "dir")["dir"])
+        master.kill()
+        server = self.servers.enter_context(redis_in(folder, master.port, *_OPTIONS))
+        self.masters[index] = Node(server)
+        wait_for(lambda: all(_is_ok(node) for node in self.masters), 60, what="the cluster is whole again")
+
     def cut_off(self, index: int) -> None:
         """From now on the replica of a master gets nothing."""
         self.replicas[index].stop()
@@ -127,14 +154,12 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(*, replicas: bool = False, spare: int = 0) -> Iterator[LocalCluster]:
-    """A cluster of three masters, with a replica each if asked for, and with so many more that have no slots."""
+    """A cluster of three masters, and so many more that have no slots, with a replica each if asked for."""
     if not shutil.which("redis-server"):
         missing("redis-server", "a cluster takes a program of this machine")
     with ExitStack() as stack:
-        count = _MASTERS + spare + (_MASTERS if replicas else 0)
-        options = ("--cluster-enabled", "yes", "--cluster-replica-validity-factor", "0")
-        options += ("--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no")
-        nodes = [Node(stack.enter_context(local_redis(*options))) for _ in range(count)]
+        count = (_MASTERS + spare) * (2 if replicas else 1)
+        nodes = [Node(stack.enter_context(local_redis(*_OPTIONS))) for _ in range(count)]
         masters, others = nodes[: _MASTERS + spare], nodes[_MASTERS + spare :]
         for epoch, node in enumerate(masters, 1):
             node.call("CLUSTER SET-CONFIG-EPOCH", epoch)
@@ -149,7 +174,7 @@ def local_cluster(*, replicas: bool = False, spare: int = 0) -> Iterator[LocalCl
         for replica in others:
             wait_for(lambda one=replica: one.client().info("replication")["master_link_status"] == "up", 60)
         wait_for(lambda: all(_is_ok(node) for node in nodes), 60, what="the cluster is whole")
-        yield LocalCluster(masters, others)
+        yield LocalCluster(masters, others, stack)
 
 
 def _answers(node: Node) -> bool:

@@ -53,6 +53,16 @@ def local_redis(*options: str) -> Iterator[RedisServer]:
     folder = Path(tempfile.mkdtemp(prefix="walbus-redis-"))
     highest = _HIGHEST_OF_A_CLUSTER if "--cluster-enabled" in options else _HIGHEST_PORT
     port = next(port for port in iter(free_port, None) if port <= highest)
+    try:
+        with redis_in(folder, port, *options) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def redis_in(folder: Path, port: int, *options: str) -> Iterator[RedisServer]:
+    """As `local_redis`, where one may have been before: it has none of its keys."""
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     command += ["--dir", str(folder), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -63,7 +73,6 @@ def local_redis(*options: str) -> Iterator[RedisServer]:
     finally:
         process.kill()
         process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def redis_answers(url: str) -> bool:

@@ -67,7 +67,7 @@ def test_slots_that_came_to_a_master_which_goes_on_are_there() -> None:
 def test_slots_that_came_to_a_master_which_was_replaced_since_are_in_doubt() -> None:
     a, b = moved(frozenset(range(100, 200)))
     replaced = b._replace(node="replica", history="after", before="history-b")
-    assert standing([a, replaced], [AT_A, AT_B]).why == "slots came to b:1 before a failover that may have lost them"
+    assert standing([a, replaced], [AT_A, AT_B]).why == "slots came to b:1, which may have lost them since"
     told = anchor(B, 8000, vouches=b.slots)
     assert standing([a, replaced], [AT_A, told]).checkpoint == "checkpoint 7"
 
@@ -88,11 +88,14 @@ def test_a_master_whose_checkpoint_moved_away_is_known_by_its_history() -> None:
     assert standing([was_replica._replace(history="another"), b], [AT_A, AT_B]).why is not None
 
 
-def test_a_new_master_has_what_came_to_it_unless_it_took_over_from_another_one() -> None:
+def test_a_new_master_has_what_came_to_it_if_it_was_seen_before_and_goes_on() -> None:
     some = frozenset(range(100, 200))
     a, new = A._replace(slots=LOW - some), Master("c:1", "node-c", "history-c", "", some)
-    assert standing([a, B, new], [AT_A, AT_B]).checkpoint == "checkpoint 7"
-    assert standing([a, B, new._replace(before="gone")], [AT_A, AT_B]).why is not None
+    empty = {"history-c"}
+    assert standing([a, B, new], [AT_A, AT_B], empty).checkpoint == "checkpoint 7"
+    assert standing([a, B, new._replace(history="restarted")], [AT_A, AT_B], empty).why is not None
+    assert standing([a, B, new._replace(history="after", before="history-c")], [AT_A, AT_B], empty).why is not None
+    assert standing([a, B, new], [AT_A, AT_B]).why == "slots came to c:1, which may have lost them since"
 
 
 def test_a_checkpoint_goes_where_one_is_or_into_the_first_slot_for_it() -> None:
