@@ -30,7 +30,10 @@ PLACEHOLDER: Final = "{partition}"
 _PLACES: Final = {"redis": "key", "postgres": "into", "opensearch": "index", "elasticsearch": "index"}
 
 #: Options of which two sinks must not have the same.
-_OWN: Final = ("pointer",)
+_OWN: Final = ("pointer", "keys")
+
+#: Those of which there is one by table.
+_BY_TABLE: Final = ("keys",)
 
 #: Sinks whose rows lie in the consumer's folder, unless this option says otherwise.
 _IN_FOLDER: Final = {"sqlite": "path", "tantivy": "path"}
@@ -134,7 +137,8 @@ def own_place(sink: str, options: Mapping[str, Any], partition: str | None, name
     """
     if partition is None:
         return dict(options)
-    placed = {key for key, value in options.items() if isinstance(value, str) and PLACEHOLDER in value}
+    told = {key: _texts(value) for key, value in options.items() if isinstance(value, str) or key in _BY_TABLE}
+    placed = {key for key, texts in told.items() if texts and all(PLACEHOLDER in text for text in texts)}
     key = _PLACES.get(sink) or _IN_FOLDER.get(sink)
     shared = key not in placed if key else not placed
     if shared and sink not in _PASSING_ON and not (sink in _IN_FOLDER and key not in options):
@@ -151,7 +155,19 @@ def own_place(sink: str, options: Mapping[str, Any], partition: str | None, name
             mend=f"write {PLACEHOLDER} into it: it stands for {_word(partition)}",
         )
     word = _word(partition)
-    return {key: value.replace(PLACEHOLDER, word) if key in placed else value for key, value in options.items()}
+    return {key: _filled(value, word) if key in placed else value for key, value in options.items()}
+
+
+def _texts(value: object) -> list[str]:
+    """That of an option, or those that it has by table."""
+    values = list(value.values()) if isinstance(value, Mapping) else [value]
+    return [text for text in values if isinstance(text, str)]
+
+
+def _filled(value: object, word: str) -> object:
+    if isinstance(value, Mapping):
+        return {table: _filled(text, word) for table, text in value.items()}
+    return value.replace(PLACEHOLDER, word) if isinstance(value, str) else value
 
 
 def _word(partition: str) -> str:

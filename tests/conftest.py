@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support.database import Database, fresh_database
+from support.model_source import ModelSource
 from support.opensearch_server import (
     ELASTICSEARCH,
     OPENSEARCH,
@@ -27,6 +28,7 @@ from support.opensearch_server import (
 from support.oracle import Oracle
 from support.postgres_programs import programs_of, versions_of
 from support.redis_cluster import LocalCluster, local_cluster
+from support.scripted_relay import ScriptedRelay
 from support.services import RedisServer, docker_answers, local_redis, missing, redis_answers
 from walbus.demo.postgres import THROWAWAY_SETTINGS, EmbeddedPostgres
 from walbus.demo.postgres import free_port as any_free_port
@@ -219,6 +221,26 @@ def redis_cluster(redis_cluster_nodes: LocalCluster) -> LocalCluster:
     """The session's Redis Cluster, emptied."""
     redis_cluster_nodes.empty()
     return redis_cluster_nodes
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    """A Redis Cluster to kill, of three masters with a replica each. For all else: `redis_cluster`."""
+    with local_cluster(replicas=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def source() -> ModelSource:
+    """A source without PostgreSQL."""
+    return ModelSource()
+
+
+@pytest.fixture
+def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
+    """A relay and a bootstrap of that source."""
+    with ScriptedRelay(source) as relay:
+        yield relay
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The Redis sink: rows under keys of a template, as hashes, as JSON texts, or as texts of a template.
+"""The Redis sink: rows under keys of templates, as hashes, as JSON texts, or as texts of a template.
 
 Writes gather here until `commit`, which sends them as one MULTI with the checkpoint last: readers see whole
 transactions of the source. A transaction of more than `_GATHERED` changes, or of large ones, is sent in parts as it
@@ -17,7 +17,8 @@ lie below a prefix that is known when the checkpoint is read.
 A Redis Cluster is found by itself. It has no MULTI over all of its masters: rows are on one before they are on another.
 
     redis_options       the sink's keys
-    redis_rows          keys and forms of rows; redis_stored reads and writes them
+    redis_keys          where rows lie, by the template for all tables or by a table's own
+    redis_rows          forms of rows, and that template; redis_stored reads and writes rows
     redis_store         where they lie, and the consumer's own keys there: redis_server or redis_cluster
     redis_slots         what the masters of a cluster still hold, by their checkpoints
     redis_generations   which rows are live, and where each generation lies
@@ -36,6 +37,7 @@ from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, Sink, S
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.redis_cluster import open_store
 from walbus.consumers.sinks.redis_invalidation import RedisInvalidation
+from walbus.consumers.sinks.redis_keys import RowKeys
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import RedisOptions
 from walbus.consumers.sinks.redis_rows import (
@@ -43,7 +45,6 @@ from walbus.consumers.sinks.redis_rows import (
     Entry,
     HashForm,
     JsonForm,
-    KeyTemplate,
     StoredRow,
     StringForm,
     ValueTemplate,
@@ -77,7 +78,7 @@ class RedisSink:
     def __init__(self, options: RedisOptions, tables: tuple[str, ...], server: RedisStore) -> None:
         self._options, self._tables_wanted, self._server = options, tables, server
         self._form = _form_of(options)
-        self._shape = Shape(options.key, options.format, options.values, options.pointer or "")
+        self._shape = Shape(options.key, options.format, options.values, options.pointer or "", options.keys)
         self._ttl = options.ttl
         self._lie_below(server.generation.rows)
         self._done: Position = ORIGIN  # everything up to here is accepted
@@ -113,8 +114,10 @@ class RedisSink:
         with self._server.errors():
             text = self._server.begin()
             self._lie_below(self._server.generation.rows)
-            self._server.check_shape(self._shape)
             self._layouts.load()
+            self._server.check_shape(self._shape, [layout.table for layout in self._layouts.all()])
+            for layout in self._layouts.all():
+                self._keys.know(layout)
             self._lacking = self._server.lacking()
         self._forget_gathered()
         try:
@@ -205,9 +208,9 @@ class RedisSink:
         self._server.close()
 
     def _lie_below(self, prefix: str) -> None:
-        self._template = KeyTemplate(prefix + self._options.key)
+        self._keys = RowKeys(self._options.key, self._options.keys, prefix)
         tombstone_ms = self._options.tombstone_seconds * 1000
-        self._rows = RedisRows(self._server, self._template, self._form, tombstone_ms, self._ttl)
+        self._rows = RedisRows(self._server, self._keys, self._form, tombstone_ms, self._ttl)
 
     # What is gathered
 
@@ -320,7 +323,7 @@ class RedisSink:
                 change,
                 "give the table a primary key, or leave it out of the consumer's tables",
             )
-        return self._template.row_key(table, key)
+        return self._keys.row_key(table, key)
 
     # Rows as they are now, gathered or stored
 
@@ -339,8 +342,9 @@ class RedisSink:
         missing: dict[str, dict[str, None]] = {}  # keys by table, each once
         for window in windows:
             for change in window.changes if window.kind == Kind.TRANSACTION else ():
-                for key in (change.raw.key, change.raw.old_key) if change.raw.unchanged else ():
-                    row_key = None if key is None else self._template.row_key(change.table, key)
+                reads = change.raw.unchanged and self._keys.knows(change.table)
+                for key in (change.raw.key, change.raw.old_key) if reads else ():
+                    row_key = None if key is None else self._keys.row_key(change.table, key)
                     if row_key is not None and row_key not in self._fetched:
                         missing.setdefault(change.table, {})[row_key] = None
         for table, keys in missing.items():
@@ -372,16 +376,22 @@ class RedisSink:
         """The table's present layout, once its rows have been brought to `layout` if that is newer."""
         present = self._layouts.present(layout, self._marks.log_generation)
         if present is not None:
+            if not self._keys.knows(present.table):  # its rows were carried over into this copy
+                self._keys.know(present)
             return present
         known = self._layouts.get(layout.oid)
         self._see_that_it_fits(layout, known)
         if known is not None and not known.same_layout(layout):
             self._rewrite(known, layout)
+        self._keys.know(layout)
         self._layouts.store(layout, self._marks.log_generation)
         return layout
 
     def _see_that_it_fits(self, layout: TableSchema, known: TableSchema | None) -> None:
-        misfit = self._form.misfit(layout, known) if isinstance(self._form, StringForm) else None
+        others = [other.table for other in self._layouts.all() if other.oid != layout.oid]
+        misfit = self._keys.misfit(layout, known, others)
+        if misfit is None and isinstance(self._form, StringForm):
+            misfit = self._form.misfit(layout, known)
         if misfit is not None:
             raise SinkRefused(misfit[0], where=layout.table, mend=misfit[1])
         if known is not None and known.table in self._ttl and layout.table not in self._ttl:
@@ -395,7 +405,7 @@ class RedisSink:
         self._server.show_ahead(_ANY_SEQ)
         for key in set(self._rows.keys_of(before.table)):  # each once, and none that has moved
             row = self._rows.rows(before.table, [key], marks)[0]
-            moved = self._template.moved(key, before.table, now.table)
+            moved = self._keys.moved(key, before.table, now.table)
             if row is None:
                 self._rows.forget(key)
                 if now.table not in self._ttl:  # it has not expired: somebody wrote into it

@@ -6,6 +6,7 @@ has a key lie in a slot (the keys `v` have it before KEY):
 walbus:NAME:at:TAG      an anchor: in one slot of each master, its checkpoint; with it copies of shape and layouts, and
                         the rows of that master that lack a value (`redis_slots` says what a checkpoint there tells)
 walbus:NAME:fence:TAG   in each slot that was written: the writer that did so last
+walbus:NAME:epoch:TAG   moves in all slots when all cached values of a table are forgotten
 
 A script may touch keys of one slot only, and so may a MULTI. So rows go to all masters first, and once all of them have
 answered the checkpoint goes to each one: whatever stops that half way, the least checkpoint is behind rows that are
@@ -37,8 +38,11 @@ from walbus.consumers.sinks.redis_scripts import (
     CLAIM,
     COMMIT_IN_SLOT,
     DROP_IN_SLOT,
+    EMPTY_IN_SLOT,
     FENCED,
+    INVALIDATE_IN_SLOT,
     LOST,
+    UNLINK_IN_SLOT,
 )
 from walbus.consumers.sinks.redis_server import RedisServer, settle
 from walbus.consumers.sinks.redis_slots import (
@@ -59,6 +63,10 @@ from walbus.errors import SinkRefused, SinkUnavailable
 _log = structlog.get_logger(__name__)
 
 _CHECKPOINT: Final = ("number", "checkpoint", "vouches", "node", "history", "layouts")  # what goes of an anchor
+_SCRIPTS: Final = (
+    *(APPLY_IN_SLOT, CLAIM, COMMIT_IN_SLOT, DROP_IN_SLOT, EMPTY_IN_SLOT),
+    *(INVALIDATE_IN_SLOT, UNLINK_IN_SLOT),
+)
 _LACKING: Final = "lacking:"
 
 
@@ -104,7 +112,7 @@ class RedisCluster(RedisStore):
         consumer: whose keys these are.
     """
 
-    apply = APPLY_IN_SLOT
+    apply, invalidate, unlink = APPLY_IN_SLOT, INVALIDATE_IN_SLOT, UNLINK_IN_SLOT
 
     def __init__(self, url: str, where: str, consumer: str) -> None:
         super().__init__(where, consumer)
@@ -149,7 +157,7 @@ class RedisCluster(RedisStore):
     def _prepare(self, client: redis.Redis, *, may_evict: bool) -> None:
         if not may_evict:
             self.refuse_eviction(client.info("memory"))
-        for script in (APPLY_IN_SLOT, CLAIM, COMMIT_IN_SLOT, DROP_IN_SLOT):
+        for script in _SCRIPTS:
             self._scripts[script] = text_of(client.script_load(script))
 
     def _own_slot(self, master: Master, anchors: Sequence[Anchor]) -> int:
@@ -162,7 +170,12 @@ class RedisCluster(RedisStore):
 
     def _name_writer(self) -> None:
         """A name behind all that are there: of a number, and of a sign by which two who begin at once differ."""
-        numbers = [int(fields["writer"].partition(b"-")[0]) for fields in self._anchors.values() if "writer" in fields]
+        writers = [fields["writer"] for fields in self._anchors.values() if "writer" in fields]
+        if not all("writer" in self._anchors.get(slot, {}) for slot in self._own.values()):
+            # Somebody may have written to a master that came back empty, and not have got to a checkpoint there.
+            fences = self._nodes.answers([(slot, ("GET", self._fence(slot))) for slot in range(SLOTS)])
+            writers += [fence for fence in fences if fence]
+        numbers = [int(writer.partition(b"-")[0]) for writer in writers]
         self._writer = f"{max(numbers, default=0) + 1:012d}-{uuid4().hex}"
         self._claimed = self._all_claimed = False
 
@@ -218,6 +231,9 @@ class RedisCluster(RedisStore):
     def _fence(self, slot: int) -> str:
         return self.name(f"fence:{{{tag(slot)}}}")
 
+    def _epoch(self, slot: int) -> str:
+        return self.name(f"epoch:{{{tag(slot)}}}")
+
     # Writing
 
     def send(self, calls: Iterable[Call], checkpoint: str | None, written: Iterable[Written]) -> None:
@@ -238,6 +254,16 @@ class RedisCluster(RedisStore):
 
     def show_ahead(self, seq: int) -> None:
         """See `RedisStore.show_ahead`: that is for copies, and there are none of a cluster."""
+
+    def move_epoch(self, channel: str, message: str) -> None:
+        """See `RedisStore.move_epoch`: that of each slot. Nothing is published."""
+        self._claim()
+        epoch = uuid4().hex
+        self._see(
+            self._nodes.answers(
+                [self._script(slot, EMPTY_IN_SLOT, (self._epoch(slot),), (epoch,)) for slot in range(SLOTS)]
+            )
+        )
 
     def shut_out(self) -> None:
         """See `RedisStore.shut_out`."""

@@ -5,6 +5,10 @@ value that it read before the change, and store it behind the delete: so it look
 it reads the source, and lets `redis_scripts.FILL` store the value only if both are still the same. That holds as long
 as the version outlives the reading, and as the source is read where the log comes from, or not behind it.
 
+On a cluster a key, its version and its epoch lie in one slot, and so each slot has an epoch. What was deleted is in the
+place of rows there: a checkpoint of each master vouches for it (`redis_slots`). Nothing is published: nodes pass
+messages on to each other, and one that is lost on its way is missed by nobody.
+
 Published: one message for the keys of a table that a commit brings, `{"table": …, "keys": […], "seq": …}`; `keys` is
 null where all of the table changed, `table` too where all of them did. Redis keeps no messages: who was not connected
 forgets everything it has.
@@ -16,21 +20,19 @@ what changed. A Redis that evicts does no harm: a lost checkpoint is a new begin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
-from uuid import uuid4
 
 import msgspec
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, refused
+from walbus.consumers.sinks.redis_keys import RowKeys
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import Invalidation, RedisOptions
-from walbus.consumers.sinks.redis_rows import KeyTemplate
-from walbus.consumers.sinks.redis_scripts import EMPTY, INVALIDATE
 from walbus.consumers.sinks.redis_server import RedisServer
 from walbus.consumers.sinks.redis_store import Call, RedisStore, Shape, Written
-from walbus.consumers.sinks.redis_stored import SCRIPT_ENTRIES
+from walbus.consumers.sinks.redis_stored import SCRIPT_ENTRIES, some
 from walbus.consumers.steps import Sweep
 from walbus.consumers.tables import matching
 from walbus.errors import InvalidText, SinkRefused
@@ -40,6 +42,7 @@ from walbus.records import Kind, Op
 from walbus.schema import TableSchema
 
 _GATHERED = 20_000
+_UNLINKED = 2_000  # cached keys that are looked for, and deleted then
 
 _Changed: TypeAlias = tuple[int, tuple[int, bytes]]  # its seq; relation and key
 
@@ -48,19 +51,19 @@ class RedisInvalidation:
     """Keys that changed; see `walbus.consumers.sinks.base.Sink`.
 
     Raises:
-        SinkRefused: the Redis is a cluster.
+        SinkRefused: messages are to be published, and the Redis is a cluster.
     """
 
     def __init__(self, options: RedisOptions, invalidation: Invalidation, place: SinkPlace, store: RedisStore) -> None:
-        if not isinstance(store, RedisServer):
+        if invalidation != "delete" and not isinstance(store, RedisServer):
             raise SinkRefused(
-                "invalidate does not work on a node of a cluster, where a cached key and the epoch may lie on two",
+                "nodes of a cluster pass messages on and may lose some, which no program that listens would notice",
                 where=store.where,
-                mend="use a Redis without cluster mode, or let the sink keep rows: they may be on a cluster",
+                mend='write invalidate = "delete", or use a Redis without cluster mode',
             )
         self._tables_wanted = place.tables
-        self._template = KeyTemplate(options.key)
-        self._shape = Shape(options.key, "keys")
+        self._keys = RowKeys(options.key, options.keys)
+        self._shape = Shape(options.key, "keys", keys=options.keys)
         self._deletes = invalidation in ("delete", "both")
         self._server = store
         self._channel = options.channel or self._server.name("changed") if invalidation != "delete" else ""
@@ -70,6 +73,7 @@ class RedisInvalidation:
         self._layouts = StoredLayouts(self._server)
         self._gathered: dict[str, dict[str, _Changed]] = {}  # by table: keys, and the last change of each
         self._count = 0
+        self._begun = False  # whether there is a checkpoint
 
     @property
     def batching(self) -> Batching:
@@ -81,13 +85,16 @@ class RedisInvalidation:
         self._forget()
         with self._server.errors():
             text = self._server.begin(may_evict=True)
-            self._server.check_shape(self._shape)
             self._layouts.load()
+            self._server.check_shape(self._shape, [layout.table for layout in self._layouts.all()])
+            for layout in self._layouts.all():
+                self._keys.know(layout)
         try:
             checkpoint = load_checkpoint(text) if text else None
         except InvalidText as error:
             raise SinkRefused(error.what, where=self._server.where, mend=error.mend) from None
         self._done = last_done_of(checkpoint)
+        self._begun = checkpoint is not None
         return checkpoint
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
@@ -111,9 +118,10 @@ class RedisInvalidation:
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
         with self._server.errors():
-            if not self._server.has_checkpoint:
+            if not self._begun:
                 self._empty(None)
             self._send(dump_checkpoint(checkpoint))
+        self._begun = True
         self._done = last_done_of(checkpoint)
 
     def rollback(self) -> None:
@@ -154,7 +162,7 @@ class RedisInvalidation:
             self._gather(table, change.raw.old_key, changed)
 
     def _gather(self, table: str, key: bytes, changed: _Changed) -> None:
-        self._gathered.setdefault(table, {})[self._template.row_key(table, key)] = changed
+        self._gathered.setdefault(table, {})[self._keys.row_key(table, key)] = changed
         self._count += 1
 
     def _fit(self, layout: TableSchema) -> TableSchema:
@@ -163,6 +171,11 @@ class RedisInvalidation:
         if present is not None:
             return present
         known = self._layouts.get(layout.oid)
+        others = [other.table for other in self._layouts.all() if other.oid != layout.oid]
+        misfit = self._keys.misfit(layout, known, others)
+        if misfit is not None:
+            raise SinkRefused(misfit[0], where=layout.table, mend=misfit[1])
+        self._keys.know(layout)
         if known is not None and (known.table != layout.table or not known.same_layout(layout)):
             self._empty(known.table)
             if known.table != layout.table:
@@ -184,41 +197,43 @@ class RedisInvalidation:
     def _written(self) -> Iterator[Written]:
         for table, changed in self._gathered.items():
             for key, (seq, of) in changed.items():
-                yield table, self._server.name(f"v:{key}"), seq, of
+                yield table, self._server.beside(key), seq, of
 
     def _calls(self) -> Iterator[Call]:
         for table, changed in self._gathered.items():
-            entries = list(changed.items())
-            for start in range(0, len(entries), SCRIPT_ENTRIES):
-                part = {key: seq for key, (seq, _) in entries[start : start + SCRIPT_ENTRIES]}
-                keys = [name for key in part for name in (key, self._server.name(f"v:{key}"))] if self._deletes else []
-                seqs = part.values() if self._deletes else ()
-                message = self._message(table, list(part), max(part.values()))
+            for some_keys in self._together(changed):
+                keys = [name for key in some_keys for name in (key, self._server.beside(key))] if self._deletes else []
+                seqs = [changed[key][0] for key in some_keys]
+                message = self._message(table, some_keys, max(seqs))
                 head = (self._marks.log_generation, self._tombstone_ms, self._marks.generation)
-                yield INVALIDATE, keys, (*head, self._channel, message, *seqs)
+                yield self._server.invalidate, keys, (*head, self._channel, message, *(seqs if self._deletes else ()))
+
+    def _together(self, keys: Iterable[str]) -> Iterator[list[str]]:
+        """Keys that one script may take."""
+        by_slot: dict[int, list[str]] = {}
+        for key in keys:
+            by_slot.setdefault(self._server.slot(key), []).append(key)
+        for together in by_slot.values():
+            yield from some(together, SCRIPT_ENTRIES)
 
     def _empty(self, table: str | None) -> None:
         """All that is cached of a table, or of all tables, is forgotten."""
         self._send(None)
-        epoch, message = uuid4().hex, self._message(table, None, None)
-        self._server.call(EMPTY, self._server.name("epoch"), epoch, self._channel, message)
-        found: list[str] = []
-        for key in self._cached(table) if self._deletes else ():
-            found.append(key)
-            if len(found) >= SCRIPT_ENTRIES:
-                self._server.remove(*found)
-                found = []
-        if found:
-            self._server.remove(*found)
+        self._server.move_epoch(self._channel, self._message(table, None, None))
+        for found in some(self._cached(table) if self._deletes else (), _UNLINKED):
+            calls: Iterator[Call] = ((self._server.unlink, keys, ()) for keys in self._together(found))
+            self._server.send(calls, None, ())
 
     def _cached(self, table: str | None) -> Iterator[str]:
         """The keys that are cached of a table (and perhaps of another whose name begins so), or of all tables."""
         for name in self._tables_wanted if table is None else (table,):
             if "*" not in name:
-                yield from self._server.scan(self._template.pattern(name))
+                yield from self._server.scan(self._keys.pattern(name))
         if table is None and any("*" in name for name in self._tables_wanted):
-            for key in self._server.scan(self._template.any_pattern()):
-                named = self._template.table_of(key)
+            for own in self._keys.own:
+                yield from self._server.scan(self._keys.pattern(own))
+            for key in self._server.scan(self._keys.any_pattern()):
+                named = self._keys.table_of(key)
                 if named is not None and "." in named and matching([named], self._tables_wanted):
                     yield key
 

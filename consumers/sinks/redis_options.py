@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from redis.connection import parse_url
 
 from walbus.consumers.sinks.base import SinkOptions, SinkPlace
+from walbus.consumers.sinks.redis_keys import RowKeys, TableKeyTemplate
 from walbus.consumers.sinks.redis_rows import Form, KeyTemplate, ValueTemplate
 from walbus.consumers.tables import matching
 from walbus.errors import ConfigError
@@ -21,6 +22,7 @@ class RedisOptions(SinkOptions):
 
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     key: str = "{table}:{key}"  #: where a row lies
+    keys: dict[str, str] = Field(default_factory=dict)  #: by table, where its rows lie instead
     format: Form = "hash"
     values: dict[str, str] = Field(default_factory=dict)  #: by table, the text of a row (`format = "string"`)
     ttl: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)  #: by table, seconds that a row stays
@@ -46,6 +48,13 @@ class RedisOptions(SinkOptions):
     def _is_template(cls, key: str) -> str:
         KeyTemplate(key)
         return key
+
+    @field_validator("keys")
+    @classmethod
+    def _are_key_templates(cls, keys: dict[str, str]) -> dict[str, str]:
+        for template in keys.values():
+            TableKeyTemplate(template)
+        return keys
 
     @field_validator("values")
     @classmethod
@@ -79,14 +88,30 @@ class RedisOptions(SinkOptions):
             ConfigError: names the key.
         """
         read = super().read(options, place)
-        for option, tables in (("values", read.values), ("ttl", read.ttl)):
+        for option, tables in (("keys", read.keys), ("values", read.values), ("ttl", read.ttl)):
             for table in tables:
                 if "*" in table or not matching([table], place.tables):
                     where = f'key consumer.{place.consumer}.{option}."{table}"'
                     what = "this is none of the consumer's tables"
                     raise ConfigError(what, where=where, mend="write schema.table, of a table that is among its tables")
-        named = None if read.pointer is None else KeyTemplate(read.key).table_of(read.pointer)
-        if named is not None and matching([named], place.tables):
-            what = f"a row of {named} may lie under this key"
-            raise ConfigError(what, where=f"key consumer.{place.consumer}.pointer", mend="name another one")
+        keys, where = read._keys_apart(place), f"key consumer.{place.consumer}"
+        named = [] if read.pointer is None else matching(keys.tables_of(read.pointer), place.tables)
+        if named:
+            what = f"a row of {named[0]} may lie under this key"
+            raise ConfigError(what, where=f"{where}.pointer", mend="name another one")
         return read
+
+    def _keys_apart(self, place: SinkPlace) -> RowKeys:
+        where = f"key consumer.{place.consumer}.keys"
+        mend = "let the keys of each table begin with something that those of no other begin with"
+        try:
+            keys = RowKeys(self.key, self.keys)
+        except ValueError as error:
+            raise ConfigError(str(error), where=where, mend=mend) from None
+        named = [table for table in place.tables if "*" not in table]
+        for table in self.keys:
+            other = keys.alike(table, named)
+            if other is not None:
+                what = f"keys of this table and of {other} begin and end alike, and could be one key"
+                raise ConfigError(what, where=f'{where}."{table}"', mend=mend)
+        return keys

@@ -77,19 +77,19 @@ class KeyTemplate:
 
     def row_key(self, table: str, key: bytes) -> str:
         """The key of a row. Several key columns are joined by colons, colons inside them being written as %3A."""
-        before, after = self._parts(table)
+        before, after = self.around(table)
         return f"{before}{_joined(key_texts(key))}{after}"
 
     def texts(self, row_key: str, table: str, columns: int) -> tuple[str, ...]:
         """The values of a row's key, of so many columns; all of it as one text if it is no such key."""
-        before, after = self._parts(table)
+        before, after = self.around(table)
         within = row_key[len(before) : len(row_key) - len(after)]
-        texts = tuple(text.replace("%3A", ":").replace("%25", "%") for text in within.split(":"))
+        texts = tuple(map(unescaped, within.split(":")))
         return texts if 1 < columns == len(texts) and _joined(texts) == within else (within,)
 
     def pattern(self, table: str) -> str:
         """A pattern for SCAN that matches every row of a table (and perhaps others')."""
-        before, after = (_GLOB.sub(r"\\\1", part) for part in self._parts(table))
+        before, after = map(globbed, self.around(table))
         return f"{before}*{after}"
 
     def any_pattern(self) -> str:
@@ -107,10 +107,11 @@ class KeyTemplate:
 
     def moved(self, key: str, before: str, now: str) -> str:
         """The key of a row once its table is called otherwise."""
-        start, end = self._parts(before)
+        start, end = self.around(before)
         return self._filled(now, key[len(start) : len(key) - len(end)])
 
-    def _parts(self, table: str) -> tuple[str, str]:
+    def around(self, table: str) -> tuple[str, str]:
+        """What stands before the key of a table's row, and behind it."""
         known = self._around.get(table)
         if known is None:
             before, _, after = self._filled(table, "\0").partition("\0")
@@ -124,7 +125,22 @@ class KeyTemplate:
 def _joined(texts: tuple[str, ...]) -> str:
     if len(texts) == 1:
         return texts[0]
-    return ":".join([text.replace("%", "%25").replace(":", "%3A") for text in texts])
+    return ":".join(map(escaped, texts))
+
+
+def escaped(text: str) -> str:
+    """A text without a colon."""
+    return text.replace("%", "%25").replace(":", "%3A")
+
+
+def unescaped(text: str) -> str:
+    """The inverse of `escaped`."""
+    return text.replace("%3A", ":").replace("%25", "%")
+
+
+def globbed(text: str) -> str:
+    """A pattern for SCAN that matches this text."""
+    return _GLOB.sub(r"\\\1", text)
 
 
 class ValueTemplate:

@@ -102,16 +102,11 @@ return 0
 """
 )
 
-#: Keys that changed, of one table, for caches that hold values of their own.
-#: KEYS: checkpoint, count of scripts done, then for each change the cached key and the key beside it (none of these
-#: where nothing is deleted).
-#: ARGV: the checkpoint expected, log_generation, tombstone milliseconds, mark, channel (empty: none), message, then for
-#: each change its seq.
-INVALIDATE = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+#: What is done with keys that changed.
+_INVALIDATE_KEYS = """
 local since, ttl, mark = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local at = 7
-for i = 3, #KEYS, 2 do
+for i = first_key, #KEYS, 2 do
   local cached, beside, seq = KEYS[i], KEYS[i + 1], ARGV[at]
   at = at + 1
   local was, marked = string.match(redis.call('GET', beside) or '', '^(%-?%d+):(%d+)')
@@ -119,7 +114,17 @@ for i = 3, #KEYS, 2 do
     redis.call('SET', beside, seq .. ':' .. mark, 'PX', ttl)
     redis.call('UNLINK', cached)
   end
-end
+end"""
+
+#: Keys that changed, of one table, for caches that hold values of their own.
+#: KEYS: checkpoint, count of scripts done, then for each change the cached key and the key beside it (none of these
+#: where nothing is deleted).
+#: ARGV: the checkpoint expected, log_generation, tombstone milliseconds, mark, channel (empty: none), message, then for
+#: each change its seq.
+INVALIDATE = f"""
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+local first_key = 3
+{_INVALIDATE_KEYS}
 if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
 redis.call('INCR', KEYS[2])
 return 0
@@ -131,6 +136,14 @@ EMPTY = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
 redis.call('SET', KEYS[2], ARGV[2])
 if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+return 0
+"""
+
+#: Cached keys go. KEYS: checkpoint, count of scripts done, then the keys. ARGV: the checkpoint expected.
+UNLINK = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+for i = 3, #KEYS do redis.call('UNLINK', KEYS[i]) end
+redis.call('INCR', KEYS[2])
 return 0
 """
 
@@ -264,6 +277,31 @@ local first_row, floor = 2, 0
 return 0
 """
 )
+
+#: INVALIDATE for keys of one slot of a cluster. KEYS: the slot's fence, then as for INVALIDATE. ARGV: the writer, then
+#: as for INVALIDATE; nothing is published.
+INVALIDATE_IN_SLOT = f"""
+if (redis.call('GET', KEYS[1]) or '') > ARGV[1] then return -1 end
+redis.call('SET', KEYS[1], ARGV[1])
+local first_key = 2
+{_INVALIDATE_KEYS}
+return 0
+"""
+
+#: EMPTY for a slot of a cluster. KEYS: its fence and its epoch. ARGV: the writer, the new epoch.
+EMPTY_IN_SLOT = """
+if (redis.call('GET', KEYS[1]) or '') > ARGV[1] then return -1 end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[2], ARGV[2])
+return 0
+"""
+
+#: UNLINK for keys of one slot of a cluster. KEYS: the slot's fence, then the keys. ARGV: the writer.
+UNLINK_IN_SLOT = """
+if (redis.call('GET', KEYS[1]) or '') > ARGV[1] then return -1 end
+for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 0
+"""
 
 #: A slot is this writer's. KEYS: its fence, and perhaps an anchor that is to tell so. ARGV: the writer.
 CLAIM = """

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn, cast
+from uuid import uuid4
 
 import redis
 from redis.backoff import NoBackoff
@@ -42,6 +43,7 @@ from walbus.consumers.sinks.redis_scripts import (
     POINTER,
     RAISE,
     SWAP,
+    UNLINK,
 )
 from walbus.consumers.sinks.redis_store import TIMEOUT_SECONDS, Call, RedisStore, Written, texts_among
 from walbus.errors import SinkRefused, SinkUnavailable
@@ -51,7 +53,7 @@ _LONGEST_SYNC_SECONDS = 30.0
 _LONGEST_HOLD_SECONDS = 10.0  # longer than writes are held back
 _HOLD_LOOK_SECONDS = 0.02
 _ATTEMPTS = 3  # to read a checkpoint that another process moves meanwhile
-_SCRIPTS = (APPLY, CARRY, COMMIT, DROP, EMPTY, GATE, INVALIDATE, POINT, RAISE, SWAP)
+_SCRIPTS = (APPLY, CARRY, COMMIT, DROP, EMPTY, GATE, INVALIDATE, POINT, RAISE, SWAP, UNLINK)
 
 
 class _Packer:
@@ -76,7 +78,7 @@ class RedisServer(RedisStore):
         pointer: the key that names the live rows to readers; empty: there is none.
     """
 
-    apply = APPLY
+    apply, invalidate, unlink = APPLY, INVALIDATE, UNLINK
 
     def __init__(self, url: str, consumer: str, pointer: str = "") -> None:
         # A retry behind our back would meet a checkpoint that its own first attempt has moved.
@@ -264,6 +266,10 @@ class RedisServer(RedisStore):
     def raise_floor(self, table: str, log_generation: int, seq: int) -> None:
         """See `RedisStore.raise_floor`."""
         self.call(RAISE, *self.floor(table, log_generation), seq)
+
+    def move_epoch(self, channel: str, message: str) -> None:
+        """See `RedisStore.move_epoch`."""
+        self.call(EMPTY, self.name("epoch"), uuid4().hex, channel, message)
 
     def shut_out(self) -> None:
         """See `RedisStore.shut_out`: the checkpoint does that."""

@@ -38,15 +38,18 @@ Reads: TypeAlias = Pipeline | ClusterPipeline
 
 
 class Shape(msgspec.Struct):
-    """What a consumer writes: under which key, in which form, and as which texts, by table; and the pointer to it."""
+    """What a consumer writes: under which keys, in which form, and as which texts, by table; and the pointer to it."""
 
     key: str
     format: str
     values: dict[str, str] = {}
     pointer: str = ""
+    keys: dict[str, str] = {}
 
-    def follows(self, before: Shape) -> bool:
-        """Whether rows that were written as `before` are as they are written now."""
+    def follows(self, before: Shape, tables: Iterable[str]) -> bool:
+        """Whether rows of these tables that were written as `before` are as they are written now."""
+        if any(before.keys.get(table) != self.keys.get(table) for table in tables):
+            return False
         texts = all(before.values.get(table, text) == text for table, text in self.values.items())
         return texts and (self.key, self.format) == (before.key, before.format)
 
@@ -57,10 +60,12 @@ class RedisStore(ABC):
     Attributes:
         where: it is, for errors.
         generation: which of the consumer's rows this is about; the live ones, as `begin` found them.
-        apply: the script that writes rows.
+        apply, invalidate, unlink: the scripts that write rows, tell that cached keys changed, and delete cached keys.
     """
 
     apply: str
+    invalidate: str
+    unlink: str
 
     def __init__(self, where: str, consumer: str) -> None:
         self.where = where
@@ -125,8 +130,12 @@ class RedisStore(ABC):
     def floor(self, table: str, log_generation: int) -> list[str]:
         """What `apply` has as keys before those of rows."""
 
-    def check_shape(self, shape: Shape) -> None:
+    def check_shape(self, shape: Shape, tables: Sequence[str]) -> None:
         """Compares with what is there already, and remembers what is written from now on.
+
+        Args:
+            shape: of what is written.
+            tables: that have rows.
 
         Raises:
             SinkRefused: rows lie under other keys, or have another form.
@@ -139,7 +148,7 @@ class RedisStore(ABC):
                 where=self.where,
                 mend=f'write pointer = "{lost}"; or let a consumer with another name and another key begin',
             )
-        if self.has_checkpoint and not all(shape.follows(before) for before in known):
+        if self.has_checkpoint and not all(shape.follows(before, tables) for before in known):
             raise SinkRefused(
                 "what this consumer wrote lies under another key, or in another form",
                 where=self.where,
@@ -172,6 +181,15 @@ class RedisStore(ABC):
     @abstractmethod
     def show_ahead(self, seq: int) -> None:
         """Rows up to this seq are about to be shown before the checkpoint tells of them; raises as `send`."""
+
+    @abstractmethod
+    def move_epoch(self, channel: str, message: str) -> None:
+        """No value that was read before this comes into a cache; raises as `send`.
+
+        Args:
+            channel: where that is published; empty: nowhere.
+            message: that is.
+        """
 
     @abstractmethod
     def shut_out(self) -> None:

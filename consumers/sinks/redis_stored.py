@@ -16,12 +16,12 @@ import redis
 
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.base import HeldRow
+from walbus.consumers.sinks.redis_keys import RowKeys
 from walbus.consumers.sinks.redis_rows import (
     Columns,
     Entry,
     HashForm,
     JsonForm,
-    KeyTemplate,
     StoredRow,
     StringForm,
     arguments,
@@ -50,20 +50,20 @@ class _Found(NamedTuple):
 
 
 class RedisRows:
-    """Rows under keys of a template. Methods may raise what `RedisStore.errors` translates.
+    """Rows under keys of templates. Methods may raise what `RedisStore.errors` translates.
 
     Args:
         store: that has them.
-        template: of their keys.
+        keys: that they have.
         form: of the rows.
         tombstone_ms: how long a deleted row's version is kept.
         ttl: by table, seconds that a row stays behind its last write; for ever where a table has none.
     """
 
     def __init__(
-        self, store: RedisStore, template: KeyTemplate, form: RowForm, tombstone_ms: int, ttl: Mapping[str, int]
+        self, store: RedisStore, keys: RowKeys, form: RowForm, tombstone_ms: int, ttl: Mapping[str, int]
     ) -> None:
-        self._store, self._template, self._form = store, template, form
+        self._store, self._keys, self._form = store, keys, form
         self._tombstone_ms, self._ttl = tombstone_ms, ttl
         self._is_hash = not isinstance(form, JsonForm | StringForm)
 
@@ -95,7 +95,7 @@ class RedisRows:
 
     def keys_of(self, table: str) -> Iterator[str]:
         """The keys of a table's rows: versions tell them from others' that look alike. Some may come twice."""
-        for keys in some(self._store.scan(self._template.pattern(table)), SCRIPT_ENTRIES):
+        for keys in some(self._store.scan(self._keys.pattern(table)), SCRIPT_ENTRIES):
             with self._store.pipeline() as pipeline:
                 for key in keys:
                     if self._is_hash:
@@ -109,11 +109,11 @@ class RedisRows:
 
     def held(self, table: str, key_columns: int) -> Iterator[HeldRow]:
         """What lies under the keys of a table; without a version where it is others'."""
-        for keys in some(self._store.scan(self._template.pattern(table)), _READ_AT_ONCE):
+        for keys in some(self._store.scan(self._keys.pattern(table)), _READ_AT_ONCE):
             for key, found in zip(keys, self._found(keys), strict=True):
                 if found is None:  # expired since
                     continue
-                texts = self._template.texts(key, table, key_columns)
+                texts = self._keys.texts(key, table, key_columns)
                 seq = None if found.version is None else found.version[0]
                 values = None if seq is None or found.parts is None else self._values(table, found.parts)
                 yield HeldRow(texts, seq, values or ())

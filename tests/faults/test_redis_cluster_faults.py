@@ -455,6 +455,24 @@ def test_a_row_whose_version_cannot_be_kept_is_named(
 # Two writers
 
 
+def test_one_that_died_on_a_cluster_which_had_come_back_empty_is_followed_by_the_next(
+    redis_cluster: LocalCluster, tmp_path: Path, source: ModelSource
+) -> None:
+    """Its name lies in slots that it wrote, and on no checkpoint: the next one took a lesser name, and was kept out."""
+    under_test = redis_cluster_under_test(tmp_path, redis_cluster, "hash")
+    with closing(under_test.open()) as sink:
+        fill(sink, source)
+        sink.checkpoint()
+        redis_cluster.empty()
+        source.commit([insert(ITEMS, n) for n in range(_ROWS)])
+        sink.write([window_of(h, r, source.layouts.__getitem__) for h, r in source.records], MARKS)
+        sink.write([], Marks(2, 1))  # rows of one mark are sent before those of another
+    with closing(under_test.open()) as again:
+        assert again.checkpoint() is None
+        fill(again, source)
+    assert under_test.rows() == source.rows()
+
+
 def test_a_zombie_of_another_log_brings_back_no_row_behind_the_sweep(
     redis_cluster: LocalCluster, tmp_path: Path, source: ModelSource
 ) -> None:

@@ -29,11 +29,6 @@ FORMS = ["hash", "json", "string", "expiring"]
 
 
 @pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         yield client
@@ -53,11 +48,19 @@ def fill(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
     sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
 
 
-def test_a_cluster_takes_neither_invalidation_nor_a_pointer(redis_cluster: LocalCluster, tmp_path: Path) -> None:
-    options: dict[str, Any]
-    for options in ({"invalidate": "delete"}, {"pointer": "test:live"}):
-        with pytest.raises(SinkRefused, match=r"a node of a cluster.*use a Redis without"):
-            open_sink("redis", {"url": redis_cluster.url, **options}, SinkPlace("test", tmp_path, ("public.*",)))
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"invalidate": "publish"}, r"nodes of a cluster pass messages on and may lose some.*or use a Redis without"),
+        ({"invalidate": "both"}, r"nodes of a cluster pass messages on and may lose some.*invalidate = \"delete\""),
+        ({"pointer": "test:live"}, r"a node of a cluster.*use a Redis without"),
+    ],
+)
+def test_a_cluster_takes_neither_messages_nor_a_pointer(
+    options: dict[str, Any], told: str, redis_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with pytest.raises(SinkRefused, match=told):
+        open_sink("redis", {"url": redis_cluster.url, **options}, SinkPlace("test", tmp_path, ("public.*",)))
 
 
 # Half way

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import redis
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
+from support.redis_caches import Cache, cached, caching, in_slot
+from support.redis_cluster import LocalCluster
 from support.running_consumer import consumer
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, redis_under_test
@@ -30,42 +33,57 @@ MARKS = Marks(1, 1)
 DOCS = Path(__file__).parents[2] / "docs" / "consumers.md"
 
 
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
+@dataclass(frozen=True)
+class Where:
+    """A server, or a cluster.
+
+    Attributes:
+        beside: the keys that a key's version and epoch lie under.
+        nodes: that have keys.
+    """
+
+    url: str
+    client: Any
+    beside: Callable[[str], tuple[str, str]]
+    nodes: Sequence[redis.Redis]
+
+
+def on_server(key: str) -> tuple[str, str]:
+    return f"walbus:test:v:{key}", "walbus:test:epoch"
+
+
+@pytest.fixture(params=["server", "cluster"])
+def where(request: pytest.FixtureRequest) -> Iterator[Where]:
+    if request.param == "server":
+        url = request.getfixturevalue("redis_url")
+        with redis.Redis.from_url(url, decode_responses=True) as client:
+            yield Where(url, client, on_server, [client])
+        return
+    cluster: LocalCluster = request.getfixturevalue("redis_cluster")
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(node.client()) for node in cluster.masters]
+        yield Where(cluster.url, stack.enter_context(cluster.client()), in_slot, nodes)
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
+def client(where: Where) -> Any:
+    return where.client
+
+
+@pytest.fixture
+def cache(where: Where) -> Cache:
+    return Cache(where.client, where.beside)
+
+
+@pytest.fixture
+def under_test(where: Where, tmp_path: Path) -> SinkUnderTest:
+    return caching(tmp_path, where.url)
+
+
+@pytest.fixture
+def server(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         yield client
-
-
-class Cache:
-    """A program that caches rows: it looks at the version and the epoch, reads the source, and fills."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._fill = client.register_script(FILL)
-
-    def begin(self, key: str) -> tuple[str, str]:
-        version, epoch = self._client.mget(f"walbus:test:v:{key}", "walbus:test:epoch")
-        return version or "", epoch or ""
-
-    def fill(self, key: str, seen: tuple[str, str], value: str, ms: int = 0) -> bool:
-        keys = [key, f"walbus:test:v:{key}", "walbus:test:epoch"]
-        return bool(self._fill(keys=keys, args=[*seen, value, ms]))
-
-
-@pytest.fixture
-def cache(client: redis.Redis) -> Cache:
-    return Cache(client)
-
-
-@pytest.fixture
-def under_test(redis_url: str, tmp_path: Path) -> SinkUnderTest:
-    options = {"url": redis_url, "invalidate": "delete"}
-    return SinkUnderTest("redis", options, SinkPlace("test", tmp_path, ("public.*",)), lambda _: {})
 
 
 @pytest.fixture
@@ -91,14 +109,15 @@ def follow(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
     sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
 
 
-def cached(client: redis.Redis) -> set[str]:
-    return {key for key in client.keys("*") if not key.startswith("walbus:")}
+def put(client: Any, values: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        client.set(key, value)
 
 
 # Keys that go
 
 
-def test_the_keys_of_changed_rows_go_and_no_other(sink: Sink, source: ModelSource, client: redis.Redis) -> None:
+def test_the_keys_of_changed_rows_go_and_no_other(sink: Sink, source: ModelSource, client: Any, where: Where) -> None:
     for n in range(6):
         client.set(f"{ITEMS}:{n}", "cached")
     done = source.end
@@ -107,11 +126,11 @@ def test_the_keys_of_changed_rows_go_and_no_other(sink: Sink, source: ModelSourc
     assert len(cached(client)) == 6  # nothing goes before the commit that tells it
     sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
     assert cached(client) == {f"{ITEMS}:3", f"{ITEMS}:4"}
-    assert client.get(f"walbus:test:v:{ITEMS}:1") == "7:1"  # a version, and nothing of the row
+    assert client.get(where.beside(f"{ITEMS}:1")[0]) == "7:1"  # a version, and nothing of the row
 
 
 def test_what_a_crash_kept_from_being_told_is_told_by_the_next(
-    sink: Sink, under_test: SinkUnderTest, source: ModelSource, client: redis.Redis
+    sink: Sink, under_test: SinkUnderTest, source: ModelSource, client: Any
 ) -> None:
     client.set(f"{ITEMS}:1", "cached")
     done = source.end
@@ -125,11 +144,11 @@ def test_what_a_crash_kept_from_being_told_is_told_by_the_next(
 
 
 def test_a_truncate_a_sweep_and_another_layout_empty_the_table_alone(
-    sink: Sink, source: ModelSource, client: redis.Redis
+    sink: Sink, source: ModelSource, client: Any, where: Where
 ) -> None:
     def fill() -> str:
-        client.mset({f"{ITEMS}:1": "cached", f"{ITEMS}:99": "of a row that is no more", "public.other:1": "stays"})
-        return str(client.get("walbus:test:epoch"))
+        put(client, {f"{ITEMS}:1": "cached", f"{ITEMS}:99": "of a row that is no more", "public.other:1": "stays"})
+        return str(client.get(where.beside(f"{ITEMS}:1")[1]))
 
     epoch, done = fill(), source.end
     source.commit([truncate(ITEMS)])
@@ -150,10 +169,10 @@ def test_a_truncate_a_sweep_and_another_layout_empty_the_table_alone(
 
 
 def test_before_the_first_checkpoint_nobody_told_what_changed(
-    under_test: SinkUnderTest, source: ModelSource, client: redis.Redis
+    under_test: SinkUnderTest, source: ModelSource, client: Any
 ) -> None:
     theirs = {"session:1": "x", "other.items:1": "x", "walbus:other:checkpoint": "x", "public": "x"}
-    client.mset({**theirs, "public.items:77": "stale", "public.things:a:b": "stale"})
+    put(client, {**theirs, "public.items:77": "stale", "public.things:a:b": "stale"})
     source.commit([insert(ITEMS, 1)])
     with closing(under_test.open()) as sink:
         follow(sink, source)
@@ -162,13 +181,14 @@ def test_before_the_first_checkpoint_nobody_told_what_changed(
 
 
 def test_a_cache_that_comes_back_empty_is_noticed_and_emptied_again(
-    sink: Sink, source: ModelSource, client: redis.Redis
+    sink: Sink, source: ModelSource, client: Any, where: Where
 ) -> None:
-    client.flushall()
+    for node in where.nodes:
+        node.flushall()
     client.set(f"{ITEMS}:3", "read before the crash, stored behind it")
     done = source.end
     source.commit([update(ITEMS, 1, name="a")])
-    with pytest.raises(SinkUnavailable, match="came back empty"):
+    with pytest.raises(SinkUnavailable, match=r"came back empty|has lost what was written"):
         follow(sink, source, done)
     sink.rollback()
     assert sink.checkpoint() is None
@@ -177,15 +197,17 @@ def test_a_cache_that_comes_back_empty_is_noticed_and_emptied_again(
 
 
 def test_a_redis_that_evicts_is_good_enough_for_a_cache(
-    under_test: SinkUnderTest, source: ModelSource, client: redis.Redis
+    under_test: SinkUnderTest, source: ModelSource, where: Where
 ) -> None:
-    client.config_set("maxmemory-policy", "allkeys-lru")
+    for node in where.nodes:
+        node.config_set("maxmemory-policy", "allkeys-lru")
     try:
         source.commit([insert(ITEMS, 1)])
         with closing(under_test.open()) as sink:
             follow(sink, source)
     finally:
-        client.config_set("maxmemory-policy", "noeviction")
+        for node in where.nodes:
+            node.config_set("maxmemory-policy", "noeviction")
 
 
 def test_two_processes_under_one_name_are_not_let_in(
@@ -200,7 +222,7 @@ def test_two_processes_under_one_name_are_not_let_in(
 
 
 def test_a_consumer_keeps_a_cache_fresh_from_its_beginning(
-    source: ModelSource, under_test: SinkUnderTest, client: redis.Redis
+    source: ModelSource, under_test: SinkUnderTest, client: Any
 ) -> None:
     client.set(f"{ITEMS}:1", "from before")
     source.commit([insert(ITEMS, n) for n in range(3)])
@@ -208,13 +230,13 @@ def test_a_consumer_keeps_a_cache_fresh_from_its_beginning(
         wait_for(lambda: not cached(client) and running.status().get("phase") == "online")
         source.commit([update(ITEMS, 0, name="behind the snapshot")])  # at whose end the cache is emptied
         wait_for(lambda: running.status().get("last_done") == str(source.end))
-        client.mset({f"{ITEMS}:1": "fresh", f"{ITEMS}:2": "fresh"})
+        put(client, {f"{ITEMS}:1": "fresh", f"{ITEMS}:2": "fresh"})
         source.commit([update(ITEMS, 1, name="a")])
         wait_for(lambda: cached(client) == {f"{ITEMS}:2"})
 
 
 def test_a_consumer_that_begins_at_the_end_forgets_what_was_cached_before_it(
-    source: ModelSource, under_test: SinkUnderTest, client: redis.Redis
+    source: ModelSource, under_test: SinkUnderTest, client: Any
 ) -> None:
     client.set(f"{ITEMS}:1", "from before")
     source.commit([insert(ITEMS, n) for n in range(3)])
@@ -222,7 +244,7 @@ def test_a_consumer_that_begins_at_the_end_forgets_what_was_cached_before_it(
         wait_for(lambda: running.status().get("phase") == "online")
         source.commit([update(ITEMS, 2, name="a")])
         wait_for(lambda: not cached(client))
-        client.mset({f"{ITEMS}:1": "fresh", f"{ITEMS}:2": "fresh"})
+        put(client, {f"{ITEMS}:1": "fresh", f"{ITEMS}:2": "fresh"})
         source.commit([update(ITEMS, 2, name="b")])
         wait_for(lambda: cached(client) == {f"{ITEMS}:1"})
         assert relay.asked("/v1/snapshot") == []
@@ -232,7 +254,7 @@ def test_a_consumer_that_begins_at_the_end_forgets_what_was_cached_before_it(
 
 
 def test_a_value_that_was_read_before_the_change_is_stored_behind_it_unless_it_is_filled_by_version(
-    sink: Sink, source: ModelSource, client: redis.Redis, cache: Cache
+    sink: Sink, source: ModelSource, client: Any, cache: Cache
 ) -> None:
     key, done = f"{ITEMS}:1", source.end
     seen = cache.begin(key)
@@ -251,7 +273,7 @@ def test_a_value_that_was_read_before_the_change_is_stored_behind_it_unless_it_i
 
 
 def test_a_value_that_was_read_before_a_truncate_is_not_let_in(
-    sink: Sink, source: ModelSource, client: redis.Redis, cache: Cache
+    sink: Sink, source: ModelSource, client: Any, cache: Cache
 ) -> None:
     key, done = f"{ITEMS}:1", source.end
     seen = cache.begin(key)
@@ -262,7 +284,7 @@ def test_a_value_that_was_read_before_a_truncate_is_not_let_in(
 
 
 def test_a_replay_never_brings_a_version_back_that_a_reader_has_seen(
-    sink: Sink, source: ModelSource, client: redis.Redis, cache: Cache
+    sink: Sink, source: ModelSource, client: Any, cache: Cache, where: Where
 ) -> None:
     """Or a value from between two changes would pass for one from behind the second."""
     key, done = f"{ITEMS}:1", source.end
@@ -275,7 +297,7 @@ def test_a_replay_never_brings_a_version_back_that_a_reader_has_seen(
     sink.rollback()  # a crash before the checkpoint: both come again, and the first is told before the second
     sink.checkpoint()
     tell(sink, first)
-    assert client.get(f"walbus:test:v:{key}") == "7:1"
+    assert client.get(where.beside(key)[0]) == "7:1"
     assert not cache.fill(key, seen, "of a")
 
 
@@ -285,11 +307,11 @@ def tell(sink: Sink, windows: Sequence[Window]) -> None:
     sink.write([], Marks(2, 1))
 
 
-def test_a_version_outlives_the_reading(sink: Sink, source: ModelSource, client: redis.Redis) -> None:
+def test_a_version_outlives_the_reading(sink: Sink, source: ModelSource, client: Any, where: Where) -> None:
     done = source.end
     source.commit([update(ITEMS, 1, name="a")])
     follow(sink, source, done)
-    assert 3_590_000 < client.pttl(f"walbus:test:v:{ITEMS}:1") <= 3_600_000
+    assert 3_590_000 < client.pttl(where.beside(f"{ITEMS}:1")[0]) <= 3_600_000
 
 
 def test_the_page_has_the_very_script_that_fills() -> None:
@@ -301,14 +323,14 @@ def test_the_page_has_the_very_script_that_fills() -> None:
 
 
 def test_changed_keys_are_published_without_values(
-    source: ModelSource, under_test: SinkUnderTest, client: redis.Redis
+    source: ModelSource, redis_url: str, tmp_path: Path, server: redis.Redis
 ) -> None:
-    client.set(f"{ITEMS}:1", "of another cache")
-    listener = client.pubsub(ignore_subscribe_messages=True)
+    server.set(f"{ITEMS}:1", "of another cache")
+    listener = server.pubsub(ignore_subscribe_messages=True)
     listener.subscribe("changes")
-    wait_for(lambda: client.pubsub_numsub("changes") == [("changes", 1)], 10)
+    wait_for(lambda: server.pubsub_numsub("changes") == [("changes", 1)], 10)
     source.commit([insert(ITEMS, 1, "hunter2canary")])
-    with closing(under_test.open(invalidate="publish", channel="changes")) as sink:
+    with closing(caching(tmp_path, redis_url).open(invalidate="publish", channel="changes")) as sink:
         follow(sink, source)
         done = source.end
         source.commit([update(ITEMS, 1, new_id=2, name="hunter2canary"), truncate(ITEMS)])
@@ -320,8 +342,8 @@ def test_changed_keys_are_published_without_values(
         {"table": ITEMS, "keys": [f"{ITEMS}:2", f"{ITEMS}:1"], "seq": 2},
         {"table": ITEMS, "keys": None, "seq": None},
     ]
-    assert cached(client) == {f"{ITEMS}:1"}
-    assert not client.exists(f"walbus:test:v:{ITEMS}:1")
+    assert cached(server) == {f"{ITEMS}:1"}
+    assert not server.exists(f"walbus:test:v:{ITEMS}:1")
     listener.close()
 
 
@@ -359,10 +381,10 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], told: str,
 
 
 def test_rows_and_invalidation_do_not_take_over_from_each_other(
-    redis_url: str, tmp_path: Path, source: ModelSource, under_test: SinkUnderTest
+    where: Where, tmp_path: Path, source: ModelSource, under_test: SinkUnderTest
 ) -> None:
     source.commit([insert(ITEMS, 1)])
-    with closing(redis_under_test(tmp_path, redis_url, "hash").open()) as rows:
+    with closing(redis_under_test(tmp_path, where.url, "hash").open()) as rows:
         follow(rows, source)
     with pytest.raises(SinkRefused, match="in another form"):
         under_test.open()

@@ -127,6 +127,15 @@ class LocalCluster:
         self.masters[index] = Node(server)
         wait_for(lambda: all(_is_ok(node) for node in self.masters), 60, what="the cluster is whole again")
 
+    def settle(self, index: int) -> None:
+        """Waits until the replica of a master has what that has."""
+
+        def offset(node: Node, of: str) -> int:
+            return int(node.client().info("replication")[of])
+
+        master, replica = self.masters[index], self.replicas[index]
+        wait_for(lambda: offset(replica, "slave_repl_offset") >= offset(master, "master_repl_offset"), 60)
+
     def cut_off(self, index: int) -> None:
         """From now on the replica of a master gets nothing."""
         self.replicas[index].stop()
