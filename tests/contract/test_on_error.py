@@ -183,11 +183,6 @@ class Consumer:
             return [(int((letter.change.key or {})["id"]), letter.error) for letter in found]
 
 
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
 def begin(choosy: Choosy, consumer: Consumer, source: ModelSource) -> None:
     source.commit([insert(ITEMS, n, str(n)) for n in range(5)])
     consumer.catch_up()

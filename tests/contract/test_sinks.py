@@ -73,11 +73,6 @@ def sink(under_test: SinkUnderTest) -> Iterator[Sink]:
     opened.close()
 
 
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
 def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
     return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
 

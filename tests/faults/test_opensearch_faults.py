@@ -33,17 +33,6 @@ MARKS = Marks(1, 1)
 
 
 @pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
-
-
-@pytest.fixture
 def under_test(opensearch_url: str, tmp_path: Path) -> SinkUnderTest:
     return opensearch_under_test(tmp_path, opensearch_url)
 

@@ -37,17 +37,6 @@ KEY = column("id", 23, "int4", in_key=True)
 
 
 @pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
-
-
-@pytest.fixture
 def under_test(target_database: Database, tmp_path: Path) -> SinkUnderTest:
     return postgres_under_test(tmp_path, target_database.dsn)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,17 +31,6 @@ pytestmark = pytest.mark.one_version
 _KILLS = 4
 #: What the command has said before the moment is drawn at which it is killed.
 _MARKS = ("", "rebuild.bootstrap_begins", "rebuild.table_begins", "rebuild.bootstrap_ends")
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["sqlite", "postgres", "redis", "opensearch"])

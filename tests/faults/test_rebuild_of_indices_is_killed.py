@@ -31,17 +31,6 @@ _HOLD = "PUT /walbus-consumers%25hold"
 
 
 @pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
-
-
-@pytest.fixture
 def between(opensearch_url: str) -> Iterator[Between]:
     with between_search(opensearch_url) as server:
         yield server

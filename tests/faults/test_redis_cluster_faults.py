@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.redis_cluster import LocalCluster, local_cluster
-from support.running_consumer import consumer, equal, followed
+from support.running_consumer import RunningConsumer, consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, redis_cluster_under_test
 from support.waiting import wait_for
@@ -28,24 +28,6 @@ pytestmark = pytest.mark.one_version
 
 MARKS = Marks(1, 1)
 _ROWS = 60  # that all masters have some of them is asserted
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
-
-
-@pytest.fixture
-def cluster() -> Iterator[LocalCluster]:
-    """Three masters, with a replica each."""
-    with local_cluster(replicas=True) as cluster:
-        yield cluster
 
 
 @pytest.fixture
@@ -69,6 +51,15 @@ def rows_on(cluster: LocalCluster, index: int) -> list[int]:
     return [n for n in range(_ROWS) if cluster.owner(slot_of(f"{ITEMS}:{n}")) is master]
 
 
+@contextmanager
+def filled(relay: ScriptedRelay, under_test: SinkUnderTest) -> Iterator[RunningConsumer]:
+    """A consumer that has the rows, and a checkpoint behind them."""
+    relay.source.commit([insert(ITEMS, n) for n in range(_ROWS)])
+    with consumer(relay, under_test) as running:
+        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+        yield running
+
+
 def snapshots(relay: ScriptedRelay) -> int:
     return len(relay.asked("/v1/snapshot"))
 
@@ -79,9 +70,7 @@ def snapshots(relay: ScriptedRelay) -> int:
 def test_a_replica_that_takes_over_without_the_last_writes_gets_them_again_from_the_log(
     cluster: LocalCluster, under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+    with filled(relay, under_test) as running:
         lost = rows_on(cluster, 1)
         cluster.cut_off(1)
         edits = [update(ITEMS, n, name="lost", body="b") for n in lost[2:]]
@@ -96,9 +85,7 @@ def test_a_replica_that_takes_over_without_the_last_writes_gets_them_again_from_
 def test_a_loss_while_no_consumer_runs_is_noticed_by_the_next_one(
     cluster: LocalCluster, under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+    with filled(relay, under_test) as running:
         cluster.cut_off(1)
         followed(running, under_test, relay, *(update(ITEMS, n, name="lost") for n in rows_on(cluster, 1)))
     cluster.fail_over(1)
@@ -140,9 +127,8 @@ def test_rows_that_moved_to_a_master_which_lost_them_are_read_again(
     cluster: LocalCluster, under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
     """No checkpoint is behind: the one of the master that lost them never told of these slots."""
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+    with filled(relay, under_test):
+        pass
     cluster.cut_off(1)
     slots = [slot_of(f"{ITEMS}:{n}") for n in rows_on(cluster, 0)]
     for slot in slots:
@@ -159,11 +145,10 @@ def test_rows_that_moved_to_a_new_master_which_lost_them_are_read_again(
     loses: str, tmp_path: Path, relay: ScriptedRelay, source: ModelSource
 ) -> None:
     """It never had a checkpoint, and never was a replica: nothing there tells that rows were."""
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
     with local_cluster(replicas=loses == "is replaced", spare=1) as cluster:
         under_test = redis_cluster_under_test(tmp_path, cluster, "hash", url=cluster.masters[0].server.url)
-        with consumer(relay, under_test) as running:
-            followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+        with filled(relay, under_test):
+            pass
         slots = [*(slot_of(f"{ITEMS}:{n}") for n in rows_on(cluster, 0)), 16]  # that of a checkpoint, where none lies
         if loses == "is replaced":
             cluster.cut_off(3)
@@ -184,9 +169,8 @@ def test_rows_that_moved_to_a_new_master_while_no_consumer_ran_are_read_again(
 ) -> None:
     """They are there. But nobody saw it before, so it may have been restarted since they came."""
     cluster, under_test = growing
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there", body="b"))
+    with filled(relay, under_test):
+        pass
     for slot in (slot_of(f"{ITEMS}:1"), 16):
         cluster.move(slot, cluster.masters[3])
     with consumer(relay, under_test) as running:
@@ -198,9 +182,7 @@ def test_a_node_that_joins_while_a_consumer_runs_costs_no_snapshot(
     growing: tuple[LocalCluster, SinkUnderTest], relay: ScriptedRelay, source: ModelSource
 ) -> None:
     cluster, under_test = growing
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there", body="b"))
+    with filled(relay, under_test) as running:
         new = cluster.join()
         followed(running, under_test, relay, update(ITEMS, 1, name="behind it", body="b"))
         for n in range(_ROWS):
@@ -253,9 +235,7 @@ def test_what_must_not_be_lost_is_not_settled_before_the_replicas_have_it(
 def test_a_master_that_stands_still_is_waited_for(
     cluster: LocalCluster, under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+    with filled(relay, under_test) as running:
         cluster.masters[2].stop()
         source.commit([update(ITEMS, n, name="meanwhile") for n in range(_ROWS)])
         wait_for(lambda: running.status().get("waiting_for"), what="the consumer says that it waits")
@@ -268,9 +248,7 @@ def test_a_master_that_comes_back_empty_has_all_rows_read_again(
     redis_cluster: LocalCluster, tmp_path: Path, relay: ScriptedRelay, source: ModelSource
 ) -> None:
     under_test = redis_cluster_under_test(tmp_path, redis_cluster, "json")
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+    with filled(relay, under_test):
         redis_cluster.masters[1].call("FLUSHALL")
         source.progress()
         equal(under_test, relay)
@@ -291,11 +269,9 @@ def test_slots_that_move_under_load_cost_no_row_and_no_snapshot(
     growing: tuple[LocalCluster, SinkUnderTest], relay: ScriptedRelay, source: ModelSource
 ) -> None:
     cluster, under_test = growing
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
     slots = [slot_of(f"{ITEMS}:{n}") for n in range(_ROWS)]
     anchors = [slot for slot in ANCHORS if slot in (0, 5472, 10928)]  # where the first masters' checkpoints lie
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+    with filled(relay, under_test) as running:
         for round_, to in enumerate([cluster.masters[3], cluster.masters[0], cluster.masters[1], cluster.masters[3]]):
             for n, slot in enumerate([*anchors, *slots[round_::2]]):
                 if cluster.owner(slot) is not to:
@@ -315,10 +291,8 @@ def test_a_truncate_finds_rows_that_moved_to_a_master_which_nobody_has_written_t
 ) -> None:
     """Keys were looked for on the masters of the last look alone, and such rows stayed as ghosts."""
     cluster, under_test = growing
-    source.commit([insert(ITEMS, n) for n in range(_ROWS)])
     moved = {slot for n in range(0, _ROWS, 2) if (slot := slot_of(f"{ITEMS}:{n}")) not in ANCHORS}
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 1, name="there"))
+    with filled(relay, under_test):
         for slot in (*moved, ANCHORS[1]):  # one for a checkpoint, where none lies yet
             cluster.move(slot, cluster.masters[3])
         source.commit([truncate(ITEMS), insert(ITEMS, 1, "behind the truncate")])

@@ -5,31 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import walbus
-from support.model_source import ITEMS, ModelSource, insert
-from support.scripted_relay import ScriptedRelay
+from support.model_source import ITEMS, insert
 from walbus.consumers import AsyncSubscription
 from walbus.consumers.client import Bus
 from walbus.errors import ConfigError, UsageError
 from walbus.records import Kind
 
 pytestmark = pytest.mark.one_version
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 async def names(subscription, count: int, *, commit: bool = False) -> list[object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,6 @@ import walbus
 from support.calling import Recorder, awaited, calling
 from support.model_source import ITEMS, ModelSource, delete, insert, truncate, update
 from support.relay_log import SOURCE, FileEngine, table_schema, transaction
-from support.scripted_relay import ScriptedRelay
 from support.serving_relay import ServingRelay
 from support.waiting import wait_for
 from walbus.consumers import Callbacks, ChangesRefused, DeadLetters, Delivered, Failures, Subscription
@@ -28,17 +27,6 @@ pytestmark = pytest.mark.one_version
 
 PARK = Failures("dead-letter", attempts=2, first_pause=0.01, longest_pause=0.02)
 SKIP = Failures("skip", attempts=2, first_pause=0.01, longest_pause=0.02)
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["threads", "asyncio"])

@@ -23,17 +23,6 @@ from walbus.records import Kind, Op
 pytestmark = pytest.mark.one_version
 
 
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
-
-
 def take(subscription: Subscription, count: int) -> list[Delivery]:
     """The next deliveries with changes of rows."""
     found: list[Delivery] = []

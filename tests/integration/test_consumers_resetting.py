@@ -13,10 +13,9 @@ import psycopg
 import pytest
 
 import walbus
-from support.model_source import ITEMS, ModelSource, delete, insert, update
+from support.model_source import ITEMS, delete, insert, update
 from support.relay_log import SOURCE, FileEngine, table_schema, transaction
 from support.running_consumer import consumer, equal, followed
-from support.scripted_relay import ScriptedRelay
 from support.serving_relay import ServingRelay
 from support.sinks_under_test import SinkUnderTest, postgres_under_test, redis_under_test, sqlite_under_test
 from support.waiting import wait_for
@@ -33,17 +32,6 @@ from walbus.position import Position
 pytestmark = pytest.mark.one_version
 
 Tamper = Callable[[], None]
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["sqlite", "postgres", "redis"])

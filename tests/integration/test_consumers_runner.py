@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,17 +24,6 @@ from walbus.consumers.sinks import sink_names
 from walbus.errors import ConfigError, PositionUnknown, SinkRefused
 
 pytestmark = pytest.mark.one_version
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-hash"])

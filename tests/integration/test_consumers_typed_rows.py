@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import ipaddress
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -19,7 +18,7 @@ import pytest
 
 import walbus
 from support.calling import Recorder, calling
-from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
+from support.model_source import ITEMS, column, delete, insert, items_layout, truncate, update
 from support.relay_log import SOURCE, FileEngine
 from support.scripted_relay import ScriptedRelay
 from support.serving_relay import ServingRelay
@@ -57,17 +56,6 @@ class Strict:
 
 def class_of(type_: Any) -> type:
     return msgspec.defstruct("Row", [("v", type_)])
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 def changes(relay: ScriptedRelay, count: int, into: Any, **options: Any) -> list[Change]:

@@ -29,11 +29,6 @@ Walbus = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
 def walbus() -> Walbus:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "walbus", "dead-letters", *map(str, arguments)]

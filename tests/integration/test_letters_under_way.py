@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,17 +20,6 @@ pytestmark = pytest.mark.one_version
 
 PARK = Failures("dead-letter", attempts=1)
 PARK_AFTER_TWO = Failures("dead-letter", attempts=2, first_pause=0.01)
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["threads", "asyncio"])

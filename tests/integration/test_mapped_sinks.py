@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,6 @@ MAPPING: dict[str, Any] = {
     "function": "support.mapped_rows:loud",
     "fields": {"size": "int8"},
 }
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["sqlite", "postgres", "tantivy", "redis-json", "opensearch"])

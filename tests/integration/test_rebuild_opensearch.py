@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,8 +11,19 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
-from support.rebuild_rig import KEPT, Load, Looks, config_for, config_of, dropped, filled, looking_at, rebuilt
+from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, update
+from support.rebuild_rig import (
+    KEPT,
+    Load,
+    Looks,
+    config_for,
+    config_of,
+    dropped,
+    filled,
+    looking_at,
+    rebuilt,
+    stopped_while_it_reads,
+)
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
@@ -21,9 +31,9 @@ from support.sinks_under_test import SinkUnderTest, opensearch_under_test
 from support.waiting import wait_for
 from support.walbus_command import walbus
 from walbus.consumers.checkpoint import Following, Marks, Point
-from walbus.consumers.rebuilding import discard, rebuild
+from walbus.consumers.rebuilding import discard
 from walbus.consumers.sinks.copies import SinkSwapped
-from walbus.errors import SinkUnavailable, UsageError
+from walbus.errors import SinkUnavailable
 from walbus.events import window_of
 from walbus.position import Position
 
@@ -31,17 +41,6 @@ pytestmark = pytest.mark.one_version
 
 FIRST, SECOND = f"{ITEMS}~1", f"{ITEMS}~2"
 WRITER = f"walbus-consumers%to-{FIRST}"
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture
@@ -116,91 +115,25 @@ def test_a_rebuild_under_load_swaps_with_no_moment_without_an_answer(
     server.http.close()
 
 
-def test_a_second_rebuild_waits_until_what_the_first_replaced_is_dropped(
+def test_a_second_rebuild_takes_a_name_that_is_free_again(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
 ) -> None:
     filled(relay, under_test, source)
-    assert rebuilt(relay, under_test) == source.end
-    with pytest.raises(UsageError, match="is there yet"):
-        rebuilt(relay, under_test)
+    rebuilt(relay, under_test)
     assert dropped(under_test)
-    source.commit([delete(ITEMS, 5)])
     rebuilt(relay, under_test)
     assert under_test.rows() == source.rows(ITEMS)
-    assert server.indices() == {SECOND, f"{ITEMS}~1", "walbus-consumers"}, "a name that is free is taken again"
+    assert server.indices() == {SECOND, FIRST, "walbus-consumers"}
 
 
-def test_a_consumer_that_rests_goes_on_with_the_copy_at_its_next_write(
-    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
-) -> None:
-    filled(relay, under_test, source)
-    with consumer(relay, under_test):
-        for number in range(3):  # nothing is written meanwhile, so it knows of none of them
-            rebuilt(relay, under_test)
-            assert dropped(under_test), number
-        source.commit([delete(ITEMS, 2)])
-        equal(under_test, relay)
-        source.commit([update(ITEMS, 3, name="behind three swaps")])
-        equal(under_test, relay)
-
-
-def test_empty_tables_are_swapped_and_tables_that_the_bootstrap_has_not_stay(
-    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
-) -> None:
-    gone = source.add_layout(items_layout("gone", oid=16500)).table
-    empty = source.add_layout(items_layout("empty", oid=16600)).table
-    source.commit([insert(gone, 1), insert(empty, 1)])
-    filled(relay, under_test, source)
-    relay.unlisted.add(gone)
-    source.commit([delete(empty, 1)])
-    rebuilt(relay, under_test)
-    assert [under_test.rows(table).keys() for table in (gone, empty)] == [{"1"}, set()]
-    with consumer(relay, under_test):
-        source.commit([insert(empty, 2), insert(gone, 2)])
-        wait_for(lambda: under_test.rows(empty) == source.rows(empty))
-        wait_for(lambda: under_test.rows(gone).keys() == {"1", "2"})
-
-
-def test_a_layout_that_changes_meanwhile_is_that_of_the_copy(
-    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
-) -> None:
-    filled(relay, under_test, source)
-    columns = [column("id", 23, "int4", in_key=True), column("title"), column("body"), column("note")]
-    source.add_layout(items_layout("items", *columns, schema_id=2))
-    source.commit([update(ITEMS, 1, title="anew", note="with it")])
-    rebuilt(relay, under_test)
-    assert under_test.rows()["1"]["note"] == "with it"
-    with consumer(relay, under_test):
-        source.commit([update(ITEMS, 2, note="too")])
-        wait_for(lambda: under_test.rows()["2"].get("note") == "too")
-
-
-def test_a_copy_that_is_dropped_leaves_the_live_rows(
+def test_a_copy_that_is_dropped_leaves_no_index(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
 ) -> None:
     filled(relay, under_test, source)
     before = server.indices()
-    stop = threading.Event()
-    relay.seeding = True
-    config, folder = config_for(under_test), under_test.place.folder
-    assert not discard("test", config, folder)
-    asked = len(relay.asked("/v1/snapshot"))
-
-    def stops_while_it_reads() -> None:
-        wait_for(lambda: len(relay.asked("/v1/snapshot")) > asked)
-        stop.set()
-
-    stopping = threading.Thread(target=stops_while_it_reads)
-    stopping.start()
-    assert rebuild("test", config, relay_url=relay.url, folder=folder, stop=stop) is None
-    stopping.join()
-    assert under_test.rows() == source.rows(ITEMS)
-    discard("test", config, folder)
-    assert not discard("test", config, folder)
+    stopped_while_it_reads(relay, under_test)
+    discard("test", config_for(under_test), under_test.place.folder)
     assert server.indices() == before
-    relay.seeding = False
-    rebuilt(relay, under_test)
-    assert under_test.rows() == source.rows(ITEMS)
 
 
 def test_aliases_of_the_operator_move_and_settings_are_those_of_the_configuration(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,6 @@ def source() -> ModelSource:
     source = ModelSource()
     source.commit([insert(ITEMS, n, f"n{n}") for n in range(60)])
     return source
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["hash", "string"])

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,17 +68,6 @@ class Choosy:
     def _postgres(self, statement: str) -> None:
         with psycopg.connect(self.under_test.options["dsn"], autocommit=True) as connection:
             connection.execute(statement.encode())
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

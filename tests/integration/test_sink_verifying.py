@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -36,17 +35,6 @@ from walbus.consumers.steps import Sweep
 from walbus.errors import SinkRefused, UsageError
 
 pytestmark = pytest.mark.one_version
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture(params=["sqlite", "postgres", "redis-hash", "redis-json", "redis-string", "opensearch", "tantivy"])

@@ -30,17 +30,6 @@ from walbus.position import ORIGIN, Position
 MARKS = Marks(1, 1)
 
 
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
-
-
 def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
     return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
 

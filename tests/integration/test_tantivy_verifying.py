@@ -6,7 +6,6 @@ import json
 import random
 import re
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -24,17 +23,6 @@ from walbus.consumers.sink_verifying import TableVerdict, verify_sink
 from walbus.errors import SinkRefused, SinkUnavailable
 
 pytestmark = pytest.mark.one_version
-
-
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture

@@ -107,11 +107,6 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
-@pytest.fixture
 def opened(receiver: Receiver, tmp_path: Path) -> Iterator[Callable[..., Sink]]:
     sinks: list[Sink] = []
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -110,17 +109,16 @@ class BootstrapRig:
 
     def document(self) -> dict[str, Any]:
         """`/v1/tables`, asked again for as long as a layout in the log is newer than the last look at the catalog."""
-        response = self._tables()
-        until = time.monotonic() + 30
-        while response.status_code == httpx.codes.SERVICE_UNAVAILABLE and time.monotonic() < until:
-            time.sleep(0.05)
-            response = self._tables()
+
+        def told() -> httpx.Response | None:
+            response = httpx.get(f"{self.url}/v1/tables", trust_env=False, timeout=30)
+            return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+        response = wait_for(told, what="the bootstrap has looked at the catalog", every=0.05)
+        assert response is not None
         response.raise_for_status()
         document: dict[str, Any] = response.json()
         return document
-
-    def _tables(self) -> httpx.Response:
-        return httpx.get(f"{self.url}/v1/tables", trust_env=False, timeout=30)
 
     def seeding(self) -> list[dict[str, Any]]:
         """`/v1/seeding`: what is read from the source now."""

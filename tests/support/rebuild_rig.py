@@ -194,6 +194,23 @@ def rebuilt(relay: ScriptedRelay, under_test: SinkUnderTest, **options: object) 
     return swapped
 
 
+def stopped_while_it_reads(relay: ScriptedRelay, under_test: SinkUnderTest) -> None:
+    """A rebuild begins, reads some of the rows, and is stopped."""
+    config, folder, stop = config_for(under_test), under_test.place.folder, threading.Event()
+    asked = len(relay.asked("/v1/snapshot"))
+
+    def stops() -> None:
+        wait_for(lambda: len(relay.asked("/v1/snapshot")) > asked)
+        stop.set()
+
+    relay.seeding = True
+    stopping = threading.Thread(target=stops)
+    stopping.start()
+    assert rebuild("test", config, relay_url=relay.url, folder=folder, stop=stop) is None
+    stopping.join()
+    relay.seeding = False
+
+
 def dropped(under_test: SinkUnderTest) -> bool:
     """Whether there was something to drop of what a rebuild replaced; it is dropped."""
     return drop_kept("test", config_for(under_test), under_test.place.folder)

@@ -33,11 +33,6 @@ KEY = column("id", 23, "int4", in_key=True)
 Function = Callable[[dict[str, Any]], Mapping[str, Any] | None]
 
 
-@pytest.fixture
-def source() -> ModelSource:
-    return ModelSource()
-
-
 def mapped(
     source: ModelSource, function: Function | None = None, after: Position = ORIGIN, **keys: Any
 ) -> list[Window]:
