@@ -35,7 +35,7 @@ from walbus.consumers.progress import Tally
 from walbus.consumers.reporting import Reported, Reporter
 from walbus.consumers.session import Session
 from walbus.consumers.sink_feed import SinkFeed
-from walbus.consumers.sinks import SinkPlace, open_copies, open_sink
+from walbus.consumers.sinks import SinkPlace, open_copies
 from walbus.consumers.sinks.copies import SinkCopies, SinkCopy
 from walbus.consumers.steps import Advance, Deliver, Discard, Sweep
 from walbus.consumers.subscribed import Subscribed
@@ -94,10 +94,10 @@ def rebuild(  # noqa: PLR0913  (those of `run_consumer`)
     with ExitStack() as stack:
         copies = stack.enter_context(closing(open_copies(config.sink, options, place)))
         remembered = RememberedMapping(place.folder, config.table, place.consumer)
-        with closing(open_sink(config.sink, options, place)) as live:
-            before = MappedSink(live, mapper, remembered).checkpoint()
+        before = copies.live()  # the sink itself is its consumer's to open: that puts right what it finds half done
         if before is None:
             raise UsageError("the sink has no rows yet", where=where, mend=f"start `walbus consume {name}`")
+        remembered.check(begun=True)
         if copies.kept():
             what = "what the last rebuild replaced is there yet"
             raise UsageError(what, where=where, mend=f"`walbus rebuild {name} --drop-old` drops it")

@@ -10,6 +10,9 @@ take what it lacks, and then moves all at once:
 Killed before that request, the live indices are the live ones, and get their aliases for writing back from whoever
 looks next; behind it all is done. What an older process still sends goes to an alias that is no more.
 
+A copy is one process's own (`ConsumerState`), which looks once more behind the hold whether it is. Dropping one takes
+the hold as well: so none is dropped while it is swapped, and none that was dropped is swapped.
+
 Searches of the live indices may find what its checkpoint does not tell. It was in the log when the writer was stopped,
 so the copy is brought to where the log ended then.
 """
@@ -26,7 +29,7 @@ from walbus.consumers.sinks.base import SinkPlace
 from walbus.consumers.sinks.opensearch import OpenSearchSink
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
 from walbus.consumers.sinks.opensearch_server import NOT_FOUND, IndexGone, OpenSearchServer, path_of
-from walbus.consumers.sinks.opensearch_state import drop_documents, loaded, read_document
+from walbus.consumers.sinks.opensearch_state import drop_claimed, drop_documents, loaded, read_document
 from walbus.consumers.sinks.opensearch_swaps import Swaps
 from walbus.consumers.sinks.opensearch_table_index import (
     ASIDE,
@@ -41,6 +44,8 @@ from walbus.consumers.sinks.opensearch_table_index import (
 )
 from walbus.errors import SinkRefused, SinkUnavailable
 from walbus.schema import TableSchema
+
+_ATTEMPTS = 20  # to drop a copy whose checkpoint moves: its runner waits longer than that between two commits
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +112,55 @@ class LiveSide:
         told = self._server.told(answer, dict[str, FoundIndex])
         return {name: one for name, one in told.items() if one.consumer == self._consumer}
 
-    def drop(self, number: int, indices: Mapping[str, FoundIndex]) -> bool:
-        """Deletes indices, and the documents of the copy of this number; tells whether there was anything.
-
-        Args:
-            number: of the copy.
-            indices: by their names.
-
-        The documents go last: they tell that there may be more.
-        """
+    def drop(self, indices: Mapping[str, FoundIndex]) -> None:
+        """Deletes indices, by their names."""
         for name in indices:
             self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
             self._server.clear([self._choice.writers + name])
-        return drop_documents(self._server, self._state_index, self.swaps.key(number)) or bool(indices)
+
+    def copied(self) -> dict[str, FoundIndex]:
+        """The indices of a copy."""
+        broken_off = {  # another layout of the copy's, which was not whole
+            name: told
+            for name, told in self.found(f"{self._choice.writers}*").items()
+            if list(told.aliases) == [self._choice.writers + name]
+        }
+        return self.found(f"*{NEW}") | broken_off
+
+    def drop_copy(self) -> bool:
+        """Drops a copy; tells whether there was one. Whoever fills it is refused from then on.
+
+        Its checkpoint goes first, while a hold keeps it from being swapped: if that has moved, or the hold has ended
+        meanwhile, it is looked at anew.
+        """
+        self.swaps.settle()
+        self.swaps.take({})
+        try:
+            for _ in range(_ATTEMPTS):
+                key = self.swaps.key(self.swaps.number() + 1)
+                checkpoint, copied = read_document(self._server, self._state_index, "checkpoint", key), self.copied()
+                if not self.swaps.is_own():
+                    break
+                if checkpoint is None or drop_claimed(self._server, self._state_index, key, checkpoint):
+                    self.swaps.release()
+                    self.drop(copied)
+                    return checkpoint is not None or bool(copied)
+        finally:
+            self.swaps.release()
+        what = "the copy is written too quickly to be dropped, or the search server too slow"
+        raise SinkUnavailable(what, where=self._server.where)
+
+    def drop_kept(self) -> bool:
+        """Drops what the last copy has replaced; tells whether there was anything.
+
+        The documents go last: they tell that there may be more.
+        """
+        number = self.swaps.number()
+        if number == 0:
+            return False
+        kept = self.found(f"*{OLD}")
+        self.drop(kept)
+        return drop_documents(self._server, self._state_index, self.swaps.key(number - 1)) or bool(kept)
 
     def has(self, number: int) -> bool:
         """Whether there is a checkpoint of the copy of this number."""
@@ -137,6 +178,14 @@ class OpenSearchCopy(OpenSearchSink):
         self._live = LiveSide(self._server, options, place.consumer)
         self._held: list[LiveIndex] | None = None  # whose writer is kept waiting
 
+    def checkpoint(self) -> Checkpoint | None:
+        """See `Sink.checkpoint`. What is there without one was broken off before its first commit, or is dropped."""
+        checkpoint = super().checkpoint()
+        if checkpoint is None:
+            self._live.drop(self._live.found(f"*{NEW}"))
+            self._indices.load(())
+        return checkpoint
+
     def furnish(self) -> None:
         """See `SinkCopy.furnish`: aliases come with the swap; what is searchable by now need not be made so then."""
         self._server.refresh([index.name for index in self._indices.all()])
@@ -146,6 +195,7 @@ class OpenSearchCopy(OpenSearchSink):
         self._held = self._live.written()
         self._swaps.take({index.name: index.writer for index in self._held})
         self._require_still()
+        self._state.require_own()
         return self._live.checkpoint()
 
     def swap(self, checkpoint: Checkpoint) -> None:
@@ -219,7 +269,13 @@ class OpenSearchCopies:
     @classmethod
     def copies(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
         """See `SwappableSinkType.copies`."""
-        return cls(OpenSearchOptions.read(options, place), place)
+        found = cls(OpenSearchOptions.read(options, place), place)
+        try:
+            found._server.check()
+        except BaseException:
+            found.close()
+            raise
+        return found
 
     def live(self) -> Checkpoint | None:
         """See `SinkCopies.live`."""
@@ -236,19 +292,11 @@ class OpenSearchCopies:
 
     def discard(self) -> bool:
         """See `SinkCopies.discard`."""
-        self._live.swaps.settle()
-        writers = self._options.choice().writers
-        broken_off = {  # another layout of the copy's, which was not whole
-            name: told
-            for name, told in self._live.found(f"{writers}*").items()
-            if list(told.aliases) == [writers + name]
-        }
-        return self._live.drop(self._live.swaps.number() + 1, self._live.found(f"*{NEW}") | broken_off)
+        return self._live.drop_copy()
 
     def drop_kept(self) -> bool:
         """See `SinkCopies.drop_kept`."""
-        number = self._live.swaps.number()
-        return number > 0 and self._live.drop(number - 1, self._live.found(f"*{OLD}"))
+        return self._live.drop_kept()
 
     def close(self) -> None:
         """See `SinkCopies.close`."""

@@ -28,6 +28,7 @@ from walbus.consumers.sinks.opensearch_documents import (
     properties_of,
 )
 from walbus.consumers.sinks.opensearch_gathered import GatheredRows
+from walbus.consumers.sinks.opensearch_names import IndexNames, number_of
 from walbus.consumers.sinks.opensearch_server import NOT_FOUND, IndexGone, OpenSearchServer, path_of
 from walbus.consumers.sinks.opensearch_table_index import (
     ASIDE,
@@ -68,6 +69,7 @@ class TableIndices:
     ) -> None:
         self._server, self._consumer, self._choice, self._rows = server, consumer, choice, rows
         self._side, self._changing = side, changing
+        self._names = IndexNames(server, choice.state_index)
         self._by_oid: dict[int, TableIndex] = {}
 
     def load(self, aliases: tuple[str, ...]) -> bool:
@@ -215,10 +217,8 @@ class TableIndices:
             self._server.hide(index.name, hidden=False)
 
     def _create(self, index: TableIndex, *, aliased: bool = True) -> TableIndex:
-        layout, number, base = index.layout, 1, index.alias.removesuffix(self._side)
-        while self._taken(f"{base}~{number}"):
-            number += 1
-        name = f"{base}~{number}"
+        layout, base = index.layout, index.alias.removesuffix(self._side)
+        name = self._names.next(base, self._there(base))
         made = replace(index, name=name, writer=self._choice.writers + name)
         mappings: dict[str, Any] = {
             "dynamic": False,
@@ -242,19 +242,20 @@ class TableIndices:
         self._server.ask("PUT", f"/{path_of(made.name)}", body)
         return made
 
-    def _taken(self, name: str) -> bool:
-        """Whether there is, or was until now, an index of this name: one that a copy was broken off in is removed.
+    def _there(self, base: str) -> list[str]:
+        """Names of the indices that are there, or were until now: one that a copy was broken off in is removed.
 
-        That is one of the live side, which have no alias before they are whole. Its name is not used again, for what
-        that copy had sent may still arrive.
+        That is one of the live side, which have no alias before they are whole.
         """
-        answer = self._server.ask("GET", f"/{path_of(name)}", accepted=[NOT_FOUND])
+        path = f"/{path_of(f'{base}~*')}?expand_wildcards=all"
+        answer = self._server.ask("GET", path, accepted=[NOT_FOUND])
         if answer.status == NOT_FOUND:
-            return False
-        for told in self._server.told(answer, dict[str, FoundIndex]).values():
-            if self._side == LIVE and not told.aliases and told.consumer == self._consumer:
+            return []
+        found = self._server.told(answer, dict[str, FoundIndex])
+        for name, told in found.items():
+            if self._side == LIVE and not told.aliases and told.consumer == self._consumer and number_of(base, name):
                 self._server.ask("DELETE", f"/{path_of(name)}", accepted=[NOT_FOUND])
-        return True
+        return list(found)
 
     def _stored(self, index: TableIndex, properties: Mapping[str, Mapped] | None = None) -> TableIndex:
         body = {"_meta": index.meta(self._consumer)} | ({"properties": properties} if properties else {})

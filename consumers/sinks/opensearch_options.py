@@ -77,9 +77,8 @@ class OpenSearchOptions(SinkOptions):
 
     def choice(self) -> IndexChoice:
         """How indices are made."""
-        writers = f"{self.state_index}%to-"
         template = IndexTemplate(self.index)
-        return IndexChoice(template, self.settings, self.fields, self.routing, self.tombstone_seconds, writers)
+        return IndexChoice(template, self.settings, self.fields, self.routing, self.tombstone_seconds, self.state_index)
 
     def access(self, place: SinkPlace) -> Access:
         """How the server is reached.

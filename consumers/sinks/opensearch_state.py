@@ -5,7 +5,9 @@ last (`if_seq_no`), so that of two processes under one name the older one fails;
 server came back empty. The other document has the aliases of the consumer's tables, to find their indices by.
 
 A copy has documents of its own (`Swaps.key`). With the swap they are the live ones, and those of before stay as they
-were, until what the copy has replaced is dropped.
+were, until what the copy has replaced is dropped. A rebuild begins by writing the copy's checkpoint as it found it, or
+an empty one: from then on the copy is its own, until another rebuild does so, or the document is dropped. Either ends
+it.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class ConsumerState:
         self._writer = uuid4().hex  # tells our own writes from another's
         self._tables = Source()
         self._number: int | None = None  # of the copy that these are of, see `Swaps`
+        self._claimed: int | None = None  # the copy that is this process's own
 
     def begin(self) -> str:
         """The stored checkpoint's text; empty if there is none. Waits while a swap is under way.
@@ -78,13 +81,46 @@ class ConsumerState:
         if made.status == _BAD_REQUEST and b"resource_already_exists" not in made.body:
             mend = "choose another state_index"
             raise SinkRefused("the index for checkpoints cannot be made", where=self._index, mend=mend)
-        if self.is_swapped():
-            raise SinkSwapped("a rebuilt copy has taken the sink's place", where=self._server.where)
+        self._require_not_swapped()
+        if self._beside:
+            self._claim()
+            self._require_not_swapped()  # by one that had the copy before, and was just about to
         found = self._get("checkpoint")
         self._fence = found.fence() if found else "op_type=create"
         tables = self._get("tables")
         self._tables = tables.source if tables else Source()
         return found.source.checkpoint if found else ""
+
+    def _require_not_swapped(self) -> None:
+        if self.is_swapped():
+            raise SinkSwapped("a rebuilt copy has taken the sink's place", where=self._server.where)
+
+    def _claim(self) -> None:
+        """The copy is this process's own; whoever had it before is refused from now on."""
+        if self._claimed == self._number:
+            self.require_own()
+            return
+        found = self._get("checkpoint")
+        self._fence = found.fence() if found else "op_type=create"
+        if self._put(found.source.checkpoint if found else "").status in (CONFLICT, NOT_FOUND):
+            raise SinkUnavailable("another process is about to rebuild this sink too", where=self._server.where)
+        self._claimed = self._number
+
+    def require_own(self) -> None:
+        """The copy is this process's own yet.
+
+        Raises:
+            SinkRefused: it was dropped, or another rebuild has it.
+        """
+        self._require_own(self._get("checkpoint"))
+
+    def _require_own(self, found: Stored | None) -> None:
+        if found is None:
+            what, mend = "the copy was dropped while it was filled", "`walbus rebuild` begins another one"
+            raise SinkRefused(what, where=self._server.where, mend=mend)
+        if found.source.writer != self._writer:
+            what, mend = "another rebuild goes on with this copy", "let one process rebuild the sink"
+            raise SinkRefused(what, where=self._server.where, mend=mend)
 
     def is_swapped(self) -> bool:
         """Whether a copy has taken the live one's place since the last time. Waits while a swap is under way.
@@ -102,8 +138,11 @@ class ConsumerState:
 
         Raises:
             SinkUnavailable: a swap is under way, or was done since `begin`.
+            SinkRefused: as `require_own`, of a copy.
         """
-        if not self._beside and (self._swaps.is_held() or self._swaps.number() != self._number):
+        if self._beside:
+            self.require_own()
+        elif self._swaps.is_held() or self._swaps.number() != self._number:
             raise IndexGone("a rebuilt copy is taking the sink's place", where=self._server.where)
 
     @property
@@ -128,11 +167,13 @@ class ConsumerState:
 
         Raises:
             IndexGone: the server has lost it, and so its documents.
-            SinkRefused: another process has moved it.
+            SinkRefused: another process has moved it; or, of a copy, as `require_own`.
         """
         answer = self._put(checkpoint)
         if answer.status in (CONFLICT, NOT_FOUND):
             found = self._get("checkpoint")
+            if self._beside:
+                self._require_own(found)
             if found is None:
                 where = self._server.where
                 raise IndexGone("the search server came back empty; it is filled from a snapshot", where=where)
@@ -150,6 +191,9 @@ class ConsumerState:
 
     def drop(self) -> None:
         """Forgets the checkpoint, so that all tables are read anew."""
+        if self._beside:
+            self.store("")
+            return
         self._server.ask("DELETE", self._path("checkpoint"), accepted=[NOT_FOUND])
         self._fence = "op_type=create"
 
@@ -178,6 +222,12 @@ def read_document(server: OpenSearchServer, index: str, what: str, key: str) -> 
     """
     answer = server.ask("GET", _path_to(index, what, key), accepted=[NOT_FOUND])
     return server.told(answer, Stored) if answer.status != NOT_FOUND else None
+
+
+def drop_claimed(server: OpenSearchServer, index: str, key: str, found: Stored) -> bool:
+    """Deletes a copy's checkpoint, if it is as it was found; tells whether it was, or is gone."""
+    path = f"{_path_to(index, 'checkpoint', key)}?{found.fence()}"
+    return server.ask("DELETE", path, accepted=[CONFLICT, NOT_FOUND]).status != CONFLICT
 
 
 def drop_documents(server: OpenSearchServer, index: str, key: str) -> bool:

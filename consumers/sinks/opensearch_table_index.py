@@ -62,7 +62,7 @@ class IndexChoice:
         fields: by table and column, the mapping of a field.
         routing: by table, the key column that documents are routed by.
         tombstone_seconds: how long a deleted document is remembered.
-        writers: what the aliases begin with that indices are written by.
+        state_index: the index for checkpoints.
     """
 
     template: IndexTemplate
@@ -70,7 +70,12 @@ class IndexChoice:
     fields: Mapping[str, Mapping[str, Mapped]]
     routing: Mapping[str, str]
     tombstone_seconds: int
-    writers: str
+    state_index: str
+
+    @property
+    def writers(self) -> str:
+        """What the aliases begin with that indices are written by."""
+        return f"{self.state_index}%to-"
 
 
 @dataclass(frozen=True, slots=True)

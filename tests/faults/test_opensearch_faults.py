@@ -122,11 +122,11 @@ def test_an_index_that_was_removed_is_filled_again(
         http.delete(f"/{ITEMS}~1")
         source.commit([delete(ITEMS, 1)])  # for this alone a server makes an index anew, and finds nothing wrong
         equal(under_test, relay)
-        http.delete(f"/{ITEMS}~1")
+        http.delete(f"/{ITEMS}~2").raise_for_status()
         source.commit([update(ITEMS, 2, name="b")])
         equal(under_test, relay)
     (name,) = http.get(f"/{ITEMS}").json()
-    assert name == f"{ITEMS}~1"
+    assert name == f"{ITEMS}~3"
 
 
 def test_a_server_without_its_checkpoint_but_with_old_rows_keeps_no_ghost(

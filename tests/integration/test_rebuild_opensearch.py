@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -31,9 +33,14 @@ from support.sinks_under_test import SinkUnderTest, opensearch_under_test
 from support.waiting import wait_for
 from support.walbus_command import walbus
 from walbus.consumers.checkpoint import Following, Marks, Point
-from walbus.consumers.rebuilding import discard
+from walbus.consumers.rebuilding import discard, rebuild
+from walbus.consumers.sinks import opensearch_swaps
+from walbus.consumers.sinks.base import OutrankingSink
 from walbus.consumers.sinks.copies import SinkSwapped
-from walbus.errors import SinkUnavailable
+from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
+from walbus.consumers.sinks.opensearch_server import IndexGone, OpenSearchServer
+from walbus.consumers.sinks.opensearch_swaps import Swaps
+from walbus.errors import SinkRefused, SinkUnavailable, WalbusError
 from walbus.events import window_of
 from walbus.position import Position
 
@@ -115,7 +122,7 @@ def test_a_rebuild_under_load_swaps_with_no_moment_without_an_answer(
     server.http.close()
 
 
-def test_a_second_rebuild_takes_a_name_that_is_free_again(
+def test_a_second_rebuild_takes_no_name_that_is_free_again(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
 ) -> None:
     filled(relay, under_test, source)
@@ -123,7 +130,7 @@ def test_a_second_rebuild_takes_a_name_that_is_free_again(
     assert dropped(under_test)
     rebuilt(relay, under_test)
     assert under_test.rows() == source.rows(ITEMS)
-    assert server.indices() == {SECOND, FIRST, "walbus-consumers"}
+    assert server.indices() == {SECOND, f"{ITEMS}~3", "walbus-consumers"}, "no name comes again"
 
 
 def test_a_copy_that_is_dropped_leaves_no_index(
@@ -134,6 +141,157 @@ def test_a_copy_that_is_dropped_leaves_no_index(
     stopped_while_it_reads(relay, under_test)
     discard("test", config_for(under_test), under_test.place.folder)
     assert server.indices() == before
+
+
+class Begun:
+    """A rebuild in a thread, which does not get its rows while `relay.seeding` is set; `ended` gives its error."""
+
+    def __init__(self, relay: ScriptedRelay, under_test: SinkUnderTest) -> None:
+        self._relay, self._under_test = relay, under_test
+        self.stop = threading.Event()
+        self._outcome: list[Position | WalbusError | None] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._relay.seeding = True
+        asked = len(self._relay.asked("/v1/snapshot"))
+        self._thread.start()
+        wait_for(lambda: len(self._relay.asked("/v1/snapshot")) > asked, what="it reads rows")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._relay.seeding = False
+        self.stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def ended(self) -> Position | WalbusError | None:
+        self._relay.seeding = False
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        return self._outcome[0]
+
+    def _run(self) -> None:
+        config, folder = config_for(self._under_test), self._under_test.place.folder
+        try:
+            self._outcome.append(rebuild("test", config, relay_url=self._relay.url, folder=folder, stop=self.stop))
+        except WalbusError as error:
+            self._outcome.append(error)
+
+
+def test_a_rebuild_whose_copy_is_dropped_ends_and_never_swaps(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    filled(relay, under_test, source)
+    before = server.indices()
+    with Begun(relay, under_test) as begun:
+        assert discard("test", config_for(under_test), under_test.place.folder)
+        outcome = begun.ended()
+    assert isinstance(outcome, SinkRefused)
+    assert "the copy was dropped while it was filled" in str(outcome)
+    assert server.indices() == before
+    assert not dropped(under_test), "nothing was swapped"
+    rebuilt(relay, under_test)
+    assert under_test.rows() == source.rows(ITEMS)
+
+
+def test_of_two_rebuilds_the_later_one_goes_on_with_the_copy(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    filled(relay, under_test, source)
+    with Begun(relay, under_test) as first, Begun(relay, under_test) as second:
+        swapped, outcome = second.ended(), first.ended()
+    assert swapped == source.end
+    assert isinstance(outcome, SinkRefused)
+    assert "another rebuild goes on with this copy" in str(outcome)
+    with consumer(relay, under_test):
+        source.commit([update(ITEMS, 1, name="goes on"), delete(ITEMS, 2)])
+        equal(under_test, relay)
+    assert dropped(under_test)
+    assert len(server.indices()) == 2
+
+
+def test_a_hold_is_its_takers_own_and_stands_alone(
+    under_test: SinkUnderTest,
+    relay: ScriptedRelay,
+    source: ModelSource,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that was ended, since its taker stood still, does not come through by the hold of the next one."""
+    monkeypatch.setattr(opensearch_swaps, "HELD_AT_MOST", 0.2)
+    filled(relay, under_test, source)
+    with closing(search_server(under_test)) as asked:
+        first, second, third = (Swaps(asked, "walbus-consumers", "test") for _ in range(3))
+        first.take({FIRST: WRITER})
+        with pytest.raises(SinkUnavailable, match="another `walbus rebuild`"):
+            second.take({FIRST: WRITER})
+        assert WRITER not in server.aliases(FIRST)
+        third.settle()
+        assert WRITER in server.aliases(FIRST)
+        second.take({FIRST: WRITER})
+        with pytest.raises(IndexGone):
+            asked.move([first.ended])
+        first.release()
+        assert second.is_own() and not first.is_own()
+        assert WRITER not in server.aliases(FIRST)
+        second.release()
+    assert not {name for name in server.indices() if "hold" in name}
+    under_test.open().close()
+
+
+def test_of_many_that_take_the_hold_at_once_one_has_it_at_most(under_test: SinkUnderTest) -> None:
+    with closing(search_server(under_test)) as asked:
+        takers = [Swaps(asked, "walbus-consumers", "test") for _ in range(6)]
+
+        def took(swaps: Swaps) -> bool:
+            try:
+                swaps.take({})
+            except SinkUnavailable:
+                return False
+            return True
+
+        with ThreadPoolExecutor(len(takers)) as pool:
+            for _ in range(5):
+                assert sum(pool.map(took, takers)) <= 1
+                for swaps in takers:
+                    swaps.release()
+                assert not takers[0].is_held()
+
+
+def test_what_a_hold_gives_back_is_nothing_that_was_replaced_meanwhile(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    """It was taken by what its taker saw before another one's swap."""
+    filled(relay, under_test, source)
+    rebuilt(relay, under_test)
+    with closing(search_server(under_test)) as asked:
+        late = Swaps(asked, "walbus-consumers", "test")
+        late.take({FIRST: WRITER})
+        late.release()
+    assert server.aliases(FIRST) == {f"{ITEMS}%old": {"is_hidden": True}}
+
+
+def test_a_rebuild_begins_without_a_touch_of_the_live_indices(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    """The consumer is in the middle of a table's new name: the alias is moved, and the list of tables is not stored."""
+    filled(relay, under_test, source)
+    server.move(
+        {"remove": {"index": FIRST, "alias": ITEMS}}, {"add": {"index": FIRST, "alias": "public.renamed"}},
+    )  # fmt: skip
+    place = "/walbus-consumers/_doc/checkpoint%3Atest"
+    before = server.ask("GET", place), server.ask("GET", f"/{quote(FIRST)}")
+    stop = threading.Event()
+    stop.set()
+    config, folder = config_for(under_test), under_test.place.folder
+    assert rebuild("test", config, relay_url=relay.url, folder=folder, stop=stop) is None
+    assert (server.ask("GET", place), server.ask("GET", f"/{quote(FIRST)}")) == before
+
+
+def search_server(under_test: SinkUnderTest) -> OpenSearchServer:
+    options = OpenSearchOptions.read(under_test.options, under_test.place)
+    return OpenSearchServer(options.access(under_test.place))
 
 
 def test_aliases_of_the_operator_move_and_settings_are_those_of_the_configuration(
@@ -182,6 +340,42 @@ def test_what_an_older_process_writes_behind_the_swap_reaches_no_index(
         assert checkpoint.point.last_done == done, "it goes on behind the copy's checkpoint"
         written(older, source, done)
     assert under_test.rows() == source.rows(ITEMS)
+
+
+def test_what_a_process_remembers_from_before_several_swaps_names_no_index(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    """It rested behind a repair: its versions are above all those of the indices that were made since."""
+    filled(relay, under_test, source)
+    with closing(under_test.open()) as older:
+        assert isinstance(older, OutrankingSink)
+        older.outrank(ITEMS)
+        rebuilt(relay, under_test)
+        assert dropped(under_test)
+        discard("test", config_for(under_test), under_test.place.folder)
+        rebuilt(relay, under_test)
+        assert dropped(under_test)
+        before, done = under_test.rows(), source.end
+        source.commit([update(ITEMS, 1, name="late", body="late")])
+        with pytest.raises(SinkSwapped):
+            written(older, source, done)
+        assert under_test.rows() == before
+    with consumer(relay, under_test):
+        source.commit([update(ITEMS, 1, name="behind it")])
+        equal(under_test, relay)
+
+
+def test_an_index_that_is_made_has_a_number_above_all_that_were(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
+) -> None:
+    """As they are where this was not seen to: the live one has a number, and those below it are free."""
+    server.ask("PUT", f"/{quote(ITEMS)}~7")
+    filled(relay, under_test, source)
+    assert server.indices() == {f"{ITEMS}~7", f"{ITEMS}~8", "walbus-consumers"}
+    server.http.delete(f"/{quote(ITEMS)}~7")
+    rebuilt(relay, under_test)
+    assert dropped(under_test)
+    assert server.indices() == {f"{ITEMS}~9", "walbus-consumers"}
 
 
 def test_indices_of_before_are_given_their_alias_for_writing_once(
