@@ -36,6 +36,7 @@ from walbus.consumers.sinks.tantivy_index import (
     Version,
     columns_of,
     document_id,
+    is_row,
     keyless_id,
     renamed_id,
     table_of,
@@ -325,34 +326,54 @@ class TantivySink:
         newer_log = marks.log_generation > self._log_generation
         if known is not None and known.id >= layout.id and not newer_log:
             return known
+        changed = known is not None and not known.same_layout(layout)
+        if changed and self._accepted:
+            self._commit()  # under the layout that it is of
         if newer_log:
             self._log_generation = marks.log_generation
             self._layouts = {oid: table for oid, table in self._layouts.items() if oid == layout.oid}
         self._layouts[layout.oid], self._layouts_stored = layout, False
-        if known is not None and not known.same_layout(layout):
+        if known is not None and changed:
             self._rewrite(known, layout)
         return layout
 
     def _rewrite(self, before: TableSchema, now: TableSchema) -> None:
-        """Brings a table's documents to a new layout: columns by their new names, and the table by its own."""
-        if self._accepted:
-            self._commit()
+        """Brings a table's documents to a new layout: columns by their new names, and the table by its own.
+
+        All in one commit, without a word of each in memory: tantivy remembers every deletion until then, so the rows
+        are deleted by one for all of them, and added again.
+        """
         change = layout_change(before, now)
+        free = before.table == now.table or not self._index.has(now.table)
+        self._index.delete_rows(before.table)
         for together in self._index.documents_of(before.table):
-            self._move(together, now, change)
+            self._move(together, before.table, now, change, free=free)
         self._commit()
 
-    def _move(self, together: Sequence[StoredDocument], now: TableSchema, change: LayoutChange) -> None:
-        """Brings the newest of the documents with one name to a new layout; one that somebody garbled is read again."""
+    def _move(
+        self, together: Sequence[StoredDocument], before: str, now: TableSchema, change: LayoutChange, *, free: bool
+    ) -> None:
+        """Brings the newest of the documents with one name to a new layout; one that somebody garbled is read again.
+
+        Args:
+            together: the documents.
+            before: what the table was called.
+            now: its new layout.
+            change: the way there.
+            free: whether no other document can have its new name.
+        """
         newest = max(together, key=lambda one: one.seq or 0)
-        if newest.name is None or newest.seq is None or newest.mark is None:
+        if not newest.name or newest.seq is None or newest.mark is None:
             return  # it is not ours
         new_id, columns = renamed_id(newest.name, now.table), columns_of(newest.source)
         lacks = columns is None or newest.name in self._lacking
-        self._index.delete(newest.name)
+        if not all(is_row(one, before) for one in together):
+            self._index.delete(newest.name)
         self._lacking.discard(newest.name)
         if columns is not None:
-            self._put(new_id, Version(now.table, newest.seq, newest.mark), _rearranged(columns, change))
+            fitting = _rearranged(columns, change)
+            row = IndexedRow(now.table, newest.seq, newest.mark, msgspec.json.encode(fitting))
+            (self._index.add if free else self._index.put)(new_id, row, _texts(fitting))
         if lacks:
             self._lacking.add(new_id)
 

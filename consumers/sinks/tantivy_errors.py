@@ -66,8 +66,7 @@ def require_undamaged(path: Path, checked: set[str]) -> None:
         SinkRefused: one is not as tantivy wrote it; names it.
     """
     with index_errors(path):
-        segments = json.loads((path / "meta.json").read_bytes())["segments"]
-        known = {str(segment["segment_id"]).replace("-", "") for segment in segments}
+        known = _segments(path / "meta.json")
         for file in sorted(path.iterdir()):
             if file.name.partition(".")[0] not in known or file.name in checked:
                 continue
@@ -78,6 +77,15 @@ def require_undamaged(path: Path, checked: set[str]) -> None:
             if not whole:
                 raise _damaged(file)
             checked.add(file.name)
+
+
+def _segments(path: Path) -> set[str]:
+    """What the files of an index's segments begin with, by the file that lists them."""
+    try:
+        segments = json.loads(path.read_bytes())["segments"]
+        return {str(segment["segment_id"]).replace("-", "") for segment in segments}
+    except (ValueError, KeyError, TypeError, FileNotFoundError):
+        raise _damaged(path) from None
 
 
 def _is_whole(path: Path) -> bool:

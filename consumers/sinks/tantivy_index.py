@@ -67,6 +67,12 @@ def columns_of(source: bytes) -> _Columns | None:
         return None
 
 
+def is_row(document: StoredDocument, table: str) -> bool:
+    """Whether `RowIndex.delete_rows` deletes it, as all that the sink has written of a table."""
+    versions = (document.seq, document.mark)
+    return bool(document.name) and document.tables == (table,) and all(v is not None and v < _MAX for v in versions)
+
+
 def document_id(table: str, key: bytes) -> str:
     """The name of a row's document."""
     return "/".join(map(_escaped, (table, *key_texts(key))))
@@ -164,6 +170,10 @@ class RowIndex:
     def put(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
         """Replaces the document with a name."""
         self.delete(row_id)
+        self.add(row_id, row, texts)
+
+    def add(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
+        """Adds a document, of whose name there is none that is not deleted."""
         document = tantivy.Document()
         document.add_text("_id", row_id)
         document.add_text("_table", row.table)
@@ -178,6 +188,16 @@ class RowIndex:
     def delete(self, row_id: str) -> None:
         """Deletes the document with a name."""
         self._writer.delete_documents_by_term("_id", row_id)
+
+    def delete_rows(self, table: str) -> None:
+        """Deletes a table's committed documents that have a name and a version, all at once: `is_row` tells which."""
+        named = tantivy.Query.regex_query(self._schema, "_id", r"[\s\S]*")
+        versions = [self._range(field, _MAX) for field in ("_seq", "_mark")]
+        self._writer.delete_documents_by_query(self._all([self._term("_table", table), named, *versions]))
+
+    def has(self, table: str) -> bool:
+        """Whether there is a committed document of a table."""
+        return bool(self._searcher.search(self._term("_table", table), 1, count=False).hits)
 
     def truncate(self, table: str, seq: int, marks: Marks) -> None:
         """Deletes a table's documents below a version; pending ones too."""

@@ -15,6 +15,7 @@ import tantivy
 from walbus.errors import SinkRefused
 
 _BATCH = 1_000
+_BATCH_BYTES = 8 << 20
 _Address = tuple[int, int]
 
 
@@ -68,13 +69,14 @@ class IndexReading:
             raise SinkRefused(what, where=self._where, mend=mend)
 
     def _batches(self, table: str, prefix: str) -> Iterator[list[tuple[_Address, StoredDocument]]]:
-        batch = []
+        batch, size = [], 0
         for address, stored in self._all():
             if table in stored.tables or (stored.name or "").startswith(prefix):
                 batch.append((address, stored))
-            if len(batch) == _BATCH:
+                size += len(stored.source)
+            if len(batch) == _BATCH or size >= _BATCH_BYTES:
                 yield batch
-                batch = []
+                batch, size = [], 0
         yield batch
 
     def _all(self) -> Iterator[tuple[_Address, StoredDocument]]:
