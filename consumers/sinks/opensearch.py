@@ -42,6 +42,7 @@ from walbus.consumers.sinks.opensearch_documents import (
     document_id,
     field_name,
     fitting_row,
+    routing_of,
     version_of,
 )
 from walbus.consumers.sinks.opensearch_gathered import GatheredRows, PresentRow
@@ -168,13 +169,21 @@ class OpenSearchSink:
         if change.schema is None or key is None:
             raise refused("a row has no layout, or no key", change, "check the bootstrap's store")
         row = self._row(change, change.schema if index is None else index.layout)
-        return held_row(tuple(key_texts(key)), document_id(key), change.seq, row)
+        place = Place("", document_id(key)) if index is None else self._place(index, change, key)
+        return held_row(len(key_texts(key)), place, change.seq, row)
 
     def outrank(self, table: str) -> None:
-        """See `OutrankingSink.outrank`: versions are those of the next number, as of another log."""
+        """See `OutrankingSink.outrank`: versions are those of a number above, as of another log.
+
+        Nobody comes in between: a consumer of before that writes late has the number of before, and an ordinary write
+        of somebody's is one version above the document that it meets, and so the next repair's. What was deleted under
+        a version of somebody's choice is not seen here; it is told as left for as long as a server remembers it.
+        """
         index = self._indices.named(table)
         if index is not None:
-            self._indices.outrank(index)
+            self._server.refresh([index.name])
+            pages = self._server.scroll(index.name, {"match_all": {}})
+            self._indices.outrank(index, max((found.version for page in pages for found in page), default=0))
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -333,7 +342,7 @@ class OpenSearchSink:
                 f"documents cannot be routed by {column}, which is no column of the key: a delete would not find them"
             )
             raise refused(what, change, f"route by one of {', '.join(names)}, or leave routing out")
-        return key_texts(key)[names.index(column)]
+        return routing_of(key_texts(key)[names.index(column)])
 
     def _present(self, index: TableIndex, change: Change, key: bytes | None) -> PresentRow | None:
         return self._rows.present(self._place(index, change, key))

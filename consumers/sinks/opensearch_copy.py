@@ -130,12 +130,16 @@ class LiveSide:
     def drop_copy(self) -> bool:
         """Drops a copy; tells whether there was one. Whoever fills it is refused from then on.
 
-        Its checkpoint goes first, while a hold keeps it from being swapped: if that has moved, or the hold has ended
-        meanwhile, it is looked at anew.
+        Its checkpoint goes first, while a hold keeps it from being swapped; if that has moved meanwhile, it is looked
+        at anew.
+
+        Raises:
+            SinkUnavailable: it is just being swapped, or the hold has ended meanwhile.
+            SinkRefused
         """
         self.swaps.settle()
-        self.swaps.take({})
         try:
+            self.swaps.take({})
             for _ in range(_ATTEMPTS):
                 key = self.swaps.key(self.swaps.number() + 1)
                 checkpoint, copied = read_document(self._server, self._state_index, "checkpoint", key), self.copied()

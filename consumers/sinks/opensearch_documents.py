@@ -125,6 +125,16 @@ def document_id(key: bytes) -> str:
     return _fitting(f"%25{text[1:]}" if text.startswith("%") else text)
 
 
+def routing_of(text: str) -> str:
+    """The routing that a column's text gives. To a server an empty one is none."""
+    return text or _EMPTY
+
+
+def is_digest(id_: str) -> bool:
+    """Whether an id is the digest of a longer one."""
+    return id_.startswith(_DIGEST)
+
+
 def key_of_id(id_: str, columns: int) -> tuple[str, ...]:
     """The texts of the key that `document_id` makes an id of; the id alone where it is a digest, or of no such key.
 
@@ -132,7 +142,7 @@ def key_of_id(id_: str, columns: int) -> tuple[str, ...]:
         id_: of a document, whoever wrote it.
         columns: that the key has.
     """
-    if id_.startswith(_DIGEST):
+    if is_digest(id_):
         return (id_,)
     if id_ == _EMPTY:
         return ("",)
@@ -140,6 +150,11 @@ def key_of_id(id_: str, columns: int) -> tuple[str, ...]:
     if len(parts) != columns:
         return (id_,)
     return tuple(part.replace("%3A", ":").replace("%25", "%") for part in parts) if columns > 1 else tuple(parts)
+
+
+def number_in(version: int) -> int:
+    """The number that stands above the seq in a version."""
+    return version >> _SEQ_BITS
 
 
 def seq_of(number: int, version: int) -> int:
@@ -270,5 +285,6 @@ def _escaped(match: re.Match[str]) -> str:
 
 __all__ = [
     "LACKS", "LOGS_AT_MOST", "MARK", "IndexTemplate", "Mapped", "RowForm", "Source", "acceptable", "document_id",
-    "field_name", "fitting_row", "index_text", "key_of_id", "properties_of", "seq_of", "version_of",
+    "field_name", "fitting_row", "index_text", "is_digest", "key_of_id", "number_in", "properties_of", "routing_of",
+    "seq_of", "version_of",
 ]  # fmt: skip

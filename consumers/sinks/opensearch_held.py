@@ -2,7 +2,8 @@
 
 A document is compared by its fields: one that is null and one that is not there are the same, as they are for a search,
 and what lies between the signs of JSON is not looked at. Its key is read off its id, and off nothing inside of it. One
-that lies under another routing than its key gives is another document, whatever its id.
+that lies under another routing than its key gives is another document, whatever its id. Where the id is a digest, which
+tells no key, the routing is a part of what it is compared by.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Final
 import msgspec
 
 from walbus.consumers.sinks.base import HeldRow
-from walbus.consumers.sinks.opensearch_bulks import Found
-from walbus.consumers.sinks.opensearch_documents import LACKS, MARK, key_of_id, seq_of
+from walbus.consumers.sinks.opensearch_bulks import Found, Place
+from walbus.consumers.sinks.opensearch_documents import LACKS, MARK, is_digest, key_of_id, routing_of, seq_of
 from walbus.consumers.sinks.opensearch_server import OpenSearchServer
 from walbus.consumers.sinks.opensearch_table_index import TableIndex
 
@@ -34,26 +35,31 @@ def held_rows(server: OpenSearchServer, index: TableIndex) -> Iterator[HeldRow]:
             yield HeldRow(_key(index, found), seq_of(index.number, found.version), _values(found.source))
 
 
-def held_row(key: tuple[str, ...], id_: str, seq: int, row: Mapping[str, object]) -> HeldRow:
+def held_row(columns: int, place: Place, seq: int, row: Mapping[str, object]) -> HeldRow:
     """A row as it will be read back.
 
     Args:
-        key: its texts.
-        id_: of its document.
+        columns: that its key has.
+        place: of its document.
         seq: of the change that it comes from.
         row: its fields, as they are written.
     """
-    return HeldRow(key_of_id(id_, len(key)), seq, _values(msgspec.json.encode(row)))
+    key = key_of_id(place.id, columns)
+    if is_digest(place.id) and place.routing is not None:
+        key = _under(key, place.routing)
+    return HeldRow(key, seq, _values(msgspec.json.encode(row)))
 
 
 def _key(index: TableIndex, found: Found) -> tuple[str, ...]:
     columns = [index.layout.columns[number].name for number in index.layout.key_indexes]
     key, wanted = key_of_id(found.id, len(columns)), None
-    if index.routing in columns and len(key) == len(columns):
-        wanted = key[columns.index(index.routing)]
-    if found.routing == wanted or key[0].startswith("%sha256-"):
-        return key
-    return (*key, f"routing {found.routing}")
+    if index.routing is not None and not is_digest(found.id) and len(key) == len(columns):
+        wanted = routing_of(key[columns.index(index.routing)]) if index.routing in columns else None
+    return key if found.routing == wanted else _under(key, found.routing)
+
+
+def _under(key: tuple[str, ...], routing: str | None) -> tuple[str, ...]:
+    return (*key, f"routing {routing}")
 
 
 def _values(source: bytes | msgspec.Raw) -> tuple[object, ...]:

@@ -25,6 +25,7 @@ from walbus.consumers.sinks.opensearch_documents import (
     Mapped,
     field_name,
     fitting_row,
+    number_in,
     properties_of,
 )
 from walbus.consumers.sinks.opensearch_gathered import GatheredRows
@@ -139,8 +140,17 @@ class TableIndices:
         if index.reread:
             self._remember(self._stored(replace(index, reread=False)))
 
-    def outrank(self, index: TableIndex) -> None:
-        """Whatever is stored is older than what comes from now on."""
+    def outrank(self, index: TableIndex, highest: int) -> None:
+        """Whatever is stored is older than what comes from now on.
+
+        Args:
+            index: of the table.
+            highest: version of its documents; one in the upper half of all is none of ours, and is left, since the
+                numbers above it are for the logs to come.
+        """
+        above = number_in(highest)
+        if index.number < above < LOGS_AT_MOST // 2:
+            index = replace(index, number=above)
         self._remember(self._stored(self._numbered(index)))
 
     # One index

@@ -99,3 +99,55 @@ def test_a_rebuild_that_ends_at_any_request_leaves_all_to_the_consumer_and_the_n
     assert at > 8, "all of its requests were met"
     with consumer(relay, under_test):
         equal(under_test, relay)
+
+
+def begun(relay: ScriptedRelay, under_test: SinkUnderTest) -> None:
+    """A rebuild that is stopped while it reads rows."""
+    stop, asked = threading.Event(), len(relay.asked("/v1/snapshot"))
+
+    def stops() -> None:
+        wait_for(lambda: len(relay.asked("/v1/snapshot")) > asked)
+        stop.set()
+
+    relay.seeding = True
+    stopping = threading.Thread(target=stops)
+    stopping.start()
+    config, folder = config_for(under_test), under_test.place.folder
+    assert rebuild("test", config, relay_url=relay.url, folder=folder, stop=stop) is None
+    stopping.join()
+    relay.seeding = False
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("arrives", [False, True], ids=["not-sent", "not-answered"])
+def test_a_discard_that_ends_at_any_request_leaves_the_live_rows_and_is_done_again(
+    under_test: SinkUnderTest,
+    relay: ScriptedRelay,
+    source: ModelSource,
+    between: Between,
+    monkeypatch: pytest.MonkeyPatch,
+    arrives: bool,
+) -> None:
+    monkeypatch.setattr(opensearch_swaps, "HELD_AT_MOST", 1.0)
+    filled(relay, under_test, source)
+    through = replace(under_test, options={**under_test.options, "url": between.url})
+    with Looks(looking_at(under_test)), consumer(relay, under_test):
+        at = 0
+        while True:
+            at += 1
+            begun(relay, under_test)
+            between.kill(at, since=_FIRST_REQUEST, arrives=arrives)
+            with suppress(SinkUnavailable):
+                discard("test", config_for(through), through.place.folder)
+            killed = between.killed.is_set()
+            print(f"{at}: {between.last if killed else 'came to its end'}")
+            between.revive()
+            source.commit([update(ITEMS, 1, name=f"behind {at}")])
+            wait_for(lambda: under_test.rows()["1"]["name"] == f"behind {at}", 60, what="the consumer goes on")  # noqa: B023
+            discard("test", config_for(under_test), under_test.place.folder)
+            assert not discard("test", config_for(under_test), under_test.place.folder)
+            if not killed:
+                break
+    assert at > 10, "all of its requests were met"
+    with consumer(relay, under_test):
+        equal(under_test, relay)

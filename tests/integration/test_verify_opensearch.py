@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -15,6 +16,8 @@ from support.sinks_under_test import SinkUnderTest, opensearch_under_test
 from support.tampering import SearchHand
 from support.waiting import wait_for
 from walbus.consumers.sink_verifying import TableVerdict, verify_sink
+from walbus.consumers.sinks.opensearch_documents import document_id
+from walbus.keys import encode_key
 
 pytestmark = pytest.mark.one_version
 
@@ -71,13 +74,13 @@ def test_a_version_that_was_raised_is_outranked_unless_there_is_none_above_it(
 ) -> None:
     filled(relay, either, source)
     hand = SearchHand(either)
-    for id_, version in ((1, None), (7, 2**40), (8, 2**53 - 1), (901, 2**52)):
+    for id_, version in ((1, None), (7, 2**40), (8, 2**53 - 1), (901, 2**52), (10, 5 * 2**53 + 7), (902, 2**62 - 1)):
         row = {"id": id_, "name": "by hand", "_walbus_mark": 1}
         hand.put(id_, row, hand.get(1)["_version"] if version is None else version)
     mended = verified(relay, either, repair=True)
-    assert (mended.differing, mended.mended) == (4, 4)
+    assert (mended.differing, mended.mended) == (6, 6)
     assert either.rows() == source.rows()
-    hand.put(9, {"id": 9, "name": "by hand"}, 2**62)
+    hand.put(9, {"id": 9, "name": "by hand"}, 1020 * 2**53)
     left = verified(relay, either, repair=True)
     assert (left.keys, left.mended) == ([("different", ["9"])], 0)
     with consumer(relay, either):
@@ -101,6 +104,34 @@ def test_a_document_under_another_route_is_a_ghost(
     mended = verified(relay, under_test, repair=True)
     assert (mended.keys, mended.mended) == ([("ghost", ["1", "routing 2"])], 1)
     assert under_test.rows() == source.rows()
+
+
+def test_long_and_empty_keys_lie_where_they_are_looked_for(opensearch_url: str, tmp_path: Path) -> None:
+    """The id of a long one is a digest, which tells nothing of the key: the routing is compared beside it."""
+    source = ModelSource(layouts=[items_layout("items", column("id", in_key=True), column("name"), column("body"))])
+    keys: list[Any] = ["", "a", "x" * 513, "\u00fc" * 1_000, "y" * 20_000, "z,1", "%empty"]
+    source.commit([insert(ITEMS, key, "n", "b") for key in keys])
+    options = {"routing": {ITEMS: "id"}, "settings": {"number_of_shards": 3}}
+    under_test = opensearch_under_test(tmp_path, opensearch_url, **options)
+    with ScriptedRelay(source) as relay:
+        with consumer(relay, under_test):
+            equal(under_test, relay)
+            source.commit([update(ITEMS, key, name="changed") for key in keys])
+            equal(under_test, relay)
+        assert (verified(relay, under_test).rows, verified(relay, under_test).differing) == (len(keys), 0)
+        hand, digest = SearchHand(under_test), document_id(encode_key([b"x" * 513], [25]))
+        for route in range(20):  # in each shard one document has this id, also where the row's own was
+            hand.put(f"{quote(digest)}?routing={route}", {"id": keys[2], "name": "n", "body": "b"})
+        mended = verified(relay, under_test, repair=True)
+        assert sorted(kind for kind, _ in mended.keys) == ["ghost", "ghost", "ghost", "missing"]
+        assert {key[0] for _, key in mended.keys} == {digest}
+        assert mended.mended == 4
+        assert under_test.rows() == source.rows()
+        with consumer(relay, under_test):
+            source.commit([delete(ITEMS, key) for key in keys])
+            equal(under_test, relay)
+        assert under_test.rows() == {}
+        assert verified(relay, under_test).differing == 0
 
 
 def test_keys_of_any_text_and_of_several_columns_are_compared(
