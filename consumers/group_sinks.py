@@ -73,7 +73,7 @@ def check_group_of_sinks(config: ConsumerConfig, place: SinkPlace) -> None:
     if config.table:
         what = "a mapping is remembered on one machine, and members could fill a part under two"
         raise ConfigError(what, where=f"{key}.table", mend="leave the mapping or parts out")
-    require_fenced(config.sink, place)
+    require_fenced(config.sink, config.options, place)
 
 
 def run_group(  # noqa: PLR0913  # what a member is made of

@@ -9,12 +9,14 @@ of parts, that is refused.
 
 A sink's rows are swept behind a snapshot: what the snapshot did not bring is deleted. That is right where all rows are
 the consumer's, so a sink of one part has a place of its own: `{partition}` stands for `3-of-8` in the sink's options.
+Redis can have the rows of a group's parts together, for its rows tell which part wrote them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +31,9 @@ PLACEHOLDER: Final = "{partition}"
 #: The option of a sink on a server that says where rows lie.
 _PLACES: Final = {"redis": "key", "postgres": "into", "opensearch": "index", "elasticsearch": "index"}
 
+#: Sinks on a server that can have the rows of a group's parts in one place.
+_TOGETHER: Final = ("redis",)
+
 #: Options of which two sinks must not have the same.
 _OWN: Final = ("pointer", "keys")
 
@@ -42,6 +47,24 @@ _IN_FOLDER: Final = {"sqlite": "path", "tantivy": "path"}
 _PASSING_ON: Final = ("stdout", "webhook")
 
 _FOLDER = re.compile(r"\.\d{1,5}-of-(\d{1,5})\Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPart:
+    """A part of all keys that members of a group have after each other, as its sink sees it.
+
+    Attributes:
+        partition: `i/n`.
+        together: whether the rows of all parts lie in one place.
+    """
+
+    partition: str
+    together: bool
+
+    @property
+    def word(self) -> str:
+        """`i-of-n`."""
+        return _word(self.partition)
 
 
 def part_name(name: str, partition: str | None) -> str:
@@ -60,6 +83,38 @@ def part_name(name: str, partition: str | None) -> str:
 def partitions_of(config: ConsumerConfig) -> tuple[str | None, ...]:
     """What a configured consumer is made of: all parts of a group, the one that it has, or None for all keys."""
     return tuple(f"{part}/{config.parts}" for part in range(config.parts)) if config.parts else (config.partition,)
+
+
+def part_of(config: ConsumerConfig, partition: str | None) -> GroupPart | None:
+    """The part that a configured consumer's sink holds, if members of a group have it; None: one process has it."""
+    if config.parts is None or partition is None:
+        return None
+    option = _PLACES.get(config.sink, "")
+    apart = PLACEHOLDER in str(config.options.get(option, ""))
+    return GroupPart(partition, config.sink in _TOGETHER and not apart)
+
+
+def options_of(config: ConsumerConfig, partition: str | None, name: str) -> dict[str, Any]:
+    """The options of a configured consumer's sink for one part, or for all keys.
+
+    Args:
+        config: the consumer's section.
+        partition: `i/n`; None: all keys.
+        name: of the consumer, for the error.
+
+    Raises:
+        ConfigError: as `own_place`; or the rows of all parts lie together, and an option is about those of one.
+    """
+    part = part_of(config, partition)
+    if part is None or not part.together:
+        return own_place(config.sink, config.options, partition, name)
+    if "pointer" in config.options:
+        raise ConfigError(
+            "the rows of all parts lie together, and this is about those of one",
+            where=f"key consumer.{name}.pointer",
+            mend=f"leave it out; or write {PLACEHOLDER} into it and into {_PLACES[config.sink]}",
+        )
+    return _filled(config.options, part.partition)
 
 
 def names_of(name: str, config: ConsumerConfig) -> tuple[str, ...]:
@@ -154,8 +209,12 @@ def own_place(sink: str, options: Mapping[str, Any], partition: str | None, name
             where=f"key consumer.{name}.{own}",
             mend=f"write {PLACEHOLDER} into it: it stands for {_word(partition)}",
         )
+    return _filled(options, partition)
+
+
+def _filled(options: Mapping[str, Any], partition: str) -> dict[str, Any]:
     word = _word(partition)
-    return {key: _filled(value, word) if key in placed else value for key, value in options.items()}
+    return {key: _with(value, word) for key, value in options.items()}
 
 
 def _texts(value: object) -> list[str]:
@@ -164,9 +223,9 @@ def _texts(value: object) -> list[str]:
     return [text for text in values if isinstance(text, str)]
 
 
-def _filled(value: object, word: str) -> object:
+def _with(value: object, word: str) -> object:
     if isinstance(value, Mapping):
-        return {table: _filled(text, word) for table, text in value.items()}
+        return {table: _with(text, word) for table, text in value.items()}
     return value.replace(PLACEHOLDER, word) if isinstance(value, str) else value
 
 

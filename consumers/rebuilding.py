@@ -223,6 +223,8 @@ class Rebuilding:
     def _follow(self) -> Position | None:
         """Reads on from the copy's checkpoint; the swap's position, None if it is to be gone on with, or stopped."""
         self._committed = self._mapped.checkpoint()
+        if self._committed is None:  # somebody dropped the copy, with what it was furnished with
+            self._furnished = False
         self._reporter.begin(self._committed)
         session = Session(self._relays, self._subscribed, self._committed, self._clock)
         feed = SinkFeed(self._mapped, self._noted)

@@ -23,7 +23,7 @@ from walbus.config import ConsumerConfig
 from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.checkpoint import Checkpoint, Following, Snapshotting, last_done_of, token_of
 from walbus.consumers.checkpoint_store import FileCheckpointStore
-from walbus.consumers.partitions import own_place, part_name, partitions_of, require_same_part
+from walbus.consumers.partitions import options_of, part_name, part_of, partitions_of, require_same_part
 from walbus.consumers.places import found_place, parse_place
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.tables import EVERYTHING, check_patterns
@@ -63,11 +63,10 @@ def _opened(
 ) -> tuple[Sink, Checkpoint]:
     """The sink of a part, whose rows can be read again, and its checkpoint; the sink is closed with the stack."""
     called = part_name(name, partition)
-    place = SinkPlace(called, folder.with_name(part_name(folder.name, partition)), check_patterns(config.tables))
+    own_folder = folder.with_name(part_name(folder.name, partition))
+    place = SinkPlace(called, own_folder, check_patterns(config.tables), part_of(config, partition))
     where = f"consumer {called}"
-    sink = stack.enter_context(
-        closing(open_sink(config.sink, own_place(config.sink, config.options, partition, name), place))
-    )
+    sink = stack.enter_context(closing(open_sink(config.sink, options_of(config, partition, name), place)))
     before = sink.checkpoint()
     require_same_part(before, partition, called, token_of(before) if config.parts else 0)
     if before is None:

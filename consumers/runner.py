@@ -31,7 +31,7 @@ from walbus.consumers.letter_file import FILE_NAME
 from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.part_lease import PartLease
-from walbus.consumers.partitions import own_place, part_name, require_same_parts
+from walbus.consumers.partitions import options_of, part_name, part_of, require_same_parts
 from walbus.consumers.pausing import PAUSED, Pause
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
@@ -266,7 +266,7 @@ class _Configured:
         options = self.check(narrowing.partition)
         name, clock = progress.name, progress.clock
         folder = self.folder.with_name(part_name(self.folder.name, narrowing.partition))
-        place = SinkPlace(name, folder, check_patterns(config.tables))
+        place = SinkPlace(name, folder, check_patterns(config.tables), part_of(config, narrowing.partition))
         mapper = load_mapper(config.table, place)
         opened = _open_patiently(config.sink, options, place, progress, stop, part)
         if opened is None:
@@ -292,7 +292,7 @@ class _Configured:
     def check(self, partition: str | None) -> dict[str, Any]:
         """The sink's options for a part; raises UsageError, ConfigError: it cannot be had here."""
         require_same_parts(self.folder.parent, self.folder.name, partition)
-        return own_place(self.config.sink, self.config.options, partition, self.name)
+        return options_of(self.config, partition, self.name)
 
     @contextmanager
     def relays(self) -> Iterator[list[RelayPeer]]:

@@ -32,7 +32,7 @@ from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
 from walbus.consumers.mapping import Mapper
 from walbus.consumers.narrowing import Narrowing
-from walbus.consumers.partitions import own_place, part_name, partitions_of
+from walbus.consumers.partitions import options_of, part_name, part_of, partitions_of
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.row_spool import RowSpool
 from walbus.consumers.session import Session
@@ -134,9 +134,10 @@ def _verified(  # noqa: PLR0913, PLR0917  (those of `verify_sink`, and the part)
     """Compares one part."""
     where = f"consumer {name}"
     patterns, narrowing = check_patterns(config.tables), Narrowing(partition)
-    options = own_place(config.sink, config.options, narrowing.partition, name)
+    options = options_of(config, narrowing.partition, name)
     called = part_name(name, narrowing.partition)
-    place = SinkPlace(called, folder.with_name(part_name(folder.name, narrowing.partition)), patterns)
+    own_folder = folder.with_name(part_name(folder.name, narrowing.partition))
+    place = SinkPlace(called, own_folder, patterns, part_of(config, narrowing.partition))
     mapper = load_mapper(config.table, place)
     with ExitStack() as stack:
         opened = stack.enter_context(closing(open_sink(config.sink, options, place)))

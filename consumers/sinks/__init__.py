@@ -42,14 +42,13 @@ _BUILT_IN = {
 }
 
 #: Sinks that members of a group can write.
-_FENCED = ("postgres",)
+_FENCED = ("postgres", "redis")
 
 #: Why others cannot be written by members of a group.
 _UNFENCED = {
     "sqlite": "is a file, which one process of one machine writes",
     "tantivy": "is an index in a folder, which one process of one machine writes",
     "stdout": "is the standard output of one process",
-    "redis": "notes things beside its rows without comparing tokens",
     "webhook": "is somebody else's server, and compares no tokens",
     "opensearch": "has no transactions, and compares no tokens",
     "elasticsearch": "has no transactions, and compares no tokens",
@@ -73,22 +72,25 @@ def open_sink(kind: str, options: Mapping[str, Any], place: SinkPlace) -> Sink:
 
 def open_fenced_sink(kind: str, options: Mapping[str, Any], place: SinkPlace) -> FencedSink:
     """Opens the sink of a part that a member of a group holds; see `open_sink`, and `require_fenced`."""
-    require_fenced(kind, place)
+    require_fenced(kind, options, place)
     return cast(FencedSink, open_sink(kind, options, place))
 
 
-def require_fenced(kind: str, place: SinkPlace) -> None:
+def require_fenced(kind: str, options: Mapping[str, Any], place: SinkPlace) -> None:
     """Sees to it that members of a group can have this sink's parts one after the other.
 
     Args:
         kind: the word behind `sink =`.
+        options: the sink's own keys.
         place: whose sink it is.
 
     Raises:
         ConfigError: it could not tell a holder from the one before; or there is no such sink.
     """
     why = _UNFENCED.get(kind, "compares no tokens")
-    if isinstance(_find(kind, place), FencedSinkType):
+    if kind == "redis" and options.get("invalidate") is not None:
+        why = "keeps, with invalidate, versions of keys for programs that know it by one name, and takes no turns"
+    elif isinstance(_find(kind, place), FencedSinkType):
         return
     raise ConfigError(
         f"the sink {kind} {why}, so what a process writes that has lost its part would not be refused",

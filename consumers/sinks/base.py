@@ -38,6 +38,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from walbus.consumers.checkpoint import Checkpoint, Marks
+from walbus.consumers.partitions import GroupPart
 from walbus.consumers.refused_rows import RowRefused, row_of
 from walbus.consumers.steps import (
     Sweep,
@@ -75,11 +76,13 @@ class SinkPlace:
         consumer: name of the consumer.
         folder: the consumer's own folder, for sinks that live on this machine.
         tables: patterns of the tables that it is sent.
+        part: that it holds, if members of a group have it after each other; None: it is one process's.
     """
 
     consumer: str
     folder: Path
     tables: tuple[str, ...]
+    part: GroupPart | None = None
 
 
 class Sink(Protocol):

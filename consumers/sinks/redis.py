@@ -19,6 +19,8 @@ A Redis Cluster is found by itself. It has no MULTI over all of its masters: row
     redis_options       the sink's keys
     redis_keys          where rows lie, by the template for all tables or by a table's own
     redis_rows          forms of rows, and that template; redis_stored reads and writes rows
+    redis_lacking       which of them lack a value
+    redis_parts         whose rows are whose, where those of a group's parts lie together
     redis_store         where they lie, and the consumer's own keys there: redis_server or redis_cluster
     redis_slots         what the masters of a cluster still hold, by their checkpoints
     redis_generations   which rows are live, and where each generation lies
@@ -32,14 +34,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.checkpoint import Checkpoint, Marks, Part, dump_checkpoint, last_done_of
+from walbus.consumers.partitions import GroupPart
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, Sink, SinkPlace, refused
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.redis_cluster import open_store
 from walbus.consumers.sinks.redis_invalidation import RedisInvalidation
 from walbus.consumers.sinks.redis_keys import RowKeys
+from walbus.consumers.sinks.redis_lacking import LackingRows
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import RedisOptions
+from walbus.consumers.sinks.redis_parts import RowsOfPart
 from walbus.consumers.sinks.redis_rows import (
     Columns,
     Entry,
@@ -53,6 +58,7 @@ from walbus.consumers.sinks.redis_rows import (
 from walbus.consumers.sinks.redis_server import RedisServer
 from walbus.consumers.sinks.redis_store import RedisStore, Shape
 from walbus.consumers.sinks.redis_stored import RedisRows, RowForm
+from walbus.consumers.sinks.taking_over import parse_stored
 from walbus.consumers.steps import Sweep
 from walbus.errors import InvalidText, SinkRefused
 from walbus.events import Change, Window
@@ -73,10 +79,14 @@ class RedisSink:
         options: of the sink.
         tables: patterns of the tables that it is sent.
         server: that has the rows, or a cluster.
+        part: of a group, that it holds.
     """
 
-    def __init__(self, options: RedisOptions, tables: tuple[str, ...], server: RedisStore) -> None:
+    def __init__(
+        self, options: RedisOptions, tables: tuple[str, ...], server: RedisStore, part: GroupPart | None = None
+    ) -> None:
         self._options, self._tables_wanted, self._server = options, tables, server
+        self._part = RowsOfPart(part) if part is not None and part.together else None
         self._form = _form_of(options)
         self._shape = Shape(options.key, options.format, options.values, options.pointer or "", options.keys)
         self._ttl = options.ttl
@@ -84,7 +94,7 @@ class RedisSink:
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
         self._layouts = StoredLayouts(self._server)
-        self._lacking: set[str] = set()  # rows that lack a value
+        self._lacking = LackingRows(self._server)
         self._forget_gathered()
 
     @classmethod
@@ -95,10 +105,11 @@ class RedisSink:
         sink: Sink
         try:
             if read.invalidate is None:
-                sink = cls(read, place.tables, store)
+                sink = cls(read, place.tables, store, place.part)
             else:
                 sink = RedisInvalidation(read, read.invalidate, place, store)
-            sink.checkpoint()
+            if place.part is None:  # who gets a part takes it over before anything is noted
+                sink.checkpoint()
         except BaseException:
             store.close()
             raise
@@ -112,18 +123,26 @@ class RedisSink:
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`."""
         with self._server.errors():
-            text = self._server.begin()
-            self._lie_below(self._server.generation.rows)
-            self._layouts.load()
-            self._server.check_shape(self._shape, [layout.table for layout in self._layouts.all()])
-            for layout in self._layouts.all():
-                self._keys.know(layout)
-            self._lacking = self._server.lacking()
-        self._forget_gathered()
+            return self._begun(self._server.begin())
+
+    def take_over(self, part: Part, lease_seconds: float) -> Checkpoint | None:
+        """See `FencedSink.take_over`; nobody stands still in the middle of a MULTI."""
+        del lease_seconds
+        with self._server.errors():
+            return self._begun(self._server.take_over(part))
+
+    def _begun(self, text: str) -> Checkpoint | None:
         try:
-            checkpoint = load_checkpoint(text) if text else None
+            checkpoint = parse_stored(text).checkpoint
         except InvalidText as error:
             raise SinkRefused(error.what, where=self._server.where, mend=error.mend) from None
+        self._lie_below(self._server.generation.rows)
+        self._layouts.load()
+        self._server.check_shape(self._shape, [layout.table for layout in self._layouts.all()])
+        for layout in self._layouts.all():
+            self._keys.know(layout)
+        self._lacking.load()
+        self._forget_gathered()
         self._done = last_done_of(checkpoint)
         return checkpoint
 
@@ -145,9 +164,11 @@ class RedisSink:
                 self._gather(sweep.table, Entry(key, "w", sweep.seq))
                 self._send_if_many()
             self._send()
-            for key in self.lacking_keys(sweep.table):  # the replay behind the snapshot writes them anew, whole
+            if lacking := self.lacking_keys(sweep.table):
+                self._server.show_ahead(sweep.seq)
+            for key in lacking:  # the replay behind the snapshot writes them anew, whole
                 self._rows.forget(key)
-            self._complete_table(sweep.table)
+            self._lacking.remove_table(sweep.table)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
@@ -162,7 +183,7 @@ class RedisSink:
 
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`."""
-        return tuple(sorted({member.partition("\0")[0] for member in self._lacking})) if self._lacking else ()
+        return self._lacking.tables()
 
     def settle(self) -> None:
         """See `SettlingSink.settle`."""
@@ -174,7 +195,7 @@ class RedisSink:
         layout = self._layouts.named(table)
         if layout is not None:
             with self._server.errors():
-                yield from self._rows.held(table, len(layout.key_indexes))
+                yield from self._rows.held(table, layout)
 
     def as_held(self, change: Change) -> HeldRow:
         """See `ReadableSink.as_held`."""
@@ -196,7 +217,7 @@ class RedisSink:
 
     def lacking_keys(self, table: str) -> list[str]:
         """The keys of a table's rows that lack a value."""
-        return [member.partition("\0")[2] for member in self._lacking_of(table)]
+        return self._lacking.keys_of(table)
 
     def expires(self, table: str) -> bool:
         """See `ExpiringSink.expires`."""
@@ -210,7 +231,7 @@ class RedisSink:
     def _lie_below(self, prefix: str) -> None:
         self._keys = RowKeys(self._options.key, self._options.keys, prefix)
         tombstone_ms = self._options.tombstone_seconds * 1000
-        self._rows = RedisRows(self._server, self._keys, self._form, tombstone_ms, self._ttl)
+        self._rows = RedisRows(self._server, self._keys, self._form, tombstone_ms, self._ttl, self._part)
 
     # What is gathered
 
@@ -239,8 +260,8 @@ class RedisSink:
         self._gathered.append((table, entry))
         self._gathered_bytes += sum(map(len, entry.parts))
         self._latest[entry.key] = entry
-        if self._lacking and entry.verb != "w" and _member(table, entry.key) in self._lacking:
-            self._complete([_member(table, entry.key)])
+        if entry.verb != "w":
+            self._lacking.remove(table, entry.key)
 
     # Changes
 
@@ -259,13 +280,14 @@ class RedisSink:
         """A snapshot's row; it replaces a row that lacks a value whatever its version: the log brings it forward."""
         layout = self._table(change)
         key = self._row_key(change, layout.table, change.raw.key)
-        verb: Verb = "f" if _member(layout.table, key) in self._lacking else "s"
+        verb: Verb = "f" if (layout.table, key) in self._lacking else "s"
         self._gather(layout.table, Entry(key, verb, change.seq, self._encode(change, layout, {}), _of(change)))
 
     def _upsert(self, change: Change) -> None:
         layout, raw = self._table(change), change.raw
         key = self._row_key(change, layout.table, raw.key)
-        old = key if raw.old_key is None else self._row_key(change, layout.table, raw.old_key)
+        old_key = raw.old_key if self._has(raw.old_key) else None
+        old = key if old_key is None else self._row_key(change, layout.table, old_key)
         if raw.unchanged:
             self._merge(change, layout, old, key)
         else:
@@ -284,11 +306,11 @@ class RedisSink:
         if stored is None and layout.table in self._ttl:  # it has expired: a cache need not have it
             self._gather(layout.table, Entry(key, "d", change.seq, of=_of(change)))
             return
-        lacks = stored is None or _member(layout.table, old) in self._lacking
+        lacks = stored is None or (layout.table, old) in self._lacking
         columns = {} if stored is None else stored.columns
         self._gather(layout.table, Entry(key, "u", change.seq, self._encode(change, layout, columns), _of(change)))
         if lacks:
-            self._lack(layout.table, key)
+            self._lacking.add(layout.table, key)
 
     def _truncate(self, change: Change) -> None:
         layout = change.schema or self._layouts.get(change.raw.table)
@@ -300,7 +322,7 @@ class RedisSink:
             self._gather(layout.table, Entry(key, "d", change.seq))
         self._send()
         self._rows.raise_floor(layout.table, change.seq, self._marks)
-        self._complete_table(layout.table)
+        self._lacking.remove_table(layout.table)
 
     def _encode(self, change: Change, layout: TableSchema, stored: Columns) -> list[bytes]:
         if change.raw.after is None or change.schema is None:
@@ -315,6 +337,10 @@ class RedisSink:
         if change.raw.unchanged:
             columns = self._form.completed(columns, stored, change.unchanged, layout)
         return self._form.parts(columns, layout.table)
+
+    def _has(self, key: bytes | None) -> bool:
+        """Whether a key is of this part: the row that leaves a part is deleted, and known, by that part's own sink."""
+        return key is not None and (self._part is None or self._part.has(key))
 
     def _row_key(self, change: Change, table: str, key: bytes | None) -> str:
         if key is None:
@@ -344,26 +370,11 @@ class RedisSink:
             for change in window.changes if window.kind == Kind.TRANSACTION else ():
                 reads = change.raw.unchanged and self._keys.knows(change.table)
                 for key in (change.raw.key, change.raw.old_key) if reads else ():
-                    row_key = None if key is None else self._keys.row_key(change.table, key)
+                    row_key = None if key is None or not self._has(key) else self._keys.row_key(change.table, key)
                     if row_key is not None and row_key not in self._fetched:
                         missing.setdefault(change.table, {})[row_key] = None
         for table, keys in missing.items():
             self._fetched.update(zip(keys, self._rows.rows(table, list(keys), self._marks), strict=True))
-
-    def _lack(self, table: str, key: str) -> None:
-        self._lacking.add(_member(table, key))
-        self._server.add_lacking(_member(table, key))
-
-    def _complete(self, members: list[str]) -> None:
-        if members:
-            self._lacking.difference_update(members)
-            self._server.remove_lacking(members)
-
-    def _complete_table(self, table: str) -> None:
-        self._complete(self._lacking_of(table))
-
-    def _lacking_of(self, table: str) -> list[str]:
-        return [member for member in self._lacking if member.startswith(f"{table}\0")]
 
     # Layouts
 
@@ -409,7 +420,7 @@ class RedisSink:
             if row is None:
                 self._rows.forget(key)
                 if now.table not in self._ttl:  # it has not expired: somebody wrote into it
-                    self._lack(now.table, moved)
+                    self._lacking.add(now.table, moved)
                 continue
             columns = self._form.rearranged(row.columns, change)
             entry = Entry(moved, "f", row.seq, self._form.parts(columns, now.table))
@@ -431,10 +442,6 @@ def _form_of(options: RedisOptions) -> RowForm:
 
 def _of(change: Change) -> tuple[int, bytes | None]:
     return change.raw.table, change.raw.key
-
-
-def _member(table: str, key: str) -> str:
-    return f"{table}\0{key}"
 
 
 __all__ = ["RedisSink", "server_of"]

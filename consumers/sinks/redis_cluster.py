@@ -32,6 +32,7 @@ import structlog
 from redis.cluster import ClusterPipeline
 from redis.connection import parse_url
 
+from walbus.consumers.checkpoint import Part
 from walbus.consumers.sinks.redis_nodes import Answer, Argument, ClusterNodes, Command, text_of
 from walbus.consumers.sinks.redis_scripts import (
     APPLY_IN_SLOT,
@@ -40,6 +41,7 @@ from walbus.consumers.sinks.redis_scripts import (
     DROP_IN_SLOT,
     EMPTY_IN_SLOT,
     FENCED,
+    GUARDED_IN_SLOT,
     INVALIDATE_IN_SLOT,
     LOST,
     UNLINK_IN_SLOT,
@@ -65,7 +67,7 @@ _log = structlog.get_logger(__name__)
 _CHECKPOINT: Final = ("number", "checkpoint", "vouches", "node", "history", "layouts")  # what goes of an anchor
 _SCRIPTS: Final = (
     *(APPLY_IN_SLOT, CLAIM, COMMIT_IN_SLOT, DROP_IN_SLOT, EMPTY_IN_SLOT),
-    *(INVALIDATE_IN_SLOT, UNLINK_IN_SLOT),
+    *(GUARDED_IN_SLOT, INVALIDATE_IN_SLOT, UNLINK_IN_SLOT),
 )
 _LACKING: Final = "lacking:"
 
@@ -154,6 +156,15 @@ class RedisCluster(RedisStore):
         self._stored = bool(anchors)
         return stands.checkpoint
 
+    def take_over(self, part: Part) -> str:
+        """See `RedisStore.take_over`: its fences know no tokens."""
+        raise SinkRefused(
+            "a group cannot fill a Redis Cluster, whose slots know writers by other names than the relay's tokens",
+            where=self.where,
+            mend=f"leave parts out (this is part {part.partition}) and let one process write it, or use a Redis "
+            "without cluster mode",
+        )
+
     def _prepare(self, client: redis.Redis, *, may_evict: bool) -> None:
         if not may_evict:
             self.refuse_eviction(client.info("memory"))
@@ -190,7 +201,7 @@ class RedisCluster(RedisStore):
 
     def set_document(self, what: str, document: bytes) -> None:
         """See `RedisStore.set_document`."""
-        self._nodes.answers([(slot, ("HSET", self._anchor(slot), what, document)) for slot in self._own.values()])
+        self._guarded([(slot, ("HSET", self._anchor(slot), what, document)) for slot in self._own.values()])
 
     def lacking(self) -> set[str]:
         """See `RedisStore.lacking`."""
@@ -199,14 +210,14 @@ class RedisCluster(RedisStore):
     def add_lacking(self, member: str) -> None:
         """See `RedisStore.add_lacking`: it lies on the row's master, so that both are lost or neither."""
         slot = self._own[self._nodes.master_of(slot_of(member.partition("\0")[2]))]
-        self._nodes.answers([(slot, ("HSET", self._anchor(slot), _LACKING + member, 1))])
+        self._guarded([(slot, ("HSET", self._anchor(slot), _LACKING + member, 1))])
         self._anchors.setdefault(slot, {})[_LACKING + member] = b"1"
 
     def remove_lacking(self, members: Sequence[str]) -> None:
         """See `RedisStore.remove_lacking`."""
         gone = {_LACKING + member for member in members}
         there = [(slot, name) for slot, name in self._lacking_fields() if name in gone]
-        self._nodes.answers([(slot, ("HDEL", self._anchor(slot), name)) for slot, name in there])
+        self._guarded([(slot, ("HDEL", self._anchor(slot), name)) for slot, name in there])
         for slot, name in there:
             del self._anchors[slot][name]
 
@@ -280,7 +291,19 @@ class RedisCluster(RedisStore):
 
     def remove(self, *keys: str) -> None:
         """See `RedisStore.remove`."""
-        self._nodes.answers([(slot_of(keys[0]), ("UNLINK", *keys))])
+        self._guarded([(slot_of(key), ("UNLINK", key)) for key in keys])
+
+    def _guarded(self, commands: Iterable[Command]) -> None:
+        """Commands of one key each, while no later writer has been in its slot; the slot is this writer's then.
+
+        Raises as `send`.
+        """
+        self._claim()
+        sent: list[Command] = []
+        for slot, (command, key, *arguments) in commands:
+            sent.append(self._script(slot, CLAIM))  # where it is another's, what comes next is nothing either
+            sent.append(self._script(slot, GUARDED_IN_SLOT, (str(key),), (command, *arguments)))
+        self._see(self._nodes.answers(sent))
 
     def _claim(self) -> None:
         if self._claimed:

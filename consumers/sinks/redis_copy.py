@@ -19,22 +19,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
+from uuid import uuid4
 
+import msgspec
 import redis
 
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import SinkPlace
+from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.redis import RedisSink, server_of
 from walbus.consumers.sinks.redis_generations import Generation, rows_of, stamped, unstamped
 from walbus.consumers.sinks.redis_options import RedisOptions
-from walbus.consumers.sinks.redis_scripts import CARRY, DROP, FENCED, NOT_YET, POINTER, SWAP
+from walbus.consumers.sinks.redis_scripts import CARRY, DROP, FENCED, NOT_YET, POINTER, SWAP, SWAPPED
 from walbus.consumers.sinks.redis_server import RedisServer
 from walbus.consumers.sinks.redis_stored import SCRIPT_ENTRIES, some
+from walbus.consumers.sinks.taking_over import Stored
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable, UsageError
 
 #: Milliseconds that the live rows' writer is held back, unless the swap comes before: more than a rebuild takes for it.
 HOLD_MILLISECONDS: Final = 5_000
+
+#: What a copy's checkpoint is until there is one, with a sign by which one copy is told from the next one of its
+#: number: nothing would be what everybody expects who begins.
+_BEGUN: Final = "begun "
+
+_CARRIED: Final = "carried"  # document of the tables whose rows came from the live ones
 
 
 class BesideServer(RedisServer):
@@ -50,22 +60,50 @@ class BesideServer(RedisServer):
         self.generation = Generation(place.consumer, number)
         self._swapped_pointer = options.pointer or ""
         self._holds = ""  # the key that holds back the live rows' writer, if it does
+        self._found_beside = ""  # the live rows' shape: another one, where a server came back empty and is filled again
 
     @property
     def _checkpoint_key(self) -> str:
         return self.name("checkpoint")
 
     def _found(self) -> Generation:
-        if unstamped(self.live)[0] >= self.generation.number:
+        stored = self._text(self._checkpoint_key)
+        if stored == SWAPPED or unstamped(self.live)[0] >= self.generation.number:
             what = "this copy has taken the rows' place already, or another one has"
             mend = f"`walbus rebuild {self._consumer} --discard` drops what is left of it"
+            raise SinkRefused(what, where=self.where, mend=mend)
+        beside = self._text(f"{Generation(self._consumer, unstamped(self.live)[0]).own}shape")
+        if self.has_checkpoint and not stored and beside == self._found_beside != "":
+            what = "this copy is gone: somebody discarded it"
+            mend = f"`walbus rebuild {self._consumer}` begins another one, once nobody discards this one"
             raise SinkRefused(what, where=self.where, mend=mend)
         self.note("new", self.generation.number)
         if self.noted("new") != self.generation.number:
             mend = "let one rebuild of the consumer run"
             raise SinkRefused("another rebuild has begun another copy", where=self.where, mend=mend)
+        self._found_beside = beside
+        self._redis.set(self._checkpoint_key, f"{_BEGUN}{uuid4().hex}", nx=True)
         self._stored = self._text(self._checkpoint_key)
         return self.generation
+
+    def begin(self, *, may_evict: bool = False) -> str:
+        """See `RedisStore.begin`."""
+        stored = super().begin(may_evict=may_evict)
+        return stored if self.has_checkpoint else ""
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """See `RedisStore.has_checkpoint`."""
+        return super().has_checkpoint and not self._stored.startswith(_BEGUN)
+
+    def fenced(self) -> NoReturn:
+        """As that of the live rows; of another rebuild, that has had this copy take their place, SinkSwapped tells."""
+        if self._text(self._checkpoint_key) == SWAPPED:
+            raise SinkSwapped("another process has had this copy take the rows' place", where=self.where)
+        super().fenced()
+
+    def _parsed(self, text: str) -> Stored:
+        return Stored(None, None) if text.startswith(_BEGUN) else super()._parsed(text)
 
     @property
     def live(self) -> str:
@@ -138,10 +176,13 @@ class BesideServer(RedisServer):
         return held
 
     def release(self) -> None:
-        """The live rows' writer goes on. Never raises: otherwise that is a matter of seconds."""
+        """The live rows' writer goes on. Never raises: otherwise that is a matter of seconds.
+
+        It may be another rebuild's hold by now, on which no swap relies.
+        """
         if self._holds:
             with suppress(redis.RedisError, OSError):
-                self.remove(self._holds)
+                self._redis.unlink(self._holds)
             self._holds = ""
 
     def swap(self, held: str, checkpoint: str, seq: int) -> None:
@@ -153,6 +194,7 @@ class BesideServer(RedisServer):
             seq: the last one that is in them.
 
         Raises:
+            SinkSwapped: it is already, by another process.
             SinkUnavailable: the live rows went on meanwhile, or show more than their checkpoint tells of.
             SinkRefused: the pointer's key holds something else; or another process writes the copy.
         """
@@ -185,11 +227,19 @@ class RedisCopy(RedisSink):
         super().__init__(options, place.tables, server)
         self._beside, self._place, self._held = server, place, ""
         self._committed: Checkpoint | None = None
+        self._carried: set[str] = set()  # tables whose rows came from the live ones
 
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`."""
         self._committed = super().checkpoint()
+        with self._server.errors():
+            [document] = self._server.documents(_CARRIED)
+        self._carried = set(msgspec.json.decode(document, type=dict[str, list[str]]).get("tables", []))
         return self._committed
+
+    def incomplete(self) -> tuple[str, ...]:
+        """See `Sink.incomplete`. What a carried row lacks it lacks in the live ones too, and nobody can read it."""
+        return tuple(table for table in super().incomplete() if table not in self._carried)
 
     def furnish(self) -> None:
         """See `SinkCopy.furnish`: the rows of tables that the bootstrap has no more are carried over."""
@@ -201,6 +251,8 @@ class RedisCopy(RedisSink):
                 return
             for layout in live.layouts():
                 if self._layouts.get(layout.oid) is None and self._layouts.named(layout.table) is None:
+                    self._carried.add(layout.table)
+                    self._server.set_document(_CARRIED, msgspec.json.encode({"tables": sorted(self._carried)}))
                     self._carry(live, server, layout.table, before.marks, own.marks)
                     self._layouts.store(layout, own.marks.log_generation)  # says that all its rows are here
 
@@ -236,7 +288,7 @@ class RedisCopy(RedisSink):
             carried = [(key, server.name(f"v:{key}"), here + key.removeprefix(prefix)) for key in keys]
             self._beside.carry(table, carried, before.log_generation, own)
         for key in live.lacking_keys(table):
-            self._lack(table, here + key.removeprefix(prefix))
+            self._lacking.add(table, here + key.removeprefix(prefix))
 
 
 class RedisCopies:
@@ -325,22 +377,25 @@ class RedisCopies:
             if number == unstamped(self._records.live)[0]:
                 what = f"{self._records.record(record)} names the rows that are read"
                 raise SinkRefused(what, where=self._records.where, mend="delete that key: nothing is to be dropped")
-            self._clear(record, number)
-            self._records.remove(self._records.record(record))
+            self._clear(record, number, self._records.record(record))
         return True
 
-    def _clear(self, record: str, number: int) -> None:
-        """Deletes all that is a generation's; its own keys last, since they tell which rows are its."""
+    def _clear(self, record: str, number: int, *others: str) -> None:
+        """Deletes all that is a generation's: its own keys behind its rows, since they tell which rows are its.
+
+        Whoever fills it meanwhile is fenced at the end at the latest: then its checkpoint, and others, go at once.
+        """
         server = self._server(number)
         with closing(server):
             server.prepare()
             if number:
-                server.drop(record, [server.name("checkpoint")])  # whoever fills it is fenced from now on
+                server.drop(record, [server.name("checkpoint")])
                 server.drop(record, server.scan(f"{server.generation.rows}*"))
             else:
                 rows = RedisSink(self._options, self._place.tables, server)
                 server.drop(record, (key for table in rows.layouts() for key in rows.keys_of(table.table)))
             server.drop(record, server.own_keys())
+            server.drop(record, (server.name("checkpoint"), *others) if number else others)
 
 
 def _loaded(stored: str, server: RedisServer) -> Checkpoint | None:

@@ -6,8 +6,13 @@ leaves its version in the key beside (a tombstone, with a time to live), and a t
 which no change of the log applies. A row that expires has its version in the key beside too, which outlives it as a
 tombstone does. Behind a text's version, on a line of its own, may stand the columns that it was made of.
 
-Every call begins with the fence: the checkpoint that is stored must be the one that this sink stored last (or none,
-if it never did). If a server came back empty, or another process wrote, nothing is written, and the answer is -1.
+Where rows of all parts of a group lie together, a hash has the part that wrote it behind its version, as in
+`seq:mark:i-of-n`; a text has its version in a key of the part's. Marks are numbers of one part: those of another say
+nothing, its seqs do, and its rows are not swept.
+
+Every call that writes rows, or what is noted beside them, has the fence: the checkpoint that is stored must be the one
+that this sink stored last (or none, if it never did). If a server came back empty, or another process wrote, nothing is
+written, and the answer is -1.
 
 Redis goes on with a MULTI behind a script that failed. So each script that writes rows counts itself as done, and the
 checkpoint is stored only behind all of them.
@@ -33,22 +38,24 @@ VERSION_FIELD = "_walbus"
 
 #: What every script that writes rows does behind its fence; `first_row` is the index of the first row's key.
 _APPLY_ROWS = """
-local since, ttl, life, text = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == 'text'
-local at = 6
+local since, ttl, life, text, own = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == 'text', ARGV[6]
+local at = 7
 for i = first_row, #KEYS, 2 do
   local row, beside = KEYS[i], KEYS[i + 1]
   local verb, seq, mark, n = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   local first = at + 4
   at = first + n
   local beside_version = redis.call('GET', beside)
-  local version = beside_version
+  local version, is_own = beside_version, true
   if not version and redis.call('TYPE', row).ok == 'hash' then
     version = redis.call('HGET', row, '_walbus')
   end
   local was, marked
   if version then
-    local stored, mark_stored = string.match(version, '^(%-?%d+):(%d+)')
+    local stored, mark_stored, by = string.match(version, '^(%-?%d+):(%d+):?([^\\n]*)')
     was, marked = tonumber(stored), tonumber(mark_stored)
+    is_own = beside_version or by == own
+    if was and not is_own then marked = since end
   end
   local new, applies = tonumber(seq), nil
   if verb == 'f' then
@@ -56,7 +63,7 @@ for i = first_row, #KEYS, 2 do
   elseif verb == 's' then
     applies = not was or marked < since or new >= was
   elseif verb == 'w' then
-    applies = was and marked < tonumber(mark) and (marked < since or was <= new)
+    applies = was and is_own and marked < tonumber(mark) and (marked < since or was <= new)
   else
     applies = new > floor and (not was or marked < since or new > was)
   end
@@ -70,7 +77,8 @@ for i = first_row, #KEYS, 2 do
         redis.call('SET', row, ARGV[first])
         if n > 1 then beside_it = beside_it .. '\\n' .. ARGV[first + 1] end
       else
-        redis.call('HSET', row, '_walbus', beside_it, unpack(ARGV, first, first + n - 1))
+        local of_part = own == '' and beside_it or beside_it .. ':' .. own
+        redis.call('HSET', row, '_walbus', of_part, unpack(ARGV, first, first + n - 1))
       end
       if life > 0 then
         redis.call('PEXPIRE', row, life)
@@ -86,9 +94,10 @@ end"""
 
 #: KEYS: checkpoint, count of scripts done, floor, then for each change the row's key and the key beside it.
 #: ARGV: the checkpoint expected, log_generation, tombstone milliseconds, milliseconds that rows live (0: for ever),
-#: `hash` or `text`, then for each change: verb, seq, mark, number of parts, parts. Verbs: `u` upsert (log), `s` upsert
-#: (snapshot), `f` the same whatever the version, `d` delete, `w` sweep. An upsert's parts are the fields and values of
-#: a hash, or a text and perhaps what is kept beside it.
+#: `hash` or `text`, the part `i-of-n` that writes (empty: all rows are its own), then for each change: verb, seq, mark,
+#: number of parts, parts. Verbs: `u` upsert (log), `s` upsert (snapshot), `f` the same whatever the version, `d`
+#: delete, `w` sweep. An upsert's parts are the fields and values of a hash, or a text and perhaps what is kept beside
+#: it.
 APPLY = (
     """
 if redis.call('GET', KEYS[2]) == 'held' then return -4 end
@@ -168,6 +177,16 @@ if tonumber(redis.call('GET', KEYS[2]) or '0') < tonumber(ARGV[2]) then redis.ca
 return 0
 """
 
+#: A command on each of some keys: of the sink's own notes, or of rows that are to go.
+#: KEYS: checkpoint, what says that writes are held back, keys.
+#: ARGV: the checkpoint expected, the command, what it has behind a key.
+GUARDED = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+if redis.call('EXISTS', KEYS[2]) == 1 then return -4 end
+for i = 3, #KEYS do redis.call(ARGV[2], KEYS[i], unpack(ARGV, 3)) end
+return 0
+"""
+
 #: The first script of a MULTI, where rows have a pointer.
 #: KEYS: checkpoint, count of scripts done, what says that writes are held back, pointer.
 #: ARGV: the checkpoint expected, what the pointer is to name.
@@ -205,14 +224,21 @@ end
 
 #: Has the pointer name the live rows, if it is not there or names others of the consumer's.
 #: KEYS: checkpoint, pointer.
-#: ARGV: the checkpoint expected, the live rows' prefix, what those of all generations begin with.
+#: ARGV: the number before the checkpoint (empty: there is none), the live rows' prefix, what those of all generations
+#: begin with. Which checkpoint it is does not matter: a consumer that runs stores hundreds of them a second.
 POINT = f"""
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return -1 end
+local stored, number = redis.call('GET', KEYS[1]) or '', ''
+if stored ~= '' then number = string.match(stored, '^(%d+) .') or '0' end
+if number ~= ARGV[1] then return -1 end
 local pointer, rows = KEYS[2], ARGV[3]
 {_NAMES_OTHERS}
 if kind == 'none' or redis.call('GET', pointer) ~= ARGV[2] then redis.call('SET', pointer, ARGV[2]) end
 return 0
 """
+
+#: What a copy's checkpoint is once the copy has taken the live rows' place. That it were gone would be what another
+#: process expects which fills the copy and has committed nothing yet.
+SWAPPED = "swapped"
 
 #: A copy takes the live rows' place.
 #: KEYS: checkpoint, pointer, the copy's checkpoint; the numbers of what was replaced and of the copy; of the live rows,
@@ -228,7 +254,8 @@ local pointer, rows = KEYS[2], ARGV[4]
 redis.call('SET', KEYS[1], ARGV[5])
 redis.call('SET', pointer, ARGV[3])
 redis.call('SET', KEYS[4], ARGV[6])
-redis.call('DEL', KEYS[3], KEYS[5], KEYS[6], KEYS[7], KEYS[8])
+redis.call('SET', KEYS[3], '{SWAPPED}')
+redis.call('DEL', KEYS[5], KEYS[6], KEYS[7], KEYS[8])
 return 0
 """
 
@@ -300,6 +327,13 @@ return 0
 UNLINK_IN_SLOT = """
 if (redis.call('GET', KEYS[1]) or '') > ARGV[1] then return -1 end
 for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 0
+"""
+
+#: GUARDED for keys of one slot of a cluster. KEYS: the slot's fence, keys. ARGV: the writer, then as for GUARDED.
+GUARDED_IN_SLOT = """
+if (redis.call('GET', KEYS[1]) or '') > ARGV[1] then return -1 end
+for i = 2, #KEYS do redis.call(ARGV[2], KEYS[i], unpack(ARGV, 3)) end
 return 0
 """
 

@@ -2,7 +2,8 @@
 
 Beside the keys that `redis_store` names it has these:
 
-walbus:NAME:checkpoint      the checkpoint, which is the fence too, behind the number of the generation (0: without)
+walbus:NAME:checkpoint      the checkpoint, which is the fence too, behind the number of the generation (0: without); of
+                            a part that members of a group have after each other, under the token of who has it
 walbus:NAME:done            how many scripts of the MULTI under way did their work
 walbus:NAME:floor:G:TABLE   no change of the log with a seq at or below this applies (after a TRUNCATE), in the
                             log that generation G began
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn, cast
 from uuid import uuid4
 
@@ -27,6 +29,7 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
+from walbus.consumers.checkpoint import Part
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.redis_generations import Generation, pointed, rows_of, stamped, unstamped
 from walbus.consumers.sinks.redis_scripts import (
@@ -37,6 +40,7 @@ from walbus.consumers.sinks.redis_scripts import (
     EMPTY,
     FENCED,
     GATE,
+    GUARDED,
     HELD,
     INVALIDATE,
     POINT,
@@ -46,14 +50,15 @@ from walbus.consumers.sinks.redis_scripts import (
     UNLINK,
 )
 from walbus.consumers.sinks.redis_store import TIMEOUT_SECONDS, Call, RedisStore, Written, texts_among
-from walbus.errors import SinkRefused, SinkUnavailable
+from walbus.consumers.sinks.taking_over import Stored, is_stamp, parse_stored, require_not_above, text_under
+from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
 
 _SYNC_SECONDS = 2.0  # within which a server that syncs once a second has begun to
 _LONGEST_SYNC_SECONDS = 30.0
 _LONGEST_HOLD_SECONDS = 10.0  # longer than writes are held back
 _HOLD_LOOK_SECONDS = 0.02
-_ATTEMPTS = 3  # to read a checkpoint that another process moves meanwhile
-_SCRIPTS = (APPLY, CARRY, COMMIT, DROP, EMPTY, GATE, INVALIDATE, POINT, RAISE, SWAP, UNLINK)
+_ATTEMPTS = 3  # to find the live rows: each time that it fails, another copy has taken their place meanwhile
+_SCRIPTS = (APPLY, CARRY, COMMIT, DROP, EMPTY, GATE, GUARDED, INVALIDATE, POINT, RAISE, SWAP, UNLINK)
 
 
 class _Packer:
@@ -111,6 +116,21 @@ class RedisServer(RedisStore):
         self.generation = self._found()
         return unstamped(self._stored)[1]
 
+    def take_over(self, part: Part) -> str:
+        """See `RedisStore.take_over`."""
+        until = time.monotonic() + _LONGEST_HOLD_SECONDS
+        while True:
+            self.begin()
+            with self._legible():
+                text = stamped(self.generation, text_under(part, unstamped(self._stored)[1], self.where))
+            keys = (self._checkpoint_key, self.name("held"), self._checkpoint_key)
+            answer = self.run(GUARDED, keys, self._stored, "SET", text)
+            if answer == HELD:
+                self._wait_while_held(until)
+            elif answer != FENCED:
+                self._stored = text
+                return unstamped(text)[1]
+
     def prepare(self, *, may_evict: bool = False) -> None:
         """Checks the server, and loads the scripts.
 
@@ -142,7 +162,7 @@ class RedisServer(RedisStore):
             found = Generation(self._consumer, number) if self._stored else self._pointed()
             if not self._pointer or self._points(found):
                 return found
-        raise SinkUnavailable("another process moves the checkpoint", where=self.where)
+        raise SinkUnavailable("one copy after the other takes the rows' place", where=self.where)
 
     def _pointed(self) -> Generation:
         """The rows that are read where a checkpoint is lost: they are filled again in place."""
@@ -151,8 +171,8 @@ class RedisServer(RedisStore):
         return pointed(self._consumer, self._text(self._pointer))
 
     def _points(self, to: Generation) -> bool:
-        keys = (self._checkpoint_key, self._pointer)
-        answer = self.run(POINT, keys, self._stored, to.rows, rows_of(self._consumer))
+        number = to.number if self._stored else ""
+        answer = self.run(POINT, (self._checkpoint_key, self._pointer), number, to.rows, rows_of(self._consumer))
         if answer == POINTER:
             raise self.names_others(self._pointer)
         return answer != FENCED
@@ -169,7 +189,7 @@ class RedisServer(RedisStore):
     @property
     def has_checkpoint(self) -> bool:
         """See `RedisStore.has_checkpoint`."""
-        return bool(self._stored)
+        return bool(self._stored) and not is_stamp(unstamped(self._stored)[1])
 
     @property
     def stored(self) -> str:
@@ -182,7 +202,7 @@ class RedisServer(RedisStore):
 
     def set_document(self, what: str, document: bytes) -> None:
         """See `RedisStore.set_document`."""
-        self._redis.set(self.name(what), document)
+        self._guarded("SET", [self.name(what)], document)
 
     def lacking(self) -> set[str]:
         """See `RedisStore.lacking`."""
@@ -190,11 +210,11 @@ class RedisServer(RedisStore):
 
     def add_lacking(self, member: str) -> None:
         """See `RedisStore.add_lacking`."""
-        self._redis.sadd(self.name("lacking"), member)
+        self._guarded("SADD", [self.name("lacking")], member)
 
     def remove_lacking(self, members: Sequence[str]) -> None:
         """See `RedisStore.remove_lacking`."""
-        self._redis.srem(self.name("lacking"), *members)
+        self._guarded("SREM", [self.name("lacking")], *members)
 
     def slot(self, key: str) -> int:
         """See `RedisStore.slot`: a script may write any rows."""
@@ -247,13 +267,20 @@ class RedisServer(RedisStore):
             raise SinkUnavailable("a rebuilt copy is about to take the rows' place", where=self.where)
         time.sleep(_HOLD_LOOK_SECONDS)
 
-    def run(self, script: str, keys: Sequence[str], *arguments: str | int) -> int:
+    def run(self, script: str, keys: Sequence[str], *arguments: str | bytes | int) -> int:
         """One script; its answer."""
         return int(self._redis.evalsha(self._scripts[script], len(keys), *keys, *arguments))
 
     def call(self, script: str, key: str, *arguments: str | int) -> None:
         """One script on the checkpoint and another key; raises as `send`."""
-        keys, until = (self._checkpoint_key, key, self.name("held")), time.monotonic() + _LONGEST_HOLD_SECONDS
+        self._run_unless_held(script, (self._checkpoint_key, key, self.name("held")), *arguments)
+
+    def _guarded(self, command: str, keys: Sequence[str], *arguments: str | bytes) -> None:
+        """A command on each of some keys, while the checkpoint is the one that is known; raises as `send`."""
+        self._run_unless_held(GUARDED, (self._checkpoint_key, self.name("held"), *keys), command, *arguments)
+
+    def _run_unless_held(self, script: str, keys: Sequence[str], *arguments: str | bytes | int) -> None:
+        until = time.monotonic() + _LONGEST_HOLD_SECONDS
         while (answer := self.run(script, keys, self._stored, *arguments)) == HELD:
             self._wait_while_held(until)
         if answer == FENCED:
@@ -280,7 +307,7 @@ class RedisServer(RedisStore):
 
     def remove(self, *keys: str) -> None:
         """See `RedisStore.remove`."""
-        self._redis.unlink(*keys)
+        self._guarded("UNLINK", keys)
 
     def fenced(self) -> NoReturn:
         """Raises what it means that the stored checkpoint is not the one that is known."""
@@ -289,7 +316,23 @@ class RedisServer(RedisStore):
             raise SinkUnavailable("this Redis came back empty; it is filled from a snapshot", where=self.where)
         if unstamped(text)[0] > self.generation.number:
             raise SinkSwapped("a rebuilt copy has taken the rows' place", where=self.where)
+        if own := self._parsed(self._stored).token:
+            require_not_above(self._parsed(text), own, self.where)  # nobody stores a text over one with a higher token
+            what = "this Redis has lost writes that it had acknowledged, and the part is taken over again"
+            raise SinkUnavailable(what, where=self.where)
         raise self.another_writer()
+
+    def _parsed(self, text: str) -> Stored:
+        with self._legible():
+            return parse_stored(unstamped(text)[1])
+
+    @contextmanager
+    def _legible(self) -> Iterator[None]:
+        """Raises SinkRefused: what is stored is no checkpoint."""
+        try:
+            yield
+        except InvalidText as error:
+            raise SinkRefused(error.what, where=self.where, mend=error.mend) from None
 
     # Reading
 

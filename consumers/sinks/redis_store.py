@@ -14,12 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 import msgspec
 import redis
 from redis.client import Pipeline
 from redis.cluster import ClusterPipeline
 
+from walbus.consumers.checkpoint import Part
 from walbus.consumers.refused_rows import RefusedRow, RowRefused
 from walbus.consumers.sinks.redis_errors import redis_errors
 from walbus.consumers.sinks.redis_generations import Generation
@@ -38,13 +40,17 @@ Reads: TypeAlias = Pipeline | ClusterPipeline
 
 
 class Shape(msgspec.Struct):
-    """What a consumer writes: under which keys, in which form, and as which texts, by table; and the pointer to it."""
+    """What a consumer writes: under which keys, in which form, and as which texts, by table; and the pointer to it.
+
+    `born` is a sign by which what is written is told from what was there before a server lost everything.
+    """
 
     key: str
     format: str
     values: dict[str, str] = {}
     pointer: str = ""
     keys: dict[str, str] = {}
+    born: str = ""
 
     def follows(self, before: Shape, tables: Iterable[str]) -> bool:
         """Whether rows of these tables that were written as `before` are as they are written now."""
@@ -93,6 +99,16 @@ class RedisStore(ABC):
             may_evict: whether keys may go that others need: those of a cache may.
         """
 
+    @abstractmethod
+    def take_over(self, part: Part) -> str:
+        """As `begin`, and has a part be its new holder's: nothing goes in of one before from now on.
+
+        Raises:
+            PartLost: a later holder has it; then `send` raises that too.
+            UsageError: what is stored is of another part.
+            SinkRefused: members of a group cannot have it.
+        """
+
     @property
     @abstractmethod
     def has_checkpoint(self) -> bool:
@@ -104,7 +120,7 @@ class RedisStore(ABC):
 
     @abstractmethod
     def set_document(self, what: str, document: bytes) -> None:
-        """Replaces all copies of it."""
+        """Replaces all copies of it; raises as `send`."""
 
     @abstractmethod
     def lacking(self) -> set[str]:
@@ -112,11 +128,11 @@ class RedisStore(ABC):
 
     @abstractmethod
     def add_lacking(self, member: str) -> None:
-        """One more; called before it is written."""
+        """One more; called before it is written. Raises as `send`."""
 
     @abstractmethod
     def remove_lacking(self, members: Sequence[str]) -> None:
-        """Not any more."""
+        """Not any more; some hundred at the most. Raises as `send`."""
 
     @abstractmethod
     def slot(self, key: str) -> int:
@@ -154,8 +170,9 @@ class RedisStore(ABC):
                 where=self.where,
                 mend="let a consumer with another name and another key begin with this one",
             )
-        if not known or any(before != shape for before in known):
-            self.set_document("shape", msgspec.json.encode(shape))
+        now = msgspec.structs.replace(shape, born=known[0].born if known else uuid4().hex)
+        if not known or any(before != now for before in known):
+            self.set_document("shape", msgspec.json.encode(now))
 
     # Writing
 
@@ -171,7 +188,8 @@ class RedisStore(ABC):
         Raises:
             SinkUnavailable: what was written before is lost.
             RowRefused: where a row's version belongs lies something else.
-            SinkRefused: another process has moved the checkpoint.
+            PartLost: a later holder of the part has moved the checkpoint.
+            SinkRefused: another process has.
         """
 
     @abstractmethod
@@ -205,7 +223,7 @@ class RedisStore(ABC):
 
     @abstractmethod
     def remove(self, *keys: str) -> None:
-        """Deletes keys of one slot; their memory is freed behind the answer."""
+        """Deletes some keys of one slot, whose memory is freed behind the answer. Raises as `send`."""
 
     # Reading
 

@@ -17,6 +17,7 @@ import redis
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.base import HeldRow
 from walbus.consumers.sinks.redis_keys import RowKeys
+from walbus.consumers.sinks.redis_parts import RowsOfPart, part_told
 from walbus.consumers.sinks.redis_rows import (
     Columns,
     Entry,
@@ -28,6 +29,7 @@ from walbus.consumers.sinks.redis_rows import (
 )
 from walbus.consumers.sinks.redis_scripts import VERSION_FIELD
 from walbus.consumers.sinks.redis_store import Call, Reads, RedisStore
+from walbus.schema import TableSchema
 
 SCRIPT_ENTRIES = 500  # one script blocks the server; this many rows take it a few milliseconds
 _READ_AT_ONCE = 50  # rows that are read back in a round trip: one may have a megabyte
@@ -43,10 +45,12 @@ class _Found(NamedTuple):
     Attributes:
         version: its seq and mark; None: it is not ours.
         parts: of the row, with an empty one where nothing is kept beside a text; None: it is of another type than rows.
+        is_of_a_part: whether it tells that another part of the group wrote it.
     """
 
     version: tuple[int, int] | None
     parts: list[bytes] | None
+    is_of_a_part: bool = False
 
 
 class RedisRows:
@@ -58,12 +62,20 @@ class RedisRows:
         form: of the rows.
         tombstone_ms: how long a deleted row's version is kept.
         ttl: by table, seconds that a row stays behind its last write; for ever where a table has none.
+        part: whose rows these are, where those of all parts lie under such keys.
     """
 
-    def __init__(
-        self, store: RedisStore, keys: RowKeys, form: RowForm, tombstone_ms: int, ttl: Mapping[str, int]
+    def __init__(  # noqa: PLR0913, PLR0917  # what a row has
+        self,
+        store: RedisStore,
+        keys: RowKeys,
+        form: RowForm,
+        tombstone_ms: int,
+        ttl: Mapping[str, int],
+        part: RowsOfPart | None = None,
     ) -> None:
-        self._store, self._keys, self._form = store, keys, form
+        self._store, self._keys, self._form, self._part = store, keys, form, part
+        self._word = "" if part is None else part.word
         self._tombstone_ms, self._ttl = tombstone_ms, ttl
         self._is_hash = not isinstance(form, JsonForm | StringForm)
 
@@ -86,7 +98,7 @@ class RedisRows:
         for entry in entries:
             keys += (entry.key, self._store.beside(entry.key))
         form = "hash" if self._is_hash else "text"
-        head = (marks.log_generation, self._tombstone_ms, self._ttl.get(table, 0) * 1000, form)
+        head = (marks.log_generation, self._tombstone_ms, self._ttl.get(table, 0) * 1000, form, self._word)
         return self._store.apply, keys, (*head, *arguments(entries, marks.generation))
 
     def rows(self, table: str, keys: Sequence[str], marks: Marks) -> list[StoredRow | None]:
@@ -105,18 +117,31 @@ class RedisRows:
                         pipeline.get(self._store.beside(key))
                 answers = _answers(pipeline)
             versions = answers if self._is_hash else [beside if there else None for there, beside in _pairs(answers)]
-            yield from (key for key, version in zip(keys, versions, strict=True) if _version(version) is not None)
+            yield from (key for key, version in zip(keys, versions, strict=True) if self._version(version) is not None)
 
-    def held(self, table: str, key_columns: int) -> Iterator[HeldRow]:
-        """What lies under the keys of a table; without a version where it is others'."""
+    def held(self, table: str, layout: TableSchema) -> Iterator[HeldRow]:
+        """What lies under the keys of a table, of this layout; without a version where it is others'.
+
+        Where those of all parts lie there, what another one wrote is left out, and so is what nobody wrote at a key of
+        another one's.
+        """
         for keys in some(self._store.scan(self._keys.pattern(table)), _READ_AT_ONCE):
             for key, found in zip(keys, self._found(keys), strict=True):
                 if found is None:  # expired since
                     continue
-                texts = self._keys.texts(key, table, key_columns)
+                texts = self._keys.texts(key, table, len(layout.key_indexes))
+                if found.version is None and not self._may_be_own(key, found, texts, layout):
+                    continue
                 seq = None if found.version is None else found.version[0]
                 values = None if seq is None or found.parts is None else self._values(table, found.parts)
                 yield HeldRow(texts, seq, values or ())
+
+    def _may_be_own(self, key: str, found: _Found, texts: tuple[str, ...], layout: TableSchema) -> bool:
+        """Whether what has no version of this part's belongs to it all the same: by its key, if no part wrote it."""
+        if self._part is None:
+            return True
+        is_of_a_part = found.is_of_a_part or self._part.is_note(key, self._store.generation.own)
+        return not is_of_a_part and self._part.has_row(texts, layout)
 
     def told(self, table: str, key: tuple[str, ...], seq: int, parts: Sequence[bytes]) -> HeldRow:
         """A row of these parts as it is held."""
@@ -133,8 +158,23 @@ class RedisRows:
                     pipeline.get(self._store.beside(key))
             answers = _answers(pipeline)
         if self._is_hash:
-            return [_found_hash(fields) for fields in answers]
+            return [self._found_hash(fields) for fields in answers]
         return [_found_text(text, beside) for text, beside in _pairs(answers)]
+
+    def _found_hash(self, fields: _Answer) -> _Found | None:
+        if isinstance(fields, redis.RedisError):
+            return _Found(None, None)
+        version = fields.pop(VERSION_FIELD.encode(), None)
+        own = self._version(version)
+        parts = [part for pair in fields.items() for part in pair]
+        of_another = own is None and self._part is not None and self._part.is_of_another(version)
+        return _Found(own, parts, of_another) if parts or version else None
+
+    def _version(self, text: _Answer) -> tuple[int, int] | None:
+        """Seq and mark of a version; None: it is none, or that of a row of another part's."""
+        if self._is_hash and isinstance(text, bytes) and part_told(text) != self._word:
+            return None
+        return _version(text)
 
     def _row(self, table: str, found: _Found, marks: Marks) -> StoredRow | None:
         columns = None if found.parts is None else self._columns(table, found.parts)
@@ -185,14 +225,6 @@ def _answers(pipeline: Reads) -> list[_Answer]:
         if isinstance(answer, redis.RedisError) and not str(answer).startswith("WRONGTYPE"):
             raise answer
     return answers
-
-
-def _found_hash(fields: _Answer) -> _Found | None:
-    if isinstance(fields, redis.RedisError):
-        return _Found(None, None)
-    version = _version(fields.pop(VERSION_FIELD.encode(), None))
-    parts = [part for pair in fields.items() for part in pair]
-    return _Found(version, parts) if parts or version else None
 
 
 def _found_text(text: _Answer, beside: _Answer) -> _Found | None:

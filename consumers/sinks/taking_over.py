@@ -82,6 +82,11 @@ def parse_stored(text: str | None) -> Stored:
     return Stored(checkpoint, checkpoint.part)
 
 
+def is_stamp(text: str) -> bool:
+    """Whether a stored text says who has a part, and that there is no checkpoint yet."""
+    return _stamp(text) is not None
+
+
 def text_under(part: Part, text: str | None, where: str) -> str:
     """What is to be stored so that a part is its new holder's.
 
@@ -127,4 +132,4 @@ def _stamp(text: str) -> Part | None:
         return None
 
 
-__all__ = ["FencedSink", "FencedSinkType", "Stored", "parse_stored", "require_not_above", "text_under"]
+__all__ = ["FencedSink", "FencedSinkType", "Stored", "is_stamp", "parse_stored", "require_not_above", "text_under"]

@@ -15,16 +15,17 @@ import redis
 from redis.connection import AbstractConnection
 
 from support.model_source import ITEMS, ModelSource, insert, update
-from support.rebuild_rig import differing, dropped, filled, rebuilt
+from support.rebuild_rig import config_for, differing, dropped, filled, rebuilt
 from support.running_consumer import RunningConsumer, consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, redis_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Point, last_done_of
 from walbus.consumers.partitions import own_place
+from walbus.consumers.rebuilding import discard
 from walbus.consumers.sinks import open_copies
 from walbus.consumers.sinks.copies import SinkSwapped
-from walbus.consumers.sinks.redis_copy import HOLD_MILLISECONDS
+from walbus.consumers.sinks.redis_copy import HOLD_MILLISECONDS, RedisCopy
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
 from walbus.events import Window, window_of
@@ -165,8 +166,8 @@ def test_who_writes_the_old_rows_yet_writes_nothing_and_goes_on_with_the_copy(
         rebuilt(relay, under_test)
         done = source.end
         source.commit([update(ITEMS, 3, name="behind the swap")])
-        sleeper.write(windows(source, done), MARKS)
-        with pytest.raises(SinkSwapped):
+        with pytest.raises(SinkSwapped):  # one that knows no layouts yet as soon as it notes one
+            sleeper.write(windows(source, done), MARKS)
             sleeper.commit(following(source))
         assert client.hget(f"{ITEMS}:3", "name") == "n3"
         assert dropped(under_test)
@@ -249,13 +250,83 @@ def test_two_rebuilds_at_once_do_not_mix(
     with closing(copies), closing(copies.beside()) as one, closing(copies.beside()) as two:
         one.write(windows(source), MARKS)
         one.commit(following(source))
-        two.write(windows(source), MARKS)
-        with pytest.raises(SinkRefused, match="another consumer writes this Redis"):
+        with pytest.raises(SinkRefused, match="another consumer writes this Redis"):  # as soon as it notes a layout
+            two.write(windows(source), MARKS)
             two.commit(following(source))
         one.hold()
         one.swap(following(source))
         with pytest.raises(SinkRefused, match="has taken the rows' place already"):
             two.checkpoint()
+    assert under_test.rows() == source.rows()
+
+
+def test_a_rebuild_that_had_committed_nothing_when_another_one_swapped_is_told_so(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, client: redis.Redis
+) -> None:
+    """The copy's checkpoint was deleted by the swap: it is what such a one expects, and it went on in the live rows."""
+    filled(relay, under_test, source)
+    copies = open_copies("redis", under_test.options, under_test.place)
+    with closing(copies), closing(copies.beside()) as late, closing(copies.beside()) as one:
+        late.write(windows(source), MARKS)
+        one.write(windows(source), MARKS)
+        one.commit(following(source))
+        one.hold()
+        one.swap(following(source))
+        goes_on(under_test, source, 3, "behind the swap")
+        there = {key: client.hgetall(key) for key in client.scan_iter(match=f"{FIRST}*")}
+        with pytest.raises(SinkSwapped, match="another process has had this copy take"):
+            late.commit(following(source))
+        assert {key: client.hgetall(key) for key in client.scan_iter(match=f"{FIRST}*")} == there
+        late.rollback()
+        with pytest.raises(SinkRefused, match="has taken the rows' place already"):
+            late.checkpoint()
+    assert not client.exists("walbus:test:new")
+    assert dropped(under_test)
+    rebuilt(relay, under_test)
+    assert under_test.rows() == source.rows()
+
+
+# A copy is discarded beside its rebuild
+
+
+def test_a_rebuild_whose_copy_is_discarded_ends_and_says_so(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(relay, under_test, source)
+    furnish = RedisCopy.furnish
+
+    def discarding(copy: RedisCopy) -> None:
+        furnish(copy)
+        assert discard("test", config_for(under_test), under_test.place.folder)
+
+    monkeypatch.setattr(RedisCopy, "furnish", discarding)
+    with pytest.raises(SinkRefused, match="this copy is gone: somebody discarded it"):
+        rebuilt(relay, under_test)
+    monkeypatch.undo()
+    assert under_test.rows() == source.rows()
+    rebuilt(relay, under_test)
+    assert under_test.rows() == source.rows()
+
+
+def test_no_row_is_missing_of_a_copy_that_was_discarded_before_its_first_checkpoint(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, client: redis.Redis
+) -> None:
+    """Of what was sent before, nothing is left; a checkpoint behind that would have told that it was there."""
+    filled(relay, under_test, source)
+    copies = open_copies("redis", under_test.options, under_test.place)
+    with closing(copies), closing(copies.beside()) as copy:
+        copy.write(windows(source), MARKS)
+        copy.write([], Marks(2, 1))  # rows of one mark are sent before those of another
+        assert len(list(client.scan_iter(match=f"{FIRST}*"))) == len(source.rows())
+        assert discard("test", config_for(under_test), under_test.place.folder)
+        with pytest.raises(SinkUnavailable):
+            copy.commit(following(source))
+        copy.rollback()
+        assert copy.checkpoint() is None
+        copy.write(windows(source), MARKS)
+        copy.commit(following(source))
+        copy.hold()
+        copy.swap(following(source))
     assert under_test.rows() == source.rows()
 
 

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 from support.database import Database
-from support.group_targets import PostgresTarget, assert_equal
+from support.group_targets import PostgresTarget, RedisTarget, Target, assert_equal
 from support.in_the_way import put_a_folder_at
 from support.seed import announced_seed
 from support.sink_group import Member, SinkGroup, with_items
@@ -38,15 +38,22 @@ def system(source: Database, open_folder: Path) -> Iterator[WholeSystem]:
 
 
 @pytest.fixture
-def target(target_database: Database) -> PostgresTarget:
+def postgres(target_database: Database) -> PostgresTarget:
     return PostgresTarget(target_database, 4)
+
+
+@pytest.fixture(params=["postgres", "redis hash", "redis json"])
+def target(request: pytest.FixtureRequest) -> Target:
+    if request.param == "postgres":
+        return PostgresTarget(request.getfixturevalue("target_database"), 4)
+    return RedisTarget(request.getfixturevalue("redis_url"), 4, request.param.partition(" ")[2])
 
 
 @pytest.fixture
 def grouped(system: WholeSystem, source: Database, tmp_path: Path) -> Iterator[Callable[..., SinkGroup]]:
     made: list[SinkGroup] = []
 
-    def make(target: PostgresTarget, **keys: object) -> SinkGroup:
+    def make(target: Target, **keys: object) -> SinkGroup:
         made.append(SinkGroup(tmp_path, system, source, {**target.section, **keys}))
         return made[-1].__enter__()
 
@@ -56,7 +63,7 @@ def grouped(system: WholeSystem, source: Database, tmp_path: Path) -> Iterator[C
 
 
 def test_members_that_join_and_leave_share_what_comes(
-    grouped: Callable[..., SinkGroup], target: PostgresTarget, source: Database
+    grouped: Callable[..., SinkGroup], target: Target, source: Database
 ) -> None:
     group = grouped(target)
     first = group.member("first")
@@ -78,7 +85,7 @@ def test_members_that_join_and_leave_share_what_comes(
 
 
 def test_parts_of_a_member_that_is_killed_are_gone_on_with(
-    grouped: Callable[..., SinkGroup], target: PostgresTarget, source: Database
+    grouped: Callable[..., SinkGroup], target: Target, source: Database
 ) -> None:
     group = grouped(target)
     first, second = group.member("first"), group.member("second")
@@ -94,7 +101,7 @@ def test_parts_of_a_member_that_is_killed_are_gone_on_with(
 
 
 def test_one_that_stands_still_past_its_lease_changes_nothing_when_it_goes_on(
-    grouped: Callable[..., SinkGroup], target: PostgresTarget, source: Database
+    grouped: Callable[..., SinkGroup], target: Target, source: Database
 ) -> None:
     group = grouped(target)
     first, second = group.member("first"), group.member("second")
@@ -115,21 +122,21 @@ def test_one_that_stands_still_past_its_lease_changes_nothing_when_it_goes_on(
 
 
 def test_one_that_stands_still_in_the_middle_of_a_transaction_loses_it(
-    grouped: Callable[..., SinkGroup], target: PostgresTarget, source: Database
+    grouped: Callable[..., SinkGroup], postgres: PostgresTarget, source: Database
 ) -> None:
-    group = grouped(target)
+    group = grouped(postgres)
     first = group.member("first")
     group.member("second")
     group.wait_until_shared_by(2)
-    assert_equal(group, target, source)
+    assert_equal(group, postgres, source)
     part = next(part for part in range(4) if group.holder_of(part) is first)
     schema = f"public_{part}-of-4"
-    with target.database.server.connect() as admin, closing(psycopg.connect(target.database.dsn)) as locking:
+    with postgres.database.server.connect() as admin, closing(psycopg.connect(postgres.database.dsn)) as locking:
         in_the_middle = (
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND datname = %s "
             "AND (state = 'idle in transaction' OR wait_event_type = 'Lock')"
         )
-        named = [f"walbus orders.{part}-of-4", target.database.name]
+        named = [f"walbus orders.{part}-of-4", postgres.database.name]
         locking.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(schema, "items")))
         source.execute("UPDATE items SET note = 'that it loses'")
         wait_for(lambda: admin.execute(in_the_middle, named).fetchone()[0], what="it waits for the table", every=0.005)
@@ -137,16 +144,16 @@ def test_one_that_stands_still_in_the_middle_of_a_transaction_loses_it(
         locking.rollback()
         source.execute("UPDATE items SET note = 'what is right'")
         group.wait_until_shared_by(1)
-        assert_equal(group, target, source)
+        assert_equal(group, postgres, source)
         source.execute("DELETE FROM items WHERE id % 2 = 0")
         first.send(signal.SIGCONT)
         group.wait_until_shared_by(2)
-        assert_equal(group, target, source)
+        assert_equal(group, postgres, source)
     assert not first.ends()
 
 
 def test_members_go_on_with_their_parts_when_the_relay_is_back(
-    grouped: Callable[..., SinkGroup], target: PostgresTarget, source: Database, system: WholeSystem
+    grouped: Callable[..., SinkGroup], target: Target, source: Database, system: WholeSystem
 ) -> None:
     group = grouped(target, lease_seconds=10.0)
     group.member("first")
@@ -183,7 +190,7 @@ def test_a_member_whose_status_file_cannot_be_written_goes_on_and_ends_in_order(
 
 
 def test_whatever_happens_to_members_under_load_the_sink_equals_the_source(
-    grouped: Callable[..., SinkGroup], target: PostgresTarget, source: Database, system: WholeSystem
+    grouped: Callable[..., SinkGroup], target: Target, source: Database, system: WholeSystem
 ) -> None:
     seed = announced_seed("groups")
     dice = random.Random(seed)

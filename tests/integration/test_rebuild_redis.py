@@ -165,6 +165,52 @@ def test_rows_whose_carrying_over_breaks_off_are_carried_over_by_the_next_attemp
     assert not breaks and any_form.rows(gone) == source.rows(gone)
 
 
+@pytest.mark.timeout(180)  # it never ended
+@pytest.mark.parametrize("form", ["hash", "json", "string"])  # one that has expired is not missed
+def test_rows_that_lack_a_value_are_carried_over_with_what_is_known_of_them(
+    form: str,
+    redis_url: str,
+    tmp_path: Path,
+    relay: ScriptedRelay,
+    source: ModelSource,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody has the value: neither the live rows, nor the bootstrap, which the copy waited for."""
+    under_test = redis_under_test(tmp_path, redis_url, form, pointer=POINTER)
+    gone = source.add_layout(items_layout("things", oid=16500)).table
+    source.commit([insert(gone, n, f"n{n}", "large") for n in range(3)])
+    filled(relay, under_test, source)
+    with closing(under_test.open()) as live:
+        checkpoint = live.checkpoint()
+        assert isinstance(checkpoint, Following)
+        client.delete(f"{gone}:1")  # so there is nothing to take the value from
+        source.commit([update(gone, 1, name="without its body")])
+        live.write(windows(source, checkpoint.point.last_done), checkpoint.marks)
+        live.commit(replace(checkpoint, point=Point(source.end, source.last_seq)))
+        assert live.incomplete() == (gone,)
+    relay.unlisted.add(gone)
+    swap, breaks = BesideServer.swap, [SinkUnavailable("Redis went away")]
+
+    def breaking(server: BesideServer, *told: Any) -> None:
+        if breaks:
+            raise breaks.pop()  # what was carried is known to the next attempt too
+        swap(server, *told)
+
+    monkeypatch.setattr(BesideServer, "swap", breaking)
+    rebuilt(relay, under_test)
+    assert not breaks
+    assert client.smembers("walbus:test:1:lacking") == {f"{gone}\0{FIRST}{gone}:1"}
+    with closing(under_test.open()) as live:
+        assert live.incomplete() == (gone,)
+        done = source.end
+        source.commit([update(gone, 1, name="whole", body="again")])
+        live.write(windows(source, done), checkpoint.marks)
+        live.commit(replace(checkpoint, point=Point(source.end, source.last_seq)))
+        assert live.incomplete() == ()
+    assert under_test.rows(gone) == source.rows(gone)
+
+
 # A sink that gets a pointer
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.database import Database
-from support.group_targets import PostgresTarget, assert_equal
+from support.group_targets import PostgresTarget, RedisTarget, Target, assert_equal
 from support.sink_group import Member, SinkGroup, with_items
 from support.waiting import wait_for
 from support.whole_system import WholeSystem
@@ -24,26 +24,20 @@ def source(database: Database) -> Database:
     return with_items(database)
 
 
-@pytest.fixture
-def target(target_database: Database) -> PostgresTarget:
-    return PostgresTarget(target_database, PARTS)
+@pytest.fixture(params=["postgres", "redis"])
+def target(request: pytest.FixtureRequest) -> Target:
+    if request.param == "redis":
+        return RedisTarget(request.getfixturevalue("redis_url"), PARTS)
+    return PostgresTarget(request.getfixturevalue("target_database"), PARTS)
 
 
 @pytest.fixture
-def group(source: Database, target: PostgresTarget, open_folder: Path, tmp_path: Path) -> Iterator[SinkGroup]:
+def group(source: Database, target: Target, open_folder: Path, tmp_path: Path) -> Iterator[SinkGroup]:
     with WholeSystem(open_folder, source.dsn, {}, source={"slot": f"s_{source.name}"}) as system:
         system.start()
         system.wait_until_streaming()
         with SinkGroup(tmp_path, system, source, target.section) as group:
             yield group
-
-
-def tamper(target: PostgresTarget) -> None:
-    """Changes row 1, deletes row 2, and makes a row 9999 of row 3."""
-    for schema in target.schemas():
-        target.database.execute(f"UPDATE \"{schema}\".items SET note = 'by hand' WHERE id = 1")
-        target.database.execute(f'DELETE FROM "{schema}".items WHERE id = 2')
-        target.database.execute(f'UPDATE "{schema}".items SET id = 9999 WHERE id = 3')
 
 
 def kinds(member: Member, *options: str) -> tuple[int, dict[tuple[str, ...], str]]:
@@ -53,9 +47,7 @@ def kinds(member: Member, *options: str) -> tuple[int, dict[tuple[str, ...], str
     return ended.code, {tuple(one["key"]): one["kind"] for table in tables for one in table["keys"]}
 
 
-def test_a_groups_parts_are_listed_and_rest_together(
-    group: SinkGroup, target: PostgresTarget, source: Database
-) -> None:
+def test_a_groups_parts_are_listed_and_rest_together(group: SinkGroup, target: Target, source: Database) -> None:
     member = group.member("first")
     group.wait_until_shared_by(1)
     assert_equal(group, target, source)
@@ -74,7 +66,7 @@ def test_a_groups_parts_are_listed_and_rest_together(
 
 
 def test_a_group_is_compared_mended_and_read_again_once_its_members_have_ended(
-    group: SinkGroup, target: PostgresTarget, source: Database
+    group: SinkGroup, target: Target, source: Database
 ) -> None:
     member = group.member("first")
     group.wait_until_shared_by(1)
@@ -84,12 +76,12 @@ def test_a_group_is_compared_mended_and_read_again_once_its_members_have_ended(
     assert "group" in member.command("rebuild", "orders").one_line()
     assert member.end() == 0
     assert kinds(member) == (0, {})
-    tamper(target)
+    target.tamper()
     found = {("1",): "different", ("2",): "missing", ("3",): "missing", ("9999",): "ghost"}
     assert kinds(member) == (3, found)
     kinds(member, "--repair")
     assert kinds(member) == (0, {})
-    tamper(target)
+    target.tamper()
     source.execute("UPDATE items SET note = 'meanwhile' WHERE id = 7")
     assert member.command("consumers", "reset", "orders", "--to", "snapshot").code == 0
     group.member("second")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from walbus.config import ConsumerConfig
 from walbus.consumers.checkpoint import (
     CatchingUp,
     Checkpoint,
@@ -20,7 +21,15 @@ from walbus.consumers.checkpoint import (
     load_checkpoint,
 )
 from walbus.consumers.narrowing import Narrowing
-from walbus.consumers.partitions import own_place, part_name, require_same_part, require_same_parts
+from walbus.consumers.partitions import (
+    GroupPart,
+    options_of,
+    own_place,
+    part_name,
+    part_of,
+    require_same_part,
+    require_same_parts,
+)
 from walbus.errors import ConfigError, UsageError
 from walbus.position import Position
 
@@ -114,3 +123,19 @@ def test_the_part_is_filled_into_the_options_of_a_sink(
     sink: str, options: dict[str, Any], filled: dict[str, Any]
 ) -> None:
     assert own_place(sink, options, "3/8", "orders") == filled
+
+
+@pytest.mark.parametrize(
+    ("section", "part", "options"),
+    [
+        ({"parts": 8}, GroupPart("3/8", together=True), {"key": "{table}:{key}"}),
+        ({"parts": 8, "key": "{partition}:{table}:{key}"}, GroupPart("3/8", together=False), None),
+        ({"partition": "3/8", "key": "{partition}:{table}:{key}"}, None, None),
+    ],
+)
+def test_the_rows_of_a_groups_parts_lie_together_in_redis_unless_they_are_told_apart(
+    section: dict[str, Any], part: GroupPart | None, options: dict[str, Any] | None
+) -> None:
+    config = ConsumerConfig(**{"sink": "redis", "key": "{table}:{key}", **section})
+    assert part_of(config, "3/8") == part
+    assert options_of(config, "3/8", "orders") == (options or {"key": "3-of-8:{table}:{key}"})

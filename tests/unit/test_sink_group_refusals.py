@@ -42,7 +42,7 @@ def refused(folder: Path, **section: Any) -> ConfigError:
         ("webhook", {"url": "https://example.org/hook"}, "no tokens"),
         ("opensearch", OPENSEARCH, "no tokens"),
         ("elasticsearch", OPENSEARCH, "no tokens"),
-        ("redis", REDIS, "tokens"),
+        ("redis", {**REDIS, "invalidate": "delete"}, "by one name"),
     ],
 )
 def test_a_sink_that_cannot_tell_a_holder_from_the_one_before_is_refused(
@@ -57,6 +57,12 @@ def test_a_sink_that_cannot_tell_a_holder_from_the_one_before_is_refused(
 
 def test_a_place_that_parts_would_share_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, **{**POSTGRES, "into": "{schema}"}).where == "key consumer.orders.into"
+
+
+def test_a_pointer_to_the_rows_of_one_part_is_refused_where_those_of_all_lie_together(tmp_path: Path) -> None:
+    error = refused(tmp_path, **{**REDIS, "key": "{table}:{key}", "pointer": "{partition}:live"})
+    assert error.where == "key consumer.orders.pointer"
+    assert "{partition}" in str(error.mend)
 
 
 @pytest.mark.parametrize(
