@@ -8,7 +8,9 @@
 Some letters become void, because what they would do is undone already: those of a table of which a TRUNCATE was dealt
 with behind them (`truncated`), and those of rows that a snapshot swept away (`swept`). For the latter a letter has the
 generation of the snapshot that it belongs to, or came behind; a row that a snapshot brings gives the letters of its
-key the snapshot's.
+key the snapshot's. Where a TRUNCATE is dealt with only by a later commit it is written down before that (`truncating`):
+from then on its table's letters hold nothing, and go with the commit (`committed`). Whoever begins, or goes back, says
+by the checkpoint which of them were committed (`settle`); the letters of the others hold again.
 
 What is parked a second time, because a crash came before the checkpoint, is the letter that is there. Beyond `limit`
 letters, or `limit_bytes` of changes, nothing more is parked (`DeadLettersFull`): a consumer that parks everything has
@@ -27,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from walbus.consumers.letter_file import DeadLetter, LetterFile, Refused, insert, layouts_of, take_out
+from walbus.consumers.letter_file import DeadLetter, LetterFile, Refused, Voiding, insert, layouts_of, take_out
 from walbus.consumers.letter_index import LetterIndex
 from walbus.consumers.steps import Sweep
 from walbus.errors import DeadLettersFull, UsageError
@@ -68,6 +70,7 @@ class DeadLetters:
         self._file = LetterFile(path)
         self._limit, self._limit_bytes, self._tries_wait, self._wall = limit, limit_bytes, tries_wait, wall
         self._index = LetterIndex()
+        self._voiding: dict[int, Voiding] = {}  # by table: about to be committed
         self._look()
 
     def __len__(self) -> int:
@@ -121,6 +124,38 @@ class DeadLetters:
     def truncated(self, relation: int) -> int:
         """Takes out a table's letters: a TRUNCATE came behind them, and was dealt with. Gives their number."""
         return self._take_out("relation = ?", (relation,)) if len(self) else 0
+
+    def truncating(self, voiding: Voiding) -> None:
+        """A TRUNCATE comes, and is about to be committed: letters before it do not hold their keys any more."""
+        if not len(self):
+            return
+        with self._writing() as connection:
+            row = (voiding.relation, voiding.table, voiding.log_id, voiding.seq)
+            connection.execute("INSERT OR REPLACE INTO voiding VALUES (?, ?, ?, ?)", row)
+        self._voiding[voiding.relation] = voiding
+        self._reread()
+
+    def committed(self) -> dict[str, int]:
+        """What was truncated is committed. Gives the number of letters that went with it, by table."""
+        return self._take_out_void(lambda _: True) if self._voiding else {}
+
+    def settle(self, is_committed: Callable[[Voiding], bool]) -> dict[str, int]:
+        """Learns which TRUNCATEs were committed; the others come again. Gives as `committed` does."""
+        if not self._file.exists or not (self._voiding or self._file.voiding()):
+            return {}
+        return self._take_out_void(is_committed)
+
+    def _take_out_void(self, is_committed: Callable[[Voiding], bool]) -> dict[str, int]:
+        void: dict[str, int] = {}
+        with self._writing() as connection:
+            for one in self._file.voiding():
+                if is_committed(one):
+                    which = "relation = ? AND (log_id != ? OR seq < ?)"
+                    void[one.table] = len(take_out(connection, which, (one.relation, one.log_id, one.seq)))
+            connection.execute("DELETE FROM voiding")
+        self._voiding.clear()
+        self._reread()
+        return void
 
     def swept(self, sweep: Sweep, log_id: str, relation: int | None = None) -> int:
         """Takes out the letters of rows that a sweep took away: they are gone at the source. Gives their number.
@@ -257,7 +292,8 @@ class DeadLetters:
 
     def _removed(self, gone: list[int]) -> int:
         for id_ in gone:
-            self._index.remove(id_)
+            if id_ in self._index:  # else it was void already
+                self._index.remove(id_)
         return len(gone)
 
     @contextmanager
@@ -269,7 +305,12 @@ class DeadLetters:
     def _look(self) -> None:
         """Learns what is there, if another process has changed that."""
         if self._file.exists and self._file.changed():
-            self._index = LetterIndex(self._file.entries())
+            self._reread()
+
+    def _reread(self) -> None:
+        void = self._voiding.values()
+        entries = self._file.entries()
+        self._index = LetterIndex(one for one in entries if not any(voiding.voids(one) for voiding in void))
 
     def _read(self, ids: list[int]) -> list[DeadLetter]:
         return self._file.read(ids) if ids else []

@@ -25,7 +25,7 @@ from walbus.schema import TableSchema
 
 FILE_NAME: Final = "dead-letters.sqlite"
 
-_FORMAT = 2
+_FORMAT = 3
 _BUSY_SECONDS = 10.0
 _PAUSE_SECONDS = 0.02
 _MICROSECOND = timedelta(microseconds=1)
@@ -43,6 +43,12 @@ _SECOND = (
     "ALTER TABLE letters ADD COLUMN generation INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX by_key ON letters (relation, key)",
 )
+#: What a file of version 2 lacks: TRUNCATEs that are about to be committed.
+_THIRD = (
+    """CREATE TABLE voiding (
+    relation INTEGER PRIMARY KEY, name TEXT NOT NULL, log_id TEXT NOT NULL, seq INTEGER NOT NULL)""",
+)
+_LACKING = {0: (*_TABLES, *_SECOND, *_THIRD), 1: (*_SECOND, *_THIRD), 2: _THIRD}
 _COLUMNS = "id, log_id, position, seq, window, layout, change, error, message, attempts, parked_at, asked"
 _ENTRY = "id, log_id, seq, length(change), asked, relation, op, key, old_key"
 
@@ -88,6 +94,26 @@ class Refused:
     attempts: int
     parked_at: float
     generation: int
+
+
+@dataclass(frozen=True)
+class Voiding:
+    """A TRUNCATE that makes its table's letters void, once it is committed: all before it.
+
+    Attributes:
+        relation, table: of the table.
+        log_id, seq: of the TRUNCATE.
+    """
+
+    relation: int
+    table: str
+    log_id: str
+    seq: int
+
+    def voids(self, entry: Entry) -> bool:
+        """Whether it makes a letter void."""
+        of_table = any(held.relation == self.relation for held in entry.held)
+        return of_table and (entry.log_id != self.log_id or entry.seq < self.seq)
 
 
 class LetterFile:
@@ -144,6 +170,12 @@ class LetterFile:
         with self._errors():
             found = (connection.execute(read, (id_,)).fetchone() for id_ in ids)
             return [_letter(connection, layouts, *row) for row in found if row is not None]
+
+    def voiding(self) -> list[Voiding]:
+        """The TRUNCATEs of which it is not known here whether they were committed."""
+        connection = self._opened()
+        with self._errors():
+            return [Voiding(*row) for row in connection.execute("SELECT relation, name, log_id, seq FROM voiding")]
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -242,7 +274,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if version > _FORMAT:
         raise sqlite3.DatabaseError(f"version {version} is not of version 1 to {_FORMAT}")
     if version < _FORMAT:
-        for statement in (*_TABLES, *_SECOND) if version == 0 else _SECOND:
+        for statement in _LACKING[version]:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
     connection.execute("COMMIT")

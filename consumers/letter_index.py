@@ -65,6 +65,9 @@ class LetterIndex:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, id_: int) -> bool:
+        return id_ in self._entries
+
     @property
     def ids(self) -> list[int]:
         """Of all letters, in the order of parking."""

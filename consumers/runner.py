@@ -266,7 +266,9 @@ class _Configured:
         options = self.check(narrowing.partition)
         name, clock = progress.name, progress.clock
         folder = self.folder.with_name(part_name(self.folder.name, narrowing.partition))
-        place = SinkPlace(name, folder, check_patterns(config.tables), part_of(config, narrowing.partition))
+        place = SinkPlace(
+            name, folder, check_patterns(config.tables), part_of(config, narrowing.partition), stop.is_set
+        )
         mapper = load_mapper(config.table, place)
         opened = _open_patiently(config.sink, options, place, progress, stop, part)
         if opened is None:

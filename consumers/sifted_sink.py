@@ -14,7 +14,10 @@ A letter that was taken is deleted when a power failure cannot take the row back
 Under `skip` a row may be missing that a later update leaves values out of. The sink then has its table read again once:
 if the row is refused there too, such updates are skipped, until a whole row of that key comes.
 
+A TRUNCATE makes the letters of its table void, and they go when it is committed: it may yet be refused itself.
+
 An error that is about no row (`SinkRefused`) passes through, and so do those of a sweep and of a commit that name none.
+A sink that finds out only when it commits, and so can name none, watches what comes again (`WatchfulSink`).
 """
 
 from __future__ import annotations
@@ -24,14 +27,14 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from walbus.consumers.checkpoint import Checkpoint, Following, Marks
+from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Snapshotting
 from walbus.consumers.dead_letters import DeadLetters
-from walbus.consumers.letter_file import DeadLetter
+from walbus.consumers.letter_file import DeadLetter, Voiding
 from walbus.consumers.letter_index import Held, held_by, touches
 from walbus.consumers.refused_rows import RefusedRow, RowRefused
 from walbus.consumers.refused_search import RefusedSearch
 from walbus.consumers.sinks import Sink
-from walbus.consumers.sinks.base import Batching, SettlingSink
+from walbus.consumers.sinks.base import Batching, SettlingSink, WatchfulSink
 from walbus.consumers.steps import Sweep
 from walbus.errors import SinkUnavailable
 from walbus.events import Change, Window
@@ -55,6 +58,16 @@ class Rewound(Exception):  # noqa: N818  # no error: what was accepted is to com
     def __init__(self, error: RowRefused, *, pause: bool) -> None:
         super().__init__(str(error))
         self.pause = pause
+
+
+def _has(checkpoint: Checkpoint | None, voiding: Voiding) -> bool:
+    """Whether a TRUNCATE does not come again behind a checkpoint."""
+    if checkpoint is None or checkpoint.log_id != voiding.log_id:
+        return False
+    if isinstance(checkpoint, Snapshotting):
+        read = next((one for one in checkpoint.tables if one.table == voiding.table), None)
+        return read is not None and (read.done or (read.since is not None and read.since.seq >= voiding.seq))
+    return checkpoint.point.seq >= voiding.seq
 
 
 @dataclass
@@ -111,8 +124,11 @@ class SiftedSink:
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`."""
         self._search.rewound()
-        self._committed = self._sink.checkpoint()
-        return self._committed
+        committed = self._committed = self._sink.checkpoint()
+        if self._letters is not None:
+            for table, void in self._letters.settle(lambda one: _has(committed, one)).items():
+                self._tell_void(table, void)
+        return committed
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`.
@@ -153,9 +169,14 @@ class SiftedSink:
         try:
             self._sink.commit(checkpoint)
         except RowRefused as error:
+            if error.row is None and isinstance(self._sink, WatchfulSink) and self._sink.watch():
+                raise Rewound(error, pause=False) from None
             raise self._noted(error) from None
         self._committed = checkpoint
         self._search.committed()
+        if self._letters is not None:
+            for table, void in self._letters.committed().items():
+                self._tell_void(table, void)
         for told in self._left_out:
             _log.warning("consumer.change_skipped", **told)
         self.skipped += len(self._left_out)
@@ -252,7 +273,7 @@ class SiftedSink:
                 _log.warning("consumer.change_parked", **self._told(change, fault))
             return True
         if change.raw.op == Op.TRUNCATE:
-            self._tell_void(change.table, self._letters.truncated(change.raw.table))
+            self._letters.truncating(Voiding(change.raw.table, change.table, log_id, change.seq))
         return False
 
     def _is_skipped(self, change: Change, window: Window, fault: _Fault | None) -> bool:

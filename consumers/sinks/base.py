@@ -68,6 +68,10 @@ class Batching:
     max_bytes: int = 16 << 20
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class SinkPlace:
     """Whose sink this is.
@@ -77,12 +81,15 @@ class SinkPlace:
         folder: the consumer's own folder, for sinks that live on this machine.
         tables: patterns of the tables that it is sent.
         part: that it holds, if members of a group have it after each other; None: it is one process's.
+        stopping: whether the consumer is to end: a sink that waits until others let it write gives up then
+            (SinkUnavailable).
     """
 
     consumer: str
     folder: Path
     tables: tuple[str, ...]
     part: GroupPart | None = None
+    stopping: Callable[[], bool] = _never
 
 
 class Sink(Protocol):
@@ -255,6 +262,17 @@ class SettlingSink(Protocol):
 
         Raises:
             SinkUnavailable, SinkRefused
+        """
+
+
+@runtime_checkable
+class WatchfulSink(Protocol):
+    """A sink whose commit may be refused for a row that it cannot name, unless it watches what it is given."""
+
+    def watch(self) -> bool:
+        """Has what is accepted from now on be watched until a commit succeeds: one that is refused names a row.
+
+        Returns: False where that is so already, or would be of no use.
         """
 
 

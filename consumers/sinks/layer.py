@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from walbus.consumers.checkpoint import Checkpoint, Marks
-from walbus.consumers.sinks.base import Batching, SettlingSink, Sink
+from walbus.consumers.sinks.base import Batching, SettlingSink, Sink, WatchfulSink
 from walbus.consumers.steps import Sweep
 from walbus.events import Window
 
@@ -57,6 +57,11 @@ class SinkLayer(Generic[S]):
         below: Sink = self._sink
         if isinstance(below, SettlingSink):
             below.settle()
+
+    def watch(self) -> bool:
+        """See `WatchfulSink.watch`."""
+        below: Sink = self._sink
+        return isinstance(below, WatchfulSink) and below.watch()
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -28,6 +28,7 @@ from pydantic import Field, SecretStr, field_validator
 from walbus.consumers.checkpoint import Checkpoint, Marks, Part, dump_checkpoint, last_done_of
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, refused
 from walbus.consumers.sinks.postgres_checkpoint import CheckpointRow
+from walbus.consumers.sinks.postgres_deferred import Watched
 from walbus.consumers.sinks.postgres_pending import Gone, Pending, Put
 from walbus.consumers.sinks.postgres_reading import as_held, held_rows
 from walbus.consumers.sinks.postgres_schema import TargetSchema, prepare
@@ -75,9 +76,10 @@ class PostgresSink:
     def __init__(self, options: PostgresOptions, place: SinkPlace, side: str = "") -> None:
         self._consumer, self._tables_wanted = place.consumer + side, place.tables
         self._namespace = options.into + side
-        self._session = PostgresSession(options.dsn, place.consumer, options.statement_seconds)
+        self._session = PostgresSession(options.dsn, place.consumer, options.statement_seconds, place.stopping)
         self._row = CheckpointRow(self._session, self._consumer)
         self._done: Position = ORIGIN  # everything up to here is accepted
+        self._watched: Watched | None = None
         try:
             self.checkpoint()
         except BaseException:
@@ -144,8 +146,17 @@ class PostgresSink:
         text = dump_checkpoint(checkpoint)
         with self._session.errors():
             self._begin()
+            if self._watched is not None:
+                self._watched.require_kept(self._schema.by_place)
             self._row.commit(text)
-        self._done = last_done_of(checkpoint)
+        self._done, self._watched = last_done_of(checkpoint), None
+
+    def watch(self) -> bool:
+        """See `WatchfulSink.watch`."""
+        if self._watched is not None:
+            return False
+        self._watched = Watched(self._session)
+        return True
 
     def rollback(self) -> None:
         """See `Sink.rollback`."""
@@ -185,6 +196,8 @@ class PostgresSink:
         self._targets: dict[tuple[int, int], tuple[ReplicaTable, RowForm]] = {}  # by layout and log
         self._schema = TargetSchema(self._session, self._consumer, self._namespace)
         self._done = last_done_of(self._row.known)
+        if self._watched is not None:
+            self._watched.forget()
 
     def _begin(self) -> None:
         if not self._session.in_transaction:
@@ -194,6 +207,8 @@ class PostgresSink:
 
     def _apply(self, change: Change, marks: Marks) -> None:
         raw = change.raw
+        if self._watched is not None:
+            self._watched.note(change)
         if raw.op in _WRITES and raw.key is not None and raw.old_key is None:  # nearly all of them
             self._put(change, marks)
             return
@@ -214,6 +229,8 @@ class PostgresSink:
 
     def _load(self, change: Change, marks: Marks) -> None:
         """A snapshot's row; it replaces a row that lacks a value whatever its version: the log brings it forward."""
+        if self._watched is not None:
+            self._watched.note(change)
         table, _ = self._target(change, marks)
         if self._schema.lacks(table, change.raw.key):
             self._flush(table, marks)

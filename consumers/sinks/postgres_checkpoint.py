@@ -94,7 +94,7 @@ class CheckpointRow:
             SinkRefused: another process has replaced it.
         """
         self._session.run("BEGIN")
-        found = self._session.run(_LOCK, [self._consumer])
+        found = self._session.wait_for_turn(_LOCK, [self._consumer])
         if found and found[0][0] == self._stored:
             return
         swaps = self._session.run("SELECT number FROM _walbus.swaps WHERE consumer = $1", [self._consumer])

@@ -151,6 +151,10 @@ class TargetSchema:
         found = [known for known in self._tables.values() if known.layout.table == table]
         return max(found, key=lambda known: (known.log_generation, known.layout.id), default=None)
 
+    def by_place(self, namespace: str, name: str) -> ReplicaTable | None:
+        """The table that is called so in the target."""
+        return next((one for one in self._tables.values() if (one.namespace, one.name) == (namespace, name)), None)
+
     # Layouts
 
     def fit(self, layout: TableSchema, marks: Marks) -> ReplicaTable:

@@ -16,7 +16,7 @@ has a deadline: the server's own ends one that is only slow, and shortly behind 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -66,9 +66,10 @@ class NoAnswer(psycopg.OperationalError):
 
 
 class _BoundedConnection(psycopg.Connection[tuple[object, ...]]):
-    """A connection that is closed when a statement has no answer within `patience` seconds."""
+    """A connection that is closed when a statement has no answer within `patience` seconds, or is not waited for."""
 
     patience = 0.0
+    unwanted: Callable[[], bool] | None = None  # asked while a statement waits that may be given up
 
     def wait(self, gen: Generator[Any, Any, T], *arguments: Any, **named: Any) -> T:  # noqa: ANN401  # psycopg's own
         """See `psycopg.Connection.wait`; raises NoAnswer."""
@@ -82,6 +83,9 @@ class _BoundedConnection(psycopg.Connection[tuple[object, ...]]):
                 if not ready and time.monotonic() > deadline:
                     self.pgconn.finish()
                     raise NoAnswer(f"it has not answered for {self.patience:.0f} seconds")
+                if not ready and self.unwanted is not None and self.unwanted():
+                    self.pgconn.finish()
+                    raise NoAnswer("it had not let this process write when that was to end")
                 wanted = gen.send(ready)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
@@ -94,9 +98,13 @@ class PostgresSession:
         dsn: of the target; its password goes nowhere else.
         consumer: whose sink it is.
         statement_seconds: how long a statement may take; `patiently` gives it more.
+        stopping: whether the consumer is to end.
     """
 
-    def __init__(self, dsn: SecretStr, consumer: str, statement_seconds: float) -> None:
+    def __init__(
+        self, dsn: SecretStr, consumer: str, statement_seconds: float, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._stopping = stopping
         self._key = f"key consumer.{consumer}.dsn"
         self._seconds, self._seconds_key = statement_seconds, f"consumer.{consumer}.statement_seconds"
         with self._our_key():
@@ -147,6 +155,16 @@ class PostgresSession:
         cursor = self._connection.execute(statement.encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
+    def wait_for_turn(self, statement: str, parameters: Sequence[object]) -> Rows:
+        """As `run`, of a statement that waits for others, and is given up when the consumer is to end."""
+        if self._connection is not None:
+            self._connection.unwanted = self._stopping
+        try:
+            return self.run(statement, parameters)
+        finally:
+            if self._connection is not None:
+                self._connection.unwanted = None
+
     def let_stand_still(self, seconds: float) -> None:
         """From now on this process loses its transaction, and the locks, when it stands still for so long within it."""
         self.run(f"SET idle_in_transaction_session_timeout = {min(seconds, _STANDS_STILL_SECONDS) * 1000:.0f}")
@@ -196,10 +214,11 @@ class PostgresSession:
         try:
             yield
         except psycopg.Error as error:
-            raise self._meaning(error, f"{doing}, {self.where}" if doing else self.where, of_rows=of_rows) from None
+            raise self.meaning(error, f"{doing}, {self.where}" if doing else self.where, of_rows=of_rows) from None
 
-    def _meaning(self, error: psycopg.Error, where: str, *, of_rows: bool) -> SinkError:
-        state = error.sqlstate
+    def meaning(self, error: psycopg.Error, where: str | None = None, *, of_rows: bool = True) -> SinkError:
+        """What trouble means, as `errors` tells it."""
+        state, where = error.sqlstate, where or self.where
         if state is None or state.startswith(_PASSING_CLASSES) or state in _PASSING_STATES:
             unsaid = str(error) if isinstance(error, NoAnswer) else "the connection broke"
             message = error.diag.message_primary or unsaid

@@ -16,6 +16,7 @@ at several states), the row is written without it and noted; `incomplete` tells 
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +40,7 @@ from walbus.schema import TableSchema
 
 _SWAPS = "CREATE TABLE IF NOT EXISTS _walbus_swaps (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL)"
 _BUSY_SECONDS = 5.0
+_BUSY_LOOK_SECONDS = 0.1
 MAX_SEQ = 1 << 53  # above every seq
 _AWAY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_CANTOPEN")
 
@@ -60,7 +62,7 @@ class SqliteSink:
 
     def __init__(self, path: Path, place: SinkPlace, side: Side = LIVE) -> None:
         self._path, self._side = path, side
-        self._tables_wanted = place.tables
+        self._tables_wanted, self._stopping = place.tables, place.stopping
         self._rows: list[Sequence[SqlValue]] = []  # parameters that wait for `_statement`
         self._statement = ""
         self._done: Position = ORIGIN  # everything up to here is accepted
@@ -205,7 +207,7 @@ class SqliteSink:
     def _begin(self) -> None:
         if self._database.in_transaction:
             return
-        self._database.execute("BEGIN IMMEDIATE")
+        self._lock()
         swapped = self._swap_number() != self._swaps
         if not swapped and self._side.checkpoint(self._database) == self._stored:
             return
@@ -217,6 +219,23 @@ class SqliteSink:
             where=str(self._path),
             mend="let one consumer write it, or give each its own path",
         )
+
+    def _lock(self) -> None:
+        """Begins a transaction that writes, once nobody else does: in short waits, so that a stop is seen."""
+        deadline = time.monotonic() + _BUSY_SECONDS
+        self._database.execute(f"PRAGMA busy_timeout = {_BUSY_LOOK_SECONDS * 1000:.0f}")
+        try:
+            while True:
+                try:
+                    self._database.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    is_busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+                    if not is_busy or self._stopping() or time.monotonic() >= deadline:
+                        raise
+                else:
+                    return
+        finally:
+            self._database.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

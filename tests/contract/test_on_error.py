@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import redis
 
-from support.model_source import ITEMS, Edit, ModelSource, insert, update
+from support.model_source import ITEMS, Edit, ModelSource, insert, truncate, update
 from support.sinks_under_test import (
     SinkUnderTest,
     opensearch_under_test,
@@ -128,6 +128,9 @@ class Steps:
             raise Crash
 
 
+_WRITES = ("park", "park_behind", "resolved", "truncating", "committed", "settle")
+
+
 class Consumer:
     """A sink with its letters, which may crash; what it has read again comes from the source."""
 
@@ -141,7 +144,7 @@ class Consumer:
         """One process, which ends at a step."""
         steps = Steps(last)
         sink, letters = self.under_test.open(), DeadLetters(self._path) if self._parks else None
-        told = None if letters is None else steps.of(letters, "park", "park_behind", "resolved")
+        told = None if letters is None else steps.of(letters, *_WRITES)
         sifted = SiftedSink(steps.of(sink, "write", "commit"), row_of, told, 2, "test", lambda: 0.0)
         sifted.log_id = lambda: self._source.log_id
         try:
@@ -277,3 +280,25 @@ def test_a_crash_at_any_step_between_a_letter_and_its_commit_loses_and_repeats_n
         consumer.try_letters()
         assert consumer.letters() == []
         assert choosy.under_test.rows() == source.rows()
+
+
+@pytest.mark.parametrize("choosy", ["sqlite", "postgres"], indirect=True)
+def test_letters_are_void_with_the_commit_of_their_tables_truncate_and_a_crash_at_any_step_changes_nothing(
+    choosy: Choosy, source: ModelSource, tmp_path: Path
+) -> None:
+    consumer = Consumer(choosy, source, tmp_path)
+    begin(choosy, consumer, source)
+    for step in range(1, 15):
+        before, after = 100 + step, 200 + step
+        source.commit([poison(choosy, before), insert(ITEMS, 6, "6")])
+        consumer.catch_up()
+        assert consumer.letters() == [(before, "RowRefused")]
+        source.commit([truncate(ITEMS), insert(ITEMS, 7, "7"), poison(choosy, after)])
+        consumer.catch_up(step)
+        consumer.catch_up()
+        assert consumer.letters() == [(after, "RowRefused")], f"step {step}"
+        assert choosy.under_test.rows() == without(source, after), f"step {step}"
+        source.commit([truncate(ITEMS)])
+        consumer.catch_up(step)
+        consumer.catch_up()
+        assert consumer.letters() == [], f"step {step}"

@@ -189,6 +189,29 @@ def test_a_member_whose_status_file_cannot_be_written_goes_on_and_ends_in_order(
     assert not second.ends()
 
 
+def test_rows_that_another_primary_key_moves_between_parts_are_in_one_part_each(
+    grouped: Callable[..., SinkGroup], target: PostgresTarget, source: Database
+) -> None:
+    source.execute("CREATE TABLE coded (id int PRIMARY KEY, code text NOT NULL, note text)")
+    source.execute("INSERT INTO coded SELECT n, 'c' || (n % 150), 'first' FROM generate_series(1, 150) n")
+    group = grouped(target)
+    group.member("first")
+    second = group.member("second")
+    group.wait_until_shared_by(2)
+    assert_equal(group, target, source, "coded", "items")
+    source.execute("ALTER TABLE coded DROP CONSTRAINT coded_pkey, ADD PRIMARY KEY (code)")
+    source.execute("UPDATE coded SET note = 'by its code' WHERE id % 3 = 0")
+    source.execute("DELETE FROM coded WHERE id % 7 = 0")
+    source.execute("INSERT INTO coded SELECT 1, 'd' || n, 'of one id' FROM generate_series(1, 50) n")
+    assert_equal(group, target, source, "coded", "items")
+    source.execute("ALTER TABLE coded DROP CONSTRAINT coded_pkey, ADD PRIMARY KEY (id, code)")
+    second.end(signal.SIGKILL)
+    source.execute("UPDATE coded SET id = id + 1 WHERE code LIKE 'd%'")
+    source.execute("UPDATE coded SET note = 'by both' WHERE id % 2 = 0")
+    group.wait_until_shared_by(1)
+    assert_equal(group, target, source, "coded", "items")
+
+
 def test_whatever_happens_to_members_under_load_the_sink_equals_the_source(
     grouped: Callable[..., SinkGroup], target: Target, source: Database, system: WholeSystem
 ) -> None:

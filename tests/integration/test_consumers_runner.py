@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 import structlog
 
+from support.database import Database
 from support.in_the_way import put_a_folder_at
 from support.model_source import ITEMS, ModelSource, StoredRow, delete, insert, items_layout, truncate, update
 from support.running_consumer import RunningConsumer, consumer, equal, followed
@@ -20,7 +25,8 @@ from support.sinks_under_test import (
     tantivy_under_test,
 )
 from support.waiting import wait_for
-from walbus.consumers.sinks import sink_names
+from walbus.consumers.sinks import postgres_session, sink_names, sqlite
+from walbus.consumers.sinks.sqlite import SqliteSink
 from walbus.errors import ConfigError, PositionUnknown, SinkRefused
 
 pytestmark = pytest.mark.one_version
@@ -379,3 +385,50 @@ def test_behind_a_restart_the_status_tells_what_was_done_before_the_snapshot_tha
     with consumer(relay, under_test) as running:
         equal(under_test, relay)
         followed(running, under_test, relay, update(ITEMS, 4, name="behind the second one"))
+
+
+def test_a_consumer_that_waits_for_the_lock_of_its_file_stops_at_once(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rebuild that swaps has it; here it is never let go of, and would be waited for longer than the test takes."""
+    under_test, lock = sqlite_under_test(tmp_path), SqliteSink._lock
+    holds, waits = threading.Event(), threading.Event()
+
+    def noted(sink: SqliteSink) -> None:
+        if holds.is_set():
+            waits.set()
+        lock(sink)
+
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 600.0)
+    monkeypatch.setattr(SqliteSink, "_lock", noted)
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    running = RunningConsumer(relay, "sqlite", under_test.options, tmp_path)
+    equal(under_test, relay)
+    with closing(sqlite3.connect(under_test.options["path"], isolation_level=None)) as hold:
+        hold.execute("BEGIN IMMEDIATE")
+        holds.set()
+        source.commit([update(ITEMS, 1, name="held back")])
+        wait_for(waits.is_set, what="it wants to write")
+        assert running.stop() is None
+    assert under_test.rows()["1"]["name"] != "held back"
+
+
+def test_a_consumer_that_waits_for_the_lock_of_its_checkpoint_stops_at_once(
+    relay: ScriptedRelay,
+    source: ModelSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target_database: Database,
+) -> None:
+    monkeypatch.setitem(postgres_session._SETTINGS, "lock_timeout", "600s")
+    under_test = postgres_under_test(tmp_path, target_database.dsn)
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    running = RunningConsumer(relay, "postgres", {**under_test.options, "statement_seconds": 900}, tmp_path)
+    equal(under_test, relay)
+    waits = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'walbus test' AND wait_event_type = 'Lock'"
+    with psycopg.connect(target_database.dsn) as hold:
+        hold.execute("SELECT FROM _walbus.checkpoints FOR UPDATE")
+        source.commit([update(ITEMS, 1, name="held back")])
+        wait_for(lambda: target_database.execute(waits), what="it waits for the checkpoint's row")
+        assert running.stop() is None
+    assert under_test.rows()["1"]["name"] != "held back"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,58 @@ def test_what_was_looked_into_is_not_read_again(engine: FileEngine) -> None:
     assert files.opened == before
     assert told[place].changes == 2 * 2700 - 2
     reader.close()
+
+
+def test_what_is_read_for_one_answer_is_bounded_and_all_gaps_are_found_by_and_by(
+    engine: FileEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seq_gaps, "_PORTION", 1)
+    log = _Log(engine)
+    for transactions in (700, 3, 900, 2, 2000, 40):
+        log.write(transactions)
+    files = _Counted()
+    reader = FileLogReader(engine.folder, files)
+    meter, first = _meter(reader), read_all(reader)[0]
+    place, told = Place(first.last, first.last_seq), []
+    for _ in range(200):
+        before = files.opened
+        told.append(meter.lags([place], 2e9)[place].changes)
+        if files.opened == before:  # nothing is left to be looked at
+            break
+    assert told[-1] == 2 * 3645 - 2
+    assert told == sorted(told, reverse=True) and len(told) > 2
+    reader.close()
+
+
+def test_nobody_waits_for_whoever_reads_the_log_for_gaps(engine: FileEngine) -> None:
+    log = _Log(engine)
+    for transactions in (700, 3, 900):
+        log.write(transactions)
+    files = _Held()
+    reader = FileLogReader(engine.folder, files)
+    first = read_all(reader)[0]
+    gaps = reader.seq_gaps()
+    view = reader.view()
+    files.holds.set()
+    with ThreadPoolExecutor(1) as one:
+        looking = one.submit(gaps.above, view, first.last_seq)
+        assert files.reading.wait(60)
+        assert gaps.above(view, first.last_seq) == []  # what is known by now
+        files.holds.clear()
+        files.goes_on.set()
+        assert len(looking.result(60)) == 2
+    assert len(gaps.above(view, first.last_seq)) == 2
+    reader.close()
+
+
+class _Held(Files):
+    """Reading stands still until it may go on."""
+
+    def __init__(self) -> None:
+        self.holds, self.reading, self.goes_on = threading.Event(), threading.Event(), threading.Event()
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        if self.holds.is_set():
+            self.reading.set()
+            self.goes_on.wait(60)
+        return super().pread(fd, size, offset)
