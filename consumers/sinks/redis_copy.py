@@ -361,6 +361,7 @@ class RedisCopies:
 
     def _next(self) -> int:
         """The number of a new copy, below which nothing lies."""
+        self._records.prepare()  # a Redis that may evict keys is refused before anything is noted there
         number = max(unstamped(self._records.live)[0], self._records.noted("kept") or 0) + 1
         self._records.note("new", number)
         self._clear("new", number)
