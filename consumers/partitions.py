@@ -213,8 +213,12 @@ def own_place(sink: str, options: Mapping[str, Any], partition: str | None, name
 
 
 def _filled(options: Mapping[str, Any], partition: str) -> dict[str, Any]:
+    """The options of a part. Those by table are filled in where they name a place: in `values` it may be a column's."""
     word = _word(partition)
-    return {key: _with(value, word) for key, value in options.items()}
+    return {
+        key: _with(value, word) if isinstance(value, str) or key in _BY_TABLE else value
+        for key, value in options.items()
+    }
 
 
 def _texts(value: object) -> list[str]:

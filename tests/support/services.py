@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,21 +44,28 @@ def docker_answers() -> bool:
     return subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
 
 
-_HIGHEST_PORT = 65_535
-_HIGHEST_OF_A_CLUSTER = _HIGHEST_PORT - 10_000  # its nodes talk to each other on a port so much higher
+_BUS = 10_000  # the nodes of a cluster talk to each other on a port so much higher
 
 
 @contextmanager
 def local_redis(*options: str) -> Iterator[RedisServer]:
     """A redis-server of this machine, without persistence, in a temporary folder; with options of its command line."""
     folder = Path(tempfile.mkdtemp(prefix="walbus-redis-"))
-    highest = _HIGHEST_OF_A_CLUSTER if "--cluster-enabled" in options else _HIGHEST_PORT
-    port = next(port for port in iter(free_port, None) if port <= highest)
+    port = _free_port_of_a_node() if "--cluster-enabled" in options else free_port()
     try:
         with redis_in(folder, port, *options) as server:
             yield server
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port_of_a_node() -> int:
+    """One whose port for the other nodes is free too, and kept so (`free_port`)."""
+    while True:
+        port = free_port() - _BUS
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

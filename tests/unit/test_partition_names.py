@@ -139,3 +139,14 @@ def test_the_rows_of_a_groups_parts_lie_together_in_redis_unless_they_are_told_a
     config = ConsumerConfig(**{"sink": "redis", "key": "{table}:{key}", **section})
     assert part_of(config, "3/8") == part
     assert options_of(config, "3/8", "orders") == (options or {"key": "3-of-8:{table}:{key}"})
+
+
+def test_a_part_is_written_into_keys_by_table_and_not_into_values() -> None:
+    options = {
+        "key": "{partition}:{key}",
+        "keys": {"public.t": "{partition}:t:{id}"},
+        "values": {"public.t": "{partition}"},
+    }
+    found = own_place("redis", options, "1/2", "orders")
+    assert found["keys"] == {"public.t": "1-of-2:t:{id}"}
+    assert found["values"] == {"public.t": "{partition}"}
