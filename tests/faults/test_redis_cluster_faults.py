@@ -305,10 +305,11 @@ def test_an_insert_that_a_late_writer_sends_behind_a_truncate_is_kept_out(
 ) -> None:
     """The one that took over had the TRUNCATE by a delta, which says nothing of the rows that came before it."""
     under_test = redis_cluster_under_test(tmp_path, redis_cluster, "hash")
+    source.commit([insert(ITEMS, 0, "known")])  # so that the late one has noted the layout already
     with closing(under_test.open()) as late, closing(under_test.open()) as sink:
         fill(late, source)
         since = source.last_seq
-        source.commit([insert(ITEMS, n, "late") for n in range(_ROWS)])
+        source.commit([insert(ITEMS, n, "late") for n in range(1, _ROWS)])
         inserts = [window_of(h, r, source.layouts.__getitem__) for h, r in source.records]
         sink.checkpoint()
         source.commit([truncate(ITEMS), insert(ITEMS, 1, "behind it")])
