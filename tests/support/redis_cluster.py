@@ -116,6 +116,7 @@ class LocalCluster:
         new.call("CLUSTER MEET", "127.0.0.1", self.masters[0].port)
         count = len(self.masters) + len(self.replicas)
         wait_for(lambda: all(_knows(node, count) for node in self.masters), 60, what="the nodes know the new one")
+        wait_for(lambda: all(_is_ok(node) for node in self.masters), 60, what="the new one has seen the cluster whole")
         return new
 
     def come_back_empty(self, index: int) -> None:
