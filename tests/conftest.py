@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,6 +30,7 @@ from support.oracle import Oracle
 from support.postgres_programs import programs_of, versions_of
 from support.redis_cluster import LocalCluster, local_cluster
 from support.scripted_relay import ScriptedRelay
+from support.seed import shared_seed
 from support.services import RedisServer, docker_answers, local_redis, missing, redis_answers
 from walbus.demo.postgres import THROWAWAY_SETTINGS, EmbeddedPostgres
 from walbus.demo.postgres import free_port as any_free_port
@@ -43,17 +45,34 @@ settings.load_profile("walbus")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pg", default="18", help="PostgreSQL: 14 to 18, all, or a folder with bin/; several by commas")
+    parser.addoption("--sample", type=int, default=1, help="of N tests one, drawn by the seed of the run")
 
 
-# A busy machine may keep one example waiting for longer than any deadline; what a draw may cost is no promise of ours.
-settings.register_profile("walbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("walbus")
-
-
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Tests interrupt the programs that they start; a shell that runs us in the background makes SIGINT ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.getoption("--sample") < 1:
+        raise pytest.UsageError("--sample takes a number from 1 on: of so many tests one is run")
+    if config.getoption("--sample") > 1:
+        shared_seed()  # before the workers are started, which have it from here
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says how to draw the same tests again."""
+    share = config.getoption("--sample")
+    if share > 1:
+        terminalreporter.write_line(f"of {share} tests one was drawn by WALBUS_TEST_SEED={shared_seed()}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves those that `--sample` draws."""
+    share = config.getoption("--sample")
+    if share > 1:
+        seed = shared_seed()
+        drawn = {item for item in items if crc32(f"{seed} {item.nodeid}".encode()) % share == 0}
+        config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
+        items[:] = [item for item in items if item in drawn]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
