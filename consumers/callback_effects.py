@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.deliveries import Delivered
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.steps import Discard
@@ -33,6 +34,10 @@ class Feed(Protocol):
     @property
     def stored(self) -> Position:
         """Everything up to here is committed."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What is stored; None: nothing is yet."""
 
     @property
     def ended(self) -> bool:

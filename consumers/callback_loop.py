@@ -98,6 +98,7 @@ class CallbackLoop:
             yield self.calls.on_start, ()
             if self.feed.has_uncommitted:
                 yield self.effects.rewind, ()
+            yield from self._settle()
             while not (yield from self._come_to_its_end()):
                 pass
             yield from self._finish()
@@ -149,6 +150,7 @@ class CallbackLoop:
         match told:
             case Discard():
                 yield from self._abandon()
+                yield from self._settle()
             case PhaseEvent("bootstrap_begins"):
                 yield from self._abandon_open()
                 yield self.calls.on_bootstrap_start, ()
@@ -228,6 +230,8 @@ class CallbackLoop:
             return
         yield from self._undoing(self.calls.on_checkpoint, whole.last)
         yield from self._undoing(self.effects.call, whole.commit)
+        if self._letters is not None:
+            yield from self._letters.committed()
         self._whole, self._taken = None, self._open
         self._rollbacks.reset()
         self._at_fault.clear()
@@ -268,6 +272,12 @@ class CallbackLoop:
         """A transaction that has begun has no rest: the consumer was sent elsewhere since."""
         if self._open:
             yield from self._abandon()
+            yield from self._settle()
+
+    def _settle(self) -> Steps:
+        """What was not committed comes again, and so do TRUNCATEs that would have made letters void."""
+        if self._letters is not None:
+            yield from self._letters.settle()
 
     def _roll_back(self, error: Exception) -> Steps:
         if isinstance(error, CheckpointTaken):
@@ -282,6 +292,7 @@ class CallbackLoop:
                 raise self._failed(what, f"behind {self.feed.stored}") from error
             yield from self._pause(self._rollbacks.next_delay())
         yield self.effects.rewind, ()
+        yield from self._settle()
 
     def _blame(self, error: ChangesRefused) -> None:
         found = {_fault_of(change): error for change in error.changes}
@@ -298,6 +309,7 @@ class CallbackLoop:
         if self._letters is None or not (yield from self._try_letters(self._letters)):
             raise full
         yield self.effects.rewind, ()
+        yield from self._settle()
 
     def _refused(self, change: Change, delivery: Delivery, error: Exception) -> Steps:
         """Tries a change again, as often as it may be; then the policy decides."""

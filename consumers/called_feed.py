@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 
 from walbus.consumers.callbacks import Failures
+from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_fence import FencedCheckpointStore
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.deliveries import Delivered, Delivery
@@ -48,6 +49,11 @@ class CalledFeed(SubscriptionTwin):
             if isinstance(store, FencedCheckpointStore) and not store.stays_here:
                 _log.warning("consumer.letters_stay_here", consumer=self.name, file=str(path))
         subscription._told = deque()
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What is stored; None: nothing is yet."""
+        return self._subscription._stored
 
     @property
     def wanted(self) -> bool:

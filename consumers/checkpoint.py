@@ -305,6 +305,13 @@ def is_whole(checkpoint: Checkpoint | None) -> bool:
     return isinstance(checkpoint, Following | CatchingUp)
 
 
+def is_behind(one: Checkpoint | None, other: Checkpoint | None) -> bool:
+    """Whether a consumer that was at the one and goes on from there comes to the other, of the same log."""
+    if one is None or other is None or one.log_id != other.log_id:
+        return False
+    return (one.marks, is_whole(one), last_done_of(one)) < (other.marks, is_whole(other), last_done_of(other))
+
+
 def token_of(checkpoint: Checkpoint | None) -> int:
     """Of the member of a group that stored it; 0: it was none, or there is no checkpoint."""
     return 0 if checkpoint is None or checkpoint.part is None else checkpoint.part.token

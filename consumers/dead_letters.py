@@ -6,11 +6,12 @@
     asked         the letters that are to be tried again, in order; `resolved` or `failed_again` says how that went
 
 Some letters become void, because what they would do is undone already: those of a table of which a TRUNCATE was dealt
-with behind them (`truncated`), and those of rows that a snapshot swept away (`swept`). For the latter a letter has the
-generation of the snapshot that it belongs to, or came behind; a row that a snapshot brings gives the letters of its
-key the snapshot's. Where a TRUNCATE is dealt with only by a later commit it is written down before that (`truncating`):
-from then on its table's letters hold nothing, and go with the commit (`committed`). Whoever begins, or goes back, says
-by the checkpoint which of them were committed (`settle`); the letters of the others hold again.
+with behind them, and those of rows that a snapshot swept away (`swept`). For the latter a letter has the generation of
+the snapshot that it belongs to, or came behind; a row that a snapshot brings gives the letters of its key the
+snapshot's. A TRUNCATE is written down when it comes (`truncating`): from then on its table's letters hold nothing, and
+they go when it is committed (`committed`), since until then it may come again, with what came before it. Whoever
+begins, or goes back, says by the checkpoint which of them were committed (`settle`); the letters of the others hold
+again.
 
 What is parked a second time, because a crash came before the checkpoint, is the letter that is there. Beyond `limit`
 letters, or `limit_bytes` of changes, nothing more is parked (`DeadLettersFull`): a consumer that parks everything has
@@ -29,6 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.letter_file import DeadLetter, LetterFile, Refused, Voiding, insert, layouts_of, take_out
 from walbus.consumers.letter_index import LetterIndex
 from walbus.consumers.steps import Sweep
@@ -121,10 +123,6 @@ class DeadLetters:
         self._insert(change, window, Refused(log_id, BEHIND, "", 0, self._wall(), generation))
         return True
 
-    def truncated(self, relation: int) -> int:
-        """Takes out a table's letters: a TRUNCATE came behind them, and was dealt with. Gives their number."""
-        return self._take_out("relation = ?", (relation,)) if len(self) else 0
-
     def truncating(self, voiding: Voiding) -> None:
         """A TRUNCATE comes, and is about to be committed: letters before it do not hold their keys any more."""
         if not len(self):
@@ -139,11 +137,11 @@ class DeadLetters:
         """What was truncated is committed. Gives the number of letters that went with it, by table."""
         return self._take_out_void(lambda _: True) if self._voiding else {}
 
-    def settle(self, is_committed: Callable[[Voiding], bool]) -> dict[str, int]:
-        """Learns which TRUNCATEs were committed; the others come again. Gives as `committed` does."""
+    def settle(self, checkpoint: Checkpoint | None) -> dict[str, int]:
+        """Learns by the stored checkpoint which TRUNCATEs were committed; the others come again. As `committed`."""
         if not self._file.exists or not (self._voiding or self._file.voiding()):
             return {}
-        return self._take_out_void(is_committed)
+        return self._take_out_void(lambda one: one.is_in(checkpoint))
 
     def _take_out_void(self, is_committed: Callable[[Voiding], bool]) -> dict[str, int]:
         void: dict[str, int] = {}

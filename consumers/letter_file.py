@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from walbus.consumers.checkpoint import Checkpoint, Snapshotting
 from walbus.consumers.letter_index import Entry, held_of
 from walbus.errors import InvalidText, StoreDamaged, StoreError
 from walbus.events import Change, Window, time_of
@@ -114,6 +115,15 @@ class Voiding:
         """Whether it makes a letter void."""
         of_table = any(held.relation == self.relation for held in entry.held)
         return of_table and (entry.log_id != self.log_id or entry.seq < self.seq)
+
+    def is_in(self, checkpoint: Checkpoint | None) -> bool:
+        """Whether it does not come again behind a checkpoint."""
+        if checkpoint is None or checkpoint.log_id != self.log_id:
+            return False
+        if isinstance(checkpoint, Snapshotting):
+            read = next((one for one in checkpoint.tables if one.table == self.table), None)
+            return read is not None and (read.done or (read.since is not None and read.since.seq >= self.seq))
+        return checkpoint.point.seq >= self.seq
 
 
 class LetterFile:

@@ -17,7 +17,7 @@ from walbus.consumers.callback_effects import Effects, Feed, Step, Steps
 from walbus.consumers.callbacks import AsyncCallbacks, Callbacks
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.deliveries import Delivery
-from walbus.consumers.letter_file import DeadLetter
+from walbus.consumers.letter_file import DeadLetter, Voiding
 from walbus.consumers.letter_index import Held, held_by, touches
 from walbus.consumers.steps import Sweep
 from walbus.events import Change
@@ -80,10 +80,20 @@ class LetterSteps:
         return (yield self.effects.call, (park, change, delivery.window, self.feed.log_id))
 
     def taken(self, change: Change) -> Steps:
-        """A change was dealt with: a TRUNCATE makes its table's letters void."""
+        """A change was dealt with: a TRUNCATE makes its table's letters void, as soon as it is committed."""
         if change.raw.op == Op.TRUNCATE:
-            void: int = yield self.effects.call, (self.letters.truncated, change.raw.table)
-            self._tell_void(change.table, void)
+            voiding = Voiding(change.raw.table, change.table, self.feed.log_id, change.seq)
+            yield self.effects.call, (self.letters.truncating, voiding)
+
+    def committed(self) -> Steps:
+        """What was dealt with is committed."""
+        void: dict[str, int] = yield self.effects.call, (self.letters.committed,)
+        self._tell_all_void(void)
+
+    def settle(self) -> Steps:
+        """The run begins, or what was dealt with since the stored checkpoint comes again."""
+        void: dict[str, int] = yield self.effects.call, (self.letters.settle, self.feed.checkpoint)
+        self._tell_all_void(void)
 
     def swept(self, sweep: Sweep) -> Steps:
         """A sweep was dealt with: letters of rows that it took away are void."""
@@ -130,6 +140,10 @@ class LetterSteps:
                 return error
             raise
         return None
+
+    def _tell_all_void(self, letters: dict[str, int]) -> None:
+        for table, void in letters.items():
+            self._tell_void(table, void)
 
     def _tell_void(self, table: str, void: int) -> None:
         if void:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Snapshotting
+from walbus.consumers.checkpoint import Checkpoint, Following, Marks
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.letter_file import DeadLetter, Voiding
 from walbus.consumers.letter_index import Held, held_by, touches
@@ -58,16 +58,6 @@ class Rewound(Exception):  # noqa: N818  # no error: what was accepted is to com
     def __init__(self, error: RowRefused, *, pause: bool) -> None:
         super().__init__(str(error))
         self.pause = pause
-
-
-def _has(checkpoint: Checkpoint | None, voiding: Voiding) -> bool:
-    """Whether a TRUNCATE does not come again behind a checkpoint."""
-    if checkpoint is None or checkpoint.log_id != voiding.log_id:
-        return False
-    if isinstance(checkpoint, Snapshotting):
-        read = next((one for one in checkpoint.tables if one.table == voiding.table), None)
-        return read is not None and (read.done or (read.since is not None and read.since.seq >= voiding.seq))
-    return checkpoint.point.seq >= voiding.seq
 
 
 @dataclass
@@ -126,7 +116,7 @@ class SiftedSink:
         self._search.rewound()
         committed = self._committed = self._sink.checkpoint()
         if self._letters is not None:
-            for table, void in self._letters.settle(lambda one: _has(committed, one)).items():
+            for table, void in self._letters.settle(committed).items():
                 self._tell_void(table, void)
         return committed
 

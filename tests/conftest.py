@@ -220,6 +220,15 @@ def redis_url(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture
+def client(redis_url: str) -> Iterator[Any]:
+    """A client of that Redis, for texts."""
+    import redis
+
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """A redis-server of the test's own, to stop or kill by `pid`."""
     if not shutil.which("redis-server"):

@@ -19,7 +19,9 @@ A Redis Cluster is found by itself. It has no MULTI over all of its masters: row
     redis_options       the sink's keys
     redis_keys          where rows lie, by the template for all tables or by a table's own
     redis_rows          forms of rows, and that template; redis_stored reads and writes rows
+    redis_ahead         rows that are read before they are asked for
     redis_lacking       which of them lack a value
+    redis_rearranging   brings them to another layout; redis_parked: where another table takes a table's name
     redis_parts         whose rows are whose, where those of a group's parts lie together
     redis_store         where they lie, and the consumer's own keys there: redis_server or redis_cluster
     redis_slots         what the masters of a cluster still hold, by their checkpoints
@@ -38,13 +40,16 @@ from walbus.consumers.checkpoint import Checkpoint, Marks, Part, dump_checkpoint
 from walbus.consumers.partitions import GroupPart
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, Sink, SinkPlace, refused
 from walbus.consumers.sinks.layout import layout_change
+from walbus.consumers.sinks.redis_ahead import RowsAhead
 from walbus.consumers.sinks.redis_cluster import open_store
 from walbus.consumers.sinks.redis_invalidation import RedisInvalidation
-from walbus.consumers.sinks.redis_keys import RowKeys
+from walbus.consumers.sinks.redis_keys import OWN_KEY, RowKeys
 from walbus.consumers.sinks.redis_lacking import LackingRows
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import RedisOptions
+from walbus.consumers.sinks.redis_parked import configured_as, is_parked, parked
 from walbus.consumers.sinks.redis_parts import RowsOfPart
+from walbus.consumers.sinks.redis_rearranging import Rearranging
 from walbus.consumers.sinks.redis_rows import (
     Columns,
     Entry,
@@ -88,20 +93,21 @@ class RedisSink:
         self._options, self._tables_wanted, self._server = options, tables, server
         self._part = RowsOfPart(part) if part is not None and part.together else None
         self._form = _form_of(options)
-        self._shape = Shape(options.key, options.format, options.values, options.pointer or "", options.keys)
+        texts, pointer = options.values, options.pointer or ""
+        self._shape = Shape(options.key, options.format, texts, pointer, options.keys, tuple(sorted(options.ttl)))
         self._ttl = options.ttl
+        self._layouts = StoredLayouts(self._server)
+        self._lacking = LackingRows(self._server)
         self._lie_below(server.generation.rows)
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
-        self._layouts = StoredLayouts(self._server)
-        self._lacking = LackingRows(self._server)
         self._forget_gathered()
 
     @classmethod
     def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Sink:
         """See `SinkType.open`."""
         read = RedisOptions.read(options, place)
-        store = open_store(read.url.get_secret_value(), place.consumer, read.pointer or "")
+        store = open_store(read.url.get_secret_value(), place.consumer, read.pointer or "", place.stopping)
         sink: Sink
         try:
             if read.invalidate is None:
@@ -150,7 +156,7 @@ class RedisSink:
         """See `Sink.write`."""
         with self._server.errors():
             self._mark_with(marks)
-            self._fetch(windows)
+            self._stored.expect(self._left_out(windows))
             self._done = ChangeTakers(self._tables_wanted, self._take, self._load, self._fit).take(windows, self._done)
             self._send_if_many()
 
@@ -174,16 +180,18 @@ class RedisSink:
         """See `Sink.commit`."""
         with self._server.errors():
             self._rows.send(self._gathered, self._marks, dump_checkpoint(checkpoint))
+            self._lacking.written()
         self._forget_gathered()
         self._done = last_done_of(checkpoint)
 
     def rollback(self) -> None:
         """See `Sink.rollback`. What was sent in parts stays, and is compared by version when it comes again."""
+        self._lacking.not_written()
         self._forget_gathered()
 
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`."""
-        return self._lacking.tables()
+        return tuple(table for table in self._lacking.tables() if not is_parked(table))
 
     def settle(self) -> None:
         """See `SettlingSink.settle`."""
@@ -221,7 +229,7 @@ class RedisSink:
 
     def expires(self, table: str) -> bool:
         """See `ExpiringSink.expires`."""
-        return table in self._ttl
+        return configured_as(table, self._ttl) in self._ttl
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -232,6 +240,8 @@ class RedisSink:
         self._keys = RowKeys(self._options.key, self._options.keys, prefix)
         tombstone_ms = self._options.tombstone_seconds * 1000
         self._rows = RedisRows(self._server, self._keys, self._form, tombstone_ms, self._ttl, self._part)
+        self._stored = RowsAhead(self._rows)
+        self._rearranging = Rearranging(self._rows, self._keys, self._form, self._lacking, self._ttl)
 
     # What is gathered
 
@@ -239,12 +249,13 @@ class RedisSink:
         self._gathered: list[tuple[str, Entry]] = []  # (table, write), to be sent
         self._gathered_bytes = 0
         self._latest: dict[str, Entry] = {}  # the last of them for each key
-        self._fetched: dict[str, StoredRow | None] = {}  # rows as they are stored, until something is sent
+        self._stored.forget()
 
     def _send(self) -> None:
         if self._gathered:
             self._server.show_ahead(max(entry.seq for _, entry in self._gathered))
             self._rows.send(self._gathered, self._marks, None)
+            self._lacking.written()
             self._forget_gathered()
 
     def _send_if_many(self) -> None:
@@ -275,6 +286,7 @@ class RedisSink:
                 self._gather(table, Entry(key, "d", change.seq, of=_of(change)))
             case Op.TRUNCATE:
                 self._truncate(change)
+        self._send_if_many()  # rows that are put together are larger than what came
 
     def _load(self, change: Change) -> None:
         """A snapshot's row; it replaces a row that lacks a value whatever its version: the log brings it forward."""
@@ -303,7 +315,7 @@ class RedisSink:
             return
         moved = self._present(table, old) if old != key else None
         stored = moved if moved is not None and moved.seq < change.seq else present  # a later row may have its key
-        if stored is None and layout.table in self._ttl:  # it has expired: a cache need not have it
+        if stored is None and self.expires(table):  # it has expired: a cache need not have it
             self._gather(layout.table, Entry(key, "d", change.seq, of=_of(change)))
             return
         lacks = stored is None or (layout.table, old) in self._lacking
@@ -320,6 +332,7 @@ class RedisSink:
         self._server.shut_out()  # a delta does not bring what came before its TRUNCATE, so it may not come late either
         for key in self._rows.keys_of(layout.table):
             self._gather(layout.table, Entry(key, "d", change.seq))
+            self._send_if_many()
         self._send()
         self._rows.raise_floor(layout.table, change.seq, self._marks)
         self._lacking.remove_table(layout.table)
@@ -349,32 +362,29 @@ class RedisSink:
                 change,
                 "give the table a primary key, or leave it out of the consumer's tables",
             )
-        return self._keys.row_key(table, key)
+        row_key = self._keys.row_key(table, key)
+        if self._keys.is_a_sinks_own(row_key):
+            raise refused(OWN_KEY[0], change, OWN_KEY[1])
+        return row_key
 
     # Rows as they are now, gathered or stored
 
     def _present(self, table: str, key: str) -> StoredRow | None:
-        if key not in self._fetched:
-            self._fetched[key] = self._rows.rows(table, [key], self._marks)[0]
-        stored, latest = self._fetched[key], self._latest.get(key)
+        stored, latest = self._stored.row(table, key, self._marks), self._latest.get(key)
         if latest is None or (stored is not None and stored.seq > latest.seq):
             return stored
         if not latest.parts:
             return None
         return StoredRow(latest.seq, self._marks.generation, self._form.columns(latest.parts, table))
 
-    def _fetch(self, windows: Sequence[Window]) -> None:
-        """Reads at once the rows that these windows' changes leave values out of."""
-        missing: dict[str, dict[str, None]] = {}  # keys by table, each once
+    def _left_out(self, windows: Sequence[Window]) -> Iterator[tuple[str, str]]:
+        """Table and key of the rows that these windows' changes leave values out of."""
         for window in windows:
             for change in window.changes if window.kind == Kind.TRANSACTION else ():
-                reads = change.raw.unchanged and self._keys.knows(change.table)
-                for key in (change.raw.key, change.raw.old_key) if reads else ():
-                    row_key = None if key is None or not self._has(key) else self._keys.row_key(change.table, key)
-                    if row_key is not None and row_key not in self._fetched:
-                        missing.setdefault(change.table, {})[row_key] = None
-        for table, keys in missing.items():
-            self._fetched.update(zip(keys, self._rows.rows(table, list(keys), self._marks), strict=True))
+                if change.raw.unchanged and self._keys.knows(change.table):
+                    for key in (change.raw.key, change.raw.old_key):
+                        if key is not None and self._has(key):
+                            yield change.table, self._keys.row_key(change.table, key)
 
     # Layouts
 
@@ -392,46 +402,37 @@ class RedisSink:
             return present
         known = self._layouts.get(layout.oid)
         self._see_that_it_fits(layout, known)
+        for other in self._layouts.called(layout, self._marks.log_generation):
+            self._rearrange(other, parked(other))
+            self._layouts.store(parked(other), self._marks.log_generation)
         if known is not None and not known.same_layout(layout):
-            self._rewrite(known, layout)
+            self._rearrange(known, layout)
         self._keys.know(layout)
         self._layouts.store(layout, self._marks.log_generation)
         return layout
 
     def _see_that_it_fits(self, layout: TableSchema, known: TableSchema | None) -> None:
-        others = [other.table for other in self._layouts.all() if other.oid != layout.oid]
+        others = [other.table for other in self._layouts.all()]
         misfit = self._keys.misfit(layout, known, others)
-        if misfit is None and isinstance(self._form, StringForm):
+        if misfit is None and isinstance(self._form, HashForm):
             misfit = self._form.misfit(layout, known)
         if misfit is not None:
             raise SinkRefused(misfit[0], where=layout.table, mend=misfit[1])
-        if known is not None and known.table in self._ttl and layout.table not in self._ttl:
+        if known is not None and self.expires(known.table) and layout.table not in self._ttl:
             what = f"{known.table}, whose rows have a time to live, is called {layout.table} now"
             raise SinkRefused(what, where=layout.table, mend="name it so in ttl")
 
-    def _rewrite(self, before: TableSchema, now: TableSchema) -> None:
+    def _rearrange(self, before: TableSchema, now: TableSchema) -> None:
         """Brings a table's rows to a new layout: columns by their new names, and keys by the table's own."""
         self._send()
-        change, marks = layout_change(before, now), self._marks
         self._server.show_ahead(_ANY_SEQ)
-        for key in set(self._rows.keys_of(before.table)):  # each once, and none that has moved
-            row = self._rows.rows(before.table, [key], marks)[0]
-            moved = self._keys.moved(key, before.table, now.table)
-            if row is None:
-                self._rows.forget(key)
-                if now.table not in self._ttl:  # it has not expired: somebody wrote into it
-                    self._lacking.add(now.table, moved)
-                continue
-            columns = self._form.rearranged(row.columns, change)
-            entry = Entry(moved, "f", row.seq, self._form.parts(columns, now.table))
-            self._rows.send([(now.table, entry)], Marks(row.mark, marks.log_generation), None)
-            if moved != key:
-                self._rows.forget(key)
+        self._rearranging.bring(before, now, self._marks)
+        self._stored.forget()
 
 
 def server_of(options: RedisOptions, place: SinkPlace) -> RedisServer:
     """The server that a sink's options name."""
-    return RedisServer(options.url.get_secret_value(), place.consumer, options.pointer or "")
+    return RedisServer(options.url.get_secret_value(), place.consumer, options.pointer or "", place.stopping)
 
 
 def _form_of(options: RedisOptions) -> RowForm:

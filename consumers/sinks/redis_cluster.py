@@ -23,7 +23,7 @@ into all fences.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 from uuid import uuid4
 
@@ -72,18 +72,19 @@ _SCRIPTS: Final = (
 _LACKING: Final = "lacking:"
 
 
-def open_store(url: str, consumer: str, pointer: str = "") -> RedisStore:
+def open_store(url: str, consumer: str, pointer: str = "", stopping: Callable[[], bool] = lambda: False) -> RedisStore:
     """The Redis at an address: a server, or the cluster that it is a node of.
 
     Args:
         url: of the server, or of any node.
         consumer: whose keys these are.
         pointer: the key that names the live rows to readers; empty: there is none. A cluster takes none.
+        stopping: see `SinkPlace`.
 
     Raises:
         SinkUnavailable, SinkRefused
     """
-    server = RedisServer(url, consumer, pointer)
+    server = RedisServer(url, consumer, pointer, stopping)
     where = server.where.replace("Redis at", "Redis Cluster at")
     with server.errors():
         try:
@@ -102,7 +103,7 @@ def open_store(url: str, consumer: str, pointer: str = "") -> RedisStore:
     if pointer:
         what = "a pointer does not work on a node of a cluster: it lies on one node, and rows on all of them"
         raise SinkRefused(what, where=where, mend="leave pointer out, or use a Redis without cluster mode")
-    return RedisCluster(url, where, consumer)
+    return RedisCluster(url, where, consumer, stopping)
 
 
 class RedisCluster(RedisStore):
@@ -112,13 +113,14 @@ class RedisCluster(RedisStore):
         url: of a node; the others are asked of it, and are known from then on.
         where: it is, for errors.
         consumer: whose keys these are.
+        stopping: see `SinkPlace`.
     """
 
     apply, invalidate, unlink = APPLY_IN_SLOT, INVALIDATE_IN_SLOT, UNLINK_IN_SLOT
 
-    def __init__(self, url: str, where: str, consumer: str) -> None:
+    def __init__(self, url: str, where: str, consumer: str, stopping: Callable[[], bool] = lambda: False) -> None:
         super().__init__(where, consumer)
-        self._nodes = ClusterNodes(url, where)
+        self._nodes, self._stopping = ClusterNodes(url, where), stopping
         self._scripts: dict[str, str] = {}  # their hashes
         self._anchors: dict[int, dict[str, bytes]] = {}  # by slot: what is there
         self._own: dict[str, int] = {}  # by master's name: the slot of its anchor
@@ -286,7 +288,7 @@ class RedisCluster(RedisStore):
     def settle(self) -> None:
         """See `RedisStore.settle`."""
         for client in self._nodes.clients():
-            settle(client, self.where)
+            settle(client, self.where, self._stopping)
         self._see([self._nodes.replicated(self._script(slot, CLAIM)) for slot in self._own.values()])
 
     def remove(self, *keys: str) -> None:

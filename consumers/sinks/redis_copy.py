@@ -56,7 +56,7 @@ class BesideServer(RedisServer):
     """
 
     def __init__(self, options: RedisOptions, place: SinkPlace, number: int) -> None:
-        super().__init__(options.url.get_secret_value(), place.consumer)
+        super().__init__(options.url.get_secret_value(), place.consumer, stopping=place.stopping)
         self.generation = Generation(place.consumer, number)
         self._swapped_pointer = options.pointer or ""
         self._holds = ""  # the key that holds back the live rows' writer, if it does

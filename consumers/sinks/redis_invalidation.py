@@ -27,7 +27,7 @@ import msgspec
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, refused
-from walbus.consumers.sinks.redis_keys import RowKeys
+from walbus.consumers.sinks.redis_keys import OWN_KEY, RowKeys
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import Invalidation, RedisOptions
 from walbus.consumers.sinks.redis_server import RedisServer
@@ -156,6 +156,8 @@ class RedisInvalidation:
         if change.raw.key is None:
             mend = "give the table a primary key, or leave it out of the consumer's tables"
             raise refused("a row has no key to be cached by", change, mend)
+        if self._keys.is_a_sinks_own(self._keys.row_key(table, change.raw.key)):
+            raise refused(OWN_KEY[0], change, OWN_KEY[1])
         changed = change.seq, (change.raw.table, change.raw.key)
         self._gather(table, change.raw.key, changed)
         if change.raw.old_key is not None:
@@ -176,10 +178,10 @@ class RedisInvalidation:
         if misfit is not None:
             raise SinkRefused(misfit[0], where=layout.table, mend=misfit[1])
         self._keys.know(layout)
-        if known is not None and (known.table != layout.table or not known.same_layout(layout)):
+        if known is not None and not known.same_layout(layout):
             self._empty(known.table)
-            if known.table != layout.table:
-                self._empty(layout.table)
+        if layout.table in others or (known is not None and known.table != layout.table):  # another had its name
+            self._empty(layout.table)
         self._layouts.store(layout, self._marks.log_generation)
         return layout
 

@@ -22,6 +22,20 @@ _COLUMN: Final = re.compile(r"\{([^{}]*)\}")
 #: What is wrong, and how to mend it.
 Misfit: TypeAlias = tuple[str, str]
 
+_OWN: Final = "walbus:"  # what keys begin with that sinks have for themselves
+
+#: Of a row that would lie there: a value that its key begins with says so.
+OWN_KEY: Final[Misfit] = (
+    f"the key of a row would begin with {_OWN}, as the sinks' own keys do",
+    "let the sink's key begin with something else than a value of the row",
+)
+
+
+def require_not_own(template: str) -> None:
+    """Raises ValueError: what a template makes begins as the sinks' own keys do."""
+    if template.startswith(_OWN):
+        raise ValueError(f"keys that begin with {_OWN} are the sinks' own")
+
 
 class TableKeyTemplate:
     """Where the rows of one table lie, as `person:{id}`: the columns of its key in braces.
@@ -39,8 +53,7 @@ class TableKeyTemplate:
             raise ValueError("a table's own key needs the columns of its key in braces, each once, such as person:{id}")
         if not all(":" in between for between in self._literals[1:-1]):
             raise ValueError("between two columns a table's own key needs a colon: values are written without one")
-        if template.startswith("walbus:"):
-            raise ValueError("keys that begin with walbus: are the sinks' own")
+        require_not_own(template)
         self._literals[0] = prefix + self._literals[0]
 
     @property
@@ -85,7 +98,7 @@ class RowKeys:
     """
 
     def __init__(self, general: str, own: Mapping[str, str], prefix: str = "") -> None:
-        self._general = KeyTemplate(prefix + general)
+        self._general, self._prefix = KeyTemplate(prefix + general), prefix
         self._own = {table: TableKeyTemplate(template, prefix) for table, template in own.items()}
         self._names: dict[str, tuple[str, ...]] = {}  # by table with its own: the columns of its key, in their order
         for table, other in combinations(self._own, 2):
@@ -108,6 +121,10 @@ class RowKeys:
             return self._general.row_key(table, key)
         return own.row_key(dict(zip(self._names[table], key_texts(key), strict=True)))
 
+    def is_a_sinks_own(self, row_key: str) -> bool:
+        """Whether a row's key may be one that a sink has for itself."""
+        return row_key.startswith(_OWN, len(self._prefix))
+
     def texts(self, row_key: str, table: str, columns: int) -> tuple[str, ...]:
         """The values of a row's key, of so many columns; all of it as one text if it is no such key."""
         own = self._own.get(table)
@@ -117,8 +134,12 @@ class RowKeys:
         return (row_key,) if values is None else tuple(values[name] for name in self._names[table])
 
     def moved(self, row_key: str, before: str, now: str) -> str:
-        """The key of a row once its table is called otherwise; only of one without a template of its own."""
-        return row_key if before == now else self._general.moved(row_key, before, now)
+        """The key of a row once its table is called otherwise, by the template for all tables."""
+        if before == now:
+            return row_key
+        if before in self._own:
+            return self._general.key_of(now, self.texts(row_key, before, len(self._names[before])))
+        return self._general.moved(row_key, before, now)
 
     def pattern(self, table: str) -> str:
         """A pattern for SCAN that matches every row of a table (and perhaps others')."""
@@ -170,8 +191,6 @@ class RowKeys:
         return None
 
     def _alike(self, table: str, other: str) -> bool:
-        if table not in self._own and other not in self._own:
-            return False  # `KeyTemplate` keeps those apart
         return _are_alike(self._around(table), self._around(other))
 
     def _around(self, table: str) -> tuple[str, str]:

@@ -16,10 +16,11 @@ class LackingRows:
     def __init__(self, store: RedisStore) -> None:
         self._store = store
         self._members: set[str] = set()
+        self._gone: set[str] = set()  # whose rows are about to be written whole, and are noted yet
 
     def load(self) -> None:
         """Reads them from the server."""
-        self._members = self._store.lacking()
+        self._members, self._gone = self._store.lacking(), set()
 
     def __contains__(self, row: tuple[str, str]) -> bool:
         return bool(self._members) and _member(*row) in self._members
@@ -35,12 +36,25 @@ class LackingRows:
     def add(self, table: str, key: str) -> None:
         """One more; called before it is written."""
         self._members.add(_member(table, key))
+        self._gone.discard(_member(table, key))
         self._store.add_lacking(_member(table, key))
 
     def remove(self, table: str, key: str) -> None:
-        """A row lacks nothing any more, if it did."""
+        """A row lacks nothing any more, if it did, once it is `written`: whoever is killed before finds it noted."""
         if (table, key) in self:
-            self._remove([_member(table, key)])
+            self._members.remove(_member(table, key))
+            self._gone.add(_member(table, key))
+
+    def written(self) -> None:
+        """Rows that lack nothing any more are written."""
+        for members in some(list(self._gone), SCRIPT_ENTRIES):
+            self._remove(members)
+            self._gone.difference_update(members)
+
+    def not_written(self) -> None:
+        """They are not, and lack what they lacked."""
+        self._members |= self._gone
+        self._gone = set()
 
     def remove_table(self, table: str) -> None:
         """No row of a table does any more."""

@@ -56,8 +56,14 @@ class StoredLayouts:
         return list(self._by_oid.values())
 
     def named(self, table: str) -> TableSchema | None:
-        """The one of the table that is called so."""
-        return next((layout for layout in self._by_oid.values() if layout.table == table), None)
+        """The one of the table that is called so; the latest, if one was dropped and made again."""
+        found = [layout for layout in self._by_oid.values() if layout.table == table]
+        return max(found, key=lambda layout: layout.id, default=None)
+
+    def called(self, layout: TableSchema, log_generation: int) -> list[TableSchema]:
+        """Those of other relations of the same log that have the name of this one's."""
+        others = [other for other in self._by_oid.values() if other.oid != layout.oid and other.table == layout.table]
+        return others if log_generation == self._log_generation else []
 
     def present(self, layout: TableSchema, log_generation: int) -> TableSchema | None:
         """The one that the table has, if it is this one or a later one of the same log; None: this one is news."""

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from redis.connection import parse_url
 
 from walbus.consumers.sinks.base import SinkOptions, SinkPlace
-from walbus.consumers.sinks.redis_keys import RowKeys, TableKeyTemplate
+from walbus.consumers.sinks.redis_keys import RowKeys, TableKeyTemplate, require_not_own
 from walbus.consumers.sinks.redis_rows import Form, KeyTemplate, ValueTemplate
 from walbus.consumers.tables import matching
 from walbus.errors import ConfigError
@@ -47,6 +47,7 @@ class RedisOptions(SinkOptions):
     @classmethod
     def _is_template(cls, key: str) -> str:
         KeyTemplate(key)
+        require_not_own(key)
         return key
 
     @field_validator("keys")

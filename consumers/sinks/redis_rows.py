@@ -14,6 +14,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from walbus.consumers.sinks.layout import LayoutChange, fitted
+from walbus.consumers.sinks.redis_parked import configured_as
+from walbus.consumers.sinks.redis_scripts import VERSION_FIELD
 from walbus.keys import key_texts
 from walbus.schema import TableSchema
 from walbus.values import row_json, row_texts
@@ -77,8 +79,12 @@ class KeyTemplate:
 
     def row_key(self, table: str, key: bytes) -> str:
         """The key of a row. Several key columns are joined by colons, colons inside them being written as %3A."""
+        return self.key_of(table, key_texts(key))
+
+    def key_of(self, table: str, texts: tuple[str, ...]) -> str:
+        """The key of a row by the values of its key."""
         before, after = self.around(table)
-        return f"{before}{_joined(key_texts(key))}{after}"
+        return f"{before}{_joined(texts)}{after}"
 
     def texts(self, row_key: str, table: str, columns: int) -> tuple[str, ...]:
         """The values of a row's key, of so many columns; all of it as one text if it is no such key."""
@@ -184,6 +190,18 @@ class HashForm:
         pairs = zip(layout.columns, row_texts(layout, payload), strict=True)
         return [part.encode() for column, text in pairs if text is not None for part in (column.name, text)]
 
+    def misfit(self, layout: TableSchema, known: TableSchema | None) -> tuple[str, str] | None:
+        """Why rows of a layout cannot have this form, and how to mend it; None if they can.
+
+        Args:
+            layout: that they have from now on.
+            known: that those that are stored have.
+        """
+        if VERSION_FIELD not in {column.name for column in layout.columns}:
+            return None
+        what = f"this table has a column {VERSION_FIELD}, as the field of a hash is called that holds a row's version"
+        return what, 'write format = "json", or call it otherwise by the consumer\'s mapping'
+
     def decode(self, layout: TableSchema, payload: bytes, unchanged: bytes) -> Columns:
         """The columns that the row carries and that are not NULL, each as text."""
         bits = int.from_bytes(unchanged, "little")
@@ -254,16 +272,11 @@ class StringForm(HashForm):
         return None
 
     def misfit(self, layout: TableSchema, known: TableSchema | None) -> tuple[str, str] | None:
-        """Why rows of a layout have no text, and how to mend it; None if they have one.
-
-        Args:
-            layout: that they have from now on.
-            known: that those that are stored have.
-        """
+        """See `HashForm.misfit`."""
         template = self._templates.get(layout.table)
         if template is None:
             return "there is no template for this table's values", "add one to values, or leave out the table"
-        if known is not None and known.table not in self._templates:
+        if known is not None and configured_as(known.table, self._templates) not in self._templates:
             return "this table had another name, whose template is gone", f"keep {known.table} in values beside it"
         gone = [name for name in template.columns if name not in {column.name for column in layout.columns}]
         if gone:
@@ -273,7 +286,7 @@ class StringForm(HashForm):
 
     def parts(self, columns: Columns, table: str) -> Parts:
         """The text, and the columns that it was made of if it does not tell them."""
-        template = self._templates[table]
+        template = self._template(table)
         text = template.text(columns)
         if template.is_one_column:
             return [text]
@@ -282,10 +295,13 @@ class StringForm(HashForm):
 
     def columns(self, parts: Parts, table: str) -> Columns:
         """The columns that `parts` had."""
-        template = self._templates[table]
+        template = self._template(table)
         if template.is_one_column:
             return {template.columns[0]: parts[0]}
         return {name: text.encode() for name, text in _texts.decode(parts[1] or b"{}").items()}
+
+    def _template(self, table: str) -> ValueTemplate:
+        return self._templates[configured_as(table, self._templates)]
 
 
 def arguments(entries: Sequence[Entry], mark: int) -> list[bytes | str | int]:

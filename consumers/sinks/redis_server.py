@@ -19,7 +19,8 @@ them below walbus:NAME:NUMBER:.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, cast
 from uuid import uuid4
@@ -29,7 +30,7 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
-from walbus.consumers.checkpoint import Part
+from walbus.consumers.checkpoint import Part, is_behind
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.redis_generations import Generation, pointed, rows_of, stamped, unstamped
 from walbus.consumers.sinks.redis_scripts import (
@@ -57,6 +58,7 @@ _SYNC_SECONDS = 2.0  # within which a server that syncs once a second has begun 
 _LONGEST_SYNC_SECONDS = 30.0
 _LONGEST_HOLD_SECONDS = 10.0  # longer than writes are held back
 _HOLD_LOOK_SECONDS = 0.02
+_UNANSWERED = 16  # commits that are remembered, of a server that answers none
 _ATTEMPTS = 3  # to find the live rows: each time that it fails, another copy has taken their place meanwhile
 _SCRIPTS = (APPLY, CARRY, COMMIT, DROP, EMPTY, GATE, GUARDED, INVALIDATE, POINT, RAISE, SWAP, UNLINK)
 
@@ -81,11 +83,14 @@ class RedisServer(RedisStore):
         url: of the server; its password goes nowhere else.
         consumer: whose keys these are.
         pointer: the key that names the live rows to readers; empty: there is none.
+        stopping: see `SinkPlace`.
     """
 
     apply, invalidate, unlink = APPLY, INVALIDATE, UNLINK
 
-    def __init__(self, url: str, consumer: str, pointer: str = "") -> None:
+    def __init__(
+        self, url: str, consumer: str, pointer: str = "", stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         # A retry behind our back would meet a checkpoint that its own first attempt has moved.
         self._redis = redis.Redis.from_url(
             url,
@@ -96,8 +101,9 @@ class RedisServer(RedisStore):
         )
         address = self._redis.connection_pool.connection_kwargs
         super().__init__(f"Redis at {address.get('host', address.get('path', ''))}:{address.get('port', '')}", consumer)
-        self._consumer, self._pointer = consumer, pointer
+        self._consumer, self._pointer, self._stopping = consumer, pointer, stopping
         self._stored = ""  # the checkpoint that the server has, as far as this process knows
+        self._unanswered: deque[str] = deque(maxlen=_UNANSWERED)  # that were sent to it, and may come to it late
         self._scripts: dict[str, str] = {}  # their hashes
 
     def close(self) -> None:
@@ -240,7 +246,9 @@ class RedisServer(RedisStore):
             self._wait_while_held(until)
         if FENCED in answers:
             self.fenced()
-        self._stored = self._stored if checkpoint is None else stamped(self.generation, checkpoint)
+        if checkpoint is not None:
+            self._stored = stamped(self.generation, checkpoint)
+            self._unanswered.clear()
 
     def _answers(self, calls: Sequence[Call], checkpoint: str | None, written: Iterable[Written]) -> list[object]:
         own = (self._checkpoint_key, self.name("done"))
@@ -251,8 +259,8 @@ class RedisServer(RedisStore):
                 pipeline.evalsha(self._scripts[GATE], 4, *gate)
             for script, keys, arguments in calls:
                 pipeline.evalsha(self._scripts[script], 2 + len(keys), *own, *keys, self._stored, *arguments)
-            if checkpoint is not None:
-                text = stamped(self.generation, checkpoint)
+            text = "" if checkpoint is None else stamped(self.generation, checkpoint)
+            if text:
                 commit = (*own, self.name("ahead"), self._stored, text, len(calls))
                 pipeline.evalsha(self._scripts[COMMIT], 3, *commit)
             try:
@@ -261,9 +269,12 @@ class RedisServer(RedisStore):
                 if (refusal := self.in_the_way(error, written)) is not None:
                     raise refusal from None
                 raise
+            except (redis.ConnectionError, redis.TimeoutError, OSError):
+                self._unanswered.append(text)
+                raise
 
     def _wait_while_held(self, until: float) -> None:
-        if time.monotonic() > until:
+        if self._stopping() or time.monotonic() > until:
             raise SinkUnavailable("a rebuilt copy is about to take the rows' place", where=self.where)
         time.sleep(_HOLD_LOOK_SECONDS)
 
@@ -303,7 +314,7 @@ class RedisServer(RedisStore):
 
     def settle(self) -> None:
         """See `RedisStore.settle`."""
-        settle(self._redis, self.where)
+        settle(self._redis, self.where, self._stopping)
 
     def remove(self, *keys: str) -> None:
         """See `RedisStore.remove`."""
@@ -316,9 +327,15 @@ class RedisServer(RedisStore):
             raise SinkUnavailable("this Redis came back empty; it is filled from a snapshot", where=self.where)
         if unstamped(text)[0] > self.generation.number:
             raise SinkSwapped("a rebuilt copy has taken the rows' place", where=self.where)
+        if text in self._unanswered:
+            what = "what this Redis was sent when it did not answer has come to it late"
+            raise SinkUnavailable(what, where=self.where)
         if own := self._parsed(self._stored).token:
             require_not_above(self._parsed(text), own, self.where)  # nobody stores a text over one with a higher token
             what = "this Redis has lost writes that it had acknowledged, and the part is taken over again"
+            raise SinkUnavailable(what, where=self.where)
+        if is_behind(self._parsed(text).checkpoint, self._parsed(self._stored).checkpoint):
+            what = "this Redis has lost writes that it had acknowledged; they are made again"
             raise SinkUnavailable(what, where=self.where)
         raise self.another_writer()
 
@@ -356,14 +373,14 @@ class RedisServer(RedisStore):
         return cast("bytes | None", self._redis.get(key))
 
 
-def settle(server: redis.Redis, where: str) -> None:
+def settle(server: redis.Redis, where: str, stopping: Callable[[], bool]) -> None:
     """Waits until what is written is synced, where a server syncs its append-only file once a second.
 
     One that syncs with each command has done so already; one that leaves it to its machine, or has no such file, was
     never asked to keep what is written.
 
     Raises:
-        SinkUnavailable: it does not get to it.
+        SinkUnavailable: it does not get to it, or nobody waits for it any more (`SinkPlace.stopping`).
     """
     if not server.info("persistence").get("aof_enabled"):
         return
@@ -375,5 +392,5 @@ def settle(server: redis.Redis, where: str) -> None:
         waited = time.monotonic() - began
         if waited >= _SYNC_SECONDS and not server.info("persistence").get("aof_pending_bio_fsync"):
             return
-        if waited >= _LONGEST_SYNC_SECONDS:
+        if stopping() or waited >= _LONGEST_SYNC_SECONDS:
             raise SinkUnavailable("Redis does not get to sync its append-only file", where=where)

@@ -42,6 +42,7 @@ Reads: TypeAlias = Pipeline | ClusterPipeline
 class Shape(msgspec.Struct):
     """What a consumer writes: under which keys, in which form, and as which texts, by table; and the pointer to it.
 
+    `expiring` is the tables whose rows have a time to live.
     `born` is a sign by which what is written is told from what was there before a server lost everything.
     """
 
@@ -50,6 +51,7 @@ class Shape(msgspec.Struct):
     values: dict[str, str] = {}
     pointer: str = ""
     keys: dict[str, str] = {}
+    expiring: tuple[str, ...] = ()
     born: str = ""
 
     def follows(self, before: Shape, tables: Iterable[str]) -> bool:
@@ -170,9 +172,27 @@ class RedisStore(ABC):
                 where=self.where,
                 mend="let a consumer with another name and another key begin with this one",
             )
-        now = msgspec.structs.replace(shape, born=known[0].born if known else uuid4().hex)
+        stays = self._require_expiring(shape, known, tables) if self.has_checkpoint else set()
+        born = known[0].born if known else uuid4().hex
+        now = msgspec.structs.replace(shape, born=born, expiring=tuple(sorted({*shape.expiring, *stays})))
         if not known or any(before != now for before in known):
             self.set_document("shape", msgspec.json.encode(now))
+
+    def _require_expiring(self, shape: Shape, known: Sequence[Shape], tables: Sequence[str]) -> set[str]:
+        """Tables whose rows expire, by what is there, and which a new name is given for, that is yet to be told.
+
+        Raises:
+            SinkRefused: there is none: their rows would go, though they are to stay.
+        """
+        stays = {table for before in known for table in before.expiring if table in tables}.difference(shape.expiring)
+        new_names = {table for table in shape.expiring if table not in tables}
+        if len(stays) > len(new_names):
+            raise SinkRefused(
+                f"rows of {min(stays)} were written with a time to live, and would be missing once they have expired",
+                where=self.where,
+                mend="keep the table in ttl; or let a consumer with another name and another key begin",
+            )
+        return stays
 
     # Writing
 

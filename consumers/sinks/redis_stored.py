@@ -17,6 +17,7 @@ import redis
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.base import HeldRow
 from walbus.consumers.sinks.redis_keys import RowKeys
+from walbus.consumers.sinks.redis_parked import configured_as
 from walbus.consumers.sinks.redis_parts import RowsOfPart, part_told
 from walbus.consumers.sinks.redis_rows import (
     Columns,
@@ -32,7 +33,7 @@ from walbus.consumers.sinks.redis_store import Call, Reads, RedisStore
 from walbus.schema import TableSchema
 
 SCRIPT_ENTRIES = 500  # one script blocks the server; this many rows take it a few milliseconds
-_READ_AT_ONCE = 50  # rows that are read back in a round trip: one may have a megabyte
+READ_AT_ONCE = 50  # rows that are read back in a round trip: one may have a megabyte
 _VERSION = re.compile(rb"(-?\d+):(\d+)")  # as the scripts read one
 
 RowForm: TypeAlias = HashForm | JsonForm | StringForm
@@ -98,7 +99,13 @@ class RedisRows:
         for entry in entries:
             keys += (entry.key, self._store.beside(entry.key))
         form = "hash" if self._is_hash else "text"
-        head = (marks.log_generation, self._tombstone_ms, self._ttl.get(table, 0) * 1000, form, self._word)
+        head = (
+            marks.log_generation,
+            self._tombstone_ms,
+            self._ttl.get(configured_as(table, self._ttl), 0) * 1000,
+            form,
+            self._word,
+        )
         return self._store.apply, keys, (*head, *arguments(entries, marks.generation))
 
     def rows(self, table: str, keys: Sequence[str], marks: Marks) -> list[StoredRow | None]:
@@ -125,7 +132,7 @@ class RedisRows:
         Where those of all parts lie there, what another one wrote is left out, and so is what nobody wrote at a key of
         another one's.
         """
-        for keys in some(self._store.scan(self._keys.pattern(table)), _READ_AT_ONCE):
+        for keys in some(self._store.scan(self._keys.pattern(table)), READ_AT_ONCE):
             for key, found in zip(keys, self._found(keys), strict=True):
                 if found is None:  # expired since
                     continue

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,7 @@ from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Point
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.refused_rows import row_of
 from walbus.consumers.sifted_sink import SiftedSink
-from walbus.consumers.sinks import Sink, redis_server
+from walbus.consumers.sinks import Sink, open_sink, redis_server
 from walbus.errors import SinkUnavailable
 from walbus.events import Window, window_of
 
@@ -151,6 +152,20 @@ class Watch:
     def sleep(self, seconds: float) -> None:
         self.slept += seconds
         time.sleep(seconds)
+
+
+def test_a_consumer_that_waits_for_a_sync_stops_at_once(tmp_path: Path) -> None:
+    """The row may be lost, so its letter stays: it is not settled."""
+    if not shutil.which("redis-server"):
+        missing("redis-server", "how it syncs is given when it starts")
+    with local_redis("--appendonly", "yes", "--appendfsync", "everysec") as server:
+        under_test = redis_under_test(tmp_path, server.url, "hash")
+        place = replace(under_test.place, stopping=lambda: True)
+        with (
+            closing(open_sink("redis", under_test.options, place)) as sink,
+            pytest.raises(SinkUnavailable, match="does not get to sync"),
+        ):
+            sink.settle()
 
 
 def test_a_redis_that_syncs_once_a_second_is_waited_for_and_no_other(

@@ -23,7 +23,7 @@ from support.waiting import wait_for
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Point, last_done_of
 from walbus.consumers.partitions import own_place
 from walbus.consumers.rebuilding import discard
-from walbus.consumers.sinks import open_copies
+from walbus.consumers.sinks import open_copies, redis_server
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.redis_copy import HOLD_MILLISECONDS, RedisCopy
 from walbus.consumers.steps import Sweep
@@ -199,6 +199,27 @@ def test_a_writer_is_held_back_until_the_copy_lets_go_and_has_lost_nothing(
         copy.rollback()
         equal(under_test, relay)
         wait_for(lambda: running.status().get("last_done") == str(position))
+
+
+def test_a_consumer_that_is_held_back_stops_at_once(
+    under_test: SinkUnderTest,
+    relay: ScriptedRelay,
+    source: ModelSource,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What holds it back would here be waited for longer than the test takes."""
+    filled(relay, under_test, source)
+    monkeypatch.setattr(redis_server, "_LONGEST_HOLD_SECONDS", 600.0)
+    running = RunningConsumer(relay, under_test.name, under_test.options, under_test.place.folder)
+    wait_for(lambda: running.status().get("phase") == "online")
+    client.set("walbus:test:held", 1)
+    with client.monitor() as monitor:
+        source.commit([update(ITEMS, 1, name="held back")])
+        while monitor.next_command()["command"].split(" ")[0] != "EXEC":
+            pass
+    assert running.stop() is None
+    assert under_test.rows()["1"]["name"] == "n1"
 
 
 def test_what_holds_a_writer_back_goes_by_itself(

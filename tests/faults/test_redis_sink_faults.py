@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
+from redis.connection import AbstractConnection
 
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
 from support.redis_cluster import LocalCluster
+from support.sink_writing import MARKS, fill, following, windows
 from support.sinks_under_test import SinkUnderTest, redis_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
-from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+from walbus.consumers.sinks import SinkPlace, open_sink
 from walbus.consumers.steps import Sweep
 from walbus.errors import SinkRefused, SinkUnavailable
-from walbus.events import Window, window_of
-from walbus.position import ORIGIN, Position
 
 pytestmark = pytest.mark.one_version
 
-MARKS = Marks(1, 1)
 _GONE = -2  # what PTTL gives of a key that is not there
 FORMS = ["hash", "json", "string", "expiring"]
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
 
 
 @pytest.fixture(params=FORMS)
 def under_test(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> SinkUnderTest:
     return redis_under_test(tmp_path, redis_url, request.param)
-
-
-def windows(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
-def fill(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
-    sink.write(windows(source, after), MARKS)
-    sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
 
 
 @pytest.mark.parametrize(
@@ -128,6 +113,63 @@ def test_a_deleted_row_is_remembered_for_as_long_as_is_asked(
     with closing(redis_under_test(tmp_path, redis_url, "hash", tombstone_seconds=600).open()) as sink:
         fill(sink, source)
     assert 590_000 < client.pttl(f"walbus:test:v:{ITEMS}:1") <= 600_000
+
+
+def test_a_consumer_goes_on_behind_what_comes_late_of_its_own(
+    under_test: SinkUnderTest, source: ModelSource, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that was cut delivers what it was given, while the sender has long looked what is stored."""
+    source.commit([insert(ITEMS, 1)])
+    with closing(under_test.open()) as sink:
+        fill(sink, source)
+        first, done = following(source), source.end
+        source.commit([insert(ITEMS, 2)])
+        on_its_way: list[bytes] = []
+
+        def cut(_: AbstractConnection, command: list[bytes], *__: Any, **___: Any) -> None:
+            on_its_way.extend(command)
+            raise redis.TimeoutError
+
+        with monkeypatch.context() as patch, pytest.raises(SinkUnavailable, match="does not answer"):
+            patch.setattr(AbstractConnection, "send_packed_command", cut)
+            fill(sink, source, done)
+        sink.rollback()
+        assert sink.checkpoint() == first
+        address = urlsplit(redis_url)
+        with socket.create_connection((address.hostname, address.port), timeout=60) as late:
+            late.sendall(b"".join(on_its_way))
+            wait_for(lambda: under_test.rows() == source.rows())
+        with pytest.raises(SinkUnavailable, match="has come to it late"):
+            fill(sink, source, done)
+        sink.rollback()
+        assert sink.checkpoint() == following(source)
+        done = source.end
+        source.commit([update(ITEMS, 1, name="on")])
+        fill(sink, source, done)
+    assert under_test.rows() == source.rows()
+
+
+def test_a_consumer_goes_on_from_what_a_redis_has_that_lost_its_last_writes(
+    under_test: SinkUnderTest, source: ModelSource, client: redis.Redis, redis_url: str
+) -> None:
+    """A replica that takes over may know the scripts already, and then nothing else tells."""
+    source.commit([insert(ITEMS, 1)])
+    with closing(under_test.open()) as sink, redis.Redis.from_url(redis_url) as binary:
+        fill(sink, source)
+        first, done = following(source), source.end
+        kept = {key: binary.dump(key) for key in binary.scan_iter()}
+        source.commit([insert(ITEMS, 2)])
+        fill(sink, source, done)
+        source.commit([insert(ITEMS, 3)])
+        client.flushdb()
+        for key, value in kept.items():
+            binary.restore(key, 0, value)
+        with pytest.raises(SinkUnavailable, match="has lost writes that it had acknowledged"):
+            fill(sink, source, done)
+        sink.rollback()
+        assert sink.checkpoint() == first
+        fill(sink, source, done)
+    assert under_test.rows() == source.rows()
 
 
 # Another key, another form

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from support.calling import Recorder, calling
-from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
+from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.scripted_relay import ScriptedRelay
 from support.waiting import wait_for
 from walbus.consumers import DeadLetters, Delivered, Failures, RedisCheckpointStore, SqliteCheckpointStore
@@ -216,15 +216,71 @@ def test_a_letter_that_is_interrupted_is_rolled_back_and_stays(source, relay, tm
     with closing(letters(tmp_path)) as store:
         store.retry()
 
-    def killed() -> None:
-        raise KeyboardInterrupt
-
     calls = Recorder()
     calls.raising["window_end"] = killed
     with calling(way, relay.url, tmp_path, calls, PARK) as run:
         assert isinstance(run.ended(), KeyboardInterrupt)
     assert calls.calls == ["start", "window_start", "change", "window_end", "rollback", "stop"]
     assert parked(tmp_path) == [(1, "ValueError")]
+
+
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+def behind_a_letter(source: ModelSource, relay: ScriptedRelay, folder: Path, way: str) -> None:
+    """Row 1 is parked; then comes an update of it, and what makes both void."""
+    source.commit([insert(ITEMS, 1), insert(ITEMS, 2)])
+    park_some(relay, folder, way, 1)
+    source.commit([update(ITEMS, 1, name="b"), truncate(ITEMS), insert(ITEMS, 3)])
+
+
+def test_letters_that_a_truncate_makes_void_keep_their_order_until_it_is_committed(
+    source, relay, tmp_path: Path, way: str
+) -> None:
+    """What came before the TRUNCATE comes again behind a crash, and still waits behind the letter."""
+    behind_a_letter(source, relay, tmp_path, way)
+    calls = Recorder()
+    calls.raising["checkpoint"] = killed
+    with calling(way, relay.url, tmp_path, calls, PARK) as run:
+        assert isinstance(run.ended(), KeyboardInterrupt)
+    assert parked(tmp_path) == [(1, "ValueError"), (1, "behind")]
+    calls = Recorder()
+    with calling(way, relay.url, tmp_path, calls, PARK) as run:
+        wait_for(lambda: calls.durable and not parked(tmp_path))
+    assert calls.ids == [3]
+
+
+def test_a_rolled_back_truncate_leaves_the_letters_in_their_place(source, relay, tmp_path: Path, way: str) -> None:
+    behind_a_letter(source, relay, tmp_path, way)
+    once = [True]
+
+    def fail() -> None:
+        if once:
+            once.pop()
+            raise RuntimeError("the window's end")
+
+    calls = Recorder()
+    calls.raising["window_end"] = fail
+    with calling(way, relay.url, tmp_path, calls, PARK_AFTER_TWO) as run:
+        wait_for(lambda: calls.durable and not parked(tmp_path))
+    assert run.error is None and not once
+    assert calls.ids == [3]
+
+
+def test_letters_go_with_a_truncate_that_was_committed_before_a_crash(
+    source, relay, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind_a_letter(source, relay, tmp_path, way)
+    with monkeypatch.context() as patch:
+        patch.setattr(DeadLetters, "committed", lambda _: killed())
+        with calling(way, relay.url, tmp_path, Recorder(), PARK) as run:
+            assert isinstance(run.ended(), KeyboardInterrupt)
+    assert len(parked(tmp_path)) == 2
+    calls = Recorder()
+    with calling(way, relay.url, tmp_path, calls, PARK) as run:
+        wait_for(lambda: not parked(tmp_path))
+    assert calls.ids == []
 
 
 def test_a_consumer_whose_checkpoint_is_elsewhere_is_told_that_its_letters_are_not(

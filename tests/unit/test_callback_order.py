@@ -32,7 +32,7 @@ BEHIND = Following("log-a", MARKS, Point(Position(1, 1, 1), 1))
 class Played:
     """A subscription that gives what it was told to, from where it was rewound or sent to; None is a pause."""
 
-    name, log_id, wanted = "played", "log-a", False
+    name, log_id, wanted, checkpoint = "played", "log-a", False, None
 
     def __init__(self, plan: Plan) -> None:
         self.items: list[Item] = []
