@@ -1,9 +1,10 @@
 """What the relay's server costs, with nothing else running but the log's writer.
 
 One reader: an unfiltered binary stream of a log that is in memory, against a bare `sendfile` of the same file to the
-same reader over the loopback. Followers: a writer appends at a steady rate, followers take every transaction; how old
-transactions are when they arrive, how long the writer waited for durability with and without followers, and what an
-idle follower adds to the relay's memory. All followers' digests must be that of the log.
+same reader over the loopback, once as the system paces it and once as the relay has it. Followers: a writer appends at
+a steady rate, followers take every transaction; how old transactions are when they arrive, how long the writer waited
+for durability with and without followers, and what an idle follower adds to the relay's memory. All followers' digests
+must be that of the log.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from relay_load import SOURCE, Followers, quantile, request, transaction
 from report import Report
 from walbus.position import ORIGIN, Position
 from walbus.relay import open_reader, open_writer
+from walbus.relay.outlet import do_not_pace
 
 _DEADLINE = 60.0
 _RESIDENT = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
@@ -44,6 +46,11 @@ listen = "127.0.0.1:{port}"
 level = "warning"
 """
 _CROWDS = (10, 100)
+#: What is done to a connection before a file is sent to it: nothing, and what the relay does.
+_REFERENCES: dict[str, Callable[[socket.socket], None]] = {
+    "sendfile": lambda _: None,
+    "sendfile-not-paced": do_not_pace,
+}
 
 
 def run(megabytes: int, followers: int, rate: int, seconds: int, rounds: int) -> list[Report]:
@@ -100,14 +107,15 @@ def _one_reader(folder: Path, megabytes: int, rounds: int) -> Report:
     )
     folder.mkdir()
     path, size = _write(folder / "relay", megabytes)
-    taken: dict[str, list[float]] = {"sendfile": [], "stream": []}
-    spent: dict[str, list[float]] = {"sendfile": [], "stream": []}
+    taken: dict[str, list[float]] = {**{name: [] for name in _REFERENCES}, "stream": []}
+    spent: dict[str, list[float]] = {name: [] for name in taken}
     with running_relay(folder) as (port, pid):
         _check(port, folder / "relay")
         for _ in range(rounds):
-            seconds, cpu = _sendfile(path, size)
-            taken["sendfile"].append(seconds)
-            spent["sendfile"].append(cpu)
+            for name, prepare in _REFERENCES.items():
+                seconds, cpu = _sendfile(path, size, prepare)
+                taken[name].append(seconds)
+                spent[name].append(cpu)
             before = cpu_time(pid)
             taken["stream"].append(_stream(port, size))
             spent["stream"].append(cpu_time(pid) - before)
@@ -115,7 +123,8 @@ def _one_reader(folder: Path, megabytes: int, rounds: int) -> Report:
     for name, seconds in seconds_of.items():
         rate, cpu = size / seconds / 1e6, statistics.median(spent[name])
         report.row(name, f"{size / 1e6:,.0f}", f"{seconds:.3f}", f"{rate:,.0f}", f"{cpu:.3f}")
-    report.ratio("stream/sendfile one-reader", seconds_of["sendfile"] / seconds_of["stream"])
+    for name in _REFERENCES:
+        report.ratio(f"stream/{name} one-reader", seconds_of[name] / seconds_of["stream"])
     return report
 
 
@@ -148,12 +157,13 @@ def _digest(folder: Path, after: Position) -> int:
     return digest
 
 
-def _sendfile(path: Path, size: int) -> tuple[float, float]:
+def _sendfile(path: Path, size: int, prepare: Callable[[socket.socket], None]) -> tuple[float, float]:
     """Seconds until the reader has all of a file that a thread sends, and that thread's processor time."""
     spent: list[float] = []
 
     def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
+        prepare(connection)
         with connection, path.open("rb") as file:
             begin, at = time.thread_time(), 0
             while at < size:

@@ -8,7 +8,9 @@ stream looks at before it puts more. Parts of a file that need no compression ar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import sys
 from typing import BinaryIO, cast
 
 from aiohttp import HttpVersion11, web
@@ -18,9 +20,11 @@ from walbus.errors import DamagedRecord
 from walbus.position import Position
 from walbus.relay.content_coding import CodingName, new_coding
 from walbus.relay.file_push import NO_DESCRIPTORS, Unsent
+from walbus.relay.host_names import is_loopback_address
 
 LAG_BYTES = 64 << 10  #: that wait for a peer, from which a stream stands still; TLS would take eight times as many
 _UNSENT_BYTES = 512 << 10  #: that the kernel takes for a peer whose window is full; what is on its way does not count
+_UNPACED = b"reno"  #: a way of finding the peer's pace that every Linux has, and lets everybody choose
 
 
 class Outlet:
@@ -63,6 +67,7 @@ class Outlet:
         connection = self._transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+            do_not_pace(connection)
         self._transport.set_write_buffer_limits(LAG_BYTES)
         self._writer, self._response = await response.prepare(self._request), response
         self._put(self._coding.began())
@@ -158,3 +163,22 @@ class Outlet:
 
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def do_not_pace(connection: socket.socket) -> None:
+    """Has the kernel send to a peer on this machine as fast as it reads.
+
+    Where BBR is the system's choice, a timer holds back each 64 KiB until a link would have carried those before: that
+    takes a quarter of the processor's time, and there is no link. Where the kernel does not let us it stays so.
+    """
+    if sys.platform == "linux" and _is_on_this_machine(connection):
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _UNPACED)
+
+
+def _is_on_this_machine(connection: socket.socket) -> bool:
+    try:
+        here, there = connection.getsockname()[0], connection.getpeername()[0]
+    except OSError:  # the peer left
+        return False
+    return here == there or is_loopback_address(there)
