@@ -146,7 +146,10 @@ class RedisCluster(RedisStore):
         slots = list(ANCHORS)
         found = self._nodes.answers([(slot, ("HGETALL", self._anchor(slot))) for slot in slots])
         self._anchors = {slot: _fields(answer) for slot, answer in zip(slots, found, strict=True) if answer}
-        anchors = [_anchor_of(slot, fields) for slot, fields in self._anchors.items() if "number" in fields]
+        anchors = []
+        for slot, fields in self._anchors.items():
+            with self.legible(f"at:{{{tag(slot)}}}"):
+                anchors += [_anchor_of(slot, fields)] if "number" in fields else []
         self._own = {master.name: self._own_slot(master, anchors) for master in self._nodes.masters.values()}
         self._useless = [anchor.slot for anchor in anchors if anchor.slot not in self._own.values()]
         self._vouched = {anchor.slot: anchor.vouches for anchor in anchors}

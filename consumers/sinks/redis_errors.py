@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,7 +22,9 @@ _AWAY = (
     RedisClusterException,  # no node answers, or slots are without a master
 )
 #: States of a server that pass, told by an error's first word: its disk is full, a script runs, replicas are missing.
-_PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN"})
+_PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "OOM", "READONLY"})
+#: Before Redis 7 the error of a command in a script stands inside of one that says so.
+_IN_SCRIPT = re.compile(r"Error running script \(.*: -([A-Z]+) ")
 
 
 @contextmanager
@@ -46,7 +49,8 @@ def redis_errors(where: str) -> Iterator[None]:
     except redis.RedisError as error:
         # Of a server's message only the first word is told: the rest may quote a key or a value. In a pipeline,
         # redis-py writes the whole command before it.
-        word = str(error).rpartition("caused error: ")[2].partition(" ")[0]
+        text = str(error).rpartition("caused error: ")[2]
+        word = found[1] if (found := _IN_SCRIPT.match(text)) else text.partition(" ")[0]
         if word in _PASSING:
             raise SinkUnavailable(f"Redis cannot write now ({word})", where=where) from None
         raise SinkRefused(f"Redis refuses ({type(error).__name__}: {word})", where=where) from None

@@ -32,12 +32,13 @@ class StoredLayouts:
     def load(self) -> None:
         """Reads them from the server."""
         texts = self._store.documents(_DOCUMENT)
-        copies = [copy for text in texts if (copy := msgspec.json.decode(text, type=dict[str, Any]))]
-        self._log_generation = min((copy["log_generation"] for copy in copies), default=0)
-        self._by_oid = {}
-        for copy in copies:
-            if copy["log_generation"] == self._log_generation:
-                self._take(TableSchema.from_dict(document) for document in copy["layouts"])
+        with self._store.legible(_DOCUMENT):
+            copies = [copy for text in texts if (copy := msgspec.json.decode(text, type=dict[str, Any]))]
+            self._log_generation = min((int(copy["log_generation"]) for copy in copies), default=0)
+            self._by_oid = {}
+            for copy in copies:
+                if copy["log_generation"] == self._log_generation:
+                    self._take(TableSchema.from_dict(document) for document in copy["layouts"])
         if len(set(texts)) > 1:
             self._write()
 

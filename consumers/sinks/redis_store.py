@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -158,7 +158,8 @@ class RedisStore(ABC):
         Raises:
             SinkRefused: rows lie under other keys, or have another form.
         """
-        known = [msgspec.json.decode(text, type=Shape) for text in self.documents("shape") if text != b"{}"]
+        with self.legible("shape"):
+            known = [msgspec.json.decode(text, type=Shape) for text in self.documents("shape") if text != b"{}"]
         lost = next((before.pointer for before in known if before.pointer and shape.pointer != before.pointer), None)
         if self.has_checkpoint and lost is not None:
             raise SinkRefused(
@@ -260,6 +261,18 @@ class RedisStore(ABC):
         return (key for key in texts_among(names) if not key.startswith(self.generation.own))
 
     # What is wrong
+
+    @contextmanager
+    def legible(self, what: str) -> Iterator[None]:
+        """Raises SinkRefused: what is read of one of the sink's own keys is nothing that a sink writes."""
+        try:
+            yield
+        except (msgspec.MsgspecError, ValueError, LookupError, TypeError) as error:
+            raise SinkRefused(
+                f"the sink's own key {self.name(what)} holds something else ({type(error).__name__})",
+                where=self.where,
+                mend="delete that key, and then have all rows read again: `walbus consumers reset NAME --to snapshot`",
+            ) from None
 
     def refuse_eviction(self, memory: Mapping[str, Any]) -> None:
         """Raises SinkRefused: keys may go from a server that others need, by what it says of its memory."""

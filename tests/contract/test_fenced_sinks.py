@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
+from support.sink_writing import MARKS, windows
 from support.sinks_under_test import SinkUnderTest, postgres_under_test, redis_under_test
 from walbus.consumers.checkpoint import Following, Marks, Part, Point
 from walbus.consumers.partitions import GroupPart
@@ -17,12 +18,10 @@ from walbus.consumers.sinks import Sink, open_fenced_sink
 from walbus.consumers.sinks.taking_over import FencedSink
 from walbus.consumers.steps import Sweep
 from walbus.errors import PartLost, SinkRefused, SinkUnavailable, UsageError
-from walbus.events import Window, window_of
 from walbus.position import ORIGIN, Position
 
 pytestmark = pytest.mark.one_version
 
-MARKS = Marks(1, 1)
 LEASE = 15.0
 EARLIER, LATER, LATEST = Part("3/8", 1000), Part("3/8", 2000), Part("3/8", 3000)
 
@@ -63,10 +62,6 @@ def source() -> ModelSource:
     return source
 
 
-def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
 def place_of(source: ModelSource, part: Part) -> Following:
     return Following(source.log_id, MARKS, Point(source.end, source.last_seq), part=part)
 
@@ -89,8 +84,17 @@ def store_text(under_test: SinkUnderTest, request: pytest.FixtureRequest, text: 
 
 
 def put(sink: Sink, source: ModelSource, part: Part, after: Position = ORIGIN) -> None:
-    sink.write(windows_after(source, after), MARKS)
+    sink.write(windows(source, after), MARKS)
     sink.commit(place_of(source, part))
+
+
+def handed_on(opened: Callable[[], FencedSink], source: ModelSource) -> tuple[FencedSink, FencedSink]:
+    """Who had the part, and has written it, and its later holder."""
+    first, second = opened(), opened()
+    first.take_over(EARLIER, LEASE)
+    put(first, source, EARLIER)
+    second.take_over(LATER, LEASE)
+    return first, second
 
 
 def test_a_later_holder_goes_on_where_the_one_before_was(
@@ -109,12 +113,8 @@ def test_a_later_holder_goes_on_where_the_one_before_was(
 def test_what_a_holder_of_before_writes_late_is_refused(
     opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
 ) -> None:
-    first, second = opened(), opened()
-    first.take_over(EARLIER, LEASE)
-    put(first, source, EARLIER)
-    before = source.end
-    second.take_over(LATER, LEASE)
-    rows = under_test.rows()
+    first, second = handed_on(opened, source)
+    before, rows = source.end, under_test.rows()
     source.commit([update(ITEMS, 1, name="late"), delete(ITEMS, 2)])
     with pytest.raises(PartLost, match="part 3/8"):
         put(first, source, EARLIER, before)
@@ -140,10 +140,7 @@ def test_a_part_without_a_checkpoint_is_taken_over_all_the_same(
 def test_a_sweep_of_a_holder_of_before_deletes_nothing(
     opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
 ) -> None:
-    first, second = opened(), opened()
-    first.take_over(EARLIER, LEASE)
-    put(first, source, EARLIER)
-    second.take_over(LATER, LEASE)
+    first, _ = handed_on(opened, source)
     with pytest.raises(PartLost):
         first.sweep(Sweep(ITEMS, source.last_seq, Marks(2, 1), place_of(source, EARLIER)))
         first.commit(place_of(source, EARLIER))
@@ -154,11 +151,8 @@ def test_a_sweep_of_a_holder_of_before_deletes_nothing(
 def test_columns_that_a_holder_of_before_meets_late_change_no_table(
     opened: Callable[[], FencedSink], under_test: SinkUnderTest, source: ModelSource
 ) -> None:
-    first, second = opened(), opened()
-    first.take_over(EARLIER, LEASE)
-    put(first, source, EARLIER)
+    first, _ = handed_on(opened, source)
     before, rows = source.end, under_test.rows()
-    second.take_over(LATER, LEASE)
     columns = (column("id", 23, "int4", in_key=True), column("name"), column("body"), column("more"))
     source.add_layout(items_layout("items", *columns, schema_id=2))
     source.commit([update(ITEMS, 1, name="late", body="b", more="m")])
@@ -197,7 +191,7 @@ def test_one_that_rolls_back_and_takes_its_part_over_again_goes_on(
     put(sink, source, EARLIER)
     before = source.end
     source.commit([update(ITEMS, 1, name="uno")])
-    sink.write(windows_after(source, before), MARKS)
+    sink.write(windows(source, before), MARKS)
     sink.rollback()
     assert sink.take_over(EARLIER, LEASE) == Following(
         source.log_id, MARKS, Point(before, source.last_seq - 1), part=EARLIER
@@ -309,7 +303,7 @@ def test_a_row_that_came_late_and_lacks_a_value_is_noted_by_nobody_but_the_holde
     put(first, source, EARLIER)
     before = source.end
     source.commit([update(ITEMS, 2, name="without its body")])
-    late = windows_after(source, before)
+    late = windows(source, before)
     source.commit([delete(ITEMS, 2)])
     second.take_over(LATER, LEASE)
     put(second, source, LATER, before)

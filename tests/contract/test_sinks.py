@@ -19,6 +19,7 @@ from support.model_source import (
     truncate,
     update,
 )
+from support.sink_writing import MARKS, windows
 from support.sinks_under_test import (
     SinkUnderTest,
     opensearch_under_test,
@@ -36,12 +37,10 @@ from walbus.consumers.steps import (
 from walbus.errors import ConfigError, WalbusError
 from walbus.events import Window, window_of
 from walbus.keys import encode_key
-from walbus.position import ORIGIN, Position
+from walbus.position import Position
 from walbus.records import Kind
 
 pytestmark = pytest.mark.one_version
-
-MARKS = Marks(1, 1)
 
 
 KINDS = ["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "cluster-hash", "opensearch", "elasticsearch"]
@@ -73,10 +72,6 @@ def sink(under_test: SinkUnderTest) -> Iterator[Sink]:
     opened.close()
 
 
-def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
 def snapshot_of(source: ModelSource, table: str = ITEMS, at: int = -1) -> list[Window]:
     return [window_of(h, r, source.layouts.__getitem__) for h, r in source.snapshot(table, None, at)]
 
@@ -101,7 +96,7 @@ def test_a_new_sink_has_no_checkpoint(sink: Sink) -> None:
 
 def test_rows_and_checkpoint_survive_together(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1, "one"), insert(ITEMS, 2, None, "x" * 5000)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     sink.close()
     again = under_test.open()
     assert again.checkpoint() == following(source.end, source.last_seq)
@@ -113,30 +108,30 @@ def test_nothing_accepted_survives_without_its_checkpoint(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
     first = source.commit([insert(ITEMS, 1, "one")])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     committed = source.rows()
     source.commit([insert(ITEMS, 2), update(ITEMS, 1, name="uno"), delete(ITEMS, 2)])
-    sink.write(windows_after(source, first), MARKS)
+    sink.write(windows(source, first), MARKS)
     sink.close()  # a crash between write and checkpoint
     again = under_test.open()
     assert again.checkpoint() == following(first, 1)
     assert under_test.rows() == committed
-    put(again, windows_after(source, first))
+    put(again, windows(source, first))
     again.close()
     assert under_test.rows() == source.rows()
 
 
 def test_rolled_back_changes_leave_nothing(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1, "one")])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     committed, done = source.rows(), source.end
     source.commit([update(ITEMS, 1, name="uno"), insert(ITEMS, 2)])
-    sink.write(windows_after(source, done), MARKS)
+    sink.write(windows(source, done), MARKS)
     sink.rollback()
     assert sink.checkpoint() == following(done, 1)
     sink.commit(following(done, 1))
     assert under_test.rows() == committed
-    put(sink, windows_after(source, done))
+    put(sink, windows(source, done))
     assert under_test.rows() == source.rows()
 
 
@@ -144,10 +139,10 @@ def test_a_transaction_in_pieces_becomes_visible_with_its_last_piece(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
     source.commit([insert(ITEMS, 1)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     done = source.end
     source.commit([insert(ITEMS, n) for n in range(2, 10)], pieces=4)
-    *pieces, last = windows_after(source, done)
+    *pieces, last = windows(source, done)
     for piece in pieces:
         sink.write([piece], MARKS)
     assert set(under_test.rows()) == {"1"}
@@ -171,7 +166,7 @@ def test_replayed_windows_change_nothing(sink: Sink, under_test: SinkUnderTest, 
     source.commit([insert(ITEMS, 1, "a"), insert(ITEMS, 2, "b")])
     source.commit([update(ITEMS, 1, name="c"), delete(ITEMS, 2), insert(ITEMS, 3)])
     source.commit([update(ITEMS, 3, new_id=4, name="d"), insert(ITEMS, 2, "again")])
-    everything = windows_after(source)
+    everything = windows(source)
     put(sink, everything)
     for start in range(len(everything)):
         put(sink, everything[start:])
@@ -183,7 +178,7 @@ def test_an_older_change_never_overwrites_a_newer_one(
 ) -> None:
     source.commit([insert(ITEMS, 1, "old", "old")])
     source.commit([update(ITEMS, 1, name="new", body="new")])
-    first, second = windows_after(source)
+    first, second = windows(source)
     put(sink, [second])
     sink.write([first], MARKS)
     sink.commit(following(second.last, second.last_seq))
@@ -193,7 +188,7 @@ def test_an_older_change_never_overwrites_a_newer_one(
 def test_a_late_upsert_after_a_delete_stays_deleted(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1)])
     source.commit([delete(ITEMS, 1)])
-    first, second = windows_after(source)
+    first, second = windows(source)
     put(sink, [first, second])
     sink.write([first], MARKS)
     sink.commit(following(second.last, second.last_seq))
@@ -210,7 +205,7 @@ def test_a_catch_up_over_newer_rows_ends_with_the_newest(
     source.commit([update(ITEMS, 1, name="v3"), update(ITEMS, 5, new_id=6, name="v3")])
     sink.write(snapshot_of(source), MARKS)
     sink.commit(following(low, 3))
-    put(sink, windows_after(source, low))
+    put(sink, windows(source, low))
     assert under_test.rows() == source.rows()
     assert sink.incomplete() == ()
 
@@ -228,8 +223,8 @@ def test_a_catch_up_over_newer_rows_after_a_restart_ends_with_the_newest(
     again = under_test.open()
     assert again.checkpoint() == following(low, 30)
     before = under_test.rows()
-    again.write([w for w in windows_after(source) if w.last > low], MARKS)
-    older = windows_after(source)[:1]
+    again.write([w for w in windows(source) if w.last > low], MARKS)
+    older = windows(source)[:1]
     again.write(older, MARKS)
     again.commit(following(source.end, source.last_seq))
     again.close()
@@ -242,16 +237,16 @@ def test_a_catch_up_over_newer_rows_after_a_restart_ends_with_the_newest(
 def test_a_key_change_moves_the_row(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1, "a", "long"), insert(ITEMS, 2, "b", "other")])
     source.commit([update(ITEMS, 1, new_id=9, name="a", body="long"), update(ITEMS, 2, new_id=1, name="b", body="x")])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     assert under_test.rows() == source.rows() and set(under_test.rows()) == {"1", "9"}
 
 
 def test_unchanged_values_are_kept(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1, "a", "toasted"), insert(ITEMS, 2, "b", None)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     done = source.end
     source.commit([update(ITEMS, 1, name="c"), update(ITEMS, 2, name="d"), update(ITEMS, 1, name="e")])
-    put(sink, windows_after(source, done))
+    put(sink, windows(source, done))
     assert under_test.rows()["1"] == {"id": "1", "name": "e", "body": "toasted"}
     assert under_test.rows() == source.rows()
     assert sink.incomplete() == ()
@@ -262,7 +257,7 @@ def test_unchanged_values_of_the_same_batch_are_kept(
 ) -> None:
     source.commit([insert(ITEMS, 1, "a", "toasted")])
     source.commit([update(ITEMS, 1, name="b"), update(ITEMS, 1, new_id=3, name="c")])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     assert under_test.rows() == source.rows()
 
 
@@ -270,10 +265,10 @@ def test_a_key_change_carries_unchanged_values_along(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
     source.commit([insert(ITEMS, 1, "a", "toasted")])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     done = source.end
     source.commit([update(ITEMS, 1, new_id=2, name="b")])
-    put(sink, windows_after(source, done))
+    put(sink, windows(source, done))
     assert under_test.rows() == source.rows() == {"2": {"id": "2", "name": "b", "body": "toasted"}}
 
 
@@ -284,7 +279,7 @@ def test_a_value_that_nobody_has_is_told_until_the_table_is_read_again(
     source.commit([insert(ITEMS, 1, "a", "toasted")])
     done = source.end
     source.commit([update(ITEMS, 1, name="b")])
-    put(sink, windows_after(source, done))  # the insert never came
+    put(sink, windows(source, done))  # the insert never came
     assert sink.incomplete() == (ITEMS,)
     sink.close()
     again = under_test.open()
@@ -311,7 +306,7 @@ def test_a_moved_row_takes_no_value_from_the_row_that_has_its_key_since(
     behind_5 = source.snapshot(ITEMS, encode_key([b"5"], [23]))
     sink.write([window_of(h, r, source.layouts.__getitem__) for h, r in behind_5], MARKS)
     sink.commit(following(low, 1))
-    put(sink, windows_after(source, low))
+    put(sink, windows(source, low))
     assert under_test.rows()["9"] == source.rows()["9"]
     assert under_test.rows()["5"]["body"] is None
     assert sink.incomplete() == (ITEMS,)
@@ -324,14 +319,14 @@ def test_a_lacking_row_that_a_lagging_snapshot_does_not_know_is_not_taken_for_wh
     source.commit([insert(ITEMS, 1, "a", "toasted")])
     low = source.end
     source.commit([update(ITEMS, 1, new_id=2, name="b")])
-    put(sink, windows_after(source, low))  # the insert never came
+    put(sink, windows(source, low))  # the insert never came
     for generation, (at, position, seq) in enumerate([(1, low, 1), (2, source.end, 2)], 2):
         assert sink.incomplete() == (ITEMS,)
         marks = Marks(generation, 1)
         sink.write(snapshot_of(source, at=at), marks)
         sink.sweep(Sweep(ITEMS, seq, marks, following(position, seq, marks)))
         sink.commit(following(position, seq, marks))
-        put(sink, windows_after(source, low), marks)
+        put(sink, windows(source, low), marks)
         if not sink.incomplete():  # the replay found the value; where the old key's tombstone hid it, again
             break
     assert under_test.rows() == source.rows()
@@ -342,12 +337,12 @@ def test_truncate_empties_the_table_and_later_rows_stay(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
     source.commit([insert(ITEMS, n) for n in range(5)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     done = source.end
     source.commit([insert(ITEMS, 8), truncate(ITEMS), insert(ITEMS, 1, "new")])
-    put(sink, windows_after(source, done))
+    put(sink, windows(source, done))
     assert under_test.rows() == source.rows()
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     assert under_test.rows() == source.rows()
 
 
@@ -357,7 +352,7 @@ def test_truncate_empties_the_table_and_later_rows_stay(
 @with_any_columns
 def test_columns_are_added_dropped_and_renamed(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1, "a", "b"), insert(ITEMS, 2, "c", "d")])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     key = column("id", 23, "int4", in_key=True)
     for columns in (
         (key, column("name"), column("body"), column("extra")),  # added
@@ -367,7 +362,7 @@ def test_columns_are_added_dropped_and_renamed(sink: Sink, under_test: SinkUnder
         done, before = source.end, source.rows()
         layout = source.add_layout(items_layout("items", *columns))
         source.commit([update(ITEMS, 1, **{c.name: f"new {c.name}" for c in columns[1:]})])
-        put(sink, windows_after(source, done) or windows_after(source))
+        put(sink, windows(source, done) or windows(source))
         row = under_test.rows()["1"]
         assert {c.name: row.get(c.name) for c in layout.columns} == source.rows()["1"]
         assert before
@@ -379,22 +374,22 @@ def test_a_column_changes_its_type(sink: Sink, under_test: SinkUnderTest, source
     key = column("id", 23, "int4", in_key=True)
     source.add_layout(items_layout("items", key, column("name", 23, "int4"), column("body")))
     source.commit([insert(ITEMS, 1, "5"), insert(ITEMS, 2, "6")])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     done = source.end
     source.add_layout(items_layout("items", key, column("name"), column("body")))
     source.commit([update(ITEMS, 1, name="five", body="b")])
-    put(sink, windows_after(source, done))
+    put(sink, windows(source, done))
     assert under_test.rows()["1"]["name"] == "five"
     assert under_test.rows()["2"]["name"] == "6"
 
 
 def test_a_table_is_renamed(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1), insert(ITEMS, 2)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     done = source.end
     source.add_layout(items_layout("things"))
     source.commit([update("public.things", 1, name="x", body="y"), delete("public.things", 2)])
-    put(sink, windows_after(source, done))
+    put(sink, windows(source, done))
     assert under_test.rows("public.things") == source.rows("public.things")
     assert under_test.rows() == {}
 
@@ -409,7 +404,7 @@ def test_the_rows_of_a_table_that_loses_its_key_stay(
     put(sink, snapshot_of(source))
     done = source.end
     source.add_layout(items_layout("items", column("id", 23, "int4"), column("name"), column("body")))
-    put(sink, windows_after(source, done))
+    put(sink, windows(source, done))
     assert under_test.rows() == source.rows()
 
 
@@ -423,7 +418,7 @@ def test_rows_of_an_earlier_layout_come_under_the_present_names(
     source.add_layout(items_layout("items", key, column("title"), column("body")))
     source.commit([insert(ITEMS, 2)])
     rows = snapshot_of(source)
-    put(sink, [w for w in windows_after(source) if w.kind == Kind.SCHEMA][:1])
+    put(sink, [w for w in windows(source) if w.kind == Kind.SCHEMA][:1])
     sink.write(rows[::-1], MARKS)
     sink.commit(following(source.end, source.last_seq))
     row = under_test.rows()["1"]
@@ -442,7 +437,7 @@ def test_a_delta_brings_rows_and_deletes_and_spares_the_rest(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
     source.commit([insert(ITEMS, n, "v1", "toasted") for n in range(6)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     since = source.last_seq
     source.commit([delete(ITEMS, 0), update(ITEMS, 1, new_id=77, name="m"), update(ITEMS, 2, name="v2")])
     source.commit([insert(ITEMS, 0, "again"), delete(ITEMS, 3), insert(ITEMS, 8), delete(ITEMS, 8)])
@@ -455,7 +450,7 @@ def test_a_delta_behind_a_truncate_empties_the_table_first(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
     source.commit([insert(ITEMS, n) for n in range(4)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     since = source.last_seq
     source.commit([insert(ITEMS, 9), truncate(ITEMS), insert(ITEMS, 2, "new")])
     put(sink, delta_of(source, since), Marks(2, 1))
@@ -467,7 +462,7 @@ def test_a_delta_that_lags_overwrites_nothing_newer(sink: Sink, under_test: Sink
     source.commit([update(ITEMS, 1, name="v2"), delete(ITEMS, 2), insert(ITEMS, 5)])
     late = delta_of(source, 0)
     source.commit([update(ITEMS, 1, name="v3"), insert(ITEMS, 2, "new"), update(ITEMS, 5, name="v2")])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     sink.write(late, Marks(2, 1))
     sink.commit(following(source.end, source.last_seq, Marks(2, 1)))
     assert under_test.rows() == source.rows()
@@ -478,7 +473,7 @@ def test_a_delta_fills_what_a_row_lacked(sink: Sink, under_test: SinkUnderTest, 
     source.commit([insert(ITEMS, 1, "one", "toasted")])
     since, done = source.last_seq, source.end
     source.commit([update(ITEMS, 1, name="uno")])
-    put(sink, windows_after(source, done))
+    put(sink, windows(source, done))
     assert sink.incomplete() == (ITEMS,)
     put(sink, delta_of(source, since), Marks(2, 1))
     assert sink.incomplete() == ()
@@ -492,7 +487,7 @@ def test_a_snapshot_replaces_what_is_older_and_the_sweep_removes_ghosts(
     sink: Sink, under_test: SinkUnderTest, source: ModelSource
 ) -> None:
     source.commit([insert(ITEMS, n, "v1") for n in range(6)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     source.commit([delete(ITEMS, 0), update(ITEMS, 1, new_id=77, name="m", body="n"), update(ITEMS, 2, name="v2")])
     marks = Marks(2, 1)
     sink.write(snapshot_of(source), marks)
@@ -508,7 +503,7 @@ def test_the_sweep_spares_rows_that_are_newer_than_the_snapshot(
     source.commit([insert(ITEMS, 1)])
     snapshot, seq = snapshot_of(source), source.last_seq
     source.commit([insert(ITEMS, 2)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     marks = Marks(2, 1)
     after = following(source.end, source.last_seq, marks)
     sink.write(snapshot, marks)
@@ -522,7 +517,7 @@ def test_another_log_replaces_every_row_whatever_its_seq(
 ) -> None:
     old = ModelSource(first_seq=1_000_000)
     old.commit([insert(ITEMS, n, "old") for n in range(4)])
-    put(sink, windows_after(old))
+    put(sink, windows(old))
     source.commit([insert(ITEMS, 1, "new"), insert(ITEMS, 9, "new")])
     marks = Marks(5, 5)
     after = following(source.end, source.last_seq, marks, "log-b")
@@ -531,7 +526,7 @@ def test_another_log_replaces_every_row_whatever_its_seq(
     sink.commit(after)
     done = source.end
     source.commit([truncate(ITEMS), insert(ITEMS, 3, "newest")])
-    put(sink, windows_after(source, done), marks)
+    put(sink, windows(source, done), marks)
     assert under_test.rows() == source.rows()
 
 
@@ -547,15 +542,15 @@ def test_a_sweep_of_an_unknown_table_does_nothing(sink: Sink) -> None:
 
 def test_two_writers_are_not_let_in(sink: Sink, under_test: SinkUnderTest, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1)])
-    put(sink, windows_after(source))
+    put(sink, windows(source))
     done = source.end
     source.commit([insert(ITEMS, 2)])
     with pytest.raises(WalbusError), ExitStack() as opened:
         other = under_test.open()
         opened.callback(other.close)
         other.checkpoint()
-        put(other, windows_after(source, done))
-        put(sink, windows_after(source, done))  # the zombie, if the other got in
+        put(other, windows(source, done))
+        put(sink, windows(source, done))  # the zombie, if the other got in
 
 
 def test_an_unknown_option_is_named(under_test: SinkUnderTest) -> None:

@@ -19,6 +19,7 @@ from support.model_source import ITEMS, ModelSource, column, delete, insert, ite
 from support.opensearch_server import OpenSearchServer, local_opensearch
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import MARKS, fill, windows
 from support.sinks_under_test import SinkUnderTest, opensearch_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
@@ -28,8 +29,6 @@ from walbus.events import window_of
 from walbus.position import ORIGIN, Position
 
 pytestmark = pytest.mark.one_version
-
-MARKS = Marks(1, 1)
 
 
 @pytest.fixture
@@ -44,13 +43,7 @@ def http(opensearch_url: str) -> Iterator[httpx.Client]:
 
 
 def accept(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
-    windows = [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-    sink.write(windows, MARKS)
-
-
-def fill(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
-    accept(sink, source, after)
-    sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
+    sink.write(windows(source, after), MARKS)
 
 
 # Away, empty

@@ -17,6 +17,7 @@ from support.database import Database, fresh_database
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import MARKS, fill, windows
 from support.sinks_under_test import SinkUnderTest, postgres_under_test
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
@@ -24,15 +25,14 @@ from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink, SinkPlace
 from walbus.demo.postgres import EmbeddedPostgres
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
-from walbus.events import Change, Window, time_of, window_of
-from walbus.position import ORIGIN, Position, parse_position
+from walbus.events import Change, Window, time_of
+from walbus.position import ORIGIN, parse_position
 from walbus.records import Kind, Op, RawChange
 from walbus.schema import ReplicaIdentity, TableSchema
 from walbus.values import row_encoder
 
 pytestmark = pytest.mark.one_version
 
-MARKS = Marks(1, 1)
 KEY = column("id", 23, "int4", in_key=True)
 
 
@@ -46,15 +46,6 @@ def sink(under_test: SinkUnderTest) -> Iterator[Sink]:
     opened = under_test.open()
     yield opened
     opened.close()
-
-
-def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
-def put(sink: Sink, source: ModelSource, after: Position = ORIGIN, marks: Marks = MARKS) -> None:
-    sink.write(windows_after(source, after), marks)
-    sink.commit(Following(source.log_id, marks, Point(source.end, source.last_seq)))
 
 
 # The server and its database
@@ -128,7 +119,7 @@ def test_a_database_that_is_read_only_by_default_is_written_all_the_same(
     sink.close()
     again = under_test.open()
     source.commit([insert(ITEMS, 1)])
-    put(again, source)
+    fill(again, source)
     again.close()
     assert under_test.rows() == source.rows()
 
@@ -168,21 +159,21 @@ def test_a_table_that_the_sink_has_not_made_is_refused_and_left_alone(
     target_database.execute("INSERT INTO public.items VALUES (7, 'mine')")
     source.commit([insert(ITEMS, 1)])
     with pytest.raises(SinkRefused, match=r'exists already, and this sink has not made it.*into = "replica_'):
-        put(sink, source)
+        fill(sink, source)
     sink.rollback()
     assert target_database.execute("SELECT * FROM public.items") == [(7, "mine")]
     beside = under_test.open(into="replica_{schema}")
-    put(beside, source)
+    fill(beside, source)
     beside.close()
     assert under_test.rows("replica_public.items") == source.rows()
 
 
 def test_a_table_of_another_consumer_is_refused(source: ModelSource, sink: Sink, under_test: SinkUnderTest) -> None:
     source.commit([insert(ITEMS, 1)])
-    put(sink, source)
+    fill(sink, source)
     other = replace(under_test, place=SinkPlace("other", under_test.place.folder, ("public.*",))).open()
     with pytest.raises(SinkRefused, match="belongs to the consumer test"):
-        put(other, source)
+        fill(other, source)
     other.close()
 
 
@@ -197,7 +188,7 @@ def test_the_database_that_the_changes_come_from_is_refused(
     for options in ({}, {"into": "replica_{schema}"}):
         sink = postgres_under_test(tmp_path, database.dsn).open(**options)
         with pytest.raises(SinkRefused, match=r"the target is the database that public\.items comes from"):
-            put(sink, source)
+            fill(sink, source)
         sink.close()
     assert database.value("SELECT count(*) FROM public.items") == 0
 
@@ -210,7 +201,7 @@ def test_a_table_that_others_changed_is_named_at_the_next_start(
     done: str, told: str, source: ModelSource, sink: Sink, under_test: SinkUnderTest, target_database: Database
 ) -> None:
     source.commit([insert(ITEMS, 1)])
-    put(sink, source)
+    fill(sink, source)
     sink.close()
     target_database.execute(done)
     with pytest.raises(SinkRefused, match=rf"{told}.*public.*items.*_walbus\.checkpoints"):
@@ -221,19 +212,19 @@ def test_a_row_that_the_targets_own_constraint_forbids_is_named_without_its_valu
     source: ModelSource, sink: Sink, under_test: SinkUnderTest, target_database: Database
 ) -> None:
     source.commit([insert(ITEMS, 1, "fine")])
-    put(sink, source)
+    fill(sink, source)
     done = source.end
     target_database.execute("ALTER TABLE public.items ADD CONSTRAINT short CHECK (length(name) < 10)")
     source.commit([insert(ITEMS, 2, "canary of a row")])
     with pytest.raises(
         SinkRefused, match=rf"CheckViolation, short.*public\.items at {re.escape(str(source.end))}"
     ) as no:
-        put(sink, source, done)
+        fill(sink, source, done)
     assert "canary" not in str(no.value) + repr(no.value)
     sink.rollback()
     assert set(under_test.rows()) == {"1"}
     target_database.execute("ALTER TABLE public.items DROP CONSTRAINT short")
-    put(sink, source, done)
+    fill(sink, source, done)
     assert under_test.rows() == source.rows()
 
 
@@ -275,19 +266,19 @@ def test_a_column_that_comes_to_have_the_sinks_own_name_moves_the_sinks(
     source: ModelSource, sink: Sink, under_test: SinkUnderTest, target_database: Database
 ) -> None:
     source.commit([insert(ITEMS, 1), insert(ITEMS, 2)])
-    put(sink, source)
+    fill(sink, source)
     done = source.end
     source.add_layout(items_layout("items", KEY, column("name"), column("body"), column("_walbus_seq")))
     source.commit([update(ITEMS, 1, name="n", body="b", _walbus_seq="the source's")])
-    put(sink, source, done)
+    fill(sink, source, done)
     done = source.end
     assert target_database.execute("SELECT id, _walbus_seq FROM items ORDER BY id") == [(1, "the source's"), (2, None)]
     source.add_layout(items_layout("items", KEY, column("name"), column("body")))
     source.commit([update(ITEMS, 1, name="m", body="b"), delete(ITEMS, 2)])
-    put(sink, source, done)
+    fill(sink, source, done)
     sink.close()
     again = under_test.open()
-    put(again, source)
+    fill(again, source)
     again.close()
     assert under_test.rows() == source.rows()
 
@@ -299,11 +290,11 @@ def test_a_value_that_a_columns_new_type_does_not_take_is_null_until_the_differe
     source: ModelSource, sink: Sink, under_test: SinkUnderTest
 ) -> None:
     source.commit([insert(ITEMS, 1, "5"), insert(ITEMS, 2, "five")])
-    put(sink, source)
+    fill(sink, source)
     done = source.end
     source.add_layout(items_layout("items", KEY, column("name", 23, "int4"), column("body")))
     source.commit([update(ITEMS, 1, name="6", body="b")])
-    put(sink, source, done)
+    fill(sink, source, done)
     assert {id: row["name"] for id, row in under_test.rows().items()} == {"1": "6", "2": None}
 
 
@@ -311,7 +302,7 @@ def test_a_new_key_is_followed(source: ModelSource, sink: Sink, target_database:
     source.commit(
         [insert(ITEMS, 1, "a"), insert(ITEMS, 2, "b"), insert(ITEMS, 3, "b", "later"), insert(ITEMS, 4, None)]
     )
-    put(sink, source)
+    fill(sink, source)
     rekeyed = replace(
         items_layout("items", replace(KEY, in_key=False), column("name", in_key=True), column("body")), id=9
     )
@@ -331,17 +322,17 @@ def test_a_zombie_with_an_open_transaction_is_waited_for_and_then_stopped(
 ) -> None:
     source.commit([insert(ITEMS, 1, "old")])
     zombie = under_test.open()
-    zombie.write(windows_after(source), MARKS)  # it stops here, and another process takes over
+    zombie.write(windows(source), MARKS)  # it stops here, and another process takes over
     other = under_test.open()
     assert other.checkpoint() is None
     with pytest.raises(SinkUnavailable, match="lock"):
-        put(other, source)
+        fill(other, source)
     zombie.rollback()
     other.rollback()
     source.commit([update(ITEMS, 1, name="new", body="b"), insert(ITEMS, 2)])
-    put(other, source)
+    fill(other, source)
     with pytest.raises(SinkRefused, match="another process has written this replica"):
-        put(zombie, source)
+        fill(zombie, source)
     other.close()
     zombie.close()
     assert under_test.rows() == source.rows()
@@ -365,17 +356,17 @@ def test_a_commit_that_comes_through_without_an_answer_is_the_consumers_own(
     with monkeypatch.context() as patched:
         patched.setattr(session, "run", breaks_at_commit)
         with pytest.raises(SinkUnavailable):
-            put(sink, source)
+            fill(sink, source)
     sink.rollback()
     assert sink.checkpoint() is None, "the server is still at it"
     broken[0].execute("COMMIT")
     broken[0].close()
     with pytest.raises(SinkUnavailable, match="has come through"):
-        put(sink, source)
+        fill(sink, source)
     sink.rollback()
     assert sink.checkpoint() is not None
     source.commit([insert(ITEMS, 2)])
-    put(sink, source)
+    fill(sink, source)
     sink.close()
     assert under_test.rows() == source.rows()
 
@@ -403,11 +394,11 @@ def test_thousands_of_changes_of_every_kind_in_one_batch_end_as_the_source(
     source.commit([update(ITEMS, n, new_id=n + 5000, name="moved") for n in range(0, 300, 2)])
     source.commit([delete(ITEMS, n) for n in range(301, 600)])
     source.commit([insert(ITEMS, n, 'quo"ted, {back\\slash}', None) for n in range(301, 400)])
-    put(sink, source)
+    fill(sink, source)
     assert under_test.rows() == source.rows()
     done = source.end
     source.commit([truncate(ITEMS), insert(ITEMS, 1, "")])
-    put(sink, source, done)
+    fill(sink, source, done)
     assert under_test.rows() == source.rows()
 
 
@@ -462,7 +453,7 @@ def test_a_statement_that_is_only_slow_is_ended_and_tried_again(
 ) -> None:
     sink = under_test.open(statement_seconds=4.0)
     source.commit([insert(ITEMS, 1)])
-    put(sink, source)
+    fill(sink, source)
     done = source.end
     target_database.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); RETURN NEW; END'"
@@ -470,11 +461,11 @@ def test_a_statement_that_is_only_slow_is_ended_and_tried_again(
     target_database.execute("CREATE TRIGGER slow BEFORE INSERT ON public.items FOR EACH ROW EXECUTE FUNCTION slow()")
     source.commit([insert(ITEMS, 2)])
     with pytest.raises(SinkUnavailable, match=r"statement timeout.*raise consumer\.test\.statement_seconds"):
-        put(sink, source, done)
+        fill(sink, source, done)
     sink.rollback()
     target_database.execute("DROP TRIGGER slow ON public.items")
     assert sink.checkpoint() is not None
-    put(sink, source, done)
+    fill(sink, source, done)
     sink.close()
     assert under_test.rows() == source.rows()
 

@@ -12,7 +12,7 @@ import pytest
 
 from support.between_search import Between, between_search
 from support.model_source import ITEMS, ModelSource, update
-from support.rebuild_rig import Load, Looks, config_for, dropped, filled, looking_at
+from support.rebuild_rig import Load, Looks, config_for, dropped, filled, looking_at, stopped_while_it_reads
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
@@ -101,23 +101,6 @@ def test_a_rebuild_that_ends_at_any_request_leaves_all_to_the_consumer_and_the_n
         equal(under_test, relay)
 
 
-def begun(relay: ScriptedRelay, under_test: SinkUnderTest) -> None:
-    """A rebuild that is stopped while it reads rows."""
-    stop, asked = threading.Event(), len(relay.asked("/v1/snapshot"))
-
-    def stops() -> None:
-        wait_for(lambda: len(relay.asked("/v1/snapshot")) > asked)
-        stop.set()
-
-    relay.seeding = True
-    stopping = threading.Thread(target=stops)
-    stopping.start()
-    config, folder = config_for(under_test), under_test.place.folder
-    assert rebuild("test", config, relay_url=relay.url, folder=folder, stop=stop) is None
-    stopping.join()
-    relay.seeding = False
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("arrives", [False, True], ids=["not-sent", "not-answered"])
 def test_a_discard_that_ends_at_any_request_leaves_the_live_rows_and_is_done_again(
@@ -135,7 +118,7 @@ def test_a_discard_that_ends_at_any_request_leaves_the_live_rows_and_is_done_aga
         at = 0
         while True:
             at += 1
-            begun(relay, under_test)
+            stopped_while_it_reads(relay, under_test)
             between.kill(at, since=_FIRST_REQUEST, arrives=arrives)
             with suppress(SinkUnavailable):
                 discard("test", config_for(through), through.place.folder)

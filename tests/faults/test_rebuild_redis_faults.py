@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from support.model_source import ITEMS, ModelSource, insert, update
 from support.rebuild_rig import config_for, differing, dropped, filled, rebuilt
 from support.running_consumer import RunningConsumer, consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import MARKS, following, windows
 from support.sinks_under_test import SinkUnderTest, redis_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Point, last_done_of
@@ -28,33 +29,17 @@ from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.redis_copy import HOLD_MILLISECONDS, RedisCopy
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
-from walbus.events import Window, window_of
-from walbus.position import ORIGIN, Position
+from walbus.position import Position
 
 pytestmark = pytest.mark.one_version
 
 POINTER = "items:live"
 FIRST, SECOND = "walbus:test:rows:1:", "walbus:test:rows:2:"
-MARKS = Marks(1, 1)
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
 
 
 @pytest.fixture
 def under_test(redis_url: str, tmp_path: Path) -> SinkUnderTest:
     return redis_under_test(tmp_path, redis_url, "hash", pointer=POINTER)
-
-
-def windows(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
-def following(source: ModelSource) -> Following:
-    return Following(source.log_id, MARKS, Point(source.end, source.last_seq))
 
 
 def goes_on(under_test: SinkUnderTest, source: ModelSource, id: int, name: str) -> None:

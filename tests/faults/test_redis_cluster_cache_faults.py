@@ -13,8 +13,8 @@ from redis.exceptions import RedisClusterException
 
 from support.model_source import ITEMS, ModelSource, delete, insert, truncate, update
 from support.redis_caches import Cache, cached, caching, in_slot
-from support.redis_cluster import LocalCluster, local_cluster
-from support.running_consumer import RunningConsumer, consumer
+from support.redis_cluster import LocalCluster, local_cluster, rows_on
+from support.running_consumer import RunningConsumer, consumer, stored
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
@@ -43,15 +43,9 @@ def key_of(n: int) -> str:
 
 def keys_on(cluster: LocalCluster, index: int) -> list[int]:
     """The rows whose keys a master has."""
-    found = [n for n in range(_ROWS) if cluster.owner(slot_of(key_of(n))) is cluster.masters[index]]
+    found = rows_on(cluster, index, _ROWS)
     assert 2 < len(found) < _ROWS
     return found
-
-
-def told(running: RunningConsumer, source: ModelSource) -> None:
-    """Waits until what is committed has been told, and its checkpoint is stored."""
-    last_done = str(source.end)
-    wait_for(lambda: running.status().get("last_done") == last_done, what="its checkpoint is stored")
 
 
 @contextmanager
@@ -60,7 +54,7 @@ def online(relay: ScriptedRelay, under_test: SinkUnderTest) -> Iterator[RunningC
     with consumer(relay, under_test, start="latest") as running:
         wait_for(lambda: running.status().get("phase") == "online")
         relay.source.commit([update(ITEMS, 0, name="1")])
-        told(running, relay.source)
+        stored(running, relay.source)
         yield running
 
 
@@ -94,7 +88,7 @@ def test_a_replica_that_takes_over_without_the_last_deletes_gets_them_again(
             fill(client, source, lost)
         cut_off(cluster, 1)
         source.commit([update(ITEMS, n, name="2") for n in lost])
-        told(running, source)
+        stored(running, source)
         cluster.fail_over(1)
         with cluster.client() as client:
             assert set(stale(client, source)) == {key_of(n) for n in lost}, "nothing was lost"
@@ -113,12 +107,12 @@ def test_a_value_from_before_a_change_is_not_let_in_on_a_master_that_lost_its_ve
             seen, read = cache.begin(key_of(n)), str(source.rows()[str(n)]["name"])
         cut_off(cluster, 1)
         source.commit([update(ITEMS, n, name="2"), update(ITEMS, other, name="2")])
-        told(running, source)
+        stored(running, source)
         cluster.fail_over(1)
         with cluster.client() as client:
             Cache(client, in_slot).fill(key_of(n), seen, read)  # it may be let in: nobody there knows of the change yet
             source.progress()
-            told(running, source)
+            stored(running, source)
             wait_for(lambda: not stale(client, source), what="no stale value is left")
 
 
@@ -132,12 +126,12 @@ def test_a_truncate_that_a_master_lost_is_told_again(
             seen = Cache(client, in_slot).begin(key_of(lost[0]))
         cut_off(cluster, 0)
         source.commit([truncate(ITEMS)])
-        told(running, source)
+        stored(running, source)
         cluster.fail_over(0)
         with cluster.client() as client:
             assert stale(client, source), "nothing was lost"
             source.progress()
-            told(running, source)
+            stored(running, source)
             wait_for(lambda: not cached(client), what="the table is forgotten there too")
             assert not Cache(client, in_slot).fill(key_of(lost[0]), seen, "read before")
 
@@ -155,7 +149,7 @@ def test_a_master_that_comes_back_empty_has_all_that_is_cached_forgotten(
                 fill(client, source, list(range(_ROWS)))
                 seen = Cache(client, in_slot).begin(key_of(n))
             source.commit([update(ITEMS, n, name="2")])
-            told(running, source)
+            stored(running, source)
             if runs:
                 cluster.come_back_empty(1)
                 source.progress()
@@ -213,7 +207,7 @@ def all_cached(cluster: LocalCluster, source: ModelSource) -> bool:
 def quiet(cluster: LocalCluster, running: RunningConsumer, source: ModelSource) -> None:
     """Nothing is written any more: once all is told, nothing stale is there, and stays."""
     source.commit([update(ITEMS, 59, name="the last")])
-    told(running, source)
+    stored(running, source)
     with cluster.client() as client:
         wait_for(lambda: not stale(client, source), what="no stale value is left")
         fill(client, source, [int(id) for id in source.rows()])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
-from support.redis_cluster import LocalCluster, local_cluster
-from support.running_consumer import RunningConsumer, consumer, equal, followed
+from support.redis_cluster import LocalCluster, local_cluster, rows_on
+from support.running_consumer import RunningConsumer, consumer, equal, followed, stored
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import MARKS, fill, following, windows
 from support.sinks_under_test import SinkUnderTest, redis_cluster_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
@@ -22,33 +23,15 @@ from walbus.consumers.sinks.redis_slots import ANCHORS, slot_of
 from walbus.consumers.steps import Sweep
 from walbus.errors import SinkRefused, SinkUnavailable
 from walbus.events import window_of
-from walbus.position import ORIGIN, Position
 
 pytestmark = pytest.mark.one_version
 
-MARKS = Marks(1, 1)
 _ROWS = 60  # that all masters have some of them is asserted
 
 
 @pytest.fixture
 def under_test(cluster: LocalCluster, tmp_path: Path) -> SinkUnderTest:
     return redis_cluster_under_test(tmp_path, cluster, "hash")
-
-
-def fill(sink: Sink, source: ModelSource, marks: Marks = MARKS, after: Position = ORIGIN) -> None:
-    windows = [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-    sink.write(windows, marks)
-    sink.commit(following(source, marks))
-
-
-def following(source: ModelSource, marks: Marks = MARKS) -> Following:
-    return Following(source.log_id, marks, Point(source.end, source.last_seq))
-
-
-def rows_on(cluster: LocalCluster, index: int) -> list[int]:
-    """The rows whose keys a master has."""
-    master = cluster.masters[index]
-    return [n for n in range(_ROWS) if cluster.owner(slot_of(f"{ITEMS}:{n}")) is master]
 
 
 @contextmanager
@@ -71,7 +54,7 @@ def test_a_replica_that_takes_over_without_the_last_writes_gets_them_again_from_
     cluster: LocalCluster, under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
     with filled(relay, under_test) as running:
-        lost = rows_on(cluster, 1)
+        lost = rows_on(cluster, 1, _ROWS)
         cluster.cut_off(1)
         edits = [update(ITEMS, n, name="lost", body="b") for n in lost[2:]]
         followed(running, under_test, relay, delete(ITEMS, lost[0]), update(ITEMS, lost[1], new_id=900), *edits)
@@ -87,7 +70,7 @@ def test_a_loss_while_no_consumer_runs_is_noticed_by_the_next_one(
 ) -> None:
     with filled(relay, under_test) as running:
         cluster.cut_off(1)
-        followed(running, under_test, relay, *(update(ITEMS, n, name="lost") for n in rows_on(cluster, 1)))
+        followed(running, under_test, relay, *(update(ITEMS, n, name="lost") for n in rows_on(cluster, 1, _ROWS)))
     cluster.fail_over(1)
     assert under_test.rows() != source.rows(), "nothing was lost"
     with consumer(relay, under_test):
@@ -104,15 +87,15 @@ def test_a_master_that_is_replaced_between_rows_and_checkpoint_does_not_pass_wha
         fill(sink, source)
         before, done = following(source), source.end
         cluster.cut_off(0)
-        source.commit([update(ITEMS, n, name="lost") for n in rows_on(cluster, 0)])
-        sink.write([window_of(h, r, source.layouts.__getitem__) for h, r in source.after(done)], MARKS)
+        source.commit([update(ITEMS, n, name="lost") for n in rows_on(cluster, 0, _ROWS)])
+        sink.write(windows(source, done), MARKS)
         sink.write([], Marks(2, 1))  # rows of one mark are sent before those of another
         cluster.fail_over(0)
         with pytest.raises(SinkUnavailable):
             sink.commit(following(source))
         sink.rollback()
         wait_for(lambda: _is_at(sink, before), what="the checkpoint is the one before")
-        fill(sink, source, MARKS, done)
+        fill(sink, source, done)
     assert under_test.rows() == source.rows()
 
 
@@ -130,7 +113,7 @@ def test_rows_that_moved_to_a_master_which_lost_them_are_read_again(
     with filled(relay, under_test):
         pass
     cluster.cut_off(1)
-    slots = [slot_of(f"{ITEMS}:{n}") for n in rows_on(cluster, 0)]
+    slots = [slot_of(f"{ITEMS}:{n}") for n in rows_on(cluster, 0, _ROWS)]
     for slot in slots:
         cluster.move(slot, cluster.masters[1])
     cluster.fail_over(1, came=slots)
@@ -149,7 +132,8 @@ def test_rows_that_moved_to_a_new_master_which_lost_them_are_read_again(
         under_test = redis_cluster_under_test(tmp_path, cluster, "hash", url=cluster.masters[0].server.url)
         with filled(relay, under_test):
             pass
-        slots = [*(slot_of(f"{ITEMS}:{n}") for n in rows_on(cluster, 0)), 16]  # that of a checkpoint, where none lies
+        slots = [slot_of(f"{ITEMS}:{n}") for n in rows_on(cluster, 0, _ROWS)]
+        slots.append(16)  # that of a checkpoint, where none lies
         if loses == "is replaced":
             cluster.cut_off(3)
         for slot in slots:
@@ -203,7 +187,7 @@ def test_rows_of_an_older_layout_that_a_replica_brings_back_are_brought_to_the_n
         source.add_layout(items_layout("items", column("id", 23, "int4", in_key=True), column("title"), column("body")))
         source.commit([update(ITEMS, 2, title="x", body="b")])
         wait_for(lambda: {row.get("title") for row in under_test.rows().values()} >= {"x", "n3", f"n{_ROWS - 1}"})
-        wait_for(lambda: running.status().get("last_done") == str(source.end), what="its checkpoint is stored")
+        stored(running, source)
         cluster.fail_over(1)
         source.progress()
         titles = {str(n): f"n{n}" for n in range(_ROWS)} | {"1": "there", "2": "x"}
@@ -335,7 +319,7 @@ def test_a_slot_on_its_way_is_waited_for_by_rows_and_by_whoever_looks_for_keys(
         cluster.move(slot, to, leave_open=True)
         source.commit([update(ITEMS, 7, name="moved", body="b")])
         with pytest.raises(SinkUnavailable):
-            fill(sink, source, MARKS, done)
+            fill(sink, source, done)
         sink.rollback()
         assert sink.checkpoint() == Following(source.log_id, MARKS, Point(done, _ROWS))
         with pytest.raises(SinkUnavailable, match="keys cannot be looked for"):
@@ -343,7 +327,7 @@ def test_a_slot_on_its_way_is_waited_for_by_rows_and_by_whoever_looks_for_keys(
         sink.rollback()
         cluster.close(slot, to)
         sink.checkpoint()
-        fill(sink, source, MARKS, done)
+        fill(sink, source, done)
     assert under_test.rows() == source.rows()
 
 
@@ -396,7 +380,7 @@ def test_a_master_without_memory_takes_neither_its_rows_nor_the_checkpoint(
                 fill(sink, source)
         finally:
             node.call("CONFIG SET", "maxmemory", 0)
-        assert not any(str(n) in under_test.rows() for n in rows_on(redis_cluster, 1))
+        assert not any(str(n) in under_test.rows() for n in rows_on(redis_cluster, 1, _ROWS))
         sink.rollback()
         assert sink.checkpoint() is None
         fill(sink, source)
@@ -417,13 +401,13 @@ def test_a_row_whose_version_cannot_be_kept_is_named(
             client.rpush(beside, "not a version")
         source.commit([update(ITEMS, n, name="x", body="b") for n in range(3)])
         with pytest.raises(RowRefused, match="WRONGTYPE") as caught:
-            fill(sink, source, MARKS, done)
+            fill(sink, source, done)
         assert caught.value.row is not None and caught.value.row.seq == source.last_seq
         with redis_cluster.client() as client:
             client.delete(beside)
         sink.rollback()
         sink.checkpoint()
-        fill(sink, source, MARKS, done)
+        fill(sink, source, done)
     assert under_test.rows() == source.rows()
 
 
@@ -465,5 +449,5 @@ def test_a_zombie_of_another_log_brings_back_no_row_behind_the_sweep(
         sink.sweep(Sweep(ITEMS, source.last_seq, marks, following(source, marks)))
         sink.commit(following(source, marks))
         with pytest.raises(SinkRefused, match="another consumer writes"):
-            fill(zombie, old, MARKS, done)
+            fill(zombie, old, done)
     assert under_test.rows() == source.rows()

@@ -13,19 +13,15 @@ import redis
 
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, update
 from support.redis_cluster import LocalCluster
+from support.sink_writing import MARKS, fill, following, windows
 from support.sinks_under_test import SinkUnderTest, redis_cluster_under_test, redis_under_test
-from walbus.consumers.checkpoint import Following, Marks, Point
-from walbus.consumers.sinks import Sink
 from walbus.consumers.sinks.redis_cluster import open_store
 from walbus.consumers.sinks.redis_server import RedisServer
 from walbus.consumers.sinks.redis_store import RedisStore
 from walbus.errors import SinkRefused
-from walbus.events import Window, window_of
-from walbus.position import ORIGIN, Position
 
 pytestmark = pytest.mark.one_version
 
-MARKS = Marks(1, 1)
 THINGS = "public.things"
 
 
@@ -82,19 +78,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         return
     cluster: LocalCluster = request.getfixturevalue("redis_cluster")
     yield Place(redis_cluster_under_test(tmp_path, cluster, "hash"), cluster.client)
-
-
-def windows(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
-def following(source: ModelSource) -> Following:
-    return Following(source.log_id, MARKS, Point(source.end, source.last_seq))
-
-
-def fill(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
-    sink.write(windows(source, after), MARKS)
-    sink.commit(following(source))
 
 
 # The store: every command of a writer that another one has come after

@@ -12,7 +12,7 @@ import redis
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.sink_writing import MARKS, fill, following, windows
-from support.sinks_under_test import SinkUnderTest, redis_under_test
+from support.sinks_under_test import SinkUnderTest, redis_cluster_under_test, redis_under_test
 from walbus.consumers.checkpoint import Following, Point
 from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
@@ -25,12 +25,13 @@ pytestmark = pytest.mark.one_version
 THINGS = "public.things"
 TEXT_KEY = (column("id", 25, "text", in_key=True), column("name"), column("body"))
 RENAMED = (column("name"), column("text"))  # which was `body`
-FORMS = ["hash", "json", "string", "expiring"]
 
 
-@pytest.fixture(params=FORMS)
-def under_test(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> SinkUnderTest:
-    return redis_under_test(tmp_path, redis_url, request.param)
+@pytest.fixture(params=["hash", "json", "string", "expiring", "cluster"])
+def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
+    if request.param == "cluster":
+        return redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), "hash")
+    return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), request.param)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def two_tables() -> ModelSource:
     return source
 
 
-def test_two_tables_that_swap_their_names_keep_their_rows(under_test: SinkUnderTest, client: redis.Redis) -> None:
+def test_two_tables_that_swap_their_names_keep_their_rows(under_test: SinkUnderTest) -> None:
     """The first one tells its new name while the other is still known by it."""
     source = two_tables()
     items, things = source.rows(ITEMS), source.rows(THINGS)
@@ -84,7 +85,7 @@ def test_two_tables_that_swap_their_names_keep_their_rows(under_test: SinkUnderT
         fill(sink, source, done)
     assert under_test.rows(ITEMS) == {**things, "2": {**things["2"], "name": "moved"}}
     assert under_test.rows(THINGS) == {**items, "0": {**items["0"], "name": "back"}}
-    assert client.keys("* (*") == []
+    assert under_test.rows(f"{ITEMS} (16400)") == {}
 
 
 def made_again(source: ModelSource) -> None:

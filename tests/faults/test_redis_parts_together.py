@@ -14,6 +14,7 @@ import redis
 
 from support.model_source import ITEMS, Edit, ModelSource, delete, insert, items_layout, truncate, update
 from support.seed import announced_seed
+from support.sink_writing import MARKS
 from support.sinks_under_test import SinkUnderTest, redis_under_test
 from walbus.consumers.checkpoint import Following, Marks, Part, Point
 from walbus.consumers.partitions import GroupPart
@@ -33,7 +34,6 @@ from walbus.schema import TableSchema
 pytestmark = pytest.mark.one_version
 
 COUNT = 3
-MARKS = Marks(1, 1)
 THINGS = "public.things"
 
 
@@ -119,12 +119,6 @@ def under_test(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -
 def parts(under_test: SinkUnderTest, source: ModelSource) -> Iterator[Parts]:
     with ExitStack() as stack:
         yield Parts(under_test, source, stack)
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
 
 
 def test_rows_of_all_parts_lie_under_the_keys_of_a_sink_without_parts(

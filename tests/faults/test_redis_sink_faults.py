@@ -15,7 +15,7 @@ from redis.connection import AbstractConnection
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
 from support.redis_cluster import LocalCluster
 from support.sink_writing import MARKS, fill, following, windows
-from support.sinks_under_test import SinkUnderTest, redis_under_test
+from support.sinks_under_test import SinkUnderTest, redis_cluster_under_test, redis_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import SinkPlace, open_sink
@@ -99,6 +99,38 @@ def test_a_redis_out_of_memory_takes_neither_rows_nor_checkpoint(
         assert sink.checkpoint() is None
         fill(sink, source)
     assert under_test.rows() == source.rows()
+
+
+@pytest.mark.parametrize("text", ["garbage", "[1]", '{"log_generation": 1, "layouts": 3}', '{"key": 1}'])
+@pytest.mark.parametrize("own", ["layouts", "shape"])
+def test_what_no_sink_writes_under_its_own_keys_is_told(
+    own: str, text: str, source: ModelSource, client: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    under_test = redis_under_test(tmp_path, redis_url, "hash")
+    source.commit([insert(ITEMS, 1)])
+    with closing(under_test.open()) as sink:
+        fill(sink, source)
+    client.set(f"walbus:test:{own}", text)
+    with pytest.raises(SinkRefused, match=rf"own key walbus:test:{own} holds something else.*consumers reset"):
+        under_test.open()
+    client.delete(f"walbus:test:{own}")
+    with closing(under_test.open()) as sink:
+        assert sink.checkpoint() == following(source)
+
+
+@pytest.mark.parametrize("field", ["number", "vouches", "layouts", "shape"])
+def test_what_no_sink_writes_on_a_master_is_told(
+    field: str, source: ModelSource, redis_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    under_test = redis_cluster_under_test(tmp_path, redis_cluster, "hash")
+    source.commit([insert(ITEMS, 1)])
+    with closing(under_test.open()) as sink:
+        fill(sink, source)
+    with redis_cluster.client() as client:
+        (anchor, *_) = client.keys("walbus:test:at:*")
+        client.hset(anchor, field, "garbage")
+    with pytest.raises(SinkRefused, match=r"own key walbus:test:\S+ holds something else"):
+        under_test.open()
 
 
 # Late writers

@@ -16,12 +16,12 @@ from support.database import Database
 from support.model_source import ITEMS, Edit, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.odd_names import COLUMNS, SCHEMAS, fill_odd_tables, make_odd_tables
 from support.opensearch_rows import OpenSearchRows
+from support.sink_writing import MARKS, fill
 from support.sinks_under_test import SinkUnderTest, opensearch_under_test
 from support.whole_system import WholeSystem, make_marker
 from support.zoo import build_zoo
 from support.zoo_herd import build_herd
 from walbus.consumers.checkpoint import Following, Marks, Point
-from walbus.consumers.sinks import Sink
 from walbus.consumers.steps import Sweep
 from walbus.demo.compare import compare_sinks
 from walbus.errors import ConfigError, SinkRefused
@@ -32,7 +32,6 @@ from walbus.schema import TableSchema
 
 pytestmark = pytest.mark.one_version
 
-MARKS = Marks(1, 1)
 KEY = column("id", 23, "int4", in_key=True)
 
 
@@ -66,14 +65,9 @@ def under_test(opensearch_url: str, tmp_path: Path) -> SinkUnderTest:
     return opensearch_under_test(tmp_path, opensearch_url)
 
 
-def follow(sink: Sink, source: ModelSource, after: Position = ORIGIN, marks: Marks = MARKS) -> None:
-    sink.write([window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)], marks)
-    sink.commit(Following(source.log_id, marks, Point(source.end, source.last_seq)))
-
-
 def written(under_test: SinkUnderTest, source: ModelSource, after: Position = ORIGIN, **options: Any) -> None:
     with closing(under_test.open(**options)) as sink:
-        follow(sink, source, after)
+        fill(sink, source, after)
 
 
 def layout_of(*columns: tuple[str, int, str]) -> TableSchema:
@@ -191,9 +185,9 @@ def test_documents_are_routed_by_a_column_of_the_key(opensearch_url: str, tmp_pa
     done = source.end
     source.commit([truncate(ITEMS), insert(ITEMS, 3, "c")])
     with closing(under_test.open()) as sink:
-        follow(sink, source, done)
+        fill(sink, source, done)
         marks = Marks(2, 1)
-        follow(sink, source, source.end, marks)
+        fill(sink, source, source.end, marks)
         after = Following(source.log_id, marks, Point(source.end, source.last_seq))
         sink.sweep(Sweep(ITEMS, source.last_seq, marks, after))
         sink.commit(after)
@@ -362,12 +356,12 @@ def test_a_sweep_meets_the_table_that_has_the_name_now(under_test: SinkUnderTest
     source = ModelSource(layouts=[items_layout("items", oid=1)])
     source.commit([insert(ITEMS, 1)])
     with closing(under_test.open()) as sink:
-        follow(sink, source)
+        fill(sink, source)
         done = source.end
         source.state[ITEMS].clear()  # dropped
         source.add_layout(items_layout("items", oid=2))
         source.commit([insert(ITEMS, 9)])
-        follow(sink, source, done)
+        fill(sink, source, done)
         marks = Marks(2, 1)
         after = Following(source.log_id, marks, Point(source.end, source.last_seq))
         sink.sweep(Sweep(ITEMS, source.last_seq, marks, after))
@@ -382,13 +376,13 @@ def test_an_index_that_was_put_aside_asks_for_nothing(under_test: SinkUnderTest)
     done = source.end
     source.commit([update(ITEMS, 1, name="b")])
     with closing(under_test.open()) as sink:
-        follow(sink, source, done)  # the insert never came
+        fill(sink, source, done)  # the insert never came
         assert sink.incomplete() == (ITEMS,)
         done = source.end
         source.state[ITEMS].clear()  # dropped
         source.add_layout(items_layout("items", oid=2))
         source.commit([insert(ITEMS, 9)])
-        follow(sink, source, done)
+        fill(sink, source, done)
         assert sink.incomplete() == ()
     with closing(under_test.open()) as sink:
         assert sink.incomplete() == ()
@@ -402,7 +396,7 @@ def test_a_snapshot_from_before_a_truncate_brings_no_row_back(under_test: SinkUn
     source.commit([insert(ITEMS, 9)])
     newer = list(source.snapshot(ITEMS, None))
     with closing(under_test.open()) as sink:
-        follow(sink, source, done)  # the TRUNCATE finds none of the rows that the snapshot has
+        fill(sink, source, done)  # the TRUNCATE finds none of the rows that the snapshot has
         for records in (older, newer):
             sink.write([window_of(h, r, source.layouts.__getitem__) for h, r in records], MARKS)
         sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
@@ -417,7 +411,7 @@ def test_documents_under_another_key_are_read_again(under_test: SinkUnderTest) -
     by_name = (column("id", 23, "int4"), column("name", in_key=True), column("body"))
     source.add_layout(items_layout("items", *by_name, oid=1))
     with closing(under_test.open()) as sink:
-        follow(sink, source, done)
+        fill(sink, source, done)
         assert sink.incomplete() == (ITEMS,)
     with closing(under_test.open()) as sink:
         assert sink.incomplete() == (ITEMS,)

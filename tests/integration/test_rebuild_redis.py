@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,32 +27,24 @@ from support.rebuild_rig import (
 from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
+from support.sink_writing import MARKS, following, windows
 from support.sinks_under_test import SinkUnderTest, redis_under_test
 from support.tampering import hand_of
 from support.waiting import wait_for
 from support.walbus_command import walbus
-from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.checkpoint import Following, Point
 from walbus.consumers.rebuilding import discard
 from walbus.consumers.resetting import read_again
 from walbus.consumers.sinks import open_copies
 from walbus.consumers.sinks.redis_copy import BesideServer
 from walbus.errors import SinkRefused, SinkUnavailable, UsageError
-from walbus.events import Window, window_of
-from walbus.position import ORIGIN, Position
 from walbus.records import Kind
 
 pytestmark = pytest.mark.one_version
 
 POINTER = "items:live"
 FIRST, SECOND = "walbus:test:rows:1:", "walbus:test:rows:2:"
-MARKS = Marks(1, 1)
 DOCS = Path(__file__).parents[2] / "docs" / "consumers.md"
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
 
 
 @pytest.fixture(params=["hash", "json", "string", "expiring"])
@@ -64,14 +55,6 @@ def any_form(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> 
 @pytest.fixture
 def under_test(redis_url: str, tmp_path: Path) -> SinkUnderTest:
     return redis_under_test(tmp_path, redis_url, "hash", pointer=POINTER)
-
-
-def windows(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
-def following(source: ModelSource) -> Following:
-    return Following(source.log_id, MARKS, Point(source.end, source.last_seq))
 
 
 # Readers

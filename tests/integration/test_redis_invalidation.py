@@ -17,6 +17,7 @@ from support.redis_caches import Cache, cached, caching, in_slot
 from support.redis_cluster import LocalCluster
 from support.running_consumer import consumer
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import MARKS, fill, windows
 from support.sinks_under_test import SinkUnderTest, redis_under_test
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
@@ -24,12 +25,11 @@ from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.sinks.redis_scripts import FILL
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
-from walbus.events import Window, window_of
-from walbus.position import ORIGIN, Position
+from walbus.events import Window
+from walbus.position import Position
 
 pytestmark = pytest.mark.one_version
 
-MARKS = Marks(1, 1)
 DOCS = Path(__file__).parents[2] / "docs" / "consumers.md"
 
 
@@ -92,21 +92,12 @@ def sink(under_test: SinkUnderTest, source: ModelSource) -> Iterator[Sink]:
     source.commit([insert(ITEMS, n) for n in range(5)])
     with closing(under_test.open()) as sink:
         sink.checkpoint()
-        follow(sink, source)
+        fill(sink, source)
         yield sink
 
 
-def windows_of(source: ModelSource, after: Position) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
 def accept(sink: Sink, source: ModelSource, after: Position) -> None:
-    sink.write(windows_of(source, after), MARKS)
-
-
-def follow(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
-    accept(sink, source, after)
-    sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
+    sink.write(windows(source, after), MARKS)
 
 
 def put(client: Any, values: Mapping[str, str]) -> None:
@@ -139,32 +130,32 @@ def test_what_a_crash_kept_from_being_told_is_told_by_the_next(
     sink.close()
     with closing(under_test.open()) as again:
         assert again.checkpoint() == Following(source.log_id, MARKS, Point(done, 5))
-        follow(again, source, done)
+        fill(again, source, done)
     assert cached(client) == set()
 
 
 def test_a_truncate_a_sweep_and_another_layout_empty_the_table_alone(
     sink: Sink, source: ModelSource, client: Any, where: Where
 ) -> None:
-    def fill() -> str:
+    def cache_some() -> str:
         put(client, {f"{ITEMS}:1": "cached", f"{ITEMS}:99": "of a row that is no more", "public.other:1": "stays"})
         return str(client.get(where.beside(f"{ITEMS}:1")[1]))
 
-    epoch, done = fill(), source.end
+    epoch, done = cache_some(), source.end
     source.commit([truncate(ITEMS)])
-    follow(sink, source, done)
+    fill(sink, source, done)
     assert cached(client) == {"public.other:1"}
-    assert (again := fill()) != epoch
+    assert (again := cache_some()) != epoch
     marks = Marks(2, 1)
     after = Following(source.log_id, marks, Point(source.end, source.last_seq))
     sink.sweep(Sweep(ITEMS, source.last_seq, marks, after))
     sink.commit(after)
     assert cached(client) == {"public.other:1"}
-    assert fill() != again
+    assert cache_some() != again
     done = source.end
     source.add_layout(items_layout("things", column("id", 23, "int4", in_key=True), column("name"), column("body")))
     source.commit([insert("public.things", 1)])
-    follow(sink, source, done)
+    fill(sink, source, done)
     assert cached(client) == {"public.other:1"}
 
 
@@ -175,7 +166,7 @@ def test_before_the_first_checkpoint_nobody_told_what_changed(
     put(client, {**theirs, "public.items:77": "stale", "public.things:a:b": "stale"})
     source.commit([insert(ITEMS, 1)])
     with closing(under_test.open()) as sink:
-        follow(sink, source)
+        fill(sink, source)
     assert {key: client.get(key) for key in theirs} == theirs
     assert not client.exists("public.items:77", "public.things:a:b")
 
@@ -189,10 +180,10 @@ def test_a_cache_that_comes_back_empty_is_noticed_and_emptied_again(
     done = source.end
     source.commit([update(ITEMS, 1, name="a")])
     with pytest.raises(SinkUnavailable, match=r"came back empty|has lost what was written"):
-        follow(sink, source, done)
+        fill(sink, source, done)
     sink.rollback()
     assert sink.checkpoint() is None
-    follow(sink, source, done)
+    fill(sink, source, done)
     assert cached(client) == set()
 
 
@@ -204,7 +195,7 @@ def test_a_redis_that_evicts_is_good_enough_for_a_cache(
     try:
         source.commit([insert(ITEMS, 1)])
         with closing(under_test.open()) as sink:
-            follow(sink, source)
+            fill(sink, source)
     finally:
         for node in where.nodes:
             node.config_set("maxmemory-policy", "noeviction")
@@ -216,9 +207,9 @@ def test_two_processes_under_one_name_are_not_let_in(
     done = source.end
     source.commit([update(ITEMS, 1, name="a")])
     with closing(under_test.open()) as other:
-        follow(other, source, done)
+        fill(other, source, done)
     with pytest.raises(SinkRefused, match="another consumer writes"):
-        follow(sink, source, done)
+        fill(sink, source, done)
 
 
 def test_a_consumer_keeps_a_cache_fresh_from_its_beginning(
@@ -260,7 +251,7 @@ def test_a_value_that_was_read_before_the_change_is_stored_behind_it_unless_it_i
     seen = cache.begin(key)
     read = json.dumps(source.rows()["1"])  # the program reads, and is slow
     source.commit([update(ITEMS, 1, name="new", body="b")])
-    follow(sink, source, done)
+    fill(sink, source, done)
     client.set(key, read)
     assert json.loads(client.get(key) or "")["name"] == "name"  # the race: stale, and nothing will delete it
     client.delete(key)
@@ -278,7 +269,7 @@ def test_a_value_that_was_read_before_a_truncate_is_not_let_in(
     key, done = f"{ITEMS}:1", source.end
     seen = cache.begin(key)
     source.commit([truncate(ITEMS)])
-    follow(sink, source, done)
+    fill(sink, source, done)
     assert not cache.fill(key, seen, "read before")
     assert cached(client) == set()
 
@@ -289,11 +280,11 @@ def test_a_replay_never_brings_a_version_back_that_a_reader_has_seen(
     """Or a value from between two changes would pass for one from behind the second."""
     key, done = f"{ITEMS}:1", source.end
     source.commit([update(ITEMS, 1, name="a")])
-    first = windows_of(source, done)
+    first = windows(source, done)
     tell(sink, first)
     seen = cache.begin(key)
     source.commit([update(ITEMS, 1, name="b")])
-    tell(sink, windows_of(source, first[0].last))
+    tell(sink, windows(source, first[0].last))
     sink.rollback()  # a crash before the checkpoint: both come again, and the first is told before the second
     sink.checkpoint()
     tell(sink, first)
@@ -310,7 +301,7 @@ def tell(sink: Sink, windows: Sequence[Window]) -> None:
 def test_a_version_outlives_the_reading(sink: Sink, source: ModelSource, client: Any, where: Where) -> None:
     done = source.end
     source.commit([update(ITEMS, 1, name="a")])
-    follow(sink, source, done)
+    fill(sink, source, done)
     assert 3_590_000 < client.pttl(where.beside(f"{ITEMS}:1")[0]) <= 3_600_000
 
 
@@ -331,10 +322,10 @@ def test_changed_keys_are_published_without_values(
     wait_for(lambda: server.pubsub_numsub("changes") == [("changes", 1)], 10)
     source.commit([insert(ITEMS, 1, "hunter2canary")])
     with closing(caching(tmp_path, redis_url).open(invalidate="publish", channel="changes")) as sink:
-        follow(sink, source)
+        fill(sink, source)
         done = source.end
         source.commit([update(ITEMS, 1, new_id=2, name="hunter2canary"), truncate(ITEMS)])
-        follow(sink, source, done)
+        fill(sink, source, done)
     told = [json.loads(str(data)) for data in messages(listener, 4)]
     assert told == [
         {"table": ITEMS, "keys": [f"{ITEMS}:1"], "seq": 1},
@@ -385,6 +376,6 @@ def test_rows_and_invalidation_do_not_take_over_from_each_other(
 ) -> None:
     source.commit([insert(ITEMS, 1)])
     with closing(redis_under_test(tmp_path, where.url, "hash").open()) as rows:
-        follow(rows, source)
+        fill(rows, source)
     with pytest.raises(SinkRefused, match="in another form"):
         under_test.open()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,19 @@ from support.model_source import (
     update,
 )
 from support.rebuild_rig import config_for, dropped, rebuilt
-from support.running_consumer import consumer
+from support.running_consumer import RunningConsumer, consumer, stored
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import fill
 from support.sinks_under_test import SinkUnderTest, redis_under_test
 from support.waiting import wait_for
-from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.resetting import read_again
 from walbus.consumers.sink_verifying import verify_sink
-from walbus.consumers.sinks import Sink, SinkPlace, open_sink
+from walbus.consumers.sinks import SinkPlace, open_sink
 from walbus.errors import ConfigError, SinkRefused
-from walbus.events import window_of
-from walbus.position import ORIGIN, Position
 
 pytestmark = pytest.mark.one_version
 
 THINGS = "public.things"  # without a template of its own
-MARKS = Marks(1, 1)
 KEYS = {ITEMS: "item:{id}"}
 POINTER = "shop:live"
 
@@ -49,19 +45,8 @@ def source() -> ModelSource:
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
 def under_test(redis_url: str, tmp_path: Path) -> SinkUnderTest:
     return redis_under_test(tmp_path, redis_url, "hash", keys=KEYS)
-
-
-def fill(sink: Sink, source: ModelSource, after: Position = ORIGIN) -> None:
-    sink.write([window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)], MARKS)
-    sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
 
 
 def names(client: redis.Redis, prefix: str = "") -> dict[str, str]:
@@ -80,6 +65,13 @@ def expected(source: ModelSource) -> dict[str, str]:
 
 def same(client: redis.Redis, source: ModelSource, prefix: str = "") -> None:
     wait_for(lambda: names(client, prefix) == expected(source), what="the rows lie where they belong")
+
+
+def kept(running: RunningConsumer, client: redis.Redis, source: ModelSource) -> None:
+    """Rows and checkpoint are there."""
+    source.commit([update(ITEMS, 1, name="a")])
+    same(client, source)
+    stored(running, source)
 
 
 def test_rows_lie_where_their_table_says(under_test: SinkUnderTest, source: ModelSource, client: redis.Redis) -> None:
@@ -175,9 +167,7 @@ def test_a_rebuild_has_them_below_the_pointers_prefix(
 ) -> None:
     under_test = redis_under_test(tmp_path, redis_url, "hash", keys=KEYS, pointer=POINTER)
     with consumer(relay, under_test) as running:
-        source.commit([update(ITEMS, 1, name="a")])
-        same(client, source)
-        wait_for(lambda: running.status().get("last_done") == str(source.end))
+        kept(running, client, source)
         rebuilt(relay, under_test)
         source.commit([update(ITEMS, 1, name="goes on"), delete(ITEMS, 2), insert(ITEMS, 77), truncate(THINGS)])
         assert client.get(POINTER) == "walbus:test:rows:1:"
@@ -191,9 +181,7 @@ def test_a_rebuild_carries_over_the_rows_of_a_table_that_the_bootstrap_has_no_mo
 ) -> None:
     under_test = redis_under_test(tmp_path, redis_url, "hash", keys=KEYS, pointer=POINTER)
     with consumer(relay, under_test) as running:
-        source.commit([update(ITEMS, 1, name="a")])
-        same(client, source)
-        wait_for(lambda: running.status().get("last_done") == str(source.end))
+        kept(running, client, source)
     relay.unlisted.add(ITEMS)
     rebuilt(relay, under_test)
     with consumer(relay, under_test):

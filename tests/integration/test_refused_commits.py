@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,6 @@ def source() -> ModelSource:
     source.commit([insert(ITEMS, n, f"{n}") for n in range(1, 6)])
     source.commit([insert(NOTES, 1, "1")])
     return source
-
-
-@pytest.fixture
-def relay(source: ModelSource) -> Iterator[ScriptedRelay]:
-    with ScriptedRelay(source) as relay:
-        yield relay
 
 
 @pytest.fixture

@@ -17,25 +17,14 @@ import pytest
 
 from support.model_source import ITEMS, ModelSource, delete, insert, truncate, update
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import MARKS, following, windows
 from support.waiting import wait_for
-from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import SinkPlace, open_sink
 from walbus.consumers.sinks.stdout import StdoutSink
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
-from walbus.events import Window, window_of
+from walbus.events import window_of
 from walbus.jsonlines import LineRenderer
-from walbus.position import ORIGIN, Position
-
-MARKS = Marks(1, 1)
-
-
-def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
-def following(source: ModelSource) -> Following:
-    return Following(source.log_id, MARKS, Point(source.end, source.last_seq))
 
 
 class Pipe:
@@ -86,10 +75,10 @@ def test_lines_are_those_of_the_relay(pipe: Pipe, source: ModelSource) -> None:
 
 def test_nothing_is_shown_before_its_commit_unless_it_is_too_large(pipe: Pipe, source: ModelSource) -> None:
     source.commit([insert(ITEMS, 1)])
-    pipe.sink.write(windows_after(source), MARKS)
+    pipe.sink.write(windows(source), MARKS)
     assert pipe.lines() == []
     pipe.sink.rollback()
-    pipe.sink.write(windows_after(source), MARKS)
+    pipe.sink.write(windows(source), MARKS)
     pipe.sink.commit(following(source))
     assert [line["op"] for line in pipe.lines()] == ["begin", "insert", "commit"]
 
@@ -99,9 +88,9 @@ def test_what_was_shown_and_does_not_count_is_taken_back(pipe: Pipe, source: Mod
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     sink = StdoutSink(descriptor, tmp_path / "other.json")
     source.commit([insert(ITEMS, n, "x" * 600_000) for n in range(4)], pieces=4)
-    sink.write(windows_after(source)[:3], MARKS)
+    sink.write(windows(source)[:3], MARKS)
     sink.rollback()
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     sink.commit(following(source))
     os.close(descriptor)
     operations = [json.loads(line)["op"] for line in path.read_text().splitlines()]
@@ -117,7 +106,7 @@ def test_what_was_shown_and_does_not_count_is_taken_back(pipe: Pipe, source: Mod
 def test_a_line_that_was_cut_off_goes_on_before_anything_else(pipe: Pipe, source: ModelSource) -> None:
     os.set_blocking(pipe.writing, False)  # full, it refuses instead of waiting: as a full disk does
     source.commit([insert(ITEMS, 1, "x" * 200_000)])
-    pipe.sink.write(windows_after(source), MARKS)
+    pipe.sink.write(windows(source), MARKS)
     with pytest.raises(SinkUnavailable, match="takes nothing now"):
         pipe.sink.commit(following(source))
     pipe.sink.rollback()
@@ -129,7 +118,7 @@ def test_a_line_that_was_cut_off_goes_on_before_anything_else(pipe: Pipe, source
     done = source.records[0][0].last
 
     def write() -> None:  # blocks until its lines are read
-        pipe.sink.write(windows_after(source, done), MARKS)
+        pipe.sink.write(windows(source, done), MARKS)
         pipe.sink.commit(following(source))
 
     writer = threading.Thread(target=write)
@@ -146,7 +135,7 @@ def test_a_line_that_was_cut_off_goes_on_before_anything_else(pipe: Pipe, source
 def test_a_reader_that_is_gone_ends_the_consumer(pipe: Pipe, source: ModelSource) -> None:
     os.close(pipe.reading)
     source.commit([insert(ITEMS, 1)])
-    pipe.sink.write(windows_after(source), MARKS)
+    pipe.sink.write(windows(source), MARKS)
     with pytest.raises(SinkRefused, match="nobody reads the standard output"):
         pipe.sink.commit(following(source))
 

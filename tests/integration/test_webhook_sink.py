@@ -24,19 +24,17 @@ import pytest
 from support.model_source import ITEMS, ModelSource, delete, insert, update
 from support.running_consumer import consumer
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import MARKS, following, windows
 from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
-from walbus.consumers.checkpoint import CatchingUp, Following, Marks, Point
+from walbus.consumers.checkpoint import CatchingUp, Marks, Point
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.letter_file import FILE_NAME
 from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
-from walbus.events import Window, window_of
-from walbus.position import ORIGIN, Position
 
-MARKS = Marks(1, 1)
 KEY, OLD_KEY = os.urandom(32), os.urandom(24)
 SECRET, OLD_SECRET = (f"whsec_{base64.b64encode(key).decode()}" for key in (KEY, OLD_KEY))
 
@@ -122,14 +120,6 @@ def opened(receiver: Receiver, tmp_path: Path) -> Iterator[Callable[..., Sink]]:
         sink.close()
 
 
-def windows_after(source: ModelSource, after: Position = ORIGIN) -> list[Window]:
-    return [window_of(h, r, source.layouts.__getitem__, after=after) for h, r in source.after(after)]
-
-
-def following(source: ModelSource) -> Following:
-    return Following(source.log_id, MARKS, Point(source.end, source.last_seq))
-
-
 def test_a_receiver_gets_signed_changes_in_order(
     opened: Callable[..., Sink], receiver: Receiver, source: ModelSource
 ) -> None:
@@ -137,7 +127,7 @@ def test_a_receiver_gets_signed_changes_in_order(
     assert sink.checkpoint() is None
     source.commit([insert(ITEMS, 1, "a"), update(ITEMS, 1, name="b")])
     source.commit([delete(ITEMS, 1)])
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     assert receiver.requests == []
     sink.sweep(Sweep(ITEMS, 9, MARKS, following(source)))
     sink.commit(following(source))
@@ -163,7 +153,7 @@ def test_a_request_that_was_not_answered_is_sent_again_as_it_was_before_anything
     receiver.answer = lambda number: None if number < 3 else (200, {})
     source.commit([insert(ITEMS, 1, "a")])
     sink = opened()
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     with pytest.raises(SinkUnavailable, match="no answer"):
         sink.commit(following(source))
     sink.rollback()
@@ -181,12 +171,12 @@ def test_a_transaction_larger_than_a_request_is_sent_in_parts_of_which_none_come
 ) -> None:
     source.commit([insert(ITEMS, n, "x") for n in range(10)], pieces=4)
     sink = opened(changes=3)
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     assert len(receiver.requests) == 3
     sink.rollback()  # the last change was gathered, and is not sent
     again = opened(changes=3)
     assert again.checkpoint() is None
-    again.write(windows_after(source), MARKS)
+    again.write(windows(source), MARKS)
     again.commit(following(source))
     assert [change["key"]["id"] for change in receiver.changes()] == list(range(10))
     assert max(len(json.loads(body)["changes"]) for _, body in receiver.requests) == 3
@@ -200,13 +190,13 @@ def test_what_comes_again_behind_a_snapshot_is_sent_again(
     source.commit([insert(ITEMS, 1)])
     low = Point(source.end, source.last_seq)
     source.commit([delete(ITEMS, 1)])
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     sink.commit(following(source))
     reading = CatchingUp(source.log_id, Marks(2, 1), low, source.end)
     sink.sweep(Sweep(ITEMS, low.seq, Marks(2, 1), reading))
     sink.commit(reading)
     assert sink.checkpoint() == reading
-    sink.write(windows_after(source, low.last_done), Marks(2, 1))
+    sink.write(windows(source, low.last_done), Marks(2, 1))
     sink.commit(following(source))
     assert [change["op"] for change in receiver.changes()] == ["insert", "delete", "sweep", "delete"]
 
@@ -260,7 +250,7 @@ def test_a_receiver_that_never_ends_its_answer_is_left(
     source.commit([insert(ITEMS, 1)])
     with closing(Odd(first, again)) as odd:
         sink = opened(url=odd.url, request_seconds=1)
-        sink.write(windows_after(source), MARKS)
+        sink.write(windows(source), MARKS)
         with pytest.raises(SinkUnavailable, match="no whole answer within 1 s"):
             sink.commit(following(source))
 
@@ -278,7 +268,7 @@ def test_what_was_taken_is_taken_whatever_becomes_of_the_answers_body(
     source.commit([insert(ITEMS, 1)])
     with closing(Odd(first, again)) as odd:
         sink = opened(url=odd.url, request_seconds=5)
-        sink.write(windows_after(source), MARKS)
+        sink.write(windows(source), MARKS)
         sink.commit(following(source))
         assert sink.checkpoint() == following(source)
 
@@ -288,9 +278,9 @@ def test_another_log_is_sent_from_its_beginning(
 ) -> None:
     source.commit([insert(ITEMS, 1)])
     sink = opened()
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     sink.commit(following(source))
-    sink.write(windows_after(source), Marks(2, 2))
+    sink.write(windows(source), Marks(2, 2))
     sink.commit(following(source))
     assert len(receiver.changes()) == 2
 
@@ -301,7 +291,7 @@ def test_a_receiver_that_is_busy_is_waited_for_as_long_as_it_asks(
     receiver.answer = lambda _: (429, {"retry-after": "600"})
     source.commit([insert(ITEMS, 1)])
     sink = opened()
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     with pytest.raises(SinkUnavailable, match="answered 429"):
         sink.commit(following(source))
     sink.rollback()
@@ -327,7 +317,7 @@ def test_answers_mean_now_later_or_never(
     receiver.answer = lambda _: (status, {"location": receiver.url + "/elsewhere"})
     source.commit([insert(ITEMS, 1)])
     sink = opened()
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     with pytest.raises(error, match=told):
         sink.commit(following(source))
     assert len(receiver.requests) == 1, "a redirect is not followed"
@@ -377,18 +367,18 @@ def test_a_refused_request_is_gone_from_the_outbox_when_the_process_begins_anew(
 ) -> None:
     source.commit([insert(ITEMS, 1, "fine")])
     sink = opened()
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     sink.commit(following(source))
     done = sink.checkpoint()
     receiver.answer = lambda _: None
     source.commit([insert(ITEMS, 2, "poison"), insert(ITEMS, 3, "fine")])
-    sink.write(windows_after(source, source.history[1][0]), MARKS)
+    sink.write(windows(source, source.history[1][0]), MARKS)
     with pytest.raises(SinkUnavailable):
         sink.commit(following(source))
     refuse_poison(receiver)
     again = opened()
     assert again.checkpoint() == done
-    again.write(windows_after(source, source.history[1][0]), MARKS)
+    again.write(windows(source, source.history[1][0]), MARKS)
     with pytest.raises(RowRefused, match=rf"answered 422.*{ITEMS} at 1:") as refused:
         again.commit(following(source))
     assert refused.value.row is not None and "poison" not in str(refused.value)
@@ -400,7 +390,7 @@ def test_a_receiver_that_names_a_date_is_left_alone_until_then(
     receiver.answer = lambda _: (503, {"retry-after": formatdate(time.time() + 600, usegmt=True)})
     source.commit([insert(ITEMS, 1)])
     sink = opened()
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     with pytest.raises(SinkUnavailable, match="answered 503"):
         sink.commit(following(source))
     sink.rollback()
@@ -416,7 +406,7 @@ def test_of_several_addresses_those_that_take_no_connection_are_passed_over(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     source.commit([insert(ITEMS, 1)])
     sink = opened(url=f"http://receiver.test:{port}/hook")
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     sink.commit(following(source))
     assert len(receiver.requests) == 1 and receiver.headers[0]["host"] == f"receiver.test:{port}"
 
@@ -433,7 +423,7 @@ def test_no_private_address_is_called_unless_it_is_allowed(
 ) -> None:
     source.commit([insert(ITEMS, 1)])
     sink = opened(url=f"http://user:word@{host}:9/hook?token=x", allow_private=False)
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     with pytest.raises(SinkRefused, match="not a public one") as raised:
         sink.commit(following(source))
     assert "word" not in str(raised.value)
@@ -448,7 +438,7 @@ def test_a_receiver_that_is_not_there_is_waited_for(
 ) -> None:
     source.commit([insert(ITEMS, 1)])
     sink = opened(url=url)
-    sink.write(windows_after(source), MARKS)
+    sink.write(windows(source), MARKS)
     with pytest.raises(SinkUnavailable, match=told):
         sink.commit(following(source))
     moved = opened()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.crc import key_slot
 
 from support.services import RedisServer, local_redis, missing, redis_in
 from support.waiting import wait_for
@@ -160,6 +161,12 @@ class LocalCluster:
             self.close(slot, replica)
         wait_for(lambda: all(_is_ok(node) for node in left), 60, what="the cluster is whole again")
         return replica
+
+
+def rows_on(cluster: LocalCluster, index: int, rows: int) -> list[int]:
+    """Of so many rows of `items`, from 0, those whose keys a master has."""
+    master = cluster.masters[index]
+    return [n for n in range(rows) if cluster.owner(key_slot(b"public.items:%d" % n)) is master]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.model_source import Edit
+from support.model_source import Edit, ModelSource
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
@@ -70,6 +70,12 @@ def equal(under_test: SinkUnderTest, relay: ScriptedRelay) -> None:
     wait_for(lambda: under_test.rows() == relay.source.rows(), 60, what="the sink equals the source")
 
 
+def stored(running: RunningConsumer, source: ModelSource) -> None:
+    """Waits until a checkpoint behind all of the source's log is stored."""
+    last_done = str(source.end)
+    wait_for(lambda: running.status().get("last_done") == last_done, 60, what="its checkpoint is stored")
+
+
 def followed(running: RunningConsumer, under_test: SinkUnderTest, relay: ScriptedRelay, *edits: Edit) -> None:
     """Commits something, and waits until the sink has it and its checkpoint.
 
@@ -77,5 +83,4 @@ def followed(running: RunningConsumer, under_test: SinkUnderTest, relay: Scripte
     """
     relay.source.commit(edits)
     equal(under_test, relay)
-    last_done = str(relay.source.end)
-    wait_for(lambda: running.status().get("last_done") == last_done, 60, what="its checkpoint is stored")
+    stored(running, relay.source)
