@@ -19,6 +19,7 @@ Fixtures (tests/conftest.py):
     oracle          makes the second slot: `truth = oracle("walbus")`, later `truth.transactions(since=lsn)`
                     (`support.oracle`); `support.log_view.log_transactions(reader)` gives the log in the same form.
     redis_url       URL of the session's Redis, emptied. `own_redis` is one to kill by `.pid`.
+    client          a client of that Redis, for texts.
     redis_cluster   the session's Redis Cluster, emptied. `support.redis_cluster.local_cluster` makes one to kill.
     opensearch_url  URL of the session's OpenSearch, emptied; a JVM with jars from Maven (`support.opensearch_server`).
     elasticsearch_url  the same of an Elasticsearch.
@@ -30,6 +31,7 @@ Modules:
 
     support.described_server   a server against its OpenAPI document: the same routes, and answers as it says
     support.waiting     wait_for(condition, deadline, what=…): instead of sleeping
+    support.model_source, support.sink_writing   a source without PostgreSQL, and what a sink is given of it
     support.compare     a source table against SQLite, tantivy, Redis or JSON lines, value by value
     support.capturing   capture in a thread, or as a process to kill, into a log of the file engine or of `memory_log`
     support.hard_workload   what a change feed must survive, from many sessions, the same again for the same seed
