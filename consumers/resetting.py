@@ -12,7 +12,6 @@ sink's look at its stored checkpoint, keeps this from a consumer that runs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -22,7 +21,7 @@ from typing import Final
 from walbus.config import ConsumerConfig
 from walbus.consumers.addresses import Relays, listed
 from walbus.consumers.checkpoint import Checkpoint, Following, Snapshotting, last_done_of, token_of
-from walbus.consumers.checkpoint_store import FileCheckpointStore
+from walbus.consumers.checkpoint_store import FileCheckpointStore, sync_folder
 from walbus.consumers.partitions import options_of, part_name, part_of, partitions_of, require_same_part
 from walbus.consumers.places import found_place, parse_place
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
@@ -121,8 +120,4 @@ def set_to(name: str, place: str, folder: Path, relays: Sequence[str], credentia
 
 def _remove(path: Path) -> None:
     path.unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

@@ -35,7 +35,7 @@ _BUILT_IN = {
     "postgres": _BuiltIn("walbus.consumers.sinks.postgres", "PostgresSink", None, "postgres_copy.PostgresCopies"),
     "stdout": _BuiltIn("walbus.consumers.sinks.stdout", "StdoutSink", None),
     "webhook": _BuiltIn("walbus.consumers.sinks.webhook", "WebhookSink", None),
-    "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search"),
+    "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search", "tantivy_copy.TantivyCopies"),
     "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis", "redis_copy.RedisCopies"),
     "opensearch": _OPENSEARCH,
     "elasticsearch": _OPENSEARCH,

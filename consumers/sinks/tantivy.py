@@ -15,7 +15,7 @@ see a part of such a transaction early, and after a crash it comes again from it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -23,14 +23,12 @@ from typing import Any, Self
 import msgspec
 from pydantic import Field
 
-from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.checkpoint import Checkpoint, Marks, last_done_of
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, refused
 from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
-from walbus.consumers.sinks.tantivy_errors import index_errors, require_undamaged
+from walbus.consumers.sinks.tantivy_errors import require_undamaged
 from walbus.consumers.sinks.tantivy_held import held_of, told
 from walbus.consumers.sinks.tantivy_index import (
-    LAYOUTS_ID,
-    STATE_ID,
     IndexedRow,
     RowIndex,
     Version,
@@ -40,10 +38,13 @@ from walbus.consumers.sinks.tantivy_index import (
     keyless_id,
     renamed_id,
     table_of,
+    texts_of,
 )
+from walbus.consumers.sinks.tantivy_live import LiveIndex, OpenedIndex
 from walbus.consumers.sinks.tantivy_reading import StoredDocument
+from walbus.consumers.sinks.tantivy_state import put_layouts, put_state, read_state
 from walbus.consumers.steps import Sweep
-from walbus.errors import InvalidText, SinkRefused
+from walbus.errors import SinkError, SinkRefused
 from walbus.events import Change, Window
 from walbus.keys import key_texts
 from walbus.position import ORIGIN, Position
@@ -63,12 +64,28 @@ class TantivyOptions(SinkOptions):
     commit_seconds: float = Field(0.2, gt=0, le=60)  #: how long a change may wait to become visible
     heap_mb: int = Field(64, ge=16, le=4096)  #: memory of tantivy's writer
 
+    @property
+    def heap_bytes(self) -> int:
+        """The same in bytes."""
+        return self.heap_mb << 20
+
+
+def path_of(options: TantivyOptions, place: SinkPlace) -> Path:
+    """What readers of the index open."""
+    return options.path or place.folder / "index"
+
 
 class TantivySink:
-    """A search index in one folder; see `walbus.consumers.sinks.base.Sink`."""
+    """A search index; see `walbus.consumers.sinks.base.Sink`.
 
-    def __init__(self, path: Path, options: TantivyOptions, place: SinkPlace) -> None:
-        self._path = path
+    Args:
+        opened: the index.
+        options: the sink's.
+        place: whose it is.
+    """
+
+    def __init__(self, opened: OpenedIndex, options: TantivyOptions, place: SinkPlace) -> None:
+        self._opened = opened
         self._batching = Batching(linger=options.commit_seconds, max_changes=5_000)
         self._tables_wanted = place.tables
         self._accepted_bytes = 0  # of rows in `_accepted`, those replaced included
@@ -79,17 +96,20 @@ class TantivySink:
         self._log_generation = 0  # that the layouts' numbers belong to
         self._layouts_stored = True
         self._lacking: set[str] = set()  # documents that lack a value
+        self._carried: set[str] = set()  # tables whose rows a rebuild did not read, but found here
         self._checked: set[str] = set()  # files of the index that were read and found whole
         self._highest = 0  # no document has a seq above this: what is newer needs no look at the one that is there
-        with self._errors():
-            self._index = RowIndex(path, options.heap_mb << 20)
-        self._forget()
+        try:
+            self._forget()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
         """See `SinkType.open`."""
         chosen = TantivyOptions.read(options, place)
-        return cls(chosen.path or place.folder / "index", chosen, place)
+        return cls(LiveIndex(path_of(chosen, place), chosen.heap_bytes, place.stopping), chosen, place)
 
     @property
     def batching(self) -> Batching:
@@ -97,13 +117,15 @@ class TantivySink:
         return self._batching
 
     def checkpoint(self) -> Checkpoint | None:
-        """See `Sink.checkpoint`."""
+        """See `Sink.checkpoint`. It is that of a copy from here on, if one has taken the index's place."""
+        self._opened.turn_to_live()
         self._forget()
         return self._checkpoint
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`."""
         with self._errors():
+            self._opened.require_mine()
             takers = ChangeTakers(
                 self._tables_wanted,
                 apply=partial(self._apply, marks=marks),
@@ -117,6 +139,7 @@ class TantivySink:
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`."""
         with self._errors():
+            self._opened.require_mine()
             self._index.sweep(sweep.table, sweep.seq, sweep.marks)
             marks = sweep.marks
             for row_id, row in self._accepted_of(sweep.table):
@@ -134,9 +157,11 @@ class TantivySink:
     def rollback(self) -> None:
         """See `Sink.rollback`."""
         try:
-            self._index.rollback()
+            self._opened.require_mine()
+            with self._errors():
+                self._index.rollback()
             self._forget()
-        except (ValueError, SinkRefused):
+        except (AttributeError, SinkError):  # AttributeError: closed already, the writer is gone
             return  # the next `checkpoint()` tells what is wrong
 
     def incomplete(self) -> tuple[str, ...]:
@@ -145,7 +170,7 @@ class TantivySink:
 
     def held(self, table: str) -> Iterator[HeldRow]:
         """See `ReadableSink.held`."""
-        require_undamaged(self._path, self._checked)
+        require_undamaged(self._opened.folder, self._checked)
         layout = next((one for one in self._layouts.values() if one.table == table), None)
         with self._errors():
             for together in self._index.documents_of(table):
@@ -161,8 +186,7 @@ class TantivySink:
 
     def close(self) -> None:
         """See `Sink.close`."""
-        with suppress(ValueError, AttributeError):  # AttributeError: closed already, the writer is gone
-            self._index.close()
+        self._opened.close()
 
     # State
 
@@ -171,33 +195,29 @@ class TantivySink:
         self._accepted.clear()
         self._accepted_bytes = 0
         with self._errors():
-            state, layouts = self._index.document(STATE_ID), self._index.document(LAYOUTS_ID)
+            state = read_state(self._index, self._opened.folder)
             self._highest = self._index.highest_seq()
-        text = state.get("checkpoint")
-        try:
-            self._checkpoint = None if text is None else load_checkpoint(text)
-        except InvalidText as error:
-            raise SinkRefused(error.what, where=str(self._path), mend=error.mend) from None
+        self._checkpoint, self._lacking, self._carried = state.checkpoint, state.lacking, state.carried
         self._done = last_done_of(self._checkpoint)
-        self._lacking = set(state.get("lacking", []))
-        known = (TableSchema.from_dict(document) for document in layouts.get("layouts", []))
-        self._layouts = {layout.oid: layout for layout in known}
-        self._log_generation = int(layouts.get("log_generation", 0))
+        self._layouts, self._log_generation = state.layouts, state.log_generation
         self._layouts_stored = True
 
     def _commit(self) -> None:
-        checkpoint = self._checkpoint and dump_checkpoint(self._checkpoint)
-        self._index.put_document(STATE_ID, {"checkpoint": checkpoint, "lacking": sorted(self._lacking)})
-        if not self._layouts_stored:
-            layouts = [layout.to_dict() for layout in self._layouts.values()]
-            self._index.put_document(LAYOUTS_ID, {"log_generation": self._log_generation, "layouts": layouts})
-        self._index.commit()
+        with self._opened.while_mine():
+            put_state(self._index, self._checkpoint, self._lacking, self._carried)
+            if not self._layouts_stored:
+                put_layouts(self._index, self._layouts, self._log_generation)
+            self._index.commit()
         self._layouts_stored = True
         self._accepted.clear()
         self._accepted_bytes = 0
 
     def _errors(self) -> AbstractContextManager[None]:
-        return index_errors(self._path)
+        return self._opened.errors()
+
+    @property
+    def _index(self) -> RowIndex:
+        return self._opened.rows
 
     # Changes
 
@@ -270,7 +290,7 @@ class TantivySink:
 
     def _put(self, row_id: str, version: Version, columns: Mapping[str, object]) -> None:
         row = IndexedRow(*version, msgspec.json.encode(columns))
-        self._index.put(row_id, row, _texts(columns))
+        self._index.put(row_id, row, texts_of(columns))
         self._accepted[row_id] = row
         self._accepted_bytes += len(row.source)
         self._highest = max(self._highest, row.seq)
@@ -373,18 +393,13 @@ class TantivySink:
         if columns is not None:
             fitting = _rearranged(columns, change)
             row = IndexedRow(now.table, newest.seq, newest.mark, msgspec.json.encode(fitting))
-            (self._index.add if free else self._index.put)(new_id, row, _texts(fitting))
+            (self._index.add if free else self._index.put)(new_id, row, texts_of(fitting))
         if lacks:
             self._lacking.add(new_id)
 
 
 def _rearranged(row: Mapping[str, object], change: LayoutChange) -> dict[str, object]:
     return fitted(row, change) | {column.name: _NULL for column in change.added}
-
-
-def _texts(columns: Mapping[str, object]) -> list[str]:
-    plain = [msgspec.json.decode(one) if type(one) is msgspec.Raw else one for one in columns.values()]
-    return [value for value in plain if type(value) is str]
 
 
 def _keyless(change: Change) -> SinkRefused:
@@ -395,4 +410,4 @@ def _keyless(change: Change) -> SinkRefused:
     )
 
 
-__all__ = ["TantivyOptions", "TantivySink"]
+__all__ = ["TantivyOptions", "TantivySink", "path_of"]

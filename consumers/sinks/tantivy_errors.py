@@ -6,7 +6,9 @@ with a JSON object that has the CRC-32 of all before it, the object's length, an
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -22,36 +24,48 @@ _END = struct.Struct("<II")  # of a file: the length of what describes it, and t
 _MAGIC = 1337
 _LONGEST_END = 50_000
 _PIECE = 1 << 20
-_MEND = "move the folder away and start the consumer, which fills a new index"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_KILLED = "index writer was killed"  # which is all that tantivy tells of a thread that could not write its file
+_ROOM = 32 << 20  # bytes that a thread writes at once, or more
+
+#: What helps where files are damaged.
+REFILL = "move the folder away and start the consumer, which fills a new index"
 
 
 @contextmanager
-def index_errors(path: Path) -> Iterator[None]:
-    """Raises what tantivy raises of the index in a folder as SinkUnavailable or SinkRefused."""
+def index_errors(path: Path, mend: str = REFILL) -> Iterator[None]:
+    """Raises what tantivy raises of the index in a folder as SinkUnavailable or SinkRefused.
+
+    Args:
+        path: the folder.
+        mend: what helps if its files are damaged.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in _FULL:
+            raise _full(path) from None
         raise no_folder(error, path) from None
     except msgspec.MsgspecError:  # of one of the sink's own documents
-        raise _damaged(path) from None
+        raise _damaged(path, mend) from None
     except ValueError as error:  # all that tantivy ever raises
-        raise _told(str(error), path) from None
+        raise _told(str(error), path, mend) from None
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # which pyo3 exports nowhere
             raise
-        raise _damaged(path) from None
+        raise _damaged(path, mend) from None
 
 
-def _told(text: str, path: Path) -> SinkRefused | SinkUnavailable:
+def _told(text: str, path: Path, mend: str) -> SinkRefused | SinkUnavailable:
     where = str(path)
     if "LockBusy" in text:
         return SinkUnavailable("another process writes this index", where=where)
-    if "No space left" in text:
-        return SinkUnavailable("the disk under the index is full", where=where)
+    if "No space left" in text or (_KILLED in text and shutil.disk_usage(path).free < _ROOM):
+        return _full(path)
     if "schema does not match" in text:
         return SinkRefused("the folder holds an index of another kind", where=where, mend="choose another path")
     if any(sign in text for sign in ("Data corrupted", "FileDoesNotExist", "InvalidData", "decompress")):
-        return _damaged(path)
+        return _damaged(path, mend)
     return SinkRefused(f"tantivy refuses ({text.partition(':')[0]})", where=where)
 
 
@@ -110,8 +124,12 @@ def _is_whole(path: Path) -> bool:
     return bool(crc == expected)
 
 
-def _damaged(path: Path) -> SinkRefused:
-    return SinkRefused("the index's files are damaged", where=str(path), mend=_MEND)
+def _full(path: Path) -> SinkUnavailable:
+    return SinkUnavailable("the disk under the index is full", where=str(path))
 
 
-__all__ = ["index_errors", "require_undamaged"]
+def _damaged(path: Path, mend: str = REFILL) -> SinkRefused:
+    return SinkRefused("the index's files are damaged", where=str(path), mend=mend)
+
+
+__all__ = ["REFILL", "index_errors", "require_undamaged"]

@@ -14,7 +14,7 @@ Two more documents, in no table, hold what the sink must know after a restart: `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +93,12 @@ def renamed_id(row_id: str, table: str) -> str:
     return f"{_escaped(table)}/{row_id.partition('/')[2]}"
 
 
+def texts_of(columns: Mapping[str, object]) -> list[str]:
+    """The values of a row that are texts, which a search without a field looks in."""
+    plain = [msgspec.json.decode(one) if type(one) is msgspec.Raw else one for one in columns.values()]
+    return [value for value in plain if type(value) is str]
+
+
 def id_prefix(table: str) -> str:
     """What the names of a table's documents begin with."""
     return f"{_escaped(table)}/"
@@ -126,23 +132,27 @@ def index_schema() -> tantivy.Schema:
     return builder.build()
 
 
-class RowIndex:
-    """The index and its one writer. What is put or deleted is seen by `find` after the next commit.
+class IndexView:
+    """An index as it was committed last, whoever writes it: `reload` looks for later commits.
 
     Args:
-        path: the index's folder, made when missing.
-        heap_bytes: memory of the writer.
-
-    Raises:
-        ValueError: tantivy cannot open it (its text says why), or another process writes it.
+        index: tantivy's.
+        folder: it lies in.
     """
 
-    def __init__(self, path: Path, heap_bytes: int) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        self._path, self._schema = path, index_schema()
-        self._index = tantivy.Index(self._schema, path=str(path))
-        self._writer = self._index.writer(heap_bytes, 1)
-        self._searcher = self._reloaded()
+    def __init__(self, index: tantivy.Index, folder: Path) -> None:
+        self._index, self._folder, self._schema = index, folder, index.schema
+        self.reload()
+
+    @classmethod
+    def open(cls, folder: Path) -> IndexView | None:
+        """An index that is there; None if it is none yet."""
+        return cls(tantivy.Index.open(str(folder)), folder) if tantivy.Index.exists(str(folder)) else None
+
+    def reload(self) -> None:
+        """Takes in what was committed meanwhile."""
+        self._index.reload()
+        self._searcher = self._index.searcher()
 
     def find(self, row_id: str) -> IndexedRow | None:
         """The committed document with a name."""
@@ -165,7 +175,42 @@ class RowIndex:
 
     def documents_of(self, table: str) -> Iterator[list[StoredDocument]]:
         """All committed documents of a table; see `IndexReading.documents`."""
-        return IndexReading(self._searcher, self._schema, str(self._path)).documents(table, id_prefix(table))
+        return IndexReading(self._searcher, self._schema, str(self._folder)).documents(table, id_prefix(table))
+
+    def has(self, table: str) -> bool:
+        """Whether there is a committed document of a table."""
+        return bool(self._searcher.search(self._term("_table", table), 1, count=False).hits)
+
+    def document(self, name: str) -> dict[str, Any]:
+        """One of the sink's own documents; empty in a new index."""
+        found = self.find(name)
+        return {} if found is None else msgspec.json.decode(found.source, type=dict[str, Any])
+
+    def _read(self, address: tantivy.DocAddress) -> IndexedRow:
+        document = self._searcher.doc(address)
+        table, seq, mark = (document.get_first(name) for name in ("_table", "_seq", "_mark"))
+        return IndexedRow(table or "", seq or 0, mark or 0, bytes(document.get_first("_source") or b""))
+
+    def _term(self, field: str, value: str) -> tantivy.Query:
+        return tantivy.Query.term_query(self._schema, field, value, "basic")
+
+
+class RowIndex(IndexView):
+    """An index and its one writer. What is put or deleted is seen by `find` after the next commit.
+
+    Args:
+        folder: it lies in; an index is made in one that has none.
+        heap_bytes: memory of the writer.
+
+    Raises:
+        ValueError: tantivy cannot open it (its text says why), or another process writes it.
+    """
+
+    def __init__(self, folder: Path, heap_bytes: int) -> None:
+        super().__init__(tantivy.Index(index_schema(), path=str(folder)), folder)
+        self._heap_bytes = heap_bytes
+        self._writer = self._index.writer(heap_bytes, 1)
+        self.reload()  # nobody else commits from here on
 
     def put(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
         """Replaces the document with a name."""
@@ -195,10 +240,6 @@ class RowIndex:
         versions = [self._range(field, _MAX) for field in ("_seq", "_mark")]
         self._writer.delete_documents_by_query(self._all([self._term("_table", table), named, *versions]))
 
-    def has(self, table: str) -> bool:
-        """Whether there is a committed document of a table."""
-        return bool(self._searcher.search(self._term("_table", table), 1, count=False).hits)
-
     def truncate(self, table: str, seq: int, marks: Marks) -> None:
         """Deletes a table's documents below a version; pending ones too."""
         self._delete_where(table, [_below("_seq", seq), _below("_mark", marks.log_generation)])
@@ -208,11 +249,6 @@ class RowIndex:
         old = self._range(*_below("_mark", marks.generation))
         older = self._any([_below("_seq", seq + 1), _below("_mark", marks.log_generation)])
         self._writer.delete_documents_by_query(self._all([self._term("_table", table), old, older]))
-
-    def document(self, name: str) -> dict[str, Any]:
-        """One of the sink's own documents; empty in a new index."""
-        found = self.find(name)
-        return {} if found is None else msgspec.json.decode(found.source, type=dict[str, Any])
 
     def put_document(self, name: str, content: dict[str, object]) -> None:
         """Replaces one of the sink's own documents."""
@@ -225,31 +261,33 @@ class RowIndex:
     def commit(self) -> None:
         """Makes everything durable, in one act, and visible to searchers that are opened (or reloaded) from now on."""
         self._writer.commit()
-        self._searcher = self._reloaded()
+        self.reload()
 
     def rollback(self) -> None:
         """Forgets everything since the last commit."""
         self._writer.rollback()
+
+    def settle(self) -> None:
+        """Waits until everything is merged that is to be; behind a commit."""
+        self._writer.wait_merging_threads()
+        self._writer = self._index.writer(self._heap_bytes, 1)
+
+    def hand_over(self) -> None:
+        """Lets the writer's lock go once nothing is merged any more, for that may be another writer's at once."""
+        self._writer.wait_merging_threads()
+        del self._writer
 
     def close(self) -> None:
         """Lets the writer's lock go."""
         self._writer.rollback()
         del self._writer
 
-    def _reloaded(self) -> tantivy.Searcher:
-        self._index.reload()
-        return self._index.searcher()
-
-    def _read(self, address: tantivy.DocAddress) -> IndexedRow:
-        document = self._searcher.doc(address)
-        table, seq, mark = (document.get_first(name) for name in ("_table", "_seq", "_mark"))
-        return IndexedRow(table or "", seq or 0, mark or 0, bytes(document.get_first("_source") or b""))
+    def leave(self) -> None:
+        """As `close`, of an index whose folder may be gone: tantivy panics where it rolls back there."""
+        del self._writer
 
     def _delete_where(self, table: str, ranges: list[tuple[str, int]]) -> None:
         self._writer.delete_documents_by_query(self._all([self._term("_table", table), self._any(ranges)]))
-
-    def _term(self, field: str, value: str) -> tantivy.Query:
-        return tantivy.Query.term_query(self._schema, field, value, "basic")
 
     def _range(self, field: str, upper: int) -> tantivy.Query:
         kind = tantivy.FieldType.Unsigned

@@ -20,6 +20,7 @@ from support.sinks_under_test import (
     postgres_under_test,
     redis_under_test,
     sqlite_under_test,
+    tantivy_under_test,
 )
 from support.waiting import wait_for
 from support.walbus_command import Running, walbus
@@ -33,7 +34,7 @@ _KILLS = 4
 _MARKS = ("", "rebuild.bootstrap_begins", "rebuild.table_begins", "rebuild.bootstrap_ends")
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis", "opensearch"])
+@pytest.fixture(params=["sqlite", "postgres", "redis", "opensearch", "tantivy"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     if request.param == "postgres":
         return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
@@ -41,6 +42,8 @@ def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash", pointer="items:live")
     if request.param == "opensearch":
         return opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
+    if request.param == "tantivy":
+        return tantivy_under_test(tmp_path)
     return sqlite_under_test(tmp_path)
 
 

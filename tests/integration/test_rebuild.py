@@ -33,6 +33,7 @@ from support.sinks_under_test import (
     postgres_under_test,
     redis_under_test,
     sqlite_under_test,
+    tantivy_under_test,
 )
 from support.waiting import wait_for
 from support.walbus_command import walbus
@@ -63,6 +64,11 @@ def redis_sink(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), "hash", pointer="items:live")
 
 
+@pytest.fixture
+def tantivy(tmp_path: Path) -> SinkUnderTest:
+    return tantivy_under_test(tmp_path)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def sql_sink(request: pytest.FixtureRequest) -> SinkUnderTest:
     return request.getfixturevalue(request.param)
@@ -73,7 +79,7 @@ def opensearch(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     return opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis_sink", "opensearch"])
+@pytest.fixture(params=["sqlite", "postgres", "redis_sink", "opensearch", "tantivy"])
 def any_sink(request: pytest.FixtureRequest) -> SinkUnderTest:
     return request.getfixturevalue(request.param)
 
@@ -333,7 +339,7 @@ def test_sinks_that_cannot_be_rebuilt_and_those_without_all_rows_are_refused(
 ) -> None:
     folder = sqlite.place.folder
     stop = threading.Event()
-    able = "sqlite, postgres, redis, opensearch, elasticsearch can"
+    able = "sqlite, postgres, tantivy, redis, opensearch, elasticsearch can"
     with pytest.raises(UsageError, match=f"the sink stdout cannot be rebuilt beside itself; {able}"):
         rebuild("test", ConsumerConfig(sink="stdout"), relay_url=relay.url, folder=folder, stop=stop)
     with pytest.raises(UsageError, match="begins at latest"):

@@ -165,7 +165,20 @@ def looking_at(under_test: SinkUnderTest, table: str = "") -> Callable[[], Any]:
         with httpx.Client(base_url=under_test.options["url"], timeout=60) as http:
             yield look
 
-    looks = {"sqlite": sqlite, "postgres": postgres, "redis": redis_server}
+    @contextmanager
+    def index() -> Iterator[Look]:
+        import tantivy
+
+        def look() -> tuple[int, int]:
+            opened = tantivy.Index.open(str(under_test.options["path"]))
+            searcher, term = opened.searcher(), tantivy.Query.term_query
+            ((_, first),) = searcher.search(term(opened.schema, "_id", f"{ITEMS}/0"), 2).hits
+            row = json.loads(bytes(searcher.doc(first).get_first("_source")))
+            return _read((searcher.search(term(opened.schema, "_table", ITEMS), 1).count, row["name"]))
+
+        yield look
+
+    looks = {"sqlite": sqlite, "postgres": postgres, "redis": redis_server, "tantivy": index}
     return looks.get(under_test.name, search)
 
 
