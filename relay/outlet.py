@@ -168,7 +168,7 @@ def _chunk(data: bytes) -> bytes:
 def do_not_pace(connection: socket.socket) -> None:
     """Has the kernel send to a peer on this machine as fast as it reads.
 
-    Where BBR is the system's choice, a timer holds back each 64 KiB until a link would have carried those before: that
+    Where BBR is the system's choice, what is sent is held back until a link would have carried what went before: that
     takes a quarter of the processor's time, and there is no link. Where the kernel does not let us it stays so.
     """
     if sys.platform == "linux" and _is_on_this_machine(connection):

@@ -177,7 +177,7 @@ def test_a_stream_holds_one_segment_wherever_it_is(reader, tmp_path):
 
 
 def open_segments(folder: Path) -> list[str]:
-    """Those of this test: servers that other tests had in this process may still be closing theirs."""
+    """Those of this test: other tests may have left some open in this process."""
     links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     targets = [os.path.realpath(link) for link in links]
     return sorted(target for target in targets if target.startswith(f"{folder}/") and target.endswith(".seg"))
