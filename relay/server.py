@@ -179,17 +179,22 @@ class RelayServer:
                 reader.close()
 
     async def _attach(self, stopping: asyncio.Event, threads: ThreadPoolExecutor) -> None:
-        try:
-            reader = await self._open_reader()
-            await self._desk.open(reader, threads, partial(hold_for, self._folder, self._standbys.required))
-            self._reader, self._threads = reader, threads
-        except Exception as error:
-            self.failure = error  # a log that cannot be read is not waited for
-            stopping.set()
-            return
+        with contextlib.ExitStack() as opened:  # also when the server stops in the middle of it
+            try:
+                required = bool(self._standbys.required)
+                reader = opened.enter_context(
+                    contextlib.closing(await self._open_reader(self._standbys if required else None))
+                )
+                whole = opened.enter_context(contextlib.closing(await self._open_reader())) if required else None
+                await self._desk.open(reader, threads, partial(hold_for, self._folder, self._standbys.required))
+            except Exception as error:
+                self.failure = error  # a log that cannot be read is not waited for
+                stopping.set()
+                return
+            opened.pop_all()
+        self._reader, self._threads = reader, threads
         self._streams = StreamServer(reader, self._bootstrap_url, threads, stopping, self._desk)
-        if self._standbys.required:
-            whole = open_reader(self._folder)
+        if whole is not None:
             self._whole = Served(whole, StreamServer(whole, self._bootstrap_url, threads, stopping, self._desk))
         _log.info("relay_serves_log", folder=str(self._folder), end=str(reader.bounds().end))
         try:
@@ -206,11 +211,11 @@ class RelayServer:
         whole = self._whole.streams if self._whole is not None else None
         return [streams for streams in (self._streams, whole) if streams is not None]
 
-    async def _open_reader(self) -> FileLogReader:
+    async def _open_reader(self, standbys: Standbys | None = None) -> FileLogReader:
         waiting = False
         while True:
             try:
-                return open_reader(self._folder, standbys=self._standbys if self._standbys.required else None)
+                return open_reader(self._folder, standbys=standbys)
             except LogMissing as error:
                 if not waiting:
                     _log.info("relay_waits_for_log", folder=str(self._folder), mend=error.mend)

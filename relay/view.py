@@ -73,7 +73,11 @@ class ViewFiles:
         self._control: ControlFile | None = None
         self._view: LogView | None = None
         self._manifest = self._load()
-        self.view()
+        try:
+            self.view()
+        except BaseException:
+            self.close()
+            raise
 
     def view(self) -> LogView:
         """The log now; one small read unless something but the end has changed.
