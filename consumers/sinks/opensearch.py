@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Self
 
 import msgspec
@@ -120,11 +119,10 @@ class OpenSearchSink:
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
         """See `Sink.write`."""
-        fit = partial(self._indices.fitting, marks=marks)
         with self._unless_swapped():
             self._mark_with(marks)
             self._fetch(windows)
-            self._done = ChangeTakers(self._tables_wanted, self._take, self._load, fit).take(windows, self._done)
+            self._done = ChangeTakers(self._tables_wanted, self._take, self._load, self._fit).take(windows, self._done)
 
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`."""
@@ -368,7 +366,14 @@ class OpenSearchSink:
     def _index(self, change: Change) -> TableIndex:
         if change.schema is None:
             raise refused("a row has no layout", change, "check the relay's log")
-        return self._indices.fitting(change.schema, self._marks)
+        return self._fit(change.schema)
+
+    def _fit(self, layout: TableSchema) -> TableIndex:
+        """The table's index; its name is noted at once: who is killed before the commit looks for the indices by it."""
+        before, index = self._indices.known(layout.oid), self._indices.fitting(layout, self._marks)
+        if index is not before:
+            self._state.set_aliases(self._indices.aliases)
+        return index
 
 
 __all__ = ["OpenSearchSink"]

@@ -21,7 +21,7 @@ A Redis Cluster is found by itself. It has no MULTI over all of its masters: row
     redis_rows          forms of rows, and that template; redis_stored reads and writes rows
     redis_ahead         rows that are read before they are asked for
     redis_lacking       which of them lack a value
-    redis_rearranging   brings them to another layout; redis_parked: where another table takes a table's name
+    redis_rearranging   brings them to another layout; taken_names: where another table takes a table's name
     redis_parts         whose rows are whose, where those of a group's parts lie together
     redis_store         where they lie, and the consumer's own keys there: redis_server or redis_cluster
     redis_slots         what the masters of a cluster still hold, by their checkpoints
@@ -47,7 +47,6 @@ from walbus.consumers.sinks.redis_keys import OWN_KEY, RowKeys
 from walbus.consumers.sinks.redis_lacking import LackingRows
 from walbus.consumers.sinks.redis_layouts import StoredLayouts
 from walbus.consumers.sinks.redis_options import RedisOptions
-from walbus.consumers.sinks.redis_parked import configured_as, is_parked, parked
 from walbus.consumers.sinks.redis_parts import RowsOfPart
 from walbus.consumers.sinks.redis_rearranging import Rearranging
 from walbus.consumers.sinks.redis_rows import (
@@ -63,6 +62,7 @@ from walbus.consumers.sinks.redis_rows import (
 from walbus.consumers.sinks.redis_server import RedisServer
 from walbus.consumers.sinks.redis_store import RedisStore, Shape
 from walbus.consumers.sinks.redis_stored import RedisRows, RowForm
+from walbus.consumers.sinks.taken_names import configured_as, is_parked, parked
 from walbus.consumers.sinks.taking_over import parse_stored
 from walbus.consumers.steps import Sweep
 from walbus.errors import InvalidText, SinkRefused

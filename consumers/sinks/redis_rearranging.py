@@ -13,9 +13,9 @@ from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.layout import LayoutChange, layout_change
 from walbus.consumers.sinks.redis_keys import RowKeys
 from walbus.consumers.sinks.redis_lacking import LackingRows
-from walbus.consumers.sinks.redis_parked import configured_as
 from walbus.consumers.sinks.redis_rows import Entry
 from walbus.consumers.sinks.redis_stored import READ_AT_ONCE, RedisRows, RowForm, some
+from walbus.consumers.sinks.taken_names import configured_as
 from walbus.schema import TableSchema
 
 

@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from walbus.consumers.sinks.layout import LayoutChange, fitted
-from walbus.consumers.sinks.redis_parked import configured_as
 from walbus.consumers.sinks.redis_scripts import VERSION_FIELD
+from walbus.consumers.sinks.taken_names import configured_as
 from walbus.keys import key_texts
 from walbus.schema import TableSchema
 from walbus.values import row_json, row_texts

@@ -17,7 +17,6 @@ import redis
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.base import HeldRow
 from walbus.consumers.sinks.redis_keys import RowKeys
-from walbus.consumers.sinks.redis_parked import configured_as
 from walbus.consumers.sinks.redis_parts import RowsOfPart, part_told
 from walbus.consumers.sinks.redis_rows import (
     Columns,
@@ -30,6 +29,7 @@ from walbus.consumers.sinks.redis_rows import (
 )
 from walbus.consumers.sinks.redis_scripts import VERSION_FIELD
 from walbus.consumers.sinks.redis_store import Call, Reads, RedisStore
+from walbus.consumers.sinks.taken_names import configured_as
 from walbus.schema import TableSchema
 
 SCRIPT_ENTRIES = 500  # one script blocks the server; this many rows take it a few milliseconds

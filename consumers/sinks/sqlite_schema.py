@@ -121,7 +121,7 @@ class ReplicaSchema:
 
     def fit(self, layout: TableSchema, marks: Marks) -> ReplicaTable:
         """Makes or changes the table so that it has this layout."""
-        now = ReplicaTable(layout, marks.log_generation, self._side.beside(table_name(layout)))
+        now = ReplicaTable(layout, marks.log_generation, self._called(layout))
         before = self._tables.get(layout.oid)
         self._make_way(now)
         if before is None:
@@ -130,6 +130,9 @@ class ReplicaSchema:
             self._alter(before, now)
         self._store(now)
         return now
+
+    def _called(self, layout: TableSchema) -> str:
+        return self._side.beside(table_name(layout))
 
     def _make_way(self, now: ReplicaTable) -> None:
         """Another relation had the name. In another log it is gone; in this one it may tell a new name yet."""
@@ -186,8 +189,9 @@ class ReplicaSchema:
     # Rows that lack values
 
     def incomplete(self) -> tuple[str, ...]:
-        """Tables with such rows."""
-        return tuple(sorted({self._tables[oid].layout.table for oid, _ in self._lacking if oid in self._tables}))
+        """Tables with such rows; one whose name another table has by now counts again when it tells its own."""
+        found = (self._tables[oid] for oid, _ in self._lacking if oid in self._tables)
+        return tuple(sorted({one.layout.table for one in found if one.name == self._called(one.layout)}))
 
     @property
     def has_incomplete(self) -> bool:

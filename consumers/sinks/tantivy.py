@@ -26,6 +26,7 @@ from pydantic import Field
 from walbus.consumers.checkpoint import Checkpoint, Marks, last_done_of
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, refused
 from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
+from walbus.consumers.sinks.taken_names import is_parked, parked
 from walbus.consumers.sinks.tantivy_errors import require_undamaged
 from walbus.consumers.sinks.tantivy_held import held_of, told
 from walbus.consumers.sinks.tantivy_index import (
@@ -166,7 +167,8 @@ class TantivySink:
 
     def incomplete(self) -> tuple[str, ...]:
         """See `Sink.incomplete`."""
-        return tuple(sorted({table_of(row_id) for row_id in self._lacking})) if self._lacking else ()
+        tables = {table_of(row_id) for row_id in self._lacking} if self._lacking else ()
+        return tuple(sorted(table for table in tables if not is_parked(table)))
 
     def held(self, table: str) -> Iterator[HeldRow]:
         """See `ReadableSink.held`."""
@@ -346,15 +348,19 @@ class TantivySink:
         newer_log = marks.log_generation > self._log_generation
         if known is not None and known.id >= layout.id and not newer_log:
             return known
+        others = () if newer_log else [one for one in self._layouts.values() if one.oid != layout.oid]
+        taken_from = [other for other in others if other.table == layout.table]
         changed = known is not None and not known.same_layout(layout)
-        if changed and self._accepted:
-            self._commit()  # under the layout that it is of
+        if (changed or taken_from) and self._accepted:
+            self._commit()  # under the layouts that it is of
         if newer_log:
             self._log_generation = marks.log_generation
             self._layouts = {oid: table for oid, table in self._layouts.items() if oid == layout.oid}
-        self._layouts[layout.oid], self._layouts_stored = layout, False
+        for other in taken_from:
+            self._rewrite(other, parked(other))
         if known is not None and changed:
             self._rewrite(known, layout)
+        self._layouts[layout.oid], self._layouts_stored = layout, False
         return layout
 
     def _rewrite(self, before: TableSchema, now: TableSchema) -> None:
@@ -363,6 +369,7 @@ class TantivySink:
         All in one commit, without a word of each in memory: tantivy remembers every deletion until then, so the rows
         are deleted by one for all of them, and added again.
         """
+        self._layouts[now.oid], self._layouts_stored = now, False
         change = layout_change(before, now)
         free = before.table == now.table or not self._index.has(now.table)
         self._index.delete_rows(before.table)

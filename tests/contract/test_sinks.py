@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,15 +19,7 @@ from support.model_source import (
     update,
 )
 from support.sink_writing import MARKS, windows
-from support.sinks_under_test import (
-    SinkUnderTest,
-    opensearch_under_test,
-    postgres_under_test,
-    redis_cluster_under_test,
-    redis_under_test,
-    sqlite_under_test,
-    tantivy_under_test,
-)
+from support.sinks_under_test import SINKS, SinkUnderTest
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink
 from walbus.consumers.steps import (
@@ -43,33 +34,10 @@ from walbus.records import Kind
 pytestmark = pytest.mark.one_version
 
 
-KINDS = ["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "cluster-hash", "opensearch", "elasticsearch"]
-
 #: A template of a text names the columns: it is the operator who follows another layout.
-with_any_columns = pytest.mark.parametrize("under_test", [*KINDS, "redis-expiring"], indirect=True)
+with_any_columns = pytest.mark.parametrize("under_test", [*SINKS, "redis-expiring"], indirect=True)
 #: A row that has expired is not missed, and neither is one that never came.
-with_rows_that_stay = pytest.mark.parametrize("under_test", [*KINDS, "redis-string", "cluster-string"], indirect=True)
-
-
-@pytest.fixture(params=[*KINDS, "redis-string", "redis-expiring", "cluster-string"])
-def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
-    kind, _, form = request.param.partition("-")
-    if kind == "postgres":
-        return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
-    if kind == "redis":
-        return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form)
-    if kind == "cluster":
-        return redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), form)
-    if kind in ("opensearch", "elasticsearch"):
-        return opensearch_under_test(tmp_path, request.getfixturevalue(f"{kind}_url"))
-    return sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
-
-
-@pytest.fixture
-def sink(under_test: SinkUnderTest) -> Iterator[Sink]:
-    opened = under_test.open()
-    yield opened
-    opened.close()
+with_rows_that_stay = pytest.mark.parametrize("under_test", [*SINKS, "redis-string", "cluster-string"], indirect=True)
 
 
 def snapshot_of(source: ModelSource, table: str = ITEMS, at: int = -1) -> list[Window]:

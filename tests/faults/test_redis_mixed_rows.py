@@ -12,7 +12,7 @@ import redis
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.sink_writing import MARKS, fill, following, windows
-from support.sinks_under_test import SinkUnderTest, redis_cluster_under_test, redis_under_test
+from support.sinks_under_test import SinkUnderTest, redis_under_test
 from walbus.consumers.checkpoint import Following, Point
 from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.one_version
 THINGS = "public.things"
 TEXT_KEY = (column("id", 25, "text", in_key=True), column("name"), column("body"))
 RENAMED = (column("name"), column("text"))  # which was `body`
-
-
-@pytest.fixture(params=["hash", "json", "string", "expiring", "cluster"])
-def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
-    if request.param == "cluster":
-        return redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), "hash")
-    return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), request.param)
 
 
 @pytest.fixture
@@ -65,27 +58,6 @@ def two_tables() -> ModelSource:
     source = ModelSource(layouts=[items_layout(), items_layout("things", oid=16401)])
     source.commit([*(insert(ITEMS, n, f"item {n}") for n in range(4)), *(insert(THINGS, n) for n in range(2, 6))])
     return source
-
-
-def test_two_tables_that_swap_their_names_keep_their_rows(under_test: SinkUnderTest) -> None:
-    """The first one tells its new name while the other is still known by it."""
-    source = two_tables()
-    items, things = source.rows(ITEMS), source.rows(THINGS)
-    with closing(under_test.open()) as sink:
-        fill(sink, source)
-        done = source.end
-        source.add_layout(items_layout("between"), told=False)
-        source.add_layout(items_layout("items", oid=16401))
-        source.commit([update(ITEMS, 2, name="moved")])
-        fill(sink, source, done)
-        assert under_test.rows(ITEMS) == {**things, "2": {**things["2"], "name": "moved"}}
-        done = source.end
-        source.add_layout(items_layout("things"))
-        source.commit([update(THINGS, 0, name="back")])
-        fill(sink, source, done)
-    assert under_test.rows(ITEMS) == {**things, "2": {**things["2"], "name": "moved"}}
-    assert under_test.rows(THINGS) == {**items, "0": {**items["0"], "name": "back"}}
-    assert under_test.rows(f"{ITEMS} (16400)") == {}
 
 
 def made_again(source: ModelSource) -> None:

@@ -20,6 +20,9 @@ from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 
 Row = dict[str, str | None]
 
+#: Kinds whose rows stay, and which have any columns.
+SINKS = ["sqlite", "postgres", "tantivy", "redis-hash", "redis-json", "cluster-hash", "opensearch", "elasticsearch"]
+
 
 @dataclass(frozen=True)
 class SinkUnderTest:
@@ -69,7 +72,7 @@ def tantivy_under_test(folder: Path) -> SinkUnderTest:
 
 
 #: Rows of `ModelSource` as texts: NULL is as empty as an empty text is.
-TEXTS = {"public.items": "{id}|{name}|{body}", "public.things": "{id}|{name}|{body}"}
+TEXTS = dict.fromkeys(("public.items", "public.things", "public.between"), "{id}|{name}|{body}")
 
 
 def redis_under_test(folder: Path, url: str, form: str, **options: Any) -> SinkUnderTest:
