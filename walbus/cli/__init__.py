@@ -1,6 +1,7 @@
 """The command line, and the one place that knows every room.
 
-    application     the commands by name, and `main`
+    application     the command line as a whole, and `main`
+    commands        the commands by name, loaded when they are asked for
     failures        every exception becomes one line and an exit code
     options         the options that commands share; settings, log and secrets of this process
     lifeline        ends this process when its supervisor is dead

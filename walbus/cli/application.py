@@ -1,7 +1,8 @@
-"""The commands by name, and `main`."""
+"""The command line as a whole, and `main`."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -10,30 +11,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from walbus import __version__
-from walbus.cli.bootstrap import command as bootstrap
-from walbus.cli.capture import command as capture
-from walbus.cli.consume import command as consume
-from walbus.cli.consumers import app as consumers
-from walbus.cli.dead_letters import app as dead_letters
-from walbus.cli.demo import command as demo
-from walbus.cli.doctor import command as doctor
+from walbus.cli.commands import Commands
 from walbus.cli.failures import Reporter, reporter_of, run_reported
-from walbus.cli.log import app as log
-from walbus.cli.promote import command as promote
-from walbus.cli.ready import command as ready
-from walbus.cli.rebuild import command as rebuild
-from walbus.cli.relay import command as relay
-from walbus.cli.run import command as run
-from walbus.cli.snapshot import command as snapshot
-from walbus.cli.status import command as status
-from walbus.cli.tail import command as tail
-from walbus.cli.token import app as token
-from walbus.cli.verify import command as verify
 from walbus.config import LogConfig
 from walbus.diagnostics import configure_logging
 
 app = typer.Typer(
     name="walbus",
+    cls=Commands,
     help="Change data capture for PostgreSQL: an ordered, durable, replayable log of committed changes.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 a check found something.",
     invoke_without_command=True,
@@ -42,24 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo)
-app.command("run")(run)
-app.command("capture")(capture)
-app.command("relay")(relay)
-app.command("bootstrap")(bootstrap)
-app.command("consume")(consume)
-app.command("doctor")(doctor)
-app.command("promote")(promote)
-app.command("snapshot")(snapshot)
-app.command("tail")(tail)
-app.command("status")(status)
-app.command("ready")(ready)
-app.command("verify")(verify)
-app.command("rebuild")(rebuild)
-app.add_typer(consumers, name="consumers")
-app.add_typer(dead_letters, name="dead-letters")
-app.add_typer(log, name="log")
-app.add_typer(token, name="token")
 
 
 def _print_version(asked: bool) -> None:
@@ -95,4 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     reporter = Reporter(sys.stderr)
-    sys.exit(run_reported(lambda: app(given, prog_name="walbus", standalone_mode=False, obj=reporter), reporter))
+    code = run_reported(lambda: app(given, prog_name="walbus", standalone_mode=False, obj=reporter), reporter)
+    gc.freeze()  # the interpreter would look at all of it once more, which takes a sixth of a short command's time
+    sys.exit(code)
