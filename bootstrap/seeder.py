@@ -1,4 +1,4 @@
-"""Decides what is seeded when: looks at the publication about every two seconds, and hands jobs to workers.
+"""Decides what is seeded when: looks at the publication (`walbus.bootstrap.looks`), and hands jobs to workers.
 
 A table gets a generation when it appears in the publication, when what the catalog says of it changes, when an
 assumption of its seeding broke, and when its events were lost. The generation begins only once the applied position
@@ -27,6 +27,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from walbus.bootstrap.catalog import SourceMoment, describes, read_identity, read_moment, read_published
 from walbus.bootstrap.handing import Handing
 from walbus.bootstrap.ledger import Ledger
+from walbus.bootstrap.looks import Looks, stands
 from walbus.bootstrap.requests import RequestFolder
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.seeding import SeedingJobs
@@ -41,7 +42,6 @@ from walbus.session import settings_sql
 
 log = structlog.get_logger(__name__)
 
-_POLL_SECONDS = 2.0
 _TICK = 0.05
 _JOBS_A_WORKER = 2  # one at work and one that waits, so that no worker idles until the next tick
 _KEYS_READ_AGAIN = 200
@@ -144,9 +144,8 @@ class Seeder:
         self._wanted: dict[int, Wanted] = {}
         self._running: dict[Future[None], Task] = {}
         self._pauses = Pauses()
-        self._next_poll = 0.0
         self._told_missing = False
-        self._looked_at: int | None = None  # the log's newest layout at the last look; None before the first one
+        self._looks = Looks(ledger)
 
     def run(self) -> None:
         """Seeds until `stop` is set.
@@ -171,16 +170,16 @@ class Seeder:
         now = self._clock()
         if not self._ledger.following or not self._pauses.over(None, now):
             return
-        if now >= self._next_poll:
-            self._next_poll = now + _POLL_SECONDS
-            self._attempt(None, partial(_on_connection, pool, self._stop, self._poll))
+        if self._looks.notes_due(now):
             self._grant()
             self._heed_refusals()
+        if self._looks.due(now, self._wanted):
+            self._attempt(None, partial(_on_connection, pool, self._stop, self._look))
         self._start_wanted()
         self._finish()
         self._dispatch(pool, workers)
 
-    def _poll(self, connection: psycopg.Connection[Any]) -> None:
+    def _look(self, connection: psycopg.Connection[Any]) -> None:
         self._check_source(connection)
         newest = self._ledger.newest_schema()
         published = read_published(connection, self._source.publication)
@@ -195,11 +194,11 @@ class Seeder:
             if oid not in published:
                 self._wanted.pop(oid, None)
                 self._ledger.forget(oid)
-        self._looked_at = newest
+        self._looks.layout = newest
 
     def _grant(self) -> None:
-        """Notes which tables somebody wants to be seeded again; the next look at the publication begins that."""
-        if self._looked_at is None:
+        """Notes which tables somebody wants to be seeded again; a look at the publication begins that."""
+        if self._looks.layout is None:
             return  # which tables there are is not known yet
         for request in self._requests.waiting():
             tables = {run.state.table: run for run in list(self._ledger.tables.values())}
@@ -242,7 +241,7 @@ class Seeder:
     def _compare(self, table: PublishedTable, moment: SourceMoment) -> None:
         """Notes the table if it needs a generation."""
         run = self._ledger.newest(table.oid)
-        if run is not None and _describes(run, table) and _stands(run):
+        if run is not None and _describes(run, table) and stands(run):
             self._wanted.pop(table.oid, None)
             return
         if table.refusal:
@@ -263,9 +262,9 @@ class Seeder:
             if schema is not None:
                 self._ledger.start_generation(wanted.published, schema.id, wanted.reason, wanted.running)
                 del self._wanted[oid]
-        if self._looked_at is not None:
+        if self._looks.layout is not None:
             listed = all(oid in self._ledger.tables for oid in self._wanted)
-            self._ledger.tell_listed(self._looked_at if listed else None)
+            self._ledger.tell_listed(self._looks.layout if listed else None)
 
     def _schema_for(self, wanted: Wanted) -> TableSchema | None:
         """The registered layout of the table; None while capture has not registered it."""
@@ -361,11 +360,6 @@ def _describes(run: TableRun, table: PublishedTable) -> bool:
     """
     known = run.state.published
     return known == (structs.replace(table, leaves=known.leaves) if known and run.settled else table)
-
-
-def _stands(run: TableRun) -> bool:
-    """Whether a table's latest generation needs no other one, as far as the log tells."""
-    return run.state.phase in (Phase.SEEDING, Phase.CONSISTENT) and not run.again and not run.state.stale
 
 
 def _reason(run: TableRun | None) -> str:
