@@ -1,4 +1,7 @@
-"""`walbus` as users run it: a process with arguments, an exit code, and what it prints."""
+"""`walbus` as users run it: a process with arguments, an exit code, and what it prints.
+
+Mostly it is a copy of one that has loaded everything (`support.started_copy`); `PROGRAM` is the start for real.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import IO
+
+from support.started_copy import Copy, Template
 
 PROGRAM = (sys.executable, "-P", "-m", "walbus")
 
@@ -35,23 +44,52 @@ class Ended:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours without any configuration of Walbus."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("WALBUS_")} | extra
+    """Ours without any configuration of Walbus, and without what changes from test to test."""
+    left_out = ("WALBUS_", "PYTEST_CURRENT_TEST")
+    return {name: value for name, value in os.environ.items() if not name.startswith(left_out)} | extra
+
+
+@cache
+def template() -> Template:
+    """What this test process's rooms are copied from."""
+    return Template(environment())
+
+
+def _start(
+    arguments: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes], cwd: Path | None, variables: Mapping[str, str]
+) -> Copy | subprocess.Popen[bytes]:
+    """A process in a session of its own; a copy where it has no environment of its own."""
+    wanted = environment(**variables)
+    with Path(os.devnull).open("rb") as nothing:
+        if wanted == template().environment:
+            descriptors = (nothing.fileno(), stdout.fileno(), stderr.fileno())
+            return template().start(arguments, folder=cwd or Path.cwd(), descriptors=descriptors)
+        return subprocess.Popen(
+            [*PROGRAM, *arguments],
+            stdin=nothing,
+            stdout=stdout,
+            stderr=stderr,
+            env=wanted,
+            cwd=cwd,
+            start_new_session=True,
+        )
 
 
 def walbus(*arguments: str, deadline: float = 120.0, cwd: Path | None = None, **variables: str) -> Ended:
     """Runs a command to its end."""
-    done = subprocess.run(
-        [*PROGRAM, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=deadline,
-        env=environment(**variables),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    with ExitStack() as held:
+        stdout, stderr = (held.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        process = _start(arguments, stdout, stderr, cwd, variables)
+        try:
+            code = process.wait(deadline)
+        finally:
+            process.kill()
+            process.wait()
+        said = []
+        for stream in (stdout, stderr):
+            stream.seek(0)
+            said.append(stream.read().decode())
+    return Ended(code, *said)
 
 
 class Running:
@@ -59,15 +97,8 @@ class Running:
 
     def __init__(self, *arguments: str, log: Path, **variables: str) -> None:
         self.log_path = log
-        with log.open("ab") as stream:
-            self.process = subprocess.Popen(
-                [*PROGRAM, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                env=environment(**variables),
-                start_new_session=True,
-            )
+        with log.open("ab") as stream, Path(os.devnull).open("wb") as nothing:
+            self.process = _start(arguments, nothing, stream, None, variables)
 
     def log(self) -> str:
         """What it said on stderr so far."""
@@ -83,9 +114,6 @@ class Running:
             self.process.kill()
             self.process.wait()
             raise AssertionError(f"it did not stop within {deadline} s:\n{self.log()[-4000:]}") from None
-        finally:
-            if self.process.stdout is not None:
-                self.process.stdout.close()
 
 
 def write_config(path: Path, sections: Mapping[str, Mapping[str, object]], data_dir: Path) -> Path:
