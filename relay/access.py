@@ -62,6 +62,21 @@ RULES: Final[dict[str, Need]] = {
     "GET /v1/chain/stream": Need.READ,
     "GET /v1/chain/catalog": Need.READ,
     "PUT /v1/chain/standbys/{name}": Need.ADMIN,  # what it says decides what the slot is confirmed to
+    "GET /subjects": Need.READ,
+    "POST /subjects/{subject}": Need.READ,  # asks
+    "GET /subjects/{subject}/versions": Need.READ,
+    "POST /subjects/{subject}/versions": Need.READ,  # changes nothing: told what is there
+    "GET /subjects/{subject}/versions/{version}": Need.READ,
+    "GET /subjects/{subject}/versions/{version}/schema": Need.READ,
+    "GET /schemas/types": Need.READ,
+    "GET /schemas/ids/{id}": Need.READ,
+    "GET /schemas/ids/{id}/schema": Need.READ,
+    "GET /schemas/ids/{id}/subjects": Need.READ,
+    "GET /schemas/ids/{id}/versions": Need.READ,
+    "GET /config": Need.READ,
+    "GET /config/{subject}": Need.READ,
+    "GET /mode": Need.READ,
+    "GET /mode/{subject}": Need.READ,
     "GET /v1/tables": Need.READ,
     "GET /v1/seeding": Need.READ,
     "GET /v1/snapshot": Need.READ,

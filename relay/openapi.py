@@ -27,6 +27,7 @@ from walbus.relay.openapi_parts import (
     ref_response,
     text,
 )
+from walbus.relay.openapi_registry import registry_paths, registry_schemas
 from walbus.relay.selection import OPS
 from walbus.relay.stream_query import LAST_EVENT_ID, MEDIA_TYPES
 
@@ -52,6 +53,7 @@ def _paths() -> Json:
         **consumer_paths(),
         **group_paths(),
         **_chain(),
+        **registry_paths(),
         "/healthz": {"get": get_of("alive", "Whether the server lives", flag("alive"))},
         "/readyz": {"get": get_of("ready", "Whether it can serve: 503 without a log", flag("ready"))},
     }
@@ -164,5 +166,6 @@ def _schemas() -> Json:
         "Layouts": object_of({"schemas": {"type": "array", "items": ref("Layout")}}, "schemas"),
         **consumer_schemas(),
         **group_schemas(),
+        **registry_schemas(),
         "Table": {"type": "object", "description": "docs/log-format.md has its members"},
     }  # fmt: skip

@@ -7,6 +7,7 @@
     /v1/consumers…      who reads, how far each is, and waiting for it (`walbus.relay.consumer_routes`)
     /v1/groups…         who has which part of all keys (`walbus.relay.group_routes`)
     /v1/chain…          for relays that copy the log (`walbus.relay.chain_routes`)
+    /subjects…, /schemas…  the schema registry of table topics (`walbus.relay.registry_routes`)
     /healthz, /readyz   alive; able to serve
     /metrics            for Prometheus
 
@@ -54,6 +55,7 @@ from walbus.relay.lineage import read_lineage
 from walbus.relay.listener import run_server
 from walbus.relay.openapi import openapi_document
 from walbus.relay.reader import FileLogReader
+from walbus.relay.registry_routes import RegistryRoutes
 from walbus.relay.standbys import Standbys, hold_for
 from walbus.relay.streams import StreamServer
 from walbus.relay.table_tally import TableFigures
@@ -128,6 +130,7 @@ class RelayServer:
         self._consumers = ConsumerRoutes(self._desk, self._log_reader)
         self._groups = GroupDesk(folder, lambda: self._desk.keeps)
         self._group_routes = GroupRoutes(self._groups, self._serving_threads, copies=bool(config.upstream))
+        self._registry = RegistryRoutes(config.topic_prefix, self._log_reader)
         self._threads: ThreadPoolExecutor | None = None
         self._reader: FileLogReader | None = None
         self._streams: StreamServer | None = None
@@ -158,6 +161,7 @@ class RelayServer:
         self._consumers.add_to(application.router)
         self._group_routes.add_to(application.router)
         self._chain.add_to(application.router)
+        self._registry.add_to(application.router)
         return application
 
     # --- the log's coming and going -----------------------------------------------------------------------------

@@ -111,6 +111,7 @@ Url = Annotated[str, AfterValidator(_checked_url)]
 Urls = Annotated[tuple[Annotated[str, AfterValidator(_checked_url)], ...], NoDecode, BeforeValidator(_listed)]
 Hosts = Annotated[tuple[Annotated[str, AfterValidator(_checked_host)], ...], NoDecode, BeforeValidator(_listed)]
 RelayName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Patterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(checked_patterns)]
 AnyPatterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_checked_or_none)]
 SourcePatterns = Annotated[
@@ -183,6 +184,7 @@ class RelayConfig(ServerConfig):
     compression: Literal["none", "zstd"] = "none"  #: of records that are written from now on
     compression_level: int = Field(3, ge=1, le=19)
     upstream: Urls = ()  #: relays to copy the log from, instead of capture's writing it; tried in this order
+    topic_prefix: TopicPrefix = "walbus"  #: what names of table topics, and so subjects of schemas, begin with
     name: RelayName = "relay"  #: what this relay is called by those that it copies from
     required_standbys: Annotated[tuple[RelayName, ...], NoDecode, BeforeValidator(_listed)] = ()  #: their `name`s
 

@@ -49,7 +49,7 @@ def relay(tmp_path: Path) -> Iterator[GuardedRelay]:
 
 
 def path_of(route: str) -> str:
-    path = re.sub(r"\{(name|member)\}", "x", route.split()[1]).replace("{id}", "1")
+    path = re.sub(r"\{(name|member|subject|version)\}", "x", route.split()[1]).replace("{id}", "1")
     return path + ("?follow=false" if "stream" in route else "")
 
 

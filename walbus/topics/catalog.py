@@ -1,0 +1,120 @@
+"""Subjects, versions and ids: a schema registry that is made of a log's layouts, and of nothing else.
+
+The id of a schema is told by the number of the layout that had it first, so it is the same after a restart, at every
+relay that copies the log, and for whoever writes topics of it, with nothing to store or to agree on:
+
+    id = 8 * layout + kind        kind 0: rows, 1: keys           layout 0: schemas that are of no table
+
+A layout whose rows, or keys, have a schema that the topic has already is that version. So a column that comes gives
+the topic's values a new version and its keys none: their bytes, which hold the id, stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from walbus.schema import TableSchema
+from walbus.topics.forms import Json, key_form, row_form
+from walbus.topics.names import TopicNames, key_subject, value_subject
+
+KINDS: Final = 8
+ROWS: Final = 0
+KEYS: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A schema under a subject.
+
+    Attributes:
+        subject: whose version it is.
+        version: from 1.
+        id: of the schema.
+        text: the schema as JSON.
+        table: the table's schema and name; None for what is of no table.
+    """
+
+    subject: str
+    version: int
+    id: int
+    text: str
+    table: tuple[str, str] | None
+
+
+class Catalog:
+    """The schemas of a log's layouts. Layouts come in the order of their numbers; not thread-safe.
+
+    Args:
+        names: of the topics.
+        layouts: the first ones.
+
+    Attributes:
+        last: number of the last layout; 0 before the first.
+    """
+
+    def __init__(self, names: TopicNames, layouts: Iterable[TableSchema] = ()) -> None:
+        self._names = names
+        self._subjects: dict[str, list[Registered]] = {}
+        self._by_text: dict[tuple[str, str], Registered] = {}
+        self._by_id: dict[int, Registered] = {}
+        self._of_layout: dict[tuple[int, int], Registered] = {}
+        self.last = 0
+        for layout in layouts:
+            self.add(layout)
+
+    def add(self, layout: TableSchema) -> None:
+        """Takes the next layout.
+
+        Raises:
+            ValueError: its number is not above the last one's.
+        """
+        if layout.id <= self.last:
+            raise ValueError(f"layout {layout.id} comes behind {self.last}")
+        self.last = layout.id
+        topic = self._names.of_table(layout.namespace, layout.name)
+        self._enter(value_subject(topic), layout, ROWS, row_form(layout))
+        if layout.key_indexes:
+            self._enter(key_subject(topic), layout, KEYS, key_form(layout))
+
+    def _enter(self, subject: str, layout: TableSchema, kind: int, form: Json) -> None:
+        text = text_of(form)
+        known = self._by_text.get((subject, text))
+        if known is None:
+            versions = self._subjects.setdefault(subject, [])
+            number = layout.id * KINDS + kind
+            table = layout.namespace, layout.name
+            known = Registered(subject, len(versions) + 1, number, text, table)
+            versions.append(known)
+            self._by_text[subject, text] = known
+            self._by_id[number] = known
+        self._of_layout[layout.id, kind] = known
+
+    @property
+    def subjects(self) -> Mapping[str, list[Registered]]:
+        """The versions of each subject, in their order."""
+        return self._subjects
+
+    def by_id(self, number: int) -> Registered | None:
+        """The schema with an id; None if there is none."""
+        return self._by_id.get(number)
+
+    def like(self, subject: str, form: object) -> Registered | None:
+        """The version of a subject that is this schema, however its text is laid out; None if none is."""
+        return next((one for one in self._subjects.get(subject, ()) if msgspec.json.decode(one.text) == form), None)
+
+    def rows_of(self, layout: int) -> Registered:
+        """The schema of a layout's rows; KeyError for a layout that was not added."""
+        return self._of_layout[layout, ROWS]
+
+    def keys_of(self, layout: int) -> Registered:
+        """The schema of a layout's keys; KeyError for a layout that was not added, or has no key."""
+        return self._of_layout[layout, KEYS]
+
+
+def text_of(form: Json) -> str:
+    """A schema's text as a registry has it."""
+    return msgspec.json.encode(form).decode()
