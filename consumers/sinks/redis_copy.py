@@ -29,20 +29,15 @@ from walbus.consumers.checkpoint import Checkpoint, Following, Marks, dump_check
 from walbus.consumers.sinks.base import SinkPlace
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.redis import RedisSink, server_of
-from walbus.consumers.sinks.redis_generations import Generation, rows_of, stamped, unstamped
+from walbus.consumers.sinks.redis_generations import Generation, begun, is_begun, rows_of, stamped, unstamped
 from walbus.consumers.sinks.redis_options import RedisOptions
 from walbus.consumers.sinks.redis_scripts import CARRY, DROP, FENCED, NOT_YET, POINTER, SWAP, SWAPPED
 from walbus.consumers.sinks.redis_server import RedisServer
 from walbus.consumers.sinks.redis_stored import SCRIPT_ENTRIES, some
-from walbus.consumers.sinks.taking_over import Stored
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable, UsageError
 
 #: Milliseconds that the live rows' writer is held back, unless the swap comes before: more than a rebuild takes for it.
 HOLD_MILLISECONDS: Final = 5_000
-
-#: What a copy's checkpoint is until there is one, with a sign by which one copy is told from the next one of its
-#: number: nothing would be what everybody expects who begins.
-_BEGUN: Final = "begun "
 
 _CARRIED: Final = "carried"  # document of the tables whose rows came from the live ones
 
@@ -82,28 +77,18 @@ class BesideServer(RedisServer):
             mend = "let one rebuild of the consumer run"
             raise SinkRefused("another rebuild has begun another copy", where=self.where, mend=mend)
         self._found_beside = beside
-        self._redis.set(self._checkpoint_key, f"{_BEGUN}{uuid4().hex}", nx=True)
+        self._redis.set(self._checkpoint_key, begun(uuid4().hex), nx=True)
         self._stored = self._text(self._checkpoint_key)
         return self.generation
 
-    def begin(self, *, may_evict: bool = False) -> str:
-        """See `RedisStore.begin`."""
-        stored = super().begin(may_evict=may_evict)
-        return stored if self.has_checkpoint else ""
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """See `RedisStore.has_checkpoint`."""
-        return super().has_checkpoint and not self._stored.startswith(_BEGUN)
-
     def fenced(self) -> NoReturn:
         """As that of the live rows; of another rebuild, that has had this copy take their place, SinkSwapped tells."""
-        if self._text(self._checkpoint_key) == SWAPPED:
+        text = self._text(self._checkpoint_key)
+        if text == SWAPPED:
             raise SinkSwapped("another process has had this copy take the rows' place", where=self.where)
+        if is_begun(text):
+            raise self.another_writer()
         super().fenced()
-
-    def _parsed(self, text: str) -> Stored:
-        return Stored(None, None) if text.startswith(_BEGUN) else super()._parsed(text)
 
     @property
     def live(self) -> str:
@@ -401,7 +386,7 @@ class RedisCopies:
 
 def _loaded(stored: str, server: RedisServer) -> Checkpoint | None:
     try:
-        return load_checkpoint(unstamped(stored)[1]) if stored else None
+        return load_checkpoint(unstamped(stored)[1]) if stored and not is_begun(stored) else None
     except InvalidText as error:
         raise SinkRefused(error.what, where=server.where, mend=error.mend) from None
 

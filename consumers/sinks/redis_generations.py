@@ -9,13 +9,17 @@ own, which the pointer names to readers. The sink's own keys for it lie apart in
 
 The key `walbus:NAME:checkpoint` has the checkpoint of the live one, and its number before that. So whoever writes
 another generation than the live one never finds there what it stored last, and is fenced; and who reads the key knows
-both at once. No I/O.
+both at once. Until there is a checkpoint a sign stands in its place, which is another one each time: it is lost with
+what is written meanwhile, and one copy is told by it from the next one of its number. No I/O.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
+
+_BEGUN: Final = "begun "
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +62,14 @@ def unstamped(text: str) -> tuple[int, str]:
     return (int(number), checkpoint) if number.isdecimal() and checkpoint else (0, text)
 
 
-__all__ = ["Generation", "pointed", "rows_of", "stamped", "unstamped"]
+def begun(sign: str) -> str:
+    """What stands in the place of a checkpoint that there is none of yet."""
+    return f"{_BEGUN}{sign}"
+
+
+def is_begun(stored: str) -> bool:
+    """Whether a stored text is that."""
+    return unstamped(stored)[1].startswith(_BEGUN)
+
+
+__all__ = ["Generation", "begun", "is_begun", "pointed", "rows_of", "stamped", "unstamped"]

@@ -356,6 +356,7 @@ local writer = redis.call('GET', KEYS[1]) or ''
 if writer > ARGV[1] then return -1 end
 if writer ~= ARGV[1] then return -2 end
 if (redis.call('HGET', KEYS[2], 'number') or '') ~= ARGV[2] then return -2 end
+if redis.call('HGET', KEYS[2], 'writer') ~= ARGV[1] then return -2 end
 local now = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
 if now ~= ARGV[3] then return -2 end
 redis.call('HSET', KEYS[2], unpack(ARGV, 4))

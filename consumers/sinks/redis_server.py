@@ -32,7 +32,7 @@ from redis.retry import Retry
 
 from walbus.consumers.checkpoint import Part, is_behind
 from walbus.consumers.sinks.copies import SinkSwapped
-from walbus.consumers.sinks.redis_generations import Generation, pointed, rows_of, stamped, unstamped
+from walbus.consumers.sinks.redis_generations import Generation, begun, is_begun, pointed, rows_of, stamped, unstamped
 from walbus.consumers.sinks.redis_scripts import (
     APPLY,
     CARRY,
@@ -120,7 +120,7 @@ class RedisServer(RedisStore):
         """See `RedisStore.begin`."""
         self.prepare(may_evict=may_evict)
         self.generation = self._found()
-        return unstamped(self._stored)[1]
+        return self._text_known
 
     def take_over(self, part: Part) -> str:
         """See `RedisStore.take_over`."""
@@ -128,7 +128,7 @@ class RedisServer(RedisStore):
         while True:
             self.begin()
             with self._legible():
-                text = stamped(self.generation, text_under(part, unstamped(self._stored)[1], self.where))
+                text = stamped(self.generation, text_under(part, self._text_known, self.where))
             keys = (self._checkpoint_key, self.name("held"), self._checkpoint_key)
             answer = self.run(GUARDED, keys, self._stored, "SET", text)
             if answer == HELD:
@@ -166,9 +166,16 @@ class RedisServer(RedisStore):
             self._stored = self._text(self._checkpoint_key)
             number = unstamped(self._stored)[0]
             found = Generation(self._consumer, number) if self._stored else self._pointed()
-            if not self._pointer or self._points(found):
+            if (not self._pointer or self._points(found)) and self._has_begun(found):
                 return found
         raise SinkUnavailable("one copy after the other takes the rows' place", where=self.where)
+
+    def _has_begun(self, found: Generation) -> bool:
+        """Whether what is stored is of these rows, once there is a checkpoint, or a sign that there is none yet."""
+        if not self._stored:
+            self._redis.set(self._checkpoint_key, stamped(found, begun(uuid4().hex)), nx=True)
+            self._stored = self._text(self._checkpoint_key)
+        return bool(self._stored) and unstamped(self._stored)[0] == found.number
 
     def _pointed(self) -> Generation:
         """The rows that are read where a checkpoint is lost: they are filled again in place."""
@@ -195,7 +202,11 @@ class RedisServer(RedisStore):
     @property
     def has_checkpoint(self) -> bool:
         """See `RedisStore.has_checkpoint`."""
-        return bool(self._stored) and not is_stamp(unstamped(self._stored)[1])
+        return bool(self._text_known) and not is_stamp(self._text_known)
+
+    @property
+    def _text_known(self) -> str:
+        return "" if is_begun(self._stored) else unstamped(self._stored)[1]
 
     @property
     def stored(self) -> str:
@@ -323,7 +334,7 @@ class RedisServer(RedisStore):
     def fenced(self) -> NoReturn:
         """Raises what it means that the stored checkpoint is not the one that is known."""
         text = self._text(self._checkpoint_key)
-        if not text:
+        if not text or is_begun(text):  # perhaps another process has looked at it since
             raise SinkUnavailable("this Redis came back empty; it is filled from a snapshot", where=self.where)
         if unstamped(text)[0] > self.generation.number:
             raise SinkSwapped("a rebuilt copy has taken the rows' place", where=self.where)
@@ -341,7 +352,7 @@ class RedisServer(RedisStore):
 
     def _parsed(self, text: str) -> Stored:
         with self._legible():
-            return parse_stored(unstamped(text)[1])
+            return Stored(None, None) if is_begun(text) else parse_stored(unstamped(text)[1])
 
     @contextmanager
     def _legible(self) -> Iterator[None]:
