@@ -25,7 +25,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from pydantic import SecretStr
 
-from walbus.consumers.callback_effects import Steps
+from walbus.consumers.callback_effects import Handed, Steps
 from walbus.consumers.callback_loop import CallbackLoop
 from walbus.consumers.callbacks import STOP, AsyncCallbacks, Failures
 from walbus.consumers.called_feed import CalledFeed
@@ -248,6 +248,19 @@ class _Awaited:
         except Exception as error:  # whatever a consumer's code raises
             return taken, error
         return taken, None
+
+    async def windows(self, calls: AsyncCallbacks, delivery: Delivery, _: Callable[[], bool]) -> Handed:
+        """Hands over a whole window; the next one is asked for by the subscription's thread."""
+        at: int | None = None
+        try:
+            await calls.on_window_start(delivery)
+            for at, change in enumerate(delivery.window.changes):  # noqa: B007  # told where it raises
+                await calls.on_change(change, delivery)
+            at = None
+            await calls.on_window_end(delivery)
+        except Exception as error:  # whatever a consumer's code raises
+            return Handed(None, delivery, at, error)
+        return Handed(delivery)
 
 
 async def _drive(steps: Steps) -> None:

@@ -7,10 +7,11 @@ it gave or throws in what it raised. So threads and asyncio have one loop, and t
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from walbus.consumers.callbacks import Callbacks
 from walbus.consumers.checkpoint import Checkpoint
-from walbus.consumers.deliveries import Delivered
+from walbus.consumers.deliveries import Delivered, Delivery
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.steps import Discard
 from walbus.events import Change, Window
@@ -82,6 +83,47 @@ class Effects(Protocol):
 
         A step for each would cost as much as a callback that does little.
         """
+
+    def windows(self, calls: Any, delivery: Delivery, may_go_on: Callable[[], bool]) -> Any:  # noqa: ANN401
+        """Hands over a whole window, and at once those that have come with it: `Handed`.
+
+        Behind each window it is asked whether that may go on.
+        """
+
+
+class Handed(NamedTuple):
+    """What became of whole windows that were handed over one behind the other.
+
+    Attributes:
+        whole: the last one that the consumer took; None: it took none.
+        refused: the one in which it raised `error`; None: it took all.
+        at: the number of the change that it was called for then; None: it was called for the window's start or end.
+        error: what it raised.
+    """
+
+    whole: Delivery | None
+    refused: Delivery | None = None
+    at: int | None = None
+    error: Exception | None = None
+
+
+def hand_over(calls: Callbacks, delivery: Delivery, further: Callable[[], Delivery | None]) -> Handed:
+    """Calls a consumer for a whole window, and for what `further` gives behind it, until that gives nothing."""
+    on_start, on_change, on_end = calls.on_window_start, calls.on_change, calls.on_window_end
+    whole: Delivery | None = None
+    coming: Delivery | None = delivery
+    while coming is not None:
+        at: int | None = None
+        try:
+            on_start(coming)
+            for at, change in enumerate(coming.window.changes):  # noqa: B007  # told where it raises
+                on_change(change, coming)
+            at = None
+            on_end(coming)
+        except Exception as error:  # whatever a consumer's code raises
+            return Handed(whole, coming, at, error)
+        whole, coming = coming, further()
+    return Handed(whole)
 
 
 def drive(steps: Steps) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from walbus.consumers.callback_effects import Effects, Feed, Step, Steps
+from walbus.consumers.callback_effects import Effects, Feed, Handed, Step, Steps
 from walbus.consumers.callbacks import AsyncCallbacks, Callbacks, ChangesRefused, Failures
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.deliveries import Delivery
@@ -170,10 +170,35 @@ class CallbackLoop:
             self._taken, self._since, self._behind = True, self.monotonic(), self.feed.stored
         if self._letters is not None:
             self._letters.layouts_of(delivery)
+        if delivery.begins and delivery.ends and delivery.sweep is None and not self._knows_changes:
+            yield from self._take_whole(delivery)
+            return
         if delivery.begins:
             yield from self._undoing(self.calls.on_window_start, delivery)
             self._open = True
-        yield from self._take_changes(delivery)
+        yield from self._take_rest(delivery, 0)
+
+    def _take_whole(self, delivery: Delivery) -> Steps:
+        """Hands a window over in one step, and with it those of its run that come before the next checkpoint."""
+        handed: Handed = yield self.effects.windows, (self.calls, delivery, self._may_go_on)
+        if handed.whole is not None:
+            self._whole = handed.whole
+        if handed.refused is None or handed.error is None:
+            return
+        if handed.at is None:
+            raise _Undone from handed.error
+        self._open = True
+        yield from self._refused(handed.refused.changes[handed.at], handed.refused, handed.error)
+        yield from self._take_rest(handed.refused, handed.at + 1)
+
+    def _may_go_on(self) -> bool:
+        """Whether nothing is due between two windows."""
+        looks = self._letters is not None and self._letters.due
+        return not looks and not self.feed.wanted and self.monotonic() - self._since < self.seconds
+
+    def _take_rest(self, delivery: Delivery, at: int) -> Steps:
+        """Hands over the changes of a window from one on, and its end."""
+        yield from self._take_changes(delivery, at)
         if delivery.sweep is not None:
             yield from self._undoing(self.calls.on_sweep, delivery.sweep)
             if self._letters is not None:
@@ -182,12 +207,17 @@ class CallbackLoop:
             yield from self._undoing(self.calls.on_window_end, delivery)
             self._open, self._whole = False, delivery
 
-    def _take_changes(self, delivery: Delivery) -> Steps:
-        """Hands the changes over, those of which nothing is known all at once."""
-        changes, at, taken = delivery.changes, 0, 0
+    @property
+    def _knows_changes(self) -> bool:
+        """Whether changes may have to wait behind a letter, or be known to be at fault: each is looked at."""
+        return bool(self._at_fault) or (self._letters is not None and self._letters.waiting)
+
+    def _take_changes(self, delivery: Delivery, at: int) -> Steps:
+        """Hands changes over, from one on, those of which nothing is known all at once."""
+        changes, taken = delivery.changes, 0
         error: Exception | None
         while at < len(changes):
-            if self._at_fault or (self._letters is not None and self._letters.waiting):
+            if self._knows_changes:
                 yield from self._take_change(changes[at], delivery)
                 at += 1
                 continue

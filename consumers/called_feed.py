@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
-from walbus.consumers.callbacks import Failures
+from walbus.consumers.callback_effects import Handed, hand_over
+from walbus.consumers.callbacks import Callbacks, Failures
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_fence import FencedCheckpointStore
 from walbus.consumers.dead_letters import DeadLetters
@@ -80,6 +81,11 @@ class CalledFeed(SubscriptionTwin):
         except Exception as error:  # whatever a consumer's code raises
             return taken, error
         return taken, None
+
+    def windows(self, calls: Callbacks, delivery: Delivery, may_go_on: Callable[[], bool]) -> Handed:
+        """Hands over a whole window, and those of its run that come behind it while that may go on."""
+        further = self._subscription._further
+        return hand_over(calls, delivery, lambda: further() if may_go_on() else None)
 
     def told(self) -> PhaseEvent | Discard | None:
         """What was told before the delivery that came last; None once all is taken."""

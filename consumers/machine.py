@@ -61,6 +61,7 @@ from walbus.consumers.phases import (
     State,
     advanced,
     begun,
+    behind_window,
     current,
     log_regressed,
     point_of,
@@ -75,6 +76,7 @@ from walbus.consumers.steps import (
     Asked,
     AskLog,
     Deliver,
+    DeliverRun,
     DeltaGone,
     Discard,
     Disconnected,
@@ -95,6 +97,7 @@ from walbus.consumers.steps import (
     TableGone,
     TableOpened,
     TablesListed,
+    TransactionsRead,
     UnreadFound,
     Want,
 )
@@ -154,6 +157,11 @@ class ConsumerMachine:
     def received_seq(self) -> int:
         """The last seq given at `received`; 0 where that is not known."""
         return self._received.seq
+
+    @property
+    def between(self) -> Point | None:
+        """Behind which place whole transactions may be told together; None where each record is to be told."""
+        return self._received if self._open is None and isinstance(self._state, Following) else None
 
     @property
     def layouts(self) -> int:
@@ -312,6 +320,14 @@ class ConsumerMachine:
         outputs = self._record(state, event)
         return [*outputs, Asked(event.header.last)] if event.header.flags & _ASKED else outputs
 
+    def _transactions_read(self, state: Following, event: TransactionsRead) -> list[Output]:
+        first, last = event.windows[0], event.windows[-1]
+        if self._open is not None or (first.last, first.last_seq) <= self._received:
+            raise ProtocolError("transactions are told together that are not behind what was received")
+        self._received = Point(last.last, last.last_seq)
+        self._state = after = behind_window(state, last)
+        return [DeliverRun(event.windows, state.marks, after)]
+
     def _record(self, state: Following | CatchingUp, event: RecordRead) -> list[Output]:
         self._check_seq(event.header)
         outputs = self._close_before(state, event.header)
@@ -410,6 +426,7 @@ _TRANSITIONS = _table(
     (_LOG, PositionGone, _M._need_snapshot),
     ((*_LOG, Snapshotting, Listing), LogReplaced, _M._need_snapshot),
     (_LOG, RecordRead, _M._record_read),
+    ((Following,), TransactionsRead, _M._transactions_read),
     ((Following,), RowsIncomplete, _M._rows_incomplete),
     ((Following,), RowsSettled, _M._rows_settled),
     ((Following,), UnreadFound, _M._unread_found),

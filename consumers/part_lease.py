@@ -134,6 +134,10 @@ class LeasedSubscription(Subscription):
         self._withheld = delivery
         return None
 
+    def _further(self) -> Delivery | None:
+        """As that of `Subscription`; None while the lease is over."""
+        return super()._further() if self._lease.may_hand_on() else None
+
     def rewind(self) -> None:
         """As `Subscription.rewind`."""
         self._withheld = None

@@ -17,12 +17,13 @@ from walbus.consumers.checkpoint import (
     Point,
     Snapshotting,
     TableProgress,
+    phase_of,
     whole_up_to,
 )
-from walbus.consumers.steps import ReadDelta, ReadSnapshot, Start, TablesListed
+from walbus.consumers.steps import AskLog, ListTables, ReadDelta, ReadLog, ReadSnapshot, Start, TablesListed, Want
 from walbus.consumers.tables import in_both, matching
 from walbus.errors import PositionUnknown
-from walbus.events import Change
+from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
 
 
@@ -175,6 +176,34 @@ def reading_of(state: Snapshotting) -> ReadSnapshot | ReadDelta:
     return ReadSnapshot(state.log_id, table.table, table.after_key)
 
 
+#: Which connection it is: one that is open for another target is closed.
+Target: TypeAlias = tuple[str, ...]
+
+
+def target_of(want: Want) -> Target:
+    """What a connection reads; nothing, where none is kept."""
+    match want:
+        case ReadLog(log_id=log_id):
+            return ("log", log_id)
+        case ReadSnapshot(log_id=log_id, table=table):
+            return ("snapshot", log_id, table)
+        case ReadDelta(log_id=log_id, table=table):
+            return ("delta", log_id, table)
+        case AskLog() | ListTables():
+            return ()
+
+
+def name_of(state: State) -> str:
+    """`starting`, `listing`, `snapshot`, `delta`, `catchup` or `online`."""
+    match state:
+        case Starting():
+            return "starting"
+        case Listing():
+            return "listing"
+        case checkpoint:
+            return phase_of(checkpoint)
+
+
 def read_up_to(table: TableProgress, change: Change) -> TableProgress:
     """A table of which a change, or a row, has been read."""
     if table.since is None:
@@ -195,6 +224,11 @@ def advanced(state: CatchingUp | Following, point: Point) -> CatchingUp | Follow
     if isinstance(state, CatchingUp) and point.last_done < state.until:
         return CatchingUp(state.log_id, state.marks, point, state.until, *rest)
     return Following(state.log_id, state.marks, point, *rest)
+
+
+def behind_window(state: CatchingUp | Following, window: Window) -> CatchingUp | Following:
+    """The log is dealt with up to the end of a window that is a whole transaction."""
+    return advanced(state, Point(window.last, window.last_seq))
 
 
 def highest_of(before: Checkpoint | None) -> Point | None:

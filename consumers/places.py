@@ -156,6 +156,11 @@ class Until:
         late = isinstance(self.place, AtTime) and window.commit_time.timestamp() > self.place.time
         return late and window.kind == Kind.TRANSACTION and window.begins
 
+    def may_end_in(self, checkpoint: Checkpoint) -> bool:
+        """Whether the end may lie before a checkpoint of a run of transactions, or has to be looked for meanwhile."""
+        unknown = self.place == "latest" and self._end is None
+        return unknown or isinstance(self.place, AtTime) or self.reached_at(checkpoint)
+
     def reached_at(self, checkpoint: Checkpoint | None) -> bool:
         """Whether everything up to the end has come once a checkpoint holds."""
         if not isinstance(checkpoint, Following):

@@ -143,7 +143,7 @@ class ConsumerRun:
             if isinstance(self.sink, SiftedSink) and feed.is_clean:
                 self.sink.try_letters()
                 self._count_aside(self.sink)
-            output = session.poll(feed.wait(self.clock.monotonic(), _POLL_SECONDS))
+            output = session.poll_run(feed.wait(self.clock.monotonic(), _POLL_SECONDS))
             now = self.clock.monotonic()
             if isinstance(output, Asked):
                 self.reporter.asked(output.position)

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 import structlog
 
 from walbus.consumers.addresses import Relays
 from walbus.consumers.backoff import Backoff
-from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of, phase_of
+from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of
 from walbus.consumers.clock import Clock
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.listing import named_in, no_table, no_way_back, tables_listed
 from walbus.consumers.machine import ConsumerMachine
 from walbus.consumers.partitions import require_same_part
 from walbus.consumers.phase_events import PhaseEvent, PhaseEvents
-from walbus.consumers.phases import Listing, Starting
+from walbus.consumers.phases import Listing, Target, behind_window, name_of, target_of
 from walbus.consumers.record_stream import RecordStream
 from walbus.consumers.steps import (
     AskLog,
+    Deliver,
+    DeliverRun,
     DeltaGone,
     Disconnected,
     Event,
@@ -43,16 +44,14 @@ from walbus.consumers.steps import (
     TableGone,
     TableOpened,
     TablesListed,
+    TransactionsRead,
     Want,
 )
 from walbus.consumers.subscribed import Subscribed
-from walbus.consumers.transport import (
-    BootstrapPeer,
-    LogMismatch,
-    NotReady,
-)
+from walbus.consumers.transport import BootstrapPeer, LogMismatch, NotReady
 from walbus.consumers.unread import Unread
 from walbus.consumers.whole_rows import complete_log
+from walbus.consumers.windows import whole_transactions
 from walbus.errors import (
     ConfigError,
     Directive,
@@ -62,6 +61,7 @@ from walbus.errors import (
     WalbusError,
     directive_of,
 )
+from walbus.events import Window
 from walbus.records import Kind, RecordHeader, origin_of
 
 _log = structlog.get_logger(__name__)
@@ -71,7 +71,7 @@ _STALE_HEADER = "Walbus-Stale"
 
 #: Seconds between two looks whether the bootstrap has a table that is to be read; they grow up to the second number.
 _REREAD_SECONDS = 0.25, 30.0
-_Target: TypeAlias = tuple[str, ...]
+_OF_LOG = RecordRead, TransactionsRead
 
 
 @dataclass
@@ -100,22 +100,20 @@ class Session:
         self._machine = ConsumerMachine(self.checkpoint, asked.start, asked.delta_above, asked.tables, asked.part)
         self._layouts = Layouts(self.relay.schema)
         self._stream: RecordStream | None = None
-        self._target: _Target = ()  # what `_stream` reads
+        self._target: Target = ()  # what `_stream` reads
         self._bootstrap: BootstrapPeer | None = None
         self._records: deque[tuple[RecordHeader, bytes]] = deque()
         self._outputs: deque[tuple[str, Output | PhaseEvent]] = deque()  # each with the phase that it was read in
+        #: The run whose windows `poll` and `further` give.
+        self.run: DeliverRun | None = None
+        self._further: deque[Window] = deque()  # those that were not given yet
         self._read_in = self.phase
         self._phases = PhaseEvents()
         self._retry_at = 0.0
         self._reread_at = 0.0
         self._lacking: tuple[str, ...] = ()  # tables with rows that lack a value, as the sink said last
-        self._unread = Unread(
-            self.subscribed.name,
-            self.subscribed.tables,
-            self.subscribed.start,
-            layouts=self.relay.schemas,
-            since=last_done_of(self.checkpoint),
-        )
+        since = last_done_of(self.checkpoint)
+        self._unread = Unread(asked.name, asked.tables, asked.start, layouts=self.relay.schemas, since=since)
         self._rereads = Backoff(*_REREAD_SECONDS)
         self._waiting_for: str | None = None
         self._log_id = self.checkpoint.log_id if self.checkpoint else ""
@@ -123,7 +121,7 @@ class Session:
     @property
     def phase(self) -> str:
         """`starting`, `listing`, `snapshot`, `delta`, `catchup` or `online`."""
-        return _phase(self._machine)
+        return name_of(self._machine.state)
 
     @property
     def waiting_for(self) -> str | None:
@@ -141,11 +139,32 @@ class Session:
         return self._read_in
 
     def poll(self, timeout: float) -> Output | PhaseEvent | None:
-        """The next output; None if there was none within about `timeout` seconds (at least one attempt is made).
+        """The next output, windows one by one; None if there was none within about `timeout` seconds.
 
         Raises:
             WalbusError: nothing but an operator's act helps.
         """
+        if not self._further:
+            output = self.poll_run(timeout)
+            if not isinstance(output, DeliverRun):
+                return output
+            self.run, self._further = output, deque(output.windows)
+        run, window = self.run, self._further.popleft()
+        return None if run is None else Deliver(window, run.marks, behind_window(run.checkpoint, window))
+
+    def further(self) -> Window | None:
+        """The next window of `run`, which `poll` would give next; None if that gives something else."""
+        return self._further.popleft() if self._further else None
+
+    def poll_run(self, timeout: float) -> Output | PhaseEvent | None:
+        """As `poll`, transactions that came together as the run that they are (at least one attempt is made).
+
+        Raises:
+            WalbusError: nothing but an operator's act helps.
+        """
+        if self.run is not None and self._further:
+            windows, self._further = tuple(self._further), deque()
+            return replace(self.run, windows=windows)
         deadline = self.clock.monotonic() + timeout
         match self._machine.state:
             case Following(unread=unread) as state:
@@ -225,11 +244,23 @@ class Session:
         if delay > 0:
             self.clock.pause(min(delay, timeout))
         elif self._records:
-            self._process(*self._records.popleft())
+            self._take_records()
         elif self._stream is not None:
             self._records.extend(self._stream.records(timeout))
         else:
             self._open(self._machine.wanted)
+
+    def _take_records(self) -> None:
+        """Takes what has come: whole transactions together, anything else by itself."""
+        between = self._machine.between
+        windows = [] if between is None else whole_transactions(self._records, self._layouts, between)
+        if not windows:
+            self._process(*self._records.popleft())
+            return
+        for _ in windows:
+            self._records.popleft()
+        self._receive(TransactionsRead(windows))
+        self._recovered()
 
     def _process(self, header: RecordHeader, record: bytes) -> None:
         changes = decode_record(header, record, self._layouts)
@@ -243,13 +274,13 @@ class Session:
     def _receive(self, event: Event) -> None:
         before, was = self.phase, self._machine.state
         outputs = self._machine.receive(event)
-        if type(was) is Following and type(event) is RecordRead:  # the usual case: neither phase nor stream can change
+        if type(was) is Following and type(event) in _OF_LOG:  # the usual case: neither phase nor stream can change
             self._outputs += [(before, output) for output in outputs]
             return
         state = self._machine.state
         begun = self._phases.before(was, event, state)
         self._outputs += ((before, output) for output in (*begun, *outputs, *self._phases.behind(event, state)))
-        if self._stream is not None and _target(self._machine.wanted) != self._target:
+        if self._stream is not None and target_of(self._machine.wanted) != self._target:
             self._close_stream()
         if self.phase != before:
             _log.info("consumer.phase", consumer=self.subscribed.name, phase=self.phase, before=before)
@@ -369,7 +400,7 @@ class Session:
             stream.close()
             self._receive(LogReplaced())
             raise NotReady("the bootstrap follows another log than before", where=bootstrap.url)
-        self._stream, self._target = stream, _target(want)
+        self._stream, self._target = stream, target_of(want)
         if _STALE_HEADER in stream.headers:
             self._receive(RowsStale(listed.oids.get(table, 0)))
         if layout is not None:
@@ -414,25 +445,3 @@ class Session:
         if self._waiting_for is not None:
             _log.info("consumer.reading", consumer=self.subscribed.name, phase=self.phase)
             self._waiting_for = None
-
-
-def _target(want: Want) -> _Target:
-    match want:
-        case ReadLog(log_id=log_id):
-            return ("log", log_id)
-        case ReadSnapshot(log_id=log_id, table=table):
-            return ("snapshot", log_id, table)
-        case ReadDelta(log_id=log_id, table=table):
-            return ("delta", log_id, table)
-        case AskLog() | ListTables():
-            return ()
-
-
-def _phase(machine: ConsumerMachine) -> str:
-    match machine.state:
-        case Starting():
-            return "starting"
-        case Listing():
-            return "listing"
-        case checkpoint:
-            return phase_of(checkpoint)

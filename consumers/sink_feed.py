@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.progress import Tally
 from walbus.consumers.sinks import Sink
-from walbus.consumers.steps import Advance, Asked, Deliver, Discard, Output, Sweep
+from walbus.consumers.steps import Advance, Asked, Deliver, DeliverRun, Discard, Output, Sweep
 from walbus.events import Window
 
 #: Seconds between two checkpoints that are stored only because the log moved on without anything for the consumer.
@@ -59,6 +59,9 @@ class SinkFeed:
         match output:
             case Deliver(window, marks, checkpoint):
                 self._take_window(window, marks, checkpoint, now)
+            case DeliverRun(windows, marks, checkpoint):
+                for window in windows:  # nothing is committed between them
+                    self._take_window(window, marks, checkpoint, now)
             case Sweep(checkpoint=checkpoint):
                 self._write()
                 self.sink.sweep(output)

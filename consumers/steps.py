@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from walbus.consumers.checkpoint import Checkpoint, Lacking, Marks, Point
+from walbus.consumers.checkpoint import CatchingUp, Checkpoint, Following, Lacking, Marks, Point
 from walbus.events import Change, Window
 from walbus.position import Position
 from walbus.records import RecordHeader
@@ -87,6 +87,17 @@ class RecordRead:
     new_table: TableSchema | None = None
     lost: tuple[Lacking, ...] = ()
     renamed: tuple[tuple[Lacking, Lacking], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionsRead:
+    """Records of the log, each a whole transaction behind the one before, as the windows that they are.
+
+    Attributes:
+        windows: of `walbus.consumers.windows.whole_transactions`; at least one.
+    """
+
+    windows: Sequence[Window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +178,7 @@ Event: TypeAlias = (
     | PositionGone
     | TablesListed
     | RecordRead
+    | TransactionsRead
     | TableOpened
     | RowsRead
     | RowsStale
@@ -247,6 +259,18 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliverRun:
+    """Hand windows on, each a whole transaction; `checkpoint` holds once all of them have been dealt with.
+
+    So does it behind an earlier one, with that one's end for its point (`walbus.consumers.phases.behind_window`).
+    """
+
+    windows: Sequence[Window]
+    marks: Marks
+    checkpoint: CatchingUp | Following
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """Delete a table's ghosts; then `checkpoint` holds.
 
@@ -279,4 +303,4 @@ class Asked:
     position: Position
 
 
-Output: TypeAlias = Deliver | Sweep | Advance | Discard | Asked
+Output: TypeAlias = Deliver | DeliverRun | Sweep | Advance | Discard | Asked

@@ -21,15 +21,16 @@ from walbus.consumers.checkpoint import Checkpoint, Following, Marks, last_done_
 from walbus.consumers.checkpoint_store import CheckpointStore, OneReader
 from walbus.consumers.deliveries import Batches, Delivery
 from walbus.consumers.phase_events import PhaseEvent
+from walbus.consumers.phases import behind_window
 from walbus.consumers.places import Parsed, Place, Until, found_place, parse_place
 from walbus.consumers.reporting import Reporter
 from walbus.consumers.session import Session
 from walbus.consumers.steps import Advance, Asked, Deliver, Discard, Output, Sweep
 from walbus.consumers.typed_rows import TypedRows, typed_window
+from walbus.consumers.windows import NO_ROWS
 from walbus.errors import CheckpointUnavailable, Directive, UsageError, WalbusError, directive_of
-from walbus.events import Window, time_of
+from walbus.events import Window
 from walbus.position import Position
-from walbus.records import Kind
 
 _log = structlog.get_logger(__name__)
 
@@ -89,6 +90,7 @@ class Subscription:
         self._committed = 0  # number of the newest one that was committed
         self._idle: Checkpoint | None = None  # holds once everything delivered is committed; not stored yet
         self._stored_at = clock.monotonic()
+        self._runs_on = False  # whether nothing can end it within the session's run
         self._first: Checkpoint | None = None  # where it began, if that could not be stored yet
 
     @property
@@ -156,6 +158,8 @@ class Subscription:
 
     def _next(self, timeout: float) -> Delivery | None:
         """As `next`; None too if another thread has closed it since it was looked whether it goes on."""
+        if (further := self._further()) is not None:
+            return further
         deadline = self._clock.monotonic() + timeout
         if self._closed.is_set() or (self.paused and not self._rested(timeout)) or not self._begun(timeout):
             return None
@@ -166,6 +170,8 @@ class Subscription:
                 self._session.close()  # what it has opened since
                 return None
             if (delivery := self._handed(output)) is not None:
+                run, until = self._session.run, self._handing.until
+                self._runs_on = run is not None and (until is None or not until.may_end_in(run.checkpoint))
                 return delivery
             self._store_idle()
             self._reporter.doing(self._session.phase, self._session.waiting_for)
@@ -173,6 +179,15 @@ class Subscription:
                 return None
         self._store_idle(at_once=True)
         return None
+
+    def _further(self) -> Delivery | None:
+        """The next delivery if it is of the same run as the last one, and `_next` would give it at once."""
+        if not self._runs_on or self._stopping.is_set() or not self._goes_on.is_set():
+            return None
+        run, window = self._session.run, self._session.further()
+        if run is None or window is None:
+            return None
+        return self._made(window, run.checkpoint, run.marks, None, self._commit_in_run)
 
     def _handed(self, output: Output | PhaseEvent | None) -> Delivery | None:
         """What an output delivers; notes what it says otherwise."""
@@ -183,7 +198,7 @@ class Subscription:
             case Deliver(window, marks, checkpoint):
                 return self._deliver(window, checkpoint, marks, None)
             case Sweep(checkpoint=checkpoint, marks=marks) as sweep:
-                return self._deliver(_EMPTY, checkpoint, marks, sweep)
+                return self._deliver(NO_ROWS, checkpoint, marks, sweep)
             case Advance(checkpoint):
                 self._idle, self._finished = checkpoint, self._is_end(checkpoint)
                 if self._stored is None and isinstance(checkpoint, Following) and not self._delivered:
@@ -382,15 +397,29 @@ class Subscription:
 
     def _deliver(self, window: Window, checkpoint: Checkpoint | None, marks: Marks, sweep: Sweep | None) -> Delivery:
         self._idle = None
-        self._delivered += 1
         self._finished = self._is_end(checkpoint)
+        return self._made(window, checkpoint, marks, sweep, self._commit)
+
+    def _made(
+        self, window: Window, checkpoint: Checkpoint | None, marks: Marks, sweep: Sweep | None,
+        commit: Callable[[Delivery], object],
+    ) -> Delivery:  # fmt: skip
+        self._delivered += 1
         if self._handing.rows is not None:
             window = typed_window(window, self._handing.rows)
         phase, number = self._session.read_in, self._delivered
-        return Delivery(window, phase, sweep, marks.generation, number, checkpoint, self._commit)
+        return Delivery(window, phase, sweep, marks.generation, number, checkpoint, commit)
 
-    def _commit(self, number: int, checkpoint: Checkpoint | None) -> None:
+    def _commit(self, delivery: Delivery) -> None:
         """A delivery was committed (`Delivery.commit`)."""
+        self._commit_at(delivery._number, delivery._checkpoint)
+
+    def _commit_in_run(self, delivery: Delivery) -> None:
+        """A delivery was committed whose checkpoint was not made with it: most are never committed by themselves."""
+        run = delivery._checkpoint
+        self._commit_at(delivery._number, behind_window(run, delivery.window) if isinstance(run, Following) else run)
+
+    def _commit_at(self, number: int, checkpoint: Checkpoint | None) -> None:
         if number > self._committed and checkpoint is not None:
             self._save(checkpoint)
             self._committed = number
@@ -416,16 +445,3 @@ class Subscription:
 def closed() -> UsageError:
     """The error for a subscription that is asked for more behind its end."""
     return UsageError("the subscription is closed", mend="subscribe again: it goes on behind the last commit")
-
-
-_EMPTY = Window(
-    kind=Kind.SNAPSHOT,
-    changes=(),
-    xid=0,
-    commit_lsn=0,
-    commit_time=time_of(0),
-    last=Position(0, 0, 0),
-    last_seq=0,
-    begins=True,
-    ends=True,
-)

@@ -183,7 +183,7 @@ class Change:
         return None if key is None or self.schema is None else key_row(self.schema, key)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Window:
     """One committed transaction, or a piece of one, or a batch of snapshot rows.
 
@@ -209,6 +209,25 @@ class Window:
     ends: bool
     origin: str = field(default="")
     net: bool = field(default=False)
+
+    def __init__(  # noqa: PLR0913, PLR0917  # its fields
+        self,
+        kind: Kind,
+        changes: Sequence[Change],
+        xid: int,
+        commit_lsn: int,
+        commit_time: datetime,
+        last: Position,
+        last_seq: int,
+        begins: bool,
+        ends: bool,
+        origin: str = "",
+        net: bool = False,
+    ) -> None:
+        fields = self.__dict__  # as `Change`: there may be as many as rows
+        fields["kind"], fields["changes"], fields["xid"], fields["commit_lsn"] = kind, changes, xid, commit_lsn
+        fields["commit_time"], fields["last"], fields["last_seq"] = commit_time, last, last_seq
+        fields["begins"], fields["ends"], fields["origin"], fields["net"] = begins, ends, origin, net
 
     def __iter__(self) -> Iterator[Change]:
         return iter(self.changes)
@@ -253,4 +272,4 @@ def _no_class(table: str) -> UsageError:
 
 def time_of(microseconds: int) -> datetime:
     """The UTC time of Unix microseconds."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return _EPOCH + timedelta(0, 0, microseconds)

@@ -178,10 +178,10 @@ class ModelSource:
         self.history.append((self.end, self.last_seq, {name: dict(rows) for name, rows in self.state.items()}))
         return self.end
 
-    def progress(self) -> Position:
+    def progress(self, flags: int = 0) -> Position:
         """Other tables committed: nothing for this consumer up to here."""
         self._lsn += 0x100
-        self._append(Kind.PROGRESS, Flag(0), self._lsn, 0, 0, self.last_seq, self.last_seq, 0, b"")
+        self._append(Kind.PROGRESS, Flag(flags), self._lsn, 0, 0, self.last_seq, self.last_seq, 0, b"")
         self.history.append((self.end, self.last_seq, {name: dict(rows) for name, rows in self.state.items()}))
         return self.end
 

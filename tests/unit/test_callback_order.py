@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.calling import Recorder
-from walbus.consumers import ChangesRefused, Failures, Sweep
-from walbus.consumers.callback_effects import drive
+from walbus.consumers import Callbacks, ChangesRefused, Failures, Sweep
+from walbus.consumers.callback_effects import Handed, drive, hand_over
 from walbus.consumers.callback_loop import CallbackLoop
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.deliveries import Delivered, Delivery
@@ -30,11 +30,15 @@ BEHIND = Following("log-a", MARKS, Point(Position(1, 1, 1), 1))
 
 
 class Played:
-    """A subscription that gives what it was told to, from where it was rewound or sent to; None is a pause."""
+    """A subscription that gives what it was told to, from where it was rewound or sent to; None is a pause.
+
+    Whole windows that come behind each other are one run, unless each comes alone.
+    """
 
     name, log_id, wanted, checkpoint = "played", "log-a", False, None
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, alone: bool = False) -> None:
+        self._alone = alone
         self.items: list[Item] = []
         self.begins: list[int] = []  # places that it can be sent to
         self.seqs: list[int] = []  # of what is whole
@@ -82,7 +86,8 @@ class Played:
         number = len(self.items)
         return Delivery(window, "online", swept, 1, number, BEHIND, self._commit)
 
-    def _commit(self, number: int, _: object) -> None:
+    def _commit(self, delivery: Delivery) -> None:
+        number = delivery._number
         if number in self._uncommitted:
             self._uncommitted.clear()
             self._stored_at = number + 1
@@ -120,6 +125,19 @@ class Played:
                 case told:
                     self._given.append(told)
         return None
+
+    def windows(self, calls: Callbacks, delivery: Delivery, may_go_on: Callable[[], bool]) -> Handed:
+        return hand_over(calls, delivery, lambda: self._further() if may_go_on() else None)
+
+    def _further(self) -> Delivery | None:
+        if self._alone or self.ended:
+            return None
+        item = self.items[self._at]
+        if not isinstance(item, Delivery) or item.sweep is not None or not (item.begins and item.ends):
+            return None
+        self._uncommitted.add(self._at)
+        self._at += 1
+        return item
 
     def rewind(self) -> None:
         self._at = self._stored_at
@@ -212,6 +230,17 @@ _act = st.one_of(
 _acts = st.dictionaries(st.integers(0, 40), _act, max_size=4)
 
 
+def _run(feed: Played, calls: Acting, policy: Any, attempts: int) -> BaseException | None:
+    """Runs to the end; what it raised. Each call takes a second."""
+    failures = Failures(policy, attempts=attempts, first_pause=0, longest_pause=0)
+    loop = CallbackLoop(calls, feed, feed, failures, None, 3.0, lambda: len(calls.calls))
+    try:
+        drive(loop.steps())
+    except (ValueError, KeyboardInterrupt, WalbusError, ChangesRefused) as error:
+        return error
+    return None
+
+
 @given(_plans, _acts, st.sampled_from(["stop", "skip"]), st.integers(1, 3))
 @example([("whole", [2, 2]), ("whole", [1])], {3: "seek 1"}, "stop", 3)
 @example([("whole", [2, 2]), ("bootstrap", [1])], {3: "seek 1"}, "stop", 3)
@@ -222,14 +251,7 @@ def test_callbacks_keep_their_order_and_lose_nothing(
 ) -> None:
     feed = Played(plan)
     calls = Acting(feed, acts)
-    failures = Failures(policy, attempts=attempts, first_pause=0, longest_pause=0)
-    clock = count()
-    loop = CallbackLoop(calls, feed, feed, failures, None, 3.0, lambda: next(clock))
-    ended: BaseException | None = None
-    try:
-        drive(loop.steps())
-    except (ValueError, KeyboardInterrupt, WalbusError, ChangesRefused) as error:
-        ended = error
+    ended = _run(feed, calls, policy, attempts)
     check_order(calls.calls, calls.raised)
     durable = [change.seq for change in calls.durable]
     if any(act.startswith("seek") for act in acts.values()):
@@ -237,3 +259,27 @@ def test_callbacks_keep_their_order_and_lose_nothing(
     assert durable == sorted(set(durable)), "each once, in order"
     if ended is None and not feed.stopped and policy == "stop":
         assert durable == feed.seqs, "nothing is lost"
+
+
+_small = st.lists(st.integers(0, 3), min_size=1, max_size=1)
+_kinds = st.sampled_from(["whole", "whole", "whole", "cut", "bootstrap", "pause"])
+_runs = st.lists(st.tuples(_kinds, _small), max_size=9)
+
+
+@given(_runs, _acts, st.sampled_from(["stop", "skip"]), st.integers(1, 3))
+@example([("whole", [1])] * 6, {4: "stop"}, "stop", 1)
+@example([("whole", [1])] * 6, {5: "raise"}, "skip", 1)
+@example([("whole", [2])] * 6, {6: "refuse"}, "skip", 1)
+@example([("whole", [1])] * 6, {6: "seek 0"}, "stop", 1)
+def test_a_run_of_windows_is_called_as_if_each_came_alone(
+    plan: Plan, acts: dict[int, str], policy: Any, attempts: int
+) -> None:
+    seen = []
+    for alone in (False, True):
+        feed = Played(plan, alone=alone)
+        calls = Acting(feed, acts)
+        ended = _run(feed, calls, policy, attempts)
+        errors = [(repr(error), change and change.seq) for error, change in calls.errors]
+        rows = [change.seq for change in (*calls.durable, *calls.taken)]
+        seen.append((calls.calls, rows, calls.rolled_back, errors, repr(ended), feed.stored, feed.has_uncommitted))
+    assert seen[0] == seen[1]
