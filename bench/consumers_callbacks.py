@@ -3,21 +3,24 @@
 A log of rows of eight columns, once in transactions of one row and once in pieces of one large transaction, is served
 by `walbus relay`. A process of its own reads all of it, ends where the log ends, and looks at every row
 (`change.after`): by callbacks of threads and of asyncio, by callbacks that get a dataclass (`into=`), and by a loop
-over windows. What callbacks cost without a look at rows stands beside it. Each must have seen every row. The reference
-is the aim of 250,000 rows a second; rows a second of processor time are told too, for the relay runs beside it.
+over windows. What callbacks cost without a look at rows stands beside it, and `walbus consume` into SQLite. Each must
+have seen every row. The reference is the aim of 250,000 rows a second; rows a second of processor time are told too,
+for the relay runs beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -28,7 +31,9 @@ import walbus
 from relay_load import SOURCE
 from relay_streams import running_relay
 from report import Report
-from walbus.consumers import Delivered, MemoryCheckpointStore
+from walbus.config import ConsumerConfig
+from walbus.consumers import Delivered, MemoryCheckpointStore, run_consumer
+from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.events import Change
 from walbus.keys import encode_key
 from walbus.log import Piece
@@ -201,12 +206,35 @@ def _looped(url: str) -> int:
     return rows
 
 
+def _consumed(url: str) -> int:
+    with tempfile.TemporaryDirectory(prefix="walbus-bench-") as name:
+        replica, stop = Path(name) / "replica.sqlite", threading.Event()
+        config = ConsumerConfig(sink="sqlite", path=str(replica), start="earliest")
+        options = {"relay_url": url, "folder": Path(name) / "bench", "status_path": None, "stop": stop}
+        consumer = threading.Thread(target=run_consumer, args=("bench", config), kwargs=options)
+        rows = RelayPeer(HttpPeer(url)).info().log.last_seq  # each has one
+        consumer.start()
+        while consumer.is_alive() and _newest(replica) < rows:
+            time.sleep(0.02)
+        stop.set()
+        consumer.join()
+        return _newest(replica)
+
+
+def _newest(replica: Path) -> int:
+    """The last row in a replica; they come in order."""
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(f"file:{replica}?mode=ro", uri=True)) as database:
+        return int(database.execute("SELECT max(id) FROM t").fetchone()[0] or 0)
+    return 0
+
+
 _WAYS: dict[str, Callable[[str], int]] = {
     "callbacks": lambda url: _called(url, _Looks()),
     "callbacks, rows not looked at": lambda url: _called(url, _Counts()),
     "callbacks, into a dataclass": lambda url: _called(url, _Typed(), Row),
     "callbacks, asyncio": _awaited,
     "loop over windows": _looped,
+    "the SQLite sink": _consumed,
 }
 
 

@@ -347,7 +347,7 @@ def seq_of(delivery: Delivered | None) -> int | None:
 
 def test_a_window_within_a_run_has_a_checkpoint_of_its_own(eight: tuple[Subscription, KeptStore]) -> None:
     reading, store = eight
-    first, second, third = reading.next(0.0), reading._further(), reading._further()
+    first, second, third = reading.next(1.0), reading._further(), reading._further()
     assert (seq_of(first), seq_of(second), seq_of(third)) == (1, 2, 3)
     assert first is not None and second is not None and third is not None
     second.commit()
@@ -355,35 +355,35 @@ def test_a_window_within_a_run_has_a_checkpoint_of_its_own(eight: tuple[Subscrip
     assert reading.stored == second.last
     first.commit()  # progress never moves backward
     assert reading.stored == second.last
-    assert seq_of(reading.next(0.0)) == 4, "whoever asks for one at a time gets the next one"
+    assert seq_of(reading.next(1.0)) == 4, "whoever asks for one at a time gets the next one"
 
 
 def test_nothing_of_a_run_is_given_while_it_is_paused(eight: tuple[Subscription, KeptStore]) -> None:
     reading, _ = eight
-    assert seq_of(reading.next(0.0)) == 1
+    assert seq_of(reading.next(1.0)) == 1
     reading.pause()
     assert (reading._further(), reading.next(0.0)) == (None, None)
     reading.resume()
-    assert [seq_of(reading.next(0.0)), seq_of(reading._further())] == [2, 3]
+    assert [seq_of(reading.next(1.0)), seq_of(reading._further())] == [2, 3]
 
 
 def test_nothing_of_a_run_is_given_behind_a_stop(eight: tuple[Subscription, KeptStore]) -> None:
     reading, _ = eight
-    assert seq_of(reading.next(0.0)) == 1
+    assert seq_of(reading.next(1.0)) == 1
     reading.stop()
     assert reading._further() is None
 
 
 def test_a_rewind_within_a_run_gives_again_what_was_not_committed(eight: tuple[Subscription, KeptStore]) -> None:
     reading, _ = eight
-    first = reading.next(0.0)
+    first = reading.next(1.0)
     assert first is not None
     first.commit()
     late = reading._further()
     assert seq_of(late) == 2 and late is not None
     reading.rewind()
     assert reading._further() is None
-    assert [seq_of(reading.next(0.0)), seq_of(reading._further())] == [2, 3]
+    assert [seq_of(reading.next(1.0)), seq_of(reading._further())] == [2, 3]
     late.commit()  # of before the rewind
     assert reading.stored == first.last
 
@@ -395,7 +395,7 @@ def test_nothing_of_a_run_is_given_when_the_lease_is_over(tmp_path: Path) -> Non
         session(relay, store.load()), cast(Any, store), cast(Reporter, Unheard()), Handing(tmp_path), lease
     )
     with reading:
-        assert [seq_of(reading.next(0.0)), seq_of(reading._further())] == [1, 2]
+        assert [seq_of(reading.next(1.0)), seq_of(reading._further())] == [1, 2]
         relay.clock.pause(9.5)
         assert reading._further() is None
         lease.renewed(30.0)
