@@ -60,6 +60,16 @@ def stands(run: TableRun) -> bool:
     return run.state.phase in (Phase.SEEDING, Phase.CONSISTENT) and not run.again and not run.state.stale
 
 
+def is_being_told(served: TableRun | None) -> bool:
+    """Whether the difference by which a table's rows came is still on its way through the log.
+
+    Another generation that begins meanwhile would have it folded over what it has read since.
+    """
+    if served is None or not served.settled or not served.state.net_since:
+        return False
+    return served.state.net_seen < served.state.net_number
+
+
 def _calls(run: TableRun) -> bool:
     """Whether a look may help it: one that is refused waits for its table to be altered, which brings a new layout."""
     return run.state.phase is not Phase.REFUSED and not stands(run)

@@ -27,7 +27,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from walbus.bootstrap.catalog import SourceMoment, describes, read_identity, read_moment, read_published
 from walbus.bootstrap.handing import Handing
 from walbus.bootstrap.ledger import Ledger
-from walbus.bootstrap.looks import Looks, stands
+from walbus.bootstrap.looks import Looks, is_being_told, stands
 from walbus.bootstrap.requests import RequestFolder
 from walbus.bootstrap.runs import TableRun
 from walbus.bootstrap.seeding import SeedingJobs
@@ -47,6 +47,7 @@ _JOBS_A_WORKER = 2  # one at work and one that waits, so that no worker idles un
 _KEYS_READ_AGAIN = 200
 _READ_AGAIN_PAUSE = 0.2
 _SCHEMA_DEADLINE = 30.0
+_DIFFERENCE_DEADLINE = 30.0  # for one that somebody removed by hand
 _CONNECT_SECONDS = 10.0
 #: Seconds between two looks whether a connection is still wanted.
 _CONNECT_LOOK = 0.5
@@ -257,6 +258,8 @@ class Seeder:
         applied = self._ledger.applied
         for oid, wanted in list(self._wanted.items()):
             if applied is None or applied.commit_lsn < wanted.w or not self._ledger.unseen.complete:
+                continue
+            if is_being_told(self._ledger.tables.get(oid)) and self._clock() - wanted.since < _DIFFERENCE_DEADLINE:
                 continue
             schema = self._schema_for(wanted)
             if schema is not None:

@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 
 from support.mvcc_model import OID, PUBLISHED, new_ledger
 from walbus.bootstrap.ledger import Ledger
-from walbus.bootstrap.looks import Looks
-from walbus.bootstrap.state import PublishedTable
+from walbus.bootstrap.looks import Looks, is_being_told
+from walbus.bootstrap.runs import TableRun
+from walbus.bootstrap.state import Phase, PublishedTable, TableState
 from walbus.schema import TableSchema
 
 
@@ -89,3 +90,23 @@ def test_a_refused_table_calls_for_no_look(ledger: Ledger) -> None:
 def test_what_others_have_left_is_looked_for_four_times_a_second(ledger: Ledger) -> None:
     looks = Looks(ledger)
     assert [number / 100 for number in range(100) if looks.notes_due(number / 100)] == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("phase", "since", "number", "seen", "told"),
+    [
+        (Phase.CONSISTENT, "1:0/10:0", 7, 0, True),
+        (Phase.CONSISTENT, "1:0/10:0", 7, 7, False),
+        (Phase.CONSISTENT, "1:0/10:0", 0, 0, False),  # the first generation: there is none
+        (Phase.CONSISTENT, "", 7, 0, False),  # it was refused: it never comes
+        (Phase.SEEDING, "1:0/10:0", 7, 0, False),
+    ],
+)
+def test_a_difference_is_on_its_way_until_it_came_by_the_log(
+    phase: Phase, since: str, number: int, seen: int, told: bool
+) -> None:
+    state = TableState(
+        oid=OID, table="public.t", generation=2, phase=phase, net_since=since, net_number=number, net_seen=seen
+    )
+    assert is_being_told(TableRun(state)) is told
+    assert not is_being_told(None)
