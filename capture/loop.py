@@ -56,7 +56,7 @@ T = TypeVar("T")
 REST_SECONDS = 0.001
 #: Seconds between two PROGRESS records, and between two requests for a keepalive.
 PROGRESS_SECONDS = 0.25
-#: Seconds between two looks at the watch and two status files.
+#: Seconds between two looks for differences and two status files.
 CHORE_SECONDS = 1.0
 #: Seconds between two applications of the retention policy.
 TRIM_SECONDS = 5.0
@@ -142,7 +142,8 @@ class StreamLoop:
         self._group = Grouping()  # of whole transactions that are here and not durable yet
         self._oldest = 0  # its commit time, Unix microseconds
         now = monotonic()
-        self._said = self._asked = self._progressed = self._chored = self._trimmed = now
+        self._said = self._asked = self._progressed = self._trimmed = now
+        self._chored = now - CHORE_SECONDS  # at once: the status file says that it streams
 
     def run(self) -> Due | None:
         """Streams until `stop` is set, or until it has made way; then everything whole is durable and confirmed.
@@ -362,10 +363,10 @@ class StreamLoop:
     # Chores.
 
     def _do_chores(self, now: float) -> None:
+        self._noticed.take(self._patiently)
         if now - self._chored < CHORE_SECONDS:
             return
         self._chored = now
-        self._noticed.take(self._patiently)
         self._patiently(self._handover.look)
         self._ends.settle(self._confirmed)
         self._leaving = self._leave()

@@ -149,6 +149,8 @@ class CatalogWatch:
         Raises:
             Exception: the look failed in a way that does not pass by itself; nothing is looked at any more.
         """
+        if self._found is None:  # as nearly always: it is asked in every turn of the loop
+            return None
         with self._lock:
             found, self._found = self._found, None
         if isinstance(found, Exception):

@@ -302,3 +302,13 @@ def test_a_database_in_another_encoding_gives_utf8(pg_server, database, folder):
         database.drop_slot("walbus")
     assert captured(folder)[0].changes[0].after == {"id": "1", "größe": "Ærøskøbing ÿ"}
     database.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_new_table_is_in_the_log_as_soon_as_the_catalog_was_looked_at(database, folder, monkeypatch):
+    """The chores, which are done once a second, are not waited for: here there is none but the first."""
+    monkeypatch.setattr("walbus.capture.loop.CHORE_SECONDS", 3600.0)
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    with capturing(database.dsn, folder), closing(open_reader(folder)) as reader:
+        wait_for(lambda: [s.name for s in reader.schemas.all()] == ["t"], what="the log knows the table of before")
+        database.execute("CREATE TABLE later (id int PRIMARY KEY)")
+        wait_for(lambda: [s.name for s in reader.schemas.all()] == ["t", "later"], what="the log knows the new one")
