@@ -16,9 +16,10 @@ from support.database import Database
 from support.model_source import ITEMS, Edit, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.odd_names import COLUMNS, SCHEMAS, fill_odd_tables, make_odd_tables
 from support.opensearch_rows import OpenSearchRows
+from support.single_rooms import SingleRooms
 from support.sink_writing import MARKS, fill
 from support.sinks_under_test import SinkUnderTest, opensearch_under_test
-from support.whole_system import WholeSystem, make_marker
+from support.whole_system import make_marker
 from support.zoo import build_zoo
 from support.zoo_herd import build_herd
 from walbus.consumers.checkpoint import Following, Marks, Point
@@ -89,7 +90,7 @@ def test_every_type_and_every_name_reach_the_index_with_zero_differences(
     herd = build_herd(zoo)
     tables = {"tables": ["herd.*", "public.marker", *(f"{schema}.*" for schema in SCHEMAS)]}
     consumers = {"search": {"sink": "opensearch", "url": opensearch_url}}
-    with WholeSystem(open_folder, database.dsn, consumers, source=tables) as system:
+    with SingleRooms(open_folder, database.dsn, consumers, source=tables) as system:
         system.start()
         system.wait_until_at_rest(database)  # the rows from before came by the bootstrap
         equal(database, opensearch_url)

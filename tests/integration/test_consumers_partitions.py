@@ -16,8 +16,9 @@ import pytest
 
 import walbus
 from support.database import Database
+from support.single_rooms import SingleRooms
 from support.waiting import wait_for
-from support.whole_system import WholeSystem, make_marker
+from support.whole_system import make_marker
 from walbus.consumers import Callbacks, MemoryCheckpointStore, Subscription
 from walbus.errors import UsageError
 from walbus.events import Change
@@ -39,9 +40,9 @@ def source(database: Database) -> Database:
 
 
 @pytest.fixture
-def system(source: Database, open_folder: Path) -> Iterator[WholeSystem]:
+def system(source: Database, open_folder: Path) -> Iterator[SingleRooms]:
     slot = {"slot": f"s_{source.name}"}
-    with WholeSystem(open_folder, source.dsn, {}, source=slot) as system:
+    with SingleRooms(open_folder, source.dsn, {}, source=slot) as system:
         system.start()
         system.wait_until_streaming()
         yield system
@@ -59,7 +60,7 @@ def test_sinks_of_all_parts_have_every_row_once_whatever_happens_to_the_keys(
         f"cache-{part[0]}": {"sink": "sqlite", "tables": ["public.items", "public.marker"], "partition": part}
         for part in ALL
     }
-    with WholeSystem(open_folder, source.dsn, consumers, source={"slot": f"s_{source.name}"}) as system:
+    with SingleRooms(open_folder, source.dsn, consumers, source={"slot": f"s_{source.name}"}) as system:
         folders = [system.data_dir / "consumers" / f"cache-{n}.{n}-of-{PARTS}" for n in range(PARTS)]
         sinks = [folder / f"{folder.name}.sqlite" for folder in folders]
 
@@ -121,7 +122,7 @@ def everywhere(database: Database, table: str, note: str) -> None:
 
 
 def test_a_row_whose_key_moves_is_deleted_in_the_part_that_it_leaves_and_comes_in_the_other(
-    source: Database, system: WholeSystem, tmp_path: Path
+    source: Database, system: SingleRooms, tmp_path: Path
 ) -> None:
     with walbus.connect(system.relay_url, folder=tmp_path) as bus:
         parts = each(bus, "public.items", start="latest")
@@ -144,7 +145,7 @@ def test_a_row_whose_key_moves_is_deleted_in_the_part_that_it_leaves_and_comes_i
 
 
 def test_what_has_no_key_comes_to_the_first_part_and_a_truncate_to_all(
-    source: Database, system: WholeSystem, tmp_path: Path
+    source: Database, system: SingleRooms, tmp_path: Path
 ) -> None:
     with walbus.connect(system.relay_url, folder=tmp_path) as bus:
         parts = each(bus, "public.items", "public.keyless", start="latest")
@@ -159,7 +160,7 @@ def test_what_has_no_key_comes_to_the_first_part_and_a_truncate_to_all(
 
 
 def test_each_part_goes_on_behind_its_own_commit_and_no_other_number_of_parts_takes_its_name(
-    source: Database, system: WholeSystem, tmp_path: Path
+    source: Database, system: SingleRooms, tmp_path: Path
 ) -> None:
     seen: Counter[int] = Counter()
     with walbus.connect(system.relay_url, folder=tmp_path) as bus:
@@ -207,7 +208,7 @@ class Collecting(Callbacks):
 
 
 def test_callbacks_classes_and_the_asyncio_twin_read_parts_too(
-    source: Database, system: WholeSystem, tmp_path: Path
+    source: Database, system: SingleRooms, tmp_path: Path
 ) -> None:
     found: list[int] = []
     with ExitStack() as stack:

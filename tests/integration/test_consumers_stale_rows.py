@@ -8,8 +8,9 @@ import signal
 import pytest
 
 from support.compare import assert_sinks_equal
+from support.single_rooms import SingleRooms
 from support.waiting import wait_for
-from support.whole_system import WholeSystem, make_marker
+from support.whole_system import make_marker
 
 SILENT = (
     "ALTER TABLE t ADD d int DEFAULT 7",
@@ -35,7 +36,7 @@ def test_a_replica_follows_statements_that_change_rows_without_events(database, 
     database.execute("CREATE TYPE mood AS ENUM ('sad', 'glad')")
     database.execute("CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL, n int, m mood)")
     database.execute("INSERT INTO t SELECT i, 'c' || i, i, 'sad' FROM generate_series(1, 300) i")
-    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
+    with SingleRooms(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
         system.start()
         system.wait_until_streaming()
         truth = oracle()
@@ -56,7 +57,7 @@ def test_rows_come_by_the_log_and_none_is_read_again_while_the_source_is_idle(da
     make_marker(database)
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)")
     database.execute("INSERT INTO t VALUES (1); INSERT INTO u VALUES (1)")
-    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
+    with SingleRooms(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
         system.start()
         system.wait_until_streaming()
         replica = system.data_dir / "consumers" / "cache" / "cache.sqlite"
@@ -76,7 +77,7 @@ def test_rows_are_read_again_though_their_table_got_another_name_meanwhile(datab
     make_marker(database)
     database.execute("CREATE TABLE t (id int PRIMARY KEY)")
     database.execute("INSERT INTO t SELECT generate_series(1, 10)")
-    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
+    with SingleRooms(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
         system.start()
         system.wait_until_streaming()
         replica = system.data_dir / "consumers" / "cache" / "cache.sqlite"

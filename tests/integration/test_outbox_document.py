@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from support.whole_system import WholeSystem
+from support.single_rooms import SingleRooms
 
 pytestmark = pytest.mark.one_version
 
@@ -37,7 +37,7 @@ def test_a_message_of_a_transaction_reaches_whoever_reads_the_outbox(database, o
 
     create, transaction = sql.split("BEGIN;")
     database.execute(create)
-    with WholeSystem(open_folder, database.dsn, {}, bootstrap={"enabled": False}) as system:
+    with SingleRooms(open_folder, database.dsn, {}, bootstrap={"enabled": False}) as system:
         system.start()
         system.wait_until_streaming()
         with psycopg.connect(database.dsn, autocommit=True) as session:

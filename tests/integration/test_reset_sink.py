@@ -8,9 +8,10 @@ from contextlib import closing
 import pytest
 
 from support.compare import assert_sinks_equal
+from support.single_rooms import SingleRooms
 from support.waiting import wait_for
 from support.walbus_command import walbus
-from support.whole_system import WholeSystem, make_marker
+from support.whole_system import make_marker
 
 
 def equal(dsn, replica) -> bool:
@@ -23,7 +24,7 @@ def test_a_reset_sink_has_the_sources_rows_again(database, open_folder):
     make_marker(database)
     database.execute("CREATE TABLE t (id int PRIMARY KEY, n int)")
     database.execute("INSERT INTO t SELECT i, i FROM generate_series(1, 300) i")
-    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
+    with SingleRooms(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}) as system:
         system.start()
         system.wait_until_streaming()
         replica = system.data_dir / "consumers" / "cache" / "cache.sqlite"

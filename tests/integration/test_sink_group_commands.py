@@ -10,9 +10,9 @@ import pytest
 
 from support.database import Database
 from support.group_targets import PostgresTarget, RedisTarget, Target, assert_equal
+from support.single_rooms import SingleRooms
 from support.sink_group import Member, SinkGroup, with_items
 from support.waiting import wait_for
-from support.whole_system import WholeSystem
 
 pytestmark = pytest.mark.one_version
 
@@ -33,7 +33,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 @pytest.fixture
 def group(source: Database, target: Target, open_folder: Path, tmp_path: Path) -> Iterator[SinkGroup]:
-    with WholeSystem(open_folder, source.dsn, {}, source={"slot": f"s_{source.name}"}) as system:
+    with SingleRooms(open_folder, source.dsn, {}, source={"slot": f"s_{source.name}"}) as system:
         system.start()
         system.wait_until_streaming()
         with SinkGroup(tmp_path, system, source, target.section) as group:

@@ -14,7 +14,8 @@ from support.hostile import make_hostile
 from support.log_view import log_transactions
 from support.odd_names import SCHEMAS, fill_odd_tables, make_odd_tables
 from support.oracle import Oracle
-from support.whole_system import WholeSystem, make_marker
+from support.single_rooms import SingleRooms
+from support.whole_system import make_marker
 from support.zoo import Zoo, build_zoo
 from support.zoo_herd import build_herd
 from walbus.relay import open_reader
@@ -34,7 +35,7 @@ def test_a_schema_with_every_type_of_the_zoo_replays_with_zero_differences(
     herd = build_herd(zoo)
     make_hostile(database)
     tables = {"tables": ["herd.*", "public.marker", *(f"{schema}.*" for schema in SCHEMAS)]}
-    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}, source=tables) as system:
+    with SingleRooms(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}, source=tables) as system:
         system.start()
         system.wait_until_streaming()
         truth = oracle()

@@ -29,6 +29,8 @@ Fixtures (tests/conftest.py):
 
 Modules:
 
+    support.walbus_command  `walbus` with arguments, to its end (`walbus`) or until it is stopped (`Running`)
+    support.whole_system, support.single_rooms   all rooms by `walbus run`, or each by itself where none ends meanwhile
     support.described_server   a server against its OpenAPI document: the same routes, and answers as it says
     support.waiting     wait_for(condition, deadline, what=…): instead of sleeping
     support.model_source, support.sink_writing   a source without PostgreSQL, and what a sink is given of it
