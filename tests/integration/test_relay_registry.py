@@ -25,6 +25,7 @@ from walbus.relay.writer import FileLogWriter
 pytestmark = pytest.mark.one_version
 
 ORDERS, ITEMS = "walbus.public.orders", "walbus.public.items"
+ENDS = ["walbus.transactions-key", "walbus.transactions-value"]
 
 
 def announce(writer: FileLogWriter, lsn: int, table: str, *columns: str, oid: int = 1) -> int:
@@ -55,7 +56,7 @@ def client(relay: Relay) -> Iterator[SchemaRegistryClient]:
 
 
 def test_confluents_client_finds_every_subject_version_and_id(client):
-    assert client.get_subjects() == [f"{ITEMS}-key", f"{ITEMS}-value", f"{ORDERS}-key", f"{ORDERS}-value"]
+    assert client.get_subjects() == [f"{ITEMS}-key", f"{ITEMS}-value", f"{ORDERS}-key", f"{ORDERS}-value", *ENDS]
     assert client.get_versions(f"{ORDERS}-value") == [1, 2]
     assert client.get_versions(f"{ORDERS}-key") == [1]
     latest = client.get_latest_version(f"{ORDERS}-value")
@@ -124,7 +125,7 @@ def test_a_layout_is_told_once_its_record_is_durable(tmp_path):
     relay = Relay(tmp_path)
     relay.writer = relay.engine.open_writer()
     wait_for(lambda: relay.get("/readyz")[0] == 200, what="the server to find the log")
-    assert relay.json("/subjects") == (200, [])
+    assert relay.json("/subjects") == (200, ENDS)
     schema, _ = relay.writer.schemas.register(table_schema("later", 3))
     relay.writer.append(schema_piece(0x400, 0, schema))
     assert relay.json(f"/schemas/ids/{8 * schema.id}")[0] == 404
@@ -150,7 +151,7 @@ def everything(port: int) -> dict[str, object]:
 
 def test_after_a_restart_every_id_is_what_it_was(relay, tmp_path):
     before = everything(relay.port)
-    assert len(before) == 5
+    assert len(before) == 7
     again = Relay(tmp_path / "again", log=relay.engine.folder)
     relay.closing.callback(again.close)
     wait_for(lambda: again.get("/readyz")[0] == 200, what="the second server to find the log")
@@ -169,7 +170,7 @@ def test_a_relay_that_copies_the_log_has_the_same_ids(relay, tmp_path):
     copy = ChainedRelay(tmp_path / "copy", [relay.port], name="copy")
     relay.closing.callback(copy.stop)
     copy.has(relay.writer.bounds().end)
-    wait_for(lambda: len(everything(copy.port)) == 5, what="the copy to know what is announced")
+    wait_for(lambda: len(everything(copy.port)) == 7, what="the copy to know what is announced")
     assert everything(copy.port) == everything(relay.port)
 
 
@@ -197,9 +198,9 @@ def token_client(relay: GuardedRelay, name: str) -> SchemaRegistryClient:
 def test_a_narrow_token_sees_its_own_subjects_and_is_refused_the_others_by_name(guarded):
     with token_client(guarded, "all") as client:
         items = client.get_latest_version(f"{ITEMS}-value").schema_id
-        assert len(client.get_subjects()) == 6
+        assert len(client.get_subjects()) == 8
     with token_client(guarded, "narrow") as client:
-        assert client.get_subjects() == [f"{ORDERS}-key", f"{ORDERS}-value"]
+        assert client.get_subjects() == [f"{ORDERS}-key", f"{ORDERS}-value", *ENDS]
         assert client.get_schema(client.get_latest_version(f"{ORDERS}-value").schema_id)
         for ask in (lambda: client.get_schema(items), lambda: client.get_versions(f"{ITEMS}-key")):
             with pytest.raises(SchemaRegistryError, match="narrow does not reach") as refused:

@@ -17,6 +17,7 @@ from support import cores
 from support.capturing import CaptureThread, capturing, file_log, source_of
 from support.database import Database, fresh_database
 from support.hostile import make_hostile
+from support.table_topics import records_of_log, registry_reader
 from support.zoo import VALUELESS, Zoo, build_zoo, rows_of
 from support.zoo_check import Rows, problems, types_of
 from support.zoo_log import row_changes_in
@@ -55,6 +56,7 @@ class Captured:
     log: dict[str, Seen]
     expected: Expected
     types: dict[str, dict[str, str]]
+    folder: Path  # of the log
 
 
 @pytest.fixture(scope="module", params=["pure", "native, streamed", "native, caught up"])
@@ -116,7 +118,7 @@ def captured(way: str, zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPa
         seen = log[change.table.removeprefix("cage.")]
         seen.changes.append(change)
         seen.lines.append(line)
-    return Captured(zoo, inserted, updated, log, Expected(zoo.connection), types_of(zoo.connection))
+    return Captured(zoo, inserted, updated, log, Expected(zoo.connection), types_of(zoo.connection), folder)
 
 
 def live(zoo: Zoo) -> tuple[dict[str, Rows], dict[str, Rows]]:
@@ -187,6 +189,36 @@ def test_a_key_of_any_type_names_its_row_and_sorts_as_its_values_do(captured: Ca
         assert sorted(keys) == sorted(keys, key=keys.__getitem__), f"keys of {kind} are out of order"
         check_moves(seen, [change.raw.key for change, _ in inserts])
     assert not found, "\n".join([f"{len(found)} problems", *found[:40]])
+
+
+@pytest.mark.parametrize("way", ["native, caught up"], indirect=True, scope="module")
+def test_confluents_deserializer_reads_every_value_from_table_topics(captured: Captured, tmp_path: Path) -> None:
+    """By schemas that a relay serves: each row as it was inserted, and what compaction would leave is the table."""
+    found, last, inserted = [], dict[str, dict[bytes, Any]](), dict[str, list[Any]]()
+    with registry_reader(tmp_path, captured.folder) as read:
+        for record in records_of_log(captured.folder):
+            table = record.topic.rpartition(".")[2]
+            row = read(record)
+            last.setdefault(table, {})[record.key] = row
+            if dict(record.headers)["walbus.op"] == b"insert":
+                inserted.setdefault(table, []).append(row)
+    for table, rows in captured.inserted.items():
+        types, given = captured.types[table], inserted.get(table, [])
+        left = (
+            {} if table in captured.zoo.key_tables else {n: r for n, r in captured.updated[table].items() if not n % 2}
+        )
+        kept = [row for row in last.get(table, {}).values() if row.value is not None]
+        assert len(given) == len(rows) and len(kept) == len(left), table
+        pairs = [*zip(given, rows.values(), strict=True), *((row, left[row.key["id"]]) for row in kept)]
+        for mine, source in pairs:
+            for name, (text, _) in source.items():
+                wanted = captured.expected.avro(types[name], text)
+                if not identical(mine.value[name], wanted):
+                    found.append(f"{types[name]} in a value: {text!r:.200}")
+                if name in mine.key and not identical(mine.key[name], wanted):
+                    found.append(f"{types[name]} in a key: {text!r:.200}")
+    assert not found, "\n".join([f"{len(found)} problems", *found[:40]])
+    assert sum(map(len, inserted.values())) > 5000
 
 
 def check_moves(seen: Seen, keys: list[bytes | None]) -> None:

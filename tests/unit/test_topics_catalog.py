@@ -80,7 +80,7 @@ def test_another_type_of_the_key_is_another_schema():
 def test_a_table_without_a_key_has_no_subject_for_one():
     keyless = dataclasses.replace(layout(1), columns=(Column("id", 23, "int4", -1, in_key=False),))
     catalog = Catalog(NAMES, [keyless])
-    assert list(catalog.subjects) == [VALUES]
+    assert list(catalog.subjects) == [f"{NAMES.transactions}-key", f"{NAMES.transactions}-value", VALUES]
     with pytest.raises(KeyError):
         catalog.keys_of(1)
 

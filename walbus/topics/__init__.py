@@ -3,6 +3,8 @@
     names     tables to topics, topics to subjects
     forms     layouts to Avro schemas: of keys, of rows
     catalog   the subjects, versions and ids of a log's layouts
+    rows      windows of changes to records
+    ends      what a record of a transaction's end says
 
 The bytes are in the Confluent wire format: a zero byte, the schema's id (4 bytes, big-endian), Avro. docs/kafka.md says
 what a topic holds.
@@ -10,7 +12,8 @@ what a topic holds.
 
 from __future__ import annotations
 
-from walbus.topics.catalog import Catalog, Registered
+from walbus.topics.catalog import Catalog, LogIds, Registered
 from walbus.topics.names import TopicNames
+from walbus.topics.rows import TableTopics, TopicRecord
 
-__all__ = ["Catalog", "Registered", "TopicNames"]
+__all__ = ["Catalog", "LogIds", "Registered", "TableTopics", "TopicNames", "TopicRecord"]

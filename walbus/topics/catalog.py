@@ -3,7 +3,7 @@
 The id of a schema is told by the number of the layout that had it first, so it is the same after a restart, at every
 relay that copies the log, and for whoever writes topics of it, with nothing to store or to agree on:
 
-    id = 8 * layout + kind        kind 0: rows, 1: keys           layout 0: schemas that are of no table
+    id = 8 * layout + kind        kind 0: rows, 1: keys; of layout 0: 1 and 2, keys and values of transactions' ends
 
 A layout whose rows, or keys, have a schema that the topic has already is that version. So a column that comes gives
 the topic's values a new version and its keys none: their bytes, which hold the id, stay as they are.
@@ -18,12 +18,15 @@ from typing import Final
 import msgspec
 
 from walbus.schema import TableSchema
+from walbus.topics.ends import END_KEY, END_VALUE
 from walbus.topics.forms import Json, key_form, row_form
 from walbus.topics.names import TopicNames, key_subject, value_subject
 
 KINDS: Final = 8
 ROWS: Final = 0
 KEYS: Final = 1
+END_KEYS: Final = 1  #: of layout 0, as the next one
+END_VALUES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,9 @@ class Catalog:
         self._by_id: dict[int, Registered] = {}
         self._of_layout: dict[tuple[int, int], Registered] = {}
         self.last = 0
+        ends = names.transactions
+        self._enter(key_subject(ends), (0, END_KEYS), END_KEY, None)
+        self._enter(value_subject(ends), (0, END_VALUES), END_VALUE, None)
         for layout in layouts:
             self.add(layout)
 
@@ -75,23 +81,23 @@ class Catalog:
         if layout.id <= self.last:
             raise ValueError(f"layout {layout.id} comes behind {self.last}")
         self.last = layout.id
-        topic = self._names.of_table(layout.namespace, layout.name)
-        self._enter(value_subject(topic), layout, ROWS, row_form(layout))
+        table = layout.namespace, layout.name
+        topic = self._names.of_table(*table)
+        self._enter(value_subject(topic), (layout.id, ROWS), row_form(layout), table)
         if layout.key_indexes:
-            self._enter(key_subject(topic), layout, KEYS, key_form(layout))
+            self._enter(key_subject(topic), (layout.id, KEYS), key_form(layout), table)
 
-    def _enter(self, subject: str, layout: TableSchema, kind: int, form: Json) -> None:
+    def _enter(self, subject: str, place: tuple[int, int], form: Json, table: tuple[str, str] | None) -> None:
         text = text_of(form)
         known = self._by_text.get((subject, text))
         if known is None:
             versions = self._subjects.setdefault(subject, [])
-            number = layout.id * KINDS + kind
-            table = layout.namespace, layout.name
+            number = place[0] * KINDS + place[1]
             known = Registered(subject, len(versions) + 1, number, text, table)
             versions.append(known)
             self._by_text[subject, text] = known
             self._by_id[number] = known
-        self._of_layout[layout.id, kind] = known
+        self._of_layout[place] = known
 
     @property
     def subjects(self) -> Mapping[str, list[Registered]]:
@@ -113,6 +119,30 @@ class Catalog:
     def keys_of(self, layout: int) -> Registered:
         """The schema of a layout's keys; KeyError for a layout that was not added, or has no key."""
         return self._of_layout[layout, KEYS]
+
+
+class LogIds:
+    """`walbus.topics.rows.SchemaIds` where the relay is the registry.
+
+    Args:
+        catalog: of the log.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def rows(self, layout: TableSchema) -> int:
+        """The id of the schema of a layout's rows; KeyError for one that the catalog lacks."""
+        return self._catalog.rows_of(layout.id).id
+
+    def keys(self, layout: TableSchema) -> int:
+        """The id of the schema of a layout's keys; KeyError likewise."""
+        return self._catalog.keys_of(layout.id).id
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The ids of the schemas of a transaction's end."""
+        return END_KEYS, END_VALUES
 
 
 def text_of(form: Json) -> str:
