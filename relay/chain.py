@@ -50,7 +50,7 @@ from walbus.relay.engine import open_writer
 from walbus.relay.fs import Files, replace_whole
 from walbus.relay.lineage import BEGIN_ANEW, Lineage, read_lineage, write_lineage
 from walbus.relay.manifest import load_manifest
-from walbus.relay.overlap import LastRecords, just_before
+from walbus.relay.overlap import LastRecords, durable_place, just_before
 from walbus.relay.upstream import Origin, Upstream, UpstreamStream
 from walbus.relay.writer import FileLogWriter
 
@@ -233,18 +233,9 @@ class Chain:
             if again := self._last.behind(after):
                 return after, again
             writer.drop_unfinished()
-        after, again = self._durable_place(origin, writer)
+        after, again = durable_place(writer, origin.base.position)
         self._last = LastRecords(again)
         return after, again
-
-    @staticmethod
-    def _durable_place(origin: Origin, writer: FileLogWriter) -> tuple[Position, list[bytes]]:
-        durable = writer.bounds().end
-        before = just_before(durable)
-        if before >= origin.base.position:
-            with suppress(PositionTrimmed):
-                return before, list(writer.records_after(before))
-        return durable, list(writer.records_after(durable)) if durable >= writer.bounds().trimmed else []
 
     def _adopt_layouts(self, upstream: Upstream, writer: FileLogWriter) -> None:
         for schema in upstream.schemas():

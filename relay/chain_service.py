@@ -35,27 +35,41 @@ def serve_chained(  # noqa: PLR0913  # both halves of a process
     Raises:
         As `walbus.relay.chain.Chain.run`, and as `serve`.
     """
-    failures: list[BaseException] = []
     with ExitStack() as closing_them:
         upstreams = [
             closing_them.enter_context(closing(Upstream(url, config.name, credentials))) for url in config.upstream
         ]
         chain = Chain(folder, config, upstreams, stop=stop, status_path=status_dir / "upstream.json")
+        serve_beside(chain.run, stop=stop, serve=serve)
 
-        def copy() -> None:
-            try:
-                chain.run()
-            except BaseException as error:
-                failures.append(error)
-            finally:
-                stop.set()
 
-        thread = threading.Thread(target=copy, name="walbus-chain", daemon=True)
-        thread.start()
+def serve_beside(copy: Callable[[], None], *, stop: threading.Event, serve: Callable[[], None]) -> None:
+    """Runs `copy` in a thread while `serve` runs; either's end ends the other.
+
+    Args:
+        copy: fills the folder that is served, until `stop` is set.
+        stop: ends both.
+        serve: serves it until `stop` is set.
+
+    Raises:
+        As `copy`, and as `serve`.
+    """
+    failures: list[BaseException] = []
+
+    def copying() -> None:
         try:
-            serve()
+            copy()
+        except BaseException as error:
+            failures.append(error)
         finally:
             stop.set()
-            thread.join()
+
+    thread = threading.Thread(target=copying, name="walbus-chain", daemon=True)
+    thread.start()
+    try:
+        serve()
+    finally:
+        stop.set()
+        thread.join()
     if failures:
         raise failures[0]

@@ -18,7 +18,7 @@ from walbus.position import ORIGIN, Position
 from walbus.records import Kind, RecordHeader, read_header
 from walbus.relay.fs import Files
 from walbus.relay.index import Places
-from walbus.relay.scan import is_done, record_length, split_records
+from walbus.relay.scan import is_done, place_of_seq, record_length, split_records
 from walbus.relay.segment import HEADER_SIZE, SegmentHeader, parse_segment_header, segment_path
 from walbus.relay.view import LogView
 
@@ -152,10 +152,7 @@ class FileCursor:
         self._pass_over(place, lambda header: header.last_seq < seq)
         if not self._skipped:
             return self._done
-        header = read_header(self._skipped[0])
-        if seq <= header.first_seq:
-            return self._done
-        return header.first._replace(ordinal=header.first_ordinal + seq - header.first_seq - 1)
+        return place_of_seq(read_header(self._skipped[0]), seq, self._done)
 
     def _while_it_is_held(self, seek: Callable[[LogView], _T]) -> _T:
         """Seeks in the log as it is; once more if retention has dropped meanwhile what the seek was about to open."""

@@ -111,14 +111,10 @@ def _make_folders(folder: Path, files: Files) -> None:
 def _check_source(manifest: Manifest | None, source: SourceIdentity, folder: Path) -> None:
     if manifest is not None and manifest.source != source:
         raise SourceReplaced(
-            f"the log belongs to {_describe(manifest.source)}, and the source is {_describe(source)}",
+            f"the log belongs to {manifest.source}, and the source is {source}",
             where=str(folder),
             mend="point relay.dir to an empty folder, or the source to the database that the log belongs to",
         )
-
-
-def _describe(source: SourceIdentity) -> str:
-    return f"system {source.system_identifier}, database {source.database}, slot {source.slot}"
 
 
 def _open(folder: Path, files: Files, lease: Lease, new: NewLog) -> Opened:

@@ -8,42 +8,42 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Protocol
 
 from walbus.errors import PositionTrimmed
-from walbus.log import Held
+from walbus.log import Bounds, Held, LogCursor
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader, read_header
-from walbus.relay.cursor import FileCursor
-from walbus.relay.fs import Files
-from walbus.relay.index_loader import IndexLoader
-from walbus.relay.view import LogView
 
 _BLOCK = 256 << 10
+
+
+class Seeking(LogCursor, Protocol):
+    """A cursor that can be sent elsewhere."""
+
+    def seek(self, after: Position) -> None:
+        """Stands before the first record that is not done at a "last done" position, as `LogReader.cursor` does."""
 
 
 class TransactionFinder:
     """Finds durable transactions by epoch and commit LSN.
 
     Args:
-        folder: of the log.
-        files: the file operations.
-        view: gives the log as it is now.
+        cursor: makes a cursor on the log's durable records.
+        bounds: of what is durable now.
     """
 
-    def __init__(self, folder: Path, files: Files, view: Callable[[], LogView]) -> None:
-        self._view = view
-        self._folder, self._files = folder, files
-        self._indexes = IndexLoader(folder, files)
+    def __init__(self, cursor: Callable[[], Seeking], bounds: Callable[[], Bounds]) -> None:
+        self._cursor, self._bounds = cursor, bounds
         self._walks: dict[int, _Walk] = {}
 
     def find(self, epoch: int, commit_lsn: int) -> Held | None:
         """The durable transaction at this place."""
-        if Position(epoch, commit_lsn, 0) > self._view().mark.tip.position:
+        if Position(epoch, commit_lsn, 0) > self._bounds().end:
             return None
         walk = self._walks.get(epoch)
         if walk is None:
-            walk = self._walks[epoch] = _Walk(epoch, self._cursor(), self._view)
+            walk = self._walks[epoch] = _Walk(epoch, self._cursor(), self._bounds)
         return walk.find(commit_lsn)
 
     def records_after(self, after: Position) -> Iterator[bytes]:
@@ -56,9 +56,6 @@ class TransactionFinder:
         finally:
             cursor.close()
 
-    def _cursor(self) -> FileCursor:
-        return FileCursor(self._folder, self._files, self._view, self._indexes)
-
     def close(self) -> None:
         """Frees files."""
         for walk in self._walks.values():
@@ -69,10 +66,10 @@ class TransactionFinder:
 class _Walk:
     """A place that moves forward over the ends of one epoch's transactions."""
 
-    def __init__(self, epoch: int, cursor: FileCursor, view: Callable[[], LogView]) -> None:
+    def __init__(self, epoch: int, cursor: Seeking, bounds: Callable[[], Bounds]) -> None:
         self._epoch = epoch
         self._cursor = cursor
-        self._view = view
+        self._bounds = bounds
         self._ends: deque[RecordHeader] = deque()  # behind the place, in order
         self._asked = 1 << 64  # the last commit LSN that was asked for
 
@@ -95,7 +92,7 @@ class _Walk:
     def _seek(self, commit_lsn: int) -> bool:
         self._ends.clear()
         try:
-            self._cursor.seek(max(Position(self._epoch, commit_lsn, 0), self._view().manifest.trimmed))
+            self._cursor.seek(max(Position(self._epoch, commit_lsn, 0), self._bounds().trimmed))
         except PositionTrimmed:
             return False
         return True

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import dropwhile
 
+from walbus.errors import PositionTrimmed
+from walbus.log import LogWriter
 from walbus.position import Position
 from walbus.records import RecordHeader, read_header
 from walbus.relay.scan import is_done
@@ -23,6 +26,21 @@ def just_before(position: Position) -> Position:
     if position.ordinal > 0:
         return position._replace(ordinal=position.ordinal - 1)
     return Position(position.epoch, max(position.commit_lsn - 1, 0), _MAX_ORDINAL if position.commit_lsn else 0)
+
+
+def durable_place(log: LogWriter, base: Position) -> tuple[Position, list[bytes]]:
+    """Where a copy goes on behind its last durable record, and the records from there that it has.
+
+    Args:
+        log: the copy.
+        base: "last done" before the first record of the log that it copies.
+    """
+    durable = log.bounds().end
+    before = just_before(durable)
+    if before >= base:
+        with suppress(PositionTrimmed):
+            return before, list(log.records_after(before))
+    return durable, list(log.records_after(durable)) if durable >= log.bounds().trimmed else []
 
 
 class LastRecords:

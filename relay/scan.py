@@ -50,6 +50,19 @@ def split_records(data: bytes) -> tuple[list[bytes], int]:
     return records, offset
 
 
+def place_of_seq(header: RecordHeader, seq: int, done: Position) -> Position:
+    """The position before the change of a seq ("last done"), in the first record with a change of it or a later one.
+
+    Args:
+        header: of the record.
+        seq: of the change.
+        done: position of the record before it.
+    """
+    if seq <= header.first_seq:
+        return done
+    return header.first._replace(ordinal=header.first_ordinal + seq - header.first_seq - 1)
+
+
 def announced(record: bytes, header: RecordHeader) -> int:
     """The schema id that a SCHEMA record announces; 0 for every other record."""
     if header.kind != Kind.SCHEMA:

@@ -18,6 +18,7 @@ import structlog
 
 from walbus.errors import DamagedRecord, Fenced, LogDiverged, UsageError
 from walbus.relay.fs import Files, passing_name, replace_whole, sync_folder, write_new
+from walbus.relay.layout_numbers import LayoutNumbers
 from walbus.relay.lineage import BEGIN_ANEW
 from walbus.schema import TableSchema
 
@@ -91,7 +92,7 @@ class SchemaFiles:
         return [self.now(schema_id) for schema_id in schema_ids(self._folder)]
 
 
-class SchemaWriter(SchemaFiles):
+class SchemaWriter(LayoutNumbers, SchemaFiles):
     """The writer's registry.
 
     Args:
@@ -101,31 +102,9 @@ class SchemaWriter(SchemaFiles):
     """
 
     def __init__(self, folder: Path, files: Files, announced: int) -> None:
-        super().__init__(folder)
+        SchemaFiles.__init__(self, folder)
         self._files = files
-        self._by_fingerprint: dict[int, list[TableSchema]] = {}
-        for schema in super().all():
-            self._known[schema.id] = schema
-            self._by_fingerprint.setdefault(schema.fingerprint, []).append(schema)
-        self._unannounced = {schema_id for schema_id in self._known if schema_id > announced}
-
-    def all(self) -> list[TableSchema]:
-        """Every version, by number."""
-        return [self._known[schema_id] for schema_id in sorted(self._known)]
-
-    def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
-        """The version with this layout, and whether its SCHEMA record is yet to be written.
-
-        Raises:
-            LogFull: no room for a new version.
-            Fenced: another writer gave this number.
-        """
-        known = self._find(schema)
-        if known is None:
-            return self._add(schema), True
-        new = known.id in self._unannounced
-        self._unannounced.discard(known.id)
-        return known, new
+        LayoutNumbers.__init__(self, SchemaFiles.all(self), announced)
 
     def adopt(self, schema: TableSchema, announced: int) -> None:
         """Takes a version of the log that this one is a copy of, under its number; durable when the call returns.
@@ -141,6 +120,7 @@ class SchemaWriter(SchemaFiles):
         known = self._known.get(schema.id)
         if known is None:
             self._write(schema)
+            self._keep(schema)
         elif not known.same_layout(schema):
             if schema.id > announced:
                 self._give_up(known, schema)
@@ -150,19 +130,6 @@ class SchemaWriter(SchemaFiles):
                 where=str(schema_path(self._folder, schema.id)),
                 mend=BEGIN_ANEW,
             )
-
-    def forget_announcements(self, schema_ids: list[int]) -> None:
-        """These versions' SCHEMA records were dropped with an unfinished transaction."""
-        self._unannounced.update(schema_ids)
-
-    def _find(self, schema: TableSchema) -> TableSchema | None:
-        candidates = self._by_fingerprint.get(schema.fingerprint, [])
-        return next((known for known in candidates if known.same_layout(schema)), None)
-
-    def _add(self, schema: TableSchema) -> TableSchema:
-        version = TableSchema.from_dict({**schema.to_dict(), "id": max(self._known, default=0) + 1})
-        self._write(version)
-        return version
 
     def _give_up(self, known: TableSchema, version: TableSchema) -> None:
         _log.info("log_layout_number_given_anew", schema_id=version.id, was=known.table, now=version.table)
@@ -182,8 +149,3 @@ class SchemaWriter(SchemaFiles):
         finally:
             self._files.unlink(temporary)
         sync_folder(self._files, path.parent)
-        self._keep(version)
-
-    def _keep(self, version: TableSchema) -> None:
-        self._known[version.id] = version
-        self._by_fingerprint.setdefault(version.fingerprint, []).append(version)

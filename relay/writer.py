@@ -24,9 +24,11 @@ from walbus.log import Bounds, Held, Piece, Run
 from walbus.position import Position
 from walbus.records import RecordHeader
 from walbus.relay.control import Mark
+from walbus.relay.cursor import FileCursor
 from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
 from walbus.relay.held import TransactionFinder
 from walbus.relay.index import IndexFile, SegmentIndex
+from walbus.relay.index_loader import IndexLoader
 from walbus.relay.lease import Clock, Lease
 from walbus.relay.manifest import ActiveSegment, Manifest, SealedSegment, write_manifest
 from walbus.relay.recovery import Opened, create_segment
@@ -92,7 +94,8 @@ class FileLogWriter:
         self._sequence = Sequence(start, first_seq, settings.compressor)
         self._broken: str | None = None  # why nothing may be written any more
         self._closed = False
-        self._finder = TransactionFinder(folder, files, self._view)
+        indexes = IndexLoader(folder, files)
+        self._finder = TransactionFinder(lambda: FileCursor(folder, files, self._view, indexes), self.bounds)
 
     @property
     def schemas(self) -> SchemaWriter:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support.database import Database, fresh_database
+from support.kafka_server import Cluster, local_kafka
 from support.model_source import ModelSource
 from support.opensearch_server import (
     ELASTICSEARCH,
@@ -298,6 +299,34 @@ def own_node(kind: Kind = OPENSEARCH) -> Iterator[OpenSearchServer]:
 def opensearch_url(opensearch_server: str) -> str:
     """Address of the session's OpenSearch, emptied."""
     return emptied(opensearch_server)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """Addresses of the session's Kafka: WALBUS_TEST_KAFKA, else a broker of our own. Topics have names of their own."""
+    if addresses := os.environ.get("WALBUS_TEST_KAFKA"):
+        yield addresses
+        return
+    with own_cluster() as cluster:
+        yield cluster.bootstrap
+
+
+@contextmanager
+def own_cluster(brokers: int = 1) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(local_kafka(brokers))
+        except UsageError as error:
+            missing("kafka", f"WALBUS_TEST_KAFKA is not set, and {error}")
+            raise
+        yield cluster
+
+
+@pytest.fixture
+def own_kafka() -> Iterator[Cluster]:
+    """A broker of the test's own, to stop, kill and start again."""
+    with own_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

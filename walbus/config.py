@@ -171,10 +171,26 @@ class ServerConfig(BaseModel):
         return self.url or local_url(self.listen, scheme="http" if self.tls_cert is None else "https")
 
 
+class KafkaConfig(BaseModel):
+    """`[relay.kafka]`: where the log lives with `engine = "kafka"`."""
+
+    model_config = _STRICT
+
+    #: `HOST:PORT` of brokers; the others are learned from them
+    bootstrap_servers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ()
+    #: of the log; default: `walbus.` and the slot
+    topic: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    replication_factor: int | None = Field(None, ge=1)  #: of topics that are made; default: 3, or all brokers
+    max_message_bytes: int = Field(1 << 20, ge=64 << 10)  #: of topics that are made
+    transaction_seconds: float = Field(60.0, ge=10.0, le=900.0)  #: after which an abandoned transaction is aborted
+    options: dict[str, SecretStr] = Field(default_factory=dict)  #: of librdkafka, as `"security.protocol" = "SASL_SSL"`
+
+
 class RelayConfig(ServerConfig):
     """`[relay]`: the log and its server."""
 
-    engine: Literal["file"] = "file"
+    engine: Literal["file", "kafka"] = "file"
+    kafka: KafkaConfig = KafkaConfig()
     dir: Path | None = None  #: default: `relay` in `data_dir`
     listen: Listen = "127.0.0.1:7070"
     segment_bytes: int = Field(64 << 20, ge=64 << 10)
@@ -187,6 +203,18 @@ class RelayConfig(ServerConfig):
     topic_prefix: TopicPrefix = "walbus"  #: what names of table topics, and so subjects of schemas, begin with
     name: RelayName = "relay"  #: what this relay is called by those that it copies from
     required_standbys: Annotated[tuple[RelayName, ...], NoDecode, BeforeValidator(_listed)] = ()  #: their `name`s
+
+    @model_validator(mode="after")
+    def _kafka_is_whole(self) -> Self:
+        if self.engine != "kafka":
+            return self
+        if not self.kafka.bootstrap_servers:
+            raise ValueError('engine = "kafka" needs bootstrap_servers in the section relay.kafka')
+        if self.upstream:
+            raise ValueError('engine = "kafka" reads the log from the cluster: take upstream out')
+        if self.required_standbys:
+            raise ValueError('engine = "kafka" has its copies on the brokers: take required_standbys out')
+        return self
 
 
 class BootstrapConfig(ServerConfig):
@@ -272,6 +300,11 @@ class Settings(BaseSettings):
         if isinstance(relay, Mapping) and relay.get("upstream") and isinstance(source, Mapping):
             return {**values, "source": {"dsn": "", **source}}
         return values
+
+    @property
+    def kafka_topic(self) -> str:
+        """Topic of the log."""
+        return self.relay.kafka.topic or f"walbus.{self.source.slot}"
 
     @property
     def relay_dir(self) -> Path:
@@ -383,6 +416,7 @@ __all__ = [
     "BootstrapConfig",
     "ClientConfig",
     "ConsumerConfig",
+    "KafkaConfig",
     "LogConfig",
     "RelayConfig",
     "ServerConfig",

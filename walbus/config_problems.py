@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "WALBUS_"
 _STEP = "__"
-_SECRET_KEYS = frozenset({"dsn", "password", "token", "relay_token", "secret", "url"})
+_SECRET_KEYS = frozenset({"dsn", "password", "token", "relay_token", "secret", "url", "options"})
 
 #: What to write instead, by the beginning of pydantic's kind of error.
 _MENDS = {

@@ -16,6 +16,7 @@
     │   │   └── UnknownFormat         another version of the format than this Walbus reads
     │   ├── LogMissing            no log in this folder yet: try again
     │   ├── LogFull               the disk has no room: try again, readers go on
+    │   │   └── LogUnreachable        the cluster that holds the log does not answer, or takes no records now
     │   ├── LogBusy               another process writes this log: try again
     │   ├── Fenced                another writer took over
     │   ├── LogDiverged           a copy and the log that it is to follow are not one log
@@ -144,6 +145,10 @@ class LogFull(LogError):
     """The disk under the log has no room; nothing is confirmed until it has."""
 
     directive = Directive.RETRY
+
+
+class LogUnreachable(LogFull):
+    """The cluster that holds the log does not answer, or takes no records now; nothing is confirmed until it does."""
 
 
 class LogBusy(LogError):

@@ -89,6 +89,9 @@ class SourceIdentity:
     database: str
     slot: str
 
+    def __str__(self) -> str:
+        return f"system {self.system_identifier}, database {self.database}, slot {self.slot}"
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support.relay_log import ENGINES, FileEngine
+from support.kafka_log import KafkaEngine
+from support.relay_log import FileEngine
 from support.sinks_under_test import (
     SINKS,
     SinkUnderTest,
@@ -21,10 +22,13 @@ from support.sinks_under_test import (
 from walbus.consumers.sinks import Sink
 
 
-@pytest.fixture(params=sorted(ENGINES))
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileEngine]:
-    """A log's engine in an empty folder."""
-    made = ENGINES[request.param](tmp_path / "log")
+@pytest.fixture(params=["file", "kafka"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileEngine | KafkaEngine]:
+    """A log's engine, without a log yet."""
+    if request.param == "kafka":
+        made: FileEngine | KafkaEngine = KafkaEngine(request.getfixturevalue("kafka"), tmp_path / "log")
+    else:
+        made = FileEngine(tmp_path / "log")
     yield made
     made.close()
 

@@ -12,7 +12,6 @@ import pytest
 from support.relay_log import (
     BASE_TIME,
     SOURCE,
-    FileEngine,
     commits,
     epoch_piece,
     fill,
@@ -77,9 +76,9 @@ def test_a_transaction_is_seen_whole_or_not_at_all(engine):
     assert commits(read_all(reader)) == [16]
 
 
-def test_a_run_is_as_if_its_transactions_had_been_appended_one_by_one(engine, tmp_path):
+def test_a_run_is_as_if_its_transactions_had_been_appended_one_by_one(engine):
     given = [transaction(i * 16, changes=i % 3 + 1, time=BASE_TIME - i) for i in range(1, 40)]
-    single, together = FileEngine(tmp_path / "single"), engine
+    single, together = engine.another(), engine
     single.clock = together.clock = Clock(now=lambda: BASE_TIME / 1e6)  # one clock, or seqs would differ
     writers = [single.open_writer(), together.open_writer()]
     for writer in writers:
@@ -94,9 +93,9 @@ def test_a_run_is_as_if_its_transactions_had_been_appended_one_by_one(engine, tm
     single.close()
 
 
-def test_a_compressed_log_holds_the_same_in_fewer_bytes_and_goes_on_without(engine, tmp_path):
+def test_a_compressed_log_holds_the_same_in_fewer_bytes_and_goes_on_without(engine):
     given = [transaction(i * 16, changes=60 if i % 3 else 1, size=60) for i in range(1, 300)]
-    loose, packed = FileEngine(tmp_path / "loose"), engine
+    loose, packed = engine.another(), engine
     loose.clock = packed.clock = Clock(now=lambda: BASE_TIME / 1e6)
     packed.compression_level = 3
     writers = [loose.open_writer(), packed.open_writer()]
@@ -163,7 +162,7 @@ def test_runs_fill_segments_and_their_index(engine):
         writer.append_run(run_of([transaction(i * 16, size=100) for i in range(first, first + 200)]))
     writer.sync()
     reader = engine.open_reader()
-    assert len(engine.segments()) > 5
+    assert engine.units() > 5
     assert commits(read_all(reader)) == [i * 16 for i in range(1, 4001)]
     assert commits(read_all(reader, Position(1, 2000 * 16, 1))) == [i * 16 for i in range(2001, 4001)]
     assert reader.position_at((BASE_TIME + 3000 * 16) / 1e6) == Position(1, 2999 * 16, 1)
@@ -512,6 +511,6 @@ def test_a_log_belongs_to_one_source(engine):
     assert engine.open_reader().source == SOURCE
 
 
-def test_a_folder_without_a_log_says_so(engine):
+def test_a_place_without_a_log_says_so(engine):
     with pytest.raises(LogMissing):
         engine.open_reader()

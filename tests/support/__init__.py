@@ -24,6 +24,8 @@ Fixtures (tests/conftest.py):
     opensearch_url  URL of the session's OpenSearch, emptied; a JVM with jars from Maven (`support.opensearch_server`).
     elasticsearch_url  the same of an Elasticsearch.
                     `own_opensearch` is one to `.stop()`, `.start()` and kill by `.pid`.
+    kafka           addresses of the session's Apache Kafka, one broker; jars from Maven (`support.kafka_server`).
+                    `own_kafka` is a cluster whose broker may be killed; `local_kafka(brokers=3)` has three.
     free_port       a TCP port of the loopback. `walbus.demo.postgres.free_port()` gives more.
     open_folder     an empty folder that every user can reach; tmp_path is closed to PostgreSQL's user under root.
 

@@ -12,33 +12,18 @@ with local_opensearch() as server:          local_opensearch(kind=ELASTICSEARCH)
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import httpx
 
+from support.maven_jars import Kind, fetched
 from walbus.demo.postgres import free_port
-from walbus.errors import UsageError
-
-#: Where the jars are kept; `make clean` removes it.
-KEPT = Path(__file__).parents[2] / ".services"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Which server: the folder of its sources, its version, and the class of its node."""
-
-    folder: str
-    version: str
-    node: str
-
 
 OPENSEARCH = Kind("opensearch", "2.19.1.0", "OpenSearchNode")
 ELASTICSEARCH = Kind("elasticsearch", "7.17.29", "ElasticsearchNode")
@@ -47,42 +32,6 @@ _HEAP = "512m"
 #: A node that lives for a minute is best compiled in haste, and collected by one thread.
 _JAVA = ("java", f"-Xmx{_HEAP}", "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _START_SECONDS = 60.0
-
-
-def fetched(kind: Kind = OPENSEARCH) -> Path:
-    """The folder of the jars and of the compiled node, fetched now if that was not done before.
-
-    Raises:
-        UsageError: it cannot be had here; says why.
-    """
-    kept, sources = KEPT / kind.folder, Path(__file__).with_name(kind.folder)
-    folder = kept / kind.version
-    if folder.exists():
-        return folder
-    for program, package in (("mvn", "maven"), ("javac", "default-jdk-headless")):
-        if shutil.which(program) is None:
-            raise UsageError(f"there is no {program}", mend=f"apt-get install {package}")
-    kept.mkdir(parents=True, exist_ok=True)
-    with (kept / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=kept, prefix="fetching-") as temporary:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test runs one does it
-        if folder.exists():
-            return folder
-        unfinished = Path(temporary) / "whole"
-        jars = ["mvn", "-q", "-B", "-f", str(sources / "pom.xml"), "dependency:copy-dependencies"]
-        _run([*jars, f"-DoutputDirectory={unfinished}"], f"Maven cannot fetch the jars of {kind.folder}")
-        _run(
-            ["javac", "-cp", f"{unfinished}/*", "-d", str(unfinished), str(sources / f"{kind.node}.java")],
-            "the node does not compile",
-        )
-        unfinished.rename(folder)
-    return folder
-
-
-def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        raise UsageError(f"{what}: {next((line for line in lines if 'ERROR' in line), lines[-1:])}")
 
 
 class OpenSearchServer:

@@ -187,12 +187,16 @@ class FileEngine:
             else:
                 opened.close()
 
+    def units(self) -> int:
+        """Of how many things that retention drops whole the log consists."""
+        return len(self.segments())
+
     def segments(self) -> list[Path]:
         return sorted((self.folder / "segments").glob("*.seg"))
 
-
-#: Every engine of the log, for the contract suites.
-ENGINES = {"file": FileEngine}
+    def another(self) -> FileEngine:
+        """The same engine with a log of its own."""
+        return FileEngine(self.folder.with_name("another"))
 
 
 def fill(writer: LogWriter, count: int, *, first: int = 1, size: int = 20, sync_every: int = 10) -> None:

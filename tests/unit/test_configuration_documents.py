@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from walbus.config import (
     BootstrapConfig,
     ClientConfig,
     ConsumerConfig,
+    KafkaConfig,
     LogConfig,
     RelayConfig,
     Settings,
@@ -36,6 +38,7 @@ EXAMPLE = ROOT / "examples/walbus.toml"
 SECTIONS: dict[str, type[BaseModel]] = {
     "[source]": SourceConfig,
     "[relay]": RelayConfig,
+    "[relay.kafka]": KafkaConfig,
     "[bootstrap]": BootstrapConfig,
     "[client]": ClientConfig,
     "[consumer.NAME]": ConsumerConfig,
@@ -97,4 +100,5 @@ def test_the_commented_lines_of_the_example_are_keys_too(tmp_path: Path) -> None
     load_settings(file)
     for section, model in SECTIONS.items():
         if not section.startswith("[consumer."):
-            assert set(document[section.strip("[]")]) == set(model.model_fields)
+            found = reduce(lambda table, name: table[name], section.strip("[]").split("."), document)
+            assert set(found) == set(model.model_fields)

@@ -9,7 +9,7 @@ from walbus.errors import Directive, WalbusError, directive_of
 
 ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WalbusError)]
 RETRIED = {
-    "SourceUnavailable", "SlotInUse", "LogMissing", "LogFull", "LogBusy", "StoreFull",
+    "SourceUnavailable", "SlotInUse", "LogMissing", "LogFull", "LogUnreachable", "LogBusy", "StoreFull",
     "RelayUnavailable", "CheckpointUnavailable", "SinkUnavailable",
 }  # fmt: skip
 

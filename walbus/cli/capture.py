@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import typer
 
@@ -32,21 +31,11 @@ def capture(settings: Settings, stop: threading.Event) -> None:
         LogError: the log is damaged, of another source, or in use.
     """
     from walbus.capture import CATALOG_FILE, run_capture  # noqa: PLC0415 - a command loads its own room alone
-    from walbus.relay import open_writer  # noqa: PLC0415
-    from walbus.relay.promotion import check_not_a_copy  # noqa: PLC0415
     from walbus.relay.standbys import hold_for  # noqa: PLC0415
 
     relay = settings.relay
     _check_standbys(settings)
-    lineage = check_not_a_copy(settings.relay_dir)
-    writer = open_writer(
-        settings.relay_dir,
-        _identity(settings),
-        segment_bytes=relay.segment_bytes,
-        retention_hours=relay.retention_hours,
-        retention_bytes=relay.retention_bytes,
-        compression_level=relay.compression_level if relay.compression == "zstd" else None,
-    )
+    writer, term = _open_log(settings)
     gc.freeze()  # what was loaded stays until the end: the collector need not look at it, nor take it apart at the exit
     with closing(writer):
         hold_for(settings.relay_dir, relay.required_standbys)
@@ -58,9 +47,31 @@ def capture(settings: Settings, stop: threading.Event) -> None:
             status_path=settings.status_dir / "capture.json",
             catalog_path=settings.relay_dir / CATALOG_FILE,
             differences_dir=settings.differences_dir,
-            term=lineage.term,
+            term=term,
             standbys=_standbys(settings, writer),
         )
+
+
+def _open_log(settings: Settings) -> tuple[LogWriter, int]:
+    """The log that is written, and its term."""
+    from walbus.relay import open_writer  # noqa: PLC0415
+    from walbus.relay.promotion import check_not_a_copy  # noqa: PLC0415
+
+    relay = settings.relay
+    if relay.engine == "kafka":  # where no copy takes over: the log stays where it is
+        from walbus.cli.kafka import open_log  # noqa: PLC0415
+
+        return open_log(settings, _identity(settings)), 1
+    lineage = check_not_a_copy(settings.relay_dir)
+    writer = open_writer(
+        settings.relay_dir,
+        _identity(settings),
+        segment_bytes=relay.segment_bytes,
+        retention_hours=relay.retention_hours,
+        retention_bytes=relay.retention_bytes,
+        compression_level=relay.compression_level if relay.compression == "zstd" else None,
+    )
+    return writer, lineage.term
 
 
 def _check_standbys(settings: Settings) -> None:
@@ -104,18 +115,23 @@ def _identity(settings: Settings) -> SourceIdentity:
     try:
         return identify(settings.source)
     except SourceUnavailable as error:
-        known = _known_identity(settings.relay_dir)
+        known = _known_identity(settings)
         if known is None:
             raise SourceMisconfigured(error.what, where=error.where, mend=error.mend) from None
         return known
 
 
-def _known_identity(folder: Path) -> SourceIdentity | None:
+def _known_identity(settings: Settings) -> SourceIdentity | None:
     """The identity that the log was made for; None if there is no log."""
     from walbus.relay import open_reader  # noqa: PLC0415
 
     try:
-        with closing(open_reader(folder)) as reader:
+        if settings.relay.engine == "kafka":
+            from walbus.cli.kafka import open_log_reader  # noqa: PLC0415
+
+            with closing(open_log_reader(settings)) as kafka_reader:
+                return kafka_reader.source
+        with closing(open_reader(settings.relay_dir)) as reader:
             return reader.source
     except LogMissing:
         return None

@@ -25,6 +25,14 @@ def command(context: typer.Context, config: ConfigFile = None) -> None:
         status_dir=settings.status_dir,
         stop=stop,
     )
+    if settings.relay.engine == "kafka":
+        from walbus.cli.kafka import cluster_of  # noqa: PLC0415
+        from walbus.relay.chain_service import serve_beside  # noqa: PLC0415
+        from walbus.relay.kafka.mirror import KafkaMirror  # noqa: PLC0415
+
+        mirror = KafkaMirror(settings.relay_dir, settings.relay, cluster_of(settings), stop=stop)
+        serve_beside(mirror.run, stop=stop, serve=serve)
+        return
     if not settings.relay.upstream:
         serve()
         return

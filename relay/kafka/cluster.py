@@ -1,0 +1,219 @@
+"""How to reach the cluster: clients with the right settings, and errors in Walbus's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from walbus.errors import ConfigError, LogError, LogMissing, LogUnreachable, WalbusError
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, KafkaError, Producer
+    from confluent_kafka.admin import AdminClient
+
+_C = TypeVar("_C")
+
+_MEND = "see that the brokers run and that relay.kafka.bootstrap_servers names them; it is tried again"
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Where the cluster is, and what the log is called there.
+
+    Attributes:
+        bootstrap: `HOST:PORT,…` of brokers.
+        topic: of the log; the names of the other topics follow from it.
+        options: of librdkafka, for whatever the cluster asks of its clients (`security.protocol`, …).
+        transaction_seconds: after which the cluster aborts a transaction whose writer is gone.
+        answer_seconds: how long an answer is waited for, that to a commit too, before the cluster counts as away.
+        ahead_bytes: what a cursor fetches ahead.
+    """
+
+    bootstrap: str
+    topic: str
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    transaction_seconds: float = 60.0
+    answer_seconds: float = 15.0
+    ahead_bytes: int = 8 << 20
+
+    @property
+    def large(self) -> str:
+        """Topic of large transactions."""
+        return f"{self.topic}.large"
+
+    @property
+    def meta(self) -> str:
+        """Topic of what is known about the log."""
+        return f"{self.topic}.meta"
+
+    @property
+    def transactional_id(self) -> str:
+        """By which a writer is fenced."""
+        return f"{self.topic}.writer"
+
+
+class ClusterClients:
+    """Makes clients of the cluster. What librdkafka says is kept, for the error that follows, and not printed.
+
+    Raises:
+        ConfigError: confluent-kafka is not installed, or librdkafka refuses an option.
+    """
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        try:
+            import confluent_kafka  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise ConfigError(
+                "confluent-kafka is not installed", where="key relay.engine", mend="pip install 'walbus[kafka]'"
+            ) from None
+        self._kafka = confluent_kafka
+        self.settings = settings
+        self._said = ""
+        self._admin: AdminClient | None = None
+
+    @property
+    def admin(self) -> AdminClient:
+        """The administrative client; made when it is first needed."""
+        if self._admin is None:
+            from confluent_kafka.admin import AdminClient  # noqa: PLC0415
+
+            self._admin = self._made(AdminClient, {})
+        return self._admin
+
+    def forget_leaders(self) -> None:
+        """Asks the next question anew: an administrative client goes on asking the leader that it knew."""
+        self._admin = None
+
+    def producer(self, largest: int) -> Producer:
+        """A transactional producer.
+
+        Args:
+            largest: bytes of a batch that the topics take.
+        """
+        milliseconds = int(self.settings.transaction_seconds * 1000)
+        return self._made(
+            self._kafka.Producer,
+            {
+                "transactional.id": self.settings.transactional_id,
+                "transaction.timeout.ms": milliseconds,
+                "acks": "all",
+                "linger.ms": 0,
+                "message.max.bytes": largest,
+                "batch.size": largest,
+                "queue.buffering.max.kbytes": 64 << 10,
+            },
+        )
+
+    def consumer(self, *, fetch_bytes: int | None = None, wait_seconds: float = 0.01) -> Consumer:
+        """A consumer of committed messages that keeps no offsets.
+
+        Args:
+            fetch_bytes: asked for at a time; None: as the settings say.
+            wait_seconds: how long the broker waits for messages at the end.
+        """
+        return self._made(
+            self._kafka.Consumer,
+            {
+                "group.id": f"{self.settings.topic}.readers",  # never joined: partitions are assigned by hand
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "error",
+                "fetch.wait.max.ms": int(wait_seconds * 1000),
+                "fetch.message.max.bytes": min(fetch_bytes or 1 << 20, self.settings.ahead_bytes),
+                "fetch.error.backoff.ms": 50,
+                "fetch.queue.backoff.ms": 5,  # a full queue is looked at again after this
+                "queued.max.messages.kbytes": self.settings.ahead_bytes >> 10,
+            },
+        )
+
+    def member(self, group: str, name: str, session_seconds: float) -> Consumer:
+        """A consumer that is a member of a group under a name."""
+        return self._made(
+            self._kafka.Consumer,
+            {
+                "group.id": group,
+                "client.id": name,
+                "session.timeout.ms": int(session_seconds * 1000),
+                "max.poll.interval.ms": 24 * 3600 * 1000,  # its heartbeats alone say whether the writer lives
+                "heartbeat.interval.ms": int(session_seconds * 1000) // 4,
+                "enable.auto.commit": False,
+            },
+        )
+
+    def _made(self, kind: Callable[[dict[str, Any]], _C], options: dict[str, Any]) -> _C:
+        shared = {
+            "bootstrap.servers": self.settings.bootstrap,
+            "client.id": "walbus",
+            "log_level": 0,
+            "error_cb": self._note,
+            "allow.auto.create.topics": False,
+            "reconnect.backoff.max.ms": 1000,
+            "topic.metadata.refresh.interval.ms": 30_000,
+        }
+        if kind is not self._kafka.Consumer:
+            del shared["allow.auto.create.topics"]
+        try:
+            return kind({**shared, **options, **self.settings.options})
+        except (self._kafka.KafkaException, ValueError, TypeError) as error:
+            what = f"librdkafka refuses the options: {error_of(error)}"
+            raise ConfigError(what, where="section relay.kafka", mend="mend what it names") from None
+
+    def _note(self, error: KafkaError) -> None:
+        self._said = error.str()
+
+    def unreachable(self, what: str) -> LogUnreachable:
+        """The error for something that the cluster did not do in time."""
+        said = f": {self._said}" if self._said else ""
+        return LogUnreachable(f"{what}{said}", where=self.settings.bootstrap, mend=_MEND)
+
+    @contextmanager
+    def asking(self, what: str) -> Iterator[None]:
+        """Turns the errors of a question to the cluster into Walbus's own.
+
+        Args:
+            what: cannot be done, as the beginning of a sentence.
+        """
+        try:
+            yield
+        except self._kafka.KafkaException as error:
+            self.forget_leaders()
+            raise self.told(what, error_of(error)) from error
+
+    def told(self, what: str, error: KafkaError | None) -> WalbusError:
+        """The error for one of Kafka's."""
+        kinds = self._kafka.KafkaError
+        if error is None:
+            return LogError(what, where=self.settings.bootstrap)
+        if error.code() in (kinds.UNKNOWN_TOPIC_OR_PART, kinds._UNKNOWN_TOPIC, kinds._UNKNOWN_PARTITION):
+            return missing(self.settings)
+        refused = {
+            kinds.TOPIC_AUTHORIZATION_FAILED,
+            kinds.CLUSTER_AUTHORIZATION_FAILED,
+            kinds.GROUP_AUTHORIZATION_FAILED,
+            kinds.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+            kinds.SASL_AUTHENTICATION_FAILED,
+            kinds._AUTHENTICATION,
+        }
+        if error.code() in refused:
+            mend = "grant it to the principal of relay.kafka.options (docs/kafka-log.md lists what is needed)"
+            return LogError(f"{what}: {error.str()}", where=self.settings.bootstrap, mend=mend)
+        self._note(error)
+        return self.unreachable(what)
+
+
+def missing(settings: ClusterSettings) -> LogMissing:
+    """The error for a cluster without the log."""
+    where = f"topic {settings.topic} at {settings.bootstrap}"
+    return LogMissing("there is no log yet", where=where, mend="start `walbus capture`, which makes it")
+
+
+def error_of(error: BaseException) -> KafkaError | None:
+    """The error that an exception of confluent-kafka carries."""
+    from confluent_kafka import KafkaError  # noqa: PLC0415
+
+    given = error.args[0] if error.args else None
+    return given if isinstance(given, KafkaError) else None

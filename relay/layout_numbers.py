@@ -1,0 +1,68 @@
+"""The numbers of table layouts, as the log's writer gives them; whatever keeps the layouts.
+
+Equal layouts are one version. A version whose SCHEMA record never became durable (the writer died between the two)
+counts as new once more, so that the record is written again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from walbus.schema import TableSchema
+
+
+class LayoutNumbers(ABC):
+    """The writer's registry, in memory; `_write` makes a version durable.
+
+    Args:
+        known: every version so far.
+        announced: the largest id whose SCHEMA record is durable.
+    """
+
+    def __init__(self, known: Iterable[TableSchema], announced: int) -> None:
+        self._known: dict[int, TableSchema] = {}
+        self._by_fingerprint: dict[int, list[TableSchema]] = {}
+        for schema in known:
+            self._keep(schema)
+        self._unannounced = {schema_id for schema_id in self._known if schema_id > announced}
+
+    @abstractmethod
+    def _write(self, version: TableSchema) -> None:
+        """Makes a new version durable."""
+
+    def all(self) -> list[TableSchema]:
+        """Every version, by number."""
+        return [self._known[schema_id] for schema_id in sorted(self._known)]
+
+    def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
+        """The version with this layout, and whether its SCHEMA record is yet to be written.
+
+        Raises:
+            LogFull: no room for a new version.
+            Fenced: another writer gave this number.
+        """
+        known = self._find(schema)
+        if known is None:
+            return self._add(schema), True
+        new = known.id in self._unannounced
+        self._unannounced.discard(known.id)
+        return known, new
+
+    def forget_announcements(self, schema_ids: list[int]) -> None:
+        """These versions' SCHEMA records were dropped with an unfinished transaction."""
+        self._unannounced.update(schema_ids)
+
+    def _find(self, schema: TableSchema) -> TableSchema | None:
+        candidates = self._by_fingerprint.get(schema.fingerprint, [])
+        return next((known for known in candidates if known.same_layout(schema)), None)
+
+    def _add(self, schema: TableSchema) -> TableSchema:
+        version = TableSchema.from_dict({**schema.to_dict(), "id": max(self._known, default=0) + 1})
+        self._write(version)
+        self._keep(version)
+        return version
+
+    def _keep(self, version: TableSchema) -> None:
+        self._known[version.id] = version
+        self._by_fingerprint.setdefault(version.fingerprint, []).append(version)

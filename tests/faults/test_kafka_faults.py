@@ -1,0 +1,238 @@
+"""Fault 37 and its kin, on a real cluster: brokers and captures are killed; what is committed is whole, once, in order.
+
+The judges read the topics by themselves, with `read_committed`, or compare with what a second slot saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from support.database import Database
+from support.kafka_log import KafkaEngine
+from support.kafka_server import Cluster, local_kafka
+from support.log_view import log_transactions
+from support.oracle import Oracle
+from support.relay_log import commits, piece, transaction
+from support.seed import announced_seed
+from support.waiting import wait_for
+from support.whole_system import WholeSystem, make_marker
+from walbus.demo.load import ShopLoad
+from walbus.errors import LogUnreachable
+from walbus.records import Flag, RecordHeader, check_record
+from walbus.relay.kafka import open_kafka_reader
+from walbus.relay.kafka.cluster import ClusterSettings
+
+_REFERENCE = 1
+
+
+def committed(settings: ClusterSettings) -> list[RecordHeader]:
+    """The headers of all records of the log, by a plain consumer and the page that describes the topics alone."""
+    return [check_record(record) for record in _records(settings)]
+
+
+def _records(settings: ClusterSettings) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    for value, mark in _messages(settings, settings.topic, 0, None):
+        if mark[1] == _REFERENCE:
+            first, end = struct.unpack("<QQ", value)
+            values = [v for v, m in _messages(settings, settings.large, first, end) if m[28:36] == mark[28:36]]
+            yield from _split(b"".join(values))
+            continue
+        parts.append(value)
+        part, of = struct.unpack_from("<II", mark, 4)
+        if part + 1 == of:
+            yield from _split(b"".join(parts))
+            parts = []
+
+
+def _split(data: bytes) -> Iterator[bytes]:
+    offset = 0
+    while offset < len(data):
+        (length,) = struct.unpack_from("<I", data, offset + 4)
+        yield data[offset : offset + length]
+        offset += length
+
+
+def _messages(settings: ClusterSettings, topic: str, first: int, end: int | None) -> Iterator[tuple[bytes, bytes]]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.bootstrap,
+            "group.id": "judge",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "log_level": 0,
+        }
+    )
+    with closing(consumer):
+        consumer.assign([TopicPartition(topic, 0, first)])
+        while True:
+            message = consumer.poll(60)
+            assert message is not None, "the cluster does not answer"
+            if message.error() is not None:
+                assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+                return
+            if end is not None and message.offset() >= end:
+                return
+            yield message.value(), dict(message.headers())["walbus"]
+
+
+def patiently(action: Callable[[], object]) -> None:
+    """Does it as capture does: again, as long as the cluster is away."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            action()
+        except LogUnreachable:
+            assert time.monotonic() < deadline
+        else:
+            return
+
+
+class Writing:
+    """A thread that writes transactions of different sizes until it is told to stop."""
+
+    def __init__(self, engine: KafkaEngine, rng: random.Random) -> None:
+        self.engine, self._rng = engine, rng
+        self.writer = engine.open_writer()
+        self.written: list[int] = []
+        self.error: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._write(len(self.written) * 16 + 16)
+            patiently(self.writer.sync)
+        except BaseException as error:
+            self.error = error
+
+    def _write(self, lsn: int) -> None:
+        if self._rng.random() < 0.05:
+            for first in range(1, 201, 10):
+                flags = (Flag.BEGIN if first == 1 else 0) | (Flag.END if first == 191 else 0)
+                given = piece(lsn, first, 10, flags, size=1000)
+                patiently(lambda given=given: self.writer.append(given))
+        else:
+            patiently(lambda: self.writer.append(transaction(lsn, self._rng.randrange(1, 30))))
+        self.written.append(lsn)
+        if self._rng.random() < 0.3:
+            patiently(self.writer.sync)
+
+    def wait_for_more(self, count: int) -> None:
+        """Until so many more transactions were written."""
+        wanted = len(self.written) + count
+        wait_for(lambda: len(self.written) >= wanted or self.error is not None, 120, what="the writer goes on")
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(180)
+        assert not self._thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+def small(bootstrap: str, folder: Path) -> KafkaEngine:
+    """An engine that meets large transactions and full buffers soon, and notices soon that the cluster is away."""
+    engine = KafkaEngine(bootstrap, folder, block_bytes=8 << 10)
+    engine.large_bytes, engine.kept_bytes = 50_000, 150_000
+    engine.cluster = dataclasses.replace(engine.cluster, answer_seconds=4.0)
+    return engine
+
+
+def test_a_broker_that_is_killed_in_the_midst_of_transactions_loses_and_repeats_nothing(
+    own_kafka: Cluster, tmp_path: Path
+) -> None:
+    rng = random.Random(announced_seed("the kills"))
+    engine = small(own_kafka.bootstrap, tmp_path / "log")
+    writing = Writing(engine, rng)
+    try:
+        for _ in range(3):
+            writing.wait_for_more(rng.randrange(20, 120))
+            own_kafka.brokers[0].kill()
+            own_kafka.brokers[0].start()
+        own_kafka.await_answer()
+        writing.wait_for_more(30)
+    finally:
+        writing.stop()
+    headers = committed(engine.cluster)
+    assert commits(headers) == writing.written
+    assert all(a.last_seq <= b.last_seq for a, b in itertools.pairwise(headers))
+    assert len({h.last_seq for h in headers}) == len(headers)
+    engine.close()
+
+
+@pytest.mark.long
+def test_of_three_brokers_one_may_die_at_any_time(tmp_path: Path) -> None:
+    rng = random.Random(announced_seed("the kills"))
+    with local_kafka(brokers=3) as cluster:
+        engine = small(cluster.bootstrap, tmp_path / "log")
+        writing = Writing(engine, rng)
+        try:
+            for broker in rng.sample(cluster.brokers, 3):
+                writing.wait_for_more(rng.randrange(50, 150))
+                broker.kill()
+                writing.wait_for_more(50)  # goes on with the two that are left
+                broker.start()
+                cluster.await_answer()
+        finally:
+            writing.stop()
+        assert commits(committed(engine.cluster)) == writing.written
+        engine.close()
+
+
+@pytest.fixture
+def shop(database: Database) -> Iterator[ShopLoad]:
+    load = ShopLoad(database.dsn, rate=120, seed=announced_seed("the shop"))
+    load.prepare(300)
+    make_marker(database)
+    yield load
+    load.stop()
+
+
+@pytest.mark.one_version
+def test_killed_rooms_in_front_of_kafka_lose_and_repeat_nothing(
+    database: Database, oracle: Callable[..., Oracle], shop: ShopLoad, own_kafka: Cluster, open_folder: Path
+) -> None:
+    rng = random.Random(announced_seed("the kills"))
+    cluster = ClusterSettings(own_kafka.bootstrap, "shop")
+    sections = {
+        "source": {"slot": f"s_{database.name}"},
+        "relay": {"engine": "kafka"},
+        "relay.kafka": {"bootstrap_servers": own_kafka.bootstrap.split(","), "topic": "shop"},
+    }
+    with WholeSystem(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}, **sections) as system:
+        system.start()
+        system.wait_until_streaming()
+        truth = oracle("walbus")
+        shop.start()
+        for victim in ("capture", "relay", "broker", "capture", "capture"):
+            time.sleep(rng.uniform(0.1, 1.2))  # the moment of a kill is the test's input
+            if victim == "broker":
+                own_kafka.brokers[0].kill()
+                own_kafka.brokers[0].start()
+                own_kafka.await_answer()
+            else:
+                wait_for(lambda victim=victim: system.kill(victim), what=f"{victim} to run and be killed")
+        shop.stop()
+        system.wait_until_at_rest(database)
+        system.check(database, truth)
+        with closing(open_kafka_reader(cluster)) as reader:
+            assert [one for one in log_transactions(reader) if one.xid] == truth.transactions()
+        assert commits(committed(cluster)) == sorted(set(commits(committed(cluster))))
+        assert system.stop() == 0

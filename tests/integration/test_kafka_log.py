@@ -1,0 +1,299 @@
+"""The Kafka engine beyond what every engine of the log promises, on a real broker."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+
+from support.kafka_log import KafkaEngine
+from support.relay_log import (
+    BASE_TIME,
+    SOURCE,
+    commits,
+    fill,
+    piece,
+    read_all,
+    read_records,
+    schema_piece,
+    table_schema,
+    transaction,
+)
+from support.waiting import wait_for
+from walbus.errors import ConfigError, Fenced, LogBusy, LogError, LogUnreachable, PositionTrimmed
+from walbus.position import Position
+from walbus.records import Flag
+from walbus.relay.kafka import open_kafka_writer
+from walbus.relay.kafka.cluster import ClusterSettings
+from walbus.relay.kafka.partition import ends_of
+
+
+@pytest.fixture
+def engine(kafka: str, tmp_path: Path):
+    made = KafkaEngine(kafka, tmp_path / "log")
+    yield made
+    made.close()
+
+
+def administer(engine: KafkaEngine, act: Callable[[AdminClient], dict[Any, Future[Any]]]) -> None:
+    """Does it on the cluster, and waits for it."""
+    client = AdminClient({"bootstrap.servers": engine.cluster.bootstrap, "log_level": 0})
+    for future in act(client).values():
+        future.result()
+
+
+def large_offsets(engine: KafkaEngine, writer):
+    return ends_of(writer._parts.clients, engine.cluster.large)[0]
+
+
+def test_a_record_that_is_larger_than_a_message_comes_back_whole(engine):
+    engine.plan = engine.plan._replace(largest=64 << 10)
+    writer = engine.open_writer()
+    fill(writer, 3)
+    given = piece(64, 1, 3, Flag.BEGIN | Flag.END, size=200_000)
+    writer.append(given)
+    writer.append(transaction(80))
+    writer.sync()
+    reader = engine.open_reader()
+    records = read_records(reader)
+    assert records[3].endswith(given.body)
+    assert commits(read_all(reader)) == [16, 32, 48, 64, 80]
+    assert commits(read_all(reader, Position(1, 48, 2))) == [64, 80]
+
+
+def test_a_transaction_that_outgrows_memory_becomes_part_of_the_log_at_its_end(engine):
+    engine.large_bytes, engine.kept_bytes = 100_000, 300_000
+    writer, reader = engine.open_writer(), engine.open_reader()
+    fill(writer, 2)
+    schema, _ = writer.schemas.register(table_schema())
+    writer.append(piece(48, 1, 10, Flag.BEGIN, size=1000))
+    writer.append(schema_piece(48, 10, schema))
+    for first in range(11, 2001, 10):
+        writer.append(piece(48, first, 10, 0, size=1000))
+        assert writer._sender.bytes + writer._open_bytes < 500_000
+    writer.sync()
+    assert commits(read_all(reader)) == [16, 32]
+    assert large_offsets(engine, writer).stable > 5
+    writer.append(piece(48, 2001, 5, Flag.END))
+    writer.append(transaction(64))
+    writer.sync()
+    headers = read_all(reader)
+    assert commits(headers) == [16, 32, 48, 64]
+    assert [h.count for h in headers if h.commit_lsn == 48 and h.kind == 1] == [10] * 200 + [5]
+    assert all(a.last_seq <= b.last_seq for a, b in itertools.pairwise(headers))
+    assert read_all(reader, Position(1, 48, 1500))[0].first.ordinal == 1501
+    assert commits(read_all(reader, Position(1, 48, 2005))) == [64]
+    engine.kill(writer)
+    again = engine.open_writer()
+    fill(again, 1, first=5)
+    assert commits(read_all(reader)) == [16, 32, 48, 64, 80]
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["its writer dies", "its source begins anew"])
+def test_a_try_at_a_large_transaction_that_came_to_nothing_is_not_in_the_log(engine, dies):
+    engine.large_bytes, engine.kept_bytes = 50_000, 100_000
+    writer = engine.open_writer()
+    for first in range(1, 501, 10):
+        writer.append(piece(16, first, 10, 0 if first > 1 else Flag.BEGIN, size=1000))
+    if dies:
+        engine.kill(writer)
+        writer = engine.open_writer()
+    for first in range(1, 301, 10):
+        flags = (Flag.BEGIN if first == 1 else 0) | (Flag.END if first == 291 else 0)
+        writer.append(piece(16, first, 10, flags, size=500))
+    writer.append(transaction(32))
+    writer.sync()
+    headers = read_all(engine.open_reader())
+    assert commits(headers) == [16, 32]
+    assert sum(h.count for h in headers) == 301
+
+
+def test_trimming_takes_large_transactions_with_their_references(engine):
+    engine.large_bytes, engine.kept_bytes, engine.block_bytes = 50_000, 100_000, 5_000
+    writer = engine.open_writer()
+    for lsn in (16, 32, 48):
+        for first in range(1, 101, 10):
+            flags = (Flag.BEGIN if first == 1 else 0) | (Flag.END if first == 91 else 0)
+            writer.append(piece(lsn, first, 10, flags, size=1000))
+        writer.sync()
+    before = large_offsets(engine, writer)
+    trimmed = writer.trim((BASE_TIME + 33) / 1e6 + 3600)
+    assert trimmed == Position(1, 32, 100)
+    after = large_offsets(engine, writer)
+    assert before.first < after.first < after.stable
+    reader = engine.open_reader()
+    assert commits(read_all(reader, trimmed)) == [48]
+    with pytest.raises(PositionTrimmed):
+        reader.cursor(Position(1, 16, 1))
+
+
+def test_the_log_is_never_cut_within_a_transaction(engine):
+    engine.block_bytes = 5_000
+    writer = engine.open_writer()
+    fill(writer, 1)
+    for first in range(1, 101, 10):
+        flags = (Flag.BEGIN if first == 1 else 0) | (Flag.END if first == 91 else 0)
+        writer.append(piece(32, first, 10, flags, size=400))
+    fill(writer, 1, first=3)
+    engine.kill(writer)
+    engine.retention_bytes = 20_000
+    writer = engine.open_writer()
+    assert writer.bounds().bytes > 40_000
+    assert writer.trim(0) == Position(1, 16, 2)
+    assert commits(read_all(engine.open_reader(), Position(1, 16, 2))) == [32, 48]
+
+
+def test_what_a_bootstrap_on_this_machine_still_reads_is_held(engine):
+    writer = engine.open_writer()
+    fill(writer, 100)
+    (engine.folder / "holds").mkdir(parents=True)
+    hold = engine.folder / "holds" / "bootstrap.json"
+    hold.write_text('{"last_done": "1:0/320:2"}')  # 50 transactions
+    now = (BASE_TIME + 1600) / 1e6 + 7200
+    assert Position(1, 640, 2) <= writer.trim(now) <= Position(1, 800, 2)
+    hold.unlink()
+    assert writer.trim(now) > Position(1, 1300, 2)
+
+
+def test_a_commit_whose_answer_was_lost_is_neither_lost_nor_repeated(engine):
+    writer = engine.open_writer()
+    fill(writer, 3)
+    for lsn, answered in ((64, True), (80, False)):
+        writer._sender._producer = _Faulty(writer._sender._producer, arrives=answered)
+        writer.append(transaction(lsn, 3))
+        with pytest.raises(LogUnreachable):
+            writer.sync()
+        assert writer.bounds().end < Position(1, lsn, 3)
+        assert writer.sync().end == Position(1, lsn, 3)
+    reader = engine.open_reader()
+    writer.append(transaction(96))
+    writer.sync()
+    headers = read_all(reader)
+    assert commits(headers) == [16, 32, 48, 64, 80, 96]
+    assert all(a.last_seq + 1 == b.first_seq for a, b in itertools.pairwise(headers))
+
+
+class _Faulty:
+    """A producer whose commit is not answered, whether it arrives or not."""
+
+    def __init__(self, producer, *, arrives: bool):
+        self._producer, self._arrives = producer, arrives
+
+    def __getattr__(self, name):
+        return getattr(self._producer, name)
+
+    def commit_transaction(self, timeout):
+        if self._arrives:
+            self._producer.commit_transaction(timeout)
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+def test_a_second_writer_is_told_who_writes(engine):
+    engine.open_writer()
+    with pytest.raises(LogBusy, match="walbus-"):
+        engine.open_writer()
+
+
+def test_a_writer_that_was_followed_is_fenced_and_leaves_nothing(engine):
+    old = engine.open_writer()
+    fill(old, 3)
+    old.append(transaction(64, 3))
+    old._parts.lock.release()  # as the broker does for one that stands still
+    new = engine.open_writer()
+    new.append(transaction(64, 1))
+    new.sync()
+    with pytest.raises(Fenced, match="took the log over"):
+        old.sync()
+    with pytest.raises(LogError, match="cannot be written any more"):
+        old.append(transaction(96))
+    old.close()
+    fill(new, 1, first=5)
+    assert commits(read_all(engine.open_reader())) == [16, 32, 48, 64, 80]
+    assert [h.count for h in read_all(engine.open_reader())] == [2, 2, 2, 1, 2]
+
+
+def test_an_idle_writer_that_was_followed_finds_out(engine):
+    old = engine.open_writer()
+    old._parts.lock.release()
+    engine.open_writer()
+
+    def is_fenced() -> bool:
+        try:
+            old.sync()
+        except Fenced:
+            return True
+        return False
+
+    wait_for(is_fenced, 60, what="the idle writer to be told")
+
+
+@pytest.mark.parametrize(
+    ("topic", "name", "value", "why"),
+    [
+        ("", "retention.ms", "604800000", "relay.retention_hours"),
+        ("", "cleanup.policy", "compact", "compaction would drop changes"),
+        (".large", "message.timestamp.type", "CreateTime", "a clock"),
+        (".meta", "cleanup.policy", "delete", "layouts would be dropped"),
+        ("", "min.insync.replicas", "2", "1 of its 1 brokers"),
+        ("", "unclean.leader.election.enable", "true", "what was confirmed would be gone"),
+    ],
+)
+def test_a_topic_with_other_settings_is_refused_with_the_command_that_mends_it(engine, topic, name, value, why):
+    engine.open_writer().close()
+    named = f"{engine.cluster.topic}{topic}"
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, named, incremental_configs=[entry])
+    administer(engine, lambda client: client.incremental_alter_configs([resource]))
+    mend = f"--entity-name {named} --add-config {name}="
+
+    def is_refused() -> bool:
+        try:
+            engine.open_writer().close()
+        except LogError as error:
+            return mend in str(error) and why in str(error)
+        return False
+
+    wait_for(is_refused, 60, what="the setting to be seen")
+    with pytest.raises(LogError, match=name):
+        engine.open_reader()
+
+
+def test_a_topic_of_several_partitions_is_refused(engine):
+    administer(engine, lambda client: client.create_topics([NewTopic(engine.cluster.topic, 3, 1)]))
+    with pytest.raises(LogError, match="3 partitions"):
+        engine.open_writer()
+
+
+def test_a_topic_that_was_deleted_is_not_taken_for_an_empty_log(engine):
+    writer = engine.open_writer()
+    fill(writer, 3)
+    writer.close()
+    administer(engine, lambda client: client.delete_topics([engine.cluster.topic]))
+
+    def is_refused() -> bool:
+        try:
+            engine.open_writer().close()
+        except LogError as error:
+            return "was deleted and made again" in str(error)
+        return False
+
+    wait_for(is_refused, 60, what="the new topic to be known for another one")
+
+
+def test_a_cluster_that_is_away_is_told(free_port, tmp_path):
+    cluster = ClusterSettings(f"127.0.0.1:{free_port}", "walbus", answer_seconds=1.0)
+    with pytest.raises(LogUnreachable, match=f"127.0.0.1:{free_port}"):
+        open_kafka_writer(cluster, SOURCE, folder=tmp_path, retention_hours=1, retention_bytes=None)
+
+
+def test_options_that_librdkafka_does_not_know_are_refused(tmp_path, kafka):
+    engine = KafkaEngine(kafka, tmp_path)
+    engine.cluster = ClusterSettings(kafka, "walbus", {"no.such.option": "1"})
+    with pytest.raises(ConfigError, match=r"no\.such\.option"):
+        engine.open_writer()
