@@ -153,6 +153,15 @@ def test_a_consumer_goes_on_from_any_checkpoint_within_a_run(steps: list[Step], 
     assert seqs == {seq for seq in wanted if seq > last.window.last_seq}, "what is behind it, and nothing else"
 
 
+def test_a_transaction_is_taken_from_its_middle_where_a_place_is_there() -> None:
+    source = log_of([("small", 3)] * 2)
+    middle = replace(BEGIN, point=Point(Position(1, source.records[0][0].commit_lsn, 2), 0))  # a place has no seq
+    taken_together = read(source, "together", ONE_PORTION, (), checkpoint=middle)
+    assert taken_together == read(source, "alone", ONE_PORTION, (), checkpoint=middle)
+    seqs = [change.seq for one in taken_together if isinstance(one, Deliver) for change in one.window]
+    assert seqs == [3, 4, 5, 6, 7, 8, 9, 10]
+
+
 def test_small_transactions_that_came_together_are_one_run() -> None:
     source = log_of([("small", 1)] * 5 + [("large", 1)] + [("small", 1)] * 3)
     relay = PortionedRelay(source, ONE_PORTION)
