@@ -39,7 +39,9 @@ ONE_PORTION = [1 << 20]
 Step = tuple[str, int]
 _steps = st.lists(
     st.tuples(
-        st.sampled_from(["small"] * 6 + ["large", "progress", "asked", "layout", "new", "lose", "net", "nothing"]),
+        st.sampled_from(
+            ["small"] * 6 + ["large", "cut", "progress", "asked", "layout", "new", "lose", "net", "nothing"]
+        ),
         st.integers(1, 3),
     ),
     min_size=1,
@@ -61,6 +63,9 @@ def log_of(steps: Sequence[Step]) -> ModelSource:
                     source.records[-1] = with_flags(source, Flag.NET)
             case "large":
                 source.commit([insert(ITEMS, next(ids)) for _ in range(count + 1)], pieces=2)
+            case "cut":  # a filter left out its last piece
+                source.commit([insert(ITEMS, next(ids)) for _ in range(2)], pieces=2)
+                del source.records[-1]
             case "progress":
                 source.progress()
             case "asked":
