@@ -16,7 +16,7 @@ The consumer finds that it was swapped when it writes next, and goes on behind t
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -85,32 +85,37 @@ def rebuild(  # noqa: PLR0913  (those of `run_consumer`)
         SinkRefused: the sink is of another mapping, has what a copy would not have, or takes a row or a table not.
         PositionUnknown: the log does not continue the one that the copy was made on.
     """
-    place, options, narrowing = _place_of(name, config, folder)
+    place, options, narrowing = _place_of(name, config, folder, stop.is_set)
     mapper = load_mapper(config.table, place)
     where = f"consumer {place.consumer}"
     if config.start != "snapshot":
         what = f"the consumer begins at {config.start}, so its sink need not have all rows"
         raise UsageError(what, where=f"key consumer.{name}.start", mend="rebuild one that starts with a snapshot")
-    with ExitStack() as stack:
-        copies = stack.enter_context(closing(open_copies(config.sink, options, place)))
-        remembered = RememberedMapping(place.folder, config.table, place.consumer)
-        before = copies.live()  # the sink itself is its consumer's to open: that puts right what it finds half done
-        if before is None:
-            raise UsageError("the sink has no rows yet", where=where, mend=f"start `walbus consume {name}`")
-        remembered.check(begun=True)
-        if copies.kept():
-            what = "what the last rebuild replaced is there yet"
-            raise UsageError(what, where=where, mend=f"`walbus rebuild {name} --drop-old` drops it")
-        clock = Clock(pause=stop.wait)
-        peers = [stack.enter_context(closing(RelayPeer(HttpPeer(url, credentials)))) for url in listed(relay_url)]
-        relays = Relays(peers)
-        _require_served(relays, before, place)
-        copy = stack.enter_context(closing(copies.beside()))
-        called = f"{place.consumer[:_LONGEST_NAME]}.rebuild"
-        reporter = stack.enter_context(Reporter(Reported(called, place.tables, config.sink), relays, clock))
-        subscribed = Subscribed(called, place.tables, "snapshot", None, config.delta_above or None, narrowing)
-        mapped = MappedSink(copy, mapper, remembered)
-        return Rebuilding(name, subscribed, relays, reporter, copies, copy, mapped, clock, stop).run()
+    try:
+        with ExitStack() as stack:
+            copies = stack.enter_context(closing(open_copies(config.sink, options, place)))
+            remembered = RememberedMapping(place.folder, config.table, place.consumer)
+            before = copies.live()  # the sink itself is its consumer's to open: that puts right what it finds half done
+            if before is None:
+                raise UsageError("the sink has no rows yet", where=where, mend=f"start `walbus consume {name}`")
+            remembered.check(begun=True)
+            if copies.kept():
+                what = "what the last rebuild replaced is there yet"
+                raise UsageError(what, where=where, mend=f"`walbus rebuild {name} --drop-old` drops it")
+            clock = Clock(pause=stop.wait)
+            peers = [stack.enter_context(closing(RelayPeer(HttpPeer(url, credentials)))) for url in listed(relay_url)]
+            relays = Relays(peers)
+            _require_served(relays, before, place)
+            copy = stack.enter_context(closing(copies.beside()))
+            called = f"{place.consumer[:_LONGEST_NAME]}.rebuild"
+            reporter = stack.enter_context(Reporter(Reported(called, place.tables, config.sink), relays, clock))
+            subscribed = Subscribed(called, place.tables, "snapshot", None, config.delta_above or None, narrowing)
+            mapped = MappedSink(copy, mapper, remembered)
+            return Rebuilding(name, subscribed, relays, reporter, copies, copy, mapped, clock, stop).run()
+    except SinkUnavailable:
+        if not stop.is_set():
+            raise
+        return None  # it waited for others, and gave up
 
 
 def discard(name: str, config: ConsumerConfig, folder: Path) -> bool:
@@ -133,7 +138,9 @@ def drop_kept(name: str, config: ConsumerConfig, folder: Path) -> bool:
         return copies.drop_kept()
 
 
-def _place_of(name: str, config: ConsumerConfig, folder: Path) -> tuple[SinkPlace, dict[str, object], Narrowing]:
+def _place_of(
+    name: str, config: ConsumerConfig, folder: Path, stopping: Callable[[], bool] = lambda: False
+) -> tuple[SinkPlace, dict[str, object], Narrowing]:
     if config.parts is not None:
         what = "a group's parts are in their holders' hands, and would have to be swapped all at once"
         mend = (
@@ -144,7 +151,7 @@ def _place_of(name: str, config: ConsumerConfig, folder: Path) -> tuple[SinkPlac
     narrowing = Narrowing(config.partition)
     called = part_name(name, narrowing.partition)
     own_folder = folder.with_name(part_name(folder.name, narrowing.partition))
-    place = SinkPlace(called, own_folder, check_patterns(config.tables))
+    place = SinkPlace(called, own_folder, check_patterns(config.tables), stopping=stopping)
     return place, own_place(config.sink, config.options, narrowing.partition, name), narrowing
 
 

@@ -74,7 +74,7 @@ class OpenSearchSink:
         self._refreshes = options.refresh == "commit"
         self._server = OpenSearchServer(options.access(place))
         self._rows = GatheredRows(self._server)
-        self._swaps = Swaps(self._server, options.state_index, place.consumer)
+        self._swaps = Swaps(self._server, options.state_index, place.consumer, place.stopping)
         self._state = ConsumerState(self._server, options.state_index, self._swaps, beside=side != LIVE)
         changing = self._state.require_unheld
         self._indices = TableIndices(self._server, place.consumer, options.choice(), self._rows, side, changing)

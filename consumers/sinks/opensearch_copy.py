@@ -85,12 +85,12 @@ class LiveSide:
     Args:
         server: that has them.
         options: the sink's.
-        consumer: its name.
+        place: whose they are.
     """
 
-    def __init__(self, server: OpenSearchServer, options: OpenSearchOptions, consumer: str) -> None:
-        self.swaps = Swaps(server, options.state_index, consumer)
-        self._server, self._consumer = server, consumer
+    def __init__(self, server: OpenSearchServer, options: OpenSearchOptions, place: SinkPlace) -> None:
+        self.swaps = Swaps(server, options.state_index, place.consumer, place.stopping)
+        self._server, self._consumer = server, place.consumer
         self._state_index, self._choice = options.state_index, options.choice()
 
     def checkpoint(self) -> Checkpoint | None:
@@ -179,7 +179,7 @@ class OpenSearchCopy(OpenSearchSink):
     def __init__(self, options: OpenSearchOptions, place: SinkPlace) -> None:
         super().__init__(options, place, NEW)
         self._is_hidden = bool(options.settings.get("index.hidden"))
-        self._live = LiveSide(self._server, options, place.consumer)
+        self._live = LiveSide(self._server, options, place)
         self._held: list[LiveIndex] | None = None  # whose writer is kept waiting
 
     def checkpoint(self) -> Checkpoint | None:
@@ -268,7 +268,7 @@ class OpenSearchCopies:
     def __init__(self, options: OpenSearchOptions, place: SinkPlace) -> None:
         self._options, self._place = options, place
         self._server = OpenSearchServer(options.access(place))
-        self._live = LiveSide(self._server, options, place.consumer)
+        self._live = LiveSide(self._server, options, place)
 
     @classmethod
     def copies(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:

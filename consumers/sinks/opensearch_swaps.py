@@ -17,6 +17,7 @@ until it is gone; one that stands longer than any swap takes is ended, and the a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 from uuid import uuid4
@@ -50,10 +51,12 @@ class Swaps:
         server: that has them.
         state_index: the index for checkpoints.
         consumer: its name.
+        stopping: whether who waits for another's swap is to give up.
     """
 
-    def __init__(self, server: OpenSearchServer, state_index: str, consumer: str) -> None:
+    def __init__(self, server: OpenSearchServer, state_index: str, consumer: str, stopping: Callable[[], bool]) -> None:
         self._server, self._state_index, self._consumer = server, state_index, consumer
+        self._stopping = stopping
         self._holds = f"{state_index}%hold-{index_text(consumer)}~"
         self._hold = f"{self._holds}{uuid4().hex[:16]}"
         self._mark = f"{index_text(state_index)}%swaps-{index_text(consumer)}~"
@@ -137,6 +140,8 @@ class Swaps:
             left = self._own() or {hold: meta for hold, meta in found.items() if now - met[hold] > HELD_AT_MOST}
             if left:
                 self._give_back(left)
+            elif self._stopping():
+                raise SinkUnavailable("a rebuilt copy is about to take the sink's place", where=self._server.where)
             else:
                 time.sleep(_LOOK_SECONDS)
 

@@ -130,7 +130,7 @@ class PostgresCopies:
 
     def __init__(self, options: PostgresOptions, place: SinkPlace) -> None:
         self._options, self._place = options, place
-        self._session = PostgresSession(options.dsn, place.consumer, options.statement_seconds)
+        self._session = PostgresSession(options.dsn, place.consumer, options.statement_seconds, place.stopping)
 
     @classmethod
     def copies(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
