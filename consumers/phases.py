@@ -219,16 +219,20 @@ def with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
 
 def advanced(state: CatchingUp | Following, point: Point) -> CatchingUp | Following:
     """The log is dealt with up to a point; catching up ends where the newest state that was read has been passed."""
-    rest = state.unread, state.layouts, state.rows, state.asked, state.part
-    # Not by `dataclasses.replace`, which takes as long as all else that the machine does for a small transaction.
     if isinstance(state, CatchingUp) and point.last_done < state.until:
+        rest = state.unread, state.layouts, state.rows, state.asked, state.part
         return CatchingUp(state.log_id, state.marks, point, state.until, *rest)
-    return Following(state.log_id, state.marks, point, *rest)
+    return _following(state, point)
 
 
-def behind_window(state: CatchingUp | Following, window: Window) -> CatchingUp | Following:
+def behind_window(state: Following, window: Window) -> Following:
     """The log is dealt with up to the end of a window that is a whole transaction."""
-    return advanced(state, Point(window.last, window.last_seq))
+    return _following(state, Point(window.last, window.last_seq))
+
+
+def _following(state: CatchingUp | Following, point: Point) -> Following:
+    # Not by `dataclasses.replace`, which takes as long as all else that the machine does for a small transaction.
+    return Following(state.log_id, state.marks, point, state.unread, state.layouts, state.rows, state.asked, state.part)
 
 
 def highest_of(before: Checkpoint | None) -> Point | None:

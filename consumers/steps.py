@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from walbus.consumers.checkpoint import CatchingUp, Checkpoint, Following, Lacking, Marks, Point
+from walbus.consumers.checkpoint import Checkpoint, Following, Lacking, Marks, Point
 from walbus.events import Change, Window
 from walbus.position import Position
 from walbus.records import RecordHeader
@@ -267,7 +267,7 @@ class DeliverRun:
 
     windows: Sequence[Window]
     marks: Marks
-    checkpoint: CatchingUp | Following
+    checkpoint: Following
 
 
 @dataclass(frozen=True, slots=True)

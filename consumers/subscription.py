@@ -417,7 +417,9 @@ class Subscription:
     def _commit_in_run(self, delivery: Delivery) -> None:
         """A delivery was committed whose checkpoint was not made with it: most are never committed by themselves."""
         run = delivery._checkpoint
-        self._commit_at(delivery._number, behind_window(run, delivery.window) if isinstance(run, Following) else run)
+        if not isinstance(run, Following):  # behind the run's last window, it would tell too much of this one
+            raise TypeError(f"a run ends at a checkpoint of {type(run).__name__}")
+        self._commit_at(delivery._number, behind_window(run, delivery.window))
 
     def _commit_at(self, number: int, checkpoint: Checkpoint | None) -> None:
         if number > self._committed and checkpoint is not None:
