@@ -222,7 +222,7 @@ def test_a_hold_is_its_takers_own_and_stands_alone(
     monkeypatch.setattr(opensearch_swaps, "HELD_AT_MOST", 0.2)
     filled(relay, under_test, source)
     with closing(search_server(under_test)) as asked:
-        first, second, third = (Swaps(asked, "walbus-consumers", "test") for _ in range(3))
+        first, second, third = (Swaps(asked, "walbus-consumers", "test", lambda: False) for _ in range(3))
         first.take({FIRST: WRITER})
         with pytest.raises(SinkUnavailable, match="another `walbus rebuild`"):
             second.take({FIRST: WRITER})
@@ -242,7 +242,7 @@ def test_a_hold_is_its_takers_own_and_stands_alone(
 
 def test_of_many_that_take_the_hold_at_once_one_has_it_at_most(under_test: SinkUnderTest) -> None:
     with closing(search_server(under_test)) as asked:
-        takers = [Swaps(asked, "walbus-consumers", "test") for _ in range(6)]
+        takers = [Swaps(asked, "walbus-consumers", "test", lambda: False) for _ in range(6)]
 
         def took(swaps: Swaps) -> bool:
             try:
@@ -266,7 +266,7 @@ def test_what_a_hold_gives_back_is_nothing_that_was_replaced_meanwhile(
     filled(relay, under_test, source)
     rebuilt(relay, under_test)
     with closing(search_server(under_test)) as asked:
-        late = Swaps(asked, "walbus-consumers", "test")
+        late = Swaps(asked, "walbus-consumers", "test", lambda: False)
         late.take({FIRST: WRITER})
         late.release()
     assert server.aliases(FIRST) == {f"{ITEMS}%old": {"is_hidden": True}}
