@@ -198,6 +198,7 @@ class Transactions:
         """Brings the transaction that is in doubt to its end; whether it was committed."""
         self.check()
         self.begin()
+        self.check()  # whoever took over in between is fenced now, and begins anew: it has read where the log ends
         if not self.doubtful:
             return False
         committed = self._is_last()

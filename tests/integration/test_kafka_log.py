@@ -32,6 +32,7 @@ from walbus.records import Flag
 from walbus.relay.kafka import open_kafka_writer
 from walbus.relay.kafka.cluster import ClusterSettings
 from walbus.relay.kafka.partition import ends_of
+from walbus.relay.kafka.writer import KafkaLogWriter
 
 
 @pytest.fixture
@@ -216,6 +217,36 @@ def test_a_writer_that_was_followed_is_fenced_and_leaves_nothing(engine):
     fill(new, 1, first=5)
     assert commits(read_all(engine.open_reader())) == [16, 32, 48, 64, 80]
     assert [h.count for h in read_all(engine.open_reader())] == [2, 2, 2, 1, 2]
+
+
+def test_a_writer_that_is_followed_between_a_look_and_its_beginning_anew_is_fenced_all_the_same(engine, monkeypatch):
+    old = engine.open_writer()
+    fill(old, 3)
+    old.append(transaction(64, 3))
+    old._sender._give_up_producer()  # as after any error
+    begin, followers = old._sender.begin, []
+
+    def followed_first() -> None:
+        old._parts.lock.release()
+        followers.append(engine.open_writer())
+        begin()  # which fences the new one
+
+    monkeypatch.setattr(old._sender, "begin", followed_first)
+    with pytest.raises(Fenced, match="took the log over"):
+        old.sync()
+    (new,) = followers
+    new.append(transaction(64, 1))
+    wait_for(lambda: synced(new), 60, what="the new writer to begin anew")
+    assert [h.count for h in read_all(engine.open_reader())] == [2, 2, 2, 1]
+
+
+def synced(writer: KafkaLogWriter) -> bool:
+    """Whether it could commit now."""
+    try:
+        writer.sync()
+    except LogUnreachable:
+        return False
+    return True
 
 
 def test_an_idle_writer_that_was_followed_finds_out(engine):
