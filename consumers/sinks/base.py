@@ -270,7 +270,9 @@ class WatchfulSink(Protocol):
     """A sink whose commit may be refused for a row that it cannot name, unless it watches what it is given."""
 
     def watch(self) -> bool:
-        """Has what is accepted from now on be watched until a commit succeeds: one that is refused names a row.
+        """Has the next changes be watched until a commit of some succeeds: one that is refused names a row.
+
+        A checkpoint may be committed before any change comes again, and ends nothing.
 
         Returns: False where that is so already, or would be of no use.
         """

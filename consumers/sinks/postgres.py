@@ -149,7 +149,9 @@ class PostgresSink:
             if self._watched is not None:
                 self._watched.require_kept(self._schema.by_place)
             self._row.commit(text)
-        self._done, self._watched = last_done_of(checkpoint), None
+        self._done = last_done_of(checkpoint)
+        if self._watched is not None and self._watched.has_any:
+            self._watched = None
 
     def watch(self) -> bool:
         """See `WatchfulSink.watch`."""

@@ -65,6 +65,11 @@ class Watched:
         self._took: dict[tuple[int, tuple[str | None, ...]], RefusedRow] = {}  # by table and key
         self._emptied: dict[int, RefusedRow] = {}  # by table
 
+    @property
+    def has_any(self) -> bool:
+        """Whether a change was written."""
+        return bool(self._wrote or self._took or self._emptied)
+
     def note(self, change: Change) -> None:
         """A change is written."""
         raw, row = change.raw, row_of(change)

@@ -423,8 +423,8 @@ def test_folders_that_were_left_by_who_was_killed_are_in_nobodys_way(
     assert shown(under_test) == "index~1"
     with as_before(under_test):
         (tmp_path / "index~1").symlink_to("index~1")  # a folder of before that was to become a link
-        with consumer(relay, under_test):
-            equal(under_test, relay)
+        with consumer(relay, under_test) as running:
+            followed(running, under_test, relay, insert(ITEMS, 300))
     (tmp_path / "index~2").mkdir()  # a copy, before it was an index
     (tmp_path / "index~1~dropped").mkdir()  # what was to be deleted
     (tmp_path / "index~1~dropped" / "meta.json").write_text("{}")

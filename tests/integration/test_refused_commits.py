@@ -13,10 +13,13 @@ from support.database import Database
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.running_consumer import RunningConsumer, consumer
 from support.scripted_relay import ScriptedRelay
+from support.sink_writing import fill, following
 from support.sinks_under_test import SinkUnderTest, postgres_under_test
 from support.waiting import wait_for
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.letter_file import FILE_NAME
+from walbus.consumers.refused_rows import RowRefused
+from walbus.consumers.sinks.base import WatchfulSink
 from walbus.errors import SinkRefused
 
 pytestmark = pytest.mark.one_version
@@ -134,6 +137,33 @@ def test_rows_of_a_snapshot_that_a_deferred_constraint_refuses_are_set_aside(
     with consumer(relay, under_test, **PARKS):
         wait_for(lambda: told(tmp_path) == [(ITEMS, "7")])
         wait_for(lambda: under_test.rows() == without(source, ITEMS, "7"))
+
+
+def test_a_checkpoint_that_is_stored_before_refused_changes_come_again_does_not_end_their_watch(
+    source: ModelSource, under_test: SinkUnderTest, target_database: Database
+) -> None:
+    with closing(under_test.open()) as sink:
+        assert isinstance(sink, WatchfulSink)
+        fill(sink, source)
+        before = following(source)
+        target_database.execute(f"ALTER TABLE public.items ADD CONSTRAINT once UNIQUE (name) {DEFERRED}")
+        source.commit([insert(ITEMS, 7, "1")])
+        with pytest.raises(RowRefused) as unnamed:
+            fill(sink, source, before.point.last_done)
+        assert unnamed.value.row is None
+        assert sink.watch()
+        sink.rollback()
+        assert sink.checkpoint() == before
+        sink.commit(before)
+        with pytest.raises(RowRefused) as named:
+            fill(sink, source, before.point.last_done)
+        assert named.value.row is not None
+        assert named.value.row.seq == source.last_seq
+        sink.rollback()
+        source.commit([update(ITEMS, 7, name="seven", body="b")])
+        fill(sink, source, before.point.last_done)
+        assert sink.watch(), "a commit of changes ended it"
+    assert under_test.rows() == source.rows()
 
 
 def test_a_deferred_trigger_that_names_no_row_stops_the_consumer(
