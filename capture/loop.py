@@ -41,9 +41,9 @@ from walbus.capture.noticed import Noticed
 from walbus.capture.prepared_ends import PreparedEnds
 from walbus.capture.receiving import ROUND_BYTES, Receiving
 from walbus.capture.replication import Walsender
-from walbus.capture.report import Report
+from walbus.capture.report import Report, hindrance
 from walbus.capture.watch import Due
-from walbus.errors import LogFull, SourceUnavailable
+from walbus.errors import LogFull, LogUnreachable, SourceUnavailable
 from walbus.log import LogWriter, Piece, Run, append_to
 from walbus.lsn import format_lsn
 from walbus.records import Flag, Kind
@@ -327,33 +327,34 @@ class StreamLoop:
         if silence > self._silence:
             raise SourceUnavailable(f"nothing was heard from the server for {silence:.0f} s", where="streaming")
 
-    # A full disk.
+    # A log that takes nothing now: its disk is full, or its cluster away.
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Tries until the log has room."""
+        """Tries until the log takes it."""
         try:
             return action()
         except LogFull as full:
-            logger.error("log.full", error=str(full), note="confirming stands still until there is room")
+            logger.error("log.takes_nothing", why=hindrance(full), error=str(full), note="confirming stands still")
         while True:
             try:
                 result = action()
             except LogFull as full:
                 self._wait_for_room(full)
             else:
-                logger.info("log.has_room")
-                self._report.state = "streaming"
+                logger.info("log.takes_records")
+                self._report.state, self._report.error = "streaming", None
                 self._receiving.excuse_silence()
                 return result
 
     def _wait_for_room(self, full: LogFull) -> None:
-        self._report.state = "disk full"
+        self._report.state, self._report.error = hindrance(full), str(full)
         if self._group.since is None:  # what waits is not known to be a commit, but something does
             self._oldest = self._receiving.server_time
             self._group.gather(self._monotonic())
         self._write_report()
-        with suppress(LogFull):  # dropping segments takes a new manifest, which may find no room either
-            self._log.trim(self._clock())
+        if not isinstance(full, LogUnreachable):
+            with suppress(LogFull):  # dropping segments takes a new manifest, which may find no room either
+                self._log.trim(self._clock())
         now = self._monotonic()
         if now - self._said >= self._status_every / 2:
             self._send_status(now)
@@ -372,7 +373,7 @@ class StreamLoop:
         self._leaving = self._leave()
         if now - self._trimmed >= TRIM_SECONDS:
             self._trimmed = now
-            self._assembler.forget(self._log.trim(self._clock()))
+            self._assembler.forget(self._patiently(lambda: self._log.trim(self._clock())))
         self._write_report()
 
     def _write_report(self) -> None:

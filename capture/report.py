@@ -8,11 +8,19 @@ from typing import Literal
 
 from walbus.amounts import human_bytes
 from walbus.capture.retention import RetentionWatch
+from walbus.errors import LogFull, LogUnreachable
 from walbus.lsn import format_lsn
 from walbus.metrics import MetricName
 from walbus.status import StatusFile
 
-State = Literal["connecting", "catching up", "streaming", "disk full", "waiting to reconnect", "stopped"]
+State = Literal[
+    "connecting", "catching up", "streaming", "disk full", "log unreachable", "waiting to reconnect", "stopped"
+]
+
+
+def hindrance(full: LogFull) -> State:
+    """The state of a capture whose log takes nothing now."""
+    return "log unreachable" if isinstance(full, LogUnreachable) else "disk full"
 
 
 class Report:
@@ -89,6 +97,7 @@ class Report:
             "walbus_capture_spooled_bytes": self.spooled_bytes,
             "walbus_capture_standbys_away": len(self.standbys_away),
             "walbus_capture_disk_full": int(self.state == "disk full"),
+            "walbus_capture_log_unreachable": int(self.state == "log unreachable"),
         }
 
     def _retained(self) -> dict[MetricName, object]:

@@ -38,7 +38,7 @@ from walbus.capture.regrouped import LOOKS_AGAIN_SINCE, regrouped
 from walbus.capture.remembered import Remembered
 from walbus.capture.repeats import Repeats
 from walbus.capture.replication import Walsender
-from walbus.capture.report import Report, State
+from walbus.capture.report import Report, State, hindrance
 from walbus.capture.resumption import Resumption
 from walbus.capture.retention import RetentionWatch
 from walbus.capture.sessions import Session, cut_off, open_session, stream_names
@@ -208,7 +208,7 @@ class Capture:
         if reason != self._last_reason:  # one line for each reason, however long it lasts
             logger.warning("capture.interrupted", error=str(error), kind=type(error).__name__)
         self._last_reason = reason
-        self._tell("disk full" if isinstance(error, LogFull) else "waiting to reconnect", str(error))
+        self._tell(hindrance(error) if isinstance(error, LogFull) else "waiting to reconnect", str(error))
         if isinstance(error, LogFull):
             with suppress(LogFull):
                 self._log.trim(self._clock())  # retention goes on, or the disk might stay full for ever

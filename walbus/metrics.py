@@ -24,6 +24,7 @@ MetricName = Literal[
     "walbus_capture_catch_up_steps_total",  # steps read through the SQL interface
     "walbus_capture_standbys_away",  # required standbys that do not report; confirming stands still then
     "walbus_capture_disk_full",  # 1 while the log has no room and confirming stands still
+    "walbus_capture_log_unreachable",  # 1 while the log's cluster does not answer; confirming stands still then too
     # relay
     "walbus_log_bytes",  # bytes of all segments held
     "walbus_log_segments",  # number of segments held

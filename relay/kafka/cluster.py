@@ -86,6 +86,10 @@ class ClusterClients:
         """Asks the next question anew: an administrative client goes on asking the leader that it knew."""
         self._admin = None
 
+    def close(self) -> None:
+        """Frees the administrative client; the other ones are closed by whoever asked for them."""
+        self._admin = None
+
     def producer(self, largest: int) -> Producer:
         """A transactional producer.
 

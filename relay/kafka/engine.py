@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from walbus.compression import Compressor
 from walbus.errors import LogError, LogMissing, SourceReplaced
@@ -23,6 +25,7 @@ from walbus.relay.retention import Retention
 
 LEASE_SECONDS = 10.0  #: after so long a writer that stands still may be followed; brokers allow 6 at least
 _SIGHT_SECONDS = 30.0
+_P = TypeVar("_P", Meta, Transactions, KafkaLogReader)
 
 
 def open_kafka_writer(  # noqa: PLR0913  # the log's settings, and what tests pass in
@@ -63,25 +66,27 @@ def open_kafka_writer(  # noqa: PLR0913  # the log's settings, and what tests pa
         LogUnreachable: the cluster does not answer.
     """
     clock, clients = clock or Clock(), ClusterClients(cluster)
-    topics = Topics(clients)
-    topics.make_missing(plan or TopicPlan())
-    facts = _checked_when_seen(topics)
-    meta = Meta(clients)
-    meta.refresh()
-    if meta.log is not None:
-        _check_log(meta.log, source, facts, cluster)
-    lock = WriterLock(clients, lease_seconds)
-    try:
-        sender = _sender(clients, facts, meta)
+    with ExitStack() as undo:
+        undo.callback(clients.close)
+        topics = Topics(clients)
+        topics.make_missing(plan or TopicPlan())
+        facts = _checked_when_seen(topics)
+        meta = _entered(undo, Meta(clients))
+        meta.refresh()
+        if meta.log is not None:
+            _check_log(meta.log, source, facts, cluster)
+        lock = WriterLock(clients, lease_seconds)
+        undo.callback(lock.release)
+        sender = _entered(undo, _sender(clients, facts, meta))
+        sender.begin()
         log = _begin(clients, sender, meta, source, facts, clock)
-        reader = KafkaLogReader(clients, meta, log)
+        reader = _entered(undo, KafkaLogReader(clients, meta, log))
         trimming = Trimming(clients, Retention(retention_hours, retention_bytes), folder)
         compressor = None if compression_level is None else Compressor(compression_level)
         settings = KafkaWriterSettings(trimming, clock, compressor, block_bytes, large_bytes, kept_bytes)
-        return KafkaLogWriter(WriterParts(clients, lock, sender, reader, facts.largest), settings)
-    except BaseException:
-        lock.release()
-        raise
+        writer = KafkaLogWriter(WriterParts(clients, lock, sender, reader, facts.largest), settings)
+        undo.pop_all()
+        return writer
 
 
 def open_kafka_reader(cluster: ClusterSettings) -> KafkaLogReader:
@@ -93,17 +98,23 @@ def open_kafka_reader(cluster: ClusterSettings) -> KafkaLogReader:
         LogUnreachable: the cluster does not answer.
     """
     clients = ClusterClients(cluster)
-    facts = Topics(clients).check()
-    meta = Meta(clients)
-    try:
+    with ExitStack() as undo:
+        undo.callback(clients.close)
+        facts = Topics(clients).check()
+        meta = _entered(undo, Meta(clients))
         meta.refresh()
         if meta.log is None:
             raise missing(cluster)
         _check_topic(meta.log, facts, cluster)
-        return KafkaLogReader(clients, meta, meta.log)
-    except BaseException:
-        meta.close()
-        raise
+        reader = KafkaLogReader(clients, meta, meta.log)
+        undo.pop_all()
+        return reader
+
+
+def _entered(undo: ExitStack, part: _P) -> _P:
+    """A part that is closed if the opening fails behind it."""
+    undo.callback(part.close)
+    return part
 
 
 def _checked_when_seen(topics: Topics) -> TopicFacts:
@@ -123,9 +134,7 @@ def _sender(clients: ClusterClients, facts: TopicFacts, meta: Meta) -> Transacti
         meta.refresh()
         return meta.writer
 
-    sender = Transactions(clients, facts.largest, secrets.randbits(63), who_writes)
-    sender.begin()
-    return sender
+    return Transactions(clients, facts.largest, secrets.randbits(63), who_writes)
 
 
 def _begin(  # noqa: PLR0913, PLR0917 - what a log is made of

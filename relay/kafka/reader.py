@@ -109,3 +109,4 @@ class KafkaLogReader:
         self._watch.close()
         self._places.close()
         self.meta.close()
+        self._clients.close()

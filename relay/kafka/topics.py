@@ -116,14 +116,14 @@ class Topics:
         from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
         from confluent_kafka.admin import NewTopic  # noqa: PLC0415
 
-        admin, described = self._clients.admin, self._described()
+        described = self._described()
         absent = [name for name in self._names if name not in described]
         if not absent:
             return
         with self._clients.asking("the brokers are not told"):
-            brokers = len(admin.list_topics(timeout=self._clients.settings.answer_seconds).brokers)
+            brokers = len(self._clients.admin.list_topics(timeout=self._clients.settings.answer_seconds).brokers)
         replicas = plan.replicas or min(brokers, 3)
-        made = admin.create_topics(
+        made = self._clients.admin.create_topics(  # no name for it here: a future's error would keep it with this frame
             [NewTopic(name, 1, replicas, config=self._made_with(name, replicas, plan.largest)) for name in absent],
             request_timeout=self._clients.settings.answer_seconds,
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from support.capturing import CaptureThread, source_of
 from support.database import Database
 from support.kafka_log import KafkaEngine
 from support.kafka_server import Cluster, local_kafka
@@ -27,11 +28,13 @@ from support.relay_log import commits, piece, transaction
 from support.seed import announced_seed
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
+from walbus.capture import identify
 from walbus.demo.load import ShopLoad
 from walbus.errors import LogUnreachable
 from walbus.records import Flag, RecordHeader, check_record
 from walbus.relay.kafka import open_kafka_reader
 from walbus.relay.kafka.cluster import ClusterSettings
+from walbus.status import read_status
 
 _REFERENCE = 1
 
@@ -194,6 +197,37 @@ def test_of_three_brokers_one_may_die_at_any_time(tmp_path: Path) -> None:
             writing.stop()
         assert commits(committed(engine.cluster)) == writing.written
         engine.close()
+
+
+@pytest.mark.one_version
+def test_a_capture_whose_cluster_is_away_says_so_and_keeps_its_connection(
+    database: Database, own_kafka: Cluster, tmp_path: Path
+) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    engine, status = KafkaEngine(own_kafka.bootstrap, tmp_path / "log"), tmp_path / "capture.json"
+    engine.cluster = dataclasses.replace(engine.cluster, answer_seconds=2.0)
+    source = source_of(database.dsn)
+
+    def told(name: str) -> object:
+        return (read_status(status) or {}).get(name)
+
+    with closing(engine.open_writer(identify(source))) as log:
+        capture = CaptureThread(source, log, status)
+        capture.streaming()
+        walsender = database.value("SELECT active_pid FROM pg_replication_slots")
+        own_kafka.brokers[0].kill()
+        database.execute("INSERT INTO t VALUES (1)")
+        wait_for(lambda: told("state") == "log unreachable", 60, what="capture tells that the cluster is away")
+        assert own_kafka.bootstrap in str(told("error"))
+        assert (told("walbus_capture_log_unreachable"), told("walbus_capture_disk_full")) == (1, 0)
+        own_kafka.brokers[0].start()
+        own_kafka.await_answer()
+        capture.caught_up()
+        wait_for(lambda: told("state") == "streaming", 60, what="capture tells that it streams")
+        assert (told("error"), told("walbus_capture_log_unreachable")) == (None, 0)
+        assert database.value("SELECT active_pid FROM pg_replication_slots") == walsender
+        capture.stop()
+    engine.close()
 
 
 @pytest.fixture

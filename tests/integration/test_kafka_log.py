@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,7 +27,8 @@ from support.relay_log import (
     transaction,
 )
 from support.waiting import wait_for
-from walbus.errors import ConfigError, Fenced, LogBusy, LogError, LogUnreachable, PositionTrimmed
+from walbus.errors import ConfigError, Fenced, LogBusy, LogError, LogUnreachable, PositionTrimmed, SourceReplaced
+from walbus.log import SourceIdentity
 from walbus.position import Position
 from walbus.records import Flag
 from walbus.relay.kafka import open_kafka_writer
@@ -328,3 +330,51 @@ def test_options_that_librdkafka_does_not_know_are_refused(tmp_path, kafka):
     engine.cluster = ClusterSettings(kafka, "walbus", {"no.such.option": "1"})
     with pytest.raises(ConfigError, match=r"no\.such\.option"):
         engine.open_writer()
+
+
+def held() -> tuple[int, int]:
+    """Threads and descriptors of this process."""
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
+def lets_go(opening: Callable[[], object], kind: type[Exception]) -> None:
+    """Sees that an opening fails, and that its clients are gone while the error is still looked at."""
+    before = held()
+    with pytest.raises(kind) as failed:
+        opening()
+    wait_for(lambda: all(now <= then for now, then in zip(held(), before, strict=True)), 60, what="clients to end")
+    assert failed.value.__traceback__ is not None  # which keeps whatever the opening's frames have
+
+
+def test_an_opening_that_fails_half_way_closes_its_clients(engine, monkeypatch, free_port):
+    engine.open_writer().close()
+    lets_go(lambda: engine.open_writer(SourceIdentity("1", "another", "walbus")), SourceReplaced)
+
+    def fails(*_: object) -> None:
+        raise LogUnreachable("the cluster went away")
+
+    for part in ("Trimming", "KafkaLogWriter", "_begin"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"walbus.relay.kafka.engine.{part}", fails)
+            lets_go(engine.open_writer, LogUnreachable)
+    for part in ("KafkaLogReader", "_check_topic"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"walbus.relay.kafka.engine.{part}", fails)
+            lets_go(engine.open_reader, LogUnreachable)
+    writer = engine.open_writer()  # nothing of those holds the log either
+    lets_go(engine.open_writer, LogBusy)
+    writer.close()
+    engine.cluster = ClusterSettings(f"127.0.0.1:{free_port}", "walbus", answer_seconds=1.0)
+    lets_go(engine.open_writer, LogUnreachable)
+    lets_go(engine.open_reader, LogUnreachable)
+
+
+def test_a_writer_and_a_reader_that_are_closed_leave_nothing_open(engine):
+    engine.open_writer().close()
+    before = held()
+    writer, reader = engine.open_writer(), engine.open_reader()
+    fill(writer, 3)
+    assert commits(read_all(reader)) == [16, 32, 48]
+    writer.close()
+    reader.close()
+    wait_for(lambda: all(now <= then for now, then in zip(held(), before, strict=True)), 60, what="clients to end")
