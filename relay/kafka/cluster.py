@@ -49,6 +49,11 @@ class ClusterSettings:
         return f"{self.topic}.meta"
 
     @property
+    def topics(self) -> tuple[str, str, str]:
+        """All of the log's."""
+        return self.topic, self.large, self.meta
+
+    @property
     def transactional_id(self) -> str:
         """By which a writer is fenced."""
         return f"{self.topic}.writer"

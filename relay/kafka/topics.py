@@ -103,8 +103,7 @@ class Topics:
 
     def __init__(self, clients: ClusterClients) -> None:
         self._clients = clients
-        settings = clients.settings
-        self._names = (settings.topic, settings.large, settings.meta)
+        self._names = clients.settings.topics
 
     def make_missing(self, plan: TopicPlan) -> None:
         """Makes those that are not there.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
+from support.database import Database
 from support.kafka_log import KafkaEngine
 from support.relay_log import (
     BASE_TIME,
@@ -27,6 +28,8 @@ from support.relay_log import (
     transaction,
 )
 from support.waiting import wait_for
+from walbus.cli.capture import capture
+from walbus.config import KafkaConfig, RelayConfig, Settings, SourceConfig
 from walbus.errors import ConfigError, Fenced, LogBusy, LogError, LogUnreachable, PositionTrimmed, SourceReplaced
 from walbus.log import SourceIdentity
 from walbus.position import Position
@@ -334,7 +337,7 @@ def test_options_that_librdkafka_does_not_know_are_refused(tmp_path, kafka):
 
 def held() -> tuple[int, int]:
     """Threads and descriptors of this process."""
-    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
 
 
 def lets_go(opening: Callable[[], object], kind: type[Exception]) -> None:
@@ -378,3 +381,18 @@ def test_a_writer_and_a_reader_that_are_closed_leave_nothing_open(engine):
     writer.close()
     reader.close()
     wait_for(lambda: all(now <= then for now, then in zip(held(), before, strict=True)), 60, what="clients to end")
+
+
+@pytest.mark.one_version
+def test_capture_does_not_begin_where_a_table_has_the_topic_of_the_log(kafka: str, database: Database, tmp_path: Path):
+    slot = f"s_{database.name}"
+    database.execute(f"CREATE SCHEMA {slot}; CREATE TABLE {slot}.meta (id int PRIMARY KEY)")
+    settings = Settings(
+        data_dir=tmp_path,
+        source=SourceConfig(dsn=database.dsn, slot=slot, tables=(f"{slot}.*",)),
+        relay=RelayConfig(engine="kafka", kafka=KafkaConfig(bootstrap_servers=tuple(kafka.split(",")))),
+    )
+    with pytest.raises(ConfigError, match=rf"table {slot}\.meta would be walbus\.{slot}\.meta"):
+        capture(settings, threading.Event())
+    client = AdminClient({"bootstrap.servers": kafka, "log_level": 0})
+    assert f"walbus.{slot}" not in client.list_topics(timeout=60).topics

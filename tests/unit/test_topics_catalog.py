@@ -49,6 +49,15 @@ def test_a_prefix_that_no_topic_can_have_is_refused_by_name(prefix):
         TopicNames(prefix)
 
 
+def test_a_topic_that_the_log_has_is_refused_to_a_table():
+    names = TopicNames("walbus", frozenset({"walbus.shop", "walbus.shop.large"}))
+    assert names.of_table("shop", "orders") == "walbus.shop.orders"
+    with pytest.raises(ConfigError, match=r"table shop\.large would be walbus\.shop\.large.*relay\.kafka\.topic"):
+        names.of_table("shop", "large")
+    with pytest.raises(ConfigError, match="transactions' ends"):
+        TopicNames("walbus", frozenset({"walbus.transactions"}))
+
+
 def test_ids_are_told_by_the_layouts_numbers():
     catalog = Catalog(NAMES, [layout(3), layout(7, "total"), layout(9, table="items")])
     assert [(one.version, one.id) for one in catalog.subjects[VALUES]] == [(1, 24), (2, 56)]

@@ -59,9 +59,11 @@ def _open_log(settings: Settings) -> tuple[LogWriter, int]:
 
     relay = settings.relay
     if relay.engine == "kafka":  # where no copy takes over: the log stays where it is
-        from walbus.cli.kafka import open_log  # noqa: PLC0415
+        from walbus.cli.kafka import check_topics_apart, open_log  # noqa: PLC0415
 
-        return open_log(settings, _identity(settings)), 1
+        identity = _identity(settings)
+        check_topics_apart(settings)
+        return open_log(settings, identity), 1
     lineage = check_not_a_copy(settings.relay_dir)
     writer = open_writer(
         settings.relay_dir,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing, suppress
+
 from walbus.config import Settings
+from walbus.errors import SourceUnavailable
 from walbus.log import LogWriter, SourceIdentity
 from walbus.relay.kafka import open_kafka_reader, open_kafka_writer
 from walbus.relay.kafka.cluster import ClusterSettings
 from walbus.relay.kafka.reader import KafkaLogReader
 from walbus.relay.kafka.topics import TopicPlan
+from walbus.topics import TopicNames
 
 
 def cluster_of(settings: Settings) -> ClusterSettings:
@@ -19,6 +23,30 @@ def cluster_of(settings: Settings) -> ClusterSettings:
         {name: value.get_secret_value() for name, value in kafka.options.items()},
         transaction_seconds=kafka.transaction_seconds,
     )
+
+
+def topic_names(settings: Settings) -> TopicNames:
+    """What table topics are called; a name that the log has for a topic of its own is refused.
+
+    Raises:
+        ConfigError: the topic of transactions' ends would be one of the log's.
+    """
+    return TopicNames(settings.relay.topic_prefix, frozenset(cluster_of(settings).topics))
+
+
+def check_topics_apart(settings: Settings) -> None:
+    """Sees that no captured table has a topic that is one of the log's own; a source that is away is not waited for.
+
+    Raises:
+        ConfigError: one has; names the table and the keys.
+    """
+    from walbus.capture.publication import matched_tables  # noqa: PLC0415 - not every command captures
+    from walbus.capture.sessions import open_session  # noqa: PLC0415
+
+    names = topic_names(settings)
+    with suppress(SourceUnavailable), closing(open_session(settings.source.dsn)) as session:
+        for table in matched_tables(session, settings.source):
+            names.of_table(table.namespace, table.name)
 
 
 def open_log(settings: Settings, source: SourceIdentity) -> LogWriter:

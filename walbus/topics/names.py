@@ -6,7 +6,7 @@
 Kafka's names have letters, digits, `.`, `_` and `-` of ASCII only, and at most 249 of them; PostgreSQL's may have any
 sign. In a schema's or a table's name a sign that is none of these, and `.` and `-` too, becomes `-HEX-`. So a `-`
 never stands for itself, two dots part the three names, and no two tables have one topic. A name that becomes too long
-ends with a digest of the whole.
+ends with a digest of the whole. Names that the cluster has for something else, such as the log itself, are refused.
 """
 
 from __future__ import annotations
@@ -34,19 +34,35 @@ class TopicNames:
 
     Attributes:
         prefix: what all topics of one source begin with.
+        taken: topics of the same cluster that are something else.
 
     Raises:
-        ConfigError: the prefix is none.
+        ConfigError: the prefix is none, or the topic of transactions' ends would be a taken one.
     """
 
     prefix: str
+    taken: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         checked_prefix(self.prefix)
+        self._free(self.transactions, "of transactions' ends")
 
     def of_table(self, namespace: str, name: str) -> str:
-        """The topic of a table, whose names are unquoted."""
-        return f"{self.prefix}.{_part(namespace)}.{_part(name)}"
+        """The topic of a table, whose names are unquoted.
+
+        Raises:
+            ConfigError: it is taken.
+        """
+        return self._free(f"{self.prefix}.{_part(namespace)}.{_part(name)}", f"of table {namespace}.{name}")
+
+    def _free(self, topic: str, whose: str) -> str:
+        if topic in self.taken:
+            raise ConfigError(
+                f"the topic {whose} would be {topic}, which is one of the log's own",
+                where="keys relay.topic_prefix and relay.kafka.topic",
+                mend="give one of the two another value",
+            )
+        return topic
 
     @property
     def transactions(self) -> str:
