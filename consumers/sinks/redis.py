@@ -59,7 +59,6 @@ from walbus.consumers.sinks.redis_rows import (
     ValueTemplate,
     Verb,
 )
-from walbus.consumers.sinks.redis_server import RedisServer
 from walbus.consumers.sinks.redis_store import RedisStore, Shape
 from walbus.consumers.sinks.redis_stored import RedisRows, RowForm
 from walbus.consumers.sinks.taken_names import configured_as, is_parked, parked
@@ -277,6 +276,8 @@ class RedisSink:
     # Changes
 
     def _take(self, change: Change) -> None:
+        if self._options.keys and not self._tells_its_key(change):
+            return
         match change.op:
             case Op.INSERT | Op.UPDATE:
                 self._upsert(change)
@@ -291,6 +292,8 @@ class RedisSink:
     def _load(self, change: Change) -> None:
         """A snapshot's row; it replaces a row that lacks a value whatever its version: the log brings it forward."""
         layout = self._table(change)
+        if self._options.keys and not self._tells_its_key(change):
+            return
         key = self._row_key(change, layout.table, change.raw.key)
         verb: Verb = "f" if (layout.table, key) in self._lacking else "s"
         self._gather(layout.table, Entry(key, verb, change.seq, self._encode(change, layout, {}), _of(change)))
@@ -355,6 +358,10 @@ class RedisSink:
         """Whether a key is of this part: the row that leaves a part is deleted, and known, by that part's own sink."""
         return key is not None and (self._part is None or self._part.has(key))
 
+    def _tells_its_key(self, change: Change) -> bool:
+        """Whether it does; one of before the table had its present key, which comes again, need not."""
+        return change.op == Op.TRUNCATE or self._keys.tells(self._table(change).table, change.schema)
+
     def _row_key(self, change: Change, table: str, key: bytes | None) -> str:
         if key is None:
             raise refused(
@@ -362,7 +369,7 @@ class RedisSink:
                 change,
                 "give the table a primary key, or leave it out of the consumer's tables",
             )
-        row_key = self._keys.row_key(table, key)
+        row_key = self._keys.row_key(table, key, change.schema)
         if self._keys.is_a_sinks_own(row_key):
             raise refused(OWN_KEY[0], change, OWN_KEY[1])
         return row_key
@@ -381,10 +388,10 @@ class RedisSink:
         """Table and key of the rows that these windows' changes leave values out of."""
         for window in windows:
             for change in window.changes if window.kind == Kind.TRANSACTION else ():
-                if change.raw.unchanged and self._keys.knows(change.table):
+                if change.raw.unchanged and self._keys.tells(change.table, change.schema):
                     for key in (change.raw.key, change.raw.old_key):
                         if key is not None and self._has(key):
-                            yield change.table, self._keys.row_key(change.table, key)
+                            yield change.table, self._keys.row_key(change.table, key, change.schema)
 
     # Layouts
 
@@ -430,11 +437,6 @@ class RedisSink:
         self._stored.forget()
 
 
-def server_of(options: RedisOptions, place: SinkPlace) -> RedisServer:
-    """The server that a sink's options name."""
-    return RedisServer(options.url.get_secret_value(), place.consumer, options.pointer or "", place.stopping)
-
-
 def _form_of(options: RedisOptions) -> RowForm:
     if options.format == "string":
         return StringForm({table: ValueTemplate(text) for table, text in options.values.items()})
@@ -445,4 +447,4 @@ def _of(change: Change) -> tuple[int, bytes | None]:
     return change.raw.table, change.raw.key
 
 
-__all__ = ["RedisSink", "server_of"]
+__all__ = ["RedisSink"]

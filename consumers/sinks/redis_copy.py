@@ -28,7 +28,7 @@ import redis
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.sinks.base import SinkPlace
 from walbus.consumers.sinks.copies import SinkSwapped
-from walbus.consumers.sinks.redis import RedisSink, server_of
+from walbus.consumers.sinks.redis import RedisSink
 from walbus.consumers.sinks.redis_generations import Generation, begun, is_begun, rows_of, stamped, unstamped
 from walbus.consumers.sinks.redis_options import RedisOptions
 from walbus.consumers.sinks.redis_scripts import CARRY, DROP, FENCED, NOT_YET, POINTER, SWAP, SWAPPED
@@ -228,7 +228,7 @@ class RedisCopy(RedisSink):
 
     def furnish(self) -> None:
         """See `SinkCopy.furnish`: the rows of tables that the bootstrap has no more are carried over."""
-        server, own = server_of(self._options, self._place), self._committed
+        server, own = _server_of(self._options, self._place), self._committed
         live = RedisSink(self._options, self._tables_wanted, server)
         with closing(live), self._server.errors():
             before = live.checkpoint()
@@ -382,6 +382,11 @@ class RedisCopies:
                 server.drop(record, (key for table in rows.layouts() for key in rows.keys_of(table.table)))
             server.drop(record, server.own_keys())
             server.drop(record, (server.name("checkpoint"), *others) if number else others)
+
+
+def _server_of(options: RedisOptions, place: SinkPlace) -> RedisServer:
+    """The server that a sink's options name."""
+    return RedisServer(options.url.get_secret_value(), place.consumer, options.pointer or "", place.stopping)
 
 
 def _loaded(stored: str, server: RedisServer) -> Checkpoint | None:

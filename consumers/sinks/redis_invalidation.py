@@ -156,16 +156,15 @@ class RedisInvalidation:
         if change.raw.key is None:
             mend = "give the table a primary key, or leave it out of the consumer's tables"
             raise refused("a row has no key to be cached by", change, mend)
-        if self._keys.is_a_sinks_own(self._keys.row_key(table, change.raw.key)):
-            raise refused(OWN_KEY[0], change, OWN_KEY[1])
+        if not self._keys.tells(table, change.schema):
+            return
         changed = change.seq, (change.raw.table, change.raw.key)
-        self._gather(table, change.raw.key, changed)
-        if change.raw.old_key is not None:
-            self._gather(table, change.raw.old_key, changed)
-
-    def _gather(self, table: str, key: bytes, changed: _Changed) -> None:
-        self._gathered.setdefault(table, {})[self._keys.row_key(table, key)] = changed
-        self._count += 1
+        keys = [key for key in (change.raw.key, change.raw.old_key) if key is not None]
+        for number, row_key in enumerate(self._keys.row_key(table, key, change.schema) for key in keys):
+            if not number and self._keys.is_a_sinks_own(row_key):
+                raise refused(OWN_KEY[0], change, OWN_KEY[1])
+            self._gathered.setdefault(table, {})[row_key] = changed
+            self._count += 1
 
     def _fit(self, layout: TableSchema) -> TableSchema:
         """The table's present layout; with another one than before, what is cached of the table is of another form."""

@@ -4,6 +4,9 @@
 names the columns of the table's key, each once, and so a key is one row's. Rows of a table are looked for by what its
 keys begin and end with. So no two tables may have keys that begin and end alike: what is known of them is compared when
 the sink is opened, and each table when it turns up.
+
+A change tells its key's values in the order of the layout that it is of, which need not be the table's present one:
+after a crash, and behind a snapshot, changes of before another layout come again.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Final, TypeAlias
 
+from walbus.consumers.sinks.layout import sources
 from walbus.consumers.sinks.redis_rows import KeyTemplate, escaped, globbed, unescaped
 from walbus.keys import key_texts
 from walbus.schema import TableSchema
@@ -100,7 +104,8 @@ class RowKeys:
     def __init__(self, general: str, own: Mapping[str, str], prefix: str = "") -> None:
         self._general, self._prefix = KeyTemplate(prefix + general), prefix
         self._own = {table: TableKeyTemplate(template, prefix) for table, template in own.items()}
-        self._names: dict[str, tuple[str, ...]] = {}  # by table with its own: the columns of its key, in their order
+        self._known: dict[str, TableSchema] = {}  # by table with its own: its present layout
+        self._names: dict[tuple[str, int], tuple[str, ...]] = {}  # by such a table and a layout: the columns of its key
         for table, other in combinations(self._own, 2):
             if self._alike(table, other):
                 raise ValueError(f"keys of {table} and of {other} begin and end alike, and could be one key")
@@ -108,18 +113,38 @@ class RowKeys:
     def know(self, layout: TableSchema) -> None:
         """A table has this key; told before any row of it."""
         if layout.table in self._own:
-            self._names[layout.table] = _names(layout)
+            self._known[layout.table] = layout
+            self._names = {place: names for place, names in self._names.items() if place[0] != layout.table}
 
     def knows(self, table: str) -> bool:
         """Whether keys of a table's rows can be told."""
-        return table not in self._own or table in self._names
+        return table not in self._own or table in self._known
 
-    def row_key(self, table: str, key: bytes) -> str:
-        """The key of a row."""
+    def tells(self, table: str, layout: TableSchema | None) -> bool:
+        """Whether changes of this layout, or of one before the present one, say where their rows lie now.
+
+        They do not where the table's key was of other columns then; its rows are read again, or told again, since.
+        """
+        own = self._own.get(table) if self._own else None
+        return own is None or (self.knows(table) and set(own.columns) == set(self._names_of(table, layout)))
+
+    def row_key(self, table: str, key: bytes, layout: TableSchema | None = None) -> str:
+        """The key of a row, as a change of this layout, which `tells` it, has it; None: of the present layout."""
         own = self._own.get(table) if self._own else None
         if own is None:
             return self._general.row_key(table, key)
-        return own.row_key(dict(zip(self._names[table], key_texts(key), strict=True)))
+        return own.row_key(dict(zip(self._names_of(table, layout), key_texts(key), strict=True)))
+
+    def _names_of(self, table: str, layout: TableSchema | None) -> tuple[str, ...]:
+        """What the columns of a layout's key are called in the table's present one."""
+        present = self._known[table]
+        layout = layout or present
+        names = self._names.get((table, layout.id))
+        if names is None:
+            called = {index: present.columns[place].name for place, index in enumerate(sources(layout, present))}
+            names = tuple(called.get(index, layout.columns[index].name) for index in layout.key_indexes)
+            self._names[table, layout.id] = names
+        return names
 
     def is_a_sinks_own(self, row_key: str) -> bool:
         """Whether a row's key may be one that a sink has for itself."""
@@ -131,14 +156,14 @@ class RowKeys:
         if own is None:
             return self._general.texts(row_key, table, columns)
         values = own.values(row_key)
-        return (row_key,) if values is None else tuple(values[name] for name in self._names[table])
+        return (row_key,) if values is None else tuple(values[name] for name in _names(self._known[table]))
 
     def moved(self, row_key: str, before: str, now: str) -> str:
         """The key of a row once its table is called otherwise, by the template for all tables."""
         if before == now:
             return row_key
         if before in self._own:
-            return self._general.key_of(now, self.texts(row_key, before, len(self._names[before])))
+            return self._general.key_of(now, self.texts(row_key, before, len(self._known[before].key_indexes)))
         return self._general.moved(row_key, before, now)
 
     def pattern(self, table: str) -> str:

@@ -35,6 +35,21 @@ def test_a_tables_own_template_names_columns_in_any_order() -> None:
     assert one.row_key("public.others", encode_key([b"5"], [23])) == "public.others:5"
 
 
+def test_a_change_of_an_older_layout_tells_its_keys_values_in_that_ones_order() -> None:
+    keys = keys_of("pair:{a}:{b}")
+    b, a, note = column("b", in_key=True), column("a", in_key=True), column("note")
+    keys.know(items_layout("pairs", b, note, a, schema_id=2))
+    key = encode_key([b"x", b"y"], [25, 25])
+    assert keys.tells("public.pairs", PAIRS)
+    assert keys.row_key("public.pairs", key, PAIRS) == "pair:x:y"
+    assert keys.row_key("public.pairs", key) == "pair:y:x"
+    renamed = items_layout("pairs", column("c", in_key=True), note, a, schema_id=3)
+    assert keys.row_key("public.pairs", key, renamed) == "pair:y:x", "it is what is called b now"
+    other = items_layout("pairs", a, column("b"), note, schema_id=4)
+    assert not keys.tells("public.pairs", other), "its key has no b"
+    assert keys.tells("public.items", other), "a table without a template of its own"
+
+
 @pytest.mark.parametrize("template", ["{a}:{b}", "x{a}-:-{b}y", "{b}::{a}", "p:{{b}}:{a}%"])
 @given(values=st.tuples(st.text(":%-xA3"), st.text(":%-xA3")) | st.tuples(st.text(), st.text()))
 def test_a_key_tells_the_values_of_its_columns(template: str, values: tuple[str, str]) -> None:
