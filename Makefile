@@ -2,7 +2,7 @@
 # Arguments go through ARGS: make demo ARGS="--seconds 20", make test ARGS="-k position -x".
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-capture test-faults test-long fuzz lint format bench bench-bootstrap bench-capture bench-consumers bench-debezium bench-growth bench-latency bench-memory bench-opensearch bench-peers bench-relay wheel clean
+.PHONY: help demo test test-capture test-faults test-long fuzz lint format bench bench-bootstrap bench-capture bench-consumers bench-debezium bench-growth bench-kafka bench-latency bench-memory bench-opensearch bench-peers bench-relay wheel clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -28,6 +28,7 @@ help:
 	@echo "make bench-consumers  the client library and the sinks, each as a ratio to its reference"
 	@echo "make bench-bootstrap  seeding, applying and serving, each as a ratio to its reference"
 	@echo "make bench-debezium   capture against Debezium's engine; takes a JDK, and fetches 200 MB of jars"
+	@echo "make bench-kafka      the log on Kafka against Kafka's own tools and Debezium; takes a JDK and Maven, and fetches 250 MB"
 	@echo "make bench-opensearch the OpenSearch sink against opensearch-py; takes a JDK and Maven, and fetches 70 MB of jars"
 	@echo "make bench-peers      a consumer in Python beside a loop over psycopg2, which is fetched"
 	@echo "make wheel        sdist and wheel, compared with the tree, installed into a fresh environment"
@@ -69,7 +70,7 @@ format: .venv/.dev
 bench: .venv/.dev
 	@$(BIN)/python bench/run.py all $(ARGS)
 
-bench-bootstrap bench-capture bench-consumers bench-debezium bench-growth bench-latency bench-memory bench-opensearch bench-peers bench-relay: bench-%: .venv/.dev
+bench-bootstrap bench-capture bench-consumers bench-debezium bench-growth bench-kafka bench-latency bench-memory bench-opensearch bench-peers bench-relay: bench-%: .venv/.dev
 	@$(BIN)/python bench/run.py $* $(ARGS)
 
 wheel: .venv/.dev

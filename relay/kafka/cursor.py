@@ -8,6 +8,7 @@ from collections.abc import Callable
 from walbus.errors import DamagedRecord, PositionTrimmed, PositionUnknown
 from walbus.position import ORIGIN, Position
 from walbus.records import RecordHeader, read_header
+from walbus.relay.copied_run import CopiedRun, copied_runs
 from walbus.relay.kafka.cluster import ClusterClients
 from walbus.relay.kafka.mark import REFERENCE, Mark, parse_range
 from walbus.relay.kafka.partition import Partition, Places, Received, ends_of
@@ -100,6 +101,35 @@ class KafkaCursor:
         if given:
             self.done = read_header(given[-1]).last
         return given
+
+    def read_to_copy(self, max_bytes: int) -> list[CopiedRun | bytes]:
+        """As `read`; whole transactions that lie in a message by themselves come as runs."""
+        given: list[CopiedRun | bytes] = []
+        size = 0
+        while size < max_bytes and (not given or self._ready or self._is_behind()):
+            if self._ready:
+                size += sum(map(len, self._ready))
+                given += self._ready
+                self._ready.clear()
+                continue
+            message = self._next()
+            if message is None:
+                break
+            runs = self._runs(message)
+            given += runs
+            size += len(message.value) if runs else 0
+            if not runs:
+                self._take(message)
+        if given:
+            last = given[-1]
+            self.done = last.last if isinstance(last, CopiedRun) else read_header(last).last
+        return given
+
+    def _runs(self, message: Received) -> list[CopiedRun]:
+        mark = message.mark
+        if mark.form == REFERENCE or mark.parts > 1 or not mark.whole or self._large is not None:
+            return []
+        return copied_runs(message.value)
 
     def close(self) -> None:
         """Frees its connections."""

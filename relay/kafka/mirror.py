@@ -22,6 +22,7 @@ import structlog
 from walbus.config import RelayConfig
 from walbus.errors import Directive, LogDiverged, LogFull, LogUnreachable, PositionTrimmed, WalbusError, directive_of
 from walbus.records import Kind, read_header
+from walbus.relay.copied_run import CopiedRun
 from walbus.relay.engine import open_writer
 from walbus.relay.fs import Files
 from walbus.relay.kafka.cluster import ClusterSettings
@@ -122,24 +123,30 @@ class KafkaMirror:
     ) -> None:
         gathered = 0
         while not self._stop.is_set():
-            records = cursor.read(_READ_BYTES)
-            for record in records:
-                if overlap:
-                    self._compare(record, overlap.popleft())
-                    continue
-                header = read_header(record)
-                if header.kind == Kind.SCHEMA:
-                    self._adopt_layouts(reader, writer)
-                self._patiently(partial(writer.append_copy, header, record), writer)
-                gathered += len(record)
-            if gathered >= _SYNC_BYTES or (gathered and not records):
+            given = cursor.read(_READ_BYTES) if overlap else cursor.read_to_copy(_READ_BYTES)
+            for records in given:
+                if isinstance(records, CopiedRun):
+                    self._patiently(partial(writer.append_copied_run, records), writer)
+                    gathered += len(records.records)
+                elif overlap:
+                    self._compare(records, overlap.popleft())
+                else:
+                    self._append(reader, writer, records)
+                    gathered += len(records)
+            if gathered >= _SYNC_BYTES or (gathered and not given):
                 self._patiently(writer.sync, writer)
                 gathered, self._last_reason = 0, None
-            if not records:
+            if not given:
                 reader.wait(cursor.done, _WAIT_SECONDS)
             if time.monotonic() - self._trimmed >= _TRIM_SECONDS:
                 self._trimmed = time.monotonic()
                 writer.trim(self._now())
+
+    def _append(self, reader: KafkaLogReader, writer: FileLogWriter, record: bytes) -> None:
+        header = read_header(record)
+        if header.kind == Kind.SCHEMA:
+            self._adopt_layouts(reader, writer)
+        self._patiently(partial(writer.append_copy, header, record), writer)
 
     def _compare(self, theirs: bytes, ours: bytes) -> None:
         if theirs != ours:

@@ -22,11 +22,13 @@ from urllib.parse import quote
 
 import httpx
 
-from support.maven_jars import Kind, fetched
+from support.maven_jars import JARS
+from walbus.demo.jars import Kind, fetched
 from walbus.demo.postgres import free_port
 
-OPENSEARCH = Kind("opensearch", "2.19.1.0", "OpenSearchNode")
-ELASTICSEARCH = Kind("elasticsearch", "7.17.29", "ElasticsearchNode")
+_HERE = Path(__file__).parent
+OPENSEARCH = Kind(_HERE / "opensearch", "2.19.1.0", "OpenSearchNode")
+ELASTICSEARCH = Kind(_HERE / "elasticsearch", "7.17.29", "ElasticsearchNode")
 
 _HEAP = "512m"
 #: A node that lives for a minute is best compiled in haste, and collected by one thread.
@@ -39,7 +41,7 @@ class OpenSearchServer:
 
     def __init__(self, folder: Path, kind: Kind, java: tuple[str, ...], settings: Mapping[str, str]) -> None:
         self._folder, self._kind, self._java, self._settings = folder, kind, java, settings
-        self._classes = fetched(kind)
+        self._classes = fetched(kind, JARS)
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[str] | None = None
