@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from support.maven_jars import JARS
+from support.services import missing
 from support.waiting import wait_for
 from walbus.demo import run as demo_run
+from walbus.demo.jars import check_java, fetched
+from walbus.demo.kafka_server import KAFKA, LEAST_JAVA
 from walbus.errors import UsageError
 
 pytestmark = pytest.mark.timeout(480)
@@ -64,6 +69,40 @@ def test_pgbench_ends_without_a_difference(folder: Path):
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
     assert out.splitlines()[-1] == "differences: 0"
+
+
+@pytest.fixture
+def with_jars(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the demo finds the jars that tests keep."""
+    try:
+        check_java(LEAST_JAVA)
+        fetched(KAFKA, JARS)
+    except UsageError as error:
+        missing("kafka", str(error))
+    (tmp_path / "walbus").mkdir()
+    (tmp_path / "walbus" / "jars").symlink_to(JARS)
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+
+
+def test_with_the_log_on_kafka_it_ends_without_a_difference_and_leaves_nothing(folder: Path, with_jars: dict[str, str]):
+    arguments = ("--engine", "kafka", "--seconds", "5", "--rate", "50", "--kills", "2", "--seed", "7")
+    process = demo(*arguments, "--data-dir", str(folder), env=with_jars)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, out + err
+    assert out.splitlines()[-1] == "differences: 0"
+    assert "the log lies on Apache Kafka" in out
+    assert out.count("SIGKILL to") == 2
+    assert err == ""
+    assert not folder.exists()
+
+
+def test_without_java_the_demo_on_kafka_says_what_to_install(folder: Path, tmp_path: Path):
+    process = demo("--engine", "kafka", "--data-dir", str(folder), env={**os.environ, "PATH": str(tmp_path)})
+    out, err = process.communicate(timeout=400)
+    assert process.returncode != 0, out
+    assert "there is no java" in err
+    assert "apt-get install default-jdk-headless" in err
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, "load for"), (signal.SIGTERM, "copying")])

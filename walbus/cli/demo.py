@@ -16,6 +16,13 @@ class Workload(enum.StrEnum):
     PGBENCH = "pgbench"
 
 
+class Engine(enum.StrEnum):
+    """Where the demo's log lies."""
+
+    FILE = "file"
+    KAFKA = "kafka"
+
+
 def command(  # noqa: PLR0913, PLR0917 - each option is an argument
     seconds: Annotated[float, typer.Option(min=1, help="How long the workload runs.")] = 30.0,
     rate: Annotated[float, typer.Option(min=0.1, help="Transactions a second aimed at.")] = 200.0,
@@ -24,6 +31,7 @@ def command(  # noqa: PLR0913, PLR0917 - each option is an argument
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the folder there at the end.")] = False,
     workload: Annotated[Workload, typer.Option(help="Whose transactions run.")] = Workload.SHOP,
+    engine: Annotated[Engine, typer.Option(help="Where the log lies; kafka takes a JDK and Maven.")] = Engine.FILE,
     kills: Annotated[int, typer.Option(min=0, help="Processes killed at random (SIGKILL) during the load.")] = 3,
     seed: Annotated[
         int | None, typer.Option(help="Of the load and the kills; a random one if not given.", show_default=False)
@@ -33,5 +41,12 @@ def command(  # noqa: PLR0913, PLR0917 - each option is an argument
     from walbus.demo import run_demo  # noqa: PLC0415 - a command loads its own room alone
 
     return run_demo(
-        seconds=seconds, rate=rate, data_dir=data_dir, keep=keep, workload=workload.value, kills=kills, seed=seed
+        seconds=seconds,
+        rate=rate,
+        data_dir=data_dir,
+        keep=keep,
+        workload=workload.value,
+        engine=engine.value,
+        kills=kills,
+        seed=seed,
     )

@@ -7,6 +7,7 @@ sources         the source: that server with a load
 shop_schema, workload, load     the shop: tables, transactions (pure), sessions that run them at a rate
 pgbench         the other load
 cache_server    Redis, where the machine has one
+kafka_server, jars     Apache Kafka for the log, where it is asked for; its jars (the tests use both too)
 rooms           `walbus run` as a process, heard through its status files
 probe           the latency from commit to cache, measured from outside
 screen          the live table, or lines

@@ -5,6 +5,7 @@
     FOLDER/data          the rooms' data: log, store, status files, the consumers' sinks
     FOLDER/postgres      the source
     FOLDER/redis         Redis, if it takes part
+    FOLDER/kafka         the broker, if the log lies on Kafka
 
 As root, PostgreSQL runs as a user without privileges. Where that user cannot reach FOLDER, the source lies in a
 temporary folder beside it (`postgres` tells), which goes and stays together with the rest.
@@ -41,6 +42,7 @@ class DemoFolder:
         self.config = root / "walbus.toml"
         self.log = root / "walbus.log"
         self.redis = root / "redis"
+        self.kafka = root / "kafka"
         self.cache = self.data / "consumers" / "cache" / "cache.sqlite"
         self.search = self.data / "consumers" / "search" / "index"
 

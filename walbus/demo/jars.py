@@ -7,6 +7,7 @@ node that lies beside it is compiled with them. It takes a JDK.
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -30,6 +31,12 @@ class Kind:
     sources: Path
     version: str
     node: str
+
+
+def kept_jars() -> Path:
+    """Where this user's jars are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "walbus" / "jars"
 
 
 def fetched(kind: Kind, jars: Path) -> Path:

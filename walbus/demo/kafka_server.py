@@ -27,6 +27,7 @@ from walbus.errors import LogUnreachable, UsageError
 
 KAFKA = Kind(Path(__file__).with_name("kafka"), "4.1.1", "KafkaNode")
 
+LEAST_JAVA = 17
 _DEADLINE = 60.0
 #: A broker that lives for a minute is best compiled in haste, and collected by one thread.
 JAVA = ("java", "-Xmx256m", "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
@@ -179,7 +180,7 @@ def embedded_kafka(
     """
     if importlib.util.find_spec("confluent_kafka") is None:
         raise UsageError("confluent-kafka is not installed", mend="pip install 'walbus[kafka]'")
-    check_java(17)
+    check_java(LEAST_JAVA)
     cluster = Cluster(folder, fetched(KAFKA, jars), java, brokers, settings or {})
     try:
         for broker in cluster.brokers:

