@@ -63,7 +63,9 @@ def _opened(
     """The sink of a part, whose rows can be read again, and its checkpoint; the sink is closed with the stack."""
     called = part_name(name, partition)
     own_folder = folder.with_name(part_name(folder.name, partition))
-    place = SinkPlace(called, own_folder, check_patterns(config.tables), part_of(config, partition))
+    place = SinkPlace(
+        called, own_folder, check_patterns(config.tables), part_of(config, partition), mapped=bool(config.table)
+    )
     where = f"consumer {called}"
     sink = stack.enter_context(closing(open_sink(config.sink, options_of(config, partition, name), place)))
     before = sink.checkpoint()

@@ -267,7 +267,12 @@ class _Configured:
         name, clock = progress.name, progress.clock
         folder = self.folder.with_name(part_name(self.folder.name, narrowing.partition))
         place = SinkPlace(
-            name, folder, check_patterns(config.tables), part_of(config, narrowing.partition), stop.is_set
+            name,
+            folder,
+            check_patterns(config.tables),
+            part_of(config, narrowing.partition),
+            stop.is_set,
+            mapped=bool(config.table),
         )
         mapper = load_mapper(config.table, place)
         opened = _open_patiently(config.sink, options, place, progress, stop, part)

@@ -37,6 +37,7 @@ _BUILT_IN = {
     "webhook": _BuiltIn("walbus.consumers.sinks.webhook", "WebhookSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search", "tantivy_copy.TantivyCopies"),
     "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis", "redis_copy.RedisCopies"),
+    "kafka": _BuiltIn("walbus.consumers.sinks.kafka", "KafkaSink", "kafka"),
     "opensearch": _OPENSEARCH,
     "elasticsearch": _OPENSEARCH,
 }
@@ -50,6 +51,7 @@ _UNFENCED = {
     "tantivy": "is an index in a folder, which one process of one machine writes",
     "stdout": "is the standard output of one process",
     "webhook": "is somebody else's server, and compares no tokens",
+    "kafka": "has one writer, which knows the last row of every key",
     "opensearch": "has no transactions, and compares no tokens",
     "elasticsearch": "has no transactions, and compares no tokens",
 }

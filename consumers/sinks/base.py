@@ -83,6 +83,7 @@ class SinkPlace:
         part: that it holds, if members of a group have it after each other; None: it is one process's.
         stopping: whether the consumer is to end: a sink that waits until others let it write gives up then
             (SinkUnavailable).
+        mapped: whether a mapping stands before it, so that rows have other columns than the tables.
     """
 
     consumer: str
@@ -90,6 +91,7 @@ class SinkPlace:
     tables: tuple[str, ...]
     part: GroupPart | None = None
     stopping: Callable[[], bool] = _never
+    mapped: bool = False
 
 
 class Sink(Protocol):

@@ -6,14 +6,14 @@ holds. The log's writer deletes by `relay.retention_hours` and `relay.retention_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from walbus.errors import LogError
 from walbus.relay.kafka.cluster import ClusterClients, error_of, missing
 
 if TYPE_CHECKING:
-    from confluent_kafka.admin import TopicDescription
+    from confluent_kafka.admin import NewTopic, TopicDescription
 
 
 class TopicPlan(NamedTuple):
@@ -112,28 +112,15 @@ class Topics:
             LogError: the cluster refuses; says why.
             LogUnreachable: it does not answer.
         """
-        from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
         from confluent_kafka.admin import NewTopic  # noqa: PLC0415
 
         described = self._described()
         absent = [name for name in self._names if name not in described]
         if not absent:
             return
-        with self._clients.asking("the brokers are not told"):
-            brokers = len(self._clients.admin.list_topics(timeout=self._clients.settings.answer_seconds).brokers)
-        replicas = plan.replicas or min(brokers, 3)
-        made = self._clients.admin.create_topics(  # no name for it here: a future's error would keep it with this frame
-            [NewTopic(name, 1, replicas, config=self._made_with(name, replicas, plan.largest)) for name in absent],
-            request_timeout=self._clients.settings.answer_seconds,
-        )
-        for name, done in made.items():
-            try:
-                done.result()
-            except KafkaException as error:
-                told = error_of(error)
-                if told is None or told.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise self._clients.told(f"topic {name} cannot be made", told) from error
-        self._clients.admin.poll(0)
+        replicas = plan.replicas or default_replicas(self._clients)
+        made_with = {name: self._made_with(name, replicas, plan.largest) for name in absent}
+        make_topics(self._clients, [NewTopic(name, 1, replicas, config=made_with[name]) for name in absent])
 
     def _made_with(self, name: str, replicas: int, largest: int) -> dict[str, str]:
         compacted = name == self._clients.settings.meta
@@ -150,7 +137,7 @@ class Topics:
         described = self._described()
         if any(name not in described for name in self._names):
             raise missing(self._clients.settings)
-        settings = self._settings_of(self._names)
+        settings = topic_settings(self._clients, self._names)
         for name in self._names:
             self._check(described[name], settings[name])
         largest = min(int(settings[name]["max.message.bytes"]) for name in self._names)
@@ -164,41 +151,88 @@ class Topics:
                 where=self._clients.settings.bootstrap,
                 mend="name another topic with relay.kafka.topic, or delete this one if it is not in use",
             )
-        replicas = len(topic.partitions[0].replicas)
         compacted = name == self._clients.settings.meta
-        wrong = [
-            r for r in rules(compacted=compacted, replicas=replicas, largest=1 << 20) if not r.holds(found[r.name])
-        ]
-        if wrong:
-            what = "; ".join(f"{rule.name} is {found[rule.name]}: {rule.why}" for rule in wrong)
-            change = ",".join(f"{rule.name}={rule.value}" for rule in wrong)
-            command = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config {change}"
-            raise LogError(what, where=f"topic {name} at {self._clients.settings.bootstrap}", mend=f"run {command}")
+        needed = rules(compacted=compacted, replicas=len(topic.partitions[0].replicas), largest=1 << 20)
+        check_settings(self._clients, name, found, needed)
 
     def _described(self) -> dict[str, TopicDescription]:
-        from confluent_kafka import KafkaError, KafkaException, TopicCollection  # noqa: PLC0415
+        return describe_topics(self._clients, self._names)
 
-        asked = self._clients.admin.describe_topics(
-            TopicCollection(list(self._names)), request_timeout=self._clients.settings.answer_seconds
-        )  # fmt: skip
-        found = {}
-        for name, answer in asked.items():
-            try:
-                found[name] = answer.result()
-            except KafkaException as error:
-                told = error_of(error)
-                if told is None or told.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise self._clients.told(f"topic {name} is not described", told) from error
-        return found
 
-    def _settings_of(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        from confluent_kafka.admin import ConfigResource, ResourceType  # noqa: PLC0415
+def check_settings(clients: ClusterClients, name: str, found: Mapping[str, str], needed: Iterable[Rule]) -> None:
+    """Sees that a topic has the settings that it needs.
 
-        resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-        with self._clients.asking("the settings of topics are not told"):
-            asked = self._clients.admin.describe_configs(
-                resources, request_timeout=self._clients.settings.answer_seconds
-            )
-            return {
-                r.name: {k: entry.value or "" for k, entry in answer.result().items()} for r, answer in asked.items()
-            }
+    Raises:
+        LogError: names the topic, the setting, and the command that mends it.
+    """
+    wrong = [rule for rule in needed if not rule.holds(found[rule.name])]
+    if wrong:
+        what = "; ".join(f"{rule.name} is {found[rule.name]}: {rule.why}" for rule in wrong)
+        change = ",".join(f"{rule.name}={rule.value}" for rule in wrong)
+        command = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config {change}"
+        raise LogError(what, where=f"topic {name} at {clients.settings.bootstrap}", mend=f"run {command}")
+
+
+def describe_topics(clients: ClusterClients, names: Iterable[str]) -> dict[str, TopicDescription]:
+    """Those of the topics that are there.
+
+    Raises:
+        LogError, LogUnreachable
+    """
+    from confluent_kafka import KafkaError, KafkaException, TopicCollection  # noqa: PLC0415
+
+    asked = clients.admin.describe_topics(
+        TopicCollection(list(names)), request_timeout=clients.settings.answer_seconds
+    )  # fmt: skip
+    found = {}
+    for name, answer in asked.items():
+        try:
+            found[name] = answer.result()
+        except KafkaException as error:
+            told = error_of(error)
+            if told is None or told.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise clients.told(f"topic {name} is not described", told) from error
+    return found
+
+
+def make_topics(clients: ClusterClients, topics: Iterable[NewTopic]) -> None:
+    """Makes topics that are not there; one that somebody else has made meanwhile will do.
+
+    Raises:
+        LogError, LogUnreachable
+    """
+    from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
+
+    made = clients.admin.create_topics(list(topics), request_timeout=clients.settings.answer_seconds)
+    for name, done in made.items():
+        try:
+            done.result()
+        except KafkaException as error:
+            told = error_of(error)
+            if told is None or told.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise clients.told(f"topic {name} cannot be made", told) from error
+    clients.admin.poll(0)
+
+
+def default_replicas(clients: ClusterClients) -> int:
+    """Copies of a topic of which nobody has said how many: as many as there are brokers, three at most.
+
+    Raises:
+        LogUnreachable
+    """
+    with clients.asking("the brokers are not told"):
+        return min(len(clients.admin.list_topics(timeout=clients.settings.answer_seconds).brokers), 3)
+
+
+def topic_settings(clients: ClusterClients, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The settings of topics that are there.
+
+    Raises:
+        LogError, LogUnreachable
+    """
+    from confluent_kafka.admin import ConfigResource, ResourceType  # noqa: PLC0415
+
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    with clients.asking("the settings of topics are not told"):
+        asked = clients.admin.describe_configs(resources, request_timeout=clients.settings.answer_seconds)
+        return {r.name: {k: entry.value or "" for k, entry in answer.result().items()} for r, answer in asked.items()}

@@ -12,6 +12,7 @@ from support.relay_log import FileEngine
 from support.sinks_under_test import (
     SINKS,
     SinkUnderTest,
+    kafka_under_test,
     opensearch_under_test,
     postgres_under_test,
     redis_cluster_under_test,
@@ -33,7 +34,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileEngin
     made.close()
 
 
-@pytest.fixture(params=[*SINKS, "redis-string", "redis-expiring", "cluster-string"])
+@pytest.fixture(params=[*SINKS, "kafka", "redis-string", "redis-expiring", "cluster-string"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     """A kind of sink, at an empty place."""
     kind, _, form = request.param.partition("-")
@@ -43,6 +44,8 @@ def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
         return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form)
     if kind == "cluster":
         return redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), form)
+    if kind == "kafka":
+        return kafka_under_test(tmp_path, request.getfixturevalue("kafka"))
     if kind in ("opensearch", "elasticsearch"):
         return opensearch_under_test(tmp_path, request.getfixturevalue(f"{kind}_url"))
     return sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)

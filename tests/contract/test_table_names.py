@@ -21,7 +21,9 @@ pytestmark = pytest.mark.one_version
 THINGS, BETWEEN = "public.things", "public.between"
 FIRST, SECOND, LATER = 16400, 16401, 16499
 
-with_rows_that_stay = pytest.mark.parametrize("under_test", [*SINKS, "redis-string", "cluster-string"], indirect=True)
+with_rows_that_stay = pytest.mark.parametrize(
+    "under_test", [*SINKS, "kafka", "redis-string", "cluster-string"], indirect=True
+)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -32,6 +33,8 @@ class SinkUnderTest:
     options: dict[str, Any]
     place: SinkPlace
     read: Callable[[str], dict[str, Row]]  #: table to {id: row}, values as text
+
+    holds_back: bool = False  #: whether a row of which a value is not known is not shown at all
 
     def open(self, **options: Any) -> Sink:
         return open_sink(self.name, {**self.options, **options}, self.place)
@@ -124,6 +127,22 @@ def opensearch_under_test(folder: Path, url: str, name: str = "opensearch", **op
         return dict(_as_text(source) for source in sources)
 
     return SinkUnderTest(name, {"url": url, "commit_seconds": 0.01, **options}, _place(folder), read)
+
+
+def kafka_under_test(folder: Path, bootstrap: str, **options: Any) -> SinkUnderTest:
+    """Read with `read_committed`, compaction applied."""
+    from support.topic_rows import TopicReader
+
+    prefix = f"test-{secrets.token_hex(6)}"
+    reader = TopicReader(bootstrap, prefix)
+
+    def read(table: str) -> dict[str, Row]:
+        rows = [_as_text(row) for row in reader.rows(table)]
+        assert len(dict(rows)) == len(rows), "a row under two keys"
+        return dict(rows)
+
+    given = {"bootstrap_servers": bootstrap, "prefix": prefix, "partitions": 3, **options}
+    return SinkUnderTest("kafka", given, _place(folder), read, holds_back=True)
 
 
 def postgres_under_test(folder: Path, dsn: str) -> SinkUnderTest:

@@ -23,6 +23,7 @@ from walbus.config import (
     SourceConfig,
     load_settings,
 )
+from walbus.consumers.sinks.kafka_options import KafkaOptions
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
 from walbus.consumers.sinks.postgres import PostgresOptions
 from walbus.consumers.sinks.redis_options import RedisOptions
@@ -51,6 +52,7 @@ SINKS: dict[str, type[BaseModel]] = {
     'sink = "tantivy"': TantivyOptions,
     'sink = "redis"': RedisOptions,
     'sink = "opensearch"': OpenSearchOptions,
+    'sink = "kafka"': KafkaOptions,
     'sink = "stdout"': StdoutOptions,
     'sink = "webhook"': WebhookOptions,
 }

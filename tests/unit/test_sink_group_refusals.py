@@ -40,6 +40,7 @@ def refused(folder: Path, **section: Any) -> ConfigError:
         ("tantivy", {}, "one process of one machine"),
         ("stdout", {}, "one process"),
         ("webhook", {"url": "https://example.org/hook"}, "no tokens"),
+        ("kafka", {"bootstrap_servers": "127.0.0.1:1"}, "one writer"),
         ("opensearch", OPENSEARCH, "no tokens"),
         ("elasticsearch", OPENSEARCH, "no tokens"),
         ("redis", {**REDIS, "invalidate": "delete"}, "by one name"),

@@ -63,7 +63,14 @@ def test_ids_are_told_by_the_layouts_numbers():
     assert [(one.version, one.id) for one in catalog.subjects[VALUES]] == [(1, 24), (2, 56)]
     assert (catalog.rows_of(7).id, catalog.rows_of(9).id, catalog.keys_of(9).id) == (56, 72, 73)
     assert catalog.by_id(56) is catalog.rows_of(7)
-    assert catalog.by_id(57) is None
+    assert catalog.by_id(58) is None and catalog.by_id(80) is None
+
+
+def test_a_later_layouts_number_gives_the_schema_that_it_shares():
+    """Whoever has not read the log from its beginning knows no other."""
+    catalog = Catalog(NAMES, [layout(3), layout(7, "total"), layout(9, "total")])
+    assert catalog.by_id(57) is catalog.keys_of(3)
+    assert catalog.by_id(72) is catalog.rows_of(7) and catalog.by_id(72).id == 56
 
 
 def test_a_new_column_leaves_the_keys_of_a_topic_as_they_are():

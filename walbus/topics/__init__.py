@@ -3,6 +3,7 @@
     names     tables to topics, topics to subjects
     forms     layouts to Avro schemas: of keys, of rows
     catalog   the subjects, versions and ids of a log's layouts
+    records   keys and rows to records
     rows      windows of changes to records
     ends      what a record of a transaction's end says
 
@@ -14,6 +15,17 @@ from __future__ import annotations
 
 from walbus.topics.catalog import Catalog, LogIds, Registered
 from walbus.topics.names import TopicNames
-from walbus.topics.rows import TableTopics, TopicRecord
+from walbus.topics.records import Cause, RecordMaker, SchemaIds, TopicRecord
+from walbus.topics.rows import TableTopics
 
-__all__ = ["Catalog", "LogIds", "Registered", "TableTopics", "TopicNames", "TopicRecord"]
+__all__ = [
+    "Catalog",
+    "Cause",
+    "LogIds",
+    "RecordMaker",
+    "Registered",
+    "SchemaIds",
+    "TableTopics",
+    "TopicNames",
+    "TopicRecord",
+]

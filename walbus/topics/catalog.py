@@ -5,6 +5,9 @@ relay that copies the log, and for whoever writes topics of it, with nothing to 
 
     id = 8 * layout + kind        kind 0: rows, 1: keys; of layout 0: 1 and 2, keys and values of transactions' ends
 
+Whoever writes topics and has not read the log from its beginning knows the first layout that came to it instead; that
+one's number gives the same schema.
+
 A layout whose rows, or keys, have a schema that the topic has already is that version. So a column that comes gives
 the topic's values a new version and its keys none: their bytes, which hold the id, stay as they are.
 """
@@ -105,8 +108,8 @@ class Catalog:
         return self._subjects
 
     def by_id(self, number: int) -> Registered | None:
-        """The schema with an id; None if there is none."""
-        return self._by_id.get(number)
+        """The schema with an id, also with that of a later layout that has the same one; None if there is none."""
+        return self._by_id.get(number) or self._of_layout.get(divmod(number, KINDS))
 
     def like(self, subject: str, form: object) -> Registered | None:
         """The version of a subject that is this schema, however its text is laid out; None if none is."""
@@ -122,7 +125,7 @@ class Catalog:
 
 
 class LogIds:
-    """`walbus.topics.rows.SchemaIds` where the relay is the registry.
+    """`walbus.topics.records.SchemaIds` where the relay is the registry.
 
     Args:
         catalog: of the log.

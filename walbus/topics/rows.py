@@ -18,62 +18,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from walbus.errors import UsageError
 from walbus.events import Change, Window
-from walbus.records import ChangeFlag, Kind, Op, key_hash
+from walbus.records import ChangeFlag, Kind, Op
 from walbus.schema import TableSchema
-from walbus.topics.ends import end_key, end_value
-from walbus.topics.forms import key_bytes
 from walbus.topics.names import TopicNames
+from walbus.topics.records import Cause, RecordMaker, SchemaIds, TopicRecord
 from walbus.values import merge_unchanged
 
 _ROWS: Final = frozenset((Op.INSERT, Op.UPDATE))
-_MAGIC: Final = b"\x00"
 
 #: Keys of a table, known by its OID, that have a value in its topic; each with the layout that it is a key of.
 LiveKeys = Callable[[int], Iterable[tuple[TableSchema, bytes]]]
-
-
-class SchemaIds(Protocol):
-    """The ids of the schemas that records name."""
-
-    def rows(self, layout: TableSchema) -> int:
-        """That of a layout's rows."""
-
-    def keys(self, layout: TableSchema) -> int:
-        """That of a layout's keys."""
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """Those of the key and of the value of a transaction's end."""
-
-
-@dataclass(frozen=True, slots=True)
-class TopicRecord:
-    """A record for Kafka.
-
-    Attributes:
-        topic: where it goes.
-        hash: of its key in the log: it goes to the partition `hash % partitions`.
-        key: in the Confluent wire format.
-        value: likewise; None deletes the key.
-        headers: names and values.
-        time: Unix milliseconds of the commit.
-    """
-
-    topic: str
-    hash: int
-    key: bytes
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-    time: int
-
-    def partition(self, partitions: int) -> int:
-        """Which of so many partitions it goes to."""
-        return self.hash % partitions
 
 
 class TableTopics:
@@ -87,8 +45,8 @@ class TableTopics:
     """
 
     def __init__(self, names: TopicNames, ids: SchemaIds, *, log_id: str, live_keys: LiveKeys) -> None:
-        self._names, self._ids, self._live_keys = names, ids, live_keys
-        self._log_id = log_id
+        self._names, self._live_keys = names, live_keys
+        self._maker = RecordMaker(names, ids, log_id)
         self._counts: Counter[str] = Counter()
 
     def take(self, window: Window) -> Iterator[TopicRecord]:
@@ -107,7 +65,7 @@ class TableTopics:
                 self._counts[record.topic] += 1
                 yield record
         if window.ends and self._counts:
-            yield self._end(window)
+            yield self._maker.end(window, self._counts)
 
     def _records(self, window: Window, change: Change) -> Iterator[TopicRecord]:
         if change.op is Op.TRUNCATE:
@@ -124,36 +82,8 @@ class TableTopics:
     def _record(
         self, window: Window, change: Change, layout: TableSchema, key: bytes, row: bytes | None
     ) -> TopicRecord:
-        return TopicRecord(
-            topic=self._names.of_table(layout.namespace, layout.name),
-            hash=key_hash(key),
-            key=framed(self._ids.keys(layout), key_bytes(layout, key)),
-            value=None if row is None else framed(self._ids.rows(layout), row),
-            headers=(
-                ("walbus.position", str(change.position).encode()),
-                ("walbus.seq", b"%d" % change.seq),
-                ("walbus.xid", b"%d" % window.xid),
-                ("walbus.op", change.op.name.lower().encode()),
-                ("walbus.log_id", self._log_id.encode()),
-            ),
-            time=_milliseconds(window),
-        )
-
-    def _end(self, window: Window) -> TopicRecord:
-        key_id, value_id = self._ids.ends
-        key, value = end_key(self._log_id, window.last), end_value(window, self._counts)
-        return TopicRecord(
-            self._names.transactions, 0, framed(key_id, key), framed(value_id, value), (), _milliseconds(window)
-        )
-
-
-def framed(schema_id: int, avro: bytes) -> bytes:
-    """Avro in the Confluent wire format."""
-    return b"".join((_MAGIC, schema_id.to_bytes(4, "big"), avro))
-
-
-def _milliseconds(window: Window) -> int:
-    return int(window.commit_time.timestamp() * 1000)
+        topic = self._names.of_table(layout.namespace, layout.name)
+        return self._maker.record(topic, layout, key, row, Cause.of(window, change))
 
 
 def _key(change: Change, layout: TableSchema) -> bytes:

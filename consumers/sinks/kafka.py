@@ -1,0 +1,291 @@
+"""The Kafka sink: tables as compacted topics, by key, whole rows in Avro, each source transaction in one of Kafka's.
+
+docs/kafka.md says what a topic holds. What is accepted is sent at once, in a Kafka transaction which `commit` ends
+together with the checkpoint, that is a record of PREFIX.checkpoint. So readers with `read_committed` see whole source
+transactions only, and each of them once, whatever is killed when.
+
+One process writes the topics of a prefix. It takes the transactional id of its consumer, which fences the process that
+had it before and ends what that one left open; reads PREFIX.checkpoint, which says what was committed, also where a
+commit was not answered; and writes its own name there. One that is refused reads there who took over, and ends.
+
+What a change needs to know of the rows in the topics is in a copy beside the consumer (`kafka_rows`).
+
+    kafka_cluster, kafka_topics   clients; topics with their settings
+    kafka_sender, kafka_reading   records out, and back
+    kafka_state                   what PREFIX.checkpoint says
+    kafka_rows, kafka_restoring   the copy of the rows, and how it comes to be what the topics are
+    kafka_writing, kafka_outbox   changes to records, and ends of transactions
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.checkpoint_store import FileCheckpointStore
+from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, no_folder
+from walbus.consumers.sinks.kafka_cluster import SinkClients
+from walbus.consumers.sinks.kafka_options import KafkaOptions
+from walbus.consumers.sinks.kafka_outbox import Outbox
+from walbus.consumers.sinks.kafka_reading import read_committed
+from walbus.consumers.sinks.kafka_restoring import bring_up, check_topics
+from walbus.consumers.sinks.kafka_rows import RowCopy, Stamp
+from walbus.consumers.sinks.kafka_sender import Sender
+from walbus.consumers.sinks.kafka_state import FirstLayoutIds, SinkState, Written
+from walbus.consumers.sinks.kafka_topics import SinkTopics
+from walbus.consumers.sinks.kafka_writing import TopicWriter, WriterParts, lacking_tables
+from walbus.consumers.steps import Sweep
+from walbus.errors import ConfigError, Fenced, InvalidText, SinkError, SinkRefused, SinkUnavailable, UsageError
+from walbus.events import Window
+from walbus.position import ORIGIN, Position
+from walbus.topics import RecordMaker, TopicNames
+
+
+class KafkaSink:
+    """Topics of one prefix on one cluster; see `walbus.consumers.sinks.base.Sink`.
+
+    Args:
+        options: of the sink.
+        place: whose it is.
+    """
+
+    def __init__(self, options: KafkaOptions, place: SinkPlace) -> None:
+        self._options, self._place = options, place
+        self._me = secrets.token_hex(8)
+        self._claimed = False
+        self._committed = SinkState()
+        self._at_rest = SinkState()  # what is committed, and what was found to be otherwise since
+        self._read_to = 0  # offset of PREFIX.checkpoint
+        self._done: Position = ORIGIN  # everything up to here is accepted
+        self._log_generation = 0
+        self._lacking: tuple[str, ...] | None = None  # tables, once they are asked for
+        path = place.folder / "kafka.rows"
+        self._lock = _locked(path)
+        try:
+            self._clients = SinkClients(options, place.consumer)
+            self._topics, self._sender = SinkTopics(self._clients, options), Sender(self._clients)
+            self._copy = RowCopy(path)
+            self.checkpoint()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def open(cls, options: Mapping[str, Any], place: SinkPlace) -> Self:
+        """See `SinkType.open`."""
+        read = KafkaOptions.read(options, place)
+        if place.mapped:
+            raise ConfigError(
+                "a topic's schemas are those of the tables, as the relay serves them, and a mapping changes them",
+                where=f"key consumer.{place.consumer}.table",
+                mend="leave the mapping out",
+            )
+        return cls(read, place)
+
+    @property
+    def batching(self) -> Batching:
+        """A commit takes some round trips: windows wait a moment for others."""
+        return Batching(linger=self._options.commit_seconds, max_changes=5_000)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """See `Sink.checkpoint`. The process that calls it first is the one that writes from then on."""
+        with self._errors():
+            self._forget()
+            self._lead()
+            state = self._committed.copy()
+            check_topics(state, self._copy, self._topics)
+            bring_up(self._clients, state, self._copy)
+            self._at_rest = state.copy()
+            self._begin(state)
+        return self._stored()
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        """See `Sink.write`."""
+        with self._errors():
+            self._for_log_of(marks)
+            writer = self._writer
+            takers = ChangeTakers(self._place.tables, apply=writer.apply, load=writer.load, fit=writer.fit)
+            for window in windows:
+                writer.begin(window, marks)
+                self._done = takers.take([window], self._done)
+                writer.end(window)
+        self._lacking = None
+
+    def sweep(self, sweep: Sweep) -> None:
+        """See `Sink.sweep`."""
+        with self._errors():
+            self._for_log_of(sweep.marks)
+            self._writer.sweep(sweep)
+        self._lacking = None
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """See `Sink.commit`."""
+        with self._errors():
+            self._outbox.settle(checkpoint.log_id)
+            self._note_what_lacks()
+            written = replace(
+                self._required(),
+                writer=self._me,
+                number=self._required().number + 1,
+                checkpoint=dump_checkpoint(checkpoint),
+                log_id=checkpoint.log_id,
+                ended=self._outbox.ended,
+            )
+            self._commit(replace(self._state, written=written))
+            self._copy.commit(Stamp(written.identity, written.number), self._sender.ends)
+        self._done = last_done_of(checkpoint)
+
+    def rollback(self) -> None:
+        """See `Sink.rollback`."""
+        with suppress(SinkError):
+            self._forget()
+            self._begin(self._at_rest.copy())
+
+    def incomplete(self) -> tuple[str, ...]:
+        """See `Sink.incomplete`; such rows are held back, or were in a topic that is gone."""
+        if self._lacking is None:
+            with self._errors():
+                self._lacking = tuple(sorted(set(lacking_tables(self._state, self._copy))))
+        return self._lacking
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        with suppress(SinkError):
+            self._sender.close()
+            self._copy.rollback()
+        self._copy.close()
+        self._lock.release()
+
+    # The right to write
+
+    def _lead(self) -> None:
+        """Has the transactional id, and PREFIX.checkpoint say so, and knows all that it says."""
+        self._topics.ensure([self._topics.checkpoint, self._topics.transactions])
+        self._read_state()
+        if not self._sender.leads:
+            self._check_claim()
+            self._sender.begin()
+            self._read_state()  # whoever took over in between is fenced now
+        self._check_claim()
+        if self._claimed:
+            return
+        written = self._committed.written
+        if written is not None and written.consumer != self._place.consumer:
+            raise SinkRefused(
+                f"the topics of the prefix {self._options.prefix} are those of the consumer {written.consumer}",
+                where=f"key consumer.{self._place.consumer}.prefix",
+                mend="give each consumer a prefix of its own",
+            )
+        claim = written or Written(self._place.consumer, secrets.token_hex(8), self._me)
+        self._commit(replace(self._committed.copy(), written=replace(claim, writer=self._me)))
+        self._claimed = True
+
+    def _check_claim(self) -> None:
+        written = self._committed.written
+        if self._claimed and (written is None or written.writer != self._me):
+            raise SinkRefused(
+                "another process of this consumer has taken over",
+                where=f"topic {self._topics.checkpoint} at {self._options.bootstrap_servers}",
+                mend="let one process run it, or give the other one a name and a prefix of its own",
+            )
+
+    def _read_state(self) -> None:
+        topic = self._topics.checkpoint
+        for record in read_committed(self._clients, {(topic, 0): self._read_to}):
+            self._committed.take(record.key, record.value, f"topic {topic}, offset {record.next - 1}")
+            self._read_to = record.next
+
+    def _commit(self, state: SinkState) -> None:
+        """Ends the Kafka transaction, with what PREFIX.checkpoint says from then on."""
+        topic = self._topics.checkpoint
+        documents = list(state.changed_since(self._committed))
+        if state.written is not None:
+            documents.append(state.written.document())
+        for key, value in documents:
+            self._sender.send(topic, 0, key, value)
+        self._sender.commit()
+        self._committed = self._at_rest = state.copy()
+        self._read_to = self._sender.ends[topic, 0]
+
+    # Between two commits
+
+    def _begin(self, state: SinkState) -> None:
+        """What is accepted from now on is of the next commit."""
+        self._state = state
+        written = self._required()
+        ids = FirstLayoutIds(TopicNames(self._options.prefix), state.layouts)
+        self._maker = RecordMaker(TopicNames(self._options.prefix), ids, written.log_id)
+        self._outbox = Outbox(self._sender, self._maker, written.ended)
+        parts = WriterParts(
+            state, self._copy, self._topics, self._outbox, self._maker, ids, self._options.max_message_bytes
+        )
+        self._writer = TopicWriter(parts)
+        checkpoint = self._stored()
+        self._done = last_done_of(checkpoint)
+        self._log_generation = 0 if checkpoint is None else checkpoint.marks.log_generation
+        self._lacking = None
+
+    def _forget(self) -> None:
+        self._sender.abort()
+        self._copy.rollback()
+
+    def _for_log_of(self, marks: Marks) -> None:
+        """Rows of another log come: which one is told with the checkpoint behind them."""
+        if marks.log_generation != self._log_generation:
+            self._log_generation = marks.log_generation
+            self._maker.log_id, self._outbox.ended = None, ORIGIN
+
+    def _note_what_lacks(self) -> None:
+        lacking, tables = self._copy.tables_that_lack(), self._state.tables
+        for oid, table in tables.items():
+            if table.lacks != (oid in lacking):
+                tables[oid] = replace(table, lacks=oid in lacking)
+
+    def _required(self) -> Written:
+        written = self._committed.written
+        if written is None:
+            raise SinkUnavailable("the checkpoint is not known yet", where=self._options.bootstrap_servers)
+        return written
+
+    def _stored(self) -> Checkpoint | None:
+        text = self._required().checkpoint
+        try:
+            return None if text is None else load_checkpoint(text)
+        except InvalidText as error:
+            raise SinkRefused(error.what, where=f"topic {self._topics.checkpoint}", mend=error.mend) from None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        with self._clients.as_sink():
+            try:
+                yield
+            except Fenced as error:
+                self._read_state()
+                self._check_claim()
+                seconds = self._options.transaction_seconds
+                raise SinkUnavailable(
+                    f"the cluster gave a transaction up, as it does after {seconds:g} s ({error.what})",
+                    where=self._options.bootstrap_servers,
+                    mend=f"raise consumer.{self._place.consumer}.transaction_seconds if one takes so long",
+                ) from None
+
+
+def _locked(path: Path) -> FileCheckpointStore:
+    """The file, which no other process of this machine has."""
+    lock = FileCheckpointStore(path)
+    try:
+        lock.take()
+    except UsageError:
+        mend = "stop the other process of this consumer first"
+        raise SinkRefused("another process has this copy of the rows", where=str(path), mend=mend) from None
+    except OSError as error:
+        raise no_folder(error, path.parent) from None
+    return lock
+
+
+__all__ = ["KafkaOptions", "KafkaSink"]

@@ -1,0 +1,99 @@
+"""Reads what is committed to topics, from given offsets up to their ends as they are now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from walbus.consumers.sinks.kafka_cluster import SinkClients, kafka_errors, told_by
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+#: A partition of a topic.
+Place = tuple[str, int]
+
+
+class Committed(NamedTuple):
+    """A committed record.
+
+    Attributes:
+        place: where it lies.
+        next: the offset behind it.
+        key, value: its bytes; no value deletes the key.
+        headers: by name.
+    """
+
+    place: Place
+    next: int
+    key: bytes
+    value: bytes | None
+    headers: Mapping[str, bytes]
+
+
+def read_committed(clients: SinkClients, begin: Mapping[Place, int]) -> Iterator[Committed]:
+    """All committed records of partitions from offsets on, of each partition in its order.
+
+    It ends once each partition was read to its end. The writer's own last transaction must be over by then.
+
+    Raises:
+        LogUnreachable: nothing comes.
+        LogError: the cluster refuses.
+    """
+    from confluent_kafka import KafkaError, TopicPartition  # noqa: PLC0415
+
+    if not begin:
+        return
+    left = set(begin)
+    seconds = clients.settings.answer_seconds
+    consumer = clients.committed_reader()
+    try:
+        consumer.assign([TopicPartition(topic, number, offset) for (topic, number), offset in begin.items()])
+        deadline = time.monotonic() + seconds
+        while left:
+            message = consumer.poll(0.1)
+            if message is None:
+                if time.monotonic() > deadline:
+                    raise clients.unreachable(f"{len(left)} partitions are not read to their ends")
+                continue
+            error = message.error()
+            if error is None:
+                deadline = time.monotonic() + seconds
+                yield _committed(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                left.discard((str(message.topic()), int(message.partition() or 0)))
+            elif error.fatal() or error.code() not in _passing():
+                raise clients.told("topics cannot be read", error)
+    except kafka_errors() as error:
+        raise clients.told("topics cannot be read", told_by(error)) from None
+    finally:
+        consumer.close()
+
+
+def _committed(message: Message) -> Committed:
+    headers = {name: value for name, value in dict(message.headers() or ()).items() if isinstance(value, bytes)}
+    key, value = message.key(), message.value()
+    return Committed(
+        (str(message.topic()), int(message.partition() or 0)),
+        int(message.offset() or 0) + 1,
+        key if isinstance(key, bytes) else b"",
+        value if isinstance(value, bytes) else None,
+        headers,
+    )
+
+
+def _passing() -> frozenset[int]:
+    """Codes of what librdkafka tells, and tries again by itself."""
+    from confluent_kafka import KafkaError  # noqa: PLC0415
+
+    return frozenset(
+        (
+            KafkaError._ALL_BROKERS_DOWN,
+            KafkaError._TRANSPORT,
+            KafkaError._RESOLVE,
+            KafkaError._TIMED_OUT,
+            KafkaError.NOT_LEADER_FOR_PARTITION,
+            KafkaError.LEADER_NOT_AVAILABLE,
+        )
+    )

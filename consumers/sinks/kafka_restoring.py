@@ -1,0 +1,114 @@
+"""Brings the copy of the rows to where the topics are: from the offsets up to which it has read, or from nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import structlog
+
+from walbus.consumers.sinks.kafka_cluster import SinkClients
+from walbus.consumers.sinks.kafka_reading import Committed, Place, read_committed
+from walbus.consumers.sinks.kafka_rows import HeldRow, RowCopy, Stamp
+from walbus.consumers.sinks.kafka_state import SinkState
+from walbus.consumers.sinks.kafka_topics import SinkTopics
+from walbus.errors import SinkRefused
+
+_log = structlog.get_logger(__name__)
+
+_WIRE = 5  #: bytes before the Avro
+
+
+def check_topics(state: SinkState, copy: RowCopy, topics: SinkTopics) -> None:
+    """Sees that the tables' topics are what they were, and makes anew what is gone: its table is to be read again.
+
+    Raises:
+        SinkRefused: a topic has another number of partitions.
+        LogError, LogUnreachable
+    """
+    facts = topics.ensure([topics.checkpoint, topics.transactions, *(table.topic for table in state.tables.values())])
+    for oid, table in list(state.tables.items()):
+        found = facts[table.topic]
+        if found.id != table.topic_id:
+            _log.warning("kafka_topic_was_made_anew", topic=table.topic, table=table.layout.table)
+            state.tables[oid] = replace(table, topic_id=found.id, partitions=found.partitions, unknown=True)
+            state.topics[table.topic] = found.id
+            copy.forget(oid)
+        elif found.partitions != table.partitions:
+            raise SinkRefused(
+                f"topic {table.topic} has {found.partitions} partitions now, and its rows lie in {table.partitions}",
+                where=table.layout.table,
+                mend="delete the topic: it is made and filled anew; or give the sink another prefix",
+            )
+
+
+def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy) -> None:
+    """Reads what the copy lacks of the topics; it is of the state's commit then.
+
+    Args:
+        clients: of the cluster.
+        state: as it is committed, its topics being checked; a table of whose rows some may be lost is marked.
+        copy: the rows.
+
+    Raises:
+        SinkRefused, SinkUnavailable, LogError, LogUnreachable
+    """
+    written = state.written
+    if written is None:
+        raise ValueError("nothing was written yet")
+    stamp, wanted = copy.stamp(), Stamp(written.identity, written.number)
+    if stamp is None or stamp.identity != wanted.identity:
+        copy.clear()
+    known = copy.topics()
+    for oid in known:
+        if oid not in state.tables:
+            copy.forget(oid)
+    tables = {table.topic: table for table in state.tables.values()}
+    moved = [table for table in tables.values() if known.get(table.oid) != (table.topic, table.topic_id)]
+    for table in moved:
+        copy.forget(table.oid)
+        copy.forget_offsets(table.topic)
+        copy.has_topic(table.oid, table.topic, table.topic_id)
+    if stamp == wanted and not moved:
+        copy.rollback()
+        return
+    begin = {
+        place: copy.offset(place)
+        for table in tables.values()
+        for place in ((table.topic, number) for number in range(table.partitions))
+    }
+    count, ends = 0, dict[Place, int]()
+    for record in read_committed(clients, begin):
+        _take(copy, tables[record.place[0]].oid, record)
+        ends[record.place] = record.next
+        count += 1
+    copy.commit(wanted, ends)
+    _log.info("kafka_rows_were_read_back", records=count, topics=len(tables))
+    for oid, table in state.tables.items():
+        if table.lacks:  # which rows lack a value was known to the copy alone
+            state.tables[oid] = replace(table, unknown=True)
+
+
+def _take(copy: RowCopy, oid: int, record: Committed) -> None:
+    headers = record.headers
+    try:
+        key = headers["walbus.key"]
+        if record.value is None:
+            copy.delete(oid, key)
+            return
+        row = HeldRow(
+            key,
+            int(headers["walbus.seq"]),
+            int(headers["walbus.generation"]),
+            int(headers["walbus.layout"]),
+            record.value[_WIRE:],
+            b"",
+            record.key,
+        )
+    except (KeyError, ValueError):
+        topic, partition = record.place
+        raise SinkRefused(
+            "a record was not written by this sink",
+            where=f"topic {topic}, partition {partition}, offset {record.next - 1}",
+            mend="let nobody else write the topic: delete it, and it is made and filled anew",
+        ) from None
+    copy.put(oid, row)

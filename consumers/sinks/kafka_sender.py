@@ -1,0 +1,222 @@
+"""The sending half of the sink: one Kafka transaction at a time, which has rows, ends and the checkpoint.
+
+Records go to librdkafka as they come, which sends them while more are made. Whatever fails is told by the next call,
+and gives the producer up: then nothing is known of the transaction. Who takes the transactional id again (`begin`)
+ends it, one way or the other, and reads in PREFIX.checkpoint which.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from walbus.consumers.sinks.kafka_cluster import SinkClients, kafka_errors, told_by
+from walbus.consumers.sinks.kafka_reading import Place
+from walbus.errors import Fenced, LogUnreachable, WalbusError
+from walbus.topics.records import Headers
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError, Producer
+    from confluent_kafka import Message as KafkaMessage
+
+_QUEUE_SECONDS = 0.1
+_LOOK_SECONDS = 0.002
+
+
+class Sender:
+    """See the module.
+
+    Args:
+        clients: of the cluster.
+    """
+
+    def __init__(self, clients: SinkClients) -> None:
+        self._clients = clients
+        self._producer: Producer | None = None
+        self._open = False  # whether a transaction is
+        self._failure: KafkaError | None = None
+        self.ends: dict[Place, int] = {}  #: offsets behind what the transaction has in each partition
+
+    @property
+    def leads(self) -> bool:
+        """Whether it has the transactional id, as far as it knows."""
+        return self._producer is not None
+
+    def begin(self) -> None:
+        """Takes the transactional id: what another process sends under it from now on is refused.
+
+        A transaction that was open under it is over then: committed, if its commit had been asked for, or aborted.
+
+        Raises:
+            LogError, LogUnreachable
+        """
+        producer = self._clients.writer()
+        seconds = self._clients.settings.answer_seconds
+        try:
+            producer.list_topics(timeout=seconds)  # without a connection the next call begins with a pause
+            producer.init_transactions(seconds)
+        except kafka_errors() as error:
+            raise self._clients.told("the cluster does not begin transactions", told_by(error)) from None
+        self._producer, self._open, self.ends, self._failure = producer, False, {}, None
+
+    def send(  # noqa: PLR0913, PLR0917 - what a record has
+        self, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers = (), when: int = 0
+    ) -> None:
+        """Hands a record over, and waits for no answer.
+
+        Args:
+            topic: where it goes.
+            partition: likewise.
+            key: its bytes.
+            value: likewise; None deletes the key.
+            headers: names and values.
+            when: Unix milliseconds; 0 for now.
+
+        Raises:
+            LogUnreachable: the cluster takes nothing.
+            LogError: it refuses.
+            Fenced: another process may have the transactional id.
+        """
+        if self._failure is not None:
+            raise self._given_up("a record was not taken", self._failure)
+        producer = self._required()
+        deadline = time.monotonic() + self._clients.settings.answer_seconds
+        while True:
+            try:
+                if not self._open:
+                    self._open, self.ends = True, {}
+                    producer.begin_transaction()
+                producer.produce(
+                    topic,
+                    value,
+                    key,
+                    partition,
+                    on_delivery=self._delivered,
+                    timestamp=when,
+                    headers=list(headers),
+                )
+                producer.poll(0)
+            except BufferError:
+                if time.monotonic() > deadline:
+                    self._drop()
+                    raise self._clients.unreachable("the cluster takes no records") from None
+                self._serve(producer)
+            except kafka_errors() as error:
+                raise self._given_up("a record was not taken", told_by(error)) from None
+            else:
+                return
+
+    def _serve(self, producer: Producer) -> None:
+        """Waits a moment for room in the queue."""
+        try:
+            producer.poll(_QUEUE_SECONDS)
+        except kafka_errors() as error:
+            raise self._given_up("records are not taken", told_by(error)) from None
+
+    def _delivered(self, error: KafkaError | None, message: KafkaMessage) -> None:
+        if error is not None:
+            if error.code() not in _taken_back():
+                self._failure = self._failure or error
+            return
+        place = str(message.topic()), int(message.partition() or 0)
+        self.ends[place] = max(self.ends.get(place, 0), int(message.offset() or 0) + 1)
+
+    def commit(self) -> None:
+        """Makes all that was sent durable and seen, at once; blocks until it is.
+
+        Raises:
+            LogUnreachable: it is not known whether it is.
+            LogError: the cluster refuses a record.
+            Fenced: another process may have the transactional id.
+        """
+        producer, seconds = self._required(), self._clients.settings.answer_seconds
+        try:
+            if producer.flush(seconds) or self._failure is not None:
+                raise self._given_up("records are not taken", self._failure)
+            producer.commit_transaction(seconds)
+            producer.poll(0)
+        except kafka_errors() as error:
+            raise self._given_up("a commit is not acknowledged", self._failure or told_by(error)) from None
+        self._open = False
+        self._await_sight()
+
+    def _await_sight(self) -> None:
+        """Waits until readers see it: the partitions are told of a commit a moment later."""
+        from confluent_kafka import IsolationLevel, TopicPartition  # noqa: PLC0415
+        from confluent_kafka.admin import OffsetSpec  # noqa: PLC0415
+
+        seconds = self._clients.settings.answer_seconds
+        deadline = time.monotonic() + seconds
+        places = [TopicPartition(topic, number) for topic, number in self.ends]
+        while places:
+            with self._clients.asking("the ends of partitions are not told"):
+                asked = self._clients.admin.list_offsets(
+                    dict.fromkeys(places, OffsetSpec.latest()),
+                    isolation_level=IsolationLevel.READ_COMMITTED,
+                    request_timeout=seconds,
+                )
+                stable = {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
+            places = [at for at in places if stable[at.topic, at.partition] < self.ends[at.topic, at.partition]]
+            if places and time.monotonic() > deadline:
+                raise self._clients.unreachable(f"what was committed to {places[0].topic} is not seen")
+            time.sleep(_LOOK_SECONDS if places else 0)
+
+    def abort(self) -> None:
+        """Takes back what was sent since the last commit. Never raises."""
+        if not self._open or self._producer is None:
+            return
+        try:
+            self._producer.abort_transaction(self._clients.settings.answer_seconds)
+            self._producer.poll(0)
+        except kafka_errors():
+            self._drop()  # whoever begins again ends it
+        self._open, self._failure, self.ends = False, None, {}
+
+    def close(self) -> None:
+        """Takes back what was sent, and frees the connections. Never raises."""
+        self.abort()
+        self._drop()
+
+    def _required(self) -> Producer:
+        if self._producer is None:
+            raise self._clients.unreachable("the transaction broke off")
+        return self._producer
+
+    def _given_up(self, what: str, error: KafkaError | None) -> WalbusError:
+        """The error for a transaction that came to nothing, or of which nothing is known."""
+        self._drop()
+        if error is not None and error.code() in _refusals():
+            return Fenced(f"{what}: {error.str()}", where=self._clients.settings.bootstrap, mend="end this process")
+        told = self._clients.told(what, error)
+        if error is None and not isinstance(told, LogUnreachable):
+            return self._clients.unreachable(what)
+        return told
+
+    def _drop(self) -> None:
+        producer, self._producer = self._producer, None
+        self._open, self._failure = False, None
+        if producer is not None:
+            producer.purge()
+
+
+def _refusals() -> frozenset[int]:
+    """Codes by which the cluster refuses a process that another one has followed, or a transaction that timed out."""
+    from confluent_kafka import KafkaError  # noqa: PLC0415
+
+    return frozenset(
+        (
+            KafkaError._FENCED,
+            KafkaError._STATE,
+            KafkaError.PRODUCER_FENCED,
+            KafkaError.INVALID_PRODUCER_EPOCH,
+            KafkaError.INVALID_TXN_STATE,
+            KafkaError.INVALID_PRODUCER_ID_MAPPING,
+        )
+    )
+
+
+def _taken_back() -> frozenset[int]:
+    """Codes of records that were not sent any more."""
+    from confluent_kafka import KafkaError  # noqa: PLC0415
+
+    return frozenset((KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT))
