@@ -194,7 +194,8 @@ class AsyncGroupMember:
         async def awaited(subscription: LeasedSubscription) -> None:
             twin = AsyncLeasedSubscription(subscription)
             try:
-                await work(twin)
+                with self._member.within():
+                    await work(twin)
             finally:
                 await twin.close()
 
@@ -213,8 +214,13 @@ class AsyncGroupMember:
         """Has `run` finish what is under way, leave and return."""
         self._member.stop()
 
+    def require_outside(self) -> None:
+        """As `GroupMember.require_outside`, of tasks: of a work, and of those that it has begun."""
+        self._member.require_outside()
+
     async def close(self) -> None:
-        """Has it stop, and waits until it has left."""
+        """Has it stop, and waits until it has left; refused to a work, as `GroupMember.close` is."""
+        self.require_outside()
         await asyncio.get_running_loop().run_in_executor(None, self._member.close)
         self._thread.shutdown(wait=False)
 
@@ -322,7 +328,9 @@ class AsyncBus:
         return await asyncio.get_running_loop().run_in_executor(self._waiting, waiting)
 
     async def close(self) -> None:
-        """Ends all subscriptions, and has members of groups leave them."""
+        """Ends all subscriptions, and has members of groups leave them; refused to a work, as `Bus.close` is."""
+        for member in self._members:
+            member.require_outside()
         for member in self._members:
             await member.close()
         for subscription in self._subscriptions:

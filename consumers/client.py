@@ -239,7 +239,13 @@ class Bus:
         return wait_for(Relays(self._peers), checked_name(name), goal_of(lsn, position), timeout, self._clock)
 
     def close(self) -> None:
-        """Ends all subscriptions, and has members of groups leave them."""
+        """Ends all subscriptions, and has members of groups leave them.
+
+        Raises:
+            UsageError: such a member has called this, and would wait for itself: nothing is closed.
+        """
+        for member in self._members:
+            member.require_outside()
         self._closed = True
         for member in self._members:
             member.close()

@@ -8,7 +8,8 @@
 
 A member that cannot reach the relay goes on until its leases run out, and then waits: the same holds may still be its
 own. One that was stopped in the meantime finds out by the clock, or by the checkpoint that it cannot store. On `stop`
-all parts are finished first, while they are held, and then the member leaves.
+all parts are finished first, while they are held, and then the member leaves. `close` waits for that, and is refused to
+whatever the member itself has called: it would wait for itself.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, Protocol, TypeVar
@@ -49,6 +51,9 @@ class HeldPart(Protocol):
 
 
 Held = TypeVar("Held", bound=HeldPart)
+
+#: The members that have called what runs now: by their threads, and by tasks that inherit it.
+_within: ContextVar[tuple[object, ...]] = ContextVar("walbus_members", default=())
 
 _HOST_LETTERS: Final = 32
 _CONFLICT: Final = 409
@@ -154,8 +159,9 @@ class GroupMember(Generic[Held]):
             mend = "join again: a member that has left does not come back"
             raise UsageError("the member runs already, or has left", where=f"group {self.name}", mend=mend)
         try:
-            while not self._stopping:
-                self._turn(work)
+            with self.within():
+                while not self._stopping:
+                    self._turn(work)
         except BaseException as error:
             self._error = self._error or error
         finally:
@@ -170,10 +176,34 @@ class GroupMember(Generic[Held]):
         self._wakes.put(None)
 
     def close(self) -> None:
-        """Has it stop, and waits until it has left."""
+        """Has it stop, and waits until it has left.
+
+        Raises:
+            UsageError: as `require_outside`.
+        """
+        self.require_outside()
         self.stop()
         if not self._running.acquire(blocking=False):
             self._over.wait()
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """What runs in it was called by this member."""
+        token = _within.set((*_within.get(), self))
+        try:
+            yield
+        finally:
+            _within.reset(token)
+
+    def require_outside(self) -> None:
+        """Sees to it that who asks may wait for the member's end.
+
+        Raises:
+            UsageError: the member has called it: a work, or the handler of a signal in the thread of `run`.
+        """
+        if self in _within.get():
+            what = "what a member of a group has called cannot close it, nor its bus: it would wait for itself"
+            raise UsageError(what, where=f"group {self.name}", mend="call stop() of the member, and return")
 
     def _turn(self, work: Callable[[Held], object]) -> None:
         if self._clock.boottime() >= self._ask_at:
@@ -303,7 +333,8 @@ class GroupMember(Generic[Held]):
             with ExitStack() as opened:
                 held = self._opened(worked, opened)
                 if held is not None:
-                    work(held)
+                    with self.within():
+                        work(held)
             if not worked.stopping:
                 self.stop()
         except BaseException as error:

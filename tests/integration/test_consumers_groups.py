@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,10 @@ from support.serving_relay import ServingRelay
 from support.waiting import wait_for
 from walbus.consumers import AsyncLeasedSubscription, LeasedSubscription
 from walbus.consumers.checkpoint import Part
+from walbus.consumers.deliveries import Delivered
 from walbus.demo.postgres import free_port
 from walbus.errors import CheckpointTaken, RequestRefused, UsageError
+from walbus.events import Change
 
 pytestmark = pytest.mark.one_version
 
@@ -327,3 +329,108 @@ def test_what_a_group_cannot_be_is_refused(group: Group, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="the bus is closed"):
         bus.join(name="orders", parts=1)
     assert issubclass(walbus.errors.PartLost, CheckpointTaken)
+
+
+class Closes(walbus.Callbacks):
+    """Callbacks that close what calls them."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self.close = close
+
+    def on_change(self, change: Change, window: Delivered) -> None:
+        self.close()
+
+
+class ClosesAwaited(walbus.AsyncCallbacks):
+    """The same, awaited."""
+
+    def __init__(self, close: Callable[[], Awaitable[object]]) -> None:
+        self.close = close
+
+    async def on_change(self, change: Change, window: Delivered) -> None:
+        await self.close()
+
+
+@pytest.mark.parametrize("what", ["bus", "member"])
+@pytest.mark.parametrize("called", ["by the work", "by a callback", "by the handler of a signal"])
+def test_what_a_member_has_called_cannot_close_it_and_is_told_so(
+    what: str, called: str, group: Group, tmp_path: Path
+) -> None:
+    group.source.write(1)
+    refused: list[UsageError] = []
+    bus = walbus.connect(group.relay.url, folder=tmp_path / "own")
+    member = bus.join("public.*", name="orders", parts=1, start="earliest")
+
+    def close(*_: object) -> None:
+        try:
+            (bus if what == "bus" else member).close()
+        except UsageError as error:
+            refused.append(error)
+        member.stop()
+
+    def work(subscription: LeasedSubscription) -> None:
+        if called == "by a callback":
+            subscription.run(Closes(close))
+            return
+        for window in subscription:
+            if called == "by the work":
+                close()
+            else:
+                signal.raise_signal(signal.SIGUSR1)
+            window.commit()  # nothing is closed
+
+    before = signal.signal(signal.SIGUSR1, close)
+    try:
+        member.run(work)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [error.mend for error in refused] == ["call stop() of the member, and return"]
+    assert group.held() == {}, "it has left"
+    bus.close()
+
+
+@pytest.mark.parametrize("what", ["bus", "member"])
+@pytest.mark.parametrize("called", ["by the work", "by a callback", "by a task of the work"])
+def test_what_a_member_awaits_cannot_close_it_and_is_told_so(
+    what: str, called: str, group: Group, tmp_path: Path
+) -> None:
+    group.source.write(1)
+    refused: list[UsageError] = []
+
+    async def run() -> None:
+        bus = walbus.aconnect(group.relay.url, folder=tmp_path / "own")
+        member = bus.join("public.*", name="orders", parts=1, start="earliest")
+
+        async def close() -> None:
+            try:
+                await (bus if what == "bus" else member).close()
+            except UsageError as error:
+                refused.append(error)
+            member.stop()
+
+        async def work(subscription: AsyncLeasedSubscription) -> None:
+            if called == "by a callback":
+                await subscription.run(ClosesAwaited(close))
+                return
+            async for window in subscription:
+                await (close() if called == "by the work" else asyncio.gather(close()))
+                await window.commit()
+
+        await member.run(work)
+        assert group.held() == {}, "it has left"
+        await bus.close()
+
+    asyncio.run(run())
+    assert [error.mend for error in refused] == ["call stop() of the member, and return"]
+
+
+def test_a_bus_that_a_callback_closes_ends_its_run(group: Group, tmp_path: Path) -> None:
+    group.source.write(3)
+    bus = walbus.connect(group.relay.url, folder=tmp_path / "own")
+    bus.subscribe("public.*", name="alone", start="earliest").run(Closes(bus.close))
+
+    async def run() -> None:
+        bus = walbus.aconnect(group.relay.url, folder=tmp_path / "others")
+        await bus.subscribe("public.*", name="alone", start="earliest").run(ClosesAwaited(bus.close))
+
+    asyncio.run(run())
