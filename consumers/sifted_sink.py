@@ -6,6 +6,9 @@ refused `attempts` times; from then on it is left out, and only now parked, for 
 is durable before any checkpoint passes the row. Where a sink cannot say which row it was, what was refused is handed
 over in ever smaller pieces when it comes again, down to single changes (`refused_search`).
 
+What is read, of a snapshot or a delta, need not come again at once: the log may go on first, and its checkpoints end
+nothing. And it may come as another version, of a row that changed meanwhile: that is tried on, not anew.
+
 Under `dead-letter` later changes of a key that has a letter are parked behind it. What came before the first letter of
 its key is not: it was undone together with the row. Letters that are asked for are handed over between two commits, as
 deltas, for which a sink compares the row's own version alone; the checkpoint stays. They wait while a snapshot is read.
@@ -22,12 +25,14 @@ A sink that finds out only when it commits, and so can name none, watches what c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 
 import structlog
 
-from walbus.consumers.checkpoint import Checkpoint, Following, Marks
+from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Snapshotting
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.letter_file import DeadLetter, Voiding
 from walbus.consumers.letter_index import Held, held_by, touches
@@ -43,6 +48,7 @@ from walbus.records import Kind, Op
 _log = structlog.get_logger(__name__)
 
 _ROW_OPS = frozenset({int(op) for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE)})
+_READ = frozenset({Kind.SNAPSHOT, Kind.DELTA})
 _LOOK_SECONDS = 1.0  # between two looks for letters that are to be tried again
 _MOST_MISSING = 100_000  # keys of skipped rows that are remembered; a table is read again for others
 _TRY_SECONDS = 0.25  # that letters are tried at a time
@@ -63,6 +69,7 @@ class Rewound(Exception):  # noqa: N818  # no error: what was accepted is to com
 @dataclass
 class _Fault:
     error: RowRefused
+    read: bool  # whether it came with a snapshot or a delta
     attempts: int = 0
 
 
@@ -96,12 +103,14 @@ class SiftedSink:
         self.log_id: Callable[[], str] = lambda: ""
         self.skipped = 0
         self._faults: dict[RefusedRow, _Fault] = {}
+        self._read: dict[tuple[object, ...], RefusedRow] = {}  # of them, those that were read, by relation and key
+        self._reading = False  # whether rows that were read are accepted, and not committed
         self._met: set[RefusedRow] = set()  # of them, those that came again since the last commit: left out, or tried
         self._left_out: list[
             dict[str, object]
         ] = []  # what is to be told of changes that are skipped by the next commit
         self._missing: dict[tuple[int, bytes], RowRefused] = {}  # rows that were skipped when their table was read
-        self._search = RefusedSearch()
+        self._searches = {False: RefusedSearch(), True: RefusedSearch()}  # of the log, and of what is read
         self._committed: Checkpoint | None = None
         self._look_at = float("-inf")
         self._relations: dict[str, int] = {}  # OIDs of tables, by what the layouts say
@@ -113,7 +122,7 @@ class SiftedSink:
 
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`."""
-        self._search.rewound()
+        self._rewound()
         committed = self._committed = self._sink.checkpoint()
         if self._letters is not None:
             for table, void in self._letters.settle(committed).items():
@@ -127,14 +136,18 @@ class SiftedSink:
             Rewound: a row was refused.
             DeadLettersFull: and cannot be parked.
         """
-        for call in self._search.calls(windows):
-            count = sum(len(window.changes) for window in call)
-            left = [self._sifted(window, marks) for window in call] if self._is_sifting else call
-            try:
-                self._sink.write(left, marks)
-            except RowRefused as error:
-                raise self._noted(error, [change for window in left for change in window.changes], count) from None
-            self._search.took(count)
+        for read, run in _runs(windows):
+            self._reading = self._reading or read
+            search = self._searches[read]
+            for call in search.calls(run):
+                count = sum(len(window.changes) for window in call)
+                left = [self._sifted(window, marks) for window in call] if self._is_sifting else call
+                try:
+                    self._sink.write(left, marks)
+                except RowRefused as error:
+                    changes = [change for window in left for change in window.changes]
+                    raise self._noted(error, changes, partial(search.refused, count)) from None
+                search.took(count)
 
     def sweep(self, sweep: Sweep) -> None:
         """See `Sink.sweep`; letters of rows that it took away are void.
@@ -162,8 +175,10 @@ class SiftedSink:
             if error.row is None and isinstance(self._sink, WatchfulSink) and self._sink.watch():
                 raise Rewound(error, pause=False) from None
             raise self._noted(error) from None
+        is_read = self._reading or isinstance(self._committed, Snapshotting)
         self._committed = checkpoint
-        self._search.committed()
+        for search in self._searches.values():
+            search.committed()
         if self._letters is not None:
             for table, void in self._letters.committed().items():
                 self._tell_void(table, void)
@@ -171,11 +186,12 @@ class SiftedSink:
             _log.warning("consumer.change_skipped", **told)
         self.skipped += len(self._left_out)
         self._left_out.clear()
-        self._forget_faults(checkpoint)
+        self._forget_faults(checkpoint, is_read=is_read and not isinstance(checkpoint, Snapshotting))
+        self._reading = False
 
     def rollback(self) -> None:
         """See `Sink.rollback`."""
-        self._search.rewound()
+        self._rewound()
         self._met.clear()  # they come again
         self._left_out.clear()
         self._sink.rollback()
@@ -195,37 +211,62 @@ class SiftedSink:
         """How many letters there are."""
         return 0 if self._letters is None else len(self._letters)
 
+    def _rewound(self) -> None:
+        self._reading = False
+        for search in self._searches.values():
+            search.rewound()
+
     # What is refused
 
-    def _noted(self, error: RowRefused, changes: Sequence[Change] = (), count: int = 0) -> Exception:
+    def _noted(
+        self, error: RowRefused, changes: Sequence[Change] = (), refused: Callable[[], None] = lambda: None
+    ) -> Exception:
         """What is to be raised for a refusal of one of these changes, or of one that the error names.
 
         Args:
             error: the refusal.
             changes: of the call that was refused.
-            count: how many the call had before they were sifted.
+            refused: has one of them looked for.
         """
         row = error.row
         if row is None and len(changes) == 1 and changes[0].raw.op in _ROW_OPS:
             row = self._row_of(changes[0])
         if row is not None:
-            fault = self._faults.setdefault(row, _Fault(error))
+            fault = self._faults.setdefault(row, _Fault(error, self._reading))
             fault.attempts += 1
+            if fault.read:
+                self._read[row[:2]] = row
             if error.row is None:
-                self._search.refused(count)  # it is found by itself once more
+                refused()  # it is found by itself once more
             if fault.attempts > self._attempts:  # it was left out, and is refused all the same
                 return error
             return Rewound(error, pause=fault.attempts < self._attempts)
         if len(changes) < 2:  # nothing to look for it in
             return error
-        self._search.refused(count)
+        refused()
         return Rewound(error, pause=False)
 
-    def _forget_faults(self, checkpoint: Checkpoint) -> None:
-        """Faults of rows that were left out, or taken at another try, or that do not come again."""
+    def _forget_faults(self, checkpoint: Checkpoint, *, is_read: bool) -> None:
+        """Faults of rows that were left out, or taken at another try, or that do not come again.
+
+        Args:
+            checkpoint: that is committed.
+            is_read: whether all that was to be read is.
+        """
         done = checkpoint.point.seq if isinstance(checkpoint, Following) else -1
-        self._faults = {r: fault for r, fault in self._faults.items() if r not in self._met and r.seq > done}
+        left = {r: fault for r, fault in self._faults.items() if r not in self._met}
+        self._faults = {r: fault for r, fault in left.items() if (not is_read if fault.read else r.seq > done)}
+        self._read = {r[:2]: r for r, fault in self._faults.items() if fault.read}
         self._met.clear()
+
+    def _fault_of(self, row: RefusedRow, window: Window) -> _Fault | None:
+        """That of a row, or of the version of it that was read before."""
+        fault = self._faults.get(row)
+        before = self._read.get(row[:2]) if fault is None and window.kind in _READ else None
+        if before is not None:
+            self._faults[row] = fault = self._faults.pop(before)
+            self._read[row[:2]] = row
+        return fault
 
     # What is set aside
 
@@ -247,7 +288,7 @@ class SiftedSink:
         if change.raw.op not in _ROW_OPS:
             return False
         row = self._row_of(change)
-        fault = self._faults.get(row)
+        fault = self._fault_of(row, window)
         if fault is not None:
             self._met.add(row)
             fault = fault if fault.attempts >= self._attempts else None
@@ -290,7 +331,7 @@ class SiftedSink:
         if error is None or not raw.unchanged:
             return None
         self._missing[places[-1]] = error
-        return _Fault(error)
+        return _Fault(error, read=False)
 
     # What is tried again
 
@@ -354,3 +395,11 @@ class SiftedSink:
     def _tell_void(self, table: str, void: int) -> None:
         if void:
             _log.warning("consumer.letters_void", consumer=self._consumer, table=table, letters=void)
+
+
+def _runs(windows: Sequence[Window]) -> Iterator[tuple[bool, Sequence[Window]]]:
+    """Windows that follow each other and are of the log, or were read."""
+    if len({window.kind in _READ for window in windows}) > 1:
+        yield from ((read, list(run)) for read, run in groupby(windows, lambda window: window.kind in _READ))
+    else:
+        yield bool(windows) and windows[0].kind in _READ, windows

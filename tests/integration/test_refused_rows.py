@@ -353,3 +353,29 @@ def test_a_consumer_that_is_killed_again_and_again_has_each_letter_once(
             store.retry()
         wait_for(lambda: under_test.rows() == source.rows(), 60)
         wait_for(lambda: letters(tmp_path) == [])
+
+
+def test_a_row_of_a_snapshot_that_changes_with_each_reading_holds_nobody_up(
+    choosy: Choosy, relay: ScriptedRelay, source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_test, read = choosy.under_test, source.snapshot
+    source.commit([insert(ITEMS, n, "fine") for n in range(20)])
+    with consumer(relay, under_test, **choosy.options):
+        wait_for(lambda: under_test.rows() == source.rows())
+    choosy.refuse()
+    source.commit([update(ITEMS, 7, name=POISON, body="b"), delete(ITEMS, 3)])
+    source.trim(source.end)
+    source.horizon = source.end
+    readings = iter(range(1_000_000))
+
+    def hot(*arguments: Any, **named: Any) -> Any:
+        source.commit([update(ITEMS, 7, name=POISON, body=f"{next(readings)}")])
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(source, "snapshot", hot)
+    with consumer(relay, under_test, **choosy.options):
+        wait_for(lambda: len(letters(tmp_path)) > 0, what="it is parked")
+        source.commit([insert(ITEMS, 99, "behind it")])
+        wait_for(lambda: "99" in under_test.rows(), what="the log goes on")
+    assert {one.change.key["id"] for one in letters(tmp_path) if one.change.key} == {7}
+    assert under_test.rows() == without(source, "7")

@@ -171,6 +171,73 @@ def test_updates_that_leave_out_values_of_a_row_that_was_skipped_in_a_snapshot_a
     assert come(delete(ITEMS, 9), insert(ITEMS, 9), update(ITEMS, 9, name="e")) == [9, 9, 9]
 
 
+def read(source: ModelSource) -> list[Window]:
+    """A snapshot as it is now."""
+    return [window_of(header, record, source.layouts.__getitem__) for header, record in source.snapshot(ITEMS, None)]
+
+
+def read_until_taken(sink: SiftedSink, source: ModelSource, before: Callable[[], object], most: int = 30) -> int:
+    """Reads the table, and anew after each refusal, once something else has happened; how often."""
+    for number in range(1, most):
+        before()
+        try:
+            sink.write(read(source), MARKS)
+            sink.commit(Following(source.log_id, MARKS, Point(source.end, source.last_seq)))
+        except Rewound:
+            sink.rollback()
+            sink.checkpoint()
+        else:
+            return number
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize("names", [True, False])
+def test_the_log_may_go_on_before_a_refused_row_of_a_snapshot_comes_again(names: bool, attempts: int) -> None:
+    source = ModelSource()
+    source.commit([insert(ITEMS, n) for n in range(200)])
+    choosy = Choosy(lambda change: id_of(change) == 77 and change.seq < 200, names=names)
+    sink, lengths = sifted(choosy, attempts), count(1)
+
+    def the_log_goes_on() -> None:
+        done = len(source.records)
+        source.commit([insert(ITEMS, 1_000 + source.last_seq * 20 + n) for n in range(next(lengths) % 7 * 3 + 1)])
+        new = windows_of(source)[done:]
+        sink.write(new, MARKS)
+        sink.commit(following(new[-1]))
+
+    read_until_taken(sink, source, the_log_goes_on)
+    assert {*range(200)} - {*choosy.rows} == {77}
+    assert sink.skipped == 1
+    assert not sink._faults
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize("names", [True, False])
+def test_a_row_of_a_snapshot_that_is_another_version_each_time_is_left_out_as_well(names: bool, attempts: int) -> None:
+    source = ModelSource()
+    source.commit([insert(ITEMS, n) for n in range(50)])
+    choosy = Choosy(lambda change: id_of(change) == 7, names=names)
+    sink = sifted(choosy, attempts)
+    read_until_taken(sink, source, lambda: source.commit([update(ITEMS, 7, name="hot", body="b")]))
+    assert {*range(50)} - {*choosy.rows} == {7}
+    assert not sink._faults
+
+
+def test_a_row_that_was_refused_and_is_not_read_again_is_forgotten_with_the_reading() -> None:
+    source = ModelSource()
+    source.commit([insert(ITEMS, n) for n in range(6)])
+    choosy = Choosy(lambda change: id_of(change) == 3, names=True)
+    sink = sifted(choosy)
+    with pytest.raises(Rewound):
+        sink.write(read(source), MARKS)
+    sink.rollback()
+    source.commit([delete(ITEMS, 3)])
+    assert read_until_taken(sink, source, lambda: None) == 1
+    assert not sink._faults
+    assert not sink._read
+
+
 @settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
