@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from types import TracebackType
 
 import structlog
 
@@ -91,55 +92,72 @@ def rebuild(  # noqa: PLR0913  (those of `run_consumer`)
     if config.start != "snapshot":
         what = f"the consumer begins at {config.start}, so its sink need not have all rows"
         raise UsageError(what, where=f"key consumer.{name}.start", mend="rebuild one that starts with a snapshot")
-    try:
-        with ExitStack() as stack:
-            copies = stack.enter_context(closing(open_copies(config.sink, options, place)))
-            remembered = RememberedMapping(place.folder, config.table, place.consumer)
-            before = copies.live()  # the sink itself is its consumer's to open: that puts right what it finds half done
-            if before is None:
-                raise UsageError("the sink has no rows yet", where=where, mend=f"start `walbus consume {name}`")
-            remembered.check(begun=True)
-            if copies.kept():
-                what = "what the last rebuild replaced is there yet"
-                raise UsageError(what, where=where, mend=f"`walbus rebuild {name} --drop-old` drops it")
-            clock = Clock(pause=stop.wait)
-            peers = [stack.enter_context(closing(RelayPeer(HttpPeer(url, credentials)))) for url in listed(relay_url)]
-            relays = Relays(peers)
-            _require_served(relays, before, place)
-            copy = stack.enter_context(closing(copies.beside()))
-            called = f"{place.consumer[:_LONGEST_NAME]}.rebuild"
-            reporter = stack.enter_context(Reporter(Reported(called, place.tables, config.sink), relays, clock))
-            subscribed = Subscribed(called, place.tables, "snapshot", None, config.delta_above or None, narrowing)
-            mapped = MappedSink(copy, mapper, remembered)
-            return Rebuilding(name, subscribed, relays, reporter, copies, copy, mapped, clock, stop).run()
-    except SinkUnavailable:
-        if not stop.is_set():
-            raise
-        return None  # it waited for others, and gave up
+    with _UnlessStopped(stop), ExitStack() as stack:
+        copies = stack.enter_context(closing(open_copies(config.sink, options, place)))
+        remembered = RememberedMapping(place.folder, config.table, place.consumer)
+        before = copies.live()  # the sink itself is its consumer's to open: that puts right what it finds half done
+        if before is None:
+            raise UsageError("the sink has no rows yet", where=where, mend=f"start `walbus consume {name}`")
+        remembered.check(begun=True)
+        if copies.kept():
+            what = "what the last rebuild replaced is there yet"
+            raise UsageError(what, where=where, mend=f"`walbus rebuild {name} --drop-old` drops it")
+        clock = Clock(pause=stop.wait)
+        peers = [stack.enter_context(closing(RelayPeer(HttpPeer(url, credentials)))) for url in listed(relay_url)]
+        relays = Relays(peers)
+        _require_served(relays, before, place)
+        copy = stack.enter_context(closing(copies.beside()))
+        called = f"{place.consumer[:_LONGEST_NAME]}.rebuild"
+        reporter = stack.enter_context(Reporter(Reported(called, place.tables, config.sink), relays, clock))
+        subscribed = Subscribed(called, place.tables, "snapshot", None, config.delta_above or None, narrowing)
+        mapped = MappedSink(copy, mapper, remembered)
+        return Rebuilding(name, subscribed, relays, reporter, copies, copy, mapped, clock, stop).run()
+    return None
 
 
-def discard(name: str, config: ConsumerConfig, folder: Path) -> bool:
-    """Drops the copy of a rebuild that has not come to its end; False if there is none.
+def discard(name: str, config: ConsumerConfig, folder: Path, stop: threading.Event | None = None) -> bool | None:
+    """Drops the copy of a rebuild that has not come to its end.
+
+    Args:
+        name: of the consumer.
+        config: its section of `walbus.toml`.
+        folder: the consumer's.
+        stop: set to end it, within about a second: it goes on when it is called again.
+
+    Returns: False: there is none; None: it was stopped before.
 
     Raises:
         UsageError, ConfigError, SinkUnavailable, SinkRefused
     """
-    with closing(_copies_of(name, config, folder)) as copies:
+    stop = stop or threading.Event()
+    with _UnlessStopped(stop), closing(_copies_of(name, config, folder, stop)) as copies:
         return copies.discard()
+    return None
 
 
-def drop_kept(name: str, config: ConsumerConfig, folder: Path) -> bool:
-    """Drops what the last rebuild replaced; False if there is nothing.
-
-    Raises:
-        UsageError, ConfigError, SinkUnavailable, SinkRefused
-    """
-    with closing(_copies_of(name, config, folder)) as copies:
+def drop_kept(name: str, config: ConsumerConfig, folder: Path, stop: threading.Event | None = None) -> bool | None:
+    """Drops what the last rebuild replaced; as `discard`."""
+    stop = stop or threading.Event()
+    with _UnlessStopped(stop), closing(_copies_of(name, config, folder, stop)) as copies:
         return copies.drop_kept()
+    return None
+
+
+class _UnlessStopped:
+    """Within it whoever waits for others gives up (SinkUnavailable) when this process is to end: that is its end."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        return isinstance(error, SinkUnavailable) and self._stop.is_set()
 
 
 def _place_of(
-    name: str, config: ConsumerConfig, folder: Path, stopping: Callable[[], bool] = lambda: False
+    name: str, config: ConsumerConfig, folder: Path, stopping: Callable[[], bool]
 ) -> tuple[SinkPlace, dict[str, object], Narrowing]:
     if config.parts is not None:
         what = "a group's parts are in their holders' hands, and would have to be swapped all at once"
@@ -155,8 +173,8 @@ def _place_of(
     return place, own_place(config.sink, config.options, narrowing.partition, name), narrowing
 
 
-def _copies_of(name: str, config: ConsumerConfig, folder: Path) -> SinkCopies:
-    place, options, _ = _place_of(name, config, folder)
+def _copies_of(name: str, config: ConsumerConfig, folder: Path, stop: threading.Event) -> SinkCopies:
+    place, options, _ = _place_of(name, config, folder, stop.is_set)
     return open_copies(config.sink, options, place)
 
 

@@ -186,10 +186,11 @@ class PostgresCopies:
         consumer = self._place.consumer + side
         with self._session.errors(f"dropping the tables of {consumer}", of_rows=False):
             self._session.run("BEGIN")
-            self._session.run("SELECT 1 FROM _walbus.checkpoints WHERE consumer = $1 FOR UPDATE", [consumer])
+            locked = "SELECT 1 FROM _walbus.checkpoints WHERE consumer = $1 FOR UPDATE"
+            self._session.wait_for_turn(locked, [consumer])
             tables = stored_tables(self._session, consumer)
             for table in tables:
-                self._session.run(f"DROP TABLE {table.sql}")
+                self._session.wait_for_turn(f"DROP TABLE {table.sql}")
             for kept in ("tables", "lacking", "checkpoints"):
                 self._session.run(f"DELETE FROM _walbus.{kept} WHERE consumer = $1", [consumer])
             self._session.run("COMMIT")

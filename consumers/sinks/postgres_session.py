@@ -155,7 +155,7 @@ class PostgresSession:
         cursor = self._connection.execute(statement.encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
-    def wait_for_turn(self, statement: str, parameters: Sequence[object]) -> Rows:
+    def wait_for_turn(self, statement: str, parameters: Sequence[object] = ()) -> Rows:
         """As `run`, of a statement that waits for others, and is given up when the consumer is to end."""
         if self._connection is not None:
             self._connection.unwanted = self._stopping

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self, cast
 from uuid import uuid4
 
 import msgspec
@@ -119,6 +119,7 @@ class BesideServer(RedisServer):
             SinkUnavailable: another process has dropped it meanwhile.
         """
         for keys in some(rows, SCRIPT_ENTRIES):
+            self._require_wanted()
             if self.run(DROP, (self.record(record), *keys), self.generation.number) == FENCED:
                 raise SinkUnavailable("another process drops these rows", where=self.where)
 
@@ -141,11 +142,26 @@ class BesideServer(RedisServer):
             since: the first generation of marks whose seqs say something there.
             marks: that they get.
         """
+        self._require_wanted()
         keys = [self.name("checkpoint"), *self.floor(table, marks.log_generation)]
         for row, beside, here in carried:
             keys += (row, beside, here, self.beside(here))
         if self.run(CARRY, keys, self.stored, since, marks.generation) == FENCED:
             self.fenced()
+
+    def _scanned(self, pattern: str) -> Iterator[bytes]:
+        """Page by page, of which many may be empty: a stop is seen."""
+        cursor, keys = 0, list[bytes]()
+        while True:
+            self._require_wanted()
+            cursor, keys = cast("tuple[int, list[bytes]]", self._redis.scan(cursor, match=pattern, count=1000))
+            yield from keys
+            if not cursor:
+                return
+
+    def _require_wanted(self) -> None:
+        if self._stopping():
+            raise SinkUnavailable("it was stopped while it went over many keys", where=self.where)
 
     # The swap
 

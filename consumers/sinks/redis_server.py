@@ -370,11 +370,14 @@ class RedisServer(RedisStore):
 
     def scan(self, pattern: str) -> Iterator[str]:
         """See `RedisStore.scan`."""
-        return self.rows_among(self._redis.scan_iter(match=pattern, count=1000))
+        return self.rows_among(self._scanned(pattern))
 
     def scan_all(self, pattern: str) -> Iterator[str]:
         """Keys, the sink's own among them."""
-        return texts_among(self._redis.scan_iter(match=pattern, count=1000))
+        return texts_among(self._scanned(pattern))
+
+    def _scanned(self, pattern: str) -> Iterator[bytes]:
+        yield from self._redis.scan_iter(match=pattern, count=1000)
 
     def _text(self, key: str) -> str:
         """That of a key; empty if it is not there."""

@@ -207,7 +207,7 @@ class SqliteSink:
     def _begin(self) -> None:
         if self._database.in_transaction:
             return
-        self._lock()
+        self.lock()
         swapped = self._swap_number() != self._swaps
         if not swapped and self._side.checkpoint(self._database) == self._stored:
             return
@@ -220,7 +220,7 @@ class SqliteSink:
             mend="let one consumer write it, or give each its own path",
         )
 
-    def _lock(self) -> None:
+    def lock(self) -> None:
         """Begins a transaction that writes, once nobody else does: in short waits, so that a stop is seen."""
         deadline = time.monotonic() + _BUSY_SECONDS
         self._database.execute(f"PRAGMA busy_timeout = {_BUSY_LOOK_SECONDS * 1000:.0f}")

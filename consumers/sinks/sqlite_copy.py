@@ -144,7 +144,7 @@ class SqliteCopies:
 
     def _drop(self, side: Side) -> bool:
         with self._live.file() as database:
-            database.execute("BEGIN IMMEDIATE")
+            self._live.lock()
             if not side.is_there(database):
                 database.execute("ROLLBACK")
                 return False

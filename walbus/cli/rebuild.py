@@ -41,12 +41,12 @@ def command(
 
     folder = settings.consumer_dir(name)
     if drop_old:
-        dropped = rebuilding.drop_kept(name, consumer, folder)
-        typer.echo(f"{name}: what was replaced is dropped" if dropped else f"{name}: nothing was kept")
+        dropped = rebuilding.drop_kept(name, consumer, folder, stop)
+        typer.echo(f"{name}: {_told(dropped, 'what was replaced is dropped', 'nothing was kept')}")
         return
     if discard:
-        dropped = rebuilding.discard(name, consumer, folder)
-        typer.echo(f"{name}: the copy is dropped" if dropped else f"{name}: there is no copy")
+        dropped = rebuilding.discard(name, consumer, folder, stop)
+        typer.echo(f"{name}: {_told(dropped, 'the copy is dropped', 'there is no copy')}")
         return
     swapped = rebuilding.rebuild(
         name,
@@ -60,3 +60,9 @@ def command(
         typer.echo(f"{name}: stopped; the copy is kept, and the same command goes on with it")
         return
     typer.echo(f"{name} was swapped at {swapped}; `walbus rebuild {name} --drop-old` drops what it replaced")
+
+
+def _told(dropped: bool | None, done: str, nothing: str) -> str:
+    if dropped is None:
+        return "stopped; the same command goes on with it"
+    return done if dropped else nothing
