@@ -23,7 +23,7 @@ from pathlib import Path
 
 import structlog
 
-from walbus.errors import Fenced, LogBusy
+from walbus.errors import Fenced, LogBusy, LogFull
 from walbus.relay.control import CONTROL_SIZE, ControlFile, control_epochs, control_path
 from walbus.relay.fs import Files, passing_name, sync_folder, write_at
 from walbus.relay.manifest import manifest_epochs
@@ -92,7 +92,7 @@ class Lease:
         count = 0
         while not self._stop.wait(self.seconds / _BEATS):
             count += 1
-            with contextlib.suppress(OSError):  # a disk error here shows in the writer's own calls
+            with contextlib.suppress(OSError, LogFull):  # an error of the disk shows in the writer's own calls
                 self.control.beat(count)
 
 

@@ -317,7 +317,10 @@ class FileLogWriter:
     # --- segments ---------------------------------------------------------------------------------------------
 
     def _roll(self) -> None:
-        """Seals the active segment and begins the next one; nothing changes if there is no room."""
+        """Seals the active segment and begins the next one.
+
+        If there is no room, nothing changes; but for the very last act, which the next sync makes up for.
+        """
         self.sync()
         number, tip = self._file.number + 1, self._mark.tip
         now = self._settings.clock.now()
@@ -340,7 +343,8 @@ class FileLogWriter:
         self._file.close()
         self._file, self._index = file, index
         self._sequence.moved(HEADER_SIZE)
-        self._publish(Mark(number, HEADER_SIZE, tip, 0, self._manifest.generation))
+        self._mark = Mark(number, HEADER_SIZE, tip, 0, self._manifest.generation)  # if not now, the next sync shows it
+        self._publish(self._mark)
 
     def _roll_if_full(self) -> None:
         if not self._sequence.open and self._file.size >= self._settings.segment_bytes:
@@ -404,7 +408,8 @@ class FileLogWriter:
         for segment in dropped:  # first, since the manifest needs room and an index can be built again
             self._files.unlink(index_path(self._folder, segment.number))
         self._put_manifest(replace(self._manifest, sealed=kept, trimmed=dropped[-1].end))
-        self._publish(replace(self._mark, generation=self._manifest.generation))
+        self._mark = replace(self._mark, generation=self._manifest.generation)
+        self._publish(self._mark)
         for segment in dropped:
             self._files.unlink(segment_path(self._folder, segment.number))
         sync_folder(self._files, segments_folder(self._folder))

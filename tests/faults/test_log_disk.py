@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from support.relay_log import FileEngine, commits, piece, read_all, table_schema, transaction
 from support.small_disk import small_disk
+from support.waiting import wait_for
 from walbus.errors import LogError, LogFull
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag
 from walbus.relay.fs import Files
+from walbus.relay.log_check import LogCheck
 
 pytestmark = pytest.mark.one_version
+T = TypeVar("T")
 
 
 class FailingFiles(Files):
@@ -23,10 +28,12 @@ class FailingFiles(Files):
 
     def __init__(self) -> None:
         self.failing: dict[str, int] = {}
+        self.failed = 0
 
     def _fail(self, operation: str) -> None:
         code = self.failing.get(operation)
         if code is not None:
+            self.failed += 1
             raise OSError(code, errno.errorcode[code])
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
@@ -207,6 +214,68 @@ def test_an_unopened_log_on_a_full_disk_can_be_opened_later(engine, files):
         engine.open_writer()
     files.failing.clear()
     assert engine.open_writer().bounds().end == ORIGIN
+
+
+def test_a_writer_whose_sign_of_life_finds_no_room_gives_signs_again_when_there_is_some(engine, files):
+    engine.lease_seconds = 0.1
+    control = engine.open_writer()._lease.control
+    files.failing["pwrite"] = errno.ENOSPC
+    there = control.state().heartbeat
+    wait_for(lambda: files.failed > 2)
+    files.failing.clear()
+    wait_for(lambda: control.state().heartbeat > there + 1)
+
+
+class NthFails(Files):
+    """A disk without room for so many writes from the n-th one on."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self.writes = 0
+        self._full = range(first, first + count)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        self.writes += 1
+        if self.writes in self._full:
+            raise OSError(errno.ENOSPC, "no room")
+        return super().pwrite(fd, data, offset)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_whichever_write_finds_no_room_what_is_appended_again_is_there_once_and_found(tmp_path, count):
+    """A disk that copies on write has no room for a few bytes of a file that is there, either."""
+    last, nth, writes = 16 * 24, 1, 2
+    while nth < writes:
+        files = NthFails(nth, count)
+        engine = FileEngine(tmp_path / f"{nth}", files=files, segment_bytes=4 << 10)
+        engine.retention_bytes = 16 << 10
+        writer = patiently(engine.open_writer)
+        reader = engine.open_reader()
+        patiently(writer.schemas.register, table_schema())
+        for lsn in range(16, last + 1, 16):
+            patiently(writer.append, transaction(lsn, size=1000))
+            patiently(writer.sync)
+            if lsn % 128 == 0:
+                patiently(writer.trim, 0)
+        there = range(writer.bounds().trimmed.commit_lsn + 16, last + 1, 16)
+        assert commits(read_all(reader, writer.bounds().trimmed)) == [*there], f"write {nth}"
+        assert [lsn for lsn in there if writer.find(1, lsn) is None] == [], f"write {nth}"
+        engine.close()
+        again = FileEngine(tmp_path / f"{nth}", segment_bytes=4 << 10)
+        with closing(again):
+            assert again.open_writer().bounds().end == Position(1, last, 1), f"write {nth}"
+        with closing(LogCheck(engine.folder)) as check:
+            found = [one for one in check.findings(lambda _: None) if Path(one.file).suffix != ".idx"]
+            assert found == [], f"write {nth}"  # an index is built again when it is needed
+        nth, writes = nth + 1, files.writes
+
+
+def patiently(action: Callable[..., T], *arguments: object) -> T:
+    """Tries until there is room."""
+    while True:
+        try:
+            return action(*arguments)
+        except LogFull:
+            continue
 
 
 @pytest.fixture
