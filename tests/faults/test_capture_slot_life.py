@@ -189,9 +189,11 @@ def test_a_stopped_capture_that_comes_back_after_another_took_over_is_fenced(dat
     database.execute("CREATE TABLE t (id int PRIMARY KEY)")
     with capturing(database.dsn, folder) as capture:
         truth = Oracle(database.dsn, "walbus")
+    streams = "SELECT bool_or(active) FROM pg_replication_slots"
+    wait_for(lambda: not database.value(streams), 60, what="the one that made the slot has left it")
     zombie = CaptureProcess(database.dsn, folder)
     database.execute("INSERT INTO t VALUES (1)")
-    wait_for(lambda: database.value("SELECT bool_or(active) FROM pg_replication_slots"), 60, what="the first streams")
+    wait_for(lambda: database.value(streams), 60, what="the first streams")
     zombie.pause()
     try:
         with wait_for(lambda: _taken_over(database, folder), 60, what="the second takes over", every=0.5) as capture:

@@ -111,13 +111,18 @@ def carry_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: st
 
 
 def _copy_slot(primary: EmbeddedPostgres, standby: EmbeddedPostgres, slot: str) -> bool:
-    """Copies a slot's folder; fails where the primary, which runs, replaces a file meanwhile."""
-    copy = standby.data / "pg_replslot" / slot
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(primary.data / "pg_replslot" / slot, copy)
-    if standby.account is not None:
-        for path in (copy, *copy.iterdir()):
-            shutil.chown(path, standby.account.uid, standby.account.gid)
+    """Copies a slot's folder, and the snapshots that it begins from; fails where the primary replaces a file meanwhile.
+
+    Without the snapshot at its `restart_lsn` a slot decodes nothing before the server has once had no transaction that
+    ran there, and passes over what commits until then.
+    """
+    for part in (Path("pg_replslot") / slot, Path("pg_logical/snapshots")):
+        copy = standby.data / part
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(primary.data / part, copy)
+        if standby.account is not None:
+            for path in (copy, *copy.iterdir()):
+                shutil.chown(path, standby.account.uid, standby.account.gid)
     return True
 
 
