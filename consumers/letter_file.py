@@ -19,9 +19,9 @@ from typing import Final
 from walbus.consumers.checkpoint import Checkpoint, Snapshotting
 from walbus.consumers.letter_index import Entry, held_of
 from walbus.errors import InvalidText, StoreDamaged, StoreError
-from walbus.events import Change, Window, time_of
+from walbus.events import Change, Window
 from walbus.position import parse_position
-from walbus.records import Kind, iter_changes, pack_change
+from walbus.records import Kind, iter_changes, pack_change, time_of
 from walbus.schema import TableSchema
 
 FILE_NAME: Final = "dead-letters.sqlite"

@@ -33,7 +33,8 @@ class RecordStream:
         self.headers: Mapping[str, str] = response.headers
         self._response = response
         self._where = where
-        self._parser = RecordParser()
+        #: What has come, and was not taken yet.
+        self.parser = RecordParser()
         self._chunks: queue.Queue[bytes | RelayUnavailable] = queue.Queue(QUEUED_CHUNKS)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, name=f"walbus-stream {where}", daemon=True)
@@ -46,14 +47,22 @@ class RecordStream:
             RelayUnavailable: the stream has ended or broken, and everything before that was handed out.
             DamagedRecord: a checksum or a length is wrong.
         """
+        self.receive(timeout)
+        return list(self.parser.records())
+
+    def receive(self, timeout: float) -> None:
+        """Gives the parser what comes next, if that is within `timeout` seconds; what it has is to be taken before.
+
+        Raises:
+            RelayUnavailable: the stream has ended or broken.
+        """
         try:
             chunk = self._chunks.get(timeout=timeout) if timeout > 0 else self._chunks.get_nowait()
         except queue.Empty:
-            return []
+            return
         if isinstance(chunk, RelayUnavailable):
             raise chunk
-        self._parser.feed(chunk)
-        return list(self._parser.records())
+        self.parser.feed(chunk)
 
     def close(self) -> None:
         """Ends the stream. The reading thread may be blocked in the socket, which is therefore shut down first."""

@@ -62,6 +62,7 @@ from walbus.errors import (
     directive_of,
 )
 from walbus.events import Window
+from walbus.record_parser import RecordParser
 from walbus.records import Kind, RecordHeader, origin_of
 
 _log = structlog.get_logger(__name__)
@@ -102,7 +103,6 @@ class Session:
         self._stream: RecordStream | None = None
         self._target: Target = ()  # what `_stream` reads
         self._bootstrap: BootstrapPeer | None = None
-        self._records: deque[tuple[RecordHeader, bytes]] = deque()
         self._outputs: deque[tuple[str, Output | PhaseEvent]] = deque()  # each with the phase that it was read in
         #: The run whose windows `poll` and `further` give.
         self.run: DeliverRun | None = None
@@ -243,24 +243,23 @@ class Session:
         delay = self._retry_at - self.clock.monotonic()
         if delay > 0:
             self.clock.pause(min(delay, timeout))
-        elif self._records:
-            self._take_records()
-        elif self._stream is not None:
-            self._records.extend(self._stream.records(timeout))
-        else:
+        elif self._stream is None:
             self._open(self._machine.wanted)
+        elif not self._take_records(self._stream.parser):
+            self._stream.receive(timeout)
 
-    def _take_records(self) -> None:
-        """Takes what has come: whole transactions together, anything else by itself."""
+    def _take_records(self, came: RecordParser) -> bool:
+        """Takes what has come next: whole transactions together, anything else by itself; False if nothing has."""
         between = self._machine.between
-        windows = [] if between is None else whole_transactions(self._records, self._layouts, between)
-        if not windows:
-            self._process(*self._records.popleft())
-            return
-        for _ in windows:
-            self._records.popleft()
-        self._receive(TransactionsRead(windows))
+        windows = [] if between is None else whole_transactions(came, self._layouts, between)
+        if windows:
+            self._receive(TransactionsRead(windows))
+        elif (record := came.next()) is not None:
+            self._process(*record)
+        else:
+            return False
         self._recovered()
+        return True
 
     def _process(self, header: RecordHeader, record: bytes) -> None:
         changes = decode_record(header, record, self._layouts)
@@ -269,7 +268,6 @@ class Session:
         else:
             told = self._unread.told(header, changes, self._machine.state, self._machine.layouts)
             self._receive(RecordRead(header, changes, origin_of(record, header).decode(), *told))
-        self._recovered()
 
     def _receive(self, event: Event) -> None:
         before, was = self.phase, self._machine.state
@@ -422,7 +420,6 @@ class Session:
         stream, self._stream, self._target = self._stream, None, ()
         if stream is not None:
             stream.close()
-        self._records.clear()
 
     # Trouble
 

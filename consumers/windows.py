@@ -8,66 +8,49 @@ first record that is anything else ends such a run, and goes the long way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from walbus.consumers.checkpoint import Point, Snapshotting
-from walbus.consumers.decoding import Layouts, decode_record
+from walbus.consumers.decoding import Layouts
 from walbus.consumers.steps import RecordRead, RowsRead
-from walbus.errors import WalbusError
-from walbus.events import Change, Window, time_of
+from walbus.events import Change, Window
+from walbus.native import read_transactions
 from walbus.position import ORIGIN
-from walbus.records import Flag, Kind, Op, RawChange, RecordHeader, origin_of
+from walbus.record_parser import RecordParser
+from walbus.records import Flag, Kind, Op, RawChange, time_of
 from walbus.schema import TableSchema
 
 _KINDS = {int(kind): kind for kind in Kind}  # looked up for every record
 _NET = int(Flag.NET)
-_TRANSACTION = int(Kind.TRANSACTION)
-_WHOLE, _LOOKED_AT = int(Flag.BEGIN | Flag.END), int(Flag.BEGIN | Flag.END | Flag.ASKED)
 
 
-def whole_transactions(
-    records: Iterable[tuple[RecordHeader, bytes]], layouts: Layouts, received: Point
-) -> list[Window]:
-    """The windows of those first records that are whole transactions, each later than the one before, with changes.
-
-    A record that cannot be decoded, or has a seq that is not above the last one, is none of them: it is for whoever
-    takes it by itself to say so.
+def whole_transactions(came: RecordParser, layouts: Layouts, received: Point) -> Sequence[Window]:
+    """Takes the next records that are whole transactions, as `walbus.native.reading.ReadTransactions` has them.
 
     Args:
-        records: of the log, in order.
+        came: what has come of the log.
         layouts: of the log.
         received: the log has been handed on up to here, and no transaction is open.
     """
-    windows: list[Window] = []
-    (epoch, lsn, _), seq = received
-    place = epoch, lsn
-    for header, record in records:
-        here = header.epoch, header.commit_lsn
-        whole = header.kind == _TRANSACTION and header.flags & _LOOKED_AT == _WHOLE
-        if not whole or here <= place or header.last_seq <= seq:
-            break
-        try:
-            changes = decode_record(header, record, layouts)
-        except (WalbusError, OSError):
-            break
-        if not changes:
-            break
-        origin = origin_of(record, header).decode() if header.origin_length else ""
-        windows.append(_window(header, changes, origin, begins=True, ends=True))
-        place, seq = here, header.last_seq
-    return windows
+    return came.take(lambda data, at: read_transactions(Change, Window, data, at, layouts.get, received)) or ()
 
 
 def log_window(event: RecordRead, changes: Sequence[Change], *, begins: bool, ends: bool) -> Window:
     """A transaction or a piece of one, or an event by itself, with the changes that are left of it."""
-    return _window(event.header, changes, event.origin, begins=begins, ends=ends)
-
-
-def _window(header: RecordHeader, changes: Sequence[Change], origin: str, *, begins: bool, ends: bool) -> Window:
-    kind, net = _KINDS[header.kind], header.flags & _NET != 0
-    time, last = time_of(header.commit_time), header.last
-    # Not by names, which take as long as all else here: there are as many as transactions.
-    return Window(kind, changes, header.xid, header.commit_lsn, time, last, header.last_seq, begins, ends, origin, net)
+    header = event.header
+    return Window(
+        kind=_KINDS[header.kind],
+        changes=changes,
+        xid=header.xid,
+        commit_lsn=header.commit_lsn,
+        commit_time=time_of(header.commit_time),
+        last=header.last,
+        last_seq=header.last_seq,
+        begins=begins,
+        ends=ends,
+        origin=event.origin,
+        net=header.flags & _NET != 0,
+    )
 
 
 def served_window(event: RowsRead) -> Window:

@@ -10,18 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from walbus.errors import UsageError
 from walbus.keys import key_row
 from walbus.native import read_changes
 from walbus.position import ORIGIN, Position
-from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, origin_of
+from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, origin_of, time_of
 from walbus.schema import TableSchema
 from walbus.values import decode_row, row_texts
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROW_OPS = frozenset((Op.INSERT, Op.UPDATE, Op.DELETE))  # of the others, `after` is no row
 _Value = TypeVar("_Value")
 _set = object.__setattr__  # of what is frozen
@@ -268,8 +267,3 @@ def window_of(
 
 def _no_class(table: str) -> UsageError:
     return UsageError("no class was given for rows", where=table or "change.row", mend="subscribe with into=")
-
-
-def time_of(microseconds: int) -> datetime:
-    """The UTC time of Unix microseconds."""
-    return _EPOCH + timedelta(0, 0, microseconds)

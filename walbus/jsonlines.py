@@ -23,10 +23,9 @@ from typing import Final
 
 import msgspec
 
-from walbus.events import time_of
 from walbus.keys import key_json
 from walbus.position import ORIGIN, Position
-from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, located_changes
+from walbus.records import ChangeFlag, Flag, Kind, Op, RawChange, RecordHeader, located_changes, time_of
 from walbus.schema import TableSchema
 from walbus.values import row_json
 from walbus.values.json_form import splice

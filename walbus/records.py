@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import google_crc32c
@@ -38,6 +39,8 @@ assert (HEADER_SIZE, CHANGE_HEADER_SIZE) == (96, 48)
 #: A record is never longer than this; a length beyond it is damage (and bounds every allocation). A row of
 #: PostgreSQL is at most 1 GB, and a change may hold two of them.
 MAX_RECORD_SIZE = (1 << 32) - 1
+
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Kind(enum.IntEnum):
@@ -354,6 +357,11 @@ def check_sum(record: bytes) -> None:
     """
     if google_crc32c.value(record[4:]) != int.from_bytes(record[:4], "little"):
         raise DamagedRecord("a record's checksum is wrong")
+
+
+def time_of(microseconds: int) -> datetime:
+    """The UTC time of Unix microseconds, as a header has them."""
+    return _UNIX_EPOCH + timedelta(0, 0, microseconds)
 
 
 def origin_of(record: bytes, header: RecordHeader) -> bytes:

@@ -25,9 +25,9 @@ from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink, SinkPlace
 from walbus.demo.postgres import EmbeddedPostgres
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
-from walbus.events import Change, Window, time_of
+from walbus.events import Change, Window
 from walbus.position import ORIGIN, parse_position
-from walbus.records import Kind, Op, RawChange
+from walbus.records import Kind, Op, RawChange, time_of
 from walbus.schema import ReplicaIdentity, TableSchema
 from walbus.values import row_encoder
 

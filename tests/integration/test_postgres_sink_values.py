@@ -13,10 +13,10 @@ from support.zoo import Specimen, Zoo, build_zoo, rows_of
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.sinks import Sink
 from walbus.consumers.sinks.postgres_types import array_literal
-from walbus.events import Change, Window, time_of
+from walbus.events import Change, Window
 from walbus.keys import encode_key
 from walbus.position import Position
-from walbus.records import Kind, Op, RawChange
+from walbus.records import Kind, Op, RawChange, time_of
 from walbus.schema import Column, ReplicaIdentity, TableSchema
 from walbus.session import settings_sql
 from walbus.values import row_encoder

@@ -20,7 +20,6 @@ from walbus.consumers.transport import RelayInfo
 from walbus.errors import RelayUnavailable
 from walbus.position import Position
 from walbus.record_parser import RecordParser
-from walbus.records import RecordHeader
 from walbus.schema import TableSchema
 
 
@@ -71,20 +70,19 @@ class _Portions:
         self.headers: Mapping[str, str] = {}
         self._relay, self._data, self._sizes, self._at = relay, data, sizes, 0
         self._whole = not relay._breaks
-        self._parser = RecordParser()
+        self.parser = RecordParser()
 
-    def records(self, timeout: float) -> list[tuple[RecordHeader, bytes]]:
+    def receive(self, timeout: float) -> None:
         if self._at >= len(self._data):
             if not self._whole:
                 raise RelayUnavailable("the stream broke")
             self._relay.ended = True
             self._relay.at_end()
             self._relay.clock.pause(max(timeout, 0.001))
-            return []
+            return
         end = self._at + next(self._sizes)
-        self._parser.feed(self._data[self._at : end])
+        self.parser.feed(self._data[self._at : end])
         self._at = end
-        return list(self._parser.records())
 
     def close(self) -> None:
         """Nothing is open."""

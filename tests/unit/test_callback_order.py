@@ -18,9 +18,9 @@ from walbus.consumers.deliveries import Delivered, Delivery
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.steps import Discard
 from walbus.errors import WalbusError
-from walbus.events import Change, Window, time_of
+from walbus.events import Change, Window
 from walbus.position import Position
-from walbus.records import Kind, Op, RawChange
+from walbus.records import Kind, Op, RawChange, time_of
 
 Item = Delivery | PhaseEvent | Discard | None
 Plan = list[tuple[str, list[int]]]

@@ -5,7 +5,7 @@
     pure        the core of capture in Python
     pure_filter the filter in Python; the reader of rows in Python is `walbus.values.avro_rows`
     pure_columns  rows as columns in Python
-    pure_changes  a record's changes in Python
+    pure_changes  a record's changes in Python, pure_transactions windows of whole transactions
     pure_converted  rows as other systems want their values, in Python
     pure_scan, pure_tally  records checked, and counted by table, in Python
     pushing     what sends records from a file to a peer; in Python that is `walbus.relay.file_push`
@@ -24,6 +24,7 @@
       avro.pxi    rows walked column by column
       filter.pxi  records filtered
       changes.pxi a record's changes to Python objects
+      transactions.pxi  whole transactions to windows
       reader.pxi  rows to Python values
       converted.pxi  rows to other systems' values
       columns.pxi rows to columns in Arrow's layout
@@ -54,12 +55,20 @@ from walbus.native import (
     pure_scan,
     pure_serving,
     pure_tally,
+    pure_transactions,
 )
 from walbus.native.copying import NewCopiedRows
 from walbus.native.folding import InKeyOrder, NewFold, PackPages
 from walbus.native.interface import INTERFACE, Core, ReplayRows, SpoolRows
 from walbus.native.pushing import PushRecords
-from walbus.native.reading import NewConvertedRows, NewFilter, NewRowColumns, NewRowReader, ReadChanges
+from walbus.native.reading import (
+    NewConvertedRows,
+    NewFilter,
+    NewRowColumns,
+    NewRowReader,
+    ReadChanges,
+    ReadTransactions,
+)
 from walbus.native.serving import PackRows, PackVersions, TakePlaces
 from walbus.values.avro_rows import AvroRows
 
@@ -79,6 +88,7 @@ class Implementation(NamedTuple):
     push_records: PushRecords | None
     new_filter: NewFilter
     read_changes: ReadChanges
+    read_transactions: ReadTransactions
     new_row_reader: NewRowReader
     new_converted_rows: NewConvertedRows
     new_row_columns: NewRowColumns
@@ -104,6 +114,7 @@ def pure_implementation(why: str) -> Implementation:
         None,
         pure_filter.RecordFilter,
         pure_changes.read_changes,
+        pure_transactions.read_transactions,
         AvroRows,
         pure_converted.ConvertedRows,
         pure_columns.RowColumns,
@@ -138,6 +149,7 @@ def native_implementation() -> Implementation:
         core.push_records if core.PUSHES else None,
         core.RecordFilter,
         core.read_changes,
+        core.read_transactions,
         core.RowReader,
         core.ConvertedRows,
         core.RowColumns,
@@ -186,6 +198,9 @@ new_filter = _IN_USE.new_filter
 #: Gives a record's changes; see there.
 read_changes = _IN_USE.read_changes
 
+#: Gives the windows of whole transactions; see there.
+read_transactions = _IN_USE.read_transactions
+
 #: Makes the reader of a layout's rows; see there.
 new_row_reader = _IN_USE.new_row_reader
 
@@ -233,6 +248,7 @@ __all__ = [
     "pack_versions",
     "push_records",
     "read_changes",
+    "read_transactions",
     "replay_rows",
     "seal",
     "spool_rows",

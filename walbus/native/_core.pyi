@@ -11,6 +11,7 @@ RowReader: reading.NewRowReader
 ConvertedRows: reading.NewConvertedRows
 RowColumns: reading.NewRowColumns
 read_changes: reading.ReadChanges
+read_transactions: reading.ReadTransactions
 CopiedRows: copying.NewCopiedRows
 Fold: folding.NewFold
 pack_pages: folding.PackPages

@@ -31,14 +31,14 @@ from libc.string cimport memcmp, memcpy, memset
 from copy import copy
 
 from walbus.compression import decompress
-from walbus.errors import DamagedRecord
+from walbus.errors import DamagedRecord, WalbusError
 from walbus.log import Piece, Run
 from walbus.native.copy_text import encoded_line
 from walbus.native.folding import PAGE_BYTES, SPACE_SIZE
 from walbus.native.interface import PIECE_BYTES, PIECE_CHANGES, RUN_BYTES, Drained, Transaction
 from walbus.native.reading import ALL_TABLES, ColumnBuffers, Outside, TakenRows
 from walbus.position import ORIGIN, Position
-from walbus.records import RawChange, read_header
+from walbus.records import Kind, RawChange, read_header
 from walbus.values import row_encoder
 from walbus.values.column_form import column_form
 
@@ -49,7 +49,7 @@ from cpython.ref cimport PyObject
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
 
-INTERFACE = 14  # as in interface.py when this was built
+INTERFACE = 15  # as in interface.py when this was built
 
 cdef bint BIG_ENDIAN = sys.byteorder == "big"
 
@@ -394,6 +394,7 @@ include "avro.pxi"
 include "filter.pxi"
 include "reader.pxi"
 include "changes.pxi"
+include "transactions.pxi"
 include "converted.pxi"
 include "columns.pxi"
 include "tally.pxi"

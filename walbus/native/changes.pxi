@@ -31,7 +31,8 @@ def read_changes(make not None, header, bytes record not None, layout_of, after=
     cdef ChangesOf of
     if kind == KIND_PROGRESS:
         return []
-    of = ChangesOf(make, header, layout_of, after)
+    of = ChangesOf(make, layout_of)
+    of.of_record(header, after)
     if header.flags & RECORD_ZSTD:
         body = decompress(record[head:])
         return of.read(<Bytes>PyBytes_AS_STRING(body), len(body))
@@ -45,11 +46,16 @@ cdef class ChangesOf:
     cdef object make, layout_of, epoch, lsn, served
     cdef uint64_t first_ordinal, first_seq, above
     cdef bint skips  # whether changes with an ordinal below `above` are left out
+    cdef uint32_t schema_id, table  # of the last change, and what is made of them
+    cdef object layout, schema_number, table_number
 
-    def __cinit__(self, make, header, layout_of, after):
+    def __cinit__(self, make, layout_of):
+        self.make, self.layout_of = make, layout_of
+        self.schema_number = self.table_number = 0
+
+    cdef int of_record(self, header, after) except -1:
         cdef int kind = header.kind
         cdef bint events = kind != KIND_TRANSACTION
-        self.make, self.layout_of = make, layout_of
         self.epoch, self.lsn = header.epoch, header.commit_lsn
         self.first_ordinal, self.first_seq = header.first_ordinal, header.first_seq
         self.served = header.last if kind == KIND_SNAPSHOT or kind == KIND_DELTA else None
@@ -57,6 +63,7 @@ cdef class ChangesOf:
         self.above = UINT64_MAX
         if self.skips and (self.epoch, self.lsn) == (after.epoch, after.commit_lsn):
             self.above = after.ordinal if events else after.ordinal + 1
+        return 0
 
     cdef list read(self, Bytes begin, size_t size):
         cdef Bytes at = begin
@@ -64,31 +71,31 @@ cdef class ChangesOf:
         cdef Bytes next_at
         cdef Change change
         cdef list changes = []
-        cdef uint32_t schema_id = 0, table = 0
         cdef uint64_t ordinal
-        cdef object layout = None, schema_number = 0, table_number = 0, position
+        cdef object position
         while at < end:
             next_at = read_change(at, end, &change)
             if next_at == NULL:
                 raise misread(at, begin, end)
             ordinal = self.first_ordinal + read_little_32(at + 24)
             if not self.skips or ordinal >= self.above:
-                if change.schema_id != schema_id:
-                    schema_id = change.schema_id
-                    schema_number = schema_id
-                    layout = self.layout_of(schema_number) if schema_id else None
-                if change.table != table:
-                    table = change.table
-                    table_number = table
-                raw = raw_change(at, &change, table_number, schema_number)
+                if change.schema_id != self.schema_id:
+                    schema_number = change.schema_id
+                    self.layout = self.layout_of(schema_number) if change.schema_id else None
+                    self.schema_id, self.schema_number = change.schema_id, schema_number
+                if change.table != self.table:
+                    self.table = change.table
+                    self.table_number = change.table
+                raw = raw_change(at, &change, self.table_number, self.schema_number)
                 position = self.served
                 if position is None:
                     position = new_plain_tuple(POSITION, (self.epoch, self.lsn, ordinal))
                 made = new_object_of(self.make, ())
                 PyObject_GenericSetAttr(made, "raw", raw)
-                PyObject_GenericSetAttr(made, "schema", layout)
+                PyObject_GenericSetAttr(made, "schema", self.layout)
                 PyObject_GenericSetAttr(made, "position", position)
                 PyObject_GenericSetAttr(made, "seq", self.first_seq + read_little_64(at + 16))
+                PyObject_GC_UnTrack(made)  # it is frozen, and nothing that it holds knows it
                 changes.append(made)
             at = next_at
         return changes

@@ -29,7 +29,7 @@ from walbus.position import Position
 from walbus.schema import TableSchema
 
 #: Rises when the native core must be built again to fit the Python code around it.
-INTERFACE = 14
+INTERFACE = 15
 
 #: A piece leaves when it holds this many bytes of changes, or this many changes.
 PIECE_BYTES = 256 << 10

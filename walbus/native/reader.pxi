@@ -75,7 +75,10 @@ cdef class RowReader:
             if value is LEFT:
                 return self.left().python(payload)
             PyDict_SetItem(row, <object>self.names[i], value)
-        return row if at == end else self.left().python(payload)
+        if at != end:
+            return self.left().python(payload)
+        PyObject_GC_UnTrack(row)  # of values alone; whoever puts more into it has it tracked again
+        return row
 
     cdef object left(self):
         if self.twin is None:
@@ -211,6 +214,7 @@ cdef object read_uuid(Bytes *at, Bytes end):
     made = NEW_UUID(Uuid)
     PyObject_GenericSetAttr(made, "int", (<object>high) << 64 | low)
     PyObject_GenericSetAttr(made, "is_safe", UNSAFE)
+    PyObject_GC_UnTrack(made)
     return made
 
 

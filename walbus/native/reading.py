@@ -19,10 +19,11 @@ left out does it walk a row's bytes, without making values of them. What stays o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from walbus.position import ORIGIN, Position
-from walbus.records import RawChange, RecordHeader
+from walbus.records import Kind, RawChange, RecordHeader
 from walbus.schema import TableSchema
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
 
 #: What table bits are for who wants every table.
 ALL_TABLES = (1 << 64) - 1
@@ -150,6 +153,57 @@ class ReadChanges(Protocol):
 
         Raises:
             DamagedRecord: the body makes no sense.
+        """
+
+
+class MakeWindow(Protocol[W_co]):
+    """A class of windows, as `walbus.events.Window`: these attributes, and nothing else to be made."""
+
+    def __call__(  # noqa: PLR0913, PLR0917  # what a window has
+        self,
+        kind: Kind,
+        changes: list[Any],
+        xid: int,
+        commit_lsn: int,
+        commit_time: datetime,
+        last: Position,
+        last_seq: int,
+        begins: bool,
+        ends: bool,
+        origin: str,
+        net: bool,
+        /,
+    ) -> W_co:
+        """A window."""
+
+
+class ReadTransactions(Protocol):
+    """Gives the windows of transactions that lie behind each other."""
+
+    def __call__(  # noqa: PLR0913, PLR0917  # what there is to know
+        self,
+        make: MakeChange[T],
+        make_window: MakeWindow[W],
+        data: bytes,
+        at: int,
+        layout_of: Callable[[int], TableSchema | None],
+        received: tuple[Position, int],
+    ) -> tuple[list[W], int]:
+        """The windows of those first records that are whole transactions, each later than the one before, with changes.
+
+        A record that is damaged, cannot be decoded, or has a seq that is not above the last one, is none of them: it is
+        for whoever takes it by itself to say so.
+
+        Args:
+            make: the class of changes.
+            make_window: that of windows.
+            data: records of the log, in order; the last one may be cut off.
+            at: where the first one begins.
+            layout_of: layout by number, asked where another one than before is met. Its WalbusError and OSError end
+                the run; what else it raises passes through.
+            received: what was received before, and its last seq; no transaction is open.
+
+        Returns: the windows, and where the next record begins.
         """
 
 
