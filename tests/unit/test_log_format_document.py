@@ -21,9 +21,7 @@ def section(heading: str) -> str:
     return re.split(r"^#+ ", TEXT.split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-@pytest.mark.parametrize(
-    ("heading", "form"), [("Records", records._HEADER.format), ("Changes", records._CHANGE.format)]
-)
+@pytest.mark.parametrize(("heading", "form"), [("Records", records.HEADER.format), ("Changes", records._CHANGE.format)])
 def test_the_fields_stand_at_the_documented_offsets(heading: str, form: str) -> None:
     at, letters = 0, ""
     for offset, kind in LAYOUT.findall(section(heading)):
