@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from walbus.compatibility import LEVELS
 from walbus.relay.openapi_parts import Json, object_of, operation_of, parameter, ref, ref_response, text
 
 _MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
@@ -18,27 +19,50 @@ def registry_paths() -> Json:
     numbers = {"type": "array", "items": _COUNTED}
     listed = _get("subjects", "Names of the subjects that the token sees", texts)
     listed["parameters"] = [parameter("subjectPrefix", "query", "only those that begin so", _TEXT)]
-    levels, modes = object_of({"compatibilityLevel": {"const": "NONE"}}, "compatibilityLevel"), _one("mode", "READONLY")
+    levels = object_of({"compatibilityLevel": {"enum": [*LEVELS]}}, "compatibilityLevel")
+    modes = _one("mode", "READONLY")
     version, schema, one = "/subjects/{subject}/versions/{version}", "/schemas/ids/{id}", ref("RegisteredSchema")
     of_schema = {"type": "array", "items": object_of({"subject": _TEXT, "version": _COUNTED}, "subject", "version")}
     return {
         "/subjects": {"get": listed},
-        "/subjects/{subject}": {"post": _sent("lookup", "Which version of a subject a schema is", one)},
+        "/subjects/{subject}": {
+            "post": _sent("lookup", "Which version of a subject a schema is", one),
+            "delete": _never("deleteSubject", _SUBJECT),
+        },
         "/subjects/{subject}/versions": {
             "get": _get("versions", "Versions of a subject", numbers, _SUBJECT),
             "post": _sent("register", "The id of a schema that is there; others are refused", _one("id", None)),
         },
-        version: {"get": _get("version", "One version", one, _SUBJECT, _VERSION)},
+        version: {
+            "get": _get("version", "One version", one, _SUBJECT, _VERSION),
+            "delete": _never("deleteVersion", _SUBJECT, _VERSION),
+        },
         f"{version}/schema": {"get": _get("versionText", "The schema of one version", {}, _SUBJECT, _VERSION)},
+        "/compatibility/subjects/{subject}/versions": {"post": _checked("compatibleWithAll", "all versions")},
+        "/compatibility/subjects/{subject}/versions/{version}": {
+            "post": _checked("compatible", "one version", _VERSION)
+        },
         "/schemas/types": {"get": _get("types", "Kinds of schemas", texts)},
         schema: {"get": _get("registered", "The schema with an id", _one("schema", None), _ID)},
         f"{schema}/schema": {"get": _get("registeredText", "The schema with an id, bare", {}, _ID)},
         f"{schema}/subjects": {"get": _get("subjectsOf", "Whose schema it is", texts, _ID)},
         f"{schema}/versions": {"get": _get("versionsOf", "Which versions have it", of_schema, _ID)},
-        "/config": {"get": _get("level", "Which compatibility is enforced", levels)},
-        "/config/{subject}": {"get": _get("levelOf", "The same of a subject", levels, _SUBJECT)},
-        "/mode": {"get": _get("mode", "Whether schemas may be registered", modes)},
-        "/mode/{subject}": {"get": _get("modeOf", "The same of a subject", modes, _SUBJECT)},
+        "/config": {
+            "get": _get("level", "Which compatibility is checked by", levels),
+            "put": _never("setLevel"),
+            "delete": _never("forgetLevel"),
+        },
+        "/config/{subject}": {
+            "get": _get("levelOf", "The same of a subject", levels, _SUBJECT),
+            "put": _never("setLevelOf", _SUBJECT),
+            "delete": _never("forgetLevelOf", _SUBJECT),
+        },
+        "/mode": {"get": _get("mode", "Whether schemas may be registered", modes), "put": _never("setMode")},
+        "/mode/{subject}": {
+            "get": _get("modeOf", "The same of a subject", modes, _SUBJECT),
+            "put": _never("setModeOf", _SUBJECT),
+            "delete": _never("forgetModeOf", _SUBJECT),
+        },
     }
 
 
@@ -66,4 +90,26 @@ def _sent(name: str, summary: str, schema: Json) -> Json:
     operation = _get(name, summary, schema, _SUBJECT)
     operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref("SentSchema")}}}
     operation["responses"] |= {status: ref_response("Refused") for status in ("408", "413")}
+    return operation
+
+
+def _never(name: str, *parameters: Json) -> Json:
+    """What is refused whoever asks for it."""
+    operation = _get(name, "Refused: the registry is read-only", {}, *parameters)
+    del operation["responses"]["200"]
+    operation["responses"]["422"] = ref_response("Refused")
+    return operation
+
+
+def _checked(name: str, against: str, *parameters: Json) -> Json:
+    told = object_of(
+        {"is_compatible": {"type": "boolean"}, "messages": {"type": "array", "items": _TEXT}}, "is_compatible"
+    )
+    operation = _sent(name, f"Whether a schema could come behind {against}", told)
+    operation["parameters"] += [
+        *parameters,
+        parameter("level", "query", "instead of the configured one", {"enum": [*LEVELS]}),
+        parameter("verbose", "query", "whether messages are wanted", {"type": "boolean"}),
+    ]
+    operation["responses"]["501"] = ref_response("Refused")
     return operation

@@ -5,7 +5,9 @@
     POST /subjects/S                                  which version a schema is
     POST /subjects/S/versions                         as that, since nothing can be registered here
     GET  /schemas/ids/ID[/schema|/subjects|/versions] one schema
-    GET  /schemas/types, /config[/S], /mode[/S]       Avro; no compatibility is enforced; read only
+    POST /compatibility/subjects/S/versions[/V]       whether a schema could be the next version
+    GET  /schemas/types, /config[/S], /mode[/S]       Avro; the level that is checked by; read only
+    PUT, DELETE of what is there                      refused, since it is read-only
 
 Schemas come from the database, by the log (`walbus.relay.registry`). A refusal has Confluent's `error_code` and
 `message` beside what every refusal has.
@@ -13,6 +15,7 @@ Schemas come from the database, by the log (`walbus.relay.registry`). A refusal 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -20,12 +23,15 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from walbus.compatibility import LEVELS, Level
+from walbus.errors import ConfigError, InvalidText
 from walbus.relay.access import AccessError, granted
 from walbus.relay.http import RequestError
 from walbus.relay.reader import FileLogReader
 from walbus.relay.registry import LogRegistry
 from walbus.relay.request_body import bounded_body
 from walbus.topics import Catalog, Registered
+from walbus.topics.compatibility import differences
 
 MEDIA_TYPE: Final = "application/vnd.schemaregistry.v1+json"
 MAX_BODY: Final = 1 << 20
@@ -51,11 +57,12 @@ class RegistryRoutes:
 
     Args:
         prefix: what names of topics begin with.
+        level: of compatibility.
         reader: gives the log, or raises what a client is told while there is none.
     """
 
-    def __init__(self, prefix: str, reader: Callable[[], FileLogReader]) -> None:
-        self._registry, self._reader = LogRegistry(prefix), reader
+    def __init__(self, prefix: str, level: Level, reader: Callable[[], FileLogReader]) -> None:
+        self._registry, self._level, self._reader = LogRegistry(prefix), level, reader
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         """Registers them."""
@@ -69,8 +76,8 @@ class RegistryRoutes:
             "/schemas/ids/{id}/schema": _schema_text,
             "/schemas/ids/{id}/subjects": _subjects_of_schema,
             "/schemas/ids/{id}/versions": _versions_of_schema,
-            "/config": _level,
-            "/config/{subject}": _level_of_subject,
+            "/config": self._told_level,
+            "/config/{subject}": self._level_of_subject,
             "/mode": _mode,
             "/mode/{subject}": _mode_of_subject,
         }
@@ -78,6 +85,15 @@ class RegistryRoutes:
             router.add_get(path, self._answering(respond), allow_head=False)
         router.add_post("/subjects/{subject}", self._answering(_look_up))
         router.add_post("/subjects/{subject}/versions", self._answering(_register))
+        for path in ("", "/{version}"):
+            router.add_post(f"/compatibility/subjects/{{subject}}/versions{path}", self._answering(self._compatibility))
+        for path in ("/config", "/config/{subject}", "/mode", "/mode/{subject}"):
+            router.add_put(path, self._answering(_read_only))
+        for path in (
+            "/config", "/config/{subject}", "/mode/{subject}", "/subjects/{subject}",
+            "/subjects/{subject}/versions/{version}",
+        ):  # fmt: skip
+            router.add_delete(path, self._answering(_read_only))
 
     def _answering(self, respond: Respond) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handler(request: web.Request) -> web.Response:
@@ -86,6 +102,29 @@ class RegistryRoutes:
             return web.Response(body=body, content_type=MEDIA_TYPE)
 
         return handler
+
+    async def _told_level(self, _: web.Request, __: Catalog) -> object:
+        return {"compatibilityLevel": self._level}
+
+    async def _level_of_subject(self, request: web.Request, catalog: Catalog) -> object:
+        _subject(request, catalog)
+        return await self._told_level(request, catalog)
+
+    async def _compatibility(self, request: web.Request, catalog: Catalog) -> object:
+        """Whether a schema could come behind a version, or behind all of them."""
+        versions = [one.text for one in _subject(request, catalog)]
+        if "version" in request.match_info:
+            versions = [_asked_version(request, catalog).text]
+        level = _asked_level(request, self._level)
+        text = msgspec.json.encode(await _schema_sent(request)).decode()
+        try:
+            found = await asyncio.to_thread(differences, level, versions, text)
+        except InvalidText as error:
+            raise RegistryError(42201, f"Invalid schema: {error.what}", where="schema", mend=str(error.mend)) from None
+        except ConfigError as error:
+            raise RegistryError(50101, error.what, where="compatibility", mend=f"{error.mend} at the relay") from None
+        told = {"messages": found} if request.query.get("verbose", "false").lower() == "true" else {}
+        return {"is_compatible": not found, **told}
 
 
 # --- subjects -------------------------------------------------------------------------------------------------------
@@ -162,13 +201,15 @@ async def _versions_of_schema(request: web.Request, catalog: Catalog) -> object:
 # --- what is so for all ---------------------------------------------------------------------------------------------
 
 
-async def _level(_: web.Request, __: Catalog) -> object:
-    return {"compatibilityLevel": "NONE"}
-
-
-async def _level_of_subject(request: web.Request, catalog: Catalog) -> object:
-    _subject(request, catalog)
-    return await _level(request, catalog)
+async def _read_only(request: web.Request, catalog: Catalog) -> object:
+    if "subject" in request.match_info:
+        _subject(request, catalog)
+    raise RegistryError(
+        42205,
+        "the registry is in read-only mode",
+        where="path",
+        mend="set relay.schema_compatibility for the level; subjects and versions come from the tables of the database",
+    )
 
 
 async def _mode(_: web.Request, __: Catalog) -> object:
@@ -181,6 +222,16 @@ async def _mode_of_subject(request: web.Request, catalog: Catalog) -> object:
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------------
+
+
+def _asked_level(request: web.Request, otherwise: Level) -> Level:
+    """The level that the request names in `level`, which Confluent's registry has not, or the configured one."""
+    named = request.query.get("level", otherwise).upper()
+    for level in LEVELS:
+        if level == named:
+            return level
+    what, mend = f"Invalid compatibility level {named[:40]!r}", f"name one of {', '.join(LEVELS)}"
+    raise RegistryError(42203, what, where="level", mend=mend)
 
 
 def _document(one: Registered) -> dict[str, object]:

@@ -130,7 +130,7 @@ class RelayServer:
         self._consumers = ConsumerRoutes(self._desk, self._log_reader)
         self._groups = GroupDesk(folder, lambda: self._desk.keeps)
         self._group_routes = GroupRoutes(self._groups, self._serving_threads, copies=bool(config.upstream))
-        self._registry = RegistryRoutes(config.topic_prefix, self._log_reader)
+        self._registry = RegistryRoutes(config.topic_prefix, config.schema_compatibility, self._log_reader)
         self._threads: ThreadPoolExecutor | None = None
         self._reader: FileLogReader | None = None
         self._streams: StreamServer | None = None

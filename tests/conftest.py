@@ -16,6 +16,7 @@ from zlib import crc32
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support.apicurio_server import ApicurioServer, local_apicurio
 from support.database import Database, fresh_database
 from support.kafka_server import Cluster, local_kafka
 from support.model_source import ModelSource
@@ -327,6 +328,18 @@ def own_kafka() -> Iterator[Cluster]:
     """A broker of the test's own, to stop, kill and start again."""
     with own_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def apicurio() -> Iterator[ApicurioServer]:
+    """The session's Apicurio Registry; who stops it starts it again."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(local_apicurio())
+        except UsageError as error:
+            missing("apicurio", str(error))
+            raise
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,9 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from walbus.compatibility import Level
 from walbus.config_problems import InvalidConfig, problems_of, stray_variables
+from walbus.config_registry import SchemaRegistryConfig
 from walbus.errors import ConfigError
 from walbus.table_mapping import TableMapping
 
@@ -201,6 +203,8 @@ class RelayConfig(ServerConfig):
     compression_level: int = Field(3, ge=1, le=19)
     upstream: Urls = ()  #: relays to copy the log from, instead of capture's writing it; tried in this order
     topic_prefix: TopicPrefix = "walbus"  #: what names of table topics, and so subjects of schemas, begin with
+    schema_registry: SchemaRegistryConfig | None = None  #: default: the relay is the registry of its table topics
+    schema_compatibility: Level = "NONE"  #: what the relay's schema registry checks by where it is asked
     name: RelayName = "relay"  #: what this relay is called by those that it copies from
     required_standbys: Annotated[tuple[RelayName, ...], NoDecode, BeforeValidator(_listed)] = ()  #: their `name`s
 
@@ -419,6 +423,7 @@ __all__ = [
     "KafkaConfig",
     "LogConfig",
     "RelayConfig",
+    "SchemaRegistryConfig",
     "ServerConfig",
     "Settings",
     "SourceConfig",

@@ -67,6 +67,10 @@ def test_passwords_of_source_and_sinks_are_secrets() -> None:
     assert set(secrets_of(settings(consumer={"cache": cache}))) >= {"hunter22", "canary-2"}
     hook = {"sink": "webhook", "secret": "whsec_a", "old_secret": "whsec_b", "headers": {"authorization": "Bearer c"}}
     assert set(secrets_of(settings(consumer={"hook": hook}))) >= {"whsec_a", "whsec_b", "Bearer c"}
+    registry = {"url": "http://registry", "user": "walbus", "password": "canary-3"}
+    kafka = {"options": {"sasl.password": "canary-4", "security.protocol": "SASL_SSL"}}
+    found = set(secrets_of(settings(relay={"schema_registry": registry, "kafka": kafka})))
+    assert found >= {"canary-3", "canary-4"} and "SASL_SSL" not in found
 
 
 def test_a_line_is_prefixed_with_its_room() -> None:

@@ -89,7 +89,10 @@ def secrets_of(settings: Settings) -> list[str]:
     dsn = settings.source.dsn.get_secret_value()
     options = [str(value) for consumer in settings.consumer.values() for value in consumer.options.values()]
     hooks = [one.options for one in settings.consumer.values() if one.sink == "webhook"]
+    registry, kafka = settings.relay.schema_registry, settings.relay.kafka.options
     tokens = [settings.client.token, *(consumer.relay_token for consumer in settings.consumer.values())]
+    tokens += [] if registry is None else [registry.token, registry.password]
+    tokens += [value for key, value in kafka.items() if "password" in key or "secret" in key]
     return [
         *(secret for text in (dsn, *options) for secret in passwords_in(text)),
         *(token.get_secret_value() for token in tokens if token is not None),
