@@ -68,6 +68,15 @@ TOPICS: Final[dict[str, str]] = {
     "slot-failover": "a slot that no standby has is gone after a failover, and changes with it",
     "idle-slots": "any slot that nobody reads keeps WAL, and old row versions, for ever",
     "old-transactions": "a slot begins behind, and holds WAL back to, the oldest transaction that still runs",
+    # the cluster of a log on Kafka, and the registry of its schemas
+    "kafka-cluster": "the log lies on the cluster; while it is away nothing is confirmed, and the slot holds WAL",
+    "kafka-topics": "with other settings Kafka drops, reorders or refuses what the log promises",
+    "kafka-copies": "what is confirmed to the source is only as safe as the brokers that hold it",
+    "kafka-transactions": "a writer that may not have its transactions' timeout does not start",
+    "kafka-writer": "one capture writes a log; a second one is refused, or fences the first",
+    "kafka-clock": "retention by age compares the source's commits with the clock",
+    "kafka-topic-names": "two writers of one topic would each take the other's records for damage",
+    "schema-registry": "no record of a table topic is written before its schema has an id",
     # this machine
     "log-folder": "the log is the only copy of changes that the slot has let go",
     "log-disk-space": "a full disk stops confirming, and then the source's disk fills",

@@ -54,31 +54,11 @@ class WriterLock:
 
     def _refuse_if_held(self) -> bool:
         """Whether a writer died that the group still counts; LogBusy if one lives."""
-        members = self._members()
+        members = _members(self._clients, self._group)
         alive = [member for member in members if not _is_dead(member.client_id)]
         if alive:
-            raise self._busy(f"{alive[0].client_id} at {alive[0].host.lstrip('/')}")
+            raise self._busy(_called(alive[0]))
         return bool(members)
-
-    def _members(self) -> list[MemberDescription]:
-        """Those of the group; none where there is no such group."""
-        from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
-
-        deadline = time.monotonic() + self._clients.settings.answer_seconds
-        with self._clients.asking("it is not told who writes the log"):
-            while True:
-                asked = self._clients.admin.describe_consumer_groups(
-                    [self._group], request_timeout=self._clients.settings.answer_seconds
-                )
-                try:
-                    return list(asked[self._group].result().members)
-                except KafkaException as error:
-                    told = error_of(error)
-                    if told is not None and told.code() == KafkaError.GROUP_ID_NOT_FOUND:
-                        return []
-                    if told is None or told.code() not in _passing() or time.monotonic() > deadline:
-                        raise
-                time.sleep(0.05)
 
     def _await_membership(self, member: Consumer) -> None:
         deadline = time.monotonic() + self._clients.settings.answer_seconds
@@ -92,6 +72,26 @@ class WriterLock:
         return LogBusy(f"another process writes this log: {who}", where=f"group {self._group}", mend=mend)
 
 
+def _members(clients: ClusterClients, group: str) -> list[MemberDescription]:
+    """Those of a group; none where there is no such group."""
+    from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
+
+    seconds = clients.settings.answer_seconds
+    deadline = time.monotonic() + seconds
+    with clients.asking("it is not told who writes the log"):
+        while True:
+            asked = clients.admin.describe_consumer_groups([group], request_timeout=seconds)
+            try:
+                return list(asked[group].result().members)
+            except KafkaException as error:
+                told = error_of(error)
+                if told is not None and told.code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return []
+                if told is None or told.code() not in _passing() or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
+
+
 def _passing() -> tuple[int, ...]:
     """Codes of a cluster that is about to have the group's coordinator."""
     from confluent_kafka import KafkaError  # noqa: PLC0415
@@ -102,6 +102,20 @@ def _passing() -> tuple[int, ...]:
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.NOT_COORDINATOR,
     )
+
+
+def writers_of(clients: ClusterClients) -> list[str]:
+    """Who writes a log now, as `NAME at HOST`; whoever died on this machine does not count.
+
+    Raises:
+        LogError, LogUnreachable: it is not told.
+    """
+    members = _members(clients, f"{clients.settings.topic}.writer")
+    return [_called(member) for member in members if not _is_dead(member.client_id)]
+
+
+def _called(member: MemberDescription) -> str:
+    return f"{member.client_id} at {member.host.lstrip('/')}"
 
 
 def own_name() -> str:

@@ -56,6 +56,24 @@ class TopicFacts(NamedTuple):
     largest: int
 
 
+class TopicState(NamedTuple):
+    """A topic as it is.
+
+    Attributes:
+        name: of it.
+        partitions: how many.
+        replicas: copies of its first partition.
+        in_sync: how many of these are in sync.
+        settings: by name.
+    """
+
+    name: str
+    partitions: int
+    replicas: int
+    in_sync: int
+    settings: Mapping[str, str]
+
+
 _LEAST_MESSAGE = 64 << 10
 
 
@@ -155,6 +173,18 @@ class Topics:
         needed = rules(compacted=compacted, replicas=len(topic.partitions[0].replicas), largest=1 << 20)
         check_settings(self._clients, name, found, needed)
 
+    def states(self) -> list[TopicState]:
+        """Those that are there, as they are.
+
+        Raises:
+            LogError: something may not be looked at.
+            LogUnreachable: the cluster does not answer.
+        """
+        described = self._described()
+        there = [name for name in self._names if name in described]
+        settings = topic_settings(self._clients, there) if there else {}
+        return [_state(described[name], settings[name]) for name in there]
+
     def _described(self) -> dict[str, TopicDescription]:
         return describe_topics(self._clients, self._names)
 
@@ -168,9 +198,14 @@ def check_settings(clients: ClusterClients, name: str, found: Mapping[str, str],
     wrong = [rule for rule in needed if not rule.holds(found[rule.name])]
     if wrong:
         what = "; ".join(f"{rule.name} is {found[rule.name]}: {rule.why}" for rule in wrong)
-        change = ",".join(f"{rule.name}={rule.value}" for rule in wrong)
-        command = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config {change}"
-        raise LogError(what, where=f"topic {name} at {clients.settings.bootstrap}", mend=f"run {command}")
+        where = f"topic {name} at {clients.settings.bootstrap}"
+        raise LogError(what, where=where, mend=f"run {mending(name, wrong)}")
+
+
+def mending(name: str, wrong: Iterable[Rule]) -> str:
+    """The command that mends settings of a topic."""
+    change = ",".join(f"{rule.name}={rule.value}" for rule in wrong)
+    return f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config {change}"
 
 
 def describe_topics(clients: ClusterClients, names: Iterable[str]) -> dict[str, TopicDescription]:
@@ -236,3 +271,8 @@ def topic_settings(clients: ClusterClients, names: Iterable[str]) -> dict[str, d
     with clients.asking("the settings of topics are not told"):
         asked = clients.admin.describe_configs(resources, request_timeout=clients.settings.answer_seconds)
         return {r.name: {k: entry.value or "" for k, entry in answer.result().items()} for r, answer in asked.items()}
+
+
+def _state(topic: TopicDescription, settings: Mapping[str, str]) -> TopicState:
+    first = topic.partitions[0]
+    return TopicState(topic.name, len(topic.partitions), len(first.replicas), len(first.isr), settings)

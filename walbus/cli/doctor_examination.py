@@ -55,7 +55,7 @@ def examined(settings: Settings, file: Path | None, *, fix: bool, admin: SecretS
     """
     place = place_of(settings.source.dsn)
     log, log_problem = _log_of(settings.relay_dir)
-    here = [*machine_findings(read_machine(settings, file)), *log_findings(log_problem)]
+    here = [*machine_findings(read_machine(settings, file)), *log_findings(log_problem), *_elsewhere(settings)]
     attempts: tuple[Attempt, ...] = ()
     try:
         with closing(open_session(settings.source.dsn)) as session:
@@ -70,6 +70,15 @@ def examined(settings: Settings, file: Path | None, *, fix: bool, admin: SecretS
         there = [error("connection", f"{refused.what} (at {refused.where or place})", *mends)]
         return Report(place, False, (*there, *here), attempts)
     return Report(place, True, (*there, *here), attempts)
+
+
+def _elsewhere(settings: Settings) -> list[Finding]:
+    """Of the cluster and the registry, where the configuration names any."""
+    if settings.relay.engine != "kafka" and settings.relay.schema_registry is None:
+        return []
+    from walbus.cli.doctor_kafka import elsewhere  # noqa: PLC0415 - others need none of it
+
+    return list(elsewhere(settings))
 
 
 def _diagnosed(session: Session, settings: Settings, log: LogFacts | None) -> list[Finding]:

@@ -34,7 +34,8 @@ from walbus.native import core_in_use
 if TYPE_CHECKING:
     from walbus.relay.tls import CertificateFiles
 
-_PACKAGES = ("psycopg", "psycopg-binary", "fastavro", "zstandard", "google-crc32c", "rocksdict", "aiohttp", "httpx")
+_PACKAGES = ("psycopg", "psycopg-binary", "fastavro", "zstandard", "google-crc32c", "rocksdict", "aiohttp", "httpx",
+             "confluent-kafka", "avro")  # fmt: skip
 _SYNCS, _BLOCK = 20, b"\0" * 4096
 #: Seconds that the measuring of one disk may take.
 _PATIENCE = 2.0
