@@ -18,9 +18,10 @@ from support.capturing import CaptureThread, capturing, file_log, source_of
 from support.database import Database, fresh_database
 from support.hostile import make_hostile
 from support.table_topics import records_of_log, registry_reader
-from support.zoo import VALUELESS, Zoo, build_zoo, rows_of
+from support.zoo import VALUELESS, Zoo, build_zoo
 from support.zoo_check import Rows, problems, types_of
 from support.zoo_log import row_changes_in
+from support.zoo_topics import TopicRead, differences, live
 from support.zoo_values import Expected, Verbatim, identical
 from walbus.config import SourceConfig
 from walbus.demo.postgres import EmbeddedPostgres
@@ -121,17 +122,6 @@ def captured(way: str, zoo: Zoo, cage: Database, tmp_path_factory: pytest.TempPa
     return Captured(zoo, inserted, updated, log, Expected(zoo.connection), types_of(zoo.connection), folder)
 
 
-def live(zoo: Zoo) -> tuple[dict[str, Rows], dict[str, Rows]]:
-    """The zoo's whole life; its rows after the inserts, and after the updates."""
-    tables = [*(specimen.table for specimen in zoo.specimens), *zoo.key_tables]
-    zoo.insert()
-    inserted = {table: rows_of(zoo.connection, table) for table in tables}
-    zoo.update()
-    updated = {table: rows_of(zoo.connection, table) for table in tables}
-    zoo.delete()
-    return inserted, updated
-
-
 def catch_up(source: SourceConfig, folder: Path) -> None:
     """Captures a backlog in steps."""
     status = folder.parent / "capture.json"
@@ -194,31 +184,14 @@ def test_a_key_of_any_type_names_its_row_and_sorts_as_its_values_do(captured: Ca
 @pytest.mark.parametrize("way", ["native, caught up"], indirect=True, scope="module")
 def test_confluents_deserializer_reads_every_value_from_table_topics(captured: Captured, tmp_path: Path) -> None:
     """By schemas that a relay serves: each row as it was inserted, and what compaction would leave is the table."""
-    found, last, inserted = [], dict[str, dict[bytes, Any]](), dict[str, list[Any]]()
     with registry_reader(tmp_path, captured.folder) as read:
-        for record in records_of_log(captured.folder):
-            table = record.topic.rpartition(".")[2]
-            row = read(record)
-            last.setdefault(table, {})[record.key] = row
-            if dict(record.headers)["walbus.op"] == b"insert":
-                inserted.setdefault(table, []).append(row)
-    for table, rows in captured.inserted.items():
-        types, given = captured.types[table], inserted.get(table, [])
-        left = (
-            {} if table in captured.zoo.key_tables else {n: r for n, r in captured.updated[table].items() if not n % 2}
+        reads = (
+            TopicRead(record.topic, record.key, dict(record.headers)["walbus.op"], *read(record))
+            for record in records_of_log(captured.folder)
         )
-        kept = [row for row in last.get(table, {}).values() if row.value is not None]
-        assert len(given) == len(rows) and len(kept) == len(left), table
-        pairs = [*zip(given, rows.values(), strict=True), *((row, left[row.key["id"]]) for row in kept)]
-        for mine, source in pairs:
-            for name, (text, _) in source.items():
-                wanted = captured.expected.avro(types[name], text)
-                if not identical(mine.value[name], wanted):
-                    found.append(f"{types[name]} in a value: {text!r:.200}")
-                if name in mine.key and not identical(mine.key[name], wanted):
-                    found.append(f"{types[name]} in a key: {text!r:.200}")
+        found, rows = differences(reads, captured.zoo, captured.inserted, captured.updated)
     assert not found, "\n".join([f"{len(found)} problems", *found[:40]])
-    assert sum(map(len, inserted.values())) > 5000
+    assert rows > 5000
 
 
 def check_moves(seen: Seen, keys: list[bytes | None]) -> None:

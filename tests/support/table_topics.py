@@ -22,6 +22,7 @@ from support.waiting import wait_for
 from walbus.events import window_of
 from walbus.relay import open_reader
 from walbus.topics import Catalog, LogIds, TableTopics, TopicNames, TopicRecord
+from walbus.topics.rows import SchemaIds
 
 NAMES = TopicNames("walbus")
 
@@ -33,11 +34,16 @@ class Read(NamedTuple):
     value: dict[str, Any] | None
 
 
-def records_of_log(folder: Path) -> Iterator[TopicRecord]:
-    """The records of all tables, without the ends of transactions; a TRUNCATE finds no key live."""
+def records_of_log(folder: Path, ids: SchemaIds | None = None) -> Iterator[TopicRecord]:
+    """The records of all tables, without the ends of transactions; a TRUNCATE finds no key live.
+
+    Args:
+        folder: of the log.
+        ids: of the schemas; None: those of the relay as a registry.
+    """
     with closing(open_reader(folder)) as reader:
-        catalog = Catalog(NAMES, reader.schemas.all())
-        topics = TableTopics(NAMES, LogIds(catalog), log_id=reader.bounds().log_id, live_keys=lambda _: ())
+        ids = ids or LogIds(Catalog(NAMES, reader.schemas.all()))
+        topics = TableTopics(NAMES, ids, log_id=reader.bounds().log_id, live_keys=lambda _: ())
         for header, record in log_records(reader):
             for one in topics.take(window_of(header, record, reader.schemas.get)):
                 if one.topic != NAMES.transactions:
@@ -52,19 +58,25 @@ def registry_reader(folder: Path, log: Path) -> Iterator[Callable[[TopicRecord],
         folder: for the relay's files.
         log: folder of the log.
     """
+    with relay_registry(folder, log) as url, SchemaRegistryClient({"url": url}) as client:
+        deserialize = AvroDeserializer(client)
+
+        def read(record: TopicRecord) -> Read:
+            key, value = (
+                deserialize(data, SerializationContext(record.topic, field))
+                for data, field in ((record.key, MessageField.KEY), (record.value, MessageField.VALUE))
+            )
+            return Read(key, value)
+
+        yield read
+
+
+@contextmanager
+def relay_registry(folder: Path, log: Path) -> Iterator[str]:
+    """Address of a relay that serves a log and its schemas."""
     relay = Relay(folder / "relay", log=log)
     try:
         wait_for(lambda: relay.get("/readyz")[0] == 200, what="the server to find the log")
-        with SchemaRegistryClient({"url": f"http://127.0.0.1:{relay.port}"}) as client:
-            deserialize = AvroDeserializer(client)
-
-            def read(record: TopicRecord) -> Read:
-                key, value = (
-                    deserialize(data, SerializationContext(record.topic, field))
-                    for data, field in ((record.key, MessageField.KEY), (record.value, MessageField.VALUE))
-                )
-                return Read(key, value)
-
-            yield read
+        yield f"http://127.0.0.1:{relay.port}"
     finally:
         relay.close()
