@@ -48,7 +48,7 @@ class _Refusal(msgspec.Struct):
 
 
 class RegisteredIds:
-    """See `walbus.topics.rows.SchemaIds`; one request a schema, and none for what was registered before.
+    """See `walbus.topics.SchemaIds`; one request a schema, and none for what was registered before.
 
     Args:
         names: of the topics.

@@ -20,9 +20,10 @@ from support.apicurio_server import ApicurioServer
 from support.certificates import Authority
 from support.guarded_relay import GuardedRelay
 from support.relay_log import schema_piece, table_schema
-from walbus.config import SchemaRegistryConfig
+from walbus.cli.options import check_registry
+from walbus.config import SchemaRegistryConfig, Settings
 from walbus.consumers.registered_ids import RegisteredIds
-from walbus.errors import SinkRefused, SinkUnavailable
+from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
 from walbus.schema import TableSchema
 from walbus.topics import TopicNames
 from walbus.topics.catalog import text_of
@@ -139,6 +140,15 @@ def test_user_and_password_are_shown(tmp_path: Path):
         server.shutdown()
         thread.join()
     assert asked[0] == ("/api/subjects/walbus.public.orders-value/versions", b"walbus:secret")
+
+
+def test_the_kafka_sink_is_refused_beside_a_registry_that_it_would_not_ask():
+    source, sink = {"dsn": "postgresql://nowhere/shop"}, {"topics": {"sink": "kafka"}}
+    check_registry("topics", Settings(source=source, consumer=sink))
+    with pytest.raises(ConfigError, match=r"relay\.schema_registry"):
+        check_registry(
+            "topics", Settings(source=source, consumer=sink, relay={"schema_registry": {"url": "http://registry"}})
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from support.relay_server import Relay
 from support.waiting import wait_for
 from walbus.events import window_of
 from walbus.relay import open_reader
-from walbus.topics import Catalog, LogIds, TableTopics, TopicNames, TopicRecord
-from walbus.topics.rows import SchemaIds
+from walbus.topics import Catalog, LogIds, SchemaIds, TableTopics, TopicNames, TopicRecord
 
 NAMES = TopicNames("walbus")
 

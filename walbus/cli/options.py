@@ -84,6 +84,20 @@ def _make_folder(folder: Path) -> None:
         raise ConfigError(what, where=f"{folder}, key data_dir", mend="name one that this user may write") from None
 
 
+def check_registry(name: str, settings: Settings) -> None:
+    """Refuses a consumer whose table topics would name schemas of another registry than the configured one.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if settings.consumer[name].sink == "kafka" and settings.relay.schema_registry is not None:
+        raise ConfigError(
+            "the kafka sink names schemas by the ids that the relay gives them",
+            where=f"keys consumer.{name}.sink and relay.schema_registry",
+            mend="take the section [relay.schema_registry] out, and read the topics with the relay as their registry",
+        )
+
+
 def secrets_of(settings: Settings) -> list[str]:
     """Literal texts of the configuration that must never be printed."""
     dsn = settings.source.dsn.get_secret_value()
