@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from walbus import __version__
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.checkpoint_store import FileCheckpointStore
 from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, no_folder
@@ -44,6 +45,8 @@ from walbus.errors import ConfigError, Fenced, InvalidText, SinkError, SinkRefus
 from walbus.events import Window
 from walbus.position import ORIGIN, Position
 from walbus.topics import RecordMaker, TopicNames
+from walbus.topics.catalog import envelope_family, row_family
+from walbus.topics.envelope_records import EnvelopeMaker
 
 
 class KafkaSink:
@@ -99,7 +102,7 @@ class KafkaSink:
             self._lead()
             state = self._committed.copy()
             check_topics(state, self._copy, self._topics)
-            bring_up(self._clients, state, self._copy)
+            bring_up(self._clients, state, self._copy, self._maker_of(state)[0])
             self._at_rest = state.copy()
             self._begin(state)
         return self._stored()
@@ -181,7 +184,13 @@ class KafkaSink:
                 where=f"key consumer.{self._place.consumer}.prefix",
                 mend="give each consumer a prefix of its own",
             )
-        claim = written or Written(self._place.consumer, secrets.token_hex(8), self._me)
+        if written is not None and written.format != self._options.format:
+            raise SinkRefused(
+                f'the topics of the prefix {self._options.prefix} have format = "{written.format}"',
+                where=f"key consumer.{self._place.consumer}.format",
+                mend="give a consumer with the other format another prefix",
+            )
+        claim = written or Written(self._place.consumer, secrets.token_hex(8), self._me, format=self._options.format)
         self._commit(replace(self._committed.copy(), written=replace(claim, writer=self._me)))
         self._claimed = True
 
@@ -218,8 +227,7 @@ class KafkaSink:
         """What is accepted from now on is of the next commit."""
         self._state = state
         written = self._required()
-        ids = FirstLayoutIds(TopicNames(self._options.prefix), state.layouts)
-        self._maker = RecordMaker(TopicNames(self._options.prefix), ids, written.log_id)
+        self._maker, ids = self._maker_of(state)
         self._outbox = Outbox(self._sender, self._maker, written.ended)
         parts = WriterParts(
             state, self._copy, self._topics, self._outbox, self._maker, ids, self._options.max_message_bytes
@@ -229,6 +237,14 @@ class KafkaSink:
         self._done = last_done_of(checkpoint)
         self._log_generation = 0 if checkpoint is None else checkpoint.marks.log_generation
         self._lacking = None
+
+    def _maker_of(self, state: SinkState) -> tuple[RecordMaker, FirstLayoutIds]:
+        names, log_id = TopicNames(self._options.prefix), self._required().log_id
+        if self._options.format == "rows":
+            ids = FirstLayoutIds(names, row_family(), state.layouts)
+            return RecordMaker(names, ids, log_id), ids
+        ids = FirstLayoutIds(names, envelope_family(names.prefix), state.layouts)
+        return EnvelopeMaker(names, ids, log_id, self._options.database, f"walbus-{__version__}"), ids
 
     def _forget(self) -> None:
         self._sender.abort()

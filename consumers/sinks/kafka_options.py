@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr, field_validator
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from walbus.consumers.sinks.base import SinkOptions
 from walbus.errors import ConfigError
@@ -25,7 +27,18 @@ class KafkaOptions(SinkOptions):
     transaction_seconds: float = Field(300, ge=10, le=86_400)  #: after which the cluster gives up one that goes on
     answer_seconds: float = Field(30, ge=1, le=600)  #: how long an answer of the cluster is waited for
     commit_seconds: float = Field(0.02, ge=0, le=60)  #: how long a change may wait for others
+    format: Literal["rows", "debezium"] = "rows"  #: of the values
+    database: str = Field(
+        "", validate_default=True
+    )  #: with `debezium`: what envelopes say that the source's database is called
     options: dict[str, SecretStr] = Field(default_factory=dict)  #: of librdkafka
+
+    @field_validator("database")
+    @classmethod
+    def _is_told(cls, database: str, info: ValidationInfo) -> str:
+        if (info.data.get("format") == "debezium") is not bool(database):
+            raise ValueError('it is the database\'s name in envelopes: given with format = "debezium", and else not')
+        return database
 
     @field_validator("prefix")
     @classmethod

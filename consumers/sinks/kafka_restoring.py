@@ -11,11 +11,10 @@ from walbus.consumers.sinks.kafka_reading import Committed, Place, read_committe
 from walbus.consumers.sinks.kafka_rows import HeldRow, RowCopy, Stamp
 from walbus.consumers.sinks.kafka_state import SinkState
 from walbus.consumers.sinks.kafka_topics import SinkTopics
-from walbus.errors import SinkRefused
+from walbus.errors import DamagedRecord, SinkRefused
+from walbus.topics import RecordMaker
 
 _log = structlog.get_logger(__name__)
-
-_WIRE = 5  #: bytes before the Avro
 
 
 def check_topics(state: SinkState, copy: RowCopy, topics: SinkTopics) -> None:
@@ -41,13 +40,14 @@ def check_topics(state: SinkState, copy: RowCopy, topics: SinkTopics) -> None:
             )
 
 
-def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy) -> None:
+def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy, maker: RecordMaker) -> None:
     """Reads what the copy lacks of the topics; it is of the state's commit then.
 
     Args:
         clients: of the cluster.
         state: as it is committed, its topics being checked; a table of whose rows some may be lost is marked.
         copy: the rows.
+        maker: whose records they are.
 
     Raises:
         SinkRefused, SinkUnavailable, LogError, LogUnreachable
@@ -78,7 +78,12 @@ def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy) -> None:
     }
     count, ends = 0, dict[Place, int]()
     for record in read_committed(clients, begin):
-        _take(copy, tables[record.place[0]].oid, record)
+        row = _row_of(record, state, maker)
+        oid = tables[record.place[0]].oid
+        if record.value is None:
+            copy.delete(oid, record.headers.get("walbus.key", b""))
+        elif row is not None:
+            copy.put(oid, row)
         ends[record.place] = record.next
         count += 1
     copy.commit(wanted, ends)
@@ -88,27 +93,24 @@ def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy) -> None:
             state.tables[oid] = replace(table, unknown=True)
 
 
-def _take(copy: RowCopy, oid: int, record: Committed) -> None:
+def _row_of(record: Committed, state: SinkState, maker: RecordMaker) -> HeldRow | None:
+    """The row that a record puts under its key; None if it puts none there."""
     headers = record.headers
     try:
         key = headers["walbus.key"]
         if record.value is None:
-            copy.delete(oid, key)
-            return
-        row = HeldRow(
-            key,
-            int(headers["walbus.seq"]),
-            int(headers["walbus.generation"]),
-            int(headers["walbus.layout"]),
-            record.value[_WIRE:],
-            b"",
-            record.key,
-        )
-    except (KeyError, ValueError):
+            return None
+        told = headers.get("walbus.layout")
+        if told is None:
+            return None  # a delete's old row, before the record without a value
+        known, mark = state.layouts.get(int(told)), int(headers["walbus.generation"])
+        of_this_log = known is not None and mark >= known.log_generation
+        row = maker.row_of(known.layout, record.value, headers) if known is not None and of_this_log else b""
+        return HeldRow(key, int(headers["walbus.seq"]), mark, int(told), row or b"", b"", record.key)
+    except (KeyError, ValueError, DamagedRecord):
         topic, partition = record.place
         raise SinkRefused(
             "a record was not written by this sink",
             where=f"topic {topic}, partition {partition}, offset {record.next - 1}",
             mend="let nobody else write the topic: delete it, and it is made and filled anew",
         ) from None
-    copy.put(oid, row)

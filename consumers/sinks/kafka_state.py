@@ -21,8 +21,7 @@ from walbus.errors import SinkRefused
 from walbus.position import ORIGIN, Position, parse_position
 from walbus.schema import TableSchema
 from walbus.topics import TopicNames
-from walbus.topics.catalog import END_KEYS, END_VALUES, KEYS, KINDS, ROWS, text_of
-from walbus.topics.forms import key_form, row_form
+from walbus.topics.catalog import END_KEYS, END_VALUES, KINDS, Family, text_of
 
 FORMAT = 1
 _CHECKPOINT = b"checkpoint"
@@ -127,7 +126,7 @@ class KnownLayout(NamedTuple):
     Attributes:
         layout: it.
         log_generation: of the log that its number is of.
-        rows, keys: ids of its schemas; no keys for a table without a key.
+        rows, keys: ids of the schemas of values and keys; no keys for a table without a key.
     """
 
     layout: TableSchema
@@ -240,11 +239,12 @@ class FirstLayoutIds:
 
     Args:
         names: of the topics.
+        family: of their schemas.
         layouts: those that came before; `add` puts more there.
     """
 
-    def __init__(self, names: TopicNames, layouts: dict[int, KnownLayout]) -> None:
-        self._names, self._layouts = names, layouts
+    def __init__(self, names: TopicNames, family: Family, layouts: dict[int, KnownLayout]) -> None:
+        self._names, self._family, self._layouts = names, family, layouts
         self._by_text: dict[tuple[str, int, str], int] = {}
         for known in layouts.values():
             self._note(known)
@@ -256,23 +256,24 @@ class FirstLayoutIds:
 
     def add(self, layout: TableSchema, log_generation: int) -> KnownLayout:
         """Gives a layout its ids."""
-        rows = self._number(layout, ROWS)
-        keys = self._number(layout, KEYS) if layout.key_indexes else None
+        rows = self._number(layout, self._family.values)
+        keys = self._number(layout, self._family.keys) if layout.key_indexes else None
         known = KnownLayout(layout, log_generation, rows, keys)
         self._layouts[layout.id] = known
         self._note(known)
         return known
 
     def _note(self, known: KnownLayout) -> None:
-        self._by_text.setdefault(self._place(known.layout, ROWS), known.rows)
+        self._by_text.setdefault(self._place(known.layout, self._family.values), known.rows)
         if known.keys is not None:
-            self._by_text.setdefault(self._place(known.layout, KEYS), known.keys)
+            self._by_text.setdefault(self._place(known.layout, self._family.keys), known.keys)
 
     def _number(self, layout: TableSchema, kind: int) -> int:
         return self._by_text.get(self._place(layout, kind), layout.id * KINDS + kind)
 
     def _place(self, layout: TableSchema, kind: int) -> tuple[str, int, str]:
-        form = row_form(layout) if kind == ROWS else key_form(layout)
+        family = self._family
+        form = family.value_form(layout) if kind == family.values else family.key_form(layout)
         return self._names.of_table(layout.namespace, layout.name), kind, text_of(form)
 
     def rows(self, layout: TableSchema) -> int:

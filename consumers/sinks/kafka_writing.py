@@ -30,7 +30,8 @@ from walbus.position import ORIGIN
 from walbus.records import Kind, Op
 from walbus.schema import TableSchema
 from walbus.topics import Cause, RecordMaker, TopicRecord
-from walbus.topics.records import Headers
+from walbus.topics.debezium_rows import NoFormError
+from walbus.topics.records import Headers, Row
 from walbus.values import merge_unchanged
 
 _ROWS: Final = frozenset((Op.INSERT, Op.UPDATE))
@@ -175,9 +176,15 @@ class TopicWriter:
     def _put_row(self, change: Change, table: SinkTable, row: bytes, stored: HeldRow | None) -> None:
         layout, key = self._known(change.schema), change.raw.key or b""
         cause = self._cause(change, deletes=False)
-        record = self._maker.record(
-            table.topic, layout, key, row, cause, self._told(key, self._marks.generation, layout)
-        )
+        before = None if stored is None or change.raw.old_key is not None else self._known_row(stored)
+        told = self._told(key, self._marks.generation, layout)
+        try:
+            record = self._maker.written(table.topic, key, Row(layout, row), before, cause, told)
+        except NoFormError as error:
+            what = f"Debezium's types have no form for a value of column {error}"
+            raise refused(
+                what, change, 'leave the table out, or write it with format = "rows" under another prefix'
+            ) from None
         if _size(record) > self._largest - HEADROOM:
             raise refused(
                 f"a row of {_size(record)} bytes is larger than max_message_bytes allows",
@@ -196,10 +203,18 @@ class TopicWriter:
 
     def _bury(self, table: SinkTable, row: HeldRow, cause: Cause) -> None:
         """A record without a value, if the key has one with a value."""
-        if row.topic_key is not None:
-            more = (("walbus.key", row.key),)
-            record = self._maker.framed(table.topic, row.key, row.topic_key, None, cause, more)
+        if row.topic_key is None:
+            return
+        more = (("walbus.key", row.key),)
+        for record in self._maker.deleted(table.topic, row.key, row.topic_key, self._known_row(row), cause, more):
             self._outbox.put(record, table.partitions, counts=cause.op in _OF_TRANSACTIONS)
+
+    def _known_row(self, stored: HeldRow) -> Row | None:
+        """What is under a key, if all of it is known and it is of this log."""
+        known = self._state.layouts.get(stored.layout)
+        if known is None or stored.lacks or stored.mark < self._marks.log_generation:
+            return None
+        return Row(known.layout, stored.row)
 
     def _cause(self, change: Change, *, deletes: bool) -> Cause:
         window = self._now()
@@ -306,7 +321,7 @@ class TopicWriter:
                 continue
             layout = self._known(_fitting(self._state.layouts[row.layout].layout, now.layout))
             told = self._told(row.key, row.mark, layout)
-            record = self._maker.record(now.topic, layout, row.key, row.row, cause, told)
+            record = self._maker.written(now.topic, row.key, Row(layout, row.row), None, cause, told)
             self._outbox.put(record, now.partitions, counts=False)
             self._copy.put(now.oid, row._replace(layout=layout.id, topic_key=record.key))
 

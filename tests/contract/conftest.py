@@ -34,7 +34,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileEngin
     made.close()
 
 
-@pytest.fixture(params=[*SINKS, "kafka", "redis-string", "redis-expiring", "cluster-string"])
+@pytest.fixture(params=[*SINKS, "kafka", "kafka-debezium", "redis-string", "redis-expiring", "cluster-string"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     """A kind of sink, at an empty place."""
     kind, _, form = request.param.partition("-")
@@ -45,7 +45,8 @@ def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     if kind == "cluster":
         return redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), form)
     if kind == "kafka":
-        return kafka_under_test(tmp_path, request.getfixturevalue("kafka"))
+        options = {"format": form, "database": "shop"} if form else {}
+        return kafka_under_test(tmp_path, request.getfixturevalue("kafka"), **options)
     if kind in ("opensearch", "elasticsearch"):
         return opensearch_under_test(tmp_path, request.getfixturevalue(f"{kind}_url"))
     return sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)

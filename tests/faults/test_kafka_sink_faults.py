@@ -28,7 +28,7 @@ from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
 from support.sink_writing import fill
 from support.sinks_under_test import SinkUnderTest, kafka_under_test
-from support.topic_rows import TopicReader, TopicRows
+from support.topic_rows import TopicReader, TopicRows, forget_copy, reader_of
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
 from walbus.demo.compare import compare_sinks
@@ -37,10 +37,6 @@ from walbus.demo.load import ShopLoad
 pytestmark = pytest.mark.one_version
 
 _OF_TRANSACTIONS = {b"insert", b"update", b"delete", b"truncate"}
-
-
-def reader_of(under_test: SinkUnderTest) -> TopicReader:
-    return TopicReader(under_test.options["bootstrap_servers"], under_test.options["prefix"])
 
 
 def assert_once_and_whole(reader: TopicReader) -> int:
@@ -86,8 +82,7 @@ def test_a_writer_that_is_killed_at_any_step_leaves_each_transaction_once_and_wh
     for number, count in enumerate(counts):
         killed_at(STEPS[number % len(STEPS)], count, under_test)
         if not has_copy:
-            for path in under_test.place.folder.glob("kafka.rows*"):
-                path.unlink()
+            forget_copy(under_test)
         sink = under_test.open()
         source = model_of(count)
         checkpoint = sink.checkpoint()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,6 @@ from confluent_kafka.admin import (
     NewTopic,
     ResourceType,
 )
-from confluent_kafka.schema_registry import SchemaRegistryClient
-from confluent_kafka.schema_registry.avro import AvroDeserializer
-from confluent_kafka.serialization import MessageField, SerializationContext
 
 from support.compare import told
 from support.database import Database
@@ -41,7 +38,7 @@ from support.scripted_relay import ScriptedRelay
 from support.single_rooms import SingleRooms
 from support.sink_writing import MARKS, fill, following, windows
 from support.sinks_under_test import SinkUnderTest, kafka_under_test
-from support.topic_rows import Message, TopicReader, TopicRows
+from support.topic_rows import Message, TopicReader, TopicRows, forget_copy, read_by_confluent, reader_of
 from support.waiting import wait_for
 from support.whole_system import make_marker
 from support.zoo import build_zoo
@@ -70,10 +67,6 @@ def under_test(kafka: str, tmp_path: Path) -> SinkUnderTest:
 @pytest.fixture
 def reader(under_test: SinkUnderTest) -> TopicReader:
     return reader_of(under_test)
-
-
-def reader_of(under_test: SinkUnderTest) -> TopicReader:
-    return TopicReader(under_test.options["bootstrap_servers"], under_test.options["prefix"])
 
 
 @pytest.fixture
@@ -185,11 +178,6 @@ def test_a_row_of_which_a_value_is_unknown_is_held_back(
 
 
 # The copy of the rows
-
-
-def forget_copy(under_test: SinkUnderTest) -> None:
-    for path in under_test.place.folder.glob("kafka.rows*"):
-        path.unlink()
 
 
 @pytest.mark.parametrize("damage", ["lost", "damaged"])
@@ -531,16 +519,3 @@ def test_every_type_and_every_name_reach_the_topics_with_zero_differences(
 def zero(database: Database, kafka: str, prefix: str) -> None:
     differences = compare_sinks(database.dsn, [TopicRows(kafka, prefix)]).differences
     assert not differences, told(differences)
-
-
-def read_by_confluent(relay_url: str, reader: TopicReader) -> None:
-    """Confluent's own deserializer reads every record that is left, by the schemas that the relay serves."""
-    with SchemaRegistryClient({"url": relay_url}) as client:
-        deserialize: Callable[..., Any] = AvroDeserializer(client)
-        topics = [topic for topic in reader.topics() if topic != f"{reader.prefix}.checkpoint"]
-        messages = reader.messages(*topics)
-        for message in messages:
-            assert deserialize(message.key, SerializationContext(message.topic, MessageField.KEY))
-            if message.value is not None:
-                assert deserialize(message.value, SerializationContext(message.topic, MessageField.VALUE))
-        assert len(messages) > 100

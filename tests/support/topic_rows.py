@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import fastavro
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka import Message as KafkaMessage
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroDeserializer
+from confluent_kafka.serialization import MessageField, SerializationContext
 
+from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
 from walbus.demo.sink_rows import Found, key_of
 from walbus.demo.source_rows import SourceTable
 from walbus.schema import TableSchema
 from walbus.topics import TopicNames
 from walbus.topics.ends import END_KEY, END_VALUE
+from walbus.topics.envelope import envelope_form, envelope_key_form
 from walbus.topics.forms import key_form, row_form
 from walbus.values import row_texts
 
@@ -98,6 +103,8 @@ class TopicReader:
         for number, layout in self.layouts().items():
             found[8 * number] = row_form(layout)
             found[8 * number + 1] = key_form(layout)
+            found[8 * number + 2] = envelope_form(layout, self.prefix)
+            found[8 * number + 3] = envelope_key_form(layout, self.prefix)
         return found
 
     def ends(self) -> list[dict[str, Any]]:
@@ -107,10 +114,12 @@ class TopicReader:
         return [decoded(m.key, schemas) | decoded(m.value or b"", schemas) for m in found]
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """The rows of a table."""
+        """The rows of a table; of envelopes those behind the change."""
         live = self.live(self.of_table(table))
         schemas = self.schemas() if live else {}
-        return [decoded(message.value or b"", schemas) for message in live.values()]
+        values = [decoded(message.value or b"", schemas) for message in live.values()]
+        return [value["after"] if "walbus.row_at" in m.headers else value
+                for value, m in zip(values, live.values(), strict=True)]  # fmt: skip
 
     def _consumer(self) -> Consumer:
         return Consumer(
@@ -180,3 +189,27 @@ class TopicRows:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def reader_of(under_test: SinkUnderTest) -> TopicReader:
+    """Reads what a sink writes."""
+    return TopicReader(under_test.options["bootstrap_servers"], under_test.options["prefix"])
+
+
+def forget_copy(under_test: SinkUnderTest) -> None:
+    """Loses the copy of the rows beside a sink."""
+    for path in under_test.place.folder.glob("kafka.rows*"):
+        path.unlink()
+
+
+def read_by_confluent(relay_url: str, reader: TopicReader) -> None:
+    """Confluent's own deserializer reads every record that is left, by the schemas that the relay serves."""
+    with SchemaRegistryClient({"url": relay_url}) as client:
+        deserialize: Callable[..., Any] = AvroDeserializer(client)
+        topics = [topic for topic in reader.topics() if topic != f"{reader.prefix}.checkpoint"]
+        messages = reader.messages(*topics)
+        for message in messages:
+            assert deserialize(message.key, SerializationContext(message.topic, MessageField.KEY))
+            if message.value is not None:
+                assert deserialize(message.value, SerializationContext(message.topic, MessageField.VALUE))
+        assert len(messages) > 100

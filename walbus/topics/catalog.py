@@ -3,7 +3,8 @@
 The id of a schema is told by the number of the layout that had it first, so it is the same after a restart, at every
 relay that copies the log, and for whoever writes topics of it, with nothing to store or to agree on:
 
-    id = 8 * layout + kind        kind 0: rows, 1: keys; of layout 0: 1 and 2, keys and values of transactions' ends
+    id = 8 * layout + kind        kind 0: rows, 1: keys; 2: Debezium's envelopes, 3: their keys
+                                  of layout 0: 1 and 2, keys and values of transactions' ends
 
 Whoever writes topics and has not read the log from its beginning knows the first layout that came to it instead; that
 one's number gives the same schema.
@@ -14,20 +15,23 @@ the topic's values a new version and its keys none: their bytes, which hold the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from walbus.schema import TableSchema
 from walbus.topics.ends import END_KEY, END_VALUE
+from walbus.topics.envelope import envelope_form, envelope_key_form
 from walbus.topics.forms import Json, key_form, row_form
 from walbus.topics.names import TopicNames, key_subject, value_subject
 
 KINDS: Final = 8
 ROWS: Final = 0
 KEYS: Final = 1
+ENVELOPES: Final = 2
+ENVELOPE_KEYS: Final = 3
 END_KEYS: Final = 1  #: of layout 0, as the next one
 END_VALUES: Final = 2
 
@@ -51,8 +55,42 @@ class Registered:
     table: tuple[str, str] | None
 
 
+class Family(NamedTuple):
+    """The schemas of the topics that have one format.
+
+    Attributes:
+        values: kind of those of values.
+        keys: of those of keys.
+        value_form: a layout's schema of values.
+        key_form: of keys.
+    """
+
+    values: int
+    keys: int
+    value_form: Callable[[TableSchema], Json]
+    key_form: Callable[[TableSchema], Json]
+
+
+def row_family() -> Family:
+    """Of topics whose values are rows."""
+    return Family(ROWS, KEYS, row_form, key_form)
+
+
+def envelope_family(prefix: str) -> Family:
+    """Of topics with Debezium's envelope, whose schemas have the prefix in their names."""
+    return Family(
+        ENVELOPES,
+        ENVELOPE_KEYS,
+        lambda layout: envelope_form(layout, prefix),
+        lambda layout: envelope_key_form(layout, prefix),
+    )
+
+
 class Catalog:
     """The schemas of a log's layouts. Layouts come in the order of their numbers; not thread-safe.
+
+    Subjects list the schemas of rows. What format a topic has is not known here: those of envelopes are found by their
+    ids, and as versions of the same subjects.
 
     Args:
         names: of the topics.
@@ -65,6 +103,8 @@ class Catalog:
     def __init__(self, names: TopicNames, layouts: Iterable[TableSchema] = ()) -> None:
         self._names = names
         self._subjects: dict[str, list[Registered]] = {}
+        self._enveloped: dict[str, list[Registered]] = {}
+        self._envelopes = envelope_family(names.prefix)
         self._by_text: dict[tuple[str, str], Registered] = {}
         self._by_id: dict[int, Registered] = {}
         self._of_layout: dict[tuple[int, int], Registered] = {}
@@ -87,14 +127,18 @@ class Catalog:
         table = layout.namespace, layout.name
         topic = self._names.of_table(*table)
         self._enter(value_subject(topic), (layout.id, ROWS), row_form(layout), table)
+        other = self._envelopes
+        self._enter(value_subject(topic), (layout.id, other.values), other.value_form(layout), table)
         if layout.key_indexes:
             self._enter(key_subject(topic), (layout.id, KEYS), key_form(layout), table)
+            self._enter(key_subject(topic), (layout.id, other.keys), other.key_form(layout), table)
 
     def _enter(self, subject: str, place: tuple[int, int], form: Json, table: tuple[str, str] | None) -> None:
         text = text_of(form)
         known = self._by_text.get((subject, text))
         if known is None:
-            versions = self._subjects.setdefault(subject, [])
+            family = self._enveloped if place[0] and place[1] in {ENVELOPES, ENVELOPE_KEYS} else self._subjects
+            versions = family.setdefault(subject, [])
             number = place[0] * KINDS + place[1]
             known = Registered(subject, len(versions) + 1, number, text, table)
             versions.append(known)
@@ -113,7 +157,8 @@ class Catalog:
 
     def like(self, subject: str, form: object) -> Registered | None:
         """The version of a subject that is this schema, however its text is laid out; None if none is."""
-        return next((one for one in self._subjects.get(subject, ()) if msgspec.json.decode(one.text) == form), None)
+        versions = (*self._subjects.get(subject, ()), *self._enveloped.get(subject, ()))
+        return next((one for one in versions if msgspec.json.decode(one.text) == form), None)
 
     def rows_of(self, layout: int) -> Registered:
         """The schema of a layout's rows; KeyError for a layout that was not added."""

@@ -16,6 +16,7 @@ from walbus.topics.forms import key_bytes
 from walbus.topics.names import TopicNames
 
 _MAGIC: Final = b"\x00"
+WIRE: Final = 5  #: bytes before the Avro
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -82,8 +83,20 @@ class Cause(NamedTuple):
         return cls(change.position, change.seq, window.xid, op, milliseconds(window.commit_time))
 
 
+class Row(NamedTuple):
+    """A whole row.
+
+    Attributes:
+        layout: of it.
+        row: its bytes in the log.
+    """
+
+    layout: TableSchema
+    row: bytes
+
+
 class RecordMaker:
-    """Makes the records of one log.
+    """Makes the records of one log. A value is a row as the log has it; a subclass may put it otherwise.
 
     Args:
         names: of the topics.
@@ -123,6 +136,46 @@ class RecordMaker:
         """
         value = None if row is None else framed(self._ids.rows(layout), row)
         return self.framed(topic, key, self.key(layout, key), value, cause, more)
+
+    def written(  # noqa: PLR0913, PLR0917 - as above
+        self, topic: str, key: bytes, row: Row, before: Row | None, cause: Cause, more: Headers
+    ) -> TopicRecord:
+        """The record of a row under its key.
+
+        Args:
+            topic: where it goes.
+            key: as in the log.
+            row: what is written.
+            before: what was under the key, if anything was and is known.
+            cause: what it is of.
+            more: headers behind those that all records have.
+
+        Raises:
+            DamagedRecord: the key is none of its layout.
+        """
+        del before
+        return self.record(topic, row.layout, key, row.row, cause, more)
+
+    def deleted(  # noqa: PLR0913, PLR0917 - as above
+        self, topic: str, key: bytes, framed_key: bytes, before: Row | None, cause: Cause, more: Headers
+    ) -> tuple[TopicRecord, ...]:
+        """The records of a key that is deleted; the last one has no value.
+
+        Args:
+            topic: where they go.
+            key: as in the log.
+            framed_key: as it stands in the topic.
+            before: what was under the key, if that is known.
+            cause: what they are of.
+            more: headers behind those that all records have.
+        """
+        del before
+        return (self.framed(topic, key, framed_key, None, cause, more),)
+
+    def row_of(self, layout: TableSchema, value: bytes, headers: Mapping[str, bytes]) -> bytes | None:
+        """The row, as the log has it, in the value of one of these records; None: it has none."""
+        del layout, headers
+        return value[WIRE:]
 
     def framed(  # noqa: PLR0913, PLR0917 - as above
         self, topic: str, key: bytes, framed_key: bytes, value: bytes | None, cause: Cause, more: Headers = ()
