@@ -80,9 +80,13 @@ class Broker:
             self._process.wait()
             self._process = None
 
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
     def check_alive(self) -> None:
         """Raises LogUnreachable if it has ended."""
-        if self._process is None or self._process.poll() is not None:
+        if not self.alive():
             raise LogUnreachable(f"Kafka did not start: {self.log()[-2000:]}", where=str(self._folder))
 
     def log(self) -> str:
