@@ -12,7 +12,7 @@ RUN pip install --no-cache-dir build==1.3.0 \
     && python -m build --outdir /dist \
     && python -m venv /opt/walbus \
     && wheel=$(echo /dist/*.whl) \
-    && /opt/walbus/bin/pip install --no-cache-dir "$wheel[redis,search]"
+    && /opt/walbus/bin/pip install --no-cache-dir "$wheel[redis,search,kafka]"
 
 FROM python:3.12-slim-bookworm
 RUN groupadd --system --gid 10001 walbus \
