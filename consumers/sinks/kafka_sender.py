@@ -35,6 +35,7 @@ class Sender:
         self._producer: Producer | None = None
         self._open = False  # whether a transaction is
         self._failure: KafkaError | None = None
+        self._told = True  # whether the offset of all that was taken is
         self.ends: dict[Place, int] = {}  #: offsets behind what the transaction has in each partition
 
     @property
@@ -84,7 +85,7 @@ class Sender:
         while True:
             try:
                 if not self._open:
-                    self._open, self.ends = True, {}
+                    self._open, self._told, self.ends = True, True, {}
                     producer.begin_transaction()
                 producer.produce(
                     topic,
@@ -118,8 +119,12 @@ class Sender:
             if error.code() not in _taken_back():
                 self._failure = self._failure or error
             return
+        offset = message.offset()
+        if offset is None or offset < 0:  # it had to be sent twice, and lies where the first answer said that was lost
+            self._told = False
+            return
         place = str(message.topic()), int(message.partition() or 0)
-        self.ends[place] = max(self.ends.get(place, 0), int(message.offset() or 0) + 1)
+        self.ends[place] = max(self.ends.get(place, 0), offset + 1)
 
     def commit(self) -> None:
         """Makes all that was sent durable and seen, at once; blocks until it is.
@@ -137,6 +142,8 @@ class Sender:
             producer.poll(0)
         except kafka_errors() as error:
             raise self._given_up("a commit is not acknowledged", self._failure or told_by(error)) from None
+        if not self._told:
+            raise self._given_up("a commit is acknowledged, but not where it lies", None)
         self._open = False
         self._await_sight()
 
@@ -156,6 +163,8 @@ class Sender:
                     request_timeout=seconds,
                 )
                 stable = {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
+            if min(stable.values()) < 0:  # a leader that died before it answered is no error to librdkafka
+                self._clients.forget_leaders()
             places = [at for at in places if stable[at.topic, at.partition] < self.ends[at.topic, at.partition]]
             if places and time.monotonic() > deadline:
                 raise self._clients.unreachable(f"what was committed to {places[0].topic} is not seen")

@@ -157,20 +157,28 @@ class Ends(NamedTuple):
 def ends_of(clients: ClusterClients, *topics: str) -> list[Ends]:
     """The ends of topics' partitions now, in one round trip.
 
+    A leader that dies before it answers is no error to librdkafka: it gives a negative offset, which is no answer.
+
     Raises:
         LogMissing: a topic is not there.
         LogUnreachable: the cluster does not answer.
     """
     from confluent_kafka import KafkaException  # noqa: PLC0415
 
+    what = f"the ends of {topics[0]} are not told"
     deadline = time.monotonic() + clients.settings.answer_seconds
     while True:
         try:
-            return _ends_of(clients, topics)
+            found = _ends_of(clients, topics)
         except KafkaException as error:
-            told = clients.told(f"the ends of {topics[0]} are not told", error_of(error))
+            told = clients.told(what, error_of(error))
             if not isinstance(told, LogUnreachable) or time.monotonic() > deadline:
                 raise told from error
+        else:
+            if all(min(ends) >= 0 for ends in found):
+                return found
+            if time.monotonic() > deadline:
+                raise clients.unreachable(what)
         clients.forget_leaders()
         time.sleep(_LOOK_SECONDS)
 

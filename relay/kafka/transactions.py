@@ -1,10 +1,11 @@
 """Sends messages in Kafka transactions, and knows of each what became of it.
 
 A message is kept until its transaction is known to be committed. When a commit's answer is lost (the broker died, the
-connection broke, the transaction timed out) nobody can say by the answer alone whether it happened. So the next
-attempt begins under the same transactional id, which makes the cluster bring the old transaction to its end, and reads
-back the last committed message of a topic that it wrote to: where it is this transaction's, all of it was committed
-and nothing is sent again; else nothing of it was, and all of it is sent once more.
+connection broke, the transaction timed out) nobody can say by the answer alone whether it happened; and where messages
+are acknowledged without their offsets (they had to be sent twice), nobody can say from when on readers see them. So the
+next attempt begins under the same transactional id, which makes the cluster bring the old transaction to its end, and
+reads back the last committed message of a topic that it wrote to: where it is this transaction's, all of it was
+committed and nothing is sent again; else nothing of it was, and all of it is sent once more.
 
 Being refused as a zombie can mean that another writer took over, or that a transaction of ours timed out: TOPIC.meta
 says who writes.
@@ -65,7 +66,7 @@ class Transactions:
         self._sent = 0  # how many of the kept ones the producer has, in an open transaction
         self.doubtful = False  #: whether the last commit may have happened, so that nothing can be added now
         self._failure: KafkaError | None = None
-        self._offsets: dict[str, int] = {}  # of the last message of each topic in the transaction
+        self._offsets: dict[str, int] = {}  # of the last message of each topic in the transaction, as far as told
         self.bytes = 0  #: of the messages that are kept
 
     def begin(self) -> None:
@@ -122,7 +123,7 @@ class Transactions:
 
     def _send(self, producer: Producer) -> None:
         if self._sent == 0 and self._kept:
-            self._failure = None
+            self._failure, self._offsets = None, {}
             producer.begin_transaction()
         for kept in self._kept[self._sent :]:
             self._produce(producer, kept)
@@ -150,7 +151,7 @@ class Transactions:
         offset, topic = message.offset(), message.topic()
         if error is not None:
             self._failure = error
-        elif offset is not None and topic is not None:
+        elif topic is not None and offset is not None and offset >= 0:
             self._offsets[topic] = max(self._offsets.get(topic, -1), offset)
 
     def commit(self) -> None:
@@ -191,6 +192,9 @@ class Transactions:
             if told is not None and told.code() in _refusals():
                 self.check()  # else a transaction of ours timed out
             raise self._clients.told("a commit is not acknowledged", self._failure or told) from error
+        if any(kept.topic not in self._offsets for kept in self._kept):
+            self._give_up_producer()
+            raise self._clients.unreachable("a commit is acknowledged, but not where it lies")
         self._await_sight()
         self.doubtful = False
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from support.kafka_server import local_kafka
 from support.kafka_writing import Writing, committed, small
 from support.log_view import log_transactions
 from support.oracle import Oracle
-from support.relay_log import commits
+from support.relay_log import commits, transaction
 from support.seed import announced_seed
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
@@ -73,6 +76,31 @@ def test_of_three_brokers_one_may_die_at_any_time(tmp_path: Path) -> None:
             writing.stop()
         assert commits(committed(engine.cluster)) == writing.written
         engine.close()
+
+
+@pytest.mark.one_version
+def test_the_ends_of_a_topic_whose_broker_dies_before_it_answers_are_asked_for_again(
+    own_kafka: Cluster, tmp_path: Path
+) -> None:
+    engine = KafkaEngine(own_kafka.bootstrap, tmp_path / "log")
+    engine.cluster = dataclasses.replace(engine.cluster, answer_seconds=120.0)
+    with closing(engine.open_writer()) as writer:
+        writer.append(transaction(16))
+        writer.sync()
+    reader = engine.open_reader()
+    known = reader.view()
+    assert known.last >= 0
+    (broker,) = own_kafka.brokers
+    os.kill(broker.pid, signal.SIGSTOP)  # it takes the question, and says nothing
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(reader.view)
+        time.sleep(0.5)  # the moment of a kill is the test's input
+        assert not asked.done()
+        broker.kill()
+        broker.start()
+        own_kafka.await_answer()
+        assert asked.result(120) == known
+    engine.close()
 
 
 @pytest.mark.one_version

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from support.database import Database
@@ -198,6 +199,51 @@ class _Faulty:
         if self._arrives:
             self._producer.commit_transaction(timeout)
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+def test_a_commit_that_is_acknowledged_without_offsets_is_read_back(engine, monkeypatch):
+    engine.large_bytes, engine.kept_bytes = 50_000, 100_000
+    writer = engine.open_writer()
+    clients = writer._parts.clients
+    producer = clients.producer
+    monkeypatch.setattr(clients, "producer", lambda largest: _Placeless(producer(largest)))
+    writer._sender.begin()
+    pieces = [piece(16, first, 10, 0 if first > 1 else Flag.BEGIN, size=1000) for first in range(1, 301, 10)]
+    pieces += [piece(16, 301, 1, Flag.END), transaction(32)]
+    refused = [again_while_unreachable(lambda given=given: writer.append(given)) for given in pieces]
+    assert sum(refused) >= 2  # in the midst of the large transaction
+    assert again_while_unreachable(writer.sync) > 0
+    headers = read_all(engine.open_reader())
+    assert commits(headers) == [16, 32]
+    assert sum(h.count for h in headers if h.commit_lsn == 16) == 301
+
+
+def again_while_unreachable(act: Callable[[], object]) -> int:
+    """Does it, and tells how many tries came to nothing; each is over with the next one."""
+    for refused in range(5):
+        try:
+            act()
+        except LogUnreachable as error:
+            assert "not where it lies" in error.what
+        else:
+            return refused
+    raise AssertionError("it comes to no end")
+
+
+class _Placeless:
+    """A producer whose messages are acknowledged as those are that had to be sent twice."""
+
+    def __init__(self, producer):
+        self._producer = producer
+
+    def __getattr__(self, name):
+        return getattr(self._producer, name)
+
+    def produce(self, *args, on_delivery, **options):
+        def told(error, message):
+            on_delivery(error, SimpleNamespace(topic=message.topic, offset=lambda: OFFSET_INVALID))
+
+        self._producer.produce(*args, on_delivery=told, **options)
 
 
 def test_a_second_writer_is_told_who_writes(engine):

@@ -1,0 +1,116 @@
+"""Answers of a cluster that librdkafka passes on without an error though they tell no offset."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from concurrent.futures import Future
+from functools import partialmethod
+from types import SimpleNamespace
+
+import pytest
+from confluent_kafka import OFFSET_INVALID
+
+from walbus.consumers.sinks.kafka_sender import Sender
+from walbus.errors import LogUnreachable
+from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings
+from walbus.relay.kafka.partition import Ends, ends_of
+from walbus.relay.kafka.transactions import Transactions
+
+
+class Clients(ClusterClients):
+    """Clients of no cluster.
+
+    Args:
+        offsets: told to one question after the other; ends are two: the first offset and the stable one.
+        delivered: offset of each message.
+        answer_seconds: how long an answer is waited for.
+    """
+
+    def __init__(self, offsets: Iterable[int], delivered: int = 0, answer_seconds: float = 60.0) -> None:
+        super().__init__(ClusterSettings("127.0.0.1:1", "log", answer_seconds=answer_seconds))
+        self._offsets, self._delivered = iter(offsets), delivered
+
+    @property
+    def admin(self):
+        return self
+
+    def list_offsets(self, asked, **_):
+        told = {at: Future() for at in asked}
+        for answer in told.values():
+            answer.set_result(SimpleNamespace(offset=next(self._offsets)))
+        return told
+
+    def producer(self, _largest):
+        return _Producer(self._delivered)
+
+    writer = partialmethod(producer, 0)
+
+
+class _Producer:
+    """Takes everything, and commits it."""
+
+    def __init__(self, delivered: int) -> None:
+        self._delivered = delivered
+        self._reports = []
+
+    def produce(self, topic, *_, on_delivery, **__):
+        message = SimpleNamespace(topic=lambda: topic, partition=lambda: 0, offset=lambda: self._delivered)
+        self._reports.append(lambda: on_delivery(None, message))
+
+    def commit_transaction(self, _seconds):
+        for report in self._reports:
+            report()
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+
+@pytest.mark.parametrize("none", [(OFFSET_INVALID, 7), (3, OFFSET_INVALID), (OFFSET_INVALID, OFFSET_INVALID)])
+def test_an_end_of_a_topic_that_is_not_told_is_asked_for_again(none):
+    assert ends_of(Clients([*none, 3, 7]), "log") == [Ends(3, 7)]
+
+
+def test_an_end_of_a_topic_that_is_never_told_is_a_cluster_out_of_reach():
+    with pytest.raises(LogUnreachable, match="the ends of log are not told"):
+        ends_of(Clients(itertools.cycle([0, OFFSET_INVALID]), answer_seconds=0.0), "log")
+
+
+def sending(clients: Clients) -> Transactions:
+    """A sender that is to commit a message next."""
+    sender = Transactions(clients, 1 << 20, 1, lambda: 1)
+    sender.begin()
+    sender.add_document("log.meta", (b"key", b"value"))
+    return sender
+
+
+def test_a_commit_is_over_when_readers_see_the_last_message():
+    clients = Clients([0, 5, 0, 5, 0, 6], delivered=5)
+    sender = sending(clients)
+    sender.commit()
+    assert (sender.doubtful, sender.bytes, list(clients._offsets)) == (False, 0, [])
+
+
+def test_a_commit_whose_messages_were_acknowledged_without_offsets_stays_in_doubt():
+    sender = sending(Clients(itertools.cycle([0, 5]), delivered=OFFSET_INVALID))
+    with pytest.raises(LogUnreachable, match="not where it lies"):
+        sender.commit()
+    assert (sender.doubtful, sender.bytes) == (True, 5)
+
+
+def test_a_sinks_commit_is_over_when_readers_see_the_last_record_though_a_leader_did_not_answer():
+    clients = Clients([5, OFFSET_INVALID, 6], delivered=5)
+    sender = Sender(clients)
+    sender.begin()
+    sender.send("topic", 0, b"key", b"value")
+    sender.commit()
+    assert (sender.leads, sender.ends, list(clients._offsets)) == (True, {("topic", 0): 6}, [])
+
+
+def test_a_sinks_commit_whose_records_were_acknowledged_without_offsets_stays_in_doubt():
+    sender = Sender(Clients([], delivered=OFFSET_INVALID))
+    sender.begin()
+    sender.send("topic", 0, b"key", b"value")
+    with pytest.raises(LogUnreachable, match="not where it lies"):
+        sender.commit()
+    assert not sender.leads
