@@ -32,7 +32,7 @@ from walbus.consumers.sinks.postgres_deferred import Watched
 from walbus.consumers.sinks.postgres_pending import Gone, Pending, Put
 from walbus.consumers.sinks.postgres_reading import as_held, held_rows
 from walbus.consumers.sinks.postgres_schema import TargetSchema, prepare
-from walbus.consumers.sinks.postgres_session import PostgresSession, is_of_a_row
+from walbus.consumers.sinks.postgres_session import PostgresSession, is_of_a_row, refuses_a_row
 from walbus.consumers.sinks.postgres_table import ReplicaTable, RowForm, key_values
 from walbus.consumers.steps import Sweep
 from walbus.errors import SinkRefused
@@ -423,7 +423,7 @@ class PostgresSink:
         try:
             yield
         except psycopg.Error as error:
-            if not is_of_a_row(error):
+            if not refuses_a_row(error):
                 raise
             first, last = min(row.position for row in rows), max(row.position for row in rows)
             at = f"at {first}" if first == last else f"between {first} and {last}"

@@ -64,7 +64,8 @@ class PostgresCopy(PostgresSink):
             self._begin()
             with self._session.patiently():
                 for live, copy in self._pairs():
-                    furnish(self._session, live, copy)
+                    with self._session.errors(f"adding what the table {live.sql} has to its copy", of_rows=False):
+                        furnish(self._session, live, copy)
                 for copy in stored_tables(self._session, self._consumer):
                     self._session.run(f"ANALYZE {copy.sql}")
             self._session.run("COMMIT")

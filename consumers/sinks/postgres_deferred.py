@@ -8,8 +8,8 @@ are there, for a deferred constraint lets a row come before the one that it need
     a row that this transaction wrote     the change that wrote it
     one that lost its parent behind that  the change that took the parent away
 
-Of a constraint that is something else (a trigger, an expression), and of a row that no change is known of, nothing can
-be named.
+Of a constraint that is something else (a trigger, an expression), and of a row that no change is known of, no row can
+be named. Which deferred trigger it was is found by having each checked by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 import psycopg
 
 from walbus.consumers.refused_rows import RefusedRow, RowRefused, row_of
-from walbus.consumers.sinks.postgres_session import PostgresSession, is_of_a_row
+from walbus.consumers.sinks.postgres_session import PostgresSession, refuses_a_row
 from walbus.consumers.sinks.postgres_table import ReplicaTable, key_values, quoted
 from walbus.events import Change
 from walbus.records import Op
@@ -45,6 +45,18 @@ LEFT JOIN LATERAL (
     JOIN pg_catalog.pg_operator e ON e.oid = x.oid JOIN pg_catalog.pg_namespace s ON s.oid = e.oprnamespace
 ) o ON true
 WHERE n.nspname = $1 AND t.relname = $2 AND c.conname = $3
+"""
+
+
+#: Deferred triggers of one name, which is what can be checked by itself: schema, name, tables and functions.
+_TRIGGERS: Final = """
+SELECT n.nspname::text, g.tgname::text,
+    string_agg(format('%I.%I', n.nspname, t.relname), ' or ' ORDER BY t.relname), string_agg(DISTINCT p.proname, ', ')
+FROM pg_catalog.pg_trigger g
+JOIN pg_catalog.pg_class t ON t.oid = g.tgrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+WHERE g.tgdeferrable AND NOT g.tgisinternal AND g.tgconstraint <> 0 GROUP BY 1, 2 ORDER BY 1, 2
 """
 
 
@@ -97,15 +109,35 @@ class Watched:
         try:
             self._session.run("SET CONSTRAINTS ALL IMMEDIATE")
         except psycopg.Error as error:
-            if not is_of_a_row(error):
+            if not refuses_a_row(error):
                 raise
             self._session.run("ROLLBACK TO SAVEPOINT _walbus_deferred")
             with self._session.patiently():
                 row = self._breaking(error, named)
+                trigger = None if row is not None else self._raising()
             refusal = self._session.meaning(error)
-            where = refusal.where or self._session.where
-            raise RowRefused(refusal.what, where=where, mend=refusal.mend, row=row) from None
+            what, where, mend = refusal.what, refusal.where or self._session.where, refusal.mend
+            if trigger is not None:
+                _, name, tables, functions = trigger
+                what += f": the deferred trigger {name} (function {functions}) raises it, and does not tell for which"
+                where = f"table {tables}, {where}"
+                mend = "let it allow what the source allows, or raise it at once and not at the commit; or drop it"
+            raise RowRefused(what, where=where, mend=mend, row=row) from None
         self._session.run("RELEASE SAVEPOINT _walbus_deferred")
+
+    def _raising(self) -> tuple[str, ...] | None:
+        """The deferred trigger that refuses what is written, if one does by itself; the transaction stays as it is."""
+        for found in self._session.run(_TRIGGERS):
+            trigger = tuple(map(str, found))
+            try:
+                self._session.run(f"SET CONSTRAINTS {quoted(trigger[0])}.{quoted(trigger[1])} IMMEDIATE")
+            except psycopg.Error as error:
+                if not refuses_a_row(error):
+                    raise
+                self._session.run("ROLLBACK TO SAVEPOINT _walbus_deferred")
+                return trigger
+            self._session.run("ROLLBACK TO SAVEPOINT _walbus_deferred")
+        return None
 
     def _breaking(self, error: psycopg.Error, named: Callable[[str, str], ReplicaTable | None]) -> RefusedRow | None:
         told = error.diag

@@ -55,6 +55,7 @@ _PASSING_CLASSES = ("08", "40", "53", "57", "58")
 _PASSING_STATES = ("25006", "25P03", "25P04", "55006", "55P03")
 #: Classes whose messages quote values: data, integrity constraint, check option of a view.
 _OF_ROWS = ("22", "23", "44")
+_RAISED = "P0001"  # by somebody's trigger, with whatever values
 _CHANGED_STATES = ("42P01", "42703", "42P10", "3F000", "42804")
 
 Rows = list[tuple[object, ...]]
@@ -225,7 +226,7 @@ class PostgresSession:
             slow = isinstance(error, psycopg.errors.QueryCanceled)
             mend = f"if its statements take that long, raise {self._seconds_key}" if slow else None
             return SinkUnavailable(f"PostgreSQL is not available: {message}", where=where, mend=mend)
-        if state.startswith(_OF_ROWS):
+        if state.startswith(_OF_ROWS) or (state == _RAISED and of_rows):
             kind = RowRefused if of_rows else SinkRefused
             return kind(f"PostgreSQL refuses a row ({_kind(error)})", where=where, mend=_row_mend(error))
         message = f"PostgreSQL refuses: {error.diag.message_primary}"
@@ -256,6 +257,11 @@ def is_of_a_row(error: psycopg.Error) -> bool:
     return (error.sqlstate or "").startswith(_OF_ROWS)
 
 
+def refuses_a_row(error: psycopg.Error) -> bool:
+    """As `is_of_a_row`, where rows are written: or somebody's trigger does not want one."""
+    return is_of_a_row(error) or error.sqlstate == _RAISED
+
+
 def _kind(error: psycopg.Error) -> str:
     named = error.diag.constraint_name or error.diag.column_name
     name = type(error).__name__
@@ -263,6 +269,8 @@ def _kind(error: psycopg.Error) -> str:
 
 
 def _row_mend(error: psycopg.Error) -> str:
+    if error.sqlstate == _RAISED:
+        return "let the target's trigger that raises it allow what the source allows, or drop it"
     if (error.sqlstate or "").startswith("23"):
         return "drop the constraint that the target has and the source has not"
     return "compare the column's type in the target with that in the source"

@@ -166,18 +166,35 @@ def test_a_checkpoint_that_is_stored_before_refused_changes_come_again_does_not_
     assert under_test.rows() == source.rows()
 
 
-def test_a_deferred_trigger_that_names_no_row_stops_the_consumer(
-    keep: Callable[[str], None], relay: ScriptedRelay, source: ModelSource, under_test: SinkUnderTest, tmp_path: Path
+@pytest.mark.parametrize("code", ["23514", "P0001"])
+def test_a_deferred_trigger_that_names_no_row_stops_the_consumer_which_says_which_trigger_it_is(
+    code: str,
+    keep: Callable[[str], None],
+    relay: ScriptedRelay,
+    source: ModelSource,
+    under_test: SinkUnderTest,
+    tmp_path: Path,
 ) -> None:
     keep(
         "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " IF NEW.name = 'poison' THEN RAISE EXCEPTION 'no' USING ERRCODE = '23514'; END IF; RETURN NULL; END $$"
+        f" IF NEW.name = 'poison' THEN RAISE EXCEPTION '%', NEW.name USING ERRCODE = '{code}'; END IF;"
+        " RETURN NULL; END $$"
     )
     keep(f"CREATE CONSTRAINT TRIGGER no AFTER INSERT ON public.items {DEFERRED} FOR EACH ROW EXECUTE FUNCTION no()")
     source.commit([insert(ITEMS, 7, "seven"), insert(ITEMS, 8, "poison")])
+    keep(
+        "CREATE FUNCTION fine() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
+        f" CREATE CONSTRAINT TRIGGER a AFTER INSERT ON public.items {DEFERRED} FOR EACH ROW EXECUTE FUNCTION fine();"
+        f" CREATE CONSTRAINT TRIGGER no AFTER INSERT ON public.notes {DEFERRED} FOR EACH ROW EXECUTE FUNCTION fine()"
+    )
     running = RunningConsumer(relay, under_test.name, {**under_test.options, **PARKS}, tmp_path)
-    assert isinstance(running.ended(), SinkRefused)
+    error = running.ended()
+    assert isinstance(error, SinkRefused)
     assert set(under_test.rows()) == {"1", "2", "3", "4", "5"}
+    assert "the deferred trigger no (function fine, no) raises it" in str(error)
+    assert "table public.items or public.notes" in str(error)
+    assert "let it allow what the source allows" in str(error)
+    assert "poison" not in str(error)
 
 
 def test_letters_stay_where_the_truncate_that_would_make_them_void_is_refused(

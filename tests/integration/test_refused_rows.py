@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from support.model_source import ITEMS, ModelSource, delete, insert, truncate, update
+from support.rebuild_rig import rebuilt
 from support.running_consumer import RunningConsumer, consumer
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import (
@@ -29,6 +30,7 @@ from support.waiting import wait_for
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.letter_file import FILE_NAME, DeadLetter
 from walbus.errors import SinkRefused, UsageError
+from walbus.table_mapping import TableMapping
 
 pytestmark = pytest.mark.one_version
 
@@ -379,3 +381,55 @@ def test_a_row_of_a_snapshot_that_changes_with_each_reading_holds_nobody_up(
         wait_for(lambda: "99" in under_test.rows(), what="the log goes on")
     assert {one.change.key["id"] for one in letters(tmp_path) if one.change.key} == {7}
     assert under_test.rows() == without(source, "7")
+
+
+@pytest.mark.parametrize("kind", ["mapping", "opensearch", "postgres"])
+def test_a_row_that_a_rebuilt_copy_refuses_ends_the_rebuild_and_the_same_command_goes_on_once_it_is_mended(
+    kind: str, request: pytest.FixtureRequest, relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    """Whatever `on_error` says; the live sink goes on meanwhile."""
+    source.commit([insert(ITEMS, n, str(n)) for n in range(20)])
+    more: dict[str, Any] = {}
+    if kind == "opensearch":
+        url = request.getfixturevalue("opensearch_url")
+        under_test = opensearch_under_test(tmp_path, url, fields={ITEMS: {"name": {"type": "integer"}}})
+    elif kind == "postgres":
+        under_test = postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
+    else:
+        under_test = sqlite_under_test(tmp_path)
+        more = {"table": {ITEMS: TableMapping(function="support.mapped_rows:no_seven")}}
+        source.commit([update(ITEMS, 7, name="eight", body="b")])
+    with consumer(relay, under_test, **PARKS, **more):
+        wait_for(lambda: under_test.rows() == source.rows())
+        if kind == "postgres":
+            Choosy(under_test, {}).refuse()
+        source.commit([update(ITEMS, 7, name="7" if more else POISON, body="b"), insert(ITEMS, 50, "50")])
+        wait_for(lambda: told(tmp_path) != [] and "50" in under_test.rows())
+        with pytest.raises(SinkRefused) as refused:
+            rebuilt(relay, under_test, **PARKS, **more)
+        assert ITEMS in str(refused.value).replace('"', "")
+        assert POISON not in str(refused.value)
+        source.commit([insert(ITEMS, 51, "51")])
+        wait_for(lambda: "51" in under_test.rows(), what="the live sink goes on")
+        source.commit([update(ITEMS, 7, name="70", body="b")])
+        with closing(DeadLetters(tmp_path / FILE_NAME)) as store:
+            store.drop([one.id for one in store.letters()])
+        rebuilt(relay, under_test, **PARKS, **more)
+        source.commit([insert(ITEMS, 52, "52")])
+        wait_for(lambda: under_test.rows() == source.rows(), what="the copy has all rows")
+
+
+def test_triggers_of_an_sqlite_replica_judge_no_row_of_a_copy(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    under_test = sqlite_under_test(tmp_path)
+    source.commit([insert(ITEMS, n, "fine") for n in range(9)])
+    with consumer(relay, under_test, **PARKS):
+        wait_for(lambda: under_test.rows() == source.rows())
+        Choosy(under_test, {}).refuse()
+        source.commit([update(ITEMS, 7, name=POISON, body="b"), insert(ITEMS, 50, "fine")])
+        wait_for(lambda: told(tmp_path) != [] and "50" in under_test.rows())
+        rebuilt(relay, under_test, **PARKS)
+        assert under_test.rows() == source.rows()
+        source.commit([insert(ITEMS, 51, POISON), insert(ITEMS, 52, "fine")])
+        wait_for(lambda: under_test.rows() == without(source, "51"), what="the trigger is there again")
