@@ -274,6 +274,7 @@ def test_an_unknown_sink_is_answered_with_those_there_are(relay: ScriptedRelay, 
     assert all(name in str(error.mend) for name in ("redis", "sqlite", "tantivy"))
     assert sink_names() == [
         "elasticsearch",
+        "kafka",
         "opensearch",
         "postgres",
         "redis",
@@ -391,7 +392,7 @@ def test_a_consumer_that_waits_for_the_lock_of_its_file_stops_at_once(
     relay: ScriptedRelay, source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rebuild that swaps has it; here it is never let go of, and would be waited for longer than the test takes."""
-    under_test, lock = sqlite_under_test(tmp_path), SqliteSink._lock
+    under_test, lock = sqlite_under_test(tmp_path), SqliteSink.lock
     holds, waits = threading.Event(), threading.Event()
 
     def noted(sink: SqliteSink) -> None:
@@ -400,7 +401,7 @@ def test_a_consumer_that_waits_for_the_lock_of_its_file_stops_at_once(
         lock(sink)
 
     monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 600.0)
-    monkeypatch.setattr(SqliteSink, "_lock", noted)
+    monkeypatch.setattr(SqliteSink, "lock", noted)
     source.commit([insert(ITEMS, n) for n in range(5)])
     running = RunningConsumer(relay, "sqlite", under_test.options, tmp_path)
     equal(under_test, relay)
