@@ -77,6 +77,17 @@ RULES: Final[dict[str, Need]] = {
     "GET /config/{subject}": Need.READ,
     "GET /mode": Need.READ,
     "GET /mode/{subject}": Need.READ,
+    "POST /compatibility/subjects/{subject}/versions": Need.READ,  # asks
+    "POST /compatibility/subjects/{subject}/versions/{version}": Need.READ,
+    "PUT /config": Need.ADMIN,  # these are refused to whoever may ask: the registry is the log's
+    "PUT /config/{subject}": Need.ADMIN,
+    "PUT /mode": Need.ADMIN,
+    "PUT /mode/{subject}": Need.ADMIN,
+    "DELETE /config": Need.ADMIN,
+    "DELETE /config/{subject}": Need.ADMIN,
+    "DELETE /mode/{subject}": Need.ADMIN,
+    "DELETE /subjects/{subject}": Need.ADMIN,
+    "DELETE /subjects/{subject}/versions/{version}": Need.ADMIN,
     "GET /v1/tables": Need.READ,
     "GET /v1/seeding": Need.READ,
     "GET /v1/snapshot": Need.READ,

@@ -93,7 +93,7 @@ def test_confluents_serializer_writes_rows_by_the_relays_schema(client):
         (lambda c: c.get_version(f"{ORDERS}-value", 3), 404, 40402, "the last one is 2"),
         (lambda c: c.get_version(f"{ORDERS}-value", "x"), 422, 42202, "latest"),
         (lambda c: c.get_version(f"{ORDERS}-value", 0), 422, 42202, "latest"),
-        (lambda c: c.get_schema(25), 404, 40403, "the relay of the log"),
+        (lambda c: c.get_schema(33), 404, 40403, "the relay of the log"),
         (lambda c: c.get_schema(1 << 40), 404, 40403, "not found"),
         (lambda c: c.lookup_schema("nothing-value", Schema('"int"', "AVRO")), 404, 40401, "not found"),
         (lambda c: c.lookup_schema(f"{ORDERS}-value", Schema('"int"', "AVRO")), 404, 40403, "no such version"),
