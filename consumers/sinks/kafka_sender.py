@@ -8,6 +8,7 @@ ends it, one way or the other, and reads in PREFIX.checkpoint which.
 from __future__ import annotations
 
 import time
+from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from walbus.consumers.sinks.kafka_cluster import SinkClients, kafka_errors, told_by
@@ -35,7 +36,7 @@ class Sender:
         self._producer: Producer | None = None
         self._open = False  # whether a transaction is
         self._failure: KafkaError | None = None
-        self._told = True  # whether the offset of all that was taken is
+        self._untold: set[Place] = set()  # where records were taken of which it is not told where they lie
         self.ends: dict[Place, int] = {}  #: offsets behind what the transaction has in each partition
 
     @property
@@ -85,7 +86,7 @@ class Sender:
         while True:
             try:
                 if not self._open:
-                    self._open, self._told, self.ends = True, True, {}
+                    self._open, self._untold, self.ends = True, set(), {}
                     producer.begin_transaction()
                 producer.produce(
                     topic,
@@ -119,11 +120,10 @@ class Sender:
             if error.code() not in _taken_back():
                 self._failure = self._failure or error
             return
-        offset = message.offset()
+        offset, place = message.offset(), (str(message.topic()), int(message.partition() or 0))
         if offset is None or offset < 0:  # it had to be sent twice, and lies where the first answer said that was lost
-            self._told = False
+            self._untold.add(place)
             return
-        place = str(message.topic()), int(message.partition() or 0)
         self.ends[place] = max(self.ends.get(place, 0), offset + 1)
 
     def commit(self) -> None:
@@ -142,33 +142,46 @@ class Sender:
             producer.poll(0)
         except kafka_errors() as error:
             raise self._given_up("a commit is not acknowledged", self._failure or told_by(error)) from None
-        if not self._told:
-            raise self._given_up("a commit is acknowledged, but not where it lies", None)
         self._open = False
-        self._await_sight()
+        deadline = time.monotonic() + seconds
+        self._find_untold(deadline)
+        self._await_sight(deadline)
 
-    def _await_sight(self) -> None:
+    def _find_untold(self, deadline: float) -> None:
+        """Records that were taken lie before the ends of their partitions, where nobody else writes."""
+        while self._untold:
+            told = {place: end for place, end in self._ends_of(self._untold, seen=False).items() if end >= 0}
+            self.ends |= {place: max(self.ends.get(place, 0), end) for place, end in told.items()}
+            self._untold -= told.keys()
+            if self._untold and time.monotonic() > deadline:
+                raise self._given_up("a commit is acknowledged, but not where it lies", None)
+            time.sleep(_LOOK_SECONDS if self._untold else 0)
+
+    def _await_sight(self, deadline: float) -> None:
         """Waits until readers see it: the partitions are told of a commit a moment later."""
+        places = set(self.ends)
+        while places:
+            stable = self._ends_of(places, seen=True)
+            places = {place for place in places if stable[place] < self.ends[place]}
+            if places and time.monotonic() > deadline:
+                raise self._clients.unreachable(f"what was committed to {min(places)[0]} is not seen")
+            time.sleep(_LOOK_SECONDS if places else 0)
+
+    def _ends_of(self, places: Set[Place], *, seen: bool) -> dict[Place, int]:
+        """The ends of partitions, of all that is there or of what readers of commits see; negative: not answered."""
         from confluent_kafka import IsolationLevel, TopicPartition  # noqa: PLC0415
         from confluent_kafka.admin import OffsetSpec  # noqa: PLC0415
 
-        seconds = self._clients.settings.answer_seconds
-        deadline = time.monotonic() + seconds
-        places = [TopicPartition(topic, number) for topic, number in self.ends]
-        while places:
-            with self._clients.asking("the ends of partitions are not told"):
-                asked = self._clients.admin.list_offsets(
-                    dict.fromkeys(places, OffsetSpec.latest()),
-                    isolation_level=IsolationLevel.READ_COMMITTED,
-                    request_timeout=seconds,
-                )
-                stable = {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
-            if min(stable.values()) < 0:  # a leader that died before it answered is no error to librdkafka
-                self._clients.forget_leaders()
-            places = [at for at in places if stable[at.topic, at.partition] < self.ends[at.topic, at.partition]]
-            if places and time.monotonic() > deadline:
-                raise self._clients.unreachable(f"what was committed to {places[0].topic} is not seen")
-            time.sleep(_LOOK_SECONDS if places else 0)
+        with self._clients.asking("the ends of partitions are not told"):
+            asked = self._clients.admin.list_offsets(
+                {TopicPartition(topic, number): OffsetSpec.latest() for topic, number in places},
+                isolation_level=IsolationLevel.READ_COMMITTED if seen else IsolationLevel.READ_UNCOMMITTED,
+                request_timeout=self._clients.settings.answer_seconds,
+            )
+            found = {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
+        if min(found.values()) < 0:  # a leader that died before it answered is no error to librdkafka
+            self._clients.forget_leaders()
+        return found
 
     def abort(self) -> None:
         """Takes back what was sent since the last commit. Never raises."""

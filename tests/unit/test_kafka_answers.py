@@ -107,8 +107,17 @@ def test_a_sinks_commit_is_over_when_readers_see_the_last_record_though_a_leader
     assert (sender.leads, sender.ends, list(clients._offsets)) == (True, {("topic", 0): 6}, [])
 
 
-def test_a_sinks_commit_whose_records_were_acknowledged_without_offsets_stays_in_doubt():
-    sender = Sender(Clients([], delivered=OFFSET_INVALID))
+def test_a_sinks_commit_whose_records_were_acknowledged_without_offsets_asks_where_they_end():
+    clients = Clients([OFFSET_INVALID, 6, 5, 6], delivered=OFFSET_INVALID)
+    sender = Sender(clients)
+    sender.begin()
+    sender.send("topic", 0, b"key", b"value")
+    sender.commit()
+    assert (sender.leads, sender.ends, list(clients._offsets)) == (True, {("topic", 0): 6}, [])
+
+
+def test_a_sinks_commit_of_which_nobody_tells_where_it_ends_stays_in_doubt():
+    sender = Sender(Clients(itertools.repeat(OFFSET_INVALID), delivered=OFFSET_INVALID, answer_seconds=0.1))
     sender.begin()
     sender.send("topic", 0, b"key", b"value")
     with pytest.raises(LogUnreachable, match="not where it lies"):
