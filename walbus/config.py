@@ -305,6 +305,15 @@ class Settings(BaseSettings):
             return {**values, "source": {"dsn": "", **source}}
         return values
 
+    @model_validator(mode="after")
+    def _the_registry_is_that_of_table_topics(self) -> Self:
+        """A `kafka` sink registers schemas where `[relay.schema_registry]` says, unless it names a registry itself."""
+        registry = self.relay.schema_registry
+        for name, consumer in self.consumer.items():
+            if registry is not None and consumer.sink == "kafka" and "schema_registry" not in consumer.options:
+                self.consumer[name] = consumer.model_copy(update={"schema_registry": registry})
+        return self
+
     @property
     def kafka_topic(self) -> str:
         """Topic of the log."""

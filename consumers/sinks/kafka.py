@@ -13,6 +13,7 @@ What a change needs to know of the rows in the topics is in a copy beside the co
     kafka_cluster, kafka_topics   clients; topics with their settings
     kafka_sender, kafka_reading   records out, and back
     kafka_state                   what PREFIX.checkpoint says
+    kafka_ids                     ids of schemas: the relay's, or a registry's
     kafka_rows, kafka_restoring   the copy of the rows, and how it comes to be what the topics are
     kafka_writing, kafka_outbox   changes to records, and ends of transactions
 """
@@ -29,15 +30,17 @@ from typing import Any, Self
 from walbus import __version__
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.checkpoint_store import FileCheckpointStore
+from walbus.consumers.registered_ids import RegisteredIds
 from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, no_folder
 from walbus.consumers.sinks.kafka_cluster import SinkClients
+from walbus.consumers.sinks.kafka_ids import FirstLayoutIds, LayoutIds, RegistryLayoutIds
 from walbus.consumers.sinks.kafka_options import KafkaOptions
 from walbus.consumers.sinks.kafka_outbox import Outbox
 from walbus.consumers.sinks.kafka_reading import read_committed
 from walbus.consumers.sinks.kafka_restoring import bring_up, check_topics
 from walbus.consumers.sinks.kafka_rows import RowCopy, Stamp
 from walbus.consumers.sinks.kafka_sender import Sender
-from walbus.consumers.sinks.kafka_state import FirstLayoutIds, SinkState, Written
+from walbus.consumers.sinks.kafka_state import SinkState, Written
 from walbus.consumers.sinks.kafka_topics import SinkTopics
 from walbus.consumers.sinks.kafka_writing import TopicWriter, WriterParts, lacking_tables
 from walbus.consumers.steps import Sweep
@@ -47,6 +50,8 @@ from walbus.position import ORIGIN, Position
 from walbus.topics import RecordMaker, TopicNames
 from walbus.topics.catalog import envelope_family, row_family
 from walbus.topics.envelope_records import EnvelopeMaker
+
+_TOLD_IDS = {"relay": "the relay", "registry": "a schema registry that is configured"}
 
 
 class KafkaSink:
@@ -67,6 +72,10 @@ class KafkaSink:
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._log_generation = 0
         self._lacking: tuple[str, ...] | None = None  # tables, once they are asked for
+        self._names = TopicNames(options.prefix)
+        self._family = row_family() if options.format == "rows" else envelope_family(options.prefix)
+        registry = options.schema_registry
+        self._registered = None if registry is None else RegisteredIds(self._names, registry, self._family)
         path = place.folder / "kafka.rows"
         self._lock = _locked(path)
         try:
@@ -75,7 +84,7 @@ class KafkaSink:
             self._copy = RowCopy(path)
             self.checkpoint()
         except BaseException:
-            self._lock.release()
+            self._free()
             raise
 
     @classmethod
@@ -162,6 +171,11 @@ class KafkaSink:
             self._sender.close()
             self._copy.rollback()
         self._copy.close()
+        self._free()
+
+    def _free(self) -> None:
+        if self._registered is not None:
+            self._registered.close()
         self._lock.release()
 
     # The right to write
@@ -190,7 +204,20 @@ class KafkaSink:
                 where=f"key consumer.{self._place.consumer}.format",
                 mend="give a consumer with the other format another prefix",
             )
-        claim = written or Written(self._place.consumer, secrets.token_hex(8), self._me, format=self._options.format)
+        if written is not None and written.ids != self._whose_ids:
+            raise SinkRefused(
+                f"records of the prefix {self._options.prefix} name schemas by the ids of {_TOLD_IDS[written.ids]}, "
+                f"and this consumer would by those of {_TOLD_IDS[self._whose_ids]}",
+                where=f"key consumer.{self._place.consumer}.prefix, keys [relay.schema_registry]",
+                mend="go on as they were begun, or have the topics written anew by a consumer with another prefix",
+            )
+        claim = written or Written(
+            self._place.consumer,
+            secrets.token_hex(8),
+            self._me,
+            format=self._options.format,
+            ids=self._whose_ids,
+        )
         self._commit(replace(self._committed.copy(), written=replace(claim, writer=self._me)))
         self._claimed = True
 
@@ -238,13 +265,20 @@ class KafkaSink:
         self._log_generation = 0 if checkpoint is None else checkpoint.marks.log_generation
         self._lacking = None
 
-    def _maker_of(self, state: SinkState) -> tuple[RecordMaker, FirstLayoutIds]:
-        names, log_id = TopicNames(self._options.prefix), self._required().log_id
+    def _maker_of(self, state: SinkState) -> tuple[RecordMaker, LayoutIds]:
+        names, log_id = self._names, self._required().log_id
+        ids: LayoutIds
+        if self._registered is None:
+            ids = FirstLayoutIds(names, self._family, state.layouts)
+        else:
+            ids = RegistryLayoutIds(self._registered, state.layouts)
         if self._options.format == "rows":
-            ids = FirstLayoutIds(names, row_family(), state.layouts)
             return RecordMaker(names, ids, log_id), ids
-        ids = FirstLayoutIds(names, envelope_family(names.prefix), state.layouts)
         return EnvelopeMaker(names, ids, log_id, self._options.database, f"walbus-{__version__}"), ids
+
+    @property
+    def _whose_ids(self) -> str:
+        return "relay" if self._registered is None else "registry"
 
     def _forget(self) -> None:
         self._sender.abort()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from walbus.config_registry import SchemaRegistryConfig
 from walbus.consumers.sinks.base import SinkOptions
 from walbus.errors import ConfigError
 from walbus.topics.names import checked_prefix
@@ -31,6 +32,8 @@ class KafkaOptions(SinkOptions):
     database: str = Field(
         "", validate_default=True
     )  #: with `debezium`: what envelopes say that the source's database is called
+    #: where schemas are registered; by default that of `[relay]`, and none where the relay is the registry
+    schema_registry: SchemaRegistryConfig | None = None
     options: dict[str, SecretStr] = Field(default_factory=dict)  #: of librdkafka
 
     @field_validator("database")

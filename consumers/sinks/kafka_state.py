@@ -20,8 +20,6 @@ import msgspec
 from walbus.errors import SinkRefused
 from walbus.position import ORIGIN, Position, parse_position
 from walbus.schema import TableSchema
-from walbus.topics import TopicNames
-from walbus.topics.catalog import END_KEYS, END_VALUES, KINDS, Family, text_of
 
 FORMAT = 1
 _CHECKPOINT = b"checkpoint"
@@ -47,6 +45,7 @@ class Written:
         log_id: of the log that the last rows are of; None before the first.
         ended: up to where ends of transactions were told.
         format: of the values.
+        ids: whose the ids of schemas are: `relay`, or `registry`, of one that is configured.
     """
 
     consumer: str
@@ -57,6 +56,7 @@ class Written:
     log_id: str | None = None
     ended: Position = ORIGIN
     format: str = "rows"
+    ids: str = "relay"
 
     def document(self) -> Document:
         """Its stored form."""
@@ -70,6 +70,7 @@ class Written:
             "log_id": self.log_id,
             "ended": str(self.ended),
             "format": self.format,
+            "ids": self.ids,
         }
         return Document(_CHECKPOINT, msgspec.json.encode(fields))
 
@@ -229,65 +230,3 @@ class SinkState:
         for name, topic_id in self.topics.items():
             if before.topics.get(name) != topic_id:
                 yield Document(b"topic/" + name.encode(), msgspec.json.encode({"id": topic_id}))
-
-
-class FirstLayoutIds:
-    """`walbus.topics.SchemaIds` where the relay is the registry, for who has not read the log from its beginning.
-
-    A schema has the number of the first layout with it that came here: the relay gives the same schema for that. What
-    came is kept, so a key's bytes stay what they are.
-
-    Args:
-        names: of the topics.
-        family: of their schemas.
-        layouts: those that came before; `add` puts more there.
-    """
-
-    def __init__(self, names: TopicNames, family: Family, layouts: dict[int, KnownLayout]) -> None:
-        self._names, self._family, self._layouts = names, family, layouts
-        self._by_text: dict[tuple[str, int, str], int] = {}
-        for known in layouts.values():
-            self._note(known)
-
-    def forget(self) -> None:
-        """Forgets all layouts."""
-        self._layouts.clear()
-        self._by_text.clear()
-
-    def add(self, layout: TableSchema, log_generation: int) -> KnownLayout:
-        """Gives a layout its ids."""
-        rows = self._number(layout, self._family.values)
-        keys = self._number(layout, self._family.keys) if layout.key_indexes else None
-        known = KnownLayout(layout, log_generation, rows, keys)
-        self._layouts[layout.id] = known
-        self._note(known)
-        return known
-
-    def _note(self, known: KnownLayout) -> None:
-        self._by_text.setdefault(self._place(known.layout, self._family.values), known.rows)
-        if known.keys is not None:
-            self._by_text.setdefault(self._place(known.layout, self._family.keys), known.keys)
-
-    def _number(self, layout: TableSchema, kind: int) -> int:
-        return self._by_text.get(self._place(layout, kind), layout.id * KINDS + kind)
-
-    def _place(self, layout: TableSchema, kind: int) -> tuple[str, int, str]:
-        family = self._family
-        form = family.value_form(layout) if kind == family.values else family.key_form(layout)
-        return self._names.of_table(layout.namespace, layout.name), kind, text_of(form)
-
-    def rows(self, layout: TableSchema) -> int:
-        """The id of the schema of a layout's rows; KeyError for one that was not added."""
-        return self._layouts[layout.id].rows
-
-    def keys(self, layout: TableSchema) -> int:
-        """The id of the schema of a layout's keys; KeyError for one that was not added, or has no key."""
-        keys = self._layouts[layout.id].keys
-        if keys is None:
-            raise KeyError(layout.id)
-        return keys
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """The ids of the schemas of a transaction's end."""
-        return END_KEYS, END_VALUES

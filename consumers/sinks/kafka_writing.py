@@ -16,10 +16,11 @@ from typing import Final, NamedTuple
 
 from walbus.consumers.checkpoint import Marks, last_done_of
 from walbus.consumers.sinks.base import refused
+from walbus.consumers.sinks.kafka_ids import LayoutIds
 from walbus.consumers.sinks.kafka_options import HEADROOM
 from walbus.consumers.sinks.kafka_outbox import Outbox
 from walbus.consumers.sinks.kafka_rows import HeldRow, RowCopy
-from walbus.consumers.sinks.kafka_state import FirstLayoutIds, SinkState, SinkTable
+from walbus.consumers.sinks.kafka_state import SinkState, SinkTable
 from walbus.consumers.sinks.kafka_topics import SinkTopics, TopicFacts
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.taken_names import parked
@@ -56,7 +57,7 @@ class WriterParts(NamedTuple):
     topics: SinkTopics
     outbox: Outbox
     maker: RecordMaker
-    ids: FirstLayoutIds
+    ids: LayoutIds
     largest: int
 
 

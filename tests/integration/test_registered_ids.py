@@ -20,10 +20,9 @@ from support.apicurio_server import ApicurioServer
 from support.certificates import Authority
 from support.guarded_relay import GuardedRelay
 from support.relay_log import schema_piece, table_schema
-from walbus.cli.options import check_registry
-from walbus.config import SchemaRegistryConfig, Settings
+from walbus.config import SchemaRegistryConfig
 from walbus.consumers.registered_ids import RegisteredIds
-from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
+from walbus.errors import SinkRefused, SinkUnavailable
 from walbus.schema import TableSchema
 from walbus.topics import TopicNames
 from walbus.topics.catalog import text_of
@@ -73,11 +72,19 @@ def test_a_schema_that_the_registry_does_not_let_follow_is_refused(apicurio: Api
         with pytest.raises(SinkRefused) as refused:
             ids.rows(retyped)
         assert "table public.orders, layout 3" in refused.value.what
+        assert "version 2 of its subject under compatibility FULL" in refused.value.what
         assert refused.value.where == f"subject {subject} at {apicurio.url}"
         assert "compatibility" in str(refused.value.mend)
         assert client.get_versions(subject) == [1, 2]
         client.set_compatibility(subject, "NONE")
         assert ids.rows(retyped) > 0
+
+
+def test_a_layout_of_another_log_with_the_number_of_one_before_has_an_id_of_its_own(apicurio: ApicurioServer):
+    with ids_of("again", apicurio.url) as ids:
+        first, other = ids.rows(numbered(1, "total")), ids.rows(numbered(1, "note"))
+        assert first != other
+        assert ids.rows(numbered(1, "total")) == first
 
 
 def test_a_registry_that_is_away_is_told_once_and_asked_again(apicurio: ApicurioServer):
@@ -140,15 +147,6 @@ def test_user_and_password_are_shown(tmp_path: Path):
         server.shutdown()
         thread.join()
     assert asked[0] == ("/api/subjects/walbus.public.orders-value/versions", b"walbus:secret")
-
-
-def test_the_kafka_sink_is_refused_beside_a_registry_that_it_would_not_ask():
-    source, sink = {"dsn": "postgresql://nowhere/shop"}, {"topics": {"sink": "kafka"}}
-    check_registry("topics", Settings(source=source, consumer=sink))
-    with pytest.raises(ConfigError, match=r"relay\.schema_registry"):
-        check_registry(
-            "topics", Settings(source=source, consumer=sink, relay={"schema_registry": {"url": "http://registry"}})
-        )
 
 
 @pytest.mark.parametrize(

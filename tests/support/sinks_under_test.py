@@ -134,7 +134,7 @@ def kafka_under_test(folder: Path, bootstrap: str, **options: Any) -> SinkUnderT
     from support.topic_rows import TopicReader
 
     prefix = f"test-{secrets.token_hex(6)}"
-    reader = TopicReader(bootstrap, prefix)
+    reader = TopicReader(bootstrap, prefix, options.get("schema_registry", {}).get("url"))
 
     def read(table: str) -> dict[str, Row]:
         rows = [_as_text(row) for row in reader.rows(table)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import fastavro
+import httpx
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 from confluent_kafka.schema_registry import SchemaRegistryClient
@@ -43,12 +44,31 @@ class Message(NamedTuple):
     headers: dict[str, bytes]
 
 
+class RegistrySchemas(dict[int, dict[str, Any]]):
+    """Avro schemas by id, as a registry tells them."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __missing__(self, number: int) -> dict[str, Any]:
+        answer = httpx.get(f"{self._url}/schemas/ids/{number}", timeout=30, trust_env=False).raise_for_status()
+        self[number] = json.loads(answer.json()["schema"])
+        return self[number]
+
+
 @dataclass(frozen=True)
 class TopicReader:
-    """Reads the topics of one prefix."""
+    """Reads the topics of one prefix.
+
+    Attributes:
+        bootstrap: addresses of brokers.
+        prefix: of the topics.
+        registry: address of the one that schemas are registered in; None where the relay is it.
+    """
 
     bootstrap: str
     prefix: str
+    registry: str | None = None
 
     def of_table(self, table: str) -> str:
         namespace, _, name = table.partition(".")
@@ -98,7 +118,9 @@ class TopicReader:
         return {layout.id: layout for layout in layouts}
 
     def schemas(self) -> dict[int, dict[str, Any]]:
-        """Avro schemas by id, as the relay would tell them."""
+        """Avro schemas by id, as the registry tells them, or the relay would."""
+        if self.registry is not None:
+            return RegistrySchemas(self.registry)
         found: dict[int, dict[str, Any]] = {1: END_KEY, 2: END_VALUE}
         for number, layout in self.layouts().items():
             found[8 * number] = row_form(layout)
@@ -110,7 +132,7 @@ class TopicReader:
     def ends(self) -> list[dict[str, Any]]:
         """The ends of transactions, in order."""
         found = self.messages(f"{self.prefix}.transactions")
-        schemas = {1: END_KEY, 2: END_VALUE}
+        schemas = {1: END_KEY, 2: END_VALUE} if self.registry is None else self.schemas()
         return [decoded(m.key, schemas) | decoded(m.value or b"", schemas) for m in found]
 
     def rows(self, table: str) -> list[dict[str, Any]]:
@@ -193,7 +215,8 @@ class TopicRows:
 
 def reader_of(under_test: SinkUnderTest) -> TopicReader:
     """Reads what a sink writes."""
-    return TopicReader(under_test.options["bootstrap_servers"], under_test.options["prefix"])
+    registry = under_test.options.get("schema_registry", {}).get("url")
+    return TopicReader(under_test.options["bootstrap_servers"], under_test.options["prefix"], registry)
 
 
 def forget_copy(under_test: SinkUnderTest) -> None:
@@ -202,9 +225,9 @@ def forget_copy(under_test: SinkUnderTest) -> None:
         path.unlink()
 
 
-def read_by_confluent(relay_url: str, reader: TopicReader) -> None:
-    """Confluent's own deserializer reads every record that is left, by the schemas that the relay serves."""
-    with SchemaRegistryClient({"url": relay_url}) as client:
+def read_by_confluent(registry_url: str, reader: TopicReader) -> None:
+    """Confluent's own deserializer reads every record that is left, by the schemas that a registry serves."""
+    with SchemaRegistryClient({"url": registry_url}) as client:
         deserialize: Callable[..., Any] = AvroDeserializer(client)
         topics = [topic for topic in reader.topics() if topic != f"{reader.prefix}.checkpoint"]
         messages = reader.messages(*topics)

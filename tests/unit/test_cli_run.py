@@ -71,6 +71,8 @@ def test_passwords_of_source_and_sinks_are_secrets() -> None:
     kafka = {"options": {"sasl.password": "canary-4", "security.protocol": "SASL_SSL"}}
     found = set(secrets_of(settings(relay={"schema_registry": registry, "kafka": kafka})))
     assert found >= {"canary-3", "canary-4"} and "SASL_SSL" not in found
+    topics = {"sink": "kafka", "schema_registry": {"url": "http://registry", "token": "canary-5"}}
+    assert "canary-5" in secrets_of(settings(consumer={"topics": topics}))
 
 
 def test_a_line_is_prefixed_with_its_room() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from walbus.cli.options import ConfigFile, check_registry, start_room
+from walbus.cli.options import ConfigFile, start_room
 from walbus.cli.stopping import stop_event
 from walbus.credentials import credentials_of
 from walbus.errors import ConfigError
@@ -25,7 +25,6 @@ def command(
     consumer = settings.consumer.get(name)
     if consumer is None:
         raise unknown_consumer(name, list(settings.consumer))
-    check_registry(name, settings)
     from walbus.consumers import run_consumer  # noqa: PLC0415 - a command loads its own room alone
 
     run_consumer(

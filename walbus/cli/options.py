@@ -84,25 +84,12 @@ def _make_folder(folder: Path) -> None:
         raise ConfigError(what, where=f"{folder}, key data_dir", mend="name one that this user may write") from None
 
 
-def check_registry(name: str, settings: Settings) -> None:
-    """Refuses a consumer whose table topics would name schemas of another registry than the configured one.
-
-    Raises:
-        ConfigError: names the keys.
-    """
-    if settings.consumer[name].sink == "kafka" and settings.relay.schema_registry is not None:
-        raise ConfigError(
-            "the kafka sink names schemas by the ids that the relay gives them",
-            where=f"keys consumer.{name}.sink and relay.schema_registry",
-            mend="take the section [relay.schema_registry] out, and read the topics with the relay as their registry",
-        )
-
-
 def secrets_of(settings: Settings) -> list[str]:
     """Literal texts of the configuration that must never be printed."""
     dsn = settings.source.dsn.get_secret_value()
     options = [str(value) for consumer in settings.consumer.values() for value in consumer.options.values()]
     hooks = [one.options for one in settings.consumer.values() if one.sink == "webhook"]
+    own = [dict(registry) for one in settings.consumer.values() if (registry := one.options.get("schema_registry"))]
     registry, kafka = settings.relay.schema_registry, settings.relay.kafka.options
     tokens = [settings.client.token, *(consumer.relay_token for consumer in settings.consumer.values())]
     tokens += [] if registry is None else [registry.token, registry.password]
@@ -112,4 +99,5 @@ def secrets_of(settings: Settings) -> list[str]:
         *(token.get_secret_value() for token in tokens if token is not None),
         *(str(hook[key]) for hook in hooks for key in ("secret", "old_secret") if key in hook),
         *(str(value) for hook in hooks for value in dict(hook.get("headers", {})).values()),
+        *(str(one[key]) for one in own for key in ("password", "token") if isinstance(one.get(key), str)),
     ]

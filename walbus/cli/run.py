@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from walbus.cli.children import Launch, Output, ProcessGroup
-from walbus.cli.options import ConfigFile, check_registry, chosen_file, require_source, start_room
+from walbus.cli.options import ConfigFile, chosen_file, require_source, start_room
 from walbus.cli.supervisor import Child, Supervisor
 from walbus.config import ServerConfig, Settings
 from walbus.diagnostics import resolved_format
@@ -71,7 +71,6 @@ def check_sinks(settings: Settings) -> None:
 
     known = sink_names()
     for name, consumer in settings.consumer.items():
-        check_registry(name, settings)
         if consumer.sink not in known:
             what = f"there is no sink {consumer.sink!r}"
             mend = f"the sinks are {', '.join(known)}"
