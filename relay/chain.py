@@ -348,6 +348,7 @@ class Chain:
             writer.trim(self._pauses.now())
         if now - self._fetched >= _CATALOG_SECONDS:
             self._fetch_catalog(upstream)
+            self._adopt_layouts(upstream, writer)  # of a table without changes no record tells
         self._report.progress(writer.durable, watch.upstream_tip)
 
     # --- trouble ------------------------------------------------------------------------------------------------

@@ -2,14 +2,20 @@
 
 Equal layouts are one version. A version whose SCHEMA record never became durable (the writer died between the two)
 counts as new once more, so that the record is written again.
+
+A number is never given to another layout, since rows of a snapshot, and readers of table topics, may know it before the
+log tells it. A copy that takes over may not have found the last ones: so each term has numbers of its own.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Final
 
 from walbus.schema import TableSchema
+
+NUMBERS_A_TERM: Final = 1 << 16
 
 
 class LayoutNumbers(ABC):
@@ -18,9 +24,11 @@ class LayoutNumbers(ABC):
     Args:
         known: every version so far.
         announced: the largest id whose SCHEMA record is durable.
+        term: of the log; 1 where no copy has taken over.
     """
 
-    def __init__(self, known: Iterable[TableSchema], announced: int) -> None:
+    def __init__(self, known: Iterable[TableSchema], announced: int, term: int = 1) -> None:
+        self._before = (term - 1) * NUMBERS_A_TERM
         self._known: dict[int, TableSchema] = {}
         self._by_fingerprint: dict[int, list[TableSchema]] = {}
         for schema in known:
@@ -58,7 +66,7 @@ class LayoutNumbers(ABC):
         return next((known for known in candidates if known.same_layout(schema)), None)
 
     def _add(self, schema: TableSchema) -> TableSchema:
-        version = TableSchema.from_dict({**schema.to_dict(), "id": max(self._known, default=0) + 1})
+        version = TableSchema.from_dict({**schema.to_dict(), "id": max(self._before, *self._known, 0) + 1})
         self._write(version)
         self._keep(version)
         return version

@@ -5,8 +5,8 @@ SCHEMA record never became durable (the writer died between the two) counts as n
 written again.
 
 A copy takes the versions of its upstream as it finds them, which may be before their SCHEMA records. Where another copy
-takes over that had not found them, their numbers are given anew; so a copy gives a version up whose SCHEMA record it
-does not have, since no row of its log can be of it. Nothing else ever changes a version.
+took over that had not found them, earlier versions of Walbus gave their numbers anew; so a copy gives a version up
+whose SCHEMA record it does not have, since no row of its log can be of it. Nothing else ever changes a version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import structlog
 from walbus.errors import DamagedRecord, Fenced, LogDiverged, UsageError
 from walbus.relay.fs import Files, passing_name, replace_whole, sync_folder, write_new
 from walbus.relay.layout_numbers import LayoutNumbers
-from walbus.relay.lineage import BEGIN_ANEW
+from walbus.relay.lineage import BEGIN_ANEW, read_lineage
 from walbus.schema import TableSchema
 
 _log = structlog.get_logger(__name__)
@@ -91,6 +91,10 @@ class SchemaFiles:
         """Every version, by number."""
         return [self.now(schema_id) for schema_id in schema_ids(self._folder)]
 
+    def changed(self) -> int:
+        """When a version came last, by the clock of the file system (Unix nanoseconds, in steps of milliseconds)."""
+        return schemas_folder(self._folder).stat().st_mtime_ns
+
 
 class SchemaWriter(LayoutNumbers, SchemaFiles):
     """The writer's registry.
@@ -104,7 +108,7 @@ class SchemaWriter(LayoutNumbers, SchemaFiles):
     def __init__(self, folder: Path, files: Files, announced: int) -> None:
         SchemaFiles.__init__(self, folder)
         self._files = files
-        LayoutNumbers.__init__(self, SchemaFiles.all(self), announced)
+        LayoutNumbers.__init__(self, SchemaFiles.all(self), announced, read_lineage(folder).term)
 
     def adopt(self, schema: TableSchema, announced: int) -> None:
         """Takes a version of the log that this one is a copy of, under its number; durable when the call returns.

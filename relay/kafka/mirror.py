@@ -40,6 +40,7 @@ _READ_BYTES = 1 << 20
 _SYNC_BYTES = 4 << 20  # a group of records is made durable at this size, or when nothing more has come
 _WAIT_SECONDS = 0.5
 _TRIM_SECONDS = 5.0
+_LAYOUT_SECONDS = 2.0
 _PAUSE_SECONDS = 1.0
 
 
@@ -64,7 +65,7 @@ class KafkaMirror:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._folder, self._config, self._cluster, self._stop, self._now = folder, config, cluster, stop, now
-        self._trimmed = time.monotonic()
+        self._trimmed = self._adopted = time.monotonic()
         self._last_reason: str | None = None
 
     def run(self) -> None:
@@ -138,9 +139,15 @@ class KafkaMirror:
                 gathered, self._last_reason = 0, None
             if not given:
                 reader.wait(cursor.done, _WAIT_SECONDS)
-            if time.monotonic() - self._trimmed >= _TRIM_SECONDS:
-                self._trimmed = time.monotonic()
-                writer.trim(self._now())
+            self._do_chores(reader, writer)
+
+    def _do_chores(self, reader: KafkaLogReader, writer: FileLogWriter) -> None:
+        now = time.monotonic()
+        if now - self._trimmed >= _TRIM_SECONDS:
+            self._trimmed = now
+            writer.trim(self._now())
+        if now - self._adopted >= _LAYOUT_SECONDS:  # of a table without changes no record tells
+            self._adopt_layouts(reader, writer)
 
     def _append(self, reader: KafkaLogReader, writer: FileLogWriter, record: bytes) -> None:
         header = read_header(record)
@@ -154,6 +161,7 @@ class KafkaMirror:
             raise LogDiverged(what, where=str(self._folder), mend=BEGIN_ANEW)
 
     def _adopt_layouts(self, reader: KafkaLogReader, writer: FileLogWriter) -> None:
+        self._adopted = time.monotonic()
         for schema in reader.schemas.all():
             self._patiently(partial(writer.adopt, schema), writer)
 

@@ -516,6 +516,21 @@ def test_every_type_and_every_name_reach_the_topics_with_zero_differences(
         read_by_confluent(system.relay_url, TopicReader(kafka, prefix))
 
 
+def test_rows_of_a_table_that_never_changed_are_read_by_the_relays_schemas(
+    database: Database, open_folder: Path, kafka: str
+) -> None:
+    make_marker(database)
+    database.execute("CREATE TABLE still (id int PRIMARY KEY, n text)")
+    database.execute("INSERT INTO still SELECT n, 'row ' || n FROM generate_series(1, 150) n")
+    prefix = f"still-{database.name}"
+    section: dict[str, object] = {"sink": "kafka", "bootstrap_servers": kafka, "prefix": prefix, "partitions": 2}
+    with SingleRooms(open_folder, database.dsn, {"topics": section}, relay={"topic_prefix": prefix}) as system:
+        system.start()
+        system.wait_until_at_rest(database)
+        zero(database, kafka, prefix)
+        read_by_confluent(system.relay_url, TopicReader(kafka, prefix))
+
+
 def zero(database: Database, kafka: str, prefix: str) -> None:
     differences = compare_sinks(database.dsn, [TopicRows(kafka, prefix)]).differences
     assert not differences, told(differences)

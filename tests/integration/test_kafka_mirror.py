@@ -124,3 +124,15 @@ def test_every_record_is_copied_as_it_is(engine: KafkaEngine, tmp_path: Path) ->
         assert read_records(ours) == read_records(theirs)
         assert dataclasses.replace(ours.bounds(), bytes=0) == dataclasses.replace(theirs.bounds(), bytes=0)
         assert ours.schemas.all() == theirs.schemas.all()
+
+
+def test_a_layout_that_no_record_tells_comes_to_the_relay(engine: KafkaEngine, tmp_path: Path) -> None:
+    """As that of a table which has not changed since it was published, and is to be seeded."""
+    writer, folder = engine.open_writer(), tmp_path / "cache"
+    writer.append(transaction(16))
+    writer.sync()
+    with mirroring(engine, folder):
+        wait_until_copied(folder, writer)
+        quiet, _ = writer.schemas.register(table_schema("quiet"))
+        with closing(open_reader(folder)) as ours:
+            wait_for(lambda: quiet in ours.schemas.all(), what="the relay has the layout")

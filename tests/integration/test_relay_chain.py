@@ -236,6 +236,18 @@ def open_copy_for_writing(copy: ChainedRelay) -> FileLogWriter:
     return open_writer(copy.log, SOURCE, segment_bytes=64 << 10, retention_hours=1, retention_bytes=None)
 
 
+def test_a_layout_that_no_record_tells_comes_to_the_copy(
+    relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("walbus.relay.chain._CATALOG_SECONDS", 0.1)
+    copy = ChainedRelay(tmp_path / "b", [relay.port])
+    copy.has(end_of(relay))
+    quiet, _ = relay.writer.schemas.register(table_schema("quiet", 12))
+    with closing(open_reader(copy.log)) as reader:
+        wait_for(lambda: quiet in reader.schemas.all(), what="the copy has the layout")
+    copy.stop()
+
+
 def test_a_chain_of_three_has_one_log(relay: Relay, tmp_path: Path) -> None:
     second = ChainedRelay(tmp_path / "b", [relay.port])
     third = ChainedRelay(tmp_path / "c", [second.port])

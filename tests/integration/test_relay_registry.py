@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fastavro
@@ -120,21 +121,30 @@ def test_a_body_that_is_no_schema_is_refused_and_not_failed_on(relay, body):
     connection.close()
 
 
-def test_a_layout_is_told_once_its_record_is_durable(tmp_path):
-    """Its number may be given anew until then, while readers keep a schema under its id for good."""
+def test_a_layout_is_told_as_soon_as_it_has_a_number(tmp_path):
+    """Rows of a snapshot are of layouts that no record of the log tells until their tables change."""
     relay = Relay(tmp_path)
     relay.writer = relay.engine.open_writer()
     wait_for(lambda: relay.get("/readyz")[0] == 200, what="the server to find the log")
     assert relay.json("/subjects") == (200, ENDS)
-    schema, _ = relay.writer.schemas.register(table_schema("later", 3))
-    relay.writer.append(schema_piece(0x400, 0, schema))
-    assert relay.json(f"/schemas/ids/{8 * schema.id}")[0] == 404
-    relay.writer.append(transaction(0x401, table=3, schema_id=schema.id))
-    relay.writer.sync()
-    assert relay.json(f"/schemas/ids/{8 * schema.id}")[0] == 200
-    assert relay.json("/subjects?subjectPrefix=walbus.public.later")[1] == [
-        "walbus.public.later-key", "walbus.public.later-value",
-    ]  # fmt: skip
+    for number, name in enumerate(("later", "latest"), 1):
+        schema, _ = relay.writer.schemas.register(table_schema(name, number))
+        assert relay.json(f"/schemas/ids/{8 * schema.id}")[0] == 200
+        assert relay.json(f"/subjects?subjectPrefix=walbus.public.{name}-")[1] == [
+            f"walbus.public.{name}-key", f"walbus.public.{name}-value",
+        ]  # fmt: skip
+    assert relay.json("/schemas/ids/24")[0] == 404
+    relay.close()
+
+
+def test_a_copy_that_lost_a_layout_tells_what_took_its_place(tmp_path):
+    """As a copy does whose upstream is of before numbers were given once."""
+    relay = Relay(tmp_path)
+    relay.writer = relay.engine.open_writer()
+    wait_for(lambda: relay.get("/readyz")[0] == 200, what="the server to find the log")
+    for name in ("lost", "found"):
+        relay.writer.adopt(replace(table_schema(name, 8), id=1))
+        assert relay.json("/subjects")[1] == [f"walbus.public.{name}-key", f"walbus.public.{name}-value", *ENDS]
     relay.close()
 
 
