@@ -150,11 +150,11 @@ def end_of_wal(insert_lsn: int, block_size: int) -> int:
 
 def read_published(
     connection: psycopg.Connection[Any], publication: str, oid: int | None = None
-) -> dict[int, PublishedTable]:
-    """The publication's tables by OID; only the named one where an OID is given. Empty if there is no publication."""
+) -> dict[int, PublishedTable] | None:
+    """The publication's tables by OID; only the named one where an OID is given. None if there is no publication."""
     row = connection.execute(_PUBLICATION, {"publication": publication}).fetchone()
     if row is None:
-        return {}
+        return None
     unpublished = [name for name, on in zip(("insert", "update", "delete", "truncate"), row[1:], strict=True) if not on]
     query = _tables_query(connection.info.server_version)
     rows = connection.execute(query, {"publication": publication, "oid": oid}).fetchall()

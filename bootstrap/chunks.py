@@ -98,7 +98,7 @@ def chunk_transaction(
         rows = connection.execute(_PARTS, [oids]).fetchall()
         parts = tuple(Part(*row[:5]) for row in rows)
         pages, tuples = sum(row[5] for row in rows), sum(row[6] for row in rows)
-        published = read_published(connection, publication, table.oid).get(table.oid)
+        published = (read_published(connection, publication, table.oid) or {}).get(table.oid)
         yield Head(moment, parts, tuples / pages if pages > 0 else 0.0, published)
 
 

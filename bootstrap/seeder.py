@@ -145,7 +145,7 @@ class Seeder:
         self._wanted: dict[int, Wanted] = {}
         self._running: dict[Future[None], Task] = {}
         self._pauses = Pauses()
-        self._told_missing = False
+        self._told_lacking: str | None = None  # the event
         self._looks = Looks(ledger)
 
     def run(self) -> None:
@@ -186,9 +186,14 @@ class Seeder:
         published = read_published(connection, self._source.publication)
         moment = read_moment(connection)
         self._ledger.observe(moment.snapshot)
-        if not published and not self._told_missing:
-            log.warning("nothing_published", publication=self._source.publication)
-        self._told_missing = not published
+        lacking = "publication_missing" if published is None else None if published else "nothing_published"
+        if lacking is not None and lacking != self._told_lacking:
+            log.warning(lacking, publication=self._source.publication)
+        self._told_lacking = lacking
+        if published is None:  # not made yet, or dropped: it does not tell that no table is published
+            self._looks.layout = None
+            self._ledger.tell_listed(None)
+            return
         for table in published.values():
             self._compare(table, moment)
         for oid in list(self._ledger.tables):
