@@ -33,7 +33,6 @@ from relay_streams import running_relay
 from report import Report
 from walbus.config import ConsumerConfig
 from walbus.consumers import Delivered, MemoryCheckpointStore, run_consumer
-from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.events import Change
 from walbus.keys import encode_key
 from walbus.log import Piece
@@ -114,7 +113,7 @@ def _row(schema: TableSchema, encode: Callable[[list[bytes | None]], bytes], num
 
 def read(port: int, what: str, rows: int) -> tuple[float, float]:
     """Seconds, and processor seconds, of a process that reads the whole log."""
-    command = [sys.executable, __file__, f"http://127.0.0.1:{port}", what]
+    command = [sys.executable, __file__, f"http://127.0.0.1:{port}", what, str(rows)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     told = json.loads(out.splitlines()[-1])  # behind what the client logs
     if told["rows"] != rows:
@@ -206,13 +205,12 @@ def _looped(url: str) -> int:
     return rows
 
 
-def _consumed(url: str) -> int:
+def _consumed(url: str, rows: int) -> int:
     with tempfile.TemporaryDirectory(prefix="walbus-bench-") as name:
         replica, stop = Path(name) / "replica.sqlite", threading.Event()
         config = ConsumerConfig(sink="sqlite", path=str(replica), start="earliest")
         options = {"relay_url": url, "folder": Path(name) / "bench", "status_path": None, "stop": stop}
         consumer = threading.Thread(target=run_consumer, args=("bench", config), kwargs=options)
-        rows = RelayPeer(HttpPeer(url)).info().log.last_seq  # each has one
         consumer.start()
         while consumer.is_alive() and _newest(replica) < rows:
             time.sleep(0.02)
@@ -228,21 +226,21 @@ def _newest(replica: Path) -> int:
     return 0
 
 
-_WAYS: dict[str, Callable[[str], int]] = {
-    "callbacks": lambda url: _called(url, _Looks()),
-    "callbacks, rows not looked at": lambda url: _called(url, _Counts()),
-    "callbacks, into a dataclass": lambda url: _called(url, _Typed(), Row),
-    "callbacks, asyncio": _awaited,
-    "loop over windows": _looped,
+_WAYS: dict[str, Callable[[str, int], int]] = {
+    "callbacks": lambda url, _: _called(url, _Looks()),
+    "callbacks, rows not looked at": lambda url, _: _called(url, _Counts()),
+    "callbacks, into a dataclass": lambda url, _: _called(url, _Typed(), Row),
+    "callbacks, asyncio": lambda url, _: _awaited(url),
+    "loop over windows": lambda url, _: _looped(url),
     "the SQLite sink": _consumed,
 }
 
 
-def _measure(url: str, what: str) -> None:
+def _measure(url: str, what: str, expected: int) -> None:
     before, start = time.process_time(), time.perf_counter()
-    rows = _WAYS[what](url)
+    rows = _WAYS[what](url, expected)
     print(json.dumps({"rows": rows, "seconds": time.perf_counter() - start, "cpu": time.process_time() - before}))
 
 
 if __name__ == "__main__":
-    _measure(sys.argv[1], sys.argv[2])
+    _measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
