@@ -77,13 +77,13 @@ def consumed(bootstrap: str, topics: list[str]) -> Iterator[Iterator[tuple[str, 
 
     def messages() -> Iterator[tuple[str, bytes, bytes | None, bytes]]:
         consumer.assign([TopicPartition(topic, 0, 0) for topic in topics])
-        ended = 0
-        while ended < len(topics):
+        left = set(topics)
+        while left:
             message = consumer.poll(60)
             assert message is not None, "the broker does not answer"
             if (error := message.error()) is not None:
                 assert error.code() == KafkaError._PARTITION_EOF, error
-                ended += 1
+                left.discard(str(message.topic()))  # an end may be told twice
             else:
                 yield message.topic(), message.key(), message.value(), dict(message.headers())["walbus.op"]
 

@@ -59,7 +59,7 @@ def differences(
         types, mine = kinds[table], given.get(table, [])
         left = {} if table in zoo.key_tables else {n: r for n, r in updated[table].items() if not n % 2}
         kept = [read for read in last.get(table, {}).values() if read.row is not None]
-        assert len(mine) == len(rows) and len(kept) == len(left), table
+        assert (len(mine), len(kept)) == (len(rows), len(left)), table
         pairs = [*zip(mine, rows.values(), strict=True), *((read, left[read.fields["id"]]) for read in kept)]
         for read, source in pairs:
             assert read.row is not None
