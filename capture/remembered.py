@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -109,6 +111,18 @@ class Remembered:
         if self._path is not None and self._path.exists():
             self._path.unlink()
 
+    def begin(self, state: CatalogState) -> None:
+        """A slot is about to be made, with the catalog as it is now; durable when it returns.
+
+        Whatever is altered from here on is a difference: the first look may come long behind the slot.
+
+        Raises:
+            LogFull: there is no room for it.
+            OSError: it could not be written.
+        """
+        with self._room():
+            self.keep(state)
+
     def doubt(self) -> None:
         """A session is about to go on that began before `regrouped_lsn`; durable when it returns.
 
@@ -118,13 +132,19 @@ class Remembered:
         """
         if self._state is None or self.doubtful:
             return
-        try:
+        with self._room():
             self._write(self._state, self.regrouped_lsn, doubtful=True)
+        self.doubtful = True
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A full disk that refuses what is written is a `LogFull`."""
+        try:
+            yield
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise LogFull(f"disk full: {error.strerror}", where=str(self._path)) from error
             raise
-        self.doubtful = True
 
     def _write(self, state: CatalogState, regrouped_lsn: int, *, doubtful: bool) -> None:
         if self._path is not None:

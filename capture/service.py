@@ -311,13 +311,19 @@ class Capture:
         self._remembered.open(bounds.log_id, log_is_empty=empty)
         if anew:
             self._remembered.forget()
-        return ensure_publication(
+        publication = ensure_publication(
             session,
             self._completion,
             log_is_empty=empty or anew,
             known=() if anew else known,
             remembered=self._remembered.state,
         )
+        before = self._remembered.state  # there is one where an earlier start has made the slot, and ended
+        if (empty or anew) and (before is None or before.publication.oid != publication):
+            state = read_state(session, self._source.publication)
+            if state is not None:
+                self._remembered.begin(state)
+        return publication
 
     def _slot(self, session: Session, state: SlotState | None, *, anew: bool) -> int:
         """The confirmed LSN of the slot, which is made if there is none, or if it is to be another one."""

@@ -38,8 +38,9 @@ from walbus.schema import TableSchema
 
 logger = structlog.get_logger(__name__)
 
-#: Seconds between two looks; more when a look takes long, so that it costs at most a twentieth of the time.
-PERIOD = 1.0
+#: Seconds between two looks; more when a look takes long, so that it costs at most a twentieth of the time, up to a
+#: bound: what is altered meanwhile is told that much later.
+PERIOD, LONGEST_PERIOD = 1.0, 15.0
 _SHARE = 20.0
 #: Milliseconds that a statement waits for a lock (a published table that is altered): well below deadlock_timeout.
 LOCK_MILLISECONDS = 300
@@ -184,7 +185,7 @@ class CatalogWatch:
                 logger.debug("catalog.unavailable", error=str(error))
                 _close(session)
                 session, self._last, self._fingerprint = None, None, ""
-            self._closed.wait(max(PERIOD, _SHARE * (time.monotonic() - begun)))
+            self._closed.wait(max(PERIOD, min(_SHARE * (time.monotonic() - begun), LONGEST_PERIOD)))
         _close(session)
 
     def _look(self, session: Session, now: float) -> None:
