@@ -61,6 +61,7 @@ Around it:
       noticed        what the log is told of it, and when
     sessions       how sessions are opened: settings, keepalives
     refusals       PostgreSQL's errors as Walbus's, with mends
+    notices        what a session that decodes is told beside its rows: skipped rows, and where it begins
     report         the status file
     pgoutput_options   what pgoutput is asked for, by version and configuration  pure
     xact_status    which prepared transactions have ended

@@ -29,7 +29,8 @@ import structlog
 from psycopg import pq
 from pydantic import SecretStr
 
-from walbus.capture.refusals import Refusal, meaning, refusal, reported, rows_skipped
+from walbus.capture.notices import ASK, Notices
+from walbus.capture.refusals import Refusal, meaning, refusal, reported
 from walbus.capture.sessions import Session, check_same_server, cut_off, open_session, refused
 from walbus.capture.standby_slots import given_up_to
 from walbus.capture.steps import Backlog
@@ -145,11 +146,17 @@ class Peek:
 
     def __init__(self, dsn: SecretStr, name: str | None, slot: str, publication: str) -> None:
         self._session = open_session(dsn, name=name)
-        self._session.add_notice_handler(self._on_notice)
+        self._notices = Notices(_DOING)
+        self._session.add_notice_handler(self._notices)
+        try:
+            with refused(_DOING):
+                self._session.execute(ASK)
+        except SourceError:
+            self._session.close()
+            raise
         self._pgconn = self._session.pgconn
         self._slot = slot
         self._publication = publication
-        self._fatal: list[SourceError] = []  # what a notice told
         self._running = False
 
     def check_same_server(self, session: Session) -> None:
@@ -163,8 +170,22 @@ class Peek:
     # Statements that run for long.
 
     def begin_peek(self, upto: int) -> None:
-        """Sends the COPY of what commits before `upto`; `poll` says when its first row can be had."""
+        """Sends the COPY of what commits before `upto`; `poll` says when its first row can be had, or is looked for."""
+        self._notices.anew()
         self._send(_PEEK, upto)
+
+    def began_at(self, confirmed: int) -> None:
+        """The slot was confirmed up to here when the peek began: nothing that commits behind it may be passed over.
+
+        Raises:
+            SourceGap: something is, as the server has told already; if it does later, `pump` raises it.
+        """
+        self._notices.confirmed(confirmed)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the server has told from where on the peek decodes."""
+        return self._notices.decodes
 
     def begin_move(self, upto: int) -> None:
         """Sends the slot to `upto`, an LSN that a peek has reached; `poll` says when it is there."""
@@ -190,7 +211,7 @@ class Peek:
                 return False
             result = self._pgconn.get_result()
         if result is not None and result.status == pq.ExecStatus.COPY_OUT:
-            self._raise_fatal()
+            self._notices.check()
             return True
         self._finish(result, pq.ExecStatus.TUPLES_OK)
         return True
@@ -208,7 +229,7 @@ class Peek:
         try:
             while True:
                 frames = self._pgconn.get_copy_data
-                size, left, taken = core.drain(frames, self._fatal, limit - total, Envelope.COPY_ROW)
+                size, left, taken = core.drain(frames, self._notices.fatal, limit - total, Envelope.COPY_ROW)
                 total += taken
                 if size != 0 or (consumed and taken == 0):
                     break
@@ -216,7 +237,7 @@ class Peek:
                 consumed = True
         except psycopg.Error as error:
             raise refusal(error, _DOING) from None
-        self._raise_fatal()
+        self._notices.check()
         if size < 0:
             with refused(_DOING):
                 result = self._pgconn.get_result()
@@ -269,7 +290,7 @@ class Peek:
             while self._pgconn.get_result() is not None:
                 pass
         self._running = False
-        self._raise_fatal()
+        self._notices.check()
         if result is None or result.status != expected:
             raise self._refusal(result)
 
@@ -279,15 +300,3 @@ class Peek:
         if self._pgconn.status != pq.ConnStatus.OK or isinstance(error, SourceGap) or told.state in _SLOT_CHANGED:
             return error
         return StatementRefused(told.text or "no answer", told.state)
-
-    def _raise_fatal(self) -> None:
-        if self._fatal:
-            raise self._fatal[0]
-
-    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        skipped = rows_skipped(notice, _DOING)
-        if skipped is not None:
-            self._fatal.append(skipped)
-        else:
-            text = notice.message_primary or ""
-            logger.warning("source.notice", severity=notice.severity, sqlstate=notice.sqlstate, text=text)

@@ -13,14 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+import structlog
+
 from walbus.capture.assembly import Assembler
 from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, server_state
 from walbus.capture.intake import Intake
 from walbus.capture.replication import Walsender
 from walbus.errors import LogFull, ProtocolError
 
+logger = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
+#: Seconds in which the server tells from where on it decodes, if it ever does.
+TOLD_SECONDS = 30.0
 #: Bytes that one round reads at most.
 ROUND_BYTES = 1 << 20
 #: What is complete goes to the log when it has this many bytes, or at the end of a round.
@@ -78,6 +84,8 @@ class Receiving:
         self.asked = False
         self.keepalives_only = False
         self._keepalive_bytes = 0  # of this round
+        self._begun = monotonic()
+        self._believes = False  # though nothing was told
 
     @property
     def in_the_midst(self) -> bool:
@@ -154,10 +162,26 @@ class Receiving:
             self._keepalive_bytes += len(frame)
             keepalive = parse_keepalive(frame)
             self._note_server(keepalive.wal_end, keepalive.sent_at)
-            self._intake.keepalive(keepalive.wal_end)
+            if self._decodes():
+                self._intake.keepalive(keepalive.wal_end)
             self.asked = self.asked or keepalive.reply_requested
         else:
             raise ProtocolError(f"a frame of unknown kind {frame[:1]!r}", where="frame, offset 0")
+
+    def _decodes(self) -> bool:
+        """Whether a keepalive's place may be believed: the server has said from where on it decodes.
+
+        A server that tells nothing (a pooler may swallow it) is believed after a while, and that is said once.
+        """
+        if self._walsender.decodes or self._believes:
+            return True
+        if self._monotonic() - self._begun > TOLD_SECONDS:
+            self._believes = True
+            note = (
+                "PostgreSQL's message did not come; commits that a slot without its snapshot passes over go unnoticed"
+            )
+            logger.warning("source.beginning_not_told", note=note)
+        return self._believes
 
     def _feed(self, frame: bytes) -> None:
         try:

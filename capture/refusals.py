@@ -20,6 +20,7 @@ from psycopg import pq
 
 from walbus.capture.repeats import RECONCILE
 from walbus.errors import SlotInUse, SourceError, SourceGap, SourceMisconfigured, SourceUnavailable
+from walbus.lsn import format_lsn
 
 #: Names that stand in the server's message in every language.
 _CONNECT_NAMES = {
@@ -154,6 +155,16 @@ def rows_skipped(notice: psycopg.errors.Diagnostic, doing: str) -> SourceGap | N
     if notice.sqlstate != "55000" or notice.source_function == _WAITS_FOR_STANDBY:
         return None
     return publication_gone(f"PostgreSQL skips rows: {notice.message_primary or ''}", doing)
+
+
+def commits_passed_over(begins: int, confirmed: int, doing: str) -> SourceGap:
+    """The gap of a slot that decodes from a place behind where it is confirmed."""
+    return SourceGap(
+        f"the slot lacks the snapshot that it begins from: PostgreSQL passes over what commits between"
+        f" {format_lsn(confirmed)} and {format_lsn(begins)}",
+        where=doing,
+        mend=RECONCILE,
+    )
 
 
 def _first_line(text: str) -> str:

@@ -3,8 +3,8 @@
 `Cursor.copy()` of psycopg refuses COPY BOTH, so from START_REPLICATION on everything goes through `PGconn`, without
 blocking: `receive` gives the next frame or None, `send` queues one, and `wait` blocks until the socket is ready.
 
-PostgreSQL 18 skips rows while the publication is missing and says so only by a WARNING (SQLSTATE 55000), which arrives
-in its place between the frames. It is raised by `receive` before the next frame, so nothing behind it can be confirmed.
+What the server tells between the frames (`notices`) is raised by `receive` before the next frame, so nothing behind it
+can be confirmed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import structlog
 from psycopg import pq
 from pydantic import SecretStr
 
+from walbus.capture.notices import ASK, Notices
 from walbus.capture.pgoutput_options import PgoutputOptions
-from walbus.capture.refusals import meaning, refusal, reported, rows_skipped
+from walbus.capture.refusals import meaning, refusal, reported
 from walbus.capture.sessions import Session, open_session, refused
 from walbus.capture.timelines import Timelines, parse_history
 from walbus.capture.verification import SystemIdentity
@@ -50,10 +51,10 @@ class Walsender:
 
     def __init__(self, dsn: SecretStr, name: str | None = None) -> None:
         self._session = open_session(dsn, replication=True, name=name)
-        self._session.add_notice_handler(self._on_notice)
+        self._notices = Notices(_DOING)
+        self._session.add_notice_handler(self._notices)
         self._pgconn = self._session.pgconn
         self._socket = self._session.fileno()
-        self._fatal: list[SourceError] = []  # at most one: what made the stream useless
         self._unsent = False
         # The socket does not tell of what TLS has decrypted and libpq did not fetch yet; one more try gets it.
         self._tries = 2 if self._pgconn.ssl_in_use else 1
@@ -118,6 +119,8 @@ class Walsender:
             SlotInUse: another session streams from it.
             SourceError: the server refused.
         """
+        with refused(_DOING):
+            self._session.execute(ASK)
         command = f'START_REPLICATION SLOT "{slot}" LOGICAL 0/0 {options.sql(publication)}'
         with refused(_DOING):
             self._pgconn.send_query(command.encode())
@@ -128,6 +131,19 @@ class Walsender:
             if result is None or result.status != pq.ExecStatus.COPY_BOTH:
                 raise self._ended(result)
             self._pgconn.nonblocking = 1
+
+    def began_at(self, confirmed: int) -> None:
+        """The slot was confirmed up to here when the stream began: nothing that commits behind it may be passed over.
+
+        Raises:
+            SourceGap: something is, as the server has told already; if it does later, `receive` and `pump` raise it.
+        """
+        self._notices.confirmed(confirmed)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the server has told from where on it decodes; what it says of its progress before means nothing."""
+        return self._notices.decodes
 
     def receive(self) -> bytes | None:
         """The next frame; None when none has arrived.
@@ -154,12 +170,12 @@ class Walsender:
         Raises:
             SourceError: as `receive`; what the core took before is good.
         """
-        frames, alarm = self._pgconn.get_copy_data, self._fatal
+        frames, alarm = self._pgconn.get_copy_data, self._notices.fatal
         return self._pumped(lambda left: core.drain(frames, alarm, left, Envelope.WAL_DATA), limit)
 
     def pump_rows(self, sink: bytearray, limit: int) -> Drained:
         """As `pump`, but rows of a streamed transaction's block, as entries of its spool."""
-        frames, alarm = self._pgconn.get_copy_data, self._fatal
+        frames, alarm = self._pgconn.get_copy_data, self._notices.fatal
         return self._pumped(lambda left: spool_rows(frames, alarm, left, sink), limit)
 
     def _pumped(self, drain: Callable[[int], Drained], limit: int) -> Drained:
@@ -179,8 +195,7 @@ class Walsender:
 
     def _check_end(self, size: int) -> None:
         """Raises what ended the stream, if anything did."""
-        if self._fatal:
-            raise self._fatal[0]
+        self._notices.check()
         if size < 0:
             raise self._ended(self._pgconn.get_result())
 
@@ -205,14 +220,6 @@ class Walsender:
         poller = select.poll()
         poller.register(self._socket, select.POLLIN | (select.POLLOUT if writing else 0))
         poller.poll(timeout * 1000)
-
-    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        skipped = rows_skipped(notice, _DOING)
-        if skipped is not None:
-            self._fatal.append(skipped)
-        else:
-            text = notice.message_primary or ""
-            logger.warning("source.notice", severity=notice.severity, sqlstate=notice.sqlstate, text=text)
 
     def _ended(self, result: pq.abc.PGresult | None) -> SourceError:
         if result is None or result.status not in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):

@@ -276,6 +276,7 @@ class Capture:
                 self._start(walsender)
             with cut_off(session, self._stop, SETUP_SECONDS):
                 begun = self._resumption.hold(session, timelines)
+            walsender.began_at(begun)
             self._streams(timelines)
             self._left = StreamLoop(
                 walsender,

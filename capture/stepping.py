@@ -144,9 +144,12 @@ class Stepping:
         began = self.look().backlog.confirmed  # before the first row is taken
         if began != look.backlog.confirmed:
             raise _moved(began)
+        self._peek.began_at(began)
         read = self._copy()
         if self._stop.is_set():
             return None
+        if not self._peek.decodes:
+            raise StatementRefused("it is not told from where on a peek decodes", None)
         to = min(upto, self._make_durable(upto))
         self._tell_noticed(look.now, begins=to)
         if not self._confirmable(to):

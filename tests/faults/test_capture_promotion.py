@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
+import psycopg
 import pytest
 
 from support.bootstrap_rig import BootstrapRig
@@ -15,6 +16,7 @@ from support.capturing import CaptureThread, captured, file_log, source_of, spoo
 from support.compare import assert_sinks_equal
 from support.database import Database
 from support.log_view import log_records
+from support.oracle import assert_same_transactions
 from support.pair import Pair
 from support.standby import promoted, standby_of
 from support.tcp_proxy import TcpProxy
@@ -57,10 +59,41 @@ def switch_point(server):
     return int(high, 16) << 32 | int(low, 16)
 
 
-def ended_on(pair):
+def ended_on(pair, **options):
     """What capture ends with on the log as it is."""
-    with closing(file_log(pair.folder, pair.source)) as log:
-        return CaptureThread(pair.source, log, spool_dir=spool_of(pair.folder)).ended()
+    source = source_of(pair.dsn, **options)
+    with closing(file_log(pair.folder, source)) as log:
+        return CaptureThread(source, log, spool_dir=spool_of(pair.folder)).ended()
+
+
+@pytest.mark.parametrize("with_snapshots", [True, False])
+def test_a_slot_that_was_copied_without_its_snapshot_is_a_gap_and_one_with_it_is_none(pair, with_snapshots):
+    """Tools copy slots by their files, before 17; a transaction runs where the slot begins."""
+    if pair.execute("SHOW server_version_num")[0][0] >= "170000":
+        pytest.skip("PostgreSQL copies slots itself from 17 on")
+    with pair.capture() as capture:
+        truth = pair.oracle()
+        with psycopg.connect(pair.dsn) as held:
+            held.execute("SELECT pg_current_xact_id()")
+            for number in range(4):
+                pair.execute("CHECKPOINT")
+                pair.fill(number, number + 1)
+                capture.caught_up()
+            pair.carry_slots(with_snapshots=with_snapshots)
+    pair.primary.kill()
+    pair.go_over()
+    pair.fill(100, 120)
+    if with_snapshots:
+        with pair.capture() as capture:
+            capture.caught_up()
+        assert_same_transactions(captured(pair.folder), truth.transactions())
+        return
+    pair.execute("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1000, 9000) i")
+    for options in ({}, {}, {"catch_up_step_bytes": 1 << 20}):  # and it stays one: nothing is confirmed
+        error = ended_on(pair, **options)
+        assert isinstance(error, SourceGap)
+        assert "lacks the snapshot" in str(error)
+        assert "--reconcile" in str(error)
 
 
 def test_a_promotion_without_lost_commits_is_gone_through_and_every_commit_is_kept_once(pair):

@@ -69,8 +69,8 @@ class Pair:
         paths = [path for path in spool_of(self.folder).iterdir() if path.name.endswith(PREPARED_SUFFIX)]
         return sorted(gid.decode() for path in paths for gid in GIDS if gid.hex().encode() in path.read_bytes())
 
-    def carry_slots(self):
-        carry_slots(self.primary, self.standby, "walbus", "oracle")
+    def carry_slots(self, *, with_snapshots=True):
+        carry_slots(self.primary, self.standby, "walbus", "oracle", with_snapshots=with_snapshots)
 
     def go_over(self):
         """Promotes the standby, and leads whoever connects from now on there."""

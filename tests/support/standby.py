@@ -92,7 +92,7 @@ def settle_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: s
     wait_for(settled, 60, what="the slots are synchronized", every=_QUIET_SECONDS)
 
 
-def carry_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: str) -> None:
+def carry_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: str, with_snapshots: bool = True) -> None:
     """Brings the standby's copies of slots to where the slots are now; restarts it before PostgreSQL 17."""
     with primary.connect() as session:
         version = session.info.server_version
@@ -106,17 +106,17 @@ def carry_slots(primary: EmbeddedPostgres, standby: EmbeddedPostgres, *slots: st
         session.execute("CHECKPOINT")  # writes the slots' state
     standby.stop()
     for slot in slots:
-        wait_for(partial(_copy_slot, primary, standby, slot), what=f"slot {slot} is copied")
+        wait_for(partial(_copy_slot, primary, standby, slot, with_snapshots), what=f"slot {slot} is copied")
     standby.start()
 
 
-def _copy_slot(primary: EmbeddedPostgres, standby: EmbeddedPostgres, slot: str) -> bool:
+def _copy_slot(primary: EmbeddedPostgres, standby: EmbeddedPostgres, slot: str, with_snapshots: bool) -> bool:
     """Copies a slot's folder, and the snapshots that it begins from; fails where the primary replaces a file meanwhile.
 
     Without the snapshot at its `restart_lsn` a slot decodes nothing before the server has once had no transaction that
     ran there, and passes over what commits until then.
     """
-    for part in (Path("pg_replslot") / slot, Path("pg_logical/snapshots")):
+    for part in (Path("pg_replslot") / slot, *[Path("pg_logical/snapshots")] * with_snapshots):
         copy = standby.data / part
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(primary.data / part, copy)
