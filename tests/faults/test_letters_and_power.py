@@ -17,8 +17,9 @@ from typing import cast
 import pytest
 
 from support.model_source import ITEMS, ModelSource, insert
+from support.redis_cluster import LocalCluster
 from support.services import local_redis, missing
-from support.sinks_under_test import redis_under_test
+from support.sinks_under_test import redis_cluster_under_test, redis_under_test
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Point
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.refused_rows import row_of
@@ -166,6 +167,24 @@ def test_a_consumer_that_waits_for_a_sync_stops_at_once(tmp_path: Path) -> None:
             pytest.raises(SinkUnavailable, match="does not get to sync"),
         ):
             sink.settle()
+
+
+def test_a_consumer_that_waits_for_the_syncs_of_a_cluster_stops_at_once(
+    tmp_path: Path, redis_cluster: LocalCluster
+) -> None:
+    under_test = redis_cluster_under_test(tmp_path, redis_cluster, "hash")
+    place = replace(under_test.place, stopping=lambda: True)
+    try:
+        for node in redis_cluster.masters:
+            node.call("CONFIG SET", "appendonly", "yes", "appendfsync", "everysec")
+        with (
+            closing(open_sink("redis", under_test.options, place)) as sink,
+            pytest.raises(SinkUnavailable, match="does not get to sync"),
+        ):
+            sink.settle()
+    finally:
+        for node in redis_cluster.masters:
+            node.call("CONFIG SET", "appendonly", "no")
 
 
 def test_a_redis_that_syncs_once_a_second_is_waited_for_and_no_other(

@@ -182,7 +182,7 @@ def local_cluster(*, replicas: bool = False, spare: int = 0) -> Iterator[LocalCl
             node.call("CLUSTER SET-CONFIG-EPOCH", epoch)
         for index, node in enumerate(masters[:_MASTERS]):
             first, end = SLOTS * index // _MASTERS, SLOTS * (index + 1) // _MASTERS
-            node.call("CLUSTER ADDSLOTSRANGE", first, end - 1)
+            node.call("CLUSTER ADDSLOTS", *range(first, end))
         for node in nodes[1:]:
             node.call("CLUSTER MEET", "127.0.0.1", nodes[0].port)
         wait_for(lambda: all(_knows(node, count) for node in nodes), 60, what="the nodes know each other")
