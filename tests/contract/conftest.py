@@ -9,17 +9,7 @@ import pytest
 
 from support.kafka_log import KafkaEngine
 from support.relay_log import FileEngine
-from support.sinks_under_test import (
-    SINKS,
-    SinkUnderTest,
-    kafka_under_test,
-    opensearch_under_test,
-    postgres_under_test,
-    redis_cluster_under_test,
-    redis_under_test,
-    sqlite_under_test,
-    tantivy_under_test,
-)
+from support.sinks_under_test import SINKS, SinkUnderTest, of_kind
 from walbus.consumers.sinks import Sink
 
 
@@ -37,19 +27,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FileEngin
 @pytest.fixture(params=[*SINKS, "kafka", "kafka-debezium", "redis-string", "redis-expiring", "cluster-string"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     """A kind of sink, at an empty place."""
-    kind, _, form = request.param.partition("-")
-    if kind == "postgres":
-        return postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
-    if kind == "redis":
-        return redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form)
-    if kind == "cluster":
-        return redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), form)
-    if kind == "kafka":
-        options = {"format": form, "database": "shop"} if form else {}
-        return kafka_under_test(tmp_path, request.getfixturevalue("kafka"), **options)
-    if kind in ("opensearch", "elasticsearch"):
-        return opensearch_under_test(tmp_path, request.getfixturevalue(f"{kind}_url"))
-    return sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
+    return of_kind(request.param, tmp_path, request.getfixturevalue)
 
 
 @pytest.fixture

@@ -21,9 +21,7 @@ from support.scripted_relay import ScriptedRelay
 from support.services import RedisServer
 from support.sinks_under_test import (
     SinkUnderTest,
-    opensearch_under_test,
-    postgres_under_test,
-    redis_cluster_under_test,
+    of_kind,
     redis_under_test,
     sqlite_under_test,
     tantivy_under_test,
@@ -242,21 +240,13 @@ def reads(relay: ScriptedRelay) -> int:
     return len(relay.asked("/v1/stream")) + len(relay.asked("/v1/snapshot"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "tantivy", "redis", "redis-string", "cluster", "opensearch"])
+@pytest.mark.parametrize(
+    "kind", ["sqlite", "postgres", "tantivy", "redis-hash", "redis-string", "cluster-hash", "opensearch"]
+)
 def test_a_consumer_killed_again_and_again_ends_equal(
     kind: str, relay: ScriptedRelay, source: ModelSource, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    kind, _, form = kind.partition("-")
-    if kind == "redis":
-        under_test = redis_under_test(tmp_path, request.getfixturevalue("redis_url"), form or "hash")
-    elif kind == "cluster":
-        under_test = redis_cluster_under_test(tmp_path, request.getfixturevalue("redis_cluster"), "hash")
-    elif kind == "postgres":
-        under_test = postgres_under_test(tmp_path, request.getfixturevalue("target_database").dsn)
-    elif kind == "opensearch":
-        under_test = opensearch_under_test(tmp_path, request.getfixturevalue("opensearch_url"))
-    else:
-        under_test = sqlite_under_test(tmp_path) if kind == "sqlite" else tantivy_under_test(tmp_path)
+    under_test = of_kind(kind, tmp_path, request.getfixturevalue)
     options = {name: str(value) if isinstance(value, Path) else value for name, value in under_test.options.items()}
     code = CONSUME.format(
         tests=str(Path(__file__).parents[1]), kind=under_test.name, options=options, url=relay.url, folder=str(tmp_path)

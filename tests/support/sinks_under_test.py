@@ -43,6 +43,23 @@ class SinkUnderTest:
         return self.read(table)
 
 
+def of_kind(kind: str, folder: Path, fixture: Callable[[str], Any]) -> SinkUnderTest:
+    """A kind of sink at an empty place: one of `SINKS`, or another form of Redis or Kafka; `fixture` gives servers."""
+    name, _, form = kind.partition("-")
+    if name == "postgres":
+        return postgres_under_test(folder, fixture("target_database").dsn)
+    if name == "redis":
+        return redis_under_test(folder, fixture("redis_url"), form)
+    if name == "cluster":
+        return redis_cluster_under_test(folder, fixture("redis_cluster"), form)
+    if name == "kafka":
+        options = {"format": form, "database": "shop"} if form else {}
+        return kafka_under_test(folder, fixture("kafka"), **options)
+    if name in ("opensearch", "elasticsearch"):
+        return opensearch_under_test(folder, fixture(f"{name}_url"), name)
+    return sqlite_under_test(folder) if name == "sqlite" else tantivy_under_test(folder)
+
+
 def sqlite_under_test(folder: Path) -> SinkUnderTest:
     path = folder / "replica.sqlite"
 
