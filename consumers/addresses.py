@@ -26,12 +26,17 @@ import structlog
 from walbus.consumer_reports import ConsumerReport
 from walbus.consumers.checkpoint import Point
 from walbus.consumers.record_stream import RecordStream
-from walbus.consumers.transport import NOTHING_MORE, BootstrapPeer, RelayInfo, RelayPeer
+from walbus.consumers.transport import NOTHING_MORE, BootstrapPeer, HttpPeer, LogPeer, RelayInfo, RelayPeer
+from walbus.credentials import Credentials
 from walbus.errors import Directive, RelayUnavailable, RequestRefused, WalbusError, directive_of
+from walbus.kafka_address import KafkaAddress
 from walbus.position import Position
 from walbus.schema import TableSchema
 
 _log = structlog.get_logger(__name__)
+
+#: Of a relay, or of a log on Kafka.
+LogAddress = str | KafkaAddress
 
 _UNKNOWN: Final = 404
 _BEHIND, _TRIMMED, _OTHER, _EARLIER = range(4)  # why one is passed over; the lower may be read sooner
@@ -44,7 +49,7 @@ class Relays:
         peers: at least one, in the order in which they are tried.
     """
 
-    def __init__(self, peers: Sequence[RelayPeer]) -> None:
+    def __init__(self, peers: Sequence[LogPeer]) -> None:
         self._peers = tuple(peers)
         self._at = 0
         self._term = 0  # the latest that was seen, of the log that is read
@@ -56,7 +61,7 @@ class Relays:
         return self._peer.url
 
     @property
-    def _peer(self) -> RelayPeer:
+    def _peer(self) -> LogPeer:
         return self._peers[self._at]
 
     def info(self, log_id: str, done: Position, seq: int = 0) -> RelayInfo:
@@ -146,7 +151,7 @@ class Relays:
         """Other connections to the same relays, for another thread."""
         return Twins(self)
 
-    def peer_twin(self) -> tuple[str, Callable[[], RelayPeer]]:
+    def peer_twin(self) -> tuple[str, Callable[[], LogPeer]]:
         """Address of the relay that is read, and what makes another connection to it; for any thread."""
         peer = self._peer
         return peer.url, peer.twin
@@ -207,7 +212,7 @@ class Twins:
 
     def __init__(self, relays: Relays) -> None:
         self._relays = relays
-        self._made: dict[str, RelayPeer] = {}
+        self._made: dict[str, LogPeer] = {}
 
     def report(self, name: str, report: ConsumerReport) -> None:
         """As `RelayPeer.report`."""
@@ -222,7 +227,27 @@ class Twins:
             peer.close()
 
 
-def listed(urls: str | Sequence[str]) -> list[str]:
+def listed(addresses: LogAddress | Sequence[LogAddress]) -> list[LogAddress]:
     """Addresses as they are given: one, several with commas between them, or a list."""
-    given = urls.split(",") if isinstance(urls, str) else urls
-    return [url.strip() for url in given if url.strip()]
+    if isinstance(addresses, KafkaAddress):
+        return [addresses]
+    given: Sequence[LogAddress] = addresses.split(",") if isinstance(addresses, str) else addresses
+    stripped = (one.strip() if isinstance(one, str) else one for one in given)
+    return [one for one in stripped if one]
+
+
+def peer_at(address: LogAddress, credentials: Credentials) -> LogPeer:
+    """What is at an address.
+
+    Args:
+        address: of a relay, or of a log on Kafka.
+        credentials: what is shown to a relay, and to the bootstrap server; a cluster has its options.
+
+    Raises:
+        ConfigError: they cannot be used.
+    """
+    if isinstance(address, str):
+        return RelayPeer(HttpPeer(address, credentials))
+    from walbus.consumers.kafka_peer import KafkaPeer  # noqa: PLC0415 - others need nothing of it
+
+    return KafkaPeer(address, credentials)

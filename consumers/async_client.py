@@ -14,7 +14,7 @@ for when the asking task is cancelled is not lost: the next one who asks gets it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -355,7 +355,17 @@ def aconnect(  # noqa: PLR0913  # those of `connect`
     folder: Path | str = CHECKPOINT_FOLDER,
     token: str | SecretStr | None = None,
     ca_file: Path | str | None = None,
+    kafka_options: Mapping[str, str] | None = None,
     clock: Clock | None = None,
 ) -> AsyncBus:
     """A bus for asyncio; arguments and errors are those of `walbus.connect`."""
-    return AsyncBus(connect(url, bootstrap=bootstrap, folder=folder, token=token, ca_file=ca_file, clock=clock))
+    bus = connect(
+        url,
+        bootstrap=bootstrap,
+        folder=folder,
+        token=token,
+        ca_file=ca_file,
+        kafka_options=kafka_options,
+        clock=clock,
+    )
+    return AsyncBus(bus)

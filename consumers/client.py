@@ -24,13 +24,13 @@ from typing import Self, TypeVar, get_args
 from pydantic import SecretStr
 
 from walbus.consumer_reports import checked_name
-from walbus.consumers.addresses import Relays, listed
+from walbus.consumers.addresses import LogAddress, Relays, listed, peer_at
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.checkpoint_fence import FencedCheckpointStore
 from walbus.consumers.checkpoint_shared import SharedFileCheckpointStore
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, OneReader
 from walbus.consumers.clock import Clock
-from walbus.consumers.group_member import GroupMember, check_group
+from walbus.consumers.group_member import GroupMember, check_group, leasing
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.part_lease import LeasedSubscription, PartLease, taken_over
 from walbus.consumers.partitions import part_name, require_same_part, require_same_parts
@@ -43,10 +43,10 @@ from walbus.consumers.steps import Start
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.subscription import Handing, Subscription
 from walbus.consumers.tables import check_patterns
-from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.consumers.typed_rows import Into, TypedRows
 from walbus.credentials import Credentials, credentials_from_environment
 from walbus.errors import UsageError
+from walbus.kafka_address import SCHEME, parse_kafka_address
 from walbus.position import Position
 
 Store = TypeVar("Store", bound=CheckpointStore)
@@ -56,12 +56,12 @@ CHECKPOINT_FOLDER = Path("walbus-data") / "consumers"
 
 
 class Bus:
-    """A connection to one relay, or to several of one log (and the bootstrap servers beside them)."""
+    """A connection to one relay, several of one log, or a log on Kafka (and the bootstrap servers beside them)."""
 
     def __init__(
-        self, urls: Sequence[str], *, bootstrap: str | None, folder: Path, clock: Clock, credentials: Credentials
+        self, urls: Sequence[LogAddress], *, bootstrap: str | None, folder: Path, clock: Clock, credentials: Credentials
     ) -> None:
-        self._peers = [RelayPeer(HttpPeer(url, credentials)) for url in urls]
+        self._peers = [peer_at(url, credentials) for url in urls]
         self._bootstrap = bootstrap
         self._folder = folder
         self._clock = clock
@@ -186,6 +186,7 @@ class Bus:
         self._require_open()
         _check_choices(start, (), delta_above)
         check_group(parts, lease_seconds)
+        relays = leasing(name, self._peers)
         part_name(name, f"{parts - 1}/{parts}")
         require_same_parts(self._folder, name, f"0/{parts}")
         narrowing, patterns = Narrowing(None, (), columns or {}), check_patterns(tables)
@@ -205,7 +206,7 @@ class Bus:
                 with LeasedSubscription(*read, Handing(folder, rows=rows), lease) as subscription:
                     yield subscription
 
-        member = GroupMember(name, parts, lease_seconds, relays=self._peers, open_part=opened, clock=self._clock)
+        member = GroupMember(name, parts, lease_seconds, relays=relays, open_part=opened, clock=self._clock)
         self._members.append(member)
         return member
 
@@ -272,25 +273,28 @@ def connect(  # noqa: PLR0913  # all but the address have a default
     folder: Path | str = CHECKPOINT_FOLDER,
     token: str | SecretStr | None = None,
     ca_file: Path | str | None = None,
+    kafka_options: Mapping[str, str] | None = None,
     clock: Clock | None = None,
 ) -> Bus:
     """A bus on the relay at `url`. Connects when something is read, and again whenever the connection breaks.
 
     Args:
         url: the relay's address, for example `http://127.0.0.1:7070`; or those of several relays of one log, as a list
-            or with commas between them: when the one that is read fails, the next one is tried.
-        bootstrap: the bootstrap server's address; by default the one that the relay names.
+            or with commas between them: when the one that is read fails, the next one is tried. Or that of a log on
+            Kafka, which is read from the cluster without a relay: `kafka://HOST:PORT,…/TOPIC`.
+        bootstrap: the bootstrap server's address; by default the one that the relay names. A cluster names none.
         folder: where consumers' checkpoints are stored.
         token: what is shown to both servers; default: `WALBUS_CLIENT__TOKEN` of the environment, or none.
         ca_file: PEM file of the authorities that are believed about a server with `https://`; default:
             `WALBUS_CLIENT__CA_FILE`, or the system's.
+        kafka_options: of librdkafka, for a log on Kafka.
         clock: time, for tests.
 
     Raises:
         ConfigError: the token is none, or `ca_file` cannot be used.
-        UsageError: there is no address.
+        UsageError: there is no address, or it is none.
     """
-    urls = listed(url)
+    urls = addresses_of(url, kafka_options or {}, bootstrap)
     if not urls:
         raise UsageError("there is no address of a relay", mend="give one, as in http://127.0.0.1:7070")
     credentials = credentials_from_environment()
@@ -299,6 +303,18 @@ def connect(  # noqa: PLR0913  # all but the address have a default
     if ca_file is not None:
         credentials = replace(credentials, ca_file=Path(ca_file))
     return Bus(urls, bootstrap=bootstrap, folder=Path(folder), clock=clock or Clock(), credentials=credentials)
+
+
+def addresses_of(
+    url: str | Sequence[str], kafka_options: Mapping[str, str], bootstrap: str | None
+) -> Sequence[LogAddress]:
+    """The addresses that `connect` is given; UsageError as there."""
+    if isinstance(url, str) and url.startswith(SCHEME):
+        return [parse_kafka_address(url, kafka_options, bootstrap)]
+    if kafka_options:
+        mend = f"give the log's address as in {SCHEME}broker:9092/walbus.walbus, or leave them out"
+        raise UsageError("there is no log on Kafka that the options could be for", where="kafka_options", mend=mend)
+    return listed(url)
 
 
 def _check_choices(start: str, ops: Sequence[str], delta_above: int | None) -> None:

@@ -32,7 +32,7 @@ from walbus.consumers.clock import Clock
 from walbus.consumers.group_membership import MARGIN, Membership
 from walbus.consumers.part_lease import PartLease
 from walbus.consumers.partitions import part_name
-from walbus.consumers.transport import RelayPeer
+from walbus.consumers.transport import LogPeer, RelayPeer
 from walbus.errors import CheckpointTaken, Directive, RequestRefused, UsageError, WalbusError, directive_of
 from walbus.relay.group_leases import Hold
 from walbus.relay.group_requests import MAX_LEASE, MAX_PARTS, MIN_LEASE, Told
@@ -389,3 +389,16 @@ def _member_name() -> str:
         letter for letter in socket.gethostname() if letter.isascii() and (letter.isalnum() or letter in "-_")
     )
     return f"m-{host[:_HOST_LETTERS]}-{secrets.token_hex(8)}"
+
+
+def leasing(name: str, peers: Sequence[LogPeer]) -> list[RelayPeer]:
+    """Those that lease parts: all of them.
+
+    Raises:
+        UsageError: one is no relay.
+    """
+    relays = [peer for peer in peers if isinstance(peer, RelayPeer)]
+    if len(relays) < len(peers):
+        mend = "read from a relay in front of Kafka, or give each process a part of its own for good"
+        raise UsageError("parts are leased by a relay, and Kafka is read without one", where=f"group {name}", mend=mend)
+    return relays

@@ -24,7 +24,7 @@ from types import TracebackType
 import structlog
 
 from walbus.config import ConsumerConfig
-from walbus.consumers.addresses import Relays, listed
+from walbus.consumers.addresses import LogAddress, Relays, listed, peer_at
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import CatchingUp, Checkpoint, Following, Snapshotting, last_done_of
 from walbus.consumers.clock import Clock
@@ -41,7 +41,6 @@ from walbus.consumers.sinks.copies import SinkCopies, SinkCopy
 from walbus.consumers.steps import Advance, Deliver, Discard, Sweep
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns, matching
-from walbus.consumers.transport import HttpPeer, RelayPeer
 from walbus.credentials import ANONYMOUS, Credentials
 from walbus.errors import Directive, SinkUnavailable, UsageError, WalbusError, directive_of
 from walbus.position import Position
@@ -61,7 +60,7 @@ def rebuild(  # noqa: PLR0913  (those of `run_consumer`)
     name: str,
     config: ConsumerConfig,
     *,
-    relay_url: str | Sequence[str],
+    relay_url: LogAddress | Sequence[LogAddress],
     folder: Path,
     stop: threading.Event,
     credentials: Credentials = ANONYMOUS,
@@ -71,7 +70,7 @@ def rebuild(  # noqa: PLR0913  (those of `run_consumer`)
     Args:
         name: of the consumer, which may run or not.
         config: its section of `walbus.toml`.
-        relay_url: address of the relay, or of several of one log.
+        relay_url: address of the relay, or of several of one log, or of a log on Kafka.
         folder: for the consumer's own files, as `run_consumer` has it.
         stop: set to end it; the copy is kept as it is.
         credentials: what is shown to relay and bootstrap.
@@ -103,7 +102,7 @@ def rebuild(  # noqa: PLR0913  (those of `run_consumer`)
             what = "what the last rebuild replaced is there yet"
             raise UsageError(what, where=where, mend=f"`walbus rebuild {name} --drop-old` drops it")
         clock = Clock(pause=stop.wait)
-        peers = [stack.enter_context(closing(RelayPeer(HttpPeer(url, credentials)))) for url in listed(relay_url)]
+        peers = [stack.enter_context(closing(peer_at(url, credentials))) for url in listed(relay_url)]
         relays = Relays(peers)
         _require_served(relays, before, place)
         copy = stack.enter_context(closing(copies.beside()))

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Final
 
 from walbus.config import ConsumerConfig
-from walbus.consumers.addresses import Relays, listed
+from walbus.consumers.addresses import Relays, listed, peer_at
 from walbus.consumers.checkpoint import Checkpoint, Following, Snapshotting, last_done_of, token_of
 from walbus.consumers.checkpoint_store import FileCheckpointStore, sync_folder
 from walbus.consumers.partitions import options_of, part_name, part_of, partitions_of, require_same_part
 from walbus.consumers.places import found_place, parse_place
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.tables import EVERYTHING, check_patterns
-from walbus.consumers.transport import NOTHING_MORE, HttpPeer, RelayPeer
+from walbus.consumers.transport import NOTHING_MORE
 from walbus.credentials import Credentials
 from walbus.errors import UsageError
 from walbus.position import ORIGIN, Position
@@ -108,7 +108,7 @@ def set_to(name: str, place: str, folder: Path, relays: Sequence[str], credentia
         if not isinstance(before, Following):
             mend = f"let it come to the end, or write --to {START} to begin anew"
             raise UsageError("the consumer still reads its snapshot", where=str(path), mend=mend)
-        peers = [RelayPeer(HttpPeer(url, credentials)) for url in listed(relays)]
+        peers = [peer_at(url, credentials) for url in listed(relays)]
         try:
             found = found_place(Relays(peers), parsed, EVERYTHING, NOTHING_MORE, before)
         finally:

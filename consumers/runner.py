@@ -19,11 +19,12 @@ from typing import Any
 import structlog
 
 from walbus.config import ConsumerConfig
-from walbus.consumers.addresses import Relays, listed
+from walbus.consumers.addresses import LogAddress, Relays, listed, peer_at
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.clock import Clock
 from walbus.consumers.dead_letters import DeadLetters
+from walbus.consumers.group_member import leasing
 from walbus.consumers.group_sinks import SinkPart, check_group_of_sinks, run_group
 from walbus.consumers.group_status import GroupStatus
 from walbus.consumers.leased_sink import LeasedSink
@@ -47,7 +48,7 @@ from walbus.consumers.steps import (
 )
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns
-from walbus.consumers.transport import HttpPeer, RelayPeer
+from walbus.consumers.transport import LogPeer
 from walbus.credentials import ANONYMOUS, Credentials
 from walbus.errors import Directive, PartLost, UsageError, WalbusError, directive_of
 from walbus.events import Change
@@ -199,7 +200,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     name: str,
     config: ConsumerConfig,
     *,
-    relay_url: str | Sequence[str],
+    relay_url: LogAddress | Sequence[LogAddress],
     folder: Path,
     status_path: Path | None,
     stop: threading.Event,
@@ -210,7 +211,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     Args:
         name: of the consumer.
         config: its section of `walbus.toml`.
-        relay_url: address of the relay, or of several of one log.
+        relay_url: address of the relay, or of several of one log, or of a log on Kafka.
         folder: for the consumer's own files, made when missing; a part's is the one beside it with the part's name.
         status_path: of the status file, rewritten each second; None for none.
         stop: set to end it; it then commits what is whole, and returns within about a second.
@@ -234,7 +235,15 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
     consumer.check(f"0/{config.parts}")
     status = GroupStatus(name, config.sink, config.parts, status_path, clock)
     with consumer.relays() as relays:
-        run_group(name, config, relays=relays, status=status, run_part=consumer.run_part, stop=stop, clock=clock)
+        run_group(
+            name,
+            config,
+            relays=leasing(name, relays),
+            status=status,
+            run_part=consumer.run_part,
+            stop=stop,
+            clock=clock,
+        )
 
 
 @dataclass(frozen=True)
@@ -251,7 +260,7 @@ class _Configured:
 
     name: str
     config: ConsumerConfig
-    urls: Sequence[str]
+    urls: Sequence[LogAddress]
     folder: Path
     credentials: Credentials
 
@@ -302,9 +311,9 @@ class _Configured:
         return options_of(self.config, partition, self.name)
 
     @contextmanager
-    def relays(self) -> Iterator[list[RelayPeer]]:
+    def relays(self) -> Iterator[list[LogPeer]]:
         """Connections to them."""
-        peers = [RelayPeer(HttpPeer(url, self.credentials)) for url in self.urls]
+        peers = [peer_at(url, self.credentials) for url in self.urls]
         try:
             yield peers
         finally:

@@ -25,7 +25,7 @@ from pathlib import Path
 import structlog
 
 from walbus.config import ConsumerConfig
-from walbus.consumers.addresses import Relays, listed
+from walbus.consumers.addresses import LogAddress, Relays, listed, peer_at
 from walbus.consumers.checkpoint import Checkpoint, Following, Lacking, last_done_of, token_of
 from walbus.consumers.clock import Clock
 from walbus.consumers.decoding import Layouts, decode_record
@@ -42,7 +42,7 @@ from walbus.consumers.sinks.base import ExpiringSink, OutrankingSink, ReadableSi
 from walbus.consumers.steps import Advance, Deliver, Output, RowsRead, Sweep
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns, matching
-from walbus.consumers.transport import BootstrapPeer, HttpPeer, RelayPeer, TableList
+from walbus.consumers.transport import BootstrapPeer, TableList
 from walbus.consumers.windows import served_window
 from walbus.credentials import ANONYMOUS, Credentials
 from walbus.errors import ConfigError, RelayUnavailable, RequestRefused, UsageError
@@ -87,7 +87,7 @@ def verify_sink(  # noqa: PLR0913  (those of `run_consumer`, and what to compare
     name: str,
     config: ConsumerConfig,
     *,
-    relay_url: str | Sequence[str],
+    relay_url: LogAddress | Sequence[LogAddress],
     folder: Path,
     tables: Sequence[str] = (),
     repair: bool = False,
@@ -98,7 +98,7 @@ def verify_sink(  # noqa: PLR0913  (those of `run_consumer`, and what to compare
     Args:
         name: of the consumer.
         config: its section of `walbus.toml`.
-        relay_url: address of the relay, or of several of one log.
+        relay_url: address of the relay, or of several of one log, or of a log on Kafka.
         folder: for the consumer's own files, as `run_consumer` has it.
         tables: only these; all that the bootstrap serves of the consumer's if empty.
         repair: whether tables that differ are read again.
@@ -124,7 +124,7 @@ def _verified(  # noqa: PLR0913, PLR0917  (those of `verify_sink`, and the part)
     name: str,
     config: ConsumerConfig,
     partition: str | None,
-    urls: Sequence[str],
+    urls: Sequence[LogAddress],
     folder: Path,
     credentials: Credentials,
     tables: Sequence[str],
@@ -153,7 +153,7 @@ def _verified(  # noqa: PLR0913, PLR0917  (those of `verify_sink`, and the part)
         before = sink.checkpoint()
         if before is None:
             raise UsageError("the sink has no rows yet", where=where, mend=f"start `walbus consume {name}` first")
-        peers = [stack.enter_context(closing(RelayPeer(HttpPeer(url, credentials)))) for url in urls]
+        peers = [stack.enter_context(closing(peer_at(url, credentials))) for url in urls]
         token = token_of(before) if config.parts else 0
         subscribed = Subscribed(
             called, patterns, config.start, None, config.delta_above or None, narrowing, token=token

@@ -43,3 +43,8 @@ def _matches(table: str, pattern: str) -> bool:
     if pattern in ("*.*", table):
         return True
     return pattern.endswith(".*") and table.partition(".")[0] == pattern[:-2]
+
+
+def of_tables(patterns: tuple[str, ...]) -> dict[str, str]:
+    """The parameter `tables` of a server's route; none where they are all."""
+    return {} if patterns == EVERYTHING else {"tables": ",".join(patterns)}

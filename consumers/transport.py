@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
 from walbus import http_peer
 from walbus.consumer_reports import ConsumerReport, dump_report
 from walbus.consumers.checkpoint import Point
-from walbus.consumers.record_stream import RecordStream
+from walbus.consumers.record_stream import HttpStream, RecordStream
 from walbus.consumers.steps import (
     LogSeen,
 )
-from walbus.consumers.tables import EVERYTHING
+from walbus.consumers.tables import of_tables
 from walbus.credentials import ANONYMOUS, Credentials, require_no_less_private
 from walbus.errors import (
     PositionTrimmed,
@@ -156,7 +156,55 @@ class HttpPeer(http_peer.HttpPeer):
 
     def open_stream(self, path: str, **params: str) -> RecordStream:
         """The records at a path. The caller closes the stream."""
-        return RecordStream(self.stream(path, params), f"{self.url}{path}")
+        return HttpStream(self.stream(path, params), f"{self.url}{path}")
+
+
+class LogPeer(Protocol):
+    """Where a consumer has its log from: a relay, or the cluster that holds it. Errors as in the module's table."""
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+
+    def info(self, place: Point | None = None) -> RelayInfo:
+        """What it holds, with how far the log goes on behind a consumer's place, if one is given and that is known."""
+
+    def schema(self, schema_id: int) -> TableSchema:
+        """A layout; NotReady where it does not have it yet."""
+
+    def schemas(self) -> list[TableSchema]:
+        """Every layout that the log has."""
+
+    def stream(
+        self,
+        after: Position,
+        log_id: str,
+        tables: tuple[str, ...],
+        name: str,
+        narrowing: Mapping[str, str] = NOTHING_MORE,
+    ) -> RecordStream:
+        """The log behind a position, without an end; `narrowing` is further parameters of `/v1/stream`."""
+
+    def stream_from(self, place: str, tables: tuple[str, ...], narrowing: Mapping[str, str]) -> RecordStream:
+        """The log from a place (as `/v1/stream` takes it) to its end."""
+
+    def bootstrap(self, url: str) -> BootstrapPeer:
+        """The bootstrap server at an address."""
+
+    def report(self, name: str, report: ConsumerReport) -> None:
+        """Tells where a consumer is, if anybody is to know."""
+
+    def forget(self, name: str) -> None:
+        """Tells that a consumer will not come again."""
+
+    def wait(self, name: str, seconds: float, goal: dict[str, str]) -> tuple[bool, dict[str, Any]]:
+        """Whether a consumer got to an `lsn` or a `position` in time, and its place."""
+
+    def twin(self) -> LogPeer:
+        """Another one to the same place, for another thread."""
+
+    def close(self) -> None:
+        """Closes its connections."""
 
 
 class RelayPeer:
@@ -211,12 +259,12 @@ class RelayPeer:
     ) -> RecordStream:
         """`GET /v1/stream`, following, behind a position; `narrowing` is further parameters."""
         params = {"after": str(after), "log_id": log_id, "follow": "true", "name": name}
-        return self._peer.open_stream("/v1/stream", **params, **_of_tables(tables), **narrowing)
+        return self._peer.open_stream("/v1/stream", **params, **of_tables(tables), **narrowing)
 
     def stream_from(self, place: str, tables: tuple[str, ...], narrowing: Mapping[str, str]) -> RecordStream:
         """`GET /v1/stream` from a place (as the relay writes it) to the log's end, for nobody by name."""
         params = {"from": place, "follow": "false"}
-        return self._peer.open_stream("/v1/stream", **params, **_of_tables(tables), **narrowing)
+        return self._peer.open_stream("/v1/stream", **params, **of_tables(tables), **narrowing)
 
     def bootstrap(self, url: str) -> BootstrapPeer:
         """The bootstrap server at an address.
@@ -346,7 +394,7 @@ class BootstrapPeer:
     ) -> RecordStream:
         """`GET /v1/stream?complete=true`, following, behind a position: as `RelayPeer.stream`, with whole rows."""
         params = {"after": str(after), "log_id": log_id, "follow": "true", "name": name, "complete": "true"}
-        return self._peer.open_stream("/v1/stream", **params, **_of_tables(tables), **narrowing)
+        return self._peer.open_stream("/v1/stream", **params, **of_tables(tables), **narrowing)
 
     def complete_from(self, log_id: str, tables: tuple[str, ...], narrowing: Mapping[str, str]) -> Position:
         """Behind which position `stream` can be had.
@@ -356,16 +404,12 @@ class BootstrapPeer:
             LogMismatch: the server follows another log.
         """
         params = {"from": "earliest", "until": "earliest", "log_id": log_id, "complete": "true", "format": "binary"}
-        response = self._peer.answer("GET", "/v1/stream", params={**params, **_of_tables(tables), **narrowing})
+        response = self._peer.answer("GET", "/v1/stream", params={**params, **of_tables(tables), **narrowing})
         return parse_position(response.headers.get("Walbus-Position", ""))
 
     def close(self) -> None:
         """Closes idle connections."""
         self._peer.close()
-
-
-def _of_tables(tables: tuple[str, ...]) -> dict[str, str]:
-    return {} if tables == EVERYTHING else {"tables": ",".join(tables)}
 
 
 def _since(table: str, since: Point) -> dict[str, str]:

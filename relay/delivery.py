@@ -11,11 +11,11 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 from walbus.compressed_records import FLAGS_AT, plain_length
 from walbus.jsonlines import LineRenderer
-from walbus.log import Bounds
+from walbus.log import Bounds, SchemaRegistry
 from walbus.native import new_filter
 from walbus.native.pushing import ANYWHERE, Furthest, Stretch
 from walbus.native.reading import WHOLE, RecordFilter
@@ -124,7 +124,42 @@ def _as_it_is(_: RecordHeader, record: bytes) -> bytes:
     return record
 
 
-class Delivery:
+class DeliveredCursor(Protocol):
+    """A place in a log; see `walbus.log.LogCursor`."""
+
+    @property
+    def found(self) -> RecordHeader | None:
+        """Of the record that will be read next, if that is known already; where it is not, none is under way here."""
+
+    def read(self, max_bytes: int) -> list[bytes]:
+        """The next whole records."""
+
+    def read_bytes(self, max_bytes: int) -> tuple[bytes, RecordHeader] | None:
+        """The next whole records as one block, and the last one's header; None at the end."""
+
+    def close(self) -> None:
+        """Frees it."""
+
+
+_C_co = TypeVar("_C_co", bound=DeliveredCursor, covariant=True)
+_C = TypeVar("_C", bound=DeliveredCursor)
+
+
+class DeliveredLog(Protocol[_C_co]):
+    """A log on whatever engine; see `walbus.log.LogReader`."""
+
+    @property
+    def schemas(self) -> SchemaRegistry:
+        """Its layouts."""
+
+    def bounds(self) -> Bounds:
+        """What is durable now."""
+
+    def cursor(self, after: Position) -> _C_co:
+        """A cursor behind a "last done" position."""
+
+
+class RecordDelivery(Generic[_C]):
     """A stream's cursor and form. Steps may run on any thread, one at a time.
 
     Args:
@@ -139,11 +174,11 @@ class Delivery:
     """
 
     def __init__(
-        self, reader: FileLogReader, after: Position, *, bound: Bound = ENDLESS, form: StreamForm = _EVERY_RECORD
+        self, reader: DeliveredLog[_C], after: Position, *, bound: Bound = ENDLESS, form: StreamForm = _EVERY_RECORD
     ) -> None:
         self._lock = threading.Lock()
         self._bound = bound
-        self._cursor: FileCursor | None = reader.cursor(after)
+        self._cursor: _C | None = reader.cursor(after)
         try:  # behind the cursor: the layouts of all that lies before it are known by now
             self._renderer, self._filter = encoders(reader, after, form)
             self._last = _before(after, reader.bounds())
@@ -151,7 +186,6 @@ class Delivery:
             self._cursor.close()
             raise
         self._encode = self._encoder()
-        self._patience = Patience()
         self._held: list[bytes] = []  # records that were read, and wait for the next step
         # whether no transaction is under way
         self._whole = bound.lies_behind(after) or not _inside(self._cursor.found, after)
@@ -163,12 +197,6 @@ class Delivery:
     def scanned(self) -> Position:
         """Position of the last record that was read, or where the stream began."""
         return self._last.last
-
-    def pending(self) -> int:
-        """Durable bytes that lie before the cursor in its segment, as of the last step; a hint."""
-        if self._cursor is None:
-            return 0
-        return self._cursor.pending() + (BLOCK_BYTES if self._held else 0)
 
     def step(self) -> Step:
         """Reads and encodes about `BLOCK_BYTES`; of compressed records as many as are that large without.
@@ -200,35 +228,7 @@ class Delivery:
         """Whether the log's own bytes are sent."""
         return self._cursor is not None and self._encode is _as_it_is
 
-    def push(self, connection: socket.socket | None) -> Pushed:
-        """Sends what lies ahead in the log's files as it lies there (`file_push`); `step` goes on behind that.
-
-        Args:
-            connection: closed here; None where a part is only to be handed out.
-
-        Raises:
-            As `step`, and as `file_push.push`.
-        """
-        with self._lock:
-            if connection is None:
-                return hand_out(self._ahead, self._went)
-            return push(self._ahead, self._went, connection, self._patience)
-
-    def _ahead(self) -> Stretch | None:
-        """What a push may go over; None where `step` has to go on."""
-        if self._cursor is None or not self.verbatim or self._bound.time is not None:
-            return None
-        span = self._cursor.ahead(_AHEAD_BYTES)
-        if span is None:
-            return None
-        return Stretch(span.fd, span.offset, span.offset + span.length, self._bound.furthest)
-
-    def _went(self, length: int, last: RecordHeader) -> None:
-        if self._cursor is not None:
-            self._cursor.skip(length, last)
-        self._note(last, told=True)
-
-    def _verbatim(self, cursor: FileCursor) -> list[bytes]:
+    def _verbatim(self, cursor: _C) -> list[bytes]:
         """A block: only its last record is looked at, unless the stream ends in it."""
         block = cursor.read_bytes(BLOCK_BYTES)
         if block is None:
@@ -314,26 +314,6 @@ class Delivery:
         )
         return self._renderer.render(read_header(record), record) if self._renderer else record
 
-    @property
-    def place(self) -> tuple[int, int] | None:
-        """Segment and offset of what will be read next; None inside a transaction and where it is not known.
-
-        Two deliveries of one form at the same place give the same from then on.
-        """
-        return self._cursor.place if self._cursor is not None and self._whole and not self._held else None
-
-    def fork(self) -> Delivery:
-        """Another delivery that goes on from here as this one does. A closed one cannot be forked."""
-        with self._lock:
-            if self._cursor is None:
-                raise ValueError("the delivery is closed")
-            twin = copy.copy(self)
-            twin._lock, twin._patience = threading.Lock(), Patience()
-            twin._cursor = self._cursor.fork()
-            twin._renderer, twin._filter = copy.copy(self._renderer), copy.copy(self._filter)
-            twin._encode = twin._encoder()
-            return twin
-
     def close(self) -> None:
         """Waits for a step under way and frees the cursor, and what it takes to make the form."""
         with self._lock:
@@ -359,6 +339,80 @@ class Delivery:
         return self._cut_off or (self._whole and self._bound.reached(self._last))
 
 
+class Delivery(RecordDelivery[FileCursor]):
+    """A stream of a log in files, whose parts may be sent as they lie there.
+
+    Args:
+        reader: the log.
+        after: where to begin.
+        bound: where to end.
+        form: what is sent.
+
+    Raises:
+        As `RecordDelivery`.
+    """
+
+    def __init__(
+        self, reader: FileLogReader, after: Position, *, bound: Bound = ENDLESS, form: StreamForm = _EVERY_RECORD
+    ) -> None:
+        super().__init__(reader, after, bound=bound, form=form)
+        self._patience = Patience()
+
+    def pending(self) -> int:
+        """Durable bytes that lie before the cursor in its segment, as of the last step; a hint."""
+        if self._cursor is None:
+            return 0
+        return self._cursor.pending() + (BLOCK_BYTES if self._held else 0)
+
+    def push(self, connection: socket.socket | None) -> Pushed:
+        """Sends what lies ahead in the log's files as it lies there (`file_push`); `step` goes on behind that.
+
+        Args:
+            connection: closed here; None where a part is only to be handed out.
+
+        Raises:
+            As `step`, and as `file_push.push`.
+        """
+        with self._lock:
+            if connection is None:
+                return hand_out(self._ahead, self._went)
+            return push(self._ahead, self._went, connection, self._patience)
+
+    def _ahead(self) -> Stretch | None:
+        """What a push may go over; None where `step` has to go on."""
+        if self._cursor is None or not self.verbatim or self._bound.time is not None:
+            return None
+        span = self._cursor.ahead(_AHEAD_BYTES)
+        if span is None:
+            return None
+        return Stretch(span.fd, span.offset, span.offset + span.length, self._bound.furthest)
+
+    def _went(self, length: int, last: RecordHeader) -> None:
+        if self._cursor is not None:
+            self._cursor.skip(length, last)
+        self._note(last, told=True)
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Segment and offset of what will be read next; None inside a transaction and where it is not known.
+
+        Two deliveries of one form at the same place give the same from then on.
+        """
+        return self._cursor.place if self._cursor is not None and self._whole and not self._held else None
+
+    def fork(self) -> Delivery:
+        """Another delivery that goes on from here as this one does. A closed one cannot be forked."""
+        with self._lock:
+            if self._cursor is None:
+                raise ValueError("the delivery is closed")
+            twin = copy.copy(self)
+            twin._lock, twin._patience = threading.Lock(), Patience()
+            twin._cursor = self._cursor.fork()
+            twin._renderer, twin._filter = copy.copy(self._renderer), copy.copy(self._filter)
+            twin._encode = twin._encoder()
+            return twin
+
+
 def _portion(records: list[bytes]) -> int:
     """How many of some records are made into a form at once: decompressed they could be a thousand times as large."""
     if not any(record[FLAGS_AT] & _ZSTD for record in records):
@@ -372,7 +426,7 @@ def _portion(records: list[bytes]) -> int:
 
 
 def encoders(
-    reader: FileLogReader, after: Position, form: StreamForm
+    reader: DeliveredLog[DeliveredCursor], after: Position, form: StreamForm
 ) -> tuple[LineRenderer | None, RecordFilter | None]:
     """What makes a form out of records: a filter where not everything passes, and behind it what writes lines.
 

@@ -102,6 +102,16 @@ class KafkaCursor:
             self.done = read_header(given[-1]).last
         return given
 
+    @property
+    def found(self) -> RecordHeader | None:
+        """Of the record that will be read next, if it is at hand: behind `seek`, wherever there is one."""
+        return read_header(self._ready[0]) if self._ready else None
+
+    def read_bytes(self, max_bytes: int) -> tuple[bytes, RecordHeader] | None:
+        """As `read`, in one block, with the last record's header; None at the end."""
+        records = self.read(max_bytes)
+        return (b"".join(records), read_header(records[-1])) if records else None
+
     def read_to_copy(self, max_bytes: int) -> list[CopiedRun | bytes]:
         """As `read`; whole transactions that lie in a message by themselves come as runs."""
         given: list[CopiedRun | bytes] = []

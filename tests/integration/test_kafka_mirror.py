@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,10 +27,14 @@ from support.seed import announced_seed
 from support.waiting import wait_for
 from walbus.config import RelayConfig
 from walbus.errors import LogMissing
-from walbus.records import Flag
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, read_header
 from walbus.relay import open_reader
+from walbus.relay.delivery import Bound, Delivery, RecordDelivery, StreamForm
 from walbus.relay.kafka.mirror import KafkaMirror
 from walbus.relay.kafka.writer import KafkaLogWriter
+from walbus.relay.scan import split_records
+from walbus.relay.selection import parse_selection
 
 
 @pytest.fixture
@@ -136,3 +141,54 @@ def test_a_layout_that_no_record_tells_comes_to_the_relay(engine: KafkaEngine, t
         quiet, _ = writer.schemas.register(table_schema("quiet"))
         with closing(open_reader(folder)) as ours:
             wait_for(lambda: quiet in ours.schemas.all(), what="the relay has the layout")
+
+
+def streamed(delivery: RecordDelivery[Any]) -> tuple[list[bytes], Position]:
+    """What a stream gives up to its end, but for signs of life; and how far it has looked by its own word."""
+    with closing(delivery):
+        data = b""
+        while True:
+            step = delivery.step()
+            data += step.data
+            if step.finished:
+                break
+            assert not step.at_end
+    records, used = split_records(data)
+    assert used == len(data)
+    told = read_header(records[-1]).last
+    return [record for record in records if not read_header(record).flags & Flag.FILTERED], told
+
+
+def test_a_stream_from_the_cluster_is_that_of_a_relay_wherever_it_begins_and_whatever_is_asked_for(
+    engine: KafkaEngine, tmp_path: Path
+) -> None:
+    rng, folder = random.Random(announced_seed("what is written")), tmp_path / "cache"
+    writer, lsn = engine.open_writer(), 16
+    writer.schemas.register(table_schema())
+    for _ in range(60):
+        lsn = write(writer, rng, lsn)
+    writer.append(transaction(lsn))
+    writer.sync()
+    with mirroring(engine, folder):
+        wait_until_copied(folder, writer)
+    theirs = engine.open_reader()
+    end = theirs.bounds().end
+    headers = [read_header(record) for record in read_records(theirs)]
+    starts = [ORIGIN, *(header.last for header in rng.sample(headers, 6))]
+    starts += [
+        h.last._replace(ordinal=rng.randrange(h.first_ordinal, h.last_ordinal + 1)) for h in rng.sample(headers, 6)
+    ]
+    selections = [
+        parse_selection(None, None, None),
+        parse_selection("public.orders", None, None),
+        parse_selection("public.nothing", None, None),
+        parse_selection(None, "delete", None),
+        parse_selection("public.*", None, None, "1/3"),
+    ]
+    with closing(open_reader(folder)) as ours:
+        for after in (start for start in starts if start < end):
+            for selection in selections:
+                how: dict[str, Any] = {"bound": Bound(end), "form": StreamForm("binary", selection)}
+                from_files = streamed(Delivery(ours, after, **how))
+                from_cluster = streamed(RecordDelivery(theirs, after, **how))
+                assert from_cluster == from_files, (after, selection)

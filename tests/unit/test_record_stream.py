@@ -9,7 +9,7 @@ import pytest
 
 from support.model_source import ITEMS, ModelSource, insert
 from support.waiting import wait_for
-from walbus.consumers.record_stream import QUEUED_CHUNKS, RecordStream
+from walbus.consumers.record_stream import QUEUED_CHUNKS, HttpStream
 from walbus.errors import RelayUnavailable
 
 
@@ -28,7 +28,7 @@ class Answer(httpx.SyncByteStream):
 @pytest.mark.parametrize("error", [OSError("a descriptor is gone"), httpx.CloseError("it broke")])
 def test_a_stream_whose_connection_cannot_be_closed_ends_all_the_same(error: Exception) -> None:
     response = httpx.Response(200, stream=Answer(error))
-    stream = RecordStream(response, "http://relay")
+    stream = HttpStream(response, "http://relay")
     with pytest.raises(RelayUnavailable, match="stream broke"):
         while True:
             assert stream.records(10) == []
@@ -51,7 +51,7 @@ class Endless(httpx.SyncByteStream):
 def test_a_stream_that_nobody_reads_takes_no_more_than_its_queue_from_the_server() -> None:
     """The rest stays in the sockets, and then with the server: a slow consumer costs itself no memory."""
     answer = Endless()
-    stream = RecordStream(httpx.Response(200, stream=answer), "http://relay")
+    stream = HttpStream(httpx.Response(200, stream=answer), "http://relay")
     try:
         for taken in range(5):
             wait_for(lambda taken=taken: answer.given == QUEUED_CHUNKS + 1 + taken, 60, what="the queue is full")

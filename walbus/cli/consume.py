@@ -30,7 +30,7 @@ def command(
     run_consumer(
         name,
         consumer,
-        relay_url=consumer.relay or settings.relay_url,
+        relay_url=settings.log_address(consumer),
         folder=settings.consumer_dir(name),
         status_path=settings.status_dir / f"consumer-{name}.json",
         stop=stop,

@@ -51,7 +51,7 @@ def command(
     swapped = rebuilding.rebuild(
         name,
         consumer,
-        relay_url=consumer.relay or settings.relay_url,
+        relay_url=settings.log_address(consumer),
         folder=folder,
         stop=stop,
         credentials=credentials_of(settings.client, consumer.relay_token),

@@ -31,7 +31,7 @@ def compared_sink(settings: Settings, name: str, tables: list[str], *, repair: b
     verdicts = verify_sink(
         name,
         consumer,
-        relay_url=consumer.relay or settings.relay_url,
+        relay_url=settings.log_address(consumer),
         folder=settings.consumer_dir(name),
         tables=tables,
         repair=repair,
