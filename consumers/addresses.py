@@ -25,8 +25,9 @@ import structlog
 
 from walbus.consumer_reports import ConsumerReport
 from walbus.consumers.checkpoint import Point
+from walbus.consumers.peers import LogPeer, RowsPeer
 from walbus.consumers.record_stream import RecordStream
-from walbus.consumers.transport import NOTHING_MORE, BootstrapPeer, HttpPeer, LogPeer, RelayInfo, RelayPeer
+from walbus.consumers.transport import NOTHING_MORE, HttpPeer, RelayInfo, RelayPeer
 from walbus.credentials import Credentials
 from walbus.errors import Directive, RelayUnavailable, RequestRefused, WalbusError, directive_of
 from walbus.kafka_address import KafkaAddress
@@ -127,7 +128,7 @@ class Relays:
         """The log from a place to its end; see `RelayPeer.stream_from`."""
         return self._peer.stream_from(place, tables, narrowing)
 
-    def bootstrap(self, url: str) -> BootstrapPeer:
+    def bootstrap(self, url: str) -> RowsPeer:
         """The bootstrap server at an address; see `RelayPeer.bootstrap`."""
         return self._peer.bootstrap(url)
 

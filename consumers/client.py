@@ -282,7 +282,8 @@ def connect(  # noqa: PLR0913  # all but the address have a default
         url: the relay's address, for example `http://127.0.0.1:7070`; or those of several relays of one log, as a list
             or with commas between them: when the one that is read fails, the next one is tried. Or that of a log on
             Kafka, which is read from the cluster without a relay: `kafka://HOST:PORT,…/TOPIC`.
-        bootstrap: the bootstrap server's address; by default the one that the relay names. A cluster names none.
+        bootstrap: the bootstrap server's address; by default the one that the relay names. A cluster names none;
+            with it, table topics will do: `kafka://HOST:PORT,…/PREFIX`.
         folder: where consumers' checkpoints are stored.
         token: what is shown to both servers; default: `WALBUS_CLIENT__TOKEN` of the environment, or none.
         ca_file: PEM file of the authorities that are believed about a server with `https://`; default:
@@ -311,6 +312,9 @@ def addresses_of(
     """The addresses that `connect` is given; UsageError as there."""
     if isinstance(url, str) and url.startswith(SCHEME):
         return [parse_kafka_address(url, kafka_options, bootstrap)]
+    if bootstrap is not None and bootstrap.startswith(SCHEME):
+        mend = f"read the log from Kafka too ({SCHEME}broker:9092/walbus.walbus), or name a bootstrap server"
+        raise UsageError("table topics give rows to who reads the log from Kafka", where="bootstrap", mend=mend)
     if kafka_options:
         mend = f"give the log's address as in {SCHEME}broker:9092/walbus.walbus, or leave them out"
         raise UsageError("there is no log on Kafka that the options could be for", where="kafka_options", mend=mend)

@@ -32,7 +32,8 @@ from walbus.consumers.clock import Clock
 from walbus.consumers.group_membership import MARGIN, Membership
 from walbus.consumers.part_lease import PartLease
 from walbus.consumers.partitions import part_name
-from walbus.consumers.transport import LogPeer, RelayPeer
+from walbus.consumers.peers import LogPeer
+from walbus.consumers.transport import RelayPeer
 from walbus.errors import CheckpointTaken, Directive, RequestRefused, UsageError, WalbusError, directive_of
 from walbus.relay.group_leases import Hold
 from walbus.relay.group_requests import MAX_LEASE, MAX_PARTS, MIN_LEASE, Told

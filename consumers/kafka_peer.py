@@ -18,13 +18,16 @@ from typing import Any, Final
 
 from walbus.consumer_reports import ConsumerReport
 from walbus.consumers.checkpoint import Point
+from walbus.consumers.kafka_asking import asking
+from walbus.consumers.peers import RowsPeer
 from walbus.consumers.record_stream import RecordStream
 from walbus.consumers.steps import LogSeen
 from walbus.consumers.tables import of_tables
+from walbus.consumers.topic_rows_peer import TopicRowsPeer
 from walbus.consumers.transport import NOTHING_MORE, BootstrapPeer, HttpPeer, LogMismatch, NotReady, RelayInfo
 from walbus.credentials import Credentials
-from walbus.errors import LogMissing, LogUnreachable, PositionTrimmed, PositionUnknown, RelayUnavailable, UsageError
-from walbus.kafka_address import KafkaAddress
+from walbus.errors import PositionTrimmed, PositionUnknown, RelayUnavailable, UsageError
+from walbus.kafka_address import SCHEME, KafkaAddress, parse_kafka_address
 from walbus.position import Position
 from walbus.relay.delivery import ENDLESS, Bound, RecordDelivery, StreamForm
 from walbus.relay.kafka import open_kafka_reader
@@ -41,7 +44,7 @@ _QUEUED: Final = 16  # blocks of 256 KiB that wait for the consumer
 
 
 class KafkaPeer:
-    """See the module, and `walbus.consumers.transport.LogPeer`.
+    """See the module, and `walbus.consumers.peers.LogPeer`.
 
     Args:
         address: of the log.
@@ -67,14 +70,14 @@ class KafkaPeer:
         """
         del place
         self.close()
-        with _asking(self.url):
+        with asking(self.url):
             bounds = self._opened().bounds()
         seen = LogSeen(bounds.log_id, bounds.trimmed, bounds.end, bounds.last_seq)
         return RelayInfo(seen, self._address.bootstrap)
 
     def schema(self, schema_id: int) -> TableSchema:
         """See `LogPeer.schema`."""
-        with _asking(self.url):
+        with asking(self.url):
             try:
                 return self._opened().schemas.get(schema_id)
             except KeyError:
@@ -82,7 +85,7 @@ class KafkaPeer:
 
     def schemas(self) -> list[TableSchema]:
         """See `LogPeer.schemas`."""
-        with _asking(self.url):
+        with asking(self.url):
             return self._opened().schemas.all()
 
     def stream(
@@ -102,7 +105,7 @@ class KafkaPeer:
             RelayUnavailable: the cluster does not answer.
         """
         query = parse_stream_query({"after": str(after), "name": name, **of_tables(tables), **narrowing}, {})
-        with _asking(self.url), self._given_on() as reader:
+        with asking(self.url), self._given_on() as reader:
             if reader.bounds().log_id != log_id:
                 raise LogMismatch("the cluster has another log", where=self.url)
             try:
@@ -118,7 +121,7 @@ class KafkaPeer:
             RelayUnavailable: the cluster does not answer.
         """
         query = parse_stream_query({"from": place, "follow": "false", **of_tables(tables), **narrowing}, {})
-        with _asking(self.url), self._given_on() as reader:
+        with asking(self.url), self._given_on() as reader:
             match query.start:
                 case AtTime(time=at):
                     after = reader.position_at(at)
@@ -128,8 +131,10 @@ class KafkaPeer:
                     raise ValueError(place)
             return _stream(reader, after, query, Bound(reader.bounds().end), self.url)
 
-    def bootstrap(self, url: str) -> BootstrapPeer:
-        """See `LogPeer.bootstrap`."""
+    def bootstrap(self, url: str) -> RowsPeer:
+        """See `LogPeer.bootstrap`; table topics are a bootstrap too, at `kafka://HOST:PORT,…/PREFIX`."""
+        if url.startswith(SCHEME):
+            return TopicRowsPeer(parse_kafka_address(url, self._address.options, None))
         return BootstrapPeer(HttpPeer(url, self._credentials))
 
     def report(self, name: str, report: ConsumerReport) -> None:
@@ -184,7 +189,7 @@ class KafkaStream(RecordStream):
 
     def _came(self) -> Generator[bytes, None, None]:
         try:
-            with _asking(self._where):
+            with asking(self._where):
                 yield from self._blocks()
         except PositionTrimmed as error:  # whoever asks again for what comes next is told so
             raise RelayUnavailable(f"retention overtook the stream: {error.what}", where=self._where) from None
@@ -215,14 +220,3 @@ class KafkaStream(RecordStream):
 def _stream(reader: KafkaLogReader, after: Position, query: StreamQuery, bound: Bound, where: str) -> KafkaStream:
     delivery = RecordDelivery[KafkaCursor](reader, after, bound=bound, form=StreamForm("binary", query.selection))
     return KafkaStream(reader, delivery, reader.bounds().log_id, where)
-
-
-@contextmanager
-def _asking(where: str) -> Iterator[None]:
-    """Turns what the cluster says into what a session waits for."""
-    try:
-        yield
-    except LogMissing as error:
-        raise NotReady(error.what, where=where) from None
-    except LogUnreachable as error:
-        raise RelayUnavailable(error.what, where=where, mend=error.mend) from None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from walbus.consumers.checkpoint import Checkpoint
+from walbus.consumers.peers import RowsPeer
 from walbus.consumers.phases import whole_until
 from walbus.consumers.steps import TablesListed
 from walbus.consumers.tables import matching
-from walbus.consumers.transport import BootstrapPeer, NotReady, TableList
+from walbus.consumers.transport import NotReady, TableList
 from walbus.errors import PositionUnknown, SourceMisconfigured, WalbusError
 
 
@@ -16,7 +17,7 @@ def named_in(found: TableList, patterns: tuple[str, ...]) -> tuple[tuple[str, ..
 
 
 def tables_listed(
-    bootstrap: BootstrapPeer, found: TableList, patterns: tuple[str, ...], before: Checkpoint | None, stamp: int
+    bootstrap: RowsPeer, found: TableList, patterns: tuple[str, ...], before: Checkpoint | None, stamp: int
 ) -> TablesListed:
     """What the state machine is told of a list.
 

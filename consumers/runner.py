@@ -34,6 +34,7 @@ from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.part_lease import PartLease
 from walbus.consumers.partitions import options_of, part_name, part_of, require_same_parts
 from walbus.consumers.pausing import PAUSED, Pause
+from walbus.consumers.peers import LogPeer
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress, Tally
 from walbus.consumers.refused_rows import RefusedRow
@@ -48,7 +49,6 @@ from walbus.consumers.steps import (
 )
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns
-from walbus.consumers.transport import LogPeer
 from walbus.credentials import ANONYMOUS, Credentials
 from walbus.errors import Directive, PartLost, UsageError, WalbusError, directive_of
 from walbus.events import Change

@@ -19,6 +19,7 @@ from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.listing import named_in, no_table, no_way_back, tables_listed
 from walbus.consumers.machine import ConsumerMachine
 from walbus.consumers.partitions import require_same_part
+from walbus.consumers.peers import RowsPeer
 from walbus.consumers.phase_events import PhaseEvent, PhaseEvents
 from walbus.consumers.phases import Listing, Target, behind_window, name_of, target_of
 from walbus.consumers.record_stream import RecordStream
@@ -48,7 +49,7 @@ from walbus.consumers.steps import (
     Want,
 )
 from walbus.consumers.subscribed import Subscribed
-from walbus.consumers.transport import BootstrapPeer, LogMismatch, NotReady
+from walbus.consumers.transport import LogMismatch, NotReady
 from walbus.consumers.unread import Unread
 from walbus.consumers.whole_rows import complete_log
 from walbus.consumers.windows import whole_transactions
@@ -102,7 +103,7 @@ class Session:
         self._layouts = Layouts(self.relay.schema)
         self._stream: RecordStream | None = None
         self._target: Target = ()  # what `_stream` reads
-        self._bootstrap: BootstrapPeer | None = None
+        self._bootstrap: RowsPeer | None = None
         self._outputs: deque[tuple[str, Output | PhaseEvent]] = deque()  # each with the phase that it was read in
         #: The run whose windows `poll` and `further` give.
         self.run: DeliverRun | None = None
@@ -319,7 +320,7 @@ class Session:
         if self._bootstrap is None and url is not None:
             self._bootstrap = self.relay.bootstrap(url)
 
-    def _bootstrap_peer(self) -> BootstrapPeer:
+    def _bootstrap_peer(self) -> RowsPeer:
         if self._bootstrap is None:
             raise ConfigError(
                 "a snapshot, or whole rows, are needed and the relay names no bootstrap server",

@@ -33,6 +33,7 @@ from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_map
 from walbus.consumers.mapping import Mapper
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.partitions import options_of, part_name, part_of, partitions_of
+from walbus.consumers.peers import RowsPeer
 from walbus.consumers.phase_events import PhaseEvent
 from walbus.consumers.row_spool import RowSpool
 from walbus.consumers.session import Session
@@ -42,7 +43,7 @@ from walbus.consumers.sinks.base import ExpiringSink, OutrankingSink, ReadableSi
 from walbus.consumers.steps import Advance, Deliver, Output, RowsRead, Sweep
 from walbus.consumers.subscribed import Subscribed
 from walbus.consumers.tables import check_patterns, matching
-from walbus.consumers.transport import BootstrapPeer, TableList
+from walbus.consumers.transport import TableList
 from walbus.consumers.windows import served_window
 from walbus.credentials import ANONYMOUS, Credentials
 from walbus.errors import ConfigError, RelayUnavailable, RequestRefused, UsageError
@@ -187,7 +188,7 @@ class _Verifying:
         self._readable, self._sink, self._mapper = readable, sink, mapper
         self._clock = Clock(pause=time.sleep)
         self._layouts = Layouts(relays.schema)
-        self._bootstrap: BootstrapPeer | None = None
+        self._bootstrap: RowsPeer | None = None
 
     def close(self) -> None:
         if self._bootstrap is not None:
@@ -212,7 +213,7 @@ class _Verifying:
             raise UsageError(what, where="--table", mend=f"name one of {', '.join(sorted(own)) or 'none'}")
         return [table for table in sorted(own) if not named or table in named]
 
-    def _verdict(self, bootstrap: BootstrapPeer, table: str) -> TableVerdict:
+    def _verdict(self, bootstrap: RowsPeer, table: str) -> TableVerdict:
         for _ in range(_ATTEMPTS):
             listed = bootstrap.tables()
             if reason := self._why_not(listed, table):
@@ -252,7 +253,7 @@ class _Verifying:
         unread = isinstance(checkpoint, Following) and any(one.table == table for one in checkpoint.unread)
         return "the consumer has still to read its rows" if unread or table in self._sink.incomplete() else None
 
-    def _await_applied(self, bootstrap: BootstrapPeer) -> Position:
+    def _await_applied(self, bootstrap: RowsPeer) -> Position:
         """Until the bootstrap has applied what the sink has taken; how far it has come."""
         place, end = last_done_of(self._sink.checkpoint()), self._clock.monotonic() + _PATIENCE_SECONDS
         while (applied := bootstrap.tables().applied) < place:
@@ -261,7 +262,7 @@ class _Verifying:
             self._clock.pause(_POLL_SECONDS)
         return applied
 
-    def _expect(self, bootstrap: BootstrapPeer, table: str, spool: RowSpool) -> tuple[Position, int]:
+    def _expect(self, bootstrap: RowsPeer, table: str, spool: RowSpool) -> tuple[Position, int]:
         """Spools what the sink should hold; as of which position, and how many rows that is."""
         rows, heard = 0, self._clock.monotonic()
         with closing(bootstrap.snapshot(table, None, self._subscribed.narrowing.of_bootstrap())) as stream:
@@ -326,7 +327,7 @@ class _Verifying:
             self._sink.rollback()
         return goal is None or way.reached <= goal
 
-    def _bootstrap_peer(self) -> BootstrapPeer:
+    def _bootstrap_peer(self) -> RowsPeer:
         checkpoint = self._sink.checkpoint()
         log_id = "" if checkpoint is None else checkpoint.log_id
         url = self._relays.info(log_id, last_done_of(checkpoint)).bootstrap

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -157,54 +157,6 @@ class HttpPeer(http_peer.HttpPeer):
     def open_stream(self, path: str, **params: str) -> RecordStream:
         """The records at a path. The caller closes the stream."""
         return HttpStream(self.stream(path, params), f"{self.url}{path}")
-
-
-class LogPeer(Protocol):
-    """Where a consumer has its log from: a relay, or the cluster that holds it. Errors as in the module's table."""
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-
-    def info(self, place: Point | None = None) -> RelayInfo:
-        """What it holds, with how far the log goes on behind a consumer's place, if one is given and that is known."""
-
-    def schema(self, schema_id: int) -> TableSchema:
-        """A layout; NotReady where it does not have it yet."""
-
-    def schemas(self) -> list[TableSchema]:
-        """Every layout that the log has."""
-
-    def stream(
-        self,
-        after: Position,
-        log_id: str,
-        tables: tuple[str, ...],
-        name: str,
-        narrowing: Mapping[str, str] = NOTHING_MORE,
-    ) -> RecordStream:
-        """The log behind a position, without an end; `narrowing` is further parameters of `/v1/stream`."""
-
-    def stream_from(self, place: str, tables: tuple[str, ...], narrowing: Mapping[str, str]) -> RecordStream:
-        """The log from a place (as `/v1/stream` takes it) to its end."""
-
-    def bootstrap(self, url: str) -> BootstrapPeer:
-        """The bootstrap server at an address."""
-
-    def report(self, name: str, report: ConsumerReport) -> None:
-        """Tells where a consumer is, if anybody is to know."""
-
-    def forget(self, name: str) -> None:
-        """Tells that a consumer will not come again."""
-
-    def wait(self, name: str, seconds: float, goal: dict[str, str]) -> tuple[bool, dict[str, Any]]:
-        """Whether a consumer got to an `lsn` or a `position` in time, and its place."""
-
-    def twin(self) -> LogPeer:
-        """Another one to the same place, for another thread."""
-
-    def close(self) -> None:
-        """Closes its connections."""
 
 
 class RelayPeer:

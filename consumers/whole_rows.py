@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from walbus.consumers.peers import RowsPeer
 from walbus.consumers.steps import LogSeen
 from walbus.consumers.subscribed import Subscribed
-from walbus.consumers.transport import BootstrapPeer, LogMismatch, NotReady
+from walbus.consumers.transport import LogMismatch, NotReady
 
 
-def complete_log(bootstrap: BootstrapPeer, asked: Subscribed, log: LogSeen) -> LogSeen:
+def complete_log(bootstrap: RowsPeer, asked: Subscribed, log: LogSeen) -> LogSeen:
     """What the relay said of its log, as far as the bootstrap has that complete.
 
     Raises:

@@ -11,17 +11,18 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from walbus.compressed_records import FLAGS_AT, plain_length
 from walbus.jsonlines import LineRenderer
-from walbus.log import Bounds, SchemaRegistry
+from walbus.log import Bounds
 from walbus.native import new_filter
 from walbus.native.pushing import ANYWHERE, Furthest, Stretch
 from walbus.native.reading import WHOLE, RecordFilter
 from walbus.position import Position
 from walbus.records import Flag, Kind, RecordHeader, pack_record, read_header
 from walbus.relay.cursor import FileCursor
+from walbus.relay.delivered import DeliveredCursor, DeliveredLog
 from walbus.relay.file_push import Patience, Pushed, hand_out, push
 from walbus.relay.projection import Projection
 from walbus.relay.reader import FileLogReader
@@ -113,6 +114,7 @@ class StreamForm:
 
 
 _TRANSACTION, _SCHEMA, _PROGRESS = int(Kind.TRANSACTION), int(Kind.SCHEMA), int(Kind.PROGRESS)
+_C = TypeVar("_C", bound=DeliveredCursor)
 _BEGIN, _END, _ZSTD = int(Flag.BEGIN), int(Flag.END), int(Flag.ZSTD)
 Encode = Callable[[RecordHeader, bytes], bytes]
 
@@ -122,41 +124,6 @@ _EVERY_RECORD: Final = StreamForm()
 
 def _as_it_is(_: RecordHeader, record: bytes) -> bytes:
     return record
-
-
-class DeliveredCursor(Protocol):
-    """A place in a log; see `walbus.log.LogCursor`."""
-
-    @property
-    def found(self) -> RecordHeader | None:
-        """Of the record that will be read next, if that is known already; where it is not, none is under way here."""
-
-    def read(self, max_bytes: int) -> list[bytes]:
-        """The next whole records."""
-
-    def read_bytes(self, max_bytes: int) -> tuple[bytes, RecordHeader] | None:
-        """The next whole records as one block, and the last one's header; None at the end."""
-
-    def close(self) -> None:
-        """Frees it."""
-
-
-_C_co = TypeVar("_C_co", bound=DeliveredCursor, covariant=True)
-_C = TypeVar("_C", bound=DeliveredCursor)
-
-
-class DeliveredLog(Protocol[_C_co]):
-    """A log on whatever engine; see `walbus.log.LogReader`."""
-
-    @property
-    def schemas(self) -> SchemaRegistry:
-        """Its layouts."""
-
-    def bounds(self) -> Bounds:
-        """What is durable now."""
-
-    def cursor(self, after: Position) -> _C_co:
-        """A cursor behind a "last done" position."""
 
 
 class RecordDelivery(Generic[_C]):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -38,10 +38,10 @@ from pydantic_settings import (
 )
 
 from walbus.compatibility import Level
+from walbus.config_consumers import check_reading, with_registry
 from walbus.config_problems import InvalidConfig, problems_of, stray_variables
 from walbus.config_registry import SchemaRegistryConfig
 from walbus.errors import ConfigError
-from walbus.kafka_address import KafkaAddress
 from walbus.table_mapping import TableMapping
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -255,6 +255,7 @@ class ConsumerConfig(BaseModel):
     delta_above: int = Field(100_000, ge=0)  #: changes behind from which a delta is weighed against the log; 0: never
     relay: Urls = ()  #: relays to read from, whichever answers; default: that of `[relay]`
     read_from: Literal["relay", "kafka"] = "relay"  #: `kafka`: the cluster of `[relay.kafka]`, without a relay
+    rows_from: Literal["bootstrap", "topics"] = "bootstrap"  #: `topics`: those of `relay.topic_prefix` on that cluster
     relay_token: SecretStr | None = None  #: what it shows to the servers; default: the token of `[client]`
     table: dict[str, TableMapping] = Field(default_factory=dict)  #: what the sink gets of tables, by `schema.table`
 
@@ -308,26 +309,10 @@ class Settings(BaseSettings):
         return values
 
     @model_validator(mode="after")
-    def _kafka_is_read_where_the_log_is(self) -> Self:
+    def _consumers_fit_the_log(self) -> Self:
         for name, consumer in self.consumer.items():
-            if consumer.read_from == "relay":
-                continue
-            if self.relay.engine != "kafka":
-                raise ValueError(f'consumer.{name}.read_from = "kafka" needs engine = "kafka" in the section relay')
-            if consumer.relay or consumer.parts is not None:
-                other = "relay" if consumer.relay else "parts"
-                raise ValueError(
-                    f'consumer.{name}.read_from = "kafka" reads without a relay, which consumer.{name}.{other} needs'
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _the_registry_is_that_of_table_topics(self) -> Self:
-        """A `kafka` sink registers schemas where `[relay.schema_registry]` says, unless it names a registry itself."""
-        registry = self.relay.schema_registry
-        for name, consumer in self.consumer.items():
-            if registry is not None and consumer.sink == "kafka" and "schema_registry" not in consumer.options:
-                self.consumer[name] = consumer.model_copy(update={"schema_registry": registry})
+            check_reading(name, consumer, self.relay)
+            self.consumer[name] = with_registry(consumer, self.relay)
         return self
 
     @property
@@ -374,14 +359,6 @@ class Settings(BaseSettings):
     def differences_dir(self) -> Path:
         """Folder of the net differences that the bootstrap hands to capture."""
         return self.relay_dir / "differences"
-
-    def log_address(self, consumer: ConsumerConfig) -> Sequence[str] | KafkaAddress:
-        """Where a consumer has the log from."""
-        if consumer.read_from == "relay":
-            return consumer.relay or (self.relay_url,)
-        kafka = self.relay.kafka
-        options = {name: value.get_secret_value() for name, value in kafka.options.items()}
-        return KafkaAddress(",".join(kafka.bootstrap_servers), self.kafka_topic, options, self.bootstrap_url)
 
     @property
     def relay_url(self) -> str:

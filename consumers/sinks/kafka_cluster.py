@@ -11,7 +11,7 @@ from walbus.errors import ConfigError, LogError, LogMissing, LogUnreachable, Sin
 from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings, error_of
 
 if TYPE_CHECKING:
-    from confluent_kafka import Consumer, KafkaError, Producer
+    from confluent_kafka import KafkaError, Producer
 
 _AWAY = "see that the brokers run and that bootstrap_servers names them; it is tried again"
 _AHEAD_BYTES = 8 << 20
@@ -61,10 +61,6 @@ class SinkClients(ClusterClients):
             "message.max.bytes": self._largest,
             "queue.buffering.max.kbytes": 64 << 10,
         }
-
-    def committed_reader(self) -> Consumer:
-        """A consumer of committed records that keeps no offsets, and begins where it is told to."""
-        return self.consumer(wait_seconds=0.05)
 
     def told(self, what: str, error: KafkaError | None) -> WalbusError:
         """The error for one of Kafka's; see `ClusterClients.told`."""

@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from walbus.consumers.sinks.kafka_cluster import SinkClients, kafka_errors, told_by
+from walbus.consumers.sinks.kafka_cluster import kafka_errors, told_by
+from walbus.relay.kafka.cluster import ClusterClients
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
+
+_WAIT_SECONDS = 0.05  # of a broker, at the end
 
 #: A partition of a topic.
 Place = tuple[str, int]
@@ -23,6 +26,7 @@ class Committed(NamedTuple):
         next: the offset behind it.
         key, value: its bytes; no value deletes the key.
         headers: by name.
+        time: Unix milliseconds.
     """
 
     place: Place
@@ -30,9 +34,10 @@ class Committed(NamedTuple):
     key: bytes
     value: bytes | None
     headers: Mapping[str, bytes]
+    time: int
 
 
-def read_committed(clients: SinkClients, begin: Mapping[Place, int]) -> Iterator[Committed]:
+def read_committed(clients: ClusterClients, begin: Mapping[Place, int]) -> Iterator[Committed]:
     """All committed records of partitions from offsets on, of each partition in its order.
 
     It ends once each partition was read to its end. The writer's own last transaction must be over by then.
@@ -47,7 +52,7 @@ def read_committed(clients: SinkClients, begin: Mapping[Place, int]) -> Iterator
         return
     left = set(begin)
     seconds = clients.settings.answer_seconds
-    consumer = clients.committed_reader()
+    consumer = clients.consumer(wait_seconds=_WAIT_SECONDS)
     try:
         consumer.assign([TopicPartition(topic, number, offset) for (topic, number), offset in begin.items()])
         deadline = time.monotonic() + seconds
@@ -80,6 +85,7 @@ def _committed(message: Message) -> Committed:
         key if isinstance(key, bytes) else b"",
         value if isinstance(value, bytes) else None,
         headers,
+        message.timestamp()[1],
     )
 
 

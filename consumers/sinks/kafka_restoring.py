@@ -78,7 +78,7 @@ def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy, maker: Recor
     }
     count, ends = 0, dict[Place, int]()
     for record in read_committed(clients, begin):
-        row = _row_of(record, state, maker)
+        row = row_of_record(record, state, maker)
         oid = tables[record.place[0]].oid
         if record.value is None:
             copy.delete(oid, record.headers.get("walbus.key", b""))
@@ -93,8 +93,12 @@ def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy, maker: Recor
             state.tables[oid] = replace(table, unknown=True)
 
 
-def _row_of(record: Committed, state: SinkState, maker: RecordMaker) -> HeldRow | None:
-    """The row that a record puts under its key; None if it puts none there."""
+def row_of_record(record: Committed, state: SinkState, maker: RecordMaker) -> HeldRow | None:
+    """The row that a record puts under its key; None if it puts none there.
+
+    Raises:
+        SinkRefused: it is no record of the sink's.
+    """
     headers = record.headers
     try:
         key = headers["walbus.key"]

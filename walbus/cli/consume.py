@@ -10,6 +10,7 @@ import typer
 
 from walbus.cli.options import ConfigFile, start_room
 from walbus.cli.stopping import stop_event
+from walbus.config_consumers import log_address
 from walbus.credentials import credentials_of
 from walbus.errors import ConfigError
 
@@ -30,7 +31,7 @@ def command(
     run_consumer(
         name,
         consumer,
-        relay_url=settings.log_address(consumer),
+        relay_url=log_address(settings, consumer),
         folder=settings.consumer_dir(name),
         status_path=settings.status_dir / f"consumer-{name}.json",
         stop=stop,

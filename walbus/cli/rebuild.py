@@ -9,6 +9,7 @@ import typer
 from walbus.cli.consume import unknown_consumer
 from walbus.cli.options import ConfigFile, start_room
 from walbus.cli.stopping import stop_event
+from walbus.config_consumers import log_address
 from walbus.credentials import credentials_of
 from walbus.errors import UsageError
 
@@ -51,7 +52,7 @@ def command(
     swapped = rebuilding.rebuild(
         name,
         consumer,
-        relay_url=settings.log_address(consumer),
+        relay_url=log_address(settings, consumer),
         folder=folder,
         stop=stop,
         credentials=credentials_of(settings.client, consumer.relay_token),

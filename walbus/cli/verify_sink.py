@@ -8,6 +8,7 @@ from walbus.cli.consume import unknown_consumer
 from walbus.cli.consumers import require_stopped
 from walbus.cli.verify_report import Status
 from walbus.config import Settings
+from walbus.config_consumers import at_one_state, log_address
 from walbus.credentials import credentials_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def compared_sink(settings: Settings, name: str, tables: list[str], *, repair: b
     verdicts = verify_sink(
         name,
         consumer,
-        relay_url=settings.log_address(consumer),
+        relay_url=log_address(settings, at_one_state(consumer)),
         folder=settings.consumer_dir(name),
         tables=tables,
         repair=repair,
