@@ -184,12 +184,20 @@ class Sender:
         return found
 
     def abort(self) -> None:
-        """Takes back what was sent since the last commit. Never raises."""
+        """Takes back what was sent since the last commit. Never raises.
+
+        What is still on its way is sent first: an abort that meets it there may wait for it in vain, until its own time
+        is over.
+        """
         if not self._open or self._producer is None:
             return
+        seconds = self._clients.settings.answer_seconds
         try:
-            self._producer.abort_transaction(self._clients.settings.answer_seconds)
-            self._producer.poll(0)
+            if self._producer.flush(seconds):
+                self._drop()
+            else:
+                self._producer.abort_transaction(seconds)
+                self._producer.poll(0)
         except kafka_errors():
             self._drop()  # whoever begins again ends it
         self._open, self._failure, self.ends = False, None, {}

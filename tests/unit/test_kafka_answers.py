@@ -123,3 +123,23 @@ def test_a_sinks_commit_of_which_nobody_tells_where_it_ends_stays_in_doubt():
     with pytest.raises(LogUnreachable, match="not where it lies"):
         sender.commit()
     assert not sender.leads
+
+
+@pytest.mark.parametrize(
+    ("left", "steps", "leads"), [(0, ["flush", "abort", "poll"], True), (3, ["flush", "purge"], False)]
+)
+def test_what_a_sink_takes_back_is_sent_first_for_an_abort_may_wait_for_it_in_vain(
+    left: int, steps: list[str], leads: bool
+):
+    sender, done = Sender(Clients([])), list[str]()
+    sender.begin()
+    sender.send("topic", 0, b"key", b"value")
+    producer = SimpleNamespace(
+        flush=lambda _: done.append("flush") or left,
+        abort_transaction=lambda _: done.append("abort"),
+        poll=lambda _: done.append("poll"),
+        purge=lambda: done.append("purge"),
+    )
+    sender._producer = producer
+    sender.abort()
+    assert (done, sender.leads) == (steps, leads)
