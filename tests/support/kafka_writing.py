@@ -65,6 +65,7 @@ def _messages(settings: ClusterSettings, topic: str, first: int, end: int | None
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,
             "log_level": 0,
         }
     )

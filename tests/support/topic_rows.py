@@ -151,6 +151,7 @@ class TopicReader:
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,  # an end is told by an answer without records, which takes half a second else
                 "auto.offset.reset": "earliest",
                 "log_level": 0,
                 "error_cb": lambda _: None,
