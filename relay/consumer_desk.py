@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -229,7 +229,8 @@ class ConsumerDesk:
     async def sights(self, consumers: Iterable[KnownConsumer]) -> list[Sight]:
         """Consumers with their lags, as of now."""
         reader, meter, threads = self._attachment()
-        log_id, seen = reader.bounds().log_id, list(consumers)
+        log_id = reader.bounds().log_id
+        seen = [replace(known) for known in consumers]  # as they are now: reports come while lags are looked up
         places = {known.name: place for known in seen if (place := _place(known, log_id)) is not None}
         loop = asyncio.get_running_loop()
         lags = await loop.run_in_executor(threads, meter.lags, list(places.values()), self._wall())
