@@ -38,16 +38,19 @@ class Notices:
 
     Attributes:
         fatal: what was told that makes the session useless; the first one is to be raised.
+        searches: it was told that a beginning is looked for; where it is will be told too.
     """
 
     def __init__(self, doing: str) -> None:
         self.fatal: list[SourceError] = []
+        self.searches = False
         self._doing = doing
         self._decodes_from: int | None = None
         self._confirmed: int | None = None
 
     def __call__(self, notice: psycopg.errors.Diagnostic) -> None:
         """Takes one."""
+        self.searches = self.searches or notice.source_function in _SEARCHES
         if (skipped := rows_skipped(notice, self._doing)) is not None:
             self.fatal.append(skipped)
         elif (begins := _decodes_from(notice)) is not None:

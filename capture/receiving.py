@@ -171,11 +171,12 @@ class Receiving:
     def _decodes(self) -> bool:
         """Whether a keepalive's place may be believed: the server has said from where on it decodes.
 
-        A server that tells nothing (a pooler may swallow it) is believed after a while, and that is said once.
+        A server that tells nothing (a pooler may swallow it) is believed after a while, and that is said once; one that
+        has told that it looks for that place is not: as long as a transaction is open there, it passes over commits.
         """
         if self._walsender.decodes or self._believes:
             return True
-        if self._monotonic() - self._begun > TOLD_SECONDS:
+        if not self._walsender.searches and self._monotonic() - self._begun > TOLD_SECONDS:
             self._believes = True
             note = (
                 "PostgreSQL's message did not come; commits that a slot without its snapshot passes over go unnoticed"

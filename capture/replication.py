@@ -145,6 +145,11 @@ class Walsender:
         """Whether the server has told from where on it decodes; what it says of its progress before means nothing."""
         return self._notices.decodes
 
+    @property
+    def searches(self) -> bool:
+        """Whether the server has told that it looks for a place to decode from."""
+        return self._notices.searches
+
     def receive(self) -> bytes | None:
         """The next frame; None when none has arrived.
 

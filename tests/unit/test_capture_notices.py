@@ -65,6 +65,7 @@ def test_a_search_that_still_waits_for_transactions_is_no_beginning():
     notices = told(Notices("streaming"), waits)
     notices.confirmed(CONFIRMED)
     assert not notices.decodes
+    assert notices.searches  # so it will be told, and nothing is believed until then
     told(notices, found("B/0"))
     assert notices.decodes
     assert isinstance(notices.fatal[0], SourceGap)
