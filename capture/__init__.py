@@ -45,6 +45,7 @@ Around it:
 
     service        the process: connects, verifies, streams, connects again      `run_capture`
     pauses         before it connects again                                      pure
+    opening        the log, whose cluster may be away at the start               `opened`
     identity       whether the source can be captured, and which it is           `identify`
     resumption     taking up where the log ends
       verification   whether the source can give what follows it            pure
@@ -75,7 +76,8 @@ Confirmation follows durability: the slot is told only what `LogWriter.sync` has
 from __future__ import annotations
 
 from walbus.capture.identity import identify
+from walbus.capture.opening import opened
 from walbus.capture.remembered import CATALOG_FILE
 from walbus.capture.service import run_capture
 
-__all__ = ["CATALOG_FILE", "identify", "run_capture"]
+__all__ = ["CATALOG_FILE", "identify", "opened", "run_capture"]

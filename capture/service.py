@@ -31,6 +31,7 @@ from walbus.capture.identity import StandbyAnswers, check_source
 from walbus.capture.layouts import key_under_full
 from walbus.capture.loop import StreamLoop
 from walbus.capture.noticed import Noticed
+from walbus.capture.opening import about
 from walbus.capture.pauses import Backoff
 from walbus.capture.publication import Completion, ensure_publication
 from walbus.capture.reconciling import Reconciling
@@ -143,8 +144,7 @@ class Capture:
         self._clock = clock
         self._monotonic = monotonic
         self._backoff = Backoff(random)
-        about = {"slot": source.slot, "publication": source.publication, "core": core_in_use()}
-        self._report = Report(status_path, clock, about, RetentionWatch(source.slot))
+        self._report = Report(status_path, clock, about(source), RetentionWatch(source.slot))
         self._term = term
         self._confirming = Confirming(standbys, monotonic)
         self._catch_up = CatchUp(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from walbus.consumers.sinks.kafka_options import KafkaOptions
 from walbus.errors import ConfigError, LogError, LogMissing, LogUnreachable, SinkRefused, SinkUnavailable, WalbusError
-from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings, error_of
+from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Producer
@@ -90,24 +90,6 @@ class SinkClients(ClusterClients):
         except LogError as error:
             mend = (error.mend or "").replace("relay.kafka.options", "the sink's options") or None
             raise SinkRefused(error.what, where=error.where, mend=mend) from None
-
-
-def kafka_errors() -> tuple[type[BaseException], ...]:
-    """What calls of confluent-kafka raise.
-
-    A producer that was fenced raises the error itself while callbacks are served, though that is no exception by its
-    class: neither `Exception` nor `BaseException` catches it.
-    """
-    from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
-
-    return cast("tuple[type[BaseException], ...]", (KafkaException, KafkaError))
-
-
-def told_by(error: object) -> KafkaError | None:
-    """The error that one of `kafka_errors` tells."""
-    from confluent_kafka import KafkaError  # noqa: PLC0415
-
-    return error if isinstance(error, KafkaError) else error_of(cast("BaseException", error))
 
 
 def _of_options(error: ConfigError, key: str) -> ConfigError:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from walbus.consumers.sinks.kafka_cluster import kafka_errors, told_by
 from walbus.relay.kafka.cluster import ClusterClients
 
 if TYPE_CHECKING:
@@ -54,24 +53,23 @@ def read_committed(clients: ClusterClients, begin: Mapping[Place, int]) -> Itera
     seconds = clients.settings.answer_seconds
     consumer = clients.consumer(wait_seconds=_WAIT_SECONDS)
     try:
-        consumer.assign([TopicPartition(topic, number, offset) for (topic, number), offset in begin.items()])
-        deadline = time.monotonic() + seconds
-        while left:
-            message = consumer.poll(0.1)
-            if message is None:
-                if time.monotonic() > deadline:
-                    raise clients.unreachable(f"{len(left)} partitions are not read to their ends")
-                continue
-            error = message.error()
-            if error is None:
-                deadline = time.monotonic() + seconds
-                yield _committed(message)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                left.discard((str(message.topic()), int(message.partition() or 0)))
-            elif error.fatal() or error.code() not in _passing():
-                raise clients.told("topics cannot be read", error)
-    except kafka_errors() as error:
-        raise clients.told("topics cannot be read", told_by(error)) from None
+        with clients.asking("topics cannot be read"):
+            consumer.assign([TopicPartition(topic, number, offset) for (topic, number), offset in begin.items()])
+            deadline = time.monotonic() + seconds
+            while left:
+                message = consumer.poll(0.1)
+                if message is None:
+                    if time.monotonic() > deadline:
+                        raise clients.unreachable(f"{len(left)} partitions are not read to their ends")
+                    continue
+                error = message.error()
+                if error is None:
+                    deadline = time.monotonic() + seconds
+                    yield _committed(message)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    left.discard((str(message.topic()), int(message.partition() or 0)))
+                elif error.fatal() or error.code() not in _passing():
+                    raise clients.told("topics cannot be read", error)
     finally:
         consumer.close()
 

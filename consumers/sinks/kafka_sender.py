@@ -11,9 +11,10 @@ import time
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
-from walbus.consumers.sinks.kafka_cluster import SinkClients, kafka_errors, told_by
+from walbus.consumers.sinks.kafka_cluster import SinkClients
 from walbus.consumers.sinks.kafka_reading import Place
 from walbus.errors import Fenced, LogUnreachable, WalbusError
+from walbus.relay.kafka.cluster import producer_errors, told_by
 from walbus.topics.records import Headers
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Sender:
         try:
             producer.list_topics(timeout=seconds)  # without a connection the next call begins with a pause
             producer.init_transactions(seconds)
-        except kafka_errors() as error:
-            raise self._clients.told("the cluster does not begin transactions", told_by(error)) from None
+        except producer_errors() as error:
+            raise self._clients.told("the cluster does not begin transactions", told_by(error, producer)) from None
         self._producer, self._open, self.ends, self._failure = producer, False, {}, None
 
     def send(  # noqa: PLR0913, PLR0917 - what a record has
@@ -103,8 +104,8 @@ class Sender:
                     self._drop()
                     raise self._clients.unreachable("the cluster takes no records") from None
                 self._serve(producer)
-            except kafka_errors() as error:
-                raise self._given_up("a record was not taken", told_by(error)) from None
+            except producer_errors() as error:
+                raise self._given_up("a record was not taken", told_by(error, producer)) from None
             else:
                 return
 
@@ -112,8 +113,8 @@ class Sender:
         """Waits a moment for room in the queue."""
         try:
             producer.poll(_QUEUE_SECONDS)
-        except kafka_errors() as error:
-            raise self._given_up("records are not taken", told_by(error)) from None
+        except producer_errors() as error:
+            raise self._given_up("records are not taken", told_by(error, producer)) from None
 
     def _delivered(self, error: KafkaError | None, message: KafkaMessage) -> None:
         if error is not None:
@@ -140,8 +141,8 @@ class Sender:
                 raise self._given_up("records are not taken", self._failure)
             producer.commit_transaction(seconds)
             producer.poll(0)
-        except kafka_errors() as error:
-            raise self._given_up("a commit is not acknowledged", self._failure or told_by(error)) from None
+        except producer_errors() as error:
+            raise self._given_up("a commit is not acknowledged", self._failure or told_by(error, producer)) from None
         self._open = False
         deadline = time.monotonic() + seconds
         self._find_untold(deadline)
@@ -198,7 +199,7 @@ class Sender:
             else:
                 self._producer.abort_transaction(seconds)
                 self._producer.poll(0)
-        except kafka_errors():
+        except producer_errors():
             self._drop()  # whoever begins again ends it
         self._open, self._failure, self.ends = False, None, {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from walbus.errors import ConfigError, LogError, LogMissing, LogUnreachable, WalbusError
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
 _C = TypeVar("_C")
+
+_ASK_SECONDS = 5.0
 
 _MEND = "see that the brokers run and that relay.kafka.bootstrap_servers names them; it is tried again"
 
@@ -226,3 +228,43 @@ def error_of(error: BaseException) -> KafkaError | None:
 
     given = error.args[0] if error.args else None
     return given if isinstance(given, KafkaError) else None
+
+
+def producer_errors() -> tuple[type[BaseException], ...]:
+    """What calls of a producer raise that serve its callbacks.
+
+    A fatal error, as that of a producer that was fenced, is raised while callbacks are served, and the callbacks that
+    run behind it may spoil it (confluent-kafka 2.16): then the error itself is raised, though that is no exception by
+    its class and neither `Exception` nor `BaseException` catches it; or it is lost, which is a SystemError.
+    """
+    from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
+
+    return cast("tuple[type[BaseException], ...]", (KafkaException, KafkaError, SystemError))
+
+
+def told_by(error: object, producer: Producer) -> KafkaError | None:
+    """The error that one of `producer_errors` tells; one that was lost is asked for again.
+
+    Args:
+        error: was raised.
+        producer: by it; nothing more can be done with it.
+    """
+    from confluent_kafka import KafkaError  # noqa: PLC0415
+
+    if isinstance(error, KafkaError):
+        return error
+    if not isinstance(error, SystemError):
+        return error_of(cast("BaseException", error))
+    # A fatal error is what every call of the producer tells from now on, but for one that meets an unended commit.
+    told = _told_by_call(producer.begin_transaction)
+    if told is not None and told.code() == KafkaError._CONFLICT:
+        told = _told_by_call(lambda: producer.commit_transaction(_ASK_SECONDS))
+    return told
+
+
+def _told_by_call(ask: Callable[[], object]) -> KafkaError | None:
+    try:
+        ask()
+    except producer_errors() as error:
+        return cast("KafkaError", error) if not isinstance(error, BaseException) else error_of(error)
+    return None

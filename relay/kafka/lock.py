@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer
     from confluent_kafka.admin import MemberDescription
 
+#: Members that this process was: a cluster that went away before it heard that one left counts it until its session
+#: is over.
+_released: set[str] = set()
+
 
 class WriterLock:
     """Held from its making to `release`, or until the broker has not heard of this process for the session's time.
@@ -49,13 +53,15 @@ class WriterLock:
     def release(self) -> None:
         """Lets the next writer in."""
         if self._member is not None:
+            if member := self._member.memberid():
+                _released.add(member)
             self._member.close()
             self._member = None
 
     def _refuse_if_held(self) -> bool:
         """Whether a writer died that the group still counts; LogBusy if one lives."""
         members = _members(self._clients, self._group)
-        alive = [member for member in members if not _is_dead(member.client_id)]
+        alive = [one for one in members if not (_is_dead(one.client_id) or one.member_id in _released)]
         if alive:
             raise self._busy(_called(alive[0]))
         return bool(members)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from walbus.errors import Fenced, LogUnreachable
-from walbus.relay.kafka.cluster import ClusterClients, error_of
+from walbus.relay.kafka.cluster import ClusterClients, producer_errors, told_by
 from walbus.relay.kafka.mark import HEADER, pack_mark
 from walbus.relay.kafka.messages import Message
 from walbus.relay.kafka.partition import Places, ends_of
@@ -75,16 +75,14 @@ class Transactions:
         Raises:
             LogUnreachable: the cluster does not answer.
         """
-        from confluent_kafka import KafkaException  # noqa: PLC0415
-
         producer = self._clients.producer(self._largest)
         try:
             producer.list_topics(
                 timeout=self._clients.settings.answer_seconds
             )  # without a connection the next call begins with a pause
             producer.init_transactions(self._clients.settings.answer_seconds)
-        except KafkaException as error:
-            raise self._clients.told("the cluster does not begin transactions", error_of(error)) from error
+        except producer_errors() as error:
+            raise self._clients.told("the cluster does not begin transactions", told_by(error, producer)) from None
         self._producer, self._sent = producer, 0
 
     def add(self, topic: str, message: Message) -> None:
@@ -109,16 +107,14 @@ class Transactions:
 
     def send(self) -> None:
         """Hands what is kept to librdkafka, which sends it while more is gathered; what fails is told by `commit`."""
-        from confluent_kafka import KafkaException  # noqa: PLC0415
-
         if self.doubtful or self._producer is None:
             return
         try:
             self._send(self._producer)
         except BufferError:
             return  # the queue is bounded: the rest goes with the commit
-        except KafkaException as error:
-            self._failure = error_of(error)
+        except producer_errors() as error:
+            self._failure = told_by(error, self._producer)
             self._give_up_producer()
 
     def _send(self, producer: Producer) -> None:
@@ -175,8 +171,6 @@ class Transactions:
             raise Fenced(_TOOK_OVER, where=self._where(), mend="end this process")
 
     def _commit(self) -> None:
-        from confluent_kafka import KafkaException  # noqa: PLC0415
-
         producer = self._producer
         assert producer is not None  # noqa: S101 - `_settled` made one
         self.doubtful = True
@@ -186,12 +180,12 @@ class Transactions:
         except LogUnreachable:
             self._give_up_producer()
             raise
-        except KafkaException as error:
-            told = error_of(error)
+        except producer_errors() as error:
+            told = told_by(error, producer)
             self._give_up_producer()
             if told is not None and told.code() in _refusals():
                 self.check()  # else a transaction of ours timed out
-            raise self._clients.told("a commit is not acknowledged", self._failure or told) from error
+            raise self._clients.told("a commit is not acknowledged", self._failure or told) from None
         if any(kept.topic not in self._offsets for kept in self._kept):
             self._give_up_producer()
             raise self._clients.unreachable("a commit is acknowledged, but not where it lies")

@@ -27,6 +27,7 @@ from support.log_view import log_transactions
 from support.oracle import Oracle
 from support.relay_log import commits, transaction
 from support.seed import announced_seed
+from support.single_rooms import SingleRooms
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
 from walbus.capture import identify
@@ -173,4 +174,31 @@ def test_killed_rooms_in_front_of_kafka_lose_and_repeat_nothing(
         with closing(open_kafka_reader(cluster)) as reader:
             assert [one for one in log_transactions(reader) if one.xid] == truth.transactions()
         assert commits(committed(cluster)) == sorted(set(commits(committed(cluster))))
+        assert system.stop() == 0
+
+
+@pytest.mark.one_version
+def test_a_cluster_that_is_away_when_capture_starts_is_waited_for_and_says_so(
+    own_kafka: Cluster, database: Database, oracle: Callable[..., Oracle], open_folder: Path
+) -> None:
+    make_marker(database)
+    sections = {
+        "source": {"slot": f"s_{database.name}"},
+        "relay": {"engine": "kafka"},
+        "relay.kafka": {"bootstrap_servers": [own_kafka.bootstrap], "topic": "shop"},
+    }
+    with SingleRooms(open_folder, database.dsn, {"cache": {"sink": "sqlite"}}, **sections) as system:
+        own_kafka.brokers[0].kill()
+        system.start()
+        wait_for(lambda: system.status("capture").get("state") == "log unreachable", 120, what="capture tells of it")
+        assert own_kafka.bootstrap in str(system.status("capture").get("error"))
+        assert system.stop() == 0  # in the midst of its waiting
+        system.start()
+        wait_for(lambda: system.log().count("capture.waits_for_log") == 2, 120, what="it waits again")
+        own_kafka.brokers[0].start()
+        system.wait_until_streaming()
+        truth = oracle("walbus")
+        system.wait_until_at_rest(database)
+        system.check(database, truth)
+        assert system.alive()
         assert system.stop() == 0

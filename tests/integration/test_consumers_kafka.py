@@ -22,6 +22,7 @@ from confluent_kafka.admin import (
 
 from support.compare import told
 from support.database import Database
+from support.kafka_writing import LosesExceptions
 from support.model_source import (
     ITEMS,
     ModelSource,
@@ -248,8 +249,9 @@ def test_a_commit_that_the_copy_did_not_get_is_read_back(
 # Two processes
 
 
+@pytest.mark.parametrize("kept", [pytest.param(True, id="told"), pytest.param(False, id="the exception is lost")])
 def test_a_process_that_was_followed_is_fenced_and_says_so(
-    under_test: SinkUnderTest, reader: TopicReader, source: ModelSource, tmp_path: Path
+    under_test: SinkUnderTest, reader: TopicReader, source: ModelSource, tmp_path: Path, *, kept: bool
 ) -> None:
     source.commit([insert(ITEMS, 1)])
     done = source.end
@@ -259,6 +261,8 @@ def test_a_process_that_was_followed_is_fenced_and_says_so(
         first.write(windows(source, done), MARKS)
         with closing(elsewhere(under_test, tmp_path / "other").open()) as second:
             assert second.checkpoint() is not None
+            sender = first._sender  # type: ignore[attr-defined]
+            sender._producer = sender._producer if kept else LosesExceptions(sender._producer)
             with pytest.raises(SinkRefused, match="another process of this consumer has taken over") as caught:
                 first.commit(following(source))
             assert caught.value.mend is not None

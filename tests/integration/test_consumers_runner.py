@@ -393,12 +393,12 @@ def test_a_consumer_that_waits_for_the_lock_of_its_file_stops_at_once(
 ) -> None:
     """A rebuild that swaps has it; here it is never let go of, and would be waited for longer than the test takes."""
     under_test, lock = sqlite_under_test(tmp_path), SqliteSink.lock
-    holds, waits = threading.Event(), threading.Event()
+    waits = threading.Event()
 
     def noted(sink: SqliteSink) -> None:
-        if holds.is_set():
-            waits.set()
+        waits.set()
         lock(sink)
+        waits.clear()
 
     monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 600.0)
     monkeypatch.setattr(SqliteSink, "lock", noted)
@@ -407,7 +407,6 @@ def test_a_consumer_that_waits_for_the_lock_of_its_file_stops_at_once(
     equal(under_test, relay)
     with closing(sqlite3.connect(under_test.options["path"], isolation_level=None)) as hold:
         hold.execute("BEGIN IMMEDIATE")
-        holds.set()
         source.commit([update(ITEMS, 1, name="held back")])
         wait_for(waits.is_set, what="it wants to write")
         assert running.stop() is None

@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from support.database import Database
 from support.kafka_log import KafkaEngine
+from support.kafka_writing import LosesExceptions
 from support.relay_log import (
     BASE_TIME,
     SOURCE,
@@ -252,10 +253,26 @@ def test_a_second_writer_is_told_who_writes(engine):
         engine.open_writer()
 
 
-def test_a_writer_that_was_followed_is_fenced_and_leaves_nothing(engine):
+def test_a_process_that_let_go_of_a_log_opens_it_again_even_where_the_cluster_did_not_hear_of_it(engine):
+    old = engine.open_writer()
+    fill(old, 1)
+    lock = old._parts.lock
+    member, lock._member = lock._member, SimpleNamespace(memberid=lock._member.memberid, close=lambda: None)
+    old.close()
+    try:
+        fill(engine.open_writer(), 1, first=2)
+    finally:
+        member.close()
+    assert commits(read_all(engine.open_reader())) == [16, 32]
+
+
+@pytest.mark.parametrize("kept", [pytest.param(True, id="told"), pytest.param(False, id="the exception is lost")])
+def test_a_writer_that_was_followed_is_fenced_and_leaves_nothing(engine, kept):
     old = engine.open_writer()
     fill(old, 3)
     old.append(transaction(64, 3))
+    if not kept:
+        old._sender._producer = LosesExceptions(old._sender._producer)
     old._parts.lock.release()  # as the broker does for one that stands still
     new = engine.open_writer()
     new.append(transaction(64, 1))

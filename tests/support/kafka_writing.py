@@ -16,17 +16,43 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from support.kafka_log import KafkaEngine
 from support.relay_log import piece, transaction
 from support.waiting import wait_for
 from walbus.errors import LogUnreachable
 from walbus.records import Flag, RecordHeader, check_record
-from walbus.relay.kafka.cluster import ClusterSettings
+from walbus.relay.kafka.cluster import ClusterSettings, producer_errors
 
 _REFERENCE = 1
+
+
+class LosesExceptions:
+    """A producer whose first exception is lost, as confluent-kafka loses some: the call fails and does not say why.
+
+    Args:
+        producer: does all of it, and knows why.
+    """
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer, self._lost = producer, False
+
+    def __getattr__(self, name: str) -> Any:
+        given = getattr(self._producer, name)
+        if self._lost:
+            return given
+
+        def called(*arguments: Any, **options: Any) -> object:
+            try:
+                return given(*arguments, **options)
+            except producer_errors():
+                self._lost = True
+                raise SystemError("returned NULL without setting an exception") from None
+
+        return called
 
 
 def committed(settings: ClusterSettings) -> list[RecordHeader]:

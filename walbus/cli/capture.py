@@ -28,14 +28,18 @@ def capture(settings: Settings, stop: threading.Event) -> None:
 
     Raises:
         SourceError: the source is misconfigured, or lost what the log needs.
-        LogError: the log is damaged, of another source, or in use.
+        LogError: the log is damaged, of another source, or in use; a cluster that does not answer is waited for.
     """
-    from walbus.capture import CATALOG_FILE, run_capture  # noqa: PLC0415 - a command loads its own room alone
+    from walbus.capture import CATALOG_FILE, opened, run_capture  # noqa: PLC0415 - a command loads its own room alone
     from walbus.relay.standbys import hold_for  # noqa: PLC0415
 
     relay = settings.relay
     _check_standbys(settings)
-    writer, term = _open_log(settings)
+    status_path = settings.status_dir / "capture.json"
+    log = opened(lambda: _open_log(settings), settings.source, stop=stop, status_path=status_path)
+    if log is None:
+        return
+    writer, term = log
     gc.freeze()  # what was loaded stays until the end: the collector need not look at it, nor take it apart at the exit
     with closing(writer):
         hold_for(settings.relay_dir, relay.required_standbys)
@@ -44,7 +48,7 @@ def capture(settings: Settings, stop: threading.Event) -> None:
             writer,
             spool_dir=settings.spool_dir,
             stop=stop,
-            status_path=settings.status_dir / "capture.json",
+            status_path=status_path,
             catalog_path=settings.relay_dir / CATALOG_FILE,
             differences_dir=settings.differences_dir,
             term=term,
