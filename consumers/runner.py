@@ -86,6 +86,7 @@ class ConsumerRun:
     lease: PartLease | None = None
     backoff: Backoff = field(default_factory=lambda: Backoff(longest=10.0))
     refusals: Backoff = field(default_factory=lambda: Backoff(longest=2.0))
+    _told: str = field(default="", init=False)  # why the sink is waited for
 
     def __post_init__(self) -> None:
         """Raises UsageError: a sink would take a column that is left out for one whose value did not change."""
@@ -190,8 +191,10 @@ class ConsumerRun:
         self.progress.skipped, self.progress.parked = sink.skipped, sink.parked
 
     def _wait_for_sink(self, error: BaseException) -> None:
-        if self.backoff.attempts == 0:
-            _log.warning("consumer.sink_away", consumer=self.subscribed.name, reason=str(error))
+        reason = str(error)
+        if self.backoff.attempts == 0 or reason != self._told:  # one line for each reason, however long it lasts
+            _log.warning("consumer.sink_away", consumer=self.subscribed.name, reason=reason)
+        self._told = reason
         delay = self.backoff.next_delay()
         _wait(delay, error, self.progress, self.stop)
 

@@ -36,6 +36,7 @@ _log = structlog.get_logger(__name__)
 GRACE_SECONDS = 2.0  #: for handlers to end by themselves once the server stops
 _REFRESH_SECONDS = 1.0
 _BACKLOG = 1024
+_ACCEPTED_A_TURN = 32  # of the event loop: one alone took a minute for a thousand that came while all of them read
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _SHED_SECONDS = 0.05  # between two who are turned away for want of descriptors
 
@@ -173,7 +174,7 @@ class Listener:
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        loop, accepted = asyncio.get_running_loop(), 0
         while True:
             try:
                 connection, place = await loop.sock_accept(listening)
@@ -183,7 +184,9 @@ class Listener:
                 await asyncio.sleep(_SHED_SECONDS if error.errno in _NO_ROOM else 0)  # it befell the one connection
                 continue
             self._admit(connection, str(place[0]))
-            await asyncio.sleep(0)  # while others wait, accepting does not; without this a flood would stop all streams
+            accepted += 1
+            if accepted % _ACCEPTED_A_TURN == 0:
+                await asyncio.sleep(0)  # accepting does not wait while others do: a flood would stop all streams
 
     def _admit(self, connection: socket.socket, address: str) -> None:
         counted = counted_as(address)

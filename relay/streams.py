@@ -326,7 +326,10 @@ class StreamServer:
         while True:
             try:
                 if delivery.pending() <= INLINE_BYTES:
-                    return delivery.step()
+                    step = delivery.step()
+                    if not step.at_end:
+                        await asyncio.sleep(0)  # a peer that takes everything, and small segments: others come between
+                    return step
                 return await self._run(delivery.step)
             except OSError as error:
                 if error.errno not in NO_DESCRIPTORS or self._stopping.is_set():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import errno
 import functools
-import itertools
 import json
 import re
 import resource
@@ -309,7 +309,9 @@ def test_connections_beyond_the_bound_are_turned_away_and_streams_go_on(tmp_path
 ANSWER_LOST = b'HTTP/1.1 503 x\r\nContent-Type: application/json\r\n\r\n{"error": "too many connections"}'
 
 
-def test_accepting_a_flood_leaves_the_loop_to_others_between_any_two():
+def test_accepting_a_flood_leaves_the_loop_to_others_and_takes_few_of_their_turns():
+    """One for each turn of theirs would keep a thousand waiting for as long as those that read make turns long."""
+
     async def turns_while_accepting(count: int) -> list[int]:
         turns, at = 0, []
 
@@ -332,7 +334,8 @@ def test_accepting_a_flood_leaves_the_loop_to_others_between_any_two():
         return at
 
     at = asyncio.run(turns_while_accepting(100))
-    assert all(later > earlier for earlier, later in itertools.pairwise(at))
+    assert max(collections.Counter(at).values()) <= 32
+    assert at[-1] - at[0] <= 4
 
 
 def test_a_socket_that_cannot_be_accepted_from_leaves_the_loop_to_others():

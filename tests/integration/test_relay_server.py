@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import http.client
@@ -57,6 +58,27 @@ def test_an_unfiltered_stream_is_the_logs_own_bytes(relay):
     _, body = relay.get("/v1/stream?from=earliest&until=latest")
     assert body.startswith(segment.read_bytes()[128:])
     assert commits([header for header, _ in parsed(body)]) == [i * 16 for i in range(1, 201)]
+
+
+def test_a_stream_whose_peer_takes_everything_leaves_the_loop_to_others_between_segments(
+    empty_relay, monkeypatch
+):
+    """Each step was made at once, and the whole log was sent before anybody else was heard."""
+    stepped, steps, heard = Delivery.step, [], []
+
+    def step(delivery):
+        if not steps:
+            asyncio.get_running_loop().call_soon(lambda: heard.append(len(steps)))
+        steps.append(delivery)
+        return stepped(delivery)
+
+    empty_relay.engine.segment_bytes = 8 << 10
+    relay = fill(empty_relay)
+    monkeypatch.setattr(Delivery, "step", step)
+    _, body = relay.get("/v1/stream?from=earliest&until=latest")
+    assert len(parsed(body)) == 200
+    assert len(steps) > 3
+    assert heard == [1]
 
 
 @pytest.mark.parametrize(
