@@ -60,9 +60,7 @@ def test_an_unfiltered_stream_is_the_logs_own_bytes(relay):
     assert commits([header for header, _ in parsed(body)]) == [i * 16 for i in range(1, 201)]
 
 
-def test_a_stream_whose_peer_takes_everything_leaves_the_loop_to_others_between_segments(
-    empty_relay, monkeypatch
-):
+def test_a_stream_whose_peer_takes_everything_leaves_the_loop_to_others_between_segments(empty_relay, monkeypatch):
     """Each step was made at once, and the whole log was sent before anybody else was heard."""
     stepped, steps, heard = Delivery.step, [], []
 
