@@ -361,8 +361,8 @@ class RedisCluster(RedisStore):
         for answer in answers:
             if answer == FENCED:
                 raise self.another_writer()
-            if answer == LOST:
-                what = "a master of this cluster has lost what was written last, or is another one; it is written again"
+            if isinstance(answer, int) and answer in LOST:
+                what = f"a master of this cluster has lost what was written last ({LOST[answer]}); it is written again"
                 raise SinkUnavailable(what, where=self.where)
 
     # Reading

@@ -31,7 +31,15 @@ from __future__ import annotations
 #: Answers of scripts that wrote nothing: the stored checkpoint is another one; the pointer names something else; writes
 #: are held back; a copy may not take the place yet, since the live rows went on, or are newer than the copy's; a master
 #: of a cluster is not as it was left.
-FENCED, POINTER, HELD, NOT_YET, LOST = -1, -3, -4, -5, -2
+FENCED, POINTER, HELD, NOT_YET = -1, -3, -4, -5
+
+#: By which of the answers a master is known not to have what was written last, and what of it.
+LOST = {
+    -2: "the writer's mark",
+    -6: "the checkpoint before it",
+    -7: "the writer's name",
+    -8: "its history, for it is another one",
+}
 
 #: Field of a row's hash that holds its version.
 VERSION_FIELD = "_walbus"
@@ -355,10 +363,10 @@ COMMIT_IN_SLOT = """
 local writer = redis.call('GET', KEYS[1]) or ''
 if writer > ARGV[1] then return -1 end
 if writer ~= ARGV[1] then return -2 end
-if (redis.call('HGET', KEYS[2], 'number') or '') ~= ARGV[2] then return -2 end
-if redis.call('HGET', KEYS[2], 'writer') ~= ARGV[1] then return -2 end
+if (redis.call('HGET', KEYS[2], 'number') or '') ~= ARGV[2] then return -6 end
+if redis.call('HGET', KEYS[2], 'writer') ~= ARGV[1] then return -7 end
 local now = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
-if now ~= ARGV[3] then return -2 end
+if now ~= ARGV[3] then return -8 end
 redis.call('HSET', KEYS[2], unpack(ARGV, 4))
 return tonumber(string.match(redis.call('CLUSTER', 'INFO'), 'cluster_known_nodes:(%d+)'))
 """
