@@ -117,6 +117,7 @@ class World:
     def settle(self) -> None:
         """Everything runs, nobody writes, and all are equal."""
         self.workload.finish()
+        self.workload.tell_name()
         for name in self.rooms.names():
             if name not in self.rooms.running:
                 self.rooms.begin(name)

@@ -194,6 +194,15 @@ class HardWorkload:
         self._sessions = []
         self._resolve_all()
 
+    def tell_name(self) -> None:
+        """Has `shifting` change once more without an effect: a new name is in the log from a table's next change on."""
+        session = _Session(self._connect(), 0)
+        table = self._name(session)
+        self._run(session, f"INSERT INTO {table} (id) VALUES (0)")
+        self._run(session, f"DELETE FROM {table} WHERE id = 0")
+        session.connection.execute("COMMIT")
+        session.connection.close()
+
     # Steps.
 
     def _step_or_begin_anew(self, stop: threading.Event) -> None:
