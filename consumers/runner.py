@@ -357,7 +357,7 @@ def _open_patiently(  # noqa: PLR0913, PLR0917  # what it opens, and for whom
     part: SinkPart | None,
 ) -> Sink | None:
     """The sink, under the lease of a part if there is one, however long its server is away; None if stopped before."""
-    backoff = Backoff(longest=10.0)
+    backoff, last = Backoff(longest=10.0), ""
     while not stop.is_set():
         try:
             if part is None:
@@ -366,8 +366,9 @@ def _open_patiently(  # noqa: PLR0913, PLR0917  # what it opens, and for whom
         except WalbusError as error:
             if directive_of(error) is not Directive.RETRY:
                 raise
-            if backoff.attempts == 0:
-                _log.warning("consumer.sink_away", consumer=place.consumer, reason=str(error))
+            if (reason := str(error)) != last:
+                _log.warning("consumer.sink_away", consumer=place.consumer, reason=reason)
+                last = reason
             _wait(backoff.next_delay(), error, progress, stop)
     return None
 

@@ -33,14 +33,15 @@ class WriterLock:
 
     Raises:
         LogBusy: another process has it; says which.
-        LogUnreachable: the cluster does not answer.
+        LogUnreachable: the cluster does not answer, or takes nobody into the group in `answer_seconds`.
     """
 
     def __init__(self, clients: ClusterClients, session_seconds: float) -> None:
         self._clients = clients
         self._group = f"{clients.settings.topic}.writer"
+        self._member: Consumer | None = None
         died = self._refuse_if_held()
-        self._member: Consumer | None = clients.member(self._group, own_name(), session_seconds)
+        self._member = clients.member(self._group, own_name(), session_seconds)
         try:
             self._member.subscribe([clients.settings.meta])
             self._member.poll(0)
@@ -60,7 +61,8 @@ class WriterLock:
 
     def _refuse_if_held(self) -> bool:
         """Whether a writer died that the group still counts; LogBusy if one lives."""
-        members = _members(self._clients, self._group)
+        own = self._member.memberid() if self._member is not None else None
+        members = [one for one in _members(self._clients, self._group) if one.member_id != own]
         alive = [one for one in members if not (_is_dead(one.client_id) or one.member_id in _released)]
         if alive:
             raise self._busy(_called(alive[0]))
@@ -71,7 +73,8 @@ class WriterLock:
         while not member.assignment():
             member.poll(0.02)
             if time.monotonic() > deadline:
-                raise self._busy("another process that came at the same time")
+                self._refuse_if_held()  # by another process that came at the same time
+                raise self._clients.unreachable("the group of the log's writer takes no member")
 
     def _busy(self, who: str) -> LogBusy:
         mend = "stop the other capture; the log is free some seconds after one died"
