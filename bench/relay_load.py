@@ -22,6 +22,7 @@ from pathlib import Path
 
 import google_crc32c
 
+from walbus.capture import ask_for_short_slices
 from walbus.log import Piece, SourceIdentity
 from walbus.records import Flag, Kind, Op, pack_change
 from walbus.relay import open_writer
@@ -196,4 +197,5 @@ def request(port: int, path: str) -> bytes:
 
 
 if __name__ == "__main__":
+    ask_for_short_slices()
     print(json.dumps(append_steadily(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))

@@ -46,6 +46,7 @@ Around it:
     service        the process: connects, verifies, streams, connects again      `run_capture`
     pauses         before it connects again                                      pure
     opening        the log, whose cluster may be away at the start               `opened`
+    slices         how soon the kernel runs it again                             `ask_for_short_slices`
     identity       whether the source can be captured, and which it is           `identify`
     resumption     taking up where the log ends
       verification   whether the source can give what follows it            pure
@@ -79,5 +80,6 @@ from walbus.capture.identity import identify
 from walbus.capture.opening import opened
 from walbus.capture.remembered import CATALOG_FILE
 from walbus.capture.service import run_capture
+from walbus.capture.slices import ask_for_short_slices
 
-__all__ = ["CATALOG_FILE", "identify", "opened", "run_capture"]
+__all__ = ["CATALOG_FILE", "ask_for_short_slices", "identify", "opened", "run_capture"]

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from support.database import Database, fresh_database
+from support.kernel_slices import kernel_slice, may_have_slices
 from support.waiting import wait_for
 from support.walbus_command import PROGRAM, environment, walbus
 from support.whole_system import WholeSystem, make_marker, row_changes
@@ -271,3 +272,15 @@ def test_no_secret_is_on_a_command_line_of_a_room(stage: Stage) -> None:
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in pids if Path(f"/proc/{pid}").exists()]
     assert commands or os.uname().sysname != "Linux"
     assert not any(SECRET in command for command in commands)
+
+
+@pytest.mark.skipif(
+    not may_have_slices(), reason="this kernel does not tell slices, or this process is not an ordinary one"
+)
+def test_capture_alone_is_run_again_at_once(stage: Stage) -> None:
+    children = {name: child["pid"] for name, child in stage.system.children().items()}
+    slices = {
+        name: {kernel_slice(thread) for thread in Path(f"/proc/{pid}/task").iterdir()} for name, pid in children.items()
+    }
+    assert slices.pop("capture") == {100_000}
+    assert {100_000} not in slices.values()

@@ -30,11 +30,17 @@ def capture(settings: Settings, stop: threading.Event) -> None:
         SourceError: the source is misconfigured, or lost what the log needs.
         LogError: the log is damaged, of another source, or in use; a cluster that does not answer is waited for.
     """
-    from walbus.capture import CATALOG_FILE, opened, run_capture  # noqa: PLC0415 - a command loads its own room alone
+    from walbus.capture import (  # noqa: PLC0415 - a command loads its own room alone
+        CATALOG_FILE,
+        ask_for_short_slices,
+        opened,
+        run_capture,
+    )
     from walbus.relay.standbys import hold_for  # noqa: PLC0415
 
     relay = settings.relay
     _check_standbys(settings)
+    ask_for_short_slices()  # before there are other threads
     status_path = settings.status_dir / "capture.json"
     log = opened(lambda: _open_log(settings), settings.source, stop=stop, status_path=status_path)
     if log is None:
