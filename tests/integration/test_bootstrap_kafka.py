@@ -45,7 +45,7 @@ def test_a_table_is_seeded_and_followed_from_the_cluster_without_a_relay_and_wit
         assert rig.rows("public.items") != before
         assert rig.tables()["public.items"]["generation"] == 1
         assert not (rig.data_dir / "relay").exists()
-        assert "state" not in rig.status()
+        wait_for(lambda: "state" not in rig.status(), what="the bootstrap tells that all is well")
 
 
 def test_the_store_is_that_of_a_bootstrap_beside_a_relay(database: Database, kafka: str, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_second_bootstrap_on_the_same_topic_is_refused_by_name_and_harms_nothi
         assert second.log().count("log_not_readable") == 1, second.log()
         rig.kill_bootstrap()
         second.assert_equals_source("public.items")
-        assert "state" not in second.status()
+        wait_for(lambda: "state" not in second.status(), what="the second one tells that all is well")
 
 
 def test_net_differences_come_by_the_log_where_capture_is_beside_it(
