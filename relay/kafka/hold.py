@@ -22,7 +22,7 @@ from pathlib import Path
 
 import structlog
 
-from walbus.errors import Directive, LogBusy, LogError, LogMissing, LogUnreachable, directive_of
+from walbus.errors import Directive, LogError, LogMissing, LogUnreachable, directive_of
 from walbus.position import Position
 from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings
 from walbus.relay.kafka.engine import LEASE_SECONDS, open_kafka_reader
@@ -127,8 +127,11 @@ class ClusterHold:
         seen = time.monotonic()
         while not self._stop.wait(_TICK_SECONDS):
             if not lock.held():
-                mend = "nothing to do: it is taken again as soon as it is free"
-                raise LogBusy("the hold on the log went to another process", where=lock.group, mend=mend)
+                raise LogUnreachable(
+                    "the cluster has not heard of this process for too long, so that another one may have the hold",
+                    where=f"group {lock.group}",
+                    mend="nothing to do: it is asked for again",
+                )
             if time.monotonic() - seen >= _TOPIC_SECONDS:
                 seen = time.monotonic()
                 _check_same(reader, self._clients)

@@ -12,6 +12,7 @@ import pytest
 
 from support.bootstrap_rig import ITEMS, Writers
 from support.database import Database
+from support.kafka_kills import kill_in_turn
 from support.kafka_rig import KafkaRig
 from support.oracle import Oracle
 from support.seed import announced_seed
@@ -156,14 +157,7 @@ def test_all_rooms_under_kills_with_a_bootstrap_that_reads_the_cluster_end_with_
             system.wait_until_streaming()
             truth = oracle("walbus")
             load.start()
-            for victim in ("bootstrap", "broker", "bootstrap", "capture", "bootstrap"):
-                time.sleep(rng.uniform(0.1, 1.2))  # the moment of a kill is the test's input
-                if victim == "broker":
-                    own_kafka.brokers[0].kill()
-                    own_kafka.brokers[0].start()
-                    own_kafka.await_answer()
-                else:
-                    wait_for(lambda victim=victim: system.kill(victim), 60, what=f"{victim} to run and be killed")
+            kill_in_turn(system, own_kafka, ("bootstrap", "broker", "bootstrap", "capture", "bootstrap"), rng)
             system.add_consumer("late", "sqlite")
             load.stop()
             system.wait_until_at_rest(database)

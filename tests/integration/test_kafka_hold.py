@@ -40,6 +40,14 @@ def held(engine: KafkaEngine) -> Held | None:
         return held_on(clients, 15.0)
 
 
+def is_had(hold: ClusterHold) -> bool:
+    try:
+        hold.require()
+    except (LogBusy, LogMissing):
+        return False
+    return True
+
+
 def let_go(engine: KafkaEngine) -> None:
     """As `kafka-consumer-groups.sh --delete` does."""
     client = AdminClient({"bootstrap.servers": engine.cluster.bootstrap, "log_level": 0})
@@ -163,15 +171,7 @@ def test_a_second_owner_is_told_who_holds_the_log_and_follows_when_that_has_ende
         second.move(engine.open_reader().bounds().log_id, Position(1, 800, 2))
         first.require()
         first.close()
-
-        def follows() -> bool:
-            try:
-                second.require()
-            except LogBusy:
-                return False
-            return True
-
-        wait_for(follows, 60, what="the second one has the hold")
+        wait_for(lambda: is_had(second), 60, what="the second one has the hold")
         wait_until_at(engine, Position(1, 800, 2))
 
 
@@ -214,15 +214,7 @@ def test_a_hold_on_a_log_that_is_not_there_yet_is_waited_for(engine: KafkaEngine
         with pytest.raises(LogMissing):
             hold.require()
         written(engine)
-
-        def is_had() -> bool:
-            try:
-                hold.require()
-            except LogMissing:
-                return False
-            return True
-
-        wait_for(is_had, 60, what="it is had once there is a log")
+        wait_for(lambda: is_had(hold), 60, what="it is had once there is a log")
 
 
 def test_a_hold_beside_a_relay_goes_once_there_is_one_on_the_cluster(engine: KafkaEngine, tmp_path: Path) -> None:
