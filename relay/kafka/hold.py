@@ -22,7 +22,7 @@ from pathlib import Path
 
 import structlog
 
-from walbus.errors import Directive, LogError, LogMissing, LogUnreachable, directive_of
+from walbus.errors import Directive, LogError, LogMissing, LogUnreachable, PositionTrimmed, directive_of
 from walbus.position import Position
 from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings
 from walbus.relay.kafka.engine import LEASE_SECONDS, open_kafka_reader
@@ -148,7 +148,8 @@ class _Moving:
     def __init__(self, reader: KafkaLogReader, lock: GroupLock, topic: str) -> None:
         self._reader, self._lock, self._topic = reader, lock, topic
         self._committed: Position | None = None
-        self._at = time.monotonic()  # when it was committed, or could not be told otherwise
+        self._at = 0.0  # when that was
+        self._fails_since: float | None = None
         self._said = False
 
     def move(self, log_id: str, last_done: Position) -> bool:
@@ -162,17 +163,24 @@ class _Moving:
                 return False
             found = self._reader.places.first(view.ends, lambda mark: mark.behind.tip.position > last_done)
             self._lock.note(self._topic, view.ends.stable if found is None else found[0], str(last_done))
+        except PositionTrimmed:  # while it was looked for: what lies before it goes at the same time
+            return False
         except LogError as error:
             if directive_of(error) is not Directive.RETRY:
                 raise
-            if now - self._at >= _LATE_SECONDS and not self._said:
-                self._said = True
-                _log.warning("log_hold_lags", error=str(error), note="the log keeps more meanwhile")
+            self._lags(now, error)
             return False
         if self._said:
             _log.info("log_hold_moves", last_done=str(last_done))
-        self._committed, self._at, self._said = last_done, now, False
+        self._committed, self._at, self._fails_since, self._said = last_done, now, None, False
         return True
+
+    def _lags(self, now: float, error: LogError) -> None:
+        if self._fails_since is None:
+            self._fails_since = now
+        if now - self._fails_since >= _LATE_SECONDS and not self._said:
+            self._said = True
+            _log.warning("log_hold_lags", error=str(error), note="the log keeps more meanwhile")
 
 
 def _check_same(reader: KafkaLogReader, clients: ClusterClients) -> None:

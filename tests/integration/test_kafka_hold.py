@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -19,10 +20,12 @@ from walbus.errors import ConfigError, LogBusy, LogError, LogMissing, LogUnreach
 from walbus.position import Position
 from walbus.relay.kafka import hold as holding
 from walbus.relay.kafka import trimming
+from walbus.relay.kafka import view as viewing
 from walbus.relay.kafka.cluster import ClusterClients
 from walbus.relay.kafka.held_offset import Held, held_on
 from walbus.relay.kafka.hold import ClusterHold
 from walbus.relay.kafka.lock import GroupLock
+from walbus.relay.kafka.partition import ends_of
 from walbus.relay.kafka.writer import KafkaLogWriter
 
 LATER = (BASE_TIME + 1600) / 1e6 + 7200  #: when all of the log is too old to be kept
@@ -148,6 +151,52 @@ def test_a_hold_that_is_not_told_holds_everything_and_the_writer_goes_on(
     assert [log["event"] for log in logs].count("log_hold_unreadable") == 1
     now[0] += 31
     assert writer.trim(LATER) > Position(1, 1400, 2)
+
+
+def trims_meanwhile(writer: KafkaLogWriter, act: Callable[..., Any]) -> Callable[..., Any]:
+    """What does the same, but that the log is trimmed behind its first time."""
+    done: list[None] = []
+
+    def doing(*given: object) -> object:
+        result = act(*given)
+        if not done:
+            done.append(None)
+            writer.trim(LATER)
+        return result
+
+    return doing
+
+
+@pytest.mark.parametrize("by", ["position", "time", "seq"])
+def test_a_reader_that_finds_its_place_while_the_log_is_trimmed_before_it_is_not_too_late(
+    engine: KafkaEngine, by: str
+) -> None:
+    writer = written(engine)
+    held = Position(1, 1200, 2)
+    (engine.folder / "holds").mkdir(parents=True)
+    (engine.folder / "holds" / "bootstrap.json").write_text('{"last_done": "1:0/4B0:2"}')
+    wanted = next(header.first_seq for header in read_all(engine.open_reader(), held))
+    fresh = engine.open_reader()
+    with closing(fresh.any_cursor()) as cursor:
+        cursor._view = trims_meanwhile(writer, fresh.view)
+        match by:
+            case "position":
+                cursor.seek(held)
+            case "time":
+                cursor.seek_time(BASE_TIME + 1201)
+            case _:
+                cursor.seek_seq(wanted)
+        assert cursor.done == held
+    assert fresh.bounds().trimmed == held
+
+
+def test_the_bounds_of_a_log_that_is_trimmed_meanwhile_are_told(
+    engine: KafkaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = written(engine)
+    reader = engine.open_reader()
+    monkeypatch.setattr(viewing, "ends_of", trims_meanwhile(writer, ends_of))
+    assert reader.bounds().trimmed > Position(1, 1400, 2)
 
 
 def test_the_cluster_is_asked_for_its_hold_only_where_something_would_go(
