@@ -258,7 +258,7 @@ def test_a_second_writer_is_told_who_writes(engine):
 def test_a_writer_that_writes_for_long_is_still_told_to_a_second_one(engine):
     """A member of a group that is not polled leaves it after a time: of its own accord, though its heartbeats go on."""
     engine.lease_seconds = 6.0
-    options = {"max.poll.interval.ms": "6000"}  # a day, elsewhere
+    options = {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"}  # a day and ten seconds, elsewhere
     engine.cluster = dataclasses.replace(engine.cluster, options=options)
     writer = engine.open_writer()
     fill(writer, 3)
