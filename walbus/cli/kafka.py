@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from walbus.errors import SourceUnavailable
 from walbus.log import LogWriter, SourceIdentity
 from walbus.relay.kafka import open_kafka_reader, open_kafka_writer
 from walbus.relay.kafka.cluster import ClusterSettings
+from walbus.relay.kafka.followed import FollowedLog
 from walbus.relay.kafka.hold import ClusterHold
 from walbus.relay.kafka.reader import KafkaLogReader
 from walbus.relay.kafka.topics import TopicPlan
@@ -75,9 +76,14 @@ def open_log_reader(settings: Settings) -> KafkaLogReader:
     return open_kafka_reader(cluster_of(settings))
 
 
-def open_bootstrap_reader(settings: Settings) -> KafkaLogReader:
+def open_bootstrap_reader(settings: Settings) -> FollowedLog:
     """Opens the log for a bootstrap that reads the cluster; as `open_kafka_reader`."""
-    return open_kafka_reader(replace(cluster_of(settings), answer_seconds=_BOOTSTRAP_SECONDS))
+    reader = open_kafka_reader(replace(cluster_of(settings), answer_seconds=_BOOTSTRAP_SECONDS))
+    with ExitStack() as undo:
+        undo.callback(reader.close)
+        followed = FollowedLog(reader)
+        undo.pop_all()
+    return followed
 
 
 def open_hold(settings: Settings, replaces: Path) -> ClusterHold:
