@@ -44,6 +44,7 @@ def test_a_store_seeded_from_the_cluster_under_writers_trimming_and_kills_equals
         rig.start()
         with Writers(database, seed, truncates=1) as writers:
             wait_for(rig.held, 120, what="there is a hold on the cluster", every=0.2)
+            unheld = len(rig.log())  # until here the log may be trimmed past what nobody holds yet
             for _ in range(4):
                 before = writers.transactions
                 wait_for(lambda mark=before: writers.transactions > mark + 50, 60, what="the writers go on")
@@ -56,7 +57,7 @@ def test_a_store_seeded_from_the_cluster_under_writers_trimming_and_kills_equals
         held = rig.held_behind()
         database.execute("INSERT INTO public.items VALUES (-1, 0, '')")
         rig.trimmed_to(held)
-        assert not [event for event in LOST if event in rig.log()], rig.log()
+        assert not [event for event in LOST if event in rig.log()[unheld:]], rig.log()
 
 
 def test_a_cluster_that_is_away_is_waited_for_and_said_once(
