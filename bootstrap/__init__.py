@@ -16,7 +16,7 @@ The way of the data, in the order of the files:
       completed_log.py, completed_routes.py: the log so, over HTTP
     state.py, runs.py   where each table stands: stored, and at work
     serving.py     a view of the store as records ─► server.py (HTTP); seq_at.py: the seq of a place in the log
-    keeper.py      once a second: sync, hold, figures, upkeep.py (change_index.py, horizon.py)
+    keeper.py      once a second: sync, hold (file_hold.py), figures, upkeep.py (change_index.py, horizon.py)
     service.py     the process, which is one life.py after the other (store_folder.py, threads.py);
       allocator.py   its memory
 

@@ -8,6 +8,9 @@ While the log is ahead, a batch takes up to `BATCH_BYTES` of it: the more change
 key costs. The ledger is locked meanwhile, so it takes less where that lasts long, as it does for tables that are being
 seeded: their chunks want the ledger too. It ends between two transactions if it can; one that would make it twice as
 large is cut, and readers are shown the state before that transaction until it is complete (`Store`).
+
+The log is followed under the hold on its retention: without it, what comes next might go before it was read. A log that
+does not answer, or a hold that somebody else has, is waited for, and each reason for that is said once.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ from walbus.bootstrap.unseen import UnseenCommits
 from walbus.errors import (
     Directive,
     LogError,
+    LogUnreachable,
     PositionTrimmed,
     PositionUnknown,
     directive_of,
 )
-from walbus.log import LogCursor, LogReader
+from walbus.log import LogCursor, LogReader, RetentionHold
 from walbus.position import ORIGIN
 from walbus.records import Flag, Kind, read_header
 
@@ -80,12 +84,14 @@ class EventFolder:
 class Applier:
     """The loop around `EventFolder`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # it ties the parts together
         self,
         ledger: Ledger,
         open_reader: Callable[[], LogReader],
+        hold: RetentionHold,
         *,
         stop: threading.Event,
+        tell: Callable[[str | None], None],
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """A loop that is not running yet.
@@ -93,11 +99,16 @@ class Applier:
         Args:
             ledger: where events go.
             open_reader: opens the log; called again after an error, for it may be another log by then.
+            hold: on its retention.
             stop: ends the loop between two batches.
+            tell: is told why the log is not followed, and None once it is.
             jitter: numbers in [0, 1) that spread retries.
         """
         self._ledger = ledger
         self._open_reader = open_reader
+        self._hold = hold
+        self._tell = tell
+        self._waits_for: str | None = None
         self._folder = EventFolder(ledger)
         self._stop = stop
         self._jitter = jitter
@@ -119,11 +130,29 @@ class Applier:
                     raise
                 if self._ledger.applied != started:
                     pause = _SHORTEST_PAUSE
-                log.warning("log_not_readable", error=str(error), retry_in=pause)
+                self._wait_for(error)
                 self._stop.wait(pause * (0.5 + self._jitter()))
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
+    def _wait_for(self, error: LogError) -> None:
+        """Says why the log is not followed, if that is another reason than it was.
+
+        What a cluster's clients say of their connections is another text each time.
+        """
+        self._tell(str(error))
+        reason = type(error).__name__ if isinstance(error, LogUnreachable) else error.what
+        if reason != self._waits_for:
+            log.warning("log_not_readable", error=str(error), note="it is tried again until it can be read")
+        self._waits_for = reason
+
+    def _is_read(self) -> None:
+        self._tell(None)
+        if self._waits_for is not None:
+            self._waits_for = None
+            log.info("log_readable", applied=str(self._applied().position))
+
     def _read_log(self) -> None:
+        self._hold.require()
         reader = self._open_reader()
         try:
             self._ledger.schemas, self._ledger.source = reader.schemas, reader.source
@@ -146,9 +175,11 @@ class Applier:
         cursor = reader.cursor(self._applied().position)
         try:
             while not self._stop.is_set():
+                self._hold.require()
                 records = read_batch(cursor, self._batch_bytes)
                 size = sum(map(len, records))
                 self._ledger.behind = size >= self._batch_bytes
+                self._is_read()
                 if records:
                     self._batch_bytes = next_batch_bytes(self._batch_bytes, size, self._folder.fold(records))
                 elif not reader.wait(self._applied().position, _IDLE_WAIT) and reader.bounds().log_id != log_id:

@@ -1,7 +1,8 @@
 """Net differences on their way out: as files that capture takes into the log (`walbus.capture.difference_file`).
 
 A bootstrap beside a copied log hands over nothing, for no capture takes it there: the differences of the log that is
-copied come by the log. Nor does one whose log lies elsewhere.
+copied come by the log. Nor does one of a log on a cluster as long as no capture runs on its machine: what waits there
+for nobody would keep consumers waiting too, and without it they read the table again.
 
 Numbers rise, whatever the clock does: each is above the log's last seq, which is microseconds too, and above all that
 wait.
@@ -39,11 +40,15 @@ class Handing:
 
     Args:
         folder: of the files; None: nobody takes them.
+        taken: whether somebody takes them now.
         clock: Unix seconds.
     """
 
-    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path | None, taken: Callable[[], bool] = lambda: True, clock: Callable[[], float] = time.time
+    ) -> None:
         self._folder = folder
+        self._taken = taken
         self._clock = clock
         self._lock = threading.Lock()
         self._last = 0
@@ -53,7 +58,7 @@ class Handing:
     @property
     def possible(self) -> bool:
         """Whether anybody takes what is handed over."""
-        return self._folder is not None
+        return self._folder is not None and self._taken()
 
     def give(  # noqa: PLR0913  (all that a file says)
         self,

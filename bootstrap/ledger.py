@@ -189,12 +189,12 @@ class Ledger(Generations):
         """Every run that events are folded into."""
         return [run for run in self.runs() if run.folding]
 
-    def needed_after(self) -> Position | None:
-        """The log is needed behind this "last done" position; None while none is followed."""
+    def needed(self) -> tuple[str, Position] | None:
+        """Which log is needed, and behind which "last done" position; None while none is followed."""
         with self.lock:
             if self.applied is None:
                 return None
-            return min(self.applied.position, self.unseen_at or self.applied.position)
+            return self.applied.log_id, min(self.applied.position, self.unseen_at or self.applied.position)
 
     def plan(self, run: TableRun, cut: Cut, w: int) -> bool:
         """The generation's blocks, counted in a snapshot whose W this is; False if the generation is over."""

@@ -30,7 +30,7 @@ from walbus.bootstrap.upkeep import IndexUpkeep, Retention
 from walbus.bootstrap.verify_requests import Verifier
 from walbus.config import BootstrapConfig, SourceConfig
 from walbus.errors import StoreFull
-from walbus.log import LogReader
+from walbus.log import LogReader, RetentionHold
 from walbus.relay.gate import Gate
 from walbus.status import write_status
 
@@ -53,7 +53,7 @@ class Life:
         folder: Path,
         reader: Callable[[], LogReader],
         log_dir: Path | None,
-        hold: Path,
+        hold: RetentionHold,
         requests: RequestFolder,
         verify_dir: Path,
         handing: Handing,
@@ -99,7 +99,11 @@ class Life:
         server, workers = Threads(), Threads()
         listen = BootstrapServer(ledger, report, self._reader, self._log_dir)
         server.start("http", lambda: listen.serve(self._gate, server.over, self._on_listening))
-        workers.start("applier", Applier(ledger, self._reader, stop=workers.over).run)
+
+        def tell(problem: str | None) -> None:
+            report.log_problem = problem
+
+        workers.start("applier", Applier(ledger, self._reader, self._hold, stop=workers.over, tell=tell).run)
         seeder = Seeder(self._source, self._config, ledger, self._requests, self._handing, stop=workers.over)
         workers.start("seeder", seeder.run)
         verifier = Verifier(self._verify_dir, ledger, self._source, self._reader, self._handing, stop=workers.over)

@@ -35,6 +35,7 @@ class Report:
         self._end_lsn = 0
         self.tombstones = 0  #: as the upkeep counted them last
         self.disk_full = False  #: whether nothing is applied for want of room
+        self.log_problem: str | None = None  #: why the log is not followed
 
     def observe(self, end_lsn: int) -> None:
         """Takes a sample, about each second; tells the log about seeding every few seconds.
@@ -63,8 +64,10 @@ class Report:
         applied = self._ledger.applied
         runs = self._ledger.runs()
         figures: dict[str, Any] = dict(self._figures().items())
+        waits = {"state": "waits_for_log", "error": self.log_problem} if self.log_problem else {}
         return {
             **figures,
+            **waits,
             "log_id": applied.log_id if applied else None,
             "applied": str(applied.position) if applied else None,
             "seeding_seconds_left": left,

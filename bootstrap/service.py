@@ -18,12 +18,10 @@ from walbus.bootstrap.requests import RequestFolder
 from walbus.bootstrap.store_folder import set_aside
 from walbus.config import BootstrapConfig, SourceConfig
 from walbus.errors import StoreDamaged
-from walbus.log import LogReader
+from walbus.log import LogReader, RetentionHold
 from walbus.relay.gate import gate_of
 
 log = structlog.get_logger(__name__)
-
-HOLD_FILE = "bootstrap.json"
 
 
 def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
@@ -33,10 +31,11 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
     folder: Path,
     reader: Callable[[], LogReader],
     log_dir: Path | None,
-    holds_dir: Path,
+    hold: RetentionHold,
     requests_dir: Path,
     verify_dir: Path,
     differences_dir: Path | None,
+    differences_taken: Callable[[], bool] = lambda: True,
     status_path: Path | None,
     stop: threading.Event,
     on_listening: Callable[[int], None] | None = None,
@@ -49,10 +48,11 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         folder: of the store.
         reader: opens the log; LogMissing is waited for.
         log_dir: folder of the log, whose files are streamed with complete changes; None where they are not at hand.
-        holds_dir: where the hold on the log's retention is written.
+        hold: on the log's retention; its owner closes it.
         requests_dir: where `walbus snapshot` leaves requests.
         verify_dir: where `walbus verify` does.
         differences_dir: where net differences are handed to capture; None if no capture writes this log.
+        differences_taken: whether a capture takes them there now.
         status_path: the status file; None for none.
         stop: ends it within a few seconds, with everything synced.
         on_listening: is told the HTTP port, each time that it is listened on.
@@ -70,10 +70,10 @@ def run_bootstrap(  # noqa: PLR0913  # the composition root passes each part
         folder=folder,
         reader=reader,
         log_dir=log_dir,
-        hold=holds_dir / HOLD_FILE,
+        hold=hold,
         requests=RequestFolder(requests_dir),
         verify_dir=verify_dir,
-        handing=Handing(differences_dir),
+        handing=Handing(differences_dir, differences_taken),
         status_path=status_path,
         on_listening=on_listening,
     )

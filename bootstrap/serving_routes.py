@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 
 from aiohttp import web
@@ -39,6 +40,7 @@ from walbus.bootstrap.reading_pace import ReadingPace
 from walbus.bootstrap.seq_at import seq_at
 from walbus.bootstrap.serving import ServedView
 from walbus.bootstrap.state import Phase, TableState
+from walbus.errors import LogUnreachable
 from walbus.jsonlines import LineRenderer
 from walbus.log import LogReader
 from walbus.position import Position
@@ -148,11 +150,12 @@ class ServingRoutes:
         if self._open_log is None:
             mend = "give the seq of the position"
             raise RequestError(503, "the log is not at hand", where="seq", mend=mend, headers=_RETRY)
-        reader = self._open_log()
         try:
-            found = seq_at(reader, position)
-        finally:
-            reader.close()
+            with closing(self._open_log()) as reader:
+                found = seq_at(reader, position)
+        except LogUnreachable:
+            mend = "give the seq of the position, or ask again later"
+            raise RequestError(503, "the log does not answer", where="seq", mend=mend, headers=_RETRY) from None
         if found is None:
             raise RequestError(
                 410, "the log no longer holds the position", where="after", mend="give its seq too, or read a snapshot"

@@ -162,8 +162,8 @@ class Verification:
         """Hands over what makes wrong keys right, and looks at them again once that has come by the log."""
         if not self._handing.possible:
             raise StoreError(
-                "nothing can be mended here: the log is a copy",
-                mend="run it beside the relay that is copied",
+                "nothing can be mended here: no capture takes what would mend it",
+                mend="run it beside `walbus capture`; of a copied log, beside the relay that is copied",
             )
         numbers = [
             self._handing.give(

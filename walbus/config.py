@@ -38,6 +38,7 @@ from pydantic_settings import (
 )
 
 from walbus.compatibility import Level
+from walbus.config_bootstrap import check_bootstrap
 from walbus.config_consumers import check_reading, with_registry
 from walbus.config_problems import InvalidConfig, problems_of, stray_variables
 from walbus.config_registry import SchemaRegistryConfig
@@ -228,6 +229,7 @@ class BootstrapConfig(ServerConfig):
     enabled: bool = True  #: whether `walbus run` starts it, and the relay sends late consumers to it
     dir: Path | None = None  #: default: `bootstrap` in `data_dir`
     listen: Listen = "127.0.0.1:7071"
+    read_from: Literal["relay", "kafka"] = "relay"  #: `kafka`: the cluster of `[relay.kafka]`, instead of `relay.dir`
     workers: int = Field(2, ge=1, le=64)
     chunk_seconds: float = Field(1.0, gt=0, le=60)  #: how long a seeding chunk's transaction is to last
     chunk_rows: int = Field(1_000_000, ge=1)  #: rows that it has at most
@@ -309,7 +311,8 @@ class Settings(BaseSettings):
         return values
 
     @model_validator(mode="after")
-    def _consumers_fit_the_log(self) -> Self:
+    def _readers_fit_the_log(self) -> Self:
+        check_bootstrap(self.bootstrap, self.relay)
         for name, consumer in self.consumer.items():
             check_reading(name, consumer, self.relay)
             self.consumer[name] = with_registry(consumer, self.relay)

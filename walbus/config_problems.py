@@ -89,13 +89,15 @@ def _problem(
         return ConfigError("unknown key", where=where, mend=_did_you_mean(keys[-1], _siblings(model, keys), str))
     if detail["type"] == "missing":
         return ConfigError("missing key", where=where, mend=_mend_missing(keys))
-    if detail["loc"][-1] == "[key]":
+    if detail["loc"][-1:] == ("[key]",):
         mend = "use a-z, 0-9, - and _ in a name, at most 63 of them"
         return ConfigError(f"{keys[-1]!r} cannot be the name of a consumer", where=where, mend=mend)
     return ConfigError(_what(detail, keys), where=where, mend=_mend(detail["type"]))
 
 
 def _where(keys: list[str], path: Path | None, environ: Mapping[str, str]) -> str:
+    if not keys:  # what sections have to do with each other; the message names the keys
+        return "the environment" if path is None else str(path)
     variable = _PREFIX + _STEP.join(keys).upper()
     if path is None or variable in environ:
         return f"environment variable {variable}"

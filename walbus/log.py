@@ -301,3 +301,24 @@ class LogReader(Protocol):
 
     def close(self) -> None:
         """Frees files and sockets."""
+
+
+class RetentionHold(Protocol):
+    """Keeps a log's retention behind what one reader of it still needs. Thread-safe, and never blocks for long."""
+
+    def require(self) -> None:
+        """Returns where the hold is had, so that its owner may follow the log.
+
+        Raises:
+            LogBusy: another process has it.
+            LogError: it cannot be had; says why, and by its directive whether it is tried again.
+        """
+
+    def move(self, log_id: str, last_done: Position) -> None:
+        """Of this log only what comes behind a "last done" position is needed from now on.
+
+        Retention may learn it later, and until then keeps more. A position that moves back is taken as it is.
+        """
+
+    def close(self) -> None:
+        """Ends it for this process; what is held stays held, until its owner comes back or somebody lets go of it."""

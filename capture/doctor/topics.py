@@ -74,6 +74,7 @@ TOPICS: Final[dict[str, str]] = {
     "kafka-copies": "what is confirmed to the source is only as safe as the brokers that hold it",
     "kafka-transactions": "a writer that may not have its transactions' timeout does not start",
     "kafka-writer": "one capture writes a log; a second one is refused, or fences the first",
+    "kafka-hold": "a bootstrap that reads the cluster keeps the log behind it; one that is gone lets it grow",
     "kafka-clock": "retention by age compares the source's commits with the clock",
     "kafka-topic-names": "two writers of one topic would each take the other's records for damage",
     "schema-registry": "no record of a table topic is written before its schema has an id",

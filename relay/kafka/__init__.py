@@ -13,6 +13,9 @@ Readers (`reader`, `cursor`) see what is committed, and find their way by the ma
 
 `topics` makes the topics or checks them, `layouts` keeps the layouts, `lock` lets one writer in at a time, `engine`
 puts all of it together. Who comes in all the same fences the one before: Kafka refuses the zombie's commit.
+
+`trimming` drops what is old, but nothing that a hold needs: `hold` is that of a bootstrap which reads the cluster,
+`held_offset` what others see of it, and `followed` the log as that bootstrap reads it.
 """
 
 from walbus.relay.kafka.engine import open_kafka_reader, open_kafka_writer

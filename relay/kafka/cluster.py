@@ -60,6 +60,16 @@ class ClusterSettings:
         """By which a writer is fenced."""
         return f"{self.topic}.writer"
 
+    @property
+    def writer_group(self) -> str:
+        """Group whose member writes the log."""
+        return f"{self.topic}.writer"
+
+    @property
+    def hold_group(self) -> str:
+        """Group whose committed offset holds the log for the bootstrap that reads the cluster."""
+        return f"{self.topic}.bootstrap"
+
 
 class ClusterClients:
     """Makes clients of the cluster. What librdkafka says is kept, for the error that follows, and not printed.

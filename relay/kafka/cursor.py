@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 from walbus.errors import DamagedRecord, PositionTrimmed, PositionUnknown
 from walbus.position import ORIGIN, Position
@@ -14,6 +15,8 @@ from walbus.relay.kafka.mark import REFERENCE, Mark, parse_range
 from walbus.relay.kafka.partition import Partition, Places, Received, ends_of
 from walbus.relay.kafka.view import View
 from walbus.relay.scan import is_done, place_of_seq, split_records
+
+_T = TypeVar("_T")
 
 _MEND = "read a snapshot from the bootstrap server, or read from `earliest`"
 
@@ -43,7 +46,9 @@ class KafkaCursor:
             PositionTrimmed: what comes after `after` is no longer held.
             PositionUnknown: `after` is past the end.
         """
-        view = self._view()
+        self._untrimmed(lambda view: self._seek(view, after))
+
+    def _seek(self, view: View, after: Position) -> None:
         if after < view.base.tip.position:
             raise PositionTrimmed(
                 f"the log no longer holds what comes after {after}",
@@ -62,7 +67,9 @@ class KafkaCursor:
         Raises:
             PositionTrimmed: some of what was committed from then on is no longer held.
         """
-        view = self._view()
+        self._untrimmed(lambda view: self._seek_time(view, microseconds))
+
+    def _seek_time(self, view: View, microseconds: int) -> None:
         if view.base.tip.position > ORIGIN and view.base.max_time >= microseconds:
             what = "the log no longer holds all that was committed since that time"
             raise PositionTrimmed(what, where=f"it begins behind {view.base.tip.position}", mend=_MEND)
@@ -77,7 +84,9 @@ class KafkaCursor:
             PositionTrimmed: the log no longer holds the change of this seq.
             PositionUnknown: the seq is more than one past the end.
         """
-        view = self._view()
+        return self._untrimmed(lambda view: self._seek_seq(view, seq))
+
+    def _seek_seq(self, view: View, seq: int) -> Position:
         base, last = view.base.tip, view.tip.tip.last_seq
         if seq > last + 1:
             raise PositionUnknown(f"seq {seq} is past the log's end", where=f"last seq {last}")
@@ -86,6 +95,16 @@ class KafkaCursor:
             raise PositionTrimmed(f"the log no longer holds seq {seq}", where=where, mend=_MEND)
         self._go(view, lambda mark: mark.behind.tip.last_seq >= seq, lambda header: header.last_seq < seq)
         return place_of_seq(read_header(self._ready[0]), seq, self.done) if self._ready else self.done
+
+    def _untrimmed(self, seek: Callable[[View], _T]) -> _T:
+        """Seeks again where the log was trimmed meanwhile: what was looked at on the way may be what went."""
+        while True:
+            view = self._view()
+            try:
+                return seek(view)
+            except PositionTrimmed:
+                if self._view().ends.first == view.ends.first:
+                    raise
 
     def read(self, max_bytes: int) -> list[bytes]:
         """The next whole records; see `walbus.log.LogCursor.read`."""

@@ -1,8 +1,11 @@
-"""One writer at a time: who writes is the member of a consumer group, whose broker notices when it is gone.
+"""One process at a time: who has a lock is the member of a consumer group, whose broker notices when it is gone.
 
-The lock is a courtesy: it keeps a second capture from taking the log away from one that lives. What keeps a log whole
-is fencing: whoever begins to write under the transactional id ends the transactions of the writer before it for good.
-So a writer that was stopped for longer than its session, and comes back, is told so by its next commit.
+The writer's lock is a courtesy: it keeps a second capture from taking the log away from one that lives. What keeps a
+log whole is fencing: whoever begins to write under the transactional id ends the transactions of the writer before it
+for good. So a writer that was stopped for longer than its session, and comes back, is told so by its next commit.
+
+A process that stood still for longer than its session joins the group again by itself, beside the one that has the
+lock by then: so whoever works under a lock for long asks whether it is `held`, and lets go of it if not.
 """
 
 from __future__ import annotations
@@ -24,24 +27,28 @@ if TYPE_CHECKING:
 _released: set[str] = set()
 
 
-class WriterLock:
+class GroupLock:
     """Held from its making to `release`, or until the broker has not heard of this process for the session's time.
 
     Args:
         clients: of the cluster.
-        session_seconds: after so long a writer that died, or stands still, may be followed.
+        group: whose member has it.
+        session_seconds: after so long a process that died, or stands still, may be followed.
+        does: what the one does that has it, as in "writes this log".
+        mend: what to do about another one.
 
     Raises:
         LogBusy: another process has it; says which.
         LogUnreachable: the cluster does not answer, or takes nobody into the group in `answer_seconds`.
     """
 
-    def __init__(self, clients: ClusterClients, session_seconds: float) -> None:
-        self._clients = clients
-        self._group = f"{clients.settings.topic}.writer"
+    def __init__(self, clients: ClusterClients, group: str, session_seconds: float, *, does: str, mend: str) -> None:
+        self.group = group  #: whose member has it
+        self._clients, self._does, self._mend = clients, does, mend
+        self._was_assigned = self._lost = False
         self._member: Consumer | None = None
         died = self._refuse_if_held()
-        self._member = clients.member(self._group, own_name(), session_seconds)
+        self._member = clients.member(self.group, own_name(), session_seconds)
         try:
             self._member.subscribe([clients.settings.meta])
             self._member.poll(0)
@@ -52,17 +59,44 @@ class WriterLock:
             raise
 
     def release(self) -> None:
-        """Lets the next writer in."""
+        """Lets the next one in."""
         if self._member is not None:
             if member := self._member.memberid():
                 _released.add(member)
             self._member.close()
             self._member = None
 
+    def held(self) -> bool:
+        """Whether it is had still; once it is not, it is to be released. To be asked every few seconds."""
+        if self._member is None:
+            return False
+        self._member.poll(0)
+        assigned = bool(self._member.assignment())
+        self._lost = self._lost or (self._was_assigned and not assigned)
+        self._was_assigned = assigned
+        return not self._lost
+
+    def note(self, topic: str, offset: int, text: str) -> None:
+        """Keeps an offset of a topic, and a text beside it, under the name of the group.
+
+        Raises:
+            LogUnreachable: the cluster did not take it; as while the group waits for one that died.
+            LogError: this process may not.
+        """
+        from confluent_kafka import TopicPartition  # noqa: PLC0415
+
+        if self._member is None:
+            raise ValueError("the lock was released")
+        with self._clients.asking(f"the group {self.group} keeps no offset"):
+            kept = self._member.commit(offsets=[TopicPartition(topic, 0, offset, text)], asynchronous=False)
+        for one in kept or ():
+            if one.error is not None:
+                raise self._clients.told(f"the group {self.group} keeps no offset", one.error)
+
     def _refuse_if_held(self) -> bool:
-        """Whether a writer died that the group still counts; LogBusy if one lives."""
+        """Whether one died that the group still counts; LogBusy if one lives."""
         own = self._member.memberid() if self._member is not None else None
-        members = [one for one in _members(self._clients, self._group) if one.member_id != own]
+        members = [one for one in members_of(self._clients, self.group) if one.member_id != own]
         alive = [one for one in members if not (_is_dead(one.client_id) or one.member_id in _released)]
         if alive:
             raise self._busy(_called(alive[0]))
@@ -74,20 +108,32 @@ class WriterLock:
             member.poll(0.02)
             if time.monotonic() > deadline:
                 self._refuse_if_held()  # by another process that came at the same time
-                raise self._clients.unreachable("the group of the log's writer takes no member")
+                raise self._clients.unreachable(f"the group {self.group} takes no member")
+        self._was_assigned = True
 
     def _busy(self, who: str) -> LogBusy:
+        return LogBusy(f"another process {self._does}: {who}", where=f"group {self.group}", mend=self._mend)
+
+
+class WriterLock(GroupLock):
+    """The right to write a log; see `GroupLock`."""
+
+    def __init__(self, clients: ClusterClients, session_seconds: float) -> None:
         mend = "stop the other capture; the log is free some seconds after one died"
-        return LogBusy(f"another process writes this log: {who}", where=f"group {self._group}", mend=mend)
+        super().__init__(clients, clients.settings.writer_group, session_seconds, does="writes this log", mend=mend)
 
 
-def _members(clients: ClusterClients, group: str) -> list[MemberDescription]:
-    """Those of a group; none where there is no such group."""
+def members_of(clients: ClusterClients, group: str) -> list[MemberDescription]:
+    """Those of a group; none where there is no such group.
+
+    Raises:
+        LogError, LogUnreachable: it is not told.
+    """
     from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
 
     seconds = clients.settings.answer_seconds
     deadline = time.monotonic() + seconds
-    with clients.asking("it is not told who writes the log"):
+    with clients.asking(f"the members of {group} are not told"):
         while True:
             asked = clients.admin.describe_consumer_groups([group], request_timeout=seconds)
             try:
@@ -96,12 +142,12 @@ def _members(clients: ClusterClients, group: str) -> list[MemberDescription]:
                 told = error_of(error)
                 if told is not None and told.code() == KafkaError.GROUP_ID_NOT_FOUND:
                     return []
-                if told is None or told.code() not in _passing() or time.monotonic() > deadline:
+                if told is None or told.code() not in passing() or time.monotonic() > deadline:
                     raise
             time.sleep(0.05)
 
 
-def _passing() -> tuple[int, ...]:
+def passing() -> tuple[int, ...]:
     """Codes of a cluster that is about to have the group's coordinator."""
     from confluent_kafka import KafkaError  # noqa: PLC0415
 
@@ -113,13 +159,13 @@ def _passing() -> tuple[int, ...]:
     )
 
 
-def writers_of(clients: ClusterClients) -> list[str]:
-    """Who writes a log now, as `NAME at HOST`; whoever died on this machine does not count.
+def holders_of(clients: ClusterClients, group: str) -> list[str]:
+    """Who has a lock now, as `NAME at HOST`; whoever died on this machine does not count.
 
     Raises:
         LogError, LogUnreachable: it is not told.
     """
-    members = _members(clients, f"{clients.settings.topic}.writer")
+    members = members_of(clients, group)
     return [_called(member) for member in members if not _is_dead(member.client_id)]
 
 
@@ -128,7 +174,7 @@ def _called(member: MemberDescription) -> str:
 
 
 def own_name() -> str:
-    """What a writer calls itself, by which the next one on this machine sees whether it lives."""
+    """What a process calls itself, by which the next one on this machine sees whether it lives."""
     return f"walbus-{socket.gethostname()}-{_boot()}-{os.getpid()}"
 
 

@@ -43,6 +43,11 @@ class KafkaLogReader:
         """Which database the log belongs to."""
         return self._log.source
 
+    @property
+    def topic_id(self) -> str:
+        """Of the log's topic."""
+        return self._log.topic_id
+
     def bounds(self) -> Bounds:
         """What is durable now; one round trip to the cluster."""
         return self.view().bounds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
+from walbus.errors import PositionTrimmed
 from walbus.log import Bounds
 from walbus.position import ORIGIN
 from walbus.relay.kafka.cluster import ClusterClients
@@ -72,10 +73,17 @@ class Views:
             LogUnreachable: the cluster does not answer.
         """
         with self._lock:
-            (ends,) = ends_of(self._clients, self._clients.settings.topic)
-            if self._view is None or self._view.ends != ends:
-                self._view = self._look(ends, self._view)
-            return self._view
+            while True:
+                (ends,) = ends_of(self._clients, self._clients.settings.topic)
+                if self._view is not None and self._view.ends == ends:
+                    return self._view
+                try:
+                    self._view = self._look(ends, self._view)
+                except PositionTrimmed:  # while it was looked at
+                    if ends_of(self._clients, self._clients.settings.topic)[0].first == ends.first:
+                        raise
+                else:
+                    return self._view
 
     def _look(self, ends: Ends, known: View | None) -> View:
         same_end = known is not None and known.ends.stable == ends.stable

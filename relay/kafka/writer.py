@@ -178,6 +178,7 @@ class KafkaLogWriter:
     def trim(self, now: float) -> Position:
         """Drops the oldest messages; see `walbus.log.LogWriter.trim`."""
         self._check_usable()
+        self._parts.lock.held()  # who never asks leaves the group after a day; whoever follows fences this writer
         self._base = self._settings.trimming.trim(self._parts.reader, now)
         return self._base.tip.position
 

@@ -20,6 +20,7 @@ import pytest
 
 from support.capturing import CaptureThread, source_of
 from support.database import Database
+from support.kafka_kills import kill_in_turn
 from support.kafka_log import KafkaEngine
 from support.kafka_server import local_kafka
 from support.kafka_writing import Writing, committed, small
@@ -160,14 +161,7 @@ def test_killed_rooms_in_front_of_kafka_lose_and_repeat_nothing(
         system.wait_until_streaming()
         truth = oracle("walbus")
         shop.start()
-        for victim in ("capture", "relay", "broker", "capture", "capture"):
-            time.sleep(rng.uniform(0.1, 1.2))  # the moment of a kill is the test's input
-            if victim == "broker":
-                own_kafka.brokers[0].kill()
-                own_kafka.brokers[0].start()
-                own_kafka.await_answer()
-            else:
-                wait_for(lambda victim=victim: system.kill(victim), what=f"{victim} to run and be killed")
+        kill_in_turn(system, own_kafka, ("capture", "relay", "broker", "capture", "capture"), rng)
         shop.stop()
         system.wait_until_at_rest(database)
         system.check(database, truth)

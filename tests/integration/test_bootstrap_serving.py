@@ -19,6 +19,7 @@ from walbus.bootstrap.seq_at import seq_at
 from walbus.bootstrap.state import encode
 from walbus.bootstrap.store import WriteSet
 from walbus.consumers.checkpoint import Point
+from walbus.errors import LogUnreachable
 from walbus.log import Bounds, LogCursor, LogReader
 from walbus.position import ORIGIN, Position
 from walbus.records import Flag, Kind, Op
@@ -228,6 +229,22 @@ def test_a_position_will_do_as_long_as_the_log_holds_it(source: ModelSource, boo
     status, refused = bootstrap.json(path)
     assert (status, refused["where"]) == (410, "after")
     assert "give its seq too" in refused["mend"]
+    assert bootstrap.get(since(ITEMS, point))[0] == 200
+
+
+def test_a_position_whose_seq_a_cluster_does_not_tell_now_is_to_be_asked_for_again(
+    source: ModelSource, bootstrap: ServingBootstrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(reader: object) -> Bounds:
+        raise LogUnreachable("no answer")
+
+    source.commit([insert(ITEMS, 1)])
+    bootstrap.follow()
+    point = place(source)
+    monkeypatch.setattr("support.serving_bootstrap._Reader.bounds", away)
+    status, headers, body = bootstrap.get(f"/v1/delta?table={ITEMS}&after={point.last_done}")
+    assert (status, headers["Retry-After"]) == (503, "1")
+    assert "the log does not answer" in body.decode()
     assert bootstrap.get(since(ITEMS, point))[0] == 200
 
 

@@ -63,7 +63,7 @@ def test_a_cluster_is_looked_at_before_and_behind_the_first_start(
         during = findings(given)
         assert during["kafka-writer"][0].found.startswith("walbus-")
     codes = {code for code in during if code.startswith("kafka-")}
-    parts = ("cluster", "topics", "copies", "transactions", "writer", "clock", "topic-names")
+    parts = ("cluster", "topics", "copies", "transactions", "writer", "hold", "clock", "topic-names")
     assert codes == {f"kafka-{part}" for part in parts}
     assert {worst(during[code]) for code in codes} == {Severity.OK}
 

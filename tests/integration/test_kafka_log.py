@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -251,6 +253,26 @@ def test_a_second_writer_is_told_who_writes(engine):
     engine.open_writer()
     with pytest.raises(LogBusy, match="walbus-"):
         engine.open_writer()
+
+
+def test_a_writer_that_writes_for_long_is_still_told_to_a_second_one(engine):
+    """A member of a group that is not polled leaves it after a time: of its own accord, though its heartbeats go on."""
+    engine.lease_seconds = 6.0
+    options = {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"}  # a day and ten seconds, elsewhere
+    engine.cluster = dataclasses.replace(engine.cluster, options=options)
+    writer = engine.open_writer()
+    fill(writer, 3)
+    until = time.monotonic() + 15
+
+    def trimmed() -> bool:
+        writer.trim(0)
+        return time.monotonic() > until
+
+    wait_for(trimmed, 60, every=1.0)
+    with pytest.raises(LogBusy, match=r"another process writes this log: walbus-"):
+        engine.open_writer()
+    writer.append(transaction(64))
+    writer.sync()
 
 
 def test_a_process_that_let_go_of_a_log_opens_it_again_even_where_the_cluster_did_not_hear_of_it(engine):

@@ -28,6 +28,7 @@ from support.database import Database
 from support.waiting import wait_for
 from support.walbus_command import Running, write_config
 from walbus.demo.postgres import free_port
+from walbus.log import LogReader
 from walbus.position import parse_position
 from walbus.record_parser import RecordParser
 from walbus.records import Flag, RawChange, RecordHeader, body_of, iter_changes
@@ -97,6 +98,10 @@ class BootstrapRig:
         assert self.capture is not None
         self.capture.stop()
 
+    def open_log(self) -> LogReader:
+        """The log, for its layouts."""
+        return open_reader(self.data_dir / "relay")
+
     def log(self) -> str:
         """What the bootstrap said so far, over all its lives."""
         assert self.bootstrap is not None
@@ -163,7 +168,7 @@ class BootstrapRig:
 
     def rows(self, table: str) -> dict[bytes, dict[str, str | None]]:
         """Canonical texts of a table's rows by key."""
-        reader = open_reader(self.data_dir / "relay")
+        reader = self.open_log()
         try:
             found = {}
             for _, changes in self.records(table):
@@ -187,7 +192,7 @@ class BootstrapRig:
 
     def texts(self, table: str) -> Iterator[tuple[str | None, ...]]:
         """The canonical texts of a table's rows, in the order of their keys."""
-        reader = open_reader(self.data_dir / "relay")
+        reader = self.open_log()
         try:
             for _, changes in self.records(table):
                 for change in changes:

@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 from support.mvcc_model import new_ledger
+from walbus.bootstrap.file_hold import FileHold
 from walbus.bootstrap.keeper import Keeper
 from walbus.bootstrap.report import Report
 from walbus.bootstrap.upkeep import IndexUpkeep, Retention
@@ -22,7 +23,7 @@ def test_a_reader_whose_log_failed_is_not_asked_again(tmp_path: Path) -> None:
     readers = iter([failing, sound])
     report = Report(ledger, lambda: 0.0, {})
     upkeep = IndexUpkeep(ledger, lambda: 0.0, lambda: 0.0, Retention(3600, 10))
-    keeper = Keeper(ledger, report, upkeep, lambda: next(readers), hold=tmp_path / "hold.json", status_path=None)
+    keeper = Keeper(ledger, report, upkeep, lambda: next(readers), hold=FileHold(tmp_path), status_path=None)
     keeper.keep()
     failing.close.assert_called_once_with()
     keeper.keep()

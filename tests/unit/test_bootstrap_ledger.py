@@ -153,7 +153,7 @@ def test_a_seeding_waits_for_what_was_logged_but_not_visible(ledger: Ledger) -> 
     run = ledger.start_generation(PUBLISHED, 1, "test")
     ledger.observe(table.snapshot())
     assert not ledger.plan(run, one_file(), 0)
-    assert ledger.needed_after() == Position(1, table.log[0].lsn, 1)
+    assert ledger.needed() == (ledger.applied.log_id, Position(1, table.log[0].lsn, 1))
     table.end(writer)
     ledger.observe(table.snapshot())
     assert ledger.plan(run, one_file(), 0)

@@ -10,7 +10,8 @@ import pytest
 
 from walbus.capture.doctor import Finding, Severity
 from walbus.cli.doctor_kafka_rules import KafkaFacts, kafka_findings, registry_findings
-from walbus.errors import ConfigError, LogUnreachable, SinkRefused
+from walbus.errors import ConfigError, LogError, LogUnreachable, SinkRefused
+from walbus.relay.kafka.held_offset import Held
 from walbus.relay.kafka.topics import TopicState, rules
 
 ERROR, WARNING, OK = Severity.ERROR, Severity.WARNING, Severity.OK
@@ -42,6 +43,7 @@ def told(facts: KafkaFacts) -> list[Finding]:
 @pytest.mark.parametrize(
     "facts",
     [HEALTHY, replace(HEALTHY, topics=(), writers=(), ahead=None), replace(HEALTHY, most_seconds=None),
+     replace(HEALTHY, hold=Held(7, "1:0/10:2"), holders=("walbus-b-1-2 at b",)),
      replace(HEALTHY, brokers=1, topics=tuple(topic(name, 1) for name in NAMES))],
 )  # fmt: skip
 def test_a_healthy_cluster_has_nothing_but_ok(facts: KafkaFacts) -> None:
@@ -61,6 +63,14 @@ def test_a_healthy_cluster_has_nothing_but_ok(facts: KafkaFacts) -> None:
         (with_log(in_sync=2), "kafka-copies", WARNING, "2 of 3 copies", "start"),
         (with_log(replicas=1), "kafka-copies", WARNING, "1 of 3 brokers", "add copies"),
         (replace(HEALTHY, most_seconds=30.0), "kafka-transactions", ERROR, "30 s", "transaction_seconds = 30"),
+        (
+            replace(HEALTHY, hold=Held(7, "1:0/10:2"), group="log.bootstrap"),
+            "kafka-hold", WARNING, "behind 1:0/10:2 is held for a bootstrap that does not run", "gone for good",
+        ),
+        (
+            replace(HEALTHY, hold=LogError("it is not told", where="k1:9092", mend="grant it")),
+            "kafka-hold", ERROR, "not told", "grant it",
+        ),
         (replace(HEALTHY, ahead=4.0), "kafka-clock", WARNING, "ahead", "NTP"),
         (
             replace(HEALTHY, taken=ConfigError("the topic of table a.b would be log", mend="give another")),
@@ -74,6 +84,14 @@ def test_what_is_wrong_is_one_finding_with_its_mend(
     (found,) = told(facts)
     assert (found.code, found.severity) == (code, severity)
     assert said in found.found and mend in found.mends[0].text
+
+
+def test_who_holds_the_log_is_said_and_how_to_let_go_of_it() -> None:
+    held = replace(HEALTHY, hold=Held(7, "1:0/10:2"), group="log.bootstrap")
+    (by,) = (one for one in kafka_findings(replace(held, holders=("walbus-b-1-2 at b",))) if one.code == "kafka-hold")
+    assert by.found == "walbus-b-1-2 at b holds what comes behind 1:0/10:2"
+    (nobody,) = told(held)
+    assert nobody.mends[1].text.endswith("--bootstrap-server k1:9092,k2:9092 --delete --group log.bootstrap")
 
 
 def test_a_cluster_and_a_registry_that_cannot_be_asked_are_errors() -> None:
@@ -95,6 +113,7 @@ def test_the_page_says_the_severities_that_these_rules_give() -> None:
         code: set(given.split(", ")) for code, given in re.findall(r"^\| `([a-z-]+)` \| ([a-z, ]+) \|", section, re.M)
     }
     assert written["kafka-copies"] == {"error", "warning", "ok"}
+    assert written["kafka-hold"] == {"error", "warning", "ok"}
     assert written["kafka-clock"] == {"warning", "ok"}
     assert {code for code in written if written[code] == {"error", "ok"}} == {
         "kafka-cluster", "kafka-topics", "kafka-transactions", "kafka-topic-names", "schema-registry",

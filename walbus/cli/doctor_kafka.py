@@ -14,7 +14,8 @@ from walbus.cli.kafka import check_topics_apart, cluster_of
 from walbus.config import SchemaRegistryConfig, Settings
 from walbus.errors import SourceError, WalbusError
 from walbus.relay.kafka.cluster import ClusterClients
-from walbus.relay.kafka.lock import writers_of
+from walbus.relay.kafka.held_offset import Held, held_on
+from walbus.relay.kafka.lock import holders_of
 from walbus.relay.kafka.topics import Topics, TopicState
 from walbus.topics import TopicNames
 
@@ -48,12 +49,22 @@ def _read(settings: Settings) -> KafkaFacts | WalbusError:
                 brokers=len(described.nodes),
                 names=cluster.topics,
                 topics=topics,
-                writers=tuple(writers_of(clients)),
+                writers=tuple(holders_of(clients, cluster.writer_group)),
                 transaction_seconds=cluster.transaction_seconds,
                 most_seconds=most,
                 ahead=ahead,
                 taken=_taken(settings),
+                hold=_hold(clients),
+                holders=tuple(holders_of(clients, cluster.hold_group)),
+                group=cluster.hold_group,
             )
+    except WalbusError as problem:
+        return problem
+
+
+def _hold(clients: ClusterClients) -> Held | WalbusError | None:
+    try:
+        return held_on(clients, _PATIENCE)
     except WalbusError as problem:
         return problem
 

@@ -9,6 +9,7 @@ from walbus.amounts import counted, human_seconds
 from walbus.capture.doctor import Finding, Mend
 from walbus.capture.doctor.findings import advice, error, ok, refused, shell, warning
 from walbus.errors import WalbusError
+from walbus.relay.kafka.held_offset import Held
 from walbus.relay.kafka.topics import TopicState, mending, rules
 
 #: Seconds that the brokers' clock may be ahead of ours.
@@ -30,6 +31,9 @@ class KafkaFacts:
         most_seconds: that the brokers allow a transaction; None: they do not tell.
         ahead: seconds that the brokers' clock is ahead of ours at least, by the newest message; None without one.
         taken: the refusal of a table whose topic would be the log's.
+        hold: what a bootstrap that reads the cluster holds, or what keeps that from being told; None: nothing.
+        holders: which bootstrap does so now.
+        group: by whose offset.
     """
 
     place: str
@@ -41,6 +45,9 @@ class KafkaFacts:
     most_seconds: float | None
     ahead: float | None
     taken: WalbusError | None = None
+    hold: Held | WalbusError | None = None
+    holders: tuple[str, ...] = ()
+    group: str = ""
 
 
 def kafka_findings(facts: KafkaFacts | WalbusError) -> Iterator[Finding]:
@@ -54,6 +61,7 @@ def kafka_findings(facts: KafkaFacts | WalbusError) -> Iterator[Finding]:
         yield from _topic(name, there.get(name), facts)
     yield from _transactions(facts)
     yield ok("kafka-writer", " and ".join(facts.writers) + " writes the log" if facts.writers else "nobody writes it")
+    yield from _hold(facts)
     yield from _clock(facts)
     if facts.taken is None:
         yield ok("kafka-topic-names", "no table has a topic that is one of the log's")
@@ -113,6 +121,20 @@ def _transactions(facts: KafkaFacts) -> Iterator[Finding]:
         yield error("kafka-transactions", found, lower, advice("or raise transaction.max.timeout.ms on the brokers"))
     else:
         yield ok("kafka-transactions", f"the brokers allow a transaction {facts.most_seconds:g} s")
+
+
+def _hold(facts: KafkaFacts) -> Iterator[Finding]:
+    hold = facts.hold
+    if isinstance(hold, WalbusError):
+        yield refused("kafka-hold", hold)
+    elif hold is None:
+        yield ok("kafka-hold", "no bootstrap that reads the cluster holds the log")
+    elif facts.holders:
+        yield ok("kafka-hold", f"{' and '.join(facts.holders)} holds what comes behind {hold.text or hold.offset}")
+    else:
+        found = f"what comes behind {hold.text or hold.offset} is held for a bootstrap that does not run"
+        let_go = f"kafka-consumer-groups.sh --bootstrap-server {facts.place} --delete --group {facts.group}"
+        yield warning("kafka-hold", found, advice("start it; if it is gone for good, let go"), shell(let_go))
 
 
 def _clock(facts: KafkaFacts) -> Iterator[Finding]:

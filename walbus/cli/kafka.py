@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from pathlib import Path
 
 from walbus.config import Settings
 from walbus.errors import SourceUnavailable
 from walbus.log import LogWriter, SourceIdentity
 from walbus.relay.kafka import open_kafka_reader, open_kafka_writer
 from walbus.relay.kafka.cluster import ClusterSettings
+from walbus.relay.kafka.followed import FollowedLog
+from walbus.relay.kafka.hold import ClusterHold
 from walbus.relay.kafka.reader import KafkaLogReader
 from walbus.relay.kafka.topics import TopicPlan
 from walbus.topics import TopicNames
+
+#: A thread of the bootstrap that waits for the cluster has to end soon; what it asked for is asked again.
+_BOOTSTRAP_SECONDS = 3.0
 
 
 def cluster_of(settings: Settings) -> ClusterSettings:
@@ -67,3 +74,26 @@ def open_log(settings: Settings, source: SourceIdentity) -> LogWriter:
 def open_log_reader(settings: Settings) -> KafkaLogReader:
     """Opens the log for reading; as `open_kafka_reader`."""
     return open_kafka_reader(cluster_of(settings))
+
+
+def open_bootstrap_reader(settings: Settings) -> FollowedLog:
+    """Opens the log for a bootstrap that reads the cluster; as `open_kafka_reader`."""
+    reader = open_kafka_reader(replace(cluster_of(settings), answer_seconds=_BOOTSTRAP_SECONDS))
+    with ExitStack() as undo:
+        undo.callback(reader.close)
+        followed = FollowedLog(reader)
+        undo.pop_all()
+    return followed
+
+
+def open_hold(settings: Settings, replaces: Path) -> ClusterHold:
+    """The hold of such a bootstrap.
+
+    Args:
+        settings: the configuration.
+        replaces: the file of the hold that it had beside a relay, which goes once there is one on the cluster.
+
+    Raises:
+        ConfigError: confluent-kafka is not installed, or librdkafka refuses an option.
+    """
+    return ClusterHold(cluster_of(settings), replaces=replaces)

@@ -104,6 +104,7 @@ def _bootstrap(part: Mapping[str, Any], end: int | None) -> _Cells:
     applied, size = served.get("applied"), said.get("walbus_bootstrap_store_bytes")
     details = _joined(
         "the disk is full: nothing is applied" if said.get("walbus_bootstrap_disk_full") else "",
+        f"does not read the log: {said['error']}" if said.get("state") == "waits_for_log" else "",
         summary,
         *others[:5],
         seeding,

@@ -1,0 +1,55 @@
+"""What a bootstrap that reads the cluster holds of the log there, for whoever trims it or looks; see `hold`."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from walbus.relay.kafka.cluster import ClusterClients, error_of
+from walbus.relay.kafka.lock import passing
+
+_LOOK_SECONDS = 0.05
+
+
+class Held(NamedTuple):
+    """What a group holds.
+
+    Attributes:
+        offset: of the first message that is kept.
+        text: the position behind which the log is needed, by the word of who holds it; anything, if somebody else
+            moved the offset.
+    """
+
+    offset: int
+    text: str
+
+
+def held_on(clients: ClusterClients, seconds: float) -> Held | None:
+    """What the bootstrap holds of the log, whether or not it runs; None if there is no hold.
+
+    Args:
+        clients: of the cluster.
+        seconds: how long an answer is waited for, about.
+
+    Raises:
+        LogError, LogUnreachable: it is not told.
+    """
+    from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition  # noqa: PLC0415
+
+    group, topic = clients.settings.hold_group, clients.settings.topic
+    wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, 0)])
+    deadline = time.monotonic() + seconds
+    with clients.asking(f"it is not told what the group {group} holds"):
+        while True:
+            asked = clients.admin.list_consumer_group_offsets([wanted], request_timeout=seconds)
+            try:
+                (found,) = asked[group].result().topic_partitions
+                break
+            except KafkaException as error:
+                told = error_of(error)
+                if told is None or told.code() not in passing() or time.monotonic() > deadline:
+                    raise
+            time.sleep(_LOOK_SECONDS)
+    if found.error is not None:
+        raise clients.told(f"it is not told what the group {group} holds", found.error)
+    return None if found.offset < 0 else Held(found.offset, found.metadata or "")
