@@ -28,8 +28,8 @@ The way of the data:
     subscription  one consumer's deliveries and commits
     group_member   has the parts worked on that a member of a group holds, as group_membership says; part_lease is what
                 one may do with a part
-    lessors     hand parts out: a relay, or Kafka's coordinator of groups (kafka_lessor, by kafka_member's questions, with
-                part_tokens, over the partitions of a parts_topic)
+    lessors     hand parts out: a relay, or Kafka's coordinator of groups (kafka_lessor, by kafka_member's questions,
+                with part_tokens, over the partitions of a parts_topic)
     client      `walbus.connect(url).subscribe(...)` and `.join(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: what a session gives, by a sink_feed in batches, into a sink

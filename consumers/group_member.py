@@ -6,10 +6,11 @@
         one that is lost   its subscription is closed: nothing is handed on, and a commit is refused
     behind `work`          the lessor is told that the part is done with, and gives it to another member
 
-The lessor is a relay, or the cluster that the log is read from (`walbus.consumers.lessors`). A member that cannot reach it goes on until its leases run out, and then waits: the same holds may still be its
-own. One that was stopped in the meantime finds out by the clock, or by the checkpoint that it cannot store. On `stop`
-all parts are finished first, while they are held, and then the member leaves. `close` waits for that, and is refused to
-whatever the member itself has called: it would wait for itself.
+The lessor is a relay, or the cluster that the log is read from (`walbus.consumers.lessors`). A member that cannot
+reach it goes on until its leases run out, and then waits: the same holds may still be its own. One that was stopped in
+the meantime finds out by the clock, or by the checkpoint that it cannot store. On `stop` all parts are finished first,
+while they are held, and then the member leaves. `close` waits for that, and is refused to whatever the member itself
+has called: it would wait for itself.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from walbus.consumers.group_membership import ASKS_AFTER, MARGIN
 from walbus.consumers.kafka_member import KafkaOffsets, heed, partitions_of
 from walbus.consumers.part_tokens import CommitRefused, Holdings, take_tokens
 from walbus.consumers.parts_topic import have_parts, parts_topic, require_parts
-from walbus.errors import Directive, RelayUnavailable, UsageError, WalbusError, directive_of
+from walbus.errors import Directive, RelayUnavailable, WalbusError, directive_of
 from walbus.relay.group_leases import Asked
 from walbus.relay.group_requests import Told
 from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings

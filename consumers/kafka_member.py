@@ -110,8 +110,8 @@ def _told(error: KafkaError, clients: ClusterClients, where: str) -> WalbusError
     what = f"the cluster does not let it be a member: {error.str()}"
     if error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
         mend = (
-            "take a longer lease (lease_seconds; 5 is enough for a broker with the settings that Kafka comes with), or set "
-            "group.min.session.timeout.ms and group.max.session.timeout.ms of the brokers"
+            "take a longer lease (lease_seconds; 5 is enough for a broker with the settings that Kafka comes with), "
+            "or set group.min.session.timeout.ms and group.max.session.timeout.ms of the brokers"
         )
         return UsageError(what, where=where, mend=mend)
     if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:

@@ -10,7 +10,8 @@ import time
 from typing import Final
 
 from walbus.errors import LogError, UsageError
-from walbus.relay.kafka.cluster import ClusterClients, error_of
+from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings, error_of
+from walbus.relay.kafka.lock import members_of
 from walbus.relay.kafka.topics import default_replicas, describe_topics, make_topics
 
 _LONGEST: Final = 249  # which Kafka allows
@@ -32,6 +33,23 @@ def parts_topic(topic: str, group: str) -> str:
         what = f"the topic of the group's parts would have a name of {len(name)} letters, and Kafka allows {_LONGEST}"
         raise UsageError(what, where=f"group {group}", mend="take a shorter name for the group")
     return name
+
+
+def members_in(cluster: ClusterSettings, group: str) -> list[str]:
+    """Who is a member of a group now; one that died counts until its session is over.
+
+    Args:
+        cluster: that has the log.
+        group: its name.
+
+    Raises:
+        LogError, LogUnreachable: it is not told.
+    """
+    clients = ClusterClients(cluster)
+    try:
+        return [member.client_id for member in members_of(clients, parts_topic(cluster.topic, group))]
+    finally:
+        clients.close()
 
 
 def have_parts(clients: ClusterClients, name: str, parts: int) -> None:
@@ -80,6 +98,6 @@ def require_parts(name: str, servers: str, found: int, parts: int) -> None:
     raise UsageError(
         f"the group has {found} parts, and this member is to be one of a group of {parts}",
         where=f"topic {name} at {servers}",
-        mend=f"give {found} parts, as all members do, or take another name for the group; to have {parts} under this one, "
-        "end all of its members, delete the topic, and have all rows read again",
+        mend=f"give {found} parts, as all members do, or take another name for the group; to have {parts} under this "
+        "one, end all of its members, delete the topic, and have all rows read again",
     )

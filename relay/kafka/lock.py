@@ -60,7 +60,7 @@ class WriterLock:
 
     def _refuse_if_held(self) -> bool:
         """Whether a writer died that the group still counts; LogBusy if one lives."""
-        members = _members(self._clients, self._group)
+        members = members_of(self._clients, self._group)
         alive = [one for one in members if not (_is_dead(one.client_id) or one.member_id in _released)]
         if alive:
             raise self._busy(_called(alive[0]))
@@ -78,13 +78,17 @@ class WriterLock:
         return LogBusy(f"another process writes this log: {who}", where=f"group {self._group}", mend=mend)
 
 
-def _members(clients: ClusterClients, group: str) -> list[MemberDescription]:
-    """Those of a group; none where there is no such group."""
+def members_of(clients: ClusterClients, group: str) -> list[MemberDescription]:
+    """Those of a group; none where there is no such group.
+
+    Raises:
+        LogError, LogUnreachable: they are not told.
+    """
     from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
 
     seconds = clients.settings.answer_seconds
     deadline = time.monotonic() + seconds
-    with clients.asking("it is not told who writes the log"):
+    with clients.asking(f"the members of the group {group} are not told"):
         while True:
             asked = clients.admin.describe_consumer_groups([group], request_timeout=seconds)
             try:
@@ -116,7 +120,7 @@ def writers_of(clients: ClusterClients) -> list[str]:
     Raises:
         LogError, LogUnreachable: it is not told.
     """
-    members = _members(clients, f"{clients.settings.topic}.writer")
+    members = members_of(clients, f"{clients.settings.topic}.writer")
     return [_called(member) for member in members if not _is_dead(member.client_id)]
 
 

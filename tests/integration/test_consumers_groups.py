@@ -92,7 +92,9 @@ def test_the_parts_of_a_member_that_is_killed_go_to_the_others_when_its_lease_is
     assert second.end() == 0
 
 
-def test_a_member_that_stood_still_longer_than_its_lease_has_its_late_commit_refused_and_says_so(group: RelayGroup) -> None:
+def test_a_member_that_stood_still_longer_than_its_lease_has_its_late_commit_refused_and_says_so(
+    group: RelayGroup,
+) -> None:
     first, second = group.member("first"), group.member("second")
     group.wait(lambda: group.is_shared_by(2), 60, what="both to have their shares")
     first.hold()

@@ -229,7 +229,7 @@ def test_a_lease_that_is_too_short_for_the_cluster_is_refused(group: KafkaGroup,
 
 
 def test_a_topic_that_gets_more_partitions_ends_the_group(group: KafkaGroup, tmp_path: Path) -> None:
-    from confluent_kafka.admin import NewPartitions  # noqa: PLC0415
+    from confluent_kafka.admin import NewPartitions
 
     options = {"topic.metadata.refresh.interval.ms": "500"}
     with walbus.connect(group.url, folder=tmp_path / "own", kafka_options=options) as bus:
@@ -248,7 +248,7 @@ def running_until_refused(member: GroupMember[LeasedSubscription]) -> Iterator[l
 
     def run() -> None:
         try:
-            member.run(lambda subscription: list(subscription))
+            member.run(list)
         except BaseException as error:
             raised.append(error)
 

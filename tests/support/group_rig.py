@@ -1,9 +1,9 @@
 """Members of one group as processes, the log that they read, and what they say that they did.
 
-    group.source.write()                 rows for all parts
-    first = group.member("first")        a process; see `support.group_process`
-    group.wait(lambda: group.is_shared_by(1), 60, what="it has all parts")
-    group.are_whole()                    every row was handled, and no two members had one part at a time
+group.source.write()                 rows for all parts
+first = group.member("first")        a process; see `support.group_process`
+group.wait(lambda: group.is_shared_by(1), 60, what="it has all parts")
+group.are_whole()                    every row was handled, and no two members had one part at a time
 """
 
 from __future__ import annotations
@@ -164,8 +164,9 @@ class Group(ABC):
         self.close_server()
         self.source.engine.close()
 
+    @abstractmethod
     def close_server(self) -> None:
-        """Ends what only this group has."""
+        """Ends what only this group has, behind its members."""
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -32,15 +32,15 @@ class KafkaGroup(Group):
     def __init__(self, folder: Path, bootstrap: str, lease: float = LEASE) -> None:
         super().__init__(folder, KafkaEngine(bootstrap, folder / "log"), lease)
         self.bootstrap = bootstrap
+        self.admin = admin_of(bootstrap)
         self.topic = f"{self.source.engine.cluster.topic}.parts.orders"
 
     @property
     def url(self) -> str:
         return f"kafka://{self.bootstrap}/{self.source.engine.cluster.topic}"
 
-    @property
-    def admin(self) -> AdminClient:
-        return admin_of(self.bootstrap)
+    def close_server(self) -> None:
+        """The cluster is that of others too."""
 
     def held(self) -> dict[str, list[int]]:
         return held_in(self.admin, self.topic)
@@ -63,6 +63,4 @@ def held_in(admin: AdminClient, group: str) -> dict[str, list[int]]:
         told = admin.describe_consumer_groups([group], request_timeout=30)[group].result()
     except KafkaException:
         return {}
-    return {
-        member.client_id: [one.partition for one in member.assignment.topic_partitions] for member in told.members
-    }
+    return {member.client_id: [one.partition for one in member.assignment.topic_partitions] for member in told.members}
