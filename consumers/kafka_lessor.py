@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -47,7 +48,8 @@ HANDOVER_SECONDS: Final = 300.0
 _SLOWER, _MARGIN_SECONDS = 0.1, 1.0
 
 _POLL_SECONDS: Final = 0.1
-_LEAVE_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 5.0
+_CLOSE_SECONDS: Final = 5.0
 
 
 class KafkaLessor:
@@ -69,7 +71,8 @@ class KafkaLessor:
         self._member, self._news = "", _nobody
         self._parts, self._lease = 0, 0.0  # as the member asks
         self._thread: threading.Thread | None = None
-        self._leaves = threading.Event()
+        self._leaves, self._is_told = threading.Event(), True
+        self._consumer: Consumer | None = None  # whose callbacks count
         self._changed = threading.Condition()  # guards what both threads use, which is the next three
         self._holdings = Holdings(0)
         self._proved_at = float("-inf")  # a commit that was taken was sent after this
@@ -95,7 +98,8 @@ class KafkaLessor:
             self._holdings.done(asked.done)
             self._changed.notify_all()
         if asked.leaves:
-            self._leave(max(timeout, _LEAVE_SECONDS))
+            self._leave(timeout + _CLOSE_SECONDS)
+            return Told(asked.parts, asked.lease, asked.parts, [])
         with self._changed:
             left = asked.lease
             if self._holdings.tokens:
@@ -110,6 +114,8 @@ class KafkaLessor:
 
     def _start(self, asked: Asked) -> None:
         self._parts, self._lease = asked.parts, asked.lease
+        answer_seconds = min(self._cluster.answer_seconds, max(_ANSWER_SECONDS, asked.lease / 2))
+        self._cluster = replace(self._cluster, answer_seconds=answer_seconds)
         self._holdings = Holdings(asked.parts)
         self._backoff = Backoff(longest=max(0.2, asked.lease * MARGIN))
         self._thread = threading.Thread(target=self._run, name=f"{self._group} in Kafka", daemon=True)
@@ -120,7 +126,7 @@ class KafkaLessor:
         if self._thread is None:
             return
         self._thread.join(timeout)
-        if self._thread.is_alive():
+        if self._thread.is_alive() or not self._is_told:
             what = "the coordinator was not told in time: others get the parts when this member's session is over"
             raise RelayUnavailable(what, where=self._where)
 
@@ -154,23 +160,34 @@ class KafkaLessor:
         rebalance = self._handover * (1 + _SLOWER) + _MARGIN_SECONDS
         try:
             have_parts(clients, self._topic, self._parts)
-            consumer = clients.part_holder(self._topic, self._member, session, rebalance)
+            self._consumer = consumer = clients.part_holder(self._topic, self._member, session, rebalance)
             try:
                 told = {"on_assign": self._handed_out, "on_revoke": self._taken_away, "on_lost": self._lost}
                 consumer.subscribe([self._topic], **told)
-                self._follow(consumer, clients)
+                with clients.asking(f"this is no member of the group {self._topic}"):
+                    self._follow(consumer, clients)
+            except WalbusError as error:
+                self._in_trouble(error)  # said before it leaves, which may take a while
+                raise
             finally:
                 self._end(consumer)
         finally:
             clients.close()
 
     def _end(self, consumer: Consumer) -> None:
-        """Has the coordinator told; nothing is held any more then, whatever is under way."""
+        """Has the coordinator told; nothing is held any more, whatever is under way.
+
+        A cluster that is away is told nothing, and the client does not give up soon: it goes on with that by itself.
+        """
+        self._consumer = None
         with self._changed:
             self._holdings.lost(range(self._parts))
             self._proved_at = self._renew_at = float("-inf")
         self._news()
-        consumer.close()
+        closing = threading.Thread(target=consumer.close, name=f"{self._group} leaves", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
+        self._is_told = not closing.is_alive()
 
     def _follow(self, consumer: Consumer, clients: ClusterClients) -> None:
         self._offsets = KafkaOffsets(consumer, clients, self._topic, max(2.0, self._lease * ASKS_AFTER))
@@ -240,12 +257,14 @@ class KafkaLessor:
         consumer.incremental_assign(mine)
         if mine:
             consumer.pause(mine)  # nothing is written there, and nobody need ask for it
-        with self._changed:
-            self._holdings.handed_out(partitions_of(partitions))
+        if consumer is self._consumer:
+            with self._changed:
+                self._holdings.handed_out(partitions_of(partitions))
 
     def _taken_away(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         """Returns once nothing of them is under way; they go to others then."""
-        del consumer
+        if consumer is not self._consumer:
+            return
         parts = partitions_of(partitions)
         with self._changed:
             self._holdings.taken_away(parts)
@@ -267,7 +286,8 @@ class KafkaLessor:
             return not self._changed.wait_for(lambda: not self._holdings.under_way(parts), _POLL_SECONDS)
 
     def _lost(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
-        del consumer
+        if consumer is not self._consumer:
+            return
         with self._changed:
             self._holdings.lost(partitions_of(partitions))
         _log.warning("group.membership_lost", group=self._group, member=self._member)

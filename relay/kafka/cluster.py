@@ -203,7 +203,7 @@ class ClusterClients:
             raise ConfigError(what, where="section relay.kafka", mend="mend what it names") from None
 
     def _note(self, error: KafkaError) -> None:
-        self._said = error.str()
+        self._said = error.str().partition(" (after ")[0]  # how long it took, and how often, makes no other reason
 
     def unreachable(self, what: str) -> LogUnreachable:
         """The error for something that the cluster did not do in time."""

@@ -173,7 +173,7 @@ def test_a_broker_that_stands_still_is_noticed_within_a_session(own_kafka: Clust
     group = KafkaGroup(tmp_path, own_kafka.bootstrap)
     try:
         member = group.member("only")
-        group.wait(lambda: group.is_shared_by(1), SOON, what="it to have all")
+        group.wait(lambda: member.says.count("group.part_taken") == PARTS, SOON, what="it to have all")
         os.kill(own_kafka.brokers[0].pid, signal.SIGSTOP)
         try:
             group.wait(lambda: "group.waiting" in member.says, SESSION + 20, what="it to say that it waits")
@@ -233,7 +233,7 @@ def test_a_topic_that_gets_more_partitions_ends_the_group(group: KafkaGroup, tmp
 
     options = {"topic.metadata.refresh.interval.ms": "500"}
     with walbus.connect(group.url, folder=tmp_path / "own", kafka_options=options) as bus:
-        member = bus.join("public.*", name="orders", parts=2, lease_seconds=LEASE)
+        member = bus.join("public.*", name="orders", parts=2, start="earliest", lease_seconds=LEASE)
         with running_until_refused(member) as refused:
             wait_for(lambda: len(member.parts) == 2, SOON, what="it to have all")
             group.admin.create_partitions([NewPartitions(group.topic, 3)])[group.topic].result()
