@@ -29,9 +29,9 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.clock import Clock
 from walbus.consumers.group_membership import ASKS_AFTER, MARGIN
 from walbus.consumers.kafka_member import KafkaOffsets, heed, partitions_of
-from walbus.consumers.part_tokens import CommitRefused, Holdings, take_tokens
+from walbus.consumers.part_tokens import CommitRefused, Holdings, TokensInDoubt, take_tokens
 from walbus.consumers.parts_topic import have_parts, parts_topic, require_parts
-from walbus.errors import Directive, RelayUnavailable, WalbusError, directive_of
+from walbus.errors import Directive, LogUnreachable, RelayUnavailable, WalbusError, directive_of
 from walbus.relay.group_leases import Asked
 from walbus.relay.group_requests import Told
 from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings
@@ -210,6 +210,11 @@ class KafkaLessor:
             tokens = take_tokens(self._offsets, bare, int(self._clock.wall() * 1000))
         except CommitRefused as refused:
             _log.info("group.part_not_taken_yet", group=self._group, member=self._member, reason=str(refused))
+            return
+        except TokensInDoubt as doubt:
+            raise doubt.error from doubt
+        except LogUnreachable as error:
+            self._in_trouble(error)
             return
         self._proved(sent_at, tokens)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from walbus.errors import LogUnreachable
 from walbus.relay.group_leases import Hold
 from walbus.relay.group_requests import HeldPart, Told
 
@@ -34,6 +35,18 @@ class CommitRefused(Exception):  # noqa: N818  # told to the member's own thread
     def __init__(self, what: str, *, is_gone: bool = False) -> None:
         super().__init__(what)
         self.is_gone = is_gone
+
+
+class TokensInDoubt(Exception):  # noqa: N818
+    """It is not known whether tokens were stored, nor when: their commit may still be under way.
+
+    Args:
+        error: that of the commit.
+    """
+
+    def __init__(self, error: LogUnreachable) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Offsets(Protocol):
@@ -65,12 +78,16 @@ def take_tokens(offsets: Offsets, parts: Sequence[int], stamp: int) -> dict[int,
 
     Raises:
         CommitRefused: none was given.
-        LogUnreachable: it is not known whether one was given. A commit that is still under way could come behind a
-            later one of the same member, so that this must become another member before it asks again.
+        LogUnreachable: none was given that counts.
+        TokensInDoubt: a commit that is still under way could come behind a later one of the same member, so that this
+            must become another member before it asks again.
     """
     before = offsets.committed(parts)
     tokens = {part: max(before.get(part, 0) + 1, stamp) for part in parts}
-    offsets.commit(tokens)
+    try:
+        offsets.commit(tokens)
+    except LogUnreachable as error:
+        raise TokensInDoubt(error) from error
     after = offsets.committed(parts)
     if {part: after.get(part) for part in parts} != tokens:
         raise CommitRefused("somebody else committed in between")

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from walbus.consumers.part_tokens import CommitRefused, Holdings, take_tokens
+from walbus.consumers.part_tokens import CommitRefused, Holdings, TokensInDoubt, take_tokens
 from walbus.errors import LogUnreachable
 from walbus.relay.group_leases import Hold
 from walbus.relay.group_requests import HeldPart
@@ -100,7 +100,7 @@ class Groups(RuleBasedStateMachine):
             tokens = take_tokens(line, member.holdings.bare, self.now)
         except CommitRefused:
             return
-        except LogUnreachable:  # it cannot tell what became of it, and becomes another member
+        except TokensInDoubt:  # it cannot tell what became of it, and becomes another member
             self._gone(member)
             return
         member.holdings.given(tokens)
