@@ -12,6 +12,10 @@ their work has ended, or after `handover_seconds`. All others go on meanwhile.
 **Lost**: who is not heard of for the length of its session is none of the group any more. Its parts come back under
 other tokens, if at all.
 
+Commits are waited for by the thread that also hears what is taken away: one that is under way could otherwise come
+behind that of the next holder. The client waits for as long as no coordinator is there, and nothing else could be done
+meanwhile; the lease is over by the clock.
+
 A membership that comes to an error is ended, and another one begun: whatever was still under way then is refused by the
 coordinator, since it comes from a member that is gone.
 """
