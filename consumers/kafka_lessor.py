@@ -72,7 +72,8 @@ class KafkaLessor:
         self._group, self._cluster, self._clock, self._handover = group, cluster, clock, handover_seconds
         self._topic = parts_topic(cluster.topic, group)
         self._where = f"group {self._topic} at {cluster.bootstrap}"
-        self._member, self._news = "", _nobody
+        self._member = ""
+        self._news: Callable[[], object] = _nobody
         self._parts, self._lease = 0, 0.0  # as the member asks
         self._thread: threading.Thread | None = None
         self._leaves, self._is_told = threading.Event(), True
