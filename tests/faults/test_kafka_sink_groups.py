@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,11 @@ from support.group_targets import PostgresTarget, RedisTarget, Target, assert_eq
 from support.kafka_group import SESSION, KafkaGroup
 from support.kafka_server import Cluster, local_kafka
 from support.kafka_sink_group import KafkaSinkGroup
+from support.member_fates import meet_fates
 from support.seed import announced_seed
 from support.single_rooms import SingleRooms
-from support.sink_group import NAME, Member, with_items
-from support.waiting import wait_for
-from support.writers import TABLES, Writers
+from support.sink_group import NAME, with_items
+from support.writers import TABLES
 
 pytestmark = [pytest.mark.one_version, pytest.mark.timeout(600)]
 
@@ -99,42 +98,12 @@ def test_members_that_join_leave_die_and_stand_still_fill_one_sink(
 def test_whatever_becomes_of_members_and_the_broker_the_sink_equals_the_source(
     group: KafkaSinkGroup, target: Target, source: Database, cluster: Cluster
 ) -> None:
-    seed = announced_seed("the fates of members")
-    dice = random.Random(seed)
-    group.member("member-0")
-    group.member("member-1")
-    group.wait_until_shared_by(2)
-    stopped: list[Member] = []
-    with Writers(source, seed, sessions=3, transactions=120) as writers:
-        for turn in range(2, 12):
-            running = [member for member in group.members if not member.ends() and member not in stopped]
-            fate = dice.choice(["join", "leave", "kill", "stop", "go on", "broker"]) if len(running) > 1 else "join"
-            if fate == "join" and len(running) < 4:
-                group.member(f"member-{turn}")
-            elif fate == "leave":
-                leaving = dice.choice(running)
-                wait_for(leaving.status, what="it has come so far that it leaves in order")
-                assert leaving.end() == 0
-            elif fate == "kill":
-                dice.choice(running).end(signal.SIGKILL)
-            elif fate == "stop":
-                stopped.append(dice.choice(running))
-                stopped[-1].send(signal.SIGSTOP)
-            elif fate == "go on" and stopped:
-                stopped.pop().send(signal.SIGCONT)
-            elif fate == "broker":
-                cluster.brokers[0].kill()
-                cluster.brokers[0].start()
-                cluster.await_answer()
-            some = source.value("SELECT count(*) FROM alpha")
-            more = f"more rows behind turn {turn} ({fate})"
-            wait_for(
-                lambda some=some: not writers.running or source.value("SELECT count(*) FROM alpha") != some, what=more
-            )
-    for member in stopped:
-        member.send(signal.SIGCONT)
-    running = [member for member in group.members if not member.ends()]
-    group.wait_until_shared_by(min(4, len(running)), SESSION + 90)
+    def broker() -> None:
+        cluster.brokers[0].kill()
+        cluster.brokers[0].start()
+        cluster.await_answer()
+
+    meet_fates(group, source, announced_seed("the fates of members"), broker=broker)
     assert_equal(group, target, source, *TABLES, "items", "marker")
 
 

@@ -11,11 +11,10 @@ import pytest
 
 import walbus
 from support.group_rig import PARTS, Group
+from support.group_tasks import taken_by_tasks
 from support.relay_log import FileEngine
 from support.serving_relay import ServingRelay
-from support.waiting import wait_for
 from walbus.consumers import AsyncLeasedSubscription, LeasedSubscription
-from walbus.consumers.checkpoint import Part
 from walbus.consumers.deliveries import Delivered
 from walbus.demo.postgres import free_port
 from walbus.errors import CheckpointTaken, RequestRefused, UsageError
@@ -154,32 +153,7 @@ def test_a_member_whose_work_returns_or_raises_ends_and_leaves(group: RelayGroup
 
 
 def test_tasks_share_the_parts_as_threads_do(group: RelayGroup, tmp_path: Path) -> None:
-    group.source.write(30)
-
-    async def taken_by_tasks() -> tuple[list[int], int]:
-        taken: list[int] = []
-        held: set[Part] = set()
-
-        async def work(subscription: AsyncLeasedSubscription) -> None:
-            async for window in subscription:
-                taken.extend(change.key["id"] for change in window)
-                held.add(subscription.part)
-                await window.commit()
-                if len(taken) == 30:
-                    return
-
-        async with walbus.aconnect(group.relay.url, folder=tmp_path / "own") as bus:
-            await bus.join("public.*", name="orders", parts=2, start="earliest").run(work)
-            assert group.held() == {}
-            waits = asyncio.ensure_future(bus.join("public.*", name="orders", parts=2).run(work))
-            await asyncio.to_thread(wait_for, group.held, 60, what="it to be a member")
-            waits.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waits
-            assert group.held() == {}, "it has left"
-        return taken, len(held)
-
-    taken, held = asyncio.run(taken_by_tasks())
+    taken, held = asyncio.run(taken_by_tasks(group, tmp_path / "own"))
     assert (sorted(taken), held) == (list(range(1, 31)), 2)
 
 

@@ -14,10 +14,11 @@ import pytest
 
 import walbus
 from support.group_rig import PARTS
+from support.group_tasks import taken_by_tasks
 from support.kafka_group import LEASE, LONG_LEASE, SESSION, KafkaGroup
 from support.kafka_server import Cluster
 from support.waiting import wait_for
-from walbus.consumers import AsyncLeasedSubscription, LeasedSubscription
+from walbus.consumers import LeasedSubscription
 from walbus.consumers.checkpoint import Part
 from walbus.consumers.clock import Clock
 from walbus.consumers.group_member import GroupMember
@@ -328,30 +329,5 @@ def test_who_does_not_finish_in_time_loses_the_part_and_its_commit_is_refused(
 
 
 def test_tasks_share_the_parts_as_threads_do(group: KafkaGroup, tmp_path: Path) -> None:
-    group.source.write(30)
-
-    async def taken_by_tasks() -> tuple[list[int], int]:
-        taken: list[int] = []
-        held: set[Part] = set()
-
-        async def work(subscription: AsyncLeasedSubscription) -> None:
-            async for window in subscription:
-                taken.extend(change.key["id"] for change in window)
-                held.add(subscription.part)
-                await window.commit()
-                if len(taken) == 30:
-                    return
-
-        async with walbus.aconnect(group.url, folder=tmp_path / "own") as bus:
-            await bus.join("public.*", name="orders", parts=2, start="earliest").run(work)
-            assert group.held() == {}
-            waits = asyncio.ensure_future(bus.join("public.*", name="orders", parts=2).run(work))
-            await asyncio.to_thread(wait_for, group.held, SOON, what="it to be a member")
-            waits.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waits
-            assert group.held() == {}, "it has left"
-        return taken, len(held)
-
-    taken, held = asyncio.run(taken_by_tasks())
+    taken, held = asyncio.run(taken_by_tasks(group, tmp_path / "own"))
     assert (sorted(taken), held) == (list(range(1, 31)), 2)
