@@ -140,6 +140,7 @@ def test_the_coordinators_broker_dies_and_the_others_go_on(tmp_path: Path) -> No
             told = group.admin.describe_consumer_groups([group.topic], request_timeout=30)[group.topic].result()
             three.brokers[told.coordinator.id - 1].kill()
             group.wait(lambda: group.is_shared_by(2), 90, what="another one to have the group")
+            group.source.begin_anew()
             group.source.write()
             group.are_whole()
             second.send(signal.SIGKILL)

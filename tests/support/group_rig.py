@@ -15,7 +15,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from support import group_process
 from support.kafka_log import KafkaEngine
@@ -38,9 +38,18 @@ class Source:
 
     def __init__(self, engine: FileEngine | KafkaEngine) -> None:
         self.engine = engine
-        self._writer = self.engine.open_writer()
+        self._writer = self._opened()
         self._schema, _ = self._writer.schemas.register(table_schema("orders", 1))
         self.count = 0
+
+    def _opened(self) -> Any:
+        """A cluster that has only just begun, or lost a broker, lets nobody write for a while."""
+        return wait_for(self.engine.open_writer, 120, what="the log takes a writer", every=0.5)
+
+    def begin_anew(self) -> None:
+        """With another writer, behind what was written."""
+        self.engine.kill(self._writer)
+        self._writer = self._opened()
 
     def write(self, count: int = 20) -> None:
         for _ in range(count):
