@@ -26,8 +26,10 @@ The way of the data:
                 are those of the loop that park it and try it again
     typed_rows  rows as objects of a class; places where in the log a reading begins and ends
     subscription  one consumer's deliveries and commits
-    group_member   has the parts worked on that the relay leases to a member of a group, as group_membership says;
-                part_lease is what one may do with a part
+    group_member   has the parts worked on that a member of a group holds, as group_membership says; part_lease is what
+                one may do with a part
+    lessors     hand parts out: a relay, or Kafka's coordinator of groups (kafka_lessor, by kafka_member's questions,
+                with part_tokens, over the partitions of a parts_topic)
     client      `walbus.connect(url).subscribe(...)` and `.join(...)`
     async_client  `walbus.aconnect(url)`, the same for asyncio
     runner      `walbus consume`: what a session gives, by a sink_feed in batches, into a sink

@@ -30,7 +30,8 @@ from walbus.consumers.checkpoint_fence import FencedCheckpointStore
 from walbus.consumers.checkpoint_shared import SharedFileCheckpointStore
 from walbus.consumers.checkpoint_store import CheckpointStore, FileCheckpointStore, OneReader
 from walbus.consumers.clock import Clock
-from walbus.consumers.group_member import GroupMember, check_group, leasing
+from walbus.consumers.group_member import GroupMember, check_group
+from walbus.consumers.lessors import lessor_of
 from walbus.consumers.narrowing import Narrowing
 from walbus.consumers.part_lease import LeasedSubscription, PartLease, taken_over
 from walbus.consumers.partitions import part_name, require_same_part, require_same_parts
@@ -186,7 +187,6 @@ class Bus:
         self._require_open()
         _check_choices(start, (), delta_above)
         check_group(parts, lease_seconds)
-        relays = leasing(name, self._peers)
         part_name(name, f"{parts - 1}/{parts}")
         require_same_parts(self._folder, name, f"0/{parts}")
         narrowing, patterns = Narrowing(None, (), columns or {}), check_patterns(tables)
@@ -206,7 +206,8 @@ class Bus:
                 with LeasedSubscription(*read, Handing(folder, rows=rows), lease) as subscription:
                     yield subscription
 
-        member = GroupMember(name, parts, lease_seconds, relays=relays, open_part=opened, clock=self._clock)
+        lessor = lessor_of(name, self._peers, self._clock)
+        member = GroupMember(name, parts, lease_seconds, lessor=lessor, open_part=opened, clock=self._clock)
         self._members.append(member)
         return member
 

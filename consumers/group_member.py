@@ -1,15 +1,16 @@
-"""A member of a group: asks the relay for parts of all keys, and has each that it holds worked on by a thread.
+"""A member of a group: asks for parts of all keys, and has each that it holds worked on by a thread.
 
     the thread of `run`    asks, again and again, and has what it is told come about:
         a part it got      a thread begins: the checkpoint is taken over, then `work` is called with a subscription
         one to give up     its subscription is stopped: `work` finishes and commits what it has, and returns
         one that is lost   its subscription is closed: nothing is handed on, and a commit is refused
-    behind `work`          the relay is told that the part is done with, and gives it to another member
+    behind `work`          the lessor is told that the part is done with, and gives it to another member
 
-A member that cannot reach the relay goes on until its leases run out, and then waits: the same holds may still be its
-own. One that was stopped in the meantime finds out by the clock, or by the checkpoint that it cannot store. On `stop`
-all parts are finished first, while they are held, and then the member leaves. `close` waits for that, and is refused to
-whatever the member itself has called: it would wait for itself.
+The lessor is a relay, or the cluster that the log is read from (`walbus.consumers.lessors`). A member that cannot
+reach it goes on until its leases run out, and then waits: the same holds may still be its own. One that was stopped in
+the meantime finds out by the clock, or by the checkpoint that it cannot store. On `stop` all parts are finished first,
+while they are held, and then the member leaves. `close` waits for that, and is refused to whatever the member itself
+has called: it would wait for itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,13 +31,12 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Part
 from walbus.consumers.clock import Clock
 from walbus.consumers.group_membership import MARGIN, Membership
+from walbus.consumers.lessors import Lessor
 from walbus.consumers.part_lease import PartLease
 from walbus.consumers.partitions import part_name
-from walbus.consumers.peers import LogPeer
-from walbus.consumers.transport import RelayPeer
-from walbus.errors import CheckpointTaken, Directive, RequestRefused, UsageError, WalbusError, directive_of
+from walbus.errors import CheckpointTaken, Directive, UsageError, WalbusError, directive_of
 from walbus.relay.group_leases import Hold
-from walbus.relay.group_requests import MAX_LEASE, MAX_PARTS, MIN_LEASE, Told
+from walbus.relay.group_requests import MAX_LEASE, MAX_PARTS, MIN_LEASE
 
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +57,6 @@ Held = TypeVar("Held", bound=HeldPart)
 _within: ContextVar[tuple[object, ...]] = ContextVar("walbus_members", default=())
 
 _HOST_LETTERS: Final = 32
-_CONFLICT: Final = 409
 
 
 @dataclass
@@ -99,7 +98,7 @@ class GroupMember(Generic[Held]):
         name: of the group, which the parts' consumers begin with.
         parts: how many there are.
         lease_seconds: for how long a part is held without a word.
-        relays: in the order in which they are asked.
+        lessor: whom it asks for parts.
         open_part: opens what works on a part under its lease; it is closed behind it.
         clock: time.
     """
@@ -110,13 +109,13 @@ class GroupMember(Generic[Held]):
         parts: int,
         lease_seconds: float,
         *,
-        relays: Sequence[RelayPeer],
+        lessor: Lessor,
         open_part: Callable[[PartLease], AbstractContextManager[Held]],
         clock: Clock,
     ) -> None:
         self.name = name
         self._membership = Membership(parts, lease_seconds)
-        self._relays, self._at = tuple(relays), 0
+        self._lessor = lessor
         self._open_part, self._clock = open_part, clock
         self._member = _member_name()
         self._worked: dict[Hold, _Worked] = {}
@@ -125,6 +124,7 @@ class GroupMember(Generic[Held]):
         self._waiting_for: str | None = None
         self._stopping = False
         self._wakes: SimpleQueue[None] = SimpleQueue()  # which the handler of a signal may put into at any time
+        self._has_news = threading.Event()
         self._over = threading.Event()
         self._error: BaseException | None = None
         self._running = threading.Lock()
@@ -141,7 +141,7 @@ class GroupMember(Generic[Held]):
 
     @property
     def waiting_for(self) -> str | None:
-        """Why the relay gives it nothing at present; None while it answers."""
+        """Why it is given nothing at present; None while whom it asks answers."""
         return self._waiting_for
 
     def run(self, work: Callable[[Held], object]) -> None:
@@ -154,12 +154,14 @@ class GroupMember(Generic[Held]):
         Raises:
             UsageError: it runs already, or did.
             RequestRefused: the group has another number of parts, or the access token may not be its member.
+            UsageError, LogError: the same, of a group in Kafka.
             Exception: what `work` raised.
         """
         if not self._running.acquire(blocking=False):
             mend = "join again: a member that has left does not come back"
             raise UsageError("the member runs already, or has left", where=f"group {self.name}", mend=mend)
         try:
+            self._lessor.begin(self._member, self._told_of_news)
             with self.within():
                 while not self._stopping:
                     self._turn(work)
@@ -207,7 +209,7 @@ class GroupMember(Generic[Held]):
             raise UsageError(what, where=f"group {self.name}", mend="call stop() of the member, and return")
 
     def _turn(self, work: Callable[[Held], object]) -> None:
-        if self._clock.boottime() >= self._ask_at:
+        if self._is_to_ask():
             self._ask()
         self._come_about(work)
         if not self._stopping:
@@ -219,14 +221,22 @@ class GroupMember(Generic[Held]):
         for worked in list(self._worked.values()):
             worked.stop()
         while self._worked:
-            if self._clock.boottime() >= self._ask_at:
+            if self._is_to_ask():
                 self._renew_at_the_end()
             self._wait()
             self._reap()
         try:
-            self._told_by_a_relay(leaves=True)
+            self._lessor.ask(self._membership.asked(leaves=True), self._membership.lease / 3)
         except (WalbusError, OSError) as error:
             _log.warning("group.not_left", group=self.name, member=self._member, reason=str(error))
+
+    def _told_of_news(self) -> None:
+        """Has it ask at once; called by any thread."""
+        self._has_news.set()
+        self._wakes.put(None)
+
+    def _is_to_ask(self) -> bool:
+        return self._has_news.is_set() or self._clock.boottime() >= self._ask_at
 
     def _wait(self) -> None:
         """Until the next request is due, a work has ended, or `stop` is called."""
@@ -248,9 +258,10 @@ class GroupMember(Generic[Held]):
     # What is asked, and what comes of it
 
     def _ask(self) -> None:
+        self._has_news.clear()
         asked_at = self._clock.boottime()
         try:
-            told = self._told_by_a_relay()
+            told = self._lessor.ask(self._membership.asked(), self._membership.lease / 3)
         except (WalbusError, OSError) as error:
             if directive_of(error) is not Directive.RETRY:
                 raise
@@ -265,23 +276,6 @@ class GroupMember(Generic[Held]):
             _log.info("group.answered", group=self.name, member=self._member)
         self._membership.told(told, asked_at)
         self._ask_at = asked_at + self._membership.pause
-
-    def _told_by_a_relay(self, *, leaves: bool = False) -> Told:
-        """The answer of the first relay that gives one: a copy of the log refuses, and has the next one asked."""
-        asked, timeout = self._membership.asked(leaves=leaves), self._membership.lease / 3
-        count = len(self._relays)
-        for step in range(count):
-            index = (self._at + step) % count
-            try:
-                told = self._relays[index].ask_parts(self.name, self._member, asked, timeout)
-            except (WalbusError, OSError) as error:
-                copies = isinstance(error, RequestRefused) and error.status == _CONFLICT
-                if step == count - 1 or not (copies or directive_of(error) is Directive.RETRY):
-                    raise
-            else:
-                self._at = index
-                return told
-        raise AssertionError("the last one answers or raises")
 
     def _come_about(self, work: Callable[[Held], object]) -> None:
         """Has what is worked on be what is held."""
@@ -390,16 +384,3 @@ def _member_name() -> str:
         letter for letter in socket.gethostname() if letter.isascii() and (letter.isalnum() or letter in "-_")
     )
     return f"m-{host[:_HOST_LETTERS]}-{secrets.token_hex(8)}"
-
-
-def leasing(name: str, peers: Sequence[LogPeer]) -> list[RelayPeer]:
-    """Those that lease parts: all of them.
-
-    Raises:
-        UsageError: one is no relay.
-    """
-    relays = [peer for peer in peers if isinstance(peer, RelayPeer)]
-    if len(relays) < len(peers):
-        mend = "read from a relay in front of Kafka, or give each process a part of its own for good"
-        raise UsageError("parts are leased by a relay, and Kafka is read without one", where=f"group {name}", mend=mend)
-    return relays

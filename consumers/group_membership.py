@@ -1,12 +1,12 @@
-"""What a member of a group holds, by what the relay told it. Pure: time is passed in.
+"""What a member of a group holds, by what its lessor told it. Pure: time is passed in.
 
-    asked() ──► the relay ──► told(answer, when it was asked)     it holds what the answer names, until the lease is
+    asked() ──► the lessor ──► told(answer, when it was asked)    it holds what the answer names, until the lease is
                                                                   over by its own clock, counted from before it asked
     finished(hold)                                                nothing of it is under way: the next request says so
 
 What an answer does not name, or names under another token, is lost. A hold that is finished is named in each request
-until an answer is without it, so that neither a lost request nor a lost answer keeps a part from others. The relay
-keeps the other side of it (`walbus.relay.group_leases`).
+until an answer is without it, so that neither a lost request nor a lost answer keeps a part from others. A relay
+keeps the other side of it (`walbus.relay.group_leases`), or Kafka's coordinator does (`walbus.consumers.part_tokens`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Membership:
         lease: in seconds.
         until: by hold, when its lease is over, in seconds of the member's clock.
         to_give_up: the holds that are to be finished.
-        members: how many there are, as the relay said last.
+        members: how many there are, as was said last.
     """
 
     parts: int

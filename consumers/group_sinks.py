@@ -1,4 +1,4 @@
-"""A sink that the members of a group fill: each process works on the parts that the relay leases it.
+"""A sink that the members of a group fill: each process works on the parts that it is given, by a relay or a cluster.
 
     GroupMember      keeps the leases, and has a thread for each part that it holds
     SinkPart         what such a thread runs: the consumer of one part, with a sink of its own
@@ -19,10 +19,10 @@ from walbus.config import ConsumerConfig
 from walbus.consumers.clock import Clock
 from walbus.consumers.group_member import GroupMember, check_group
 from walbus.consumers.group_status import GroupStatus
+from walbus.consumers.lessors import Lessor
 from walbus.consumers.part_lease import PartLease
 from walbus.consumers.progress import STATUS_SECONDS, ConsumerProgress
 from walbus.consumers.sinks import SinkPlace, require_fenced
-from walbus.consumers.transport import RelayPeer
 from walbus.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ def check_group_of_sinks(config: ConsumerConfig, place: SinkPlace) -> None:
     key = f"key consumer.{place.consumer}"
     check_group(config.parts or 0, config.lease_seconds)
     if config.partition is not None:
-        what = "a process has the part that it is told (partition), or those that the relay leases it (parts)"
+        what = "a process has the part that it is told (partition), or those that it is given (parts)"
         raise ConfigError(what, where=f"{key}.partition", mend="leave one of the two out")
     if config.on_error == "dead-letter":
         what = "dead letters lie on one machine, and would not go with a part that another member gets"
@@ -80,18 +80,18 @@ def run_group(  # noqa: PLR0913  # what a member is made of
     name: str,
     config: ConsumerConfig,
     *,
-    relays: list[RelayPeer],
+    lessor: Lessor,
     status: GroupStatus,
     run_part: Callable[[SinkPart], None],
     stop: threading.Event,
     clock: Clock,
 ) -> None:
-    """Works on whatever parts the relay leases this process, until `stop` is set.
+    """Works on whatever parts this process is given, until `stop` is set.
 
     Args:
         name: of the consumer, which is the group's.
         config: its section of `walbus.toml`.
-        relays: to ask for parts.
+        lessor: whom to ask for parts.
         status: of this process.
         run_part: the consumer of one part, until that is stopped.
         stop: set to end it; what is whole is committed then, and the parts are given up.
@@ -107,7 +107,7 @@ def run_group(  # noqa: PLR0913  # what a member is made of
         with status.part(lease.part, lease.name) as progress:
             yield SinkPart(lease, config.lease_seconds, progress)
 
-    member = GroupMember(name, config.parts or 0, config.lease_seconds, relays=relays, open_part=opened, clock=clock)
+    member = GroupMember(name, config.parts or 0, config.lease_seconds, lessor=lessor, open_part=opened, clock=clock)
     over = threading.Event()
 
     def watch() -> None:

@@ -83,7 +83,7 @@ class GroupStatus:
 
         Args:
             member: what the process is called in the group.
-            waiting_for: why it has nothing from the relay; `stopped`: it has ended.
+            waiting_for: why it is given nothing; `stopped`: it has ended.
         """
         self._file.write(self.document(member, waiting_for))
 
@@ -96,7 +96,7 @@ class GroupStatus:
             before = Counter(self._before)
         worst = min(held.values(), key=lambda told: _PHASES.index(told["phase"]), default=None)
         if waiting_for is None and worst is None:
-            waiting_for = f"the relay has given it none of the {self._parts} parts"
+            waiting_for = f"it has been given none of the {self._parts} parts"
         lowest = min((parse_position(told["last_done"]) for told in held.values()), default=ORIGIN)
         return {
             "name": self._name,

@@ -2,7 +2,7 @@
 
 The records are the log's own, made into a stream by what makes one of a file's (`walbus.relay.delivery`): the same
 windows under the same positions, so a consumer may go from one to the other. The cluster knows nothing of consumers:
-nobody is told where they are, and parts are not leased.
+nobody is told where they are. Its coordinator of groups hands parts out (`walbus.consumers.kafka_lessor`).
 
 Each stream has connections of its own, and so has each look at what the log holds: a topic that was made again is
 another log.
@@ -60,6 +60,11 @@ class KafkaPeer:
     def url(self) -> str:
         """Where the log is."""
         return self._address.url
+
+    @property
+    def cluster(self) -> ClusterSettings:
+        """Where the log is, and how its cluster is reached."""
+        return self._cluster
 
     def info(self, place: Point | None = None) -> RelayInfo:
         """See `LogPeer.info`; how far the log goes on is not told.

@@ -4,7 +4,7 @@
 
 When the sink is away, what was accepted is rolled back, and after a back-off reading goes on behind the checkpoint that
 the sink itself tells: one that came back empty tells none, and is filled from a snapshot. With `parts` the process is a
-member of a group, and does this for each part that the relay leases it (`group_sinks`).
+member of a group, and does this for each part that it is given (`group_sinks`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint
 from walbus.consumers.clock import Clock
 from walbus.consumers.dead_letters import DeadLetters
-from walbus.consumers.group_member import leasing
 from walbus.consumers.group_sinks import SinkPart, check_group_of_sinks, run_group
 from walbus.consumers.group_status import GroupStatus
 from walbus.consumers.leased_sink import LeasedSink
+from walbus.consumers.lessors import lessor_of
 from walbus.consumers.letter_file import FILE_NAME
 from walbus.consumers.mapped_sink import MappedSink, RememberedMapping, load_mapper
 from walbus.consumers.narrowing import Narrowing
@@ -177,7 +177,7 @@ class ConsumerRun:
         if self._may_hand_on() or self.lease is None:
             return
         _log.warning("consumer.lease_over", consumer=self.subscribed.name)
-        why = "the relay has not renewed the lease of its part"
+        why = "the lease of its part has not been renewed"
         while not self._may_hand_on() and not self.lease.lost and not self.stop.wait(_POLL_SECONDS):
             self.progress.publish("waiting", why)
         if not self.stop.is_set():
@@ -241,7 +241,7 @@ def run_consumer(  # noqa: PLR0913  (the fixed entry point of the room)
         run_group(
             name,
             config,
-            relays=leasing(name, relays),
+            lessor=lessor_of(name, relays, clock),
             status=status,
             run_part=consumer.run_part,
             stop=stop,

@@ -23,9 +23,8 @@ def check_reading(name: str, consumer: ConsumerConfig, relay: RelayConfig) -> No
         return
     if relay.engine != "kafka":
         raise ValueError(f'consumer.{name}.read_from = "kafka" needs engine = "kafka" in the section relay')
-    if consumer.relay or consumer.parts is not None:
-        other = "relay" if consumer.relay else "parts"
-        raise ValueError(f'consumer.{name}.{other} takes a relay, and read_from = "kafka" is without one')
+    if consumer.relay:
+        raise ValueError(f'consumer.{name}.relay names relays, and read_from = "kafka" is without one')
 
 
 def with_registry(consumer: ConsumerConfig, relay: RelayConfig) -> ConsumerConfig:

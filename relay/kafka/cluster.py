@@ -165,7 +165,36 @@ class ClusterClients:
             },
         )
 
-    def _made(self, kind: Callable[[dict[str, Any]], _C], options: dict[str, Any]) -> _C:
+    def part_holder(self, group: str, name: str, session_seconds: float, rebalance_seconds: float) -> Consumer:
+        """A member of a group whose coordinator moves partitions one by one, from who has finished with them.
+
+        Args:
+            group: its id.
+            name: of the member, as the cluster shows it.
+            session_seconds: after which the coordinator counts one as gone that it has not heard of.
+            rebalance_seconds: for which it waits for one that lives, and has still to give partitions up.
+        """
+        session = int(session_seconds * 1000)
+        fixed = {
+            "group.id": group,
+            "client.id": name,
+            "group.protocol": "classic",
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": session,
+            "heartbeat.interval.ms": min(session // 8, 2000),
+            "max.poll.interval.ms": int(max(rebalance_seconds, session_seconds) * 1000),
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "latest",
+        }
+        # Those of librdkafka are a minute for an answer, and ten for a look at where the coordinator went.
+        quick = {"socket.timeout.ms": max(2000, session // 2), "coordinator.query.interval.ms": 10_000}
+        return self._made(self._kafka.Consumer, quick, fixed)
+
+    def _made(
+        self, kind: Callable[[dict[str, Any]], _C], options: dict[str, Any], fixed: Mapping[str, Any] | None = None
+    ) -> _C:
+        """A client with options, over which go those of the settings, and over these what is fixed."""
         shared = {
             "bootstrap.servers": self.settings.bootstrap,
             "client.id": "walbus",
@@ -178,13 +207,13 @@ class ClusterClients:
         if kind is not self._kafka.Consumer:
             del shared["allow.auto.create.topics"]
         try:
-            return kind({**shared, **options, **self.settings.options})
+            return kind({**shared, **options, **self.settings.options, **(fixed or {})})
         except (self._kafka.KafkaException, ValueError, TypeError) as error:
             what = f"librdkafka refuses the options: {error_of(error)}"
             raise ConfigError(what, where="section relay.kafka", mend="mend what it names") from None
 
     def _note(self, error: KafkaError) -> None:
-        self._said = error.str()
+        self._said = error.str().partition(" (after ")[0]  # how long it took, and how often, makes no other reason
 
     def unreachable(self, what: str) -> LogUnreachable:
         """The error for something that the cluster did not do in time."""

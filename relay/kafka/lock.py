@@ -133,7 +133,7 @@ def members_of(clients: ClusterClients, group: str) -> list[MemberDescription]:
 
     seconds = clients.settings.answer_seconds
     deadline = time.monotonic() + seconds
-    with clients.asking(f"the members of {group} are not told"):
+    with clients.asking(f"the members of the group {group} are not told"):
         while True:
             asked = clients.admin.describe_consumer_groups([group], request_timeout=seconds)
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,11 +14,12 @@ from psycopg import sql
 from support.database import Database
 from support.group_targets import PostgresTarget, RedisTarget, Target, assert_equal
 from support.in_the_way import put_a_folder_at
+from support.member_fates import meet_fates
 from support.seed import announced_seed
-from support.sink_group import Member, SinkGroup, with_items
+from support.sink_group import SinkGroup, with_items
 from support.waiting import wait_for
 from support.whole_system import WholeSystem
-from support.writers import TABLES, Writers
+from support.writers import TABLES
 
 pytestmark = pytest.mark.one_version
 
@@ -215,36 +215,6 @@ def test_rows_that_another_primary_key_moves_between_parts_are_in_one_part_each(
 def test_whatever_happens_to_members_under_load_the_sink_equals_the_source(
     grouped: Callable[..., SinkGroup], target: Target, source: Database, system: WholeSystem
 ) -> None:
-    seed = announced_seed("groups")
-    dice = random.Random(seed)
     group = grouped(target)
-    group.member("member-0")
-    group.member("member-1")
-    group.wait_until_shared_by(2)
-    stopped: list[Member] = []
-    with Writers(source, seed, sessions=3, transactions=120) as writers:
-        for turn in range(2, 12):
-            running = [member for member in group.members if not member.ends() and member not in stopped]
-            fate = dice.choice(["join", "leave", "kill", "stop", "go on", "relay"]) if len(running) > 1 else "join"
-            if fate == "join" and len(running) < 4:
-                group.member(f"member-{turn}")
-            elif fate == "leave":
-                leaving = dice.choice(running)
-                wait_for(leaving.status, what="it has come so far that it leaves in order")
-                assert leaving.end() == 0
-            elif fate == "kill":
-                dice.choice(running).end(signal.SIGKILL)
-            elif fate == "stop":
-                stopped.append(dice.choice(running))
-                stopped[-1].send(signal.SIGSTOP)
-            elif fate == "go on" and stopped:
-                stopped.pop().send(signal.SIGCONT)
-            elif fate == "relay":
-                system.kill("relay")
-            some = source.value("SELECT count(*) FROM alpha")
-            wait_for(lambda some=some: not writers.running or source.value("SELECT count(*) FROM alpha") != some)
-    for member in stopped:
-        member.send(signal.SIGCONT)
-    running = [member for member in group.members if not member.ends()]
-    group.wait_until_shared_by(min(4, len(running)))
+    meet_fates(group, source, announced_seed("groups"), relay=lambda: system.kill("relay"))
     assert_equal(group, target, source, *TABLES, "items", "marker")

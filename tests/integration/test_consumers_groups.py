@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import walbus
-from support import group_process
-from support.relay_log import FileEngine, table_schema
-from support.relay_server import rows_of
+from support.group_rig import PARTS, Group
+from support.group_tasks import taken_by_tasks
+from support.relay_log import FileEngine
 from support.serving_relay import ServingRelay
-from support.waiting import wait_for
 from walbus.consumers import AsyncLeasedSubscription, LeasedSubscription
-from walbus.consumers.checkpoint import Part
 from walbus.consumers.deliveries import Delivered
 from walbus.demo.postgres import free_port
 from walbus.errors import CheckpointTaken, RequestRefused, UsageError
@@ -28,85 +22,21 @@ from walbus.events import Change
 
 pytestmark = pytest.mark.one_version
 
-PARTS = 4
 LEASE = 3.0
 LONG_LEASE = 20.0  # which is over for nobody, be the machine as busy as it may
 
 
-class Row(NamedTuple):
-    part: str
-    token: int
-    seq: int
-    id: int
-
-
-class Source:
-    """A log of rows, each in a transaction of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.engine = FileEngine(folder)
-        self._writer = self.engine.open_writer()
-        self._schema, _ = self._writer.schemas.register(table_schema("orders", 1))
-        self.count = 0
-
-    def write(self, count: int = 20) -> None:
-        for _ in range(count):
-            self.count += 1
-            self._writer.append(rows_of(self._schema, self.count * 16, range(self.count, self.count + 1)))
-        self._writer.sync()
-
-
-class Process:
-    """A member; its files and what it says are in `folder`."""
-
-    def __init__(self, url: str, folder: Path, name: str, lease: float) -> None:
-        self.name, self.folder = name, folder
-        self._says = (folder / f"{name}.says").open("ab")
-        arguments = [url, str(folder), name, str(PARTS), str(lease)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(group_process.__file__).parents[1])}
-        self.process = subprocess.Popen(
-            [sys.executable, group_process.__file__, *arguments], stdout=self._says, stderr=self._says, env=environment
-        )
-
-    @property
-    def says(self) -> str:
-        return (self.folder / f"{self.name}.says").read_text()
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def hold(self) -> None:
-        """Has each of its parts stand still in the middle of the window that it gets next."""
-        (self.folder / f"{self.name}.hold").touch()
-
-    def holds(self) -> int:
-        """How many of its parts stand still so."""
-        return len(list(self.folder.glob(f"{self.name}.*.holding")))
-
-    def let_go(self) -> None:
-        (self.folder / f"{self.name}.hold").unlink()
-
-    def end(self) -> int:
-        self.send(signal.SIGTERM)
-        return self.process.wait(60)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self._says.close()
-
-
-class Group:
+class RelayGroup(Group):
     """Members of one group, and the relay that they ask."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.lease = LEASE  # of members that begin from now on
-        self.source = Source(folder / "log")
+        super().__init__(folder, FileEngine(folder / "log"), LEASE)
         self.port = free_port()
         self.relay = self._new_relay()
-        self.made: list[Process] = []
+
+    @property
+    def url(self) -> str:
+        return self.relay.url
 
     def _new_relay(self) -> ServingRelay:
         return ServingRelay(self.source.engine.folder, port=self.port).__enter__()
@@ -115,77 +45,22 @@ class Group:
         self.relay.__exit__(None, None, None)
         self.relay = self._new_relay()
 
-    def member(self, name: str) -> Process:
-        self.made.append(Process(self.relay.url, self.folder, name, self.lease))
-        return self.made[-1]
-
     def held(self) -> dict[str, list[int]]:
-        """The parts of each member, by the relay\'s word."""
         status, document = self.relay.json("GET", "/v1/groups/orders")
         return {} if status == 404 else {one["name"]: one["parts"] for one in document["members"]}
 
-    def is_shared_by(self, count: int) -> bool:
-        """Whether so many members have all parts, equally many each."""
-        held = self.held()
-        return sorted(map(len, held.values())) == [PARTS // count] * count
-
-    def rows(self, name: str | None = None) -> list[Row]:
-        found = []
-        for process in self.made:
-            path = self.folder / f"{process.name}.taken"
-            if name in (None, process.name) and path.exists():
-                lines = [line.split() for line in whole_lines(path)]
-                found += [Row(one[1], int(one[2]), int(one[3]), int(one[4])) for one in lines if one[0] == "row"]
-        return found
-
-    def commits(self) -> list[tuple[str, int, int]]:
-        lines = [line.split() for path in self.folder.glob("*.taken") for line in whole_lines(path)]
-        return sorted((one[1], int(one[2]), int(one[3])) for one in lines if one[0] == "committed")
-
-    def all_are_there(self) -> bool:
-        return {row.id for row in self.rows()} == set(range(1, self.source.count + 1))
-
-    def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
-        """Waits; what members said stands in the failure."""
-        try:
-            wait_for(condition, seconds, what=what)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.told()}") from None
-
-    def are_whole(self) -> None:
-        """Waits until every row is with somebody; then no two members have had one part at a time."""
-        self.wait(self.all_are_there, 60, what="every row to be handled")
-        firsts: dict[tuple[str, int], int] = {}
-        for row in self.rows():
-            at = row.part, row.token
-            firsts[at] = min(row.seq, firsts.get(at, row.seq))
-        for part, token, seq in self.commits():
-            later = [first for (other, after), first in firsts.items() if other == part and after > token]
-            assert all(seq < first for first in later), "who had the part later went on behind the last commit"
-
-    def told(self) -> str:
-        return "\n".join(f"--- {process.name}\n{process.says[-3000:]}" for process in self.made)
-
-    def close(self) -> None:
-        for process in self.made:
-            process.close()
+    def close_server(self) -> None:
         self.relay.__exit__(None, None, None)
-        self.source.engine.close()
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Those of a file that is written to."""
-    return path.read_text().rpartition("\n")[0].splitlines()
 
 
 @pytest.fixture
-def group(tmp_path: Path) -> Iterator[Group]:
-    made = Group(tmp_path)
+def group(tmp_path: Path) -> Iterator[RelayGroup]:
+    made = RelayGroup(tmp_path)
     yield made
     made.close()
 
 
-def test_members_that_join_and_leave_share_the_parts_and_miss_nothing(group: Group) -> None:
+def test_members_that_join_and_leave_share_the_parts_and_miss_nothing(group: RelayGroup) -> None:
     group.lease = LONG_LEASE
     first = group.member("first")
     group.source.write()
@@ -204,7 +79,7 @@ def test_members_that_join_and_leave_share_the_parts_and_miss_nothing(group: Gro
     assert len(group.rows()) == group.source.count, "nobody died, so nothing came twice"
 
 
-def test_the_parts_of_a_member_that_is_killed_go_to_the_others_when_its_lease_is_over(group: Group) -> None:
+def test_the_parts_of_a_member_that_is_killed_go_to_the_others_when_its_lease_is_over(group: RelayGroup) -> None:
     first, second = group.member("first"), group.member("second")
     group.wait(lambda: group.is_shared_by(2), 60, what="both to have their shares")
     group.source.write()
@@ -216,7 +91,9 @@ def test_the_parts_of_a_member_that_is_killed_go_to_the_others_when_its_lease_is
     assert second.end() == 0
 
 
-def test_a_member_that_stood_still_longer_than_its_lease_has_its_late_commit_refused_and_says_so(group: Group) -> None:
+def test_a_member_that_stood_still_longer_than_its_lease_has_its_late_commit_refused_and_says_so(
+    group: RelayGroup,
+) -> None:
     first, second = group.member("first"), group.member("second")
     group.wait(lambda: group.is_shared_by(2), 60, what="both to have their shares")
     first.hold()
@@ -235,7 +112,7 @@ def test_a_member_that_stood_still_longer_than_its_lease_has_its_late_commit_ref
     assert (first.end(), second.end()) == (0, 0)
 
 
-def test_members_outlast_a_restart_of_the_relay_with_the_parts_that_they_have(group: Group) -> None:
+def test_members_outlast_a_restart_of_the_relay_with_the_parts_that_they_have(group: RelayGroup) -> None:
     group.lease = LONG_LEASE
     members = [group.member("first"), group.member("second")]
     group.wait(lambda: group.is_shared_by(2), 60, what="both to have their shares")
@@ -257,7 +134,7 @@ def ids_of(subscription: LeasedSubscription, into: list[int], enough: int) -> No
             return
 
 
-def test_a_member_whose_work_returns_or_raises_ends_and_leaves(group: Group, tmp_path: Path) -> None:
+def test_a_member_whose_work_returns_or_raises_ends_and_leaves(group: RelayGroup, tmp_path: Path) -> None:
     group.source.write(10)
     with walbus.connect(group.relay.url, folder=tmp_path / "own") as bus:
         taken: list[int] = []
@@ -275,37 +152,12 @@ def test_a_member_whose_work_returns_or_raises_ends_and_leaves(group: Group, tmp
         assert group.held() == {}
 
 
-def test_tasks_share_the_parts_as_threads_do(group: Group, tmp_path: Path) -> None:
-    group.source.write(30)
-
-    async def taken_by_tasks() -> tuple[list[int], int]:
-        taken: list[int] = []
-        held: set[Part] = set()
-
-        async def work(subscription: AsyncLeasedSubscription) -> None:
-            async for window in subscription:
-                taken.extend(change.key["id"] for change in window)
-                held.add(subscription.part)
-                await window.commit()
-                if len(taken) == 30:
-                    return
-
-        async with walbus.aconnect(group.relay.url, folder=tmp_path / "own") as bus:
-            await bus.join("public.*", name="orders", parts=2, start="earliest").run(work)
-            assert group.held() == {}
-            waits = asyncio.ensure_future(bus.join("public.*", name="orders", parts=2).run(work))
-            await asyncio.to_thread(wait_for, group.held, 60, what="it to be a member")
-            waits.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waits
-            assert group.held() == {}, "it has left"
-        return taken, len(held)
-
-    taken, held = asyncio.run(taken_by_tasks())
+def test_tasks_share_the_parts_as_threads_do(group: RelayGroup, tmp_path: Path) -> None:
+    taken, held = asyncio.run(taken_by_tasks(group, tmp_path / "own"))
     assert (sorted(taken), held) == (list(range(1, 31)), 2)
 
 
-def test_what_a_group_cannot_be_is_refused(group: Group, tmp_path: Path) -> None:
+def test_what_a_group_cannot_be_is_refused(group: RelayGroup, tmp_path: Path) -> None:
     group.source.write(1)
     with walbus.connect(group.relay.url, folder=tmp_path / "own") as bus:
         holder = bus.join("public.*", name="orders", parts=1, start="earliest")
@@ -354,7 +206,7 @@ class ClosesAwaited(walbus.AsyncCallbacks):
 @pytest.mark.parametrize("what", ["bus", "member"])
 @pytest.mark.parametrize("called", ["by the work", "by a callback", "by the handler of a signal"])
 def test_what_a_member_has_called_cannot_close_it_and_is_told_so(
-    what: str, called: str, group: Group, tmp_path: Path
+    what: str, called: str, group: RelayGroup, tmp_path: Path
 ) -> None:
     group.source.write(1)
     refused: list[UsageError] = []
@@ -392,7 +244,7 @@ def test_what_a_member_has_called_cannot_close_it_and_is_told_so(
 @pytest.mark.parametrize("what", ["bus", "member"])
 @pytest.mark.parametrize("called", ["by the work", "by a callback", "by a task of the work"])
 def test_what_a_member_awaits_cannot_close_it_and_is_told_so(
-    what: str, called: str, group: Group, tmp_path: Path
+    what: str, called: str, group: RelayGroup, tmp_path: Path
 ) -> None:
     group.source.write(1)
     refused: list[UsageError] = []
@@ -424,7 +276,7 @@ def test_what_a_member_awaits_cannot_close_it_and_is_told_so(
     assert [error.mend for error in refused] == ["call stop() of the member, and return"]
 
 
-def test_a_bus_that_a_callback_closes_ends_its_run(group: Group, tmp_path: Path) -> None:
+def test_a_bus_that_a_callback_closes_ends_its_run(group: RelayGroup, tmp_path: Path) -> None:
     group.source.write(3)
     bus = walbus.connect(group.relay.url, folder=tmp_path / "own")
     bus.subscribe("public.*", name="alone", start="earliest").run(Closes(bus.close))

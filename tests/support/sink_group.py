@@ -39,13 +39,11 @@ def with_items(database: Database) -> Database:
 class Member:
     """One process of the group, with a folder of its own."""
 
-    def __init__(self, folder: Path, system: WholeSystem, section: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, sections: Mapping[str, Mapping[str, object]]) -> None:
         folder.mkdir()
         self.data_dir = folder / "data"
         self.status_path = self.data_dir / "status" / f"consumer-{NAME}.json"
-        relay = {"listen": system.relay_url.removeprefix("http://")}
-        sections = {"source": {"dsn": ""}, "relay": relay, f"consumer.{NAME}": dict(section)}
-        self.config = write_config(folder / "walbus.toml", sections, self.data_dir)
+        self.config = write_config(folder / "walbus.toml", {"source": {"dsn": ""}, **sections}, self.data_dir)
         self.running = Running("consume", NAME, "-c", str(self.config), log=folder / "consume.log")
 
     @property
@@ -104,8 +102,13 @@ class SinkGroup:
 
     def member(self, name: str) -> Member:
         """One more."""
-        self.members.append(Member(self._folder / name, self._system, self.section))
+        self.members.append(Member(self._folder / name, self.sections()))
         return self.members[-1]
+
+    def sections(self) -> dict[str, dict[str, object]]:
+        """Of a member's configuration."""
+        relay: dict[str, object] = {"listen": self._system.relay_url.removeprefix("http://")}
+        return {"relay": relay, f"consumer.{NAME}": dict(self.section)}
 
     def names(self) -> list[str]:
         """Of the parts' consumers."""

@@ -52,13 +52,14 @@ class WholeSystem:
     def __init__(self, folder: Path, dsn: str, consumers: Mapping[str, Section], **sections: Section) -> None:
         self.data_dir = folder / "data"
         self.relay_url = f"http://127.0.0.1:{free_port()}"
+        self.bootstrap_url = f"http://127.0.0.1:{free_port()}"
         self.consumers = list(consumers)
         self._redis_url = next((str(c["url"]) for c in consumers.values() if c["sink"] == "redis"), None)
         self._log_path = folder / "walbus.log"
         made: dict[str, dict[str, object]] = {
             "source": {"dsn": dsn},
             "relay": {"listen": self.relay_url.removeprefix("http://")},
-            "bootstrap": {"listen": f"127.0.0.1:{free_port()}"},
+            "bootstrap": {"listen": self.bootstrap_url.removeprefix("http://")},
         }
         for name, section in sections.items():
             made.setdefault(name, {}).update(section)

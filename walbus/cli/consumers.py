@@ -14,9 +14,11 @@ import typer
 from walbus.cli.failures import reporter_of
 from walbus.cli.options import ConfigFile, load
 from walbus.config import Settings
-from walbus.errors import RequestRefused, UsageError, WalbusError
+from walbus.errors import LogUnreachable, RequestRefused, UsageError, WalbusError
+from walbus.kafka_address import KafkaAddress
 
 if TYPE_CHECKING:
+    from walbus.config import ConsumerConfig
     from walbus.consumers.pausing import Pause
     from walbus.consumers.transport import HttpPeer
 
@@ -210,7 +212,7 @@ def require_stopped(settings: Settings, name: str) -> None:
     called = name if configured is None else names_of(name, configured)[0]
     mend = "stop it first: `walbus consume` (or the `walbus run` that has it) with SIGTERM, or its program"
     if configured is not None and configured.parts is not None:
-        called, running = name, here or _has_members(settings, name)
+        called, running = name, here or _has_members(settings, name, configured)
         mend += ", and all other members of its group, on whatever machine; one that was killed is gone with its lease"
     else:
         running = here or _has_stream(settings, called)
@@ -218,8 +220,19 @@ def require_stopped(settings: Settings, name: str) -> None:
         raise UsageError(f"consumer {called} is running", where=f"consumer {called}", mend=mend)
 
 
-def _has_members(settings: Settings, name: str) -> bool:
-    """Whether members of a group hold a lease, by the word of the relay; one that is away knows of none."""
+def _has_members(settings: Settings, name: str, configured: ConsumerConfig) -> bool:
+    """Whether members of a group hold a lease, by the word of who gives them; one that is away knows of none."""
+    from walbus.config_consumers import log_address  # noqa: PLC0415
+
+    address = log_address(settings, configured)
+    if isinstance(address, KafkaAddress):
+        from walbus.consumers.parts_topic import members_in  # noqa: PLC0415
+        from walbus.relay.kafka.cluster import ClusterSettings  # noqa: PLC0415
+
+        try:
+            return bool(members_in(ClusterSettings(address.servers, address.topic, address.options), name))
+        except LogUnreachable:
+            return False
     group = _asked(settings, f"/v1/groups/{name}")
     return group is not None and bool(group["members"])
 

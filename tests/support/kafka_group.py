@@ -1,0 +1,66 @@
+"""A group whose members read from Kafka, and have their parts from its coordinator; see `support.group_rig`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from support.group_rig import Group
+from support.kafka_log import KafkaEngine
+
+#: The shortest that a broker takes with the settings that Kafka comes with: its sessions are of six seconds at least.
+LEASE = 5.0
+
+#: In which the coordinator hands out what somebody had who was not heard of any more.
+SESSION = LEASE * 1.1 + 1
+
+LONG_LEASE = 30.0  # which is over for nobody, be the machine as busy as it may
+
+
+class KafkaGroup(Group):
+    """Members of one group on a cluster.
+
+    Args:
+        folder: for the files of all.
+        bootstrap: addresses of brokers.
+        lease: of members.
+    """
+
+    def __init__(self, folder: Path, bootstrap: str, lease: float = LEASE) -> None:
+        super().__init__(folder, KafkaEngine(bootstrap, folder / "log"), lease)
+        self.bootstrap = bootstrap
+        self.admin = admin_of(bootstrap)
+        self.topic = f"{self.source.engine.cluster.topic}.parts.orders"
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{self.bootstrap}/{self.source.engine.cluster.topic}"
+
+    def close_server(self) -> None:
+        """The cluster is that of others too."""
+
+    def held(self) -> dict[str, list[int]]:
+        return held_in(self.admin, self.topic)
+
+    def tokens(self) -> dict[int, int]:
+        """The last one of each part, by the coordinator's word."""
+        asked = [ConsumerGroupTopicPartitions(self.topic)]
+        answer = self.admin.list_consumer_group_offsets(asked, request_timeout=30)[self.topic].result()
+        return {one.partition: one.offset for one in answer.topic_partitions}
+
+
+def admin_of(bootstrap: str) -> AdminClient:
+    options: dict[str, Any] = {"bootstrap.servers": bootstrap, "log_level": 0, "error_cb": lambda _: None}
+    return AdminClient(options)
+
+
+def held_in(admin: AdminClient, group: str) -> dict[str, list[int]]:
+    """The parts of each member that the coordinator counts; none while they are shared out anew."""
+    try:
+        told = admin.describe_consumer_groups([group], request_timeout=30)[group].result()
+    except KafkaException:
+        return {}
+    return {member.client_id: [one.partition for one in member.assignment.topic_partitions] for member in told.members}
