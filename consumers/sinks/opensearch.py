@@ -14,7 +14,7 @@ take along what is newer.
     opensearch_table_index  one table's index, and the aliases that it is read and written by
     opensearch_indices    the tables' indices: made, found, brought to another layout
     opensearch_state      the checkpoint, which is the fence too
-    opensearch_held       documents as they are read back, to be compared
+    opensearch_reading    documents as they are read, whoever wrote them; opensearch_held compares them
     opensearch_gathered   writes on their way, and rows as they are with them
     opensearch_server     requests and errors; opensearch_bulks what goes into a bulk, and what comes back
     opensearch_copy       a copy that is filled beside the live indices; opensearch_swaps which one is live
@@ -48,8 +48,9 @@ from walbus.consumers.sinks.opensearch_gathered import GatheredRows, PresentRow
 from walbus.consumers.sinks.opensearch_held import held_row, held_rows
 from walbus.consumers.sinks.opensearch_indices import TableIndices
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
+from walbus.consumers.sinks.opensearch_reading import found_by
 from walbus.consumers.sinks.opensearch_server import IndexGone, OpenSearchServer
-from walbus.consumers.sinks.opensearch_state import ConsumerState, loaded
+from walbus.consumers.sinks.opensearch_state import ConsumerState
 from walbus.consumers.sinks.opensearch_swaps import Swaps
 from walbus.consumers.sinks.opensearch_table_index import LIVE, TableIndex
 from walbus.consumers.steps import Sweep
@@ -81,6 +82,7 @@ class OpenSearchSink:
         self._forms: dict[tuple[int, int], RowForm] = {}  # by log_generation and number of the layout
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
+        self._outranked: set[str] = set()  # aliases of indices that were so for documents that went on lacking a value
         self._touched: set[str] = set()  # aliases of indices that were written to since the last refresh
 
     @classmethod
@@ -107,13 +109,12 @@ class OpenSearchSink:
             SinkSwapped: a rebuilt copy has taken this one's place since the last time.
         """
         self.rollback()
-        text = self._state.begin()
-        if not self._indices.load(self._state.aliases) and text:
+        checkpoint = self._state.begin()
+        if not self._indices.load(self._state.aliases) and checkpoint is not None:
             _log.warning("consumer.index_missing", where=self._server.where, note="all tables are read again")
             self._state.drop()
-            text = ""
+            checkpoint = None
         self._rows.find_lacking([index.name for index in self._indices.all()])
-        checkpoint = loaded(text, self._server.where)
         self._done = last_done_of(checkpoint)
         return checkpoint
 
@@ -135,7 +136,13 @@ class OpenSearchSink:
             version = version_of(index.number, sweep.seq)
             older = [{"range": {MARK: {"lt": sweep.marks.generation}}}, _WITHOUT_MARK]
             self._delete_found(index, {"bool": {"should": older}}, version, even=True)
+            if (
+                index.number
+            ):  # a mark from elsewhere, as a copied document has it: rows with later marks have this number
+                later = {"range": {MARK: {"gt": sweep.marks.generation}}}
+                self._delete_found(index, later, version_of(index.number, 0) - 1, even=True)
             self._indices.read_again(index)
+            self._see_what_lacks_still(index)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
@@ -180,13 +187,28 @@ class OpenSearchSink:
         index = self._indices.named(table)
         if index is not None:
             self._server.refresh([index.name])
-            pages = self._server.scroll(index.name, {"match_all": {}})
+            pages = found_by(self._server, index.name, {"match_all": {}})
             self._indices.outrank(index, max((found.version for page in pages for found in page), default=0))
 
     def close(self) -> None:
         """See `Sink.close`."""
         self.rollback()
         self._server.close()
+
+    def _see_what_lacks_still(self, index: TableIndex) -> None:
+        """What two readings of a table in turn do not mend lies under a version of somebody's, or is refused."""
+        if not self._rows.lacks_still(index.name):
+            return
+        mended = "all rows are written again under a higher version"
+        given_up = "they are left as they are: `walbus verify --sink` tells which"
+        first = index.alias not in self._outranked
+        note = mended if first else given_up
+        _log.warning("consumer.documents_lack_values", where=f"{self._server.where}, {index.alias}", note=note)
+        if first:
+            self._outranked.add(index.alias)
+            self.outrank(index.layout.table)
+        else:
+            self._rows.give_up(index.name)
 
     @contextmanager
     def _unless_swapped(self) -> Iterator[None]:
@@ -258,8 +280,8 @@ class OpenSearchSink:
             if moved is not None and moved.version < version:  # a later row may have its key
                 stored = moved
         columns = stored.source if stored is not None and stored.source is not None else {}
-        lacks = stored is None or stored.source is None or stored.lacks
         left_out = {field_name(name) for name in change.unchanged}
+        lacks = stored is None or stored.lacks or not left_out <= columns.keys()
         row = self._row(change, index.layout)
         row |= {name: value for name, value in columns.items() if name in left_out}
         write = self._write_of(index, change, row, even=present is not None and present.version == version, lacks=lacks)
@@ -276,7 +298,7 @@ class OpenSearchSink:
     def _delete_found(self, index: TableIndex, query: object, version: int, *, even: bool) -> None:
         """Deletes what a search finds, where it is not newer by now."""
         self._server.refresh([index.alias])
-        for page in self._server.scroll(index.alias, query):
+        for page in found_by(self._server, index.alias, query):
             self._touched.add(index.alias)
             self._rows.send(
                 [

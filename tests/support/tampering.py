@@ -200,13 +200,34 @@ class SearchHand:
         given = "" if version is None else f"?version={version}&version_type=external_gte"
         self._ask("PUT", f"/{ITEMS}/_doc/{id}{given}", source).raise_for_status()
 
+    def put_text(self, id: object, text: bytes) -> bool:
+        """Whether the server takes this for a document, under the next version; it keeps it byte for byte."""
+        answer = self._ask("PUT", f"/{ITEMS}/_doc/{id}", content=text)
+        return answer.is_success
+
+    def state(self, what: str, source: object | None = None, *, delete: bool = False) -> httpx.Response:
+        """Reads, replaces or deletes a document that the sink keeps beside its checkpoints."""
+        path = f"/walbus-consumers/_doc/{what}%3Atest"
+        if delete:
+            return self._ask("DELETE", path).raise_for_status()
+        if source is None:
+            return self._ask("GET", path).raise_for_status()
+        content = source if isinstance(source, bytes) else json.dumps(source).encode()
+        return self._ask("PUT", path, content=content).raise_for_status()
+
+    def ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """Whatever the server can be asked for."""
+        return self._ask(method, path, body).raise_for_status()
+
     def _forgotten(self, id: int, source: object, seq: int) -> bool:
         self._ask("POST", f"/{ITEMS}/_refresh").raise_for_status()
         path = f"/{ITEMS}/_doc/{id}?version={seq}&version_type=external"
         return self._ask("PUT", path, source).status_code == httpx.codes.CREATED
 
-    def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
-        return httpx.request(method, f"{self._url}{path}", json=body, timeout=60)
+    def _ask(self, method: str, path: str, body: object = None, content: bytes | None = None) -> httpx.Response:
+        given = {"json": body} if content is None else {"content": content}
+        headers = {} if content is None else {"Content-Type": "application/json"}
+        return httpx.request(method, f"{self._url}{path}", **given, headers=headers, timeout=60)
 
 
 def beside(key: str) -> str:
