@@ -1,8 +1,9 @@
 """Documents as a server gives them, whoever wrote them.
 
-A server puts each into its answer byte for byte as it came, and takes what is no JSON to others (`UNREADABLE`): one of
-those makes a whole answer unreadable. Such an answer is asked for again in halves, down to the document, of which then
-only its place and version are told. So whatever somebody wrote into an index, the other documents are read.
+A server puts each into its answer byte for byte as it came, and takes what is no JSON to others (`UNREADABLE`), or what
+it cannot show as JSON itself, such as some YAML: one of those makes a whole answer unreadable, or an error. Such an
+answer is asked for again in halves, down to the document, of which then only its place and version are told. So
+whatever somebody wrote into an index, the other documents are read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ import re
 from collections.abc import Iterator, Sequence
 
 from walbus.consumers.sinks.opensearch_bulks import NO_SENSE, UNREADABLE, Found, Page, Place, documents_of, page_of
-from walbus.consumers.sinks.opensearch_server import NOT_FOUND, Answer, IndexGone, OpenSearchServer, path_of
+from walbus.consumers.sinks.opensearch_server import (
+    CANNOT_BE_SHOWN,
+    NOT_FOUND,
+    Answer,
+    IndexGone,
+    OpenSearchServer,
+    path_of,
+)
 
 _READ_DOCUMENTS = 100  # they may be of a megabyte each
 _SCROLL_SIZE = 2_000
@@ -73,10 +81,10 @@ def _one_by_one(server: OpenSearchServer, index: str) -> Iterator[list[Found]]:
 
 
 def _read(server: OpenSearchServer, places: Sequence[Place]) -> list[Found]:
-    answer = server.ask("POST", "/_mget", {"docs": [place.told() for place in places]})
+    answer = server.ask("POST", "/_mget", {"docs": [place.told() for place in places]}, accepted=CANNOT_BE_SHOWN)
     try:
         found = documents_of(answer.body)
-    except NO_SENSE:
+    except NO_SENSE:  # an error has no documents
         if len(places) == 1:
             return [_without_source(server, places[0])]
         half = len(places) // 2
@@ -95,15 +103,18 @@ def _scrolled(server: OpenSearchServer, index: str, query: object, *, sources: b
     size = _READ_DOCUMENTS if sources else _SCROLL_SIZE
     body = {"query": query, "size": size, "version": True, "_source": sources, "sort": ["_doc"]}
     path = f"/{path_of(index)}/_search?scroll={_SCROLL_KEPT}&allow_partial_search_results=false"
-    answer = server.ask("POST", path, body)
+    accepted, scroll = CANNOT_BE_SHOWN if sources else (), None
+    answer = server.ask("POST", path, body, accepted=accepted)
     try:
         page = _page(server, answer, sources=sources)
         while page.hits.hits:
             yield page.hits.hits
-            answer = server.ask("POST", "/_search/scroll", {"scroll": _SCROLL_KEPT, "scroll_id": page.scroll_id})
+            scroll = _SCROLL_ID.search(answer.body) or scroll
+            more = {"scroll": _SCROLL_KEPT, "scroll_id": page.scroll_id}
+            answer = server.ask("POST", "/_search/scroll", more, accepted=accepted)
             page = _page(server, answer, sources=sources)
     finally:
-        if scroll := _SCROLL_ID.search(answer.body):
+        if scroll := _SCROLL_ID.search(answer.body) or scroll:
             server.ask("DELETE", "/_search/scroll", {"scroll_id": [scroll[1].decode()]}, accepted=[NOT_FOUND])
 
 

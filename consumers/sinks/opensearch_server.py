@@ -9,6 +9,7 @@ pushed back are sent again a few times before that.
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 import time
@@ -42,6 +43,8 @@ from walbus.errors import SinkRefused, SinkUnavailable
 T = TypeVar("T")
 
 NOT_FOUND, CONFLICT, TOO_LARGE = httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.REQUEST_ENTITY_TOO_LARGE
+#: Statuses with which a server fails to put a document of another form into JSON.
+CANNOT_BE_SHOWN = (httpx.codes.BAD_REQUEST, httpx.codes.INTERNAL_SERVER_ERROR)
 _CONNECT_SECONDS = 5.0
 _LONGEST_PATH = 2_900  # servers take 4,096 bytes for method, path and parameters, and what is in between may take fewer
 _BULK_ATTEMPTS = 8  # some five seconds of back-off
@@ -171,19 +174,28 @@ class OpenSearchServer:
         Raises:
             SinkUnavailable, SinkRefused
         """
-        content = None if body is None else msgspec.json.encode(body)
+        content = None if body is None else _json_of(body)
         answer = self._request(method, path, content, "application/json")
         if not httpx.codes.is_success(answer.status) and answer.status not in accepted:
             raise self._failed(answer.status, _error_of(answer.body), what or path.partition("?")[0])
         return answer
 
     def told(self, answer: Answer, form: type[T]) -> T:
-        """What an answer says.
+        """What an answer says, half of a sign included, as somebody may have put it into a filter or a mapping.
 
         Raises:
             SinkUnavailable: it has another form.
         """
-        return self.read(lambda body: msgspec.json.decode(body, type=form), answer)
+
+        def reader(body: bytes) -> T:
+            try:
+                return msgspec.json.decode(body, type=form)
+            except msgspec.ValidationError:
+                raise
+            except msgspec.DecodeError:
+                return msgspec.convert(json.loads(body), form)
+
+        return self.read(reader, answer)
 
     def _request(self, method: str, path: str, content: bytes | None, form: str) -> Answer:
         try:
@@ -396,6 +408,13 @@ def _parts_of(indices: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
+def _json_of(body: object) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:  # half of a sign, from an alias that somebody made
+        return json.dumps(body).encode()
+
+
 def _error_of(body: bytes) -> BulkError:
     try:
         error = msgspec.json.decode(body)["error"]
@@ -413,4 +432,4 @@ def _gone_already(write: Write, item: BulkItem) -> bool:
     return write.source is None and item.status == NOT_FOUND and item.error is None
 
 
-__all__ = ["CONFLICT", "NOT_FOUND", "Access", "Answer", "IndexGone", "OpenSearchServer", "path_of"]
+__all__ = ["CANNOT_BE_SHOWN", "CONFLICT", "NOT_FOUND", "Access", "Answer", "IndexGone", "OpenSearchServer", "path_of"]

@@ -20,7 +20,15 @@ import structlog
 
 from walbus.consumers.checkpoint import Checkpoint, load_checkpoint
 from walbus.consumers.sinks.copies import SinkSwapped
-from walbus.consumers.sinks.opensearch_server import CONFLICT, NOT_FOUND, Answer, IndexGone, OpenSearchServer, path_of
+from walbus.consumers.sinks.opensearch_server import (
+    CANNOT_BE_SHOWN,
+    CONFLICT,
+    NOT_FOUND,
+    Answer,
+    IndexGone,
+    OpenSearchServer,
+    path_of,
+)
 from walbus.consumers.sinks.opensearch_swaps import Swaps
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
 
@@ -242,7 +250,7 @@ def read_document(server: OpenSearchServer, index: str, what: str, key: str) -> 
         SinkUnavailable
     """
     path = _path_to(index, what, key)
-    answer = server.ask("GET", path, accepted=[NOT_FOUND])
+    answer = server.ask("GET", path, accepted=[NOT_FOUND, *CANNOT_BE_SHOWN])
     if answer.status == NOT_FOUND:
         return None
     try:
