@@ -22,7 +22,7 @@ take along what is newer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -82,7 +82,7 @@ class OpenSearchSink:
         self._forms: dict[tuple[int, int], RowForm] = {}  # by log_generation and number of the layout
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
-        self._outranked: set[str] = set()  # aliases of indices that were so for documents that went on lacking a value
+        self._outranked: set[str] = set()  # aliases of indices that were so by themselves
         self._touched: set[str] = set()  # aliases of indices that were written to since the last refresh
 
     @classmethod
@@ -135,14 +135,16 @@ class OpenSearchSink:
             self._flush()
             version = version_of(index.number, sweep.seq)
             older = [{"range": {MARK: {"lt": sweep.marks.generation}}}, _WITHOUT_MARK]
-            self._delete_found(index, {"bool": {"should": older}}, version, even=True)
+            rows = self._rows.contested(index.name)
+            spared = self._delete_found(index, {"bool": {"should": older}}, version, even=True, rows=rows)
             if (
                 index.number
             ):  # a mark from elsewhere, as a copied document has it: rows with later marks have this number
                 later = {"range": {MARK: {"gt": sweep.marks.generation}}}
                 self._delete_found(index, later, version_of(index.number, 0) - 1, even=True)
-            self._indices.read_again(index)
-            self._see_what_lacks_still(index)
+            self._indices.read_again(index, again=bool(spared) and self._outranks(index))
+            if not spared and self._rows.lacks_still(index.name) and not self._outranks(index):
+                self._rows.give_up(index.name)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
@@ -195,20 +197,17 @@ class OpenSearchSink:
         self.rollback()
         self._server.close()
 
-    def _see_what_lacks_still(self, index: TableIndex) -> None:
-        """What two readings of a table in turn do not mend lies under a version of somebody's, or is refused."""
-        if not self._rows.lacks_still(index.name):
-            return
-        mended = "all rows are written again under a higher version"
-        given_up = "they are left as they are: `walbus verify --sink` tells which"
+    def _outranks(self, index: TableIndex) -> bool:
+        """Has a table's rows outrank what they did not replace when they were read, once; tells whether it was so."""
         first = index.alias not in self._outranked
-        note = mended if first else given_up
-        _log.warning("consumer.documents_lack_values", where=f"{self._server.where}, {index.alias}", note=note)
+        mended = "all its rows are written again under a higher version"
+        left = "they are left as they are: `walbus verify --sink` tells which"
+        where = f"{self._server.where}, {index.alias}"
+        _log.warning("consumer.documents_by_another_hand", where=where, note=mended if first else left)
         if first:
             self._outranked.add(index.alias)
             self.outrank(index.layout.table)
-        else:
-            self._rows.give_up(index.name)
+        return first
 
     @contextmanager
     def _unless_swapped(self) -> Iterator[None]:
@@ -295,19 +294,24 @@ class OpenSearchSink:
         self._delete_found(index, {"match_all": {}}, version_of(index.number, change.seq), even=False)
         self._indices.emptied(index, change.seq)
 
-    def _delete_found(self, index: TableIndex, query: object, version: int, *, even: bool) -> None:
-        """Deletes what a search finds, where it is not newer by now."""
+    def _delete_found(
+        self, index: TableIndex, query: object, version: int, *, even: bool, rows: Set[Place] = frozenset()
+    ) -> int:
+        """Deletes what a search finds, where it is not newer by now, and no row is to be; how many of those there were.
+
+        A row that was read and lay behind what is stored, though that is no newer than all rows that were read, lies
+        under a version that somebody raised: were it deleted, the row could not come back.
+        """
+        spared = 0
         self._server.refresh([index.alias])
         for page in found_by(self._server, index.alias, query):
             self._touched.add(index.alias)
-            self._rows.send(
-                [
-                    Write(Place(index.name, found.id, found.routing), index.writer, version, None, even=even)
-                    for found in page
-                    if found.version <= version
-                ]
-            )
+            older = [Place(index.name, found.id, found.routing) for found in page if found.version <= version]
+            gone = [place for place in older if place not in rows]
+            spared += len(older) - len(gone)
+            self._rows.send([Write(place, index.writer, version, None, even=even) for place in gone])
         self._flush()
+        return spared
 
     # One document
 

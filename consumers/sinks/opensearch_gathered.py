@@ -19,6 +19,7 @@ from walbus.consumers.sinks.opensearch_server import CONFLICT, OpenSearchServer
 
 _GATHERED = 4_000  # the server works on these while the next are read
 _GATHERED_BYTES = 16 << 20
+_CONTESTED = 100_000  # of one index
 _FETCHED = 500  # documents that are read ahead
 
 
@@ -44,6 +45,7 @@ class GatheredRows:
         self._server = server
         self._lacking: dict[str, set[Place]] = {}  # stored documents that lack a value, by index
         self._lacked: dict[str, dict[Place, int]] = {}  # those of them that did so behind the last reading, by version
+        self._contested: dict[str, set[Place]] = {}  # where a row lay behind what is stored, by index
         self._writes: dict[Place, Write] = {}  # the last one of each document
         self._bytes = 0
         self._fetched: dict[Place, Found | None] = {}  # as they are stored, until something is sent
@@ -72,6 +74,10 @@ class GatheredRows:
         """Forgets what is gathered, and waits for what is under way, whatever comes of it. Never raises."""
         self._clear()
         self._note(self._server.abandon())
+
+    def contested(self, index: str) -> set[Place]:
+        """Where rows were read, since the last time, and lay behind what is stored; some thousands of them at most."""
+        return self._contested.pop(index, set())
 
     # Rows as they are
 
@@ -165,7 +171,11 @@ class GatheredRows:
     def _note(self, done: Sequence[tuple[Write, int]]) -> None:
         """Writes that are done, and their statuses: what lacks a value is remembered until it is written whole."""
         for write, status in done:
-            if status != CONFLICT and (write.lacks or self._lacks(write.place)):
+            if status == CONFLICT and write.even and write.change is not None:
+                places = self._contested.setdefault(write.place.index, set())
+                if len(places) < _CONTESTED:
+                    places.add(write.place)
+            elif status != CONFLICT and (write.lacks or self._lacks(write.place)):
                 places = self._lacking.setdefault(write.place.index, set())
                 (places.add if write.lacks else places.discard)(write.place)
 

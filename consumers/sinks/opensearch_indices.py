@@ -138,10 +138,11 @@ class TableIndices:
         """A TRUNCATE was written."""
         self._remember(self._stored(replace(index, floor=max(index.floor, seq))))
 
-    def read_again(self, index: TableIndex) -> None:
-        """The table was read from its beginning, and swept."""
-        if index.reread:
-            self._remember(self._stored(replace(index, reread=False)))
+    def read_again(self, index: TableIndex, *, again: bool = False) -> None:
+        """The table was read from its beginning, and swept; whether it has to be once more."""
+        index = self._by_oid.get(index.layout.oid, index)  # it may have been outranked meanwhile
+        if index.reread is not again:
+            self._remember(self._stored(replace(index, reread=again)))
 
     def outrank(self, index: TableIndex, highest: int) -> None:
         """Whatever is stored is older than what comes from now on.

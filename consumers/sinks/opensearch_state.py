@@ -261,7 +261,10 @@ def read_document(server: OpenSearchServer, index: str, what: str, key: str) -> 
             return None
         server.told(bare, Confirmed)  # who answers is the server itself, so it is the document that makes no sense
         raise _damaged(server, path) from None
-    if not all(map(_ALIAS.fullmatch, (*stored.source.aliases, *stored.source.staying))):
+    source = stored.source
+    if not all(map(_ALIAS.fullmatch, (*source.aliases, *source.staying))) or (
+        what == "checkpoint" and not source.writer
+    ):
         raise _damaged(server, path)
     return stored
 

@@ -166,6 +166,7 @@ def state_of(body: bytes) -> Scripted:
     [
         *FOREIGN,
         b"5",
+        b"{}",
         b'{"checkpoint": 5}',
         b'{"checkpoint": null}',
         b'{"writer": []}',
@@ -193,12 +194,13 @@ def test_a_document_without_its_source_is_refused_too() -> None:
 @pytest.mark.parametrize("text", ["by hand", "5", "{}", "[" * 100_000, '{"version": 99}', '{"version": []}'])
 def test_a_text_that_is_no_checkpoint_is_refused_by_its_address(text: str) -> None:
     with pytest.raises(SinkRefused) as refused:
-        read_checkpoint(state_of(json.dumps({"checkpoint": text}).encode()), "state", "test")
+        read_checkpoint(state_of(json.dumps({"checkpoint": text, "writer": "w"}).encode()), "state", "test")
     assert refused.value.where == "http://127.0.0.1:1/state/_doc/checkpoint%3Atest"
 
 
-def test_an_empty_document_is_no_checkpoint_and_no_error() -> None:
-    assert read_checkpoint(state_of(b"{}"), "state", "test") is None
+def test_an_empty_text_is_no_checkpoint_and_no_error() -> None:
+    """As a copy has it before its first commit."""
+    assert read_checkpoint(state_of(b'{"checkpoint": "", "writer": "w"}'), "state", "test") is None
     assert read_checkpoint(Scripted(lambda *_: None), "state", "test") is None
 
 
