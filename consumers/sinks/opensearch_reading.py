@@ -9,7 +9,8 @@ whatever somebody wrote into an index, the other documents are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from walbus.consumers.sinks.opensearch_bulks import NO_SENSE, UNREADABLE, Found, Page, Place, documents_of, page_of
 from walbus.consumers.sinks.opensearch_server import (
@@ -24,7 +25,7 @@ from walbus.consumers.sinks.opensearch_server import (
 _READ_DOCUMENTS = 100  # they may be of a megabyte each
 _SCROLL_SIZE = 2_000
 _SCROLL_KEPT = "5m"
-_EVERY = {"match_all": {}}
+_EVERY: Final[Mapping[str, object]] = {"match_all": {}}
 _SCROLL_ID = re.compile(rb'"_scroll_id":"([^"\\]+)"')  # stands before the documents
 
 
