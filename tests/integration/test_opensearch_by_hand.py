@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
-from support.rebuild_rig import config_for, rebuilt
+from support.rebuild_rig import config_for, rebuilt, verified
 from support.running_consumer import RunningConsumer, consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.sink_writing import fill
@@ -25,7 +25,7 @@ from support.tampering import SearchHand
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Marks, Point
 from walbus.consumers.rebuilding import rebuild
-from walbus.consumers.sink_verifying import TableVerdict, verify_sink
+from walbus.consumers.sink_verifying import verify_sink
 from walbus.consumers.steps import Sweep
 from walbus.errors import SinkRefused
 
@@ -47,12 +47,6 @@ NOT_SHOWN = b"---\nid: %d\nwhat: .nan\n"  # YAML, of which a server makes no JSO
 @pytest.fixture(params=["opensearch", "elasticsearch"])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     return opensearch_under_test(tmp_path, request.getfixturevalue(f"{request.param}_url"), request.param)
-
-
-def verified(relay: ScriptedRelay, under_test: SinkUnderTest, **chosen: Any) -> TableVerdict:
-    config = config_for(under_test)
-    (verdict,) = verify_sink("test", config, relay_url=relay.url, folder=under_test.place.folder, **chosen)
-    return verdict
 
 
 def filled(relay: ScriptedRelay, under_test: SinkUnderTest, rows: int = 40) -> None:
