@@ -27,6 +27,7 @@ from walbus.errors import InvalidText
 from walbus.position import ORIGIN, Position, parse_position
 
 FORMAT = 4
+_NUMBER_BITS = 63
 
 
 class Lacking(NamedTuple):
@@ -212,24 +213,25 @@ def load_checkpoint(text: str) -> Checkpoint:
     """
     try:
         document = json.loads(text)
-        if document["version"] not in range(1, FORMAT + 1):
-            raise InvalidText(
-                f"a checkpoint of version {document['version']} is not of version 1 to {FORMAT}",
-                mend="use the Walbus that wrote it, or remove it to start again",
-            )
-        return _load(document)
-    except (ValueError, KeyError, TypeError) as error:
+        version = _number(document["version"])
+        if version in range(1, FORMAT + 1):
+            return _load(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidText) as error:
         raise InvalidText(
             f"this is not a checkpoint ({type(error).__name__})", mend="remove it to start again from a snapshot"
         ) from None
+    raise InvalidText(
+        f"a checkpoint of version {version} is not of version 1 to {FORMAT}",
+        mend="use the Walbus that wrote it, or remove it to start again",
+    )
 
 
 def _load(document: dict[str, Any]) -> Checkpoint:
-    log_id, marks = document["log_id"], Marks(*document["marks"])
-    unread, layouts = _load_unread(document), int(document.get("layouts", 0))
-    asked = tuple(map(str, document["asked"])) if "asked" in document else None
+    log_id, marks = _text(document["log_id"]), Marks(*map(_number, document["marks"]))
+    unread, layouts = _load_unread(document), _number(document.get("layouts", 0))
+    asked = tuple(map(_text, document["asked"])) if "asked" in document else None
     rows = parse_position(document["rows"]) if "rows" in document else None
-    part = Part(str(document["partition"]), int(document.get("token", 0))) if "partition" in document else None
+    part = Part(_text(document["partition"]), _number(document.get("token", 0))) if "partition" in document else None
     match document["phase"]:
         case "online":
             point = _load_point(document["point"])
@@ -250,7 +252,7 @@ def _load(document: dict[str, Any]) -> Checkpoint:
 def _load_unread(document: dict[str, Any]) -> tuple[Lacking, ...]:
     tables = document.get("unread", ())
     oids = document.get("unread_oids", [0] * len(tables))
-    return tuple(Lacking(table, int(oid)) for table, oid in zip(tables, oids, strict=True))
+    return tuple(Lacking(_text(table), _number(oid)) for table, oid in zip(tables, oids, strict=True))
 
 
 def _dump_point(point: Point) -> dict[str, object]:
@@ -258,7 +260,7 @@ def _dump_point(point: Point) -> dict[str, object]:
 
 
 def _load_point(document: dict[str, Any]) -> Point:
-    return Point(parse_position(document["last_done"]), int(document["seq"]))
+    return Point(parse_position(document["last_done"]), _number(document["seq"]))
 
 
 def _version(checkpoint: Checkpoint) -> int:
@@ -277,11 +279,24 @@ def _dump_table(table: TableProgress) -> dict[str, object]:
 def _load_table(document: dict[str, Any]) -> TableProgress:
     after_key, since = document["after_key"], document.get("since")
     return TableProgress(
-        document["table"],
+        _text(document["table"]),
         None if after_key is None else bytes.fromhex(after_key),
         bool(document["done"]),
         None if since is None else _load_point(since),
     )
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or value >> _NUMBER_BITS:
+        raise TypeError("a number")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text")
+    value.encode()  # half of a sign is no text
+    return value
 
 
 def last_done_of(checkpoint: Checkpoint | None) -> Position:

@@ -14,7 +14,7 @@ take along what is newer.
     opensearch_table_index  one table's index, and the aliases that it is read and written by
     opensearch_indices    the tables' indices: made, found, brought to another layout
     opensearch_state      the checkpoint, which is the fence too
-    opensearch_held       documents as they are read back, to be compared
+    opensearch_reading    documents as they are read, whoever wrote them; opensearch_held compares them
     opensearch_gathered   writes on their way, and rows as they are with them
     opensearch_server     requests and errors; opensearch_bulks what goes into a bulk, and what comes back
     opensearch_copy       a copy that is filled beside the live indices; opensearch_swaps which one is live
@@ -22,7 +22,7 @@ take along what is newer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -48,8 +48,9 @@ from walbus.consumers.sinks.opensearch_gathered import GatheredRows, PresentRow
 from walbus.consumers.sinks.opensearch_held import held_row, held_rows
 from walbus.consumers.sinks.opensearch_indices import TableIndices
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
+from walbus.consumers.sinks.opensearch_reading import found_by
 from walbus.consumers.sinks.opensearch_server import IndexGone, OpenSearchServer
-from walbus.consumers.sinks.opensearch_state import ConsumerState, loaded
+from walbus.consumers.sinks.opensearch_state import ConsumerState
 from walbus.consumers.sinks.opensearch_swaps import Swaps
 from walbus.consumers.sinks.opensearch_table_index import LIVE, TableIndex
 from walbus.consumers.steps import Sweep
@@ -81,6 +82,7 @@ class OpenSearchSink:
         self._forms: dict[tuple[int, int], RowForm] = {}  # by log_generation and number of the layout
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._marks = Marks(0, 0)
+        self._outranked: set[str] = set()  # aliases of indices that were so by themselves
         self._touched: set[str] = set()  # aliases of indices that were written to since the last refresh
 
     @classmethod
@@ -107,13 +109,12 @@ class OpenSearchSink:
             SinkSwapped: a rebuilt copy has taken this one's place since the last time.
         """
         self.rollback()
-        text = self._state.begin()
-        if not self._indices.load(self._state.aliases) and text:
+        checkpoint = self._state.begin()
+        if not self._indices.load(self._state.aliases) and checkpoint is not None:
             _log.warning("consumer.index_missing", where=self._server.where, note="all tables are read again")
             self._state.drop()
-            text = ""
+            checkpoint = None
         self._rows.find_lacking([index.name for index in self._indices.all()])
-        checkpoint = loaded(text, self._server.where)
         self._done = last_done_of(checkpoint)
         return checkpoint
 
@@ -134,8 +135,16 @@ class OpenSearchSink:
             self._flush()
             version = version_of(index.number, sweep.seq)
             older = [{"range": {MARK: {"lt": sweep.marks.generation}}}, _WITHOUT_MARK]
-            self._delete_found(index, {"bool": {"should": older}}, version, even=True)
-            self._indices.read_again(index)
+            rows = self._rows.contested(index.name)
+            spared = self._delete_found(index, {"bool": {"should": older}}, version, even=True, rows=rows)
+            if (
+                index.number
+            ):  # a mark from elsewhere, as a copied document has it: rows with later marks have this number
+                later = {"range": {MARK: {"gt": sweep.marks.generation}}}
+                self._delete_found(index, later, version_of(index.number, 0) - 1, even=True)
+            self._indices.read_again(index, again=bool(spared) and self._outranks(index))
+            if not spared and self._rows.lacks_still(index.name) and not self._outranks(index):
+                self._rows.give_up(index.name)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """See `Sink.commit`."""
@@ -180,13 +189,25 @@ class OpenSearchSink:
         index = self._indices.named(table)
         if index is not None:
             self._server.refresh([index.name])
-            pages = self._server.scroll(index.name, {"match_all": {}})
+            pages = found_by(self._server, index.name, {"match_all": {}})
             self._indices.outrank(index, max((found.version for page in pages for found in page), default=0))
 
     def close(self) -> None:
         """See `Sink.close`."""
         self.rollback()
         self._server.close()
+
+    def _outranks(self, index: TableIndex) -> bool:
+        """Has a table's rows outrank what they did not replace when they were read, once; tells whether it was so."""
+        first = index.alias not in self._outranked
+        mended = "all its rows are written again under a higher version"
+        left = "they are left as they are: `walbus verify --sink` tells which"
+        where = f"{self._server.where}, {index.alias}"
+        _log.warning("consumer.documents_by_another_hand", where=where, note=mended if first else left)
+        if first:
+            self._outranked.add(index.alias)
+            self.outrank(index.layout.table)
+        return first
 
     @contextmanager
     def _unless_swapped(self) -> Iterator[None]:
@@ -258,8 +279,8 @@ class OpenSearchSink:
             if moved is not None and moved.version < version:  # a later row may have its key
                 stored = moved
         columns = stored.source if stored is not None and stored.source is not None else {}
-        lacks = stored is None or stored.source is None or stored.lacks
         left_out = {field_name(name) for name in change.unchanged}
+        lacks = stored is None or stored.lacks or not left_out <= columns.keys()
         row = self._row(change, index.layout)
         row |= {name: value for name, value in columns.items() if name in left_out}
         write = self._write_of(index, change, row, even=present is not None and present.version == version, lacks=lacks)
@@ -273,19 +294,24 @@ class OpenSearchSink:
         self._delete_found(index, {"match_all": {}}, version_of(index.number, change.seq), even=False)
         self._indices.emptied(index, change.seq)
 
-    def _delete_found(self, index: TableIndex, query: object, version: int, *, even: bool) -> None:
-        """Deletes what a search finds, where it is not newer by now."""
+    def _delete_found(
+        self, index: TableIndex, query: object, version: int, *, even: bool, rows: Set[Place] = frozenset()
+    ) -> int:
+        """Deletes what a search finds, where it is not newer by now, and no row is to be; how many of those there were.
+
+        A row that was read and lay behind what is stored, though that is no newer than all rows that were read, lies
+        under a version that somebody raised: were it deleted, the row could not come back.
+        """
+        spared = 0
         self._server.refresh([index.alias])
-        for page in self._server.scroll(index.alias, query):
+        for page in found_by(self._server, index.alias, query):
             self._touched.add(index.alias)
-            self._rows.send(
-                [
-                    Write(Place(index.name, found.id, found.routing), index.writer, version, None, even=even)
-                    for found in page
-                    if found.version <= version
-                ]
-            )
+            older = [Place(index.name, found.id, found.routing) for found in page if found.version <= version]
+            gone = [place for place in older if place not in rows]
+            spared += len(older) - len(gone)
+            self._rows.send([Write(place, index.writer, version, None, even=even) for place in gone])
         self._flush()
+        return spared
 
     # One document
 

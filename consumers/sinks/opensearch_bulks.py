@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -69,7 +69,7 @@ class Write:
 
 
 class Found(msgspec.Struct, rename={"id": "_id", "version": "_version", "source": "_source", "routing": "_routing"}):
-    """A document as it is stored."""
+    """A document as it is stored; its source is `UNREADABLE` where nobody but the server makes sense of it."""
 
     id: str
     version: int = 0
@@ -124,10 +124,26 @@ class _Documents(msgspec.Struct):
     docs: list[Found]
 
 
+#: What the readers below raise of bytes that they make no sense of: one may be nested deeper than they go.
+NO_SENSE: Final = (ValueError, RecursionError)
+
+#: Servers take, and give back as they came, documents that are no JSON to others: with half of a sign (an escaped
+#: surrogate alone), bytes that are no UTF-8, comments, `NaN`, or a thousand levels.
+UNREADABLE: Final = msgspec.Raw(b"")
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(_Items)
 _page = msgspec.json.Decoder(Page)
 _documents = msgspec.json.Decoder(_Documents)
 _answered = msgspec.json.Decoder(_Answered)
+
+
+def fields_of(source: bytes | msgspec.Raw) -> dict[str, msgspec.Raw] | None:
+    """The fields of a document; None where nobody but the server makes sense of it."""
+    try:
+        return _fields.decode(source)
+    except NO_SENSE:
+        return None
 
 
 def bulk_items(body: bytes) -> list[BulkItem]:

@@ -29,7 +29,12 @@ from walbus.consumers.sinks.base import SinkPlace
 from walbus.consumers.sinks.opensearch import OpenSearchSink
 from walbus.consumers.sinks.opensearch_options import OpenSearchOptions
 from walbus.consumers.sinks.opensearch_server import NOT_FOUND, IndexGone, OpenSearchServer, path_of
-from walbus.consumers.sinks.opensearch_state import drop_claimed, drop_documents, loaded, read_document
+from walbus.consumers.sinks.opensearch_state import (
+    drop_claimed,
+    drop_documents,
+    read_checkpoint,
+    read_document,
+)
 from walbus.consumers.sinks.opensearch_swaps import Swaps
 from walbus.consumers.sinks.opensearch_table_index import (
     ASIDE,
@@ -40,10 +45,10 @@ from walbus.consumers.sinks.opensearch_table_index import (
     IndexChoice,
     TableIndex,
     added,
+    note_in,
     removed,
 )
 from walbus.errors import SinkRefused, SinkUnavailable
-from walbus.schema import TableSchema
 
 _ATTEMPTS = 20  # to drop a copy whose checkpoint moves: its runner waits longer than that between two commits
 
@@ -68,8 +73,12 @@ class LiveIndex:
 
     @classmethod
     def of(cls, name: str, told: FoundIndex, choice: IndexChoice) -> Self:
-        """One that the server tells."""
-        layout = TableSchema.from_dict((told.meta or {})["layout"])
+        """One that the server tells.
+
+        Raises:
+            SinkRefused: what the consumer has noted in its mapping is not as it was written.
+        """
+        layout = note_in(name, told).layout
         writer, alias = choice.writers + name, choice.template.alias(layout.table)
         aside = [one for one in told.aliases if ASIDE in one]
         alias = aside[0] if aside else alias
@@ -95,8 +104,7 @@ class LiveSide:
 
     def checkpoint(self) -> Checkpoint | None:
         """As of a moment ago."""
-        found = read_document(self._server, self._state_index, "checkpoint", self.swaps.key(self.swaps.number()))
-        return loaded(found.source.checkpoint if found else "", self._server.where)
+        return read_checkpoint(self._server, self._state_index, self.swaps.key(self.swaps.number()))
 
     def written(self) -> list[LiveIndex]:
         """The live indices that are written now; those of a copy are not among them."""

@@ -33,6 +33,8 @@ MARK, LACKS = "_walbus_mark", "_walbus_lacks"
 
 _SEQ_BITS = 53
 LOGS_AT_MOST = 1 << (63 - _SEQ_BITS)
+#: Versions below this number are outranked by a repair; the numbers above are for repairs and logs to come.
+OUTRANKED = LOGS_AT_MOST // 2
 _LONGEST_ID = 512  # bytes
 _EMPTY, _DIGEST = "%empty", "%sha256-"  # a text that begins with % is written otherwise
 _DEEPEST = 300  # servers stop at 1,000 levels, and our own readers not far below
@@ -197,14 +199,20 @@ def _mapped(column: Column) -> Mapped:
 def fitting_row(row: Mapping[str, T], change: LayoutChange) -> dict[str, T]:
     """A row of one layout with the columns of a later one, by column.
 
-    Of a column that is a boolean now the old values are left out, since servers take no others there; the table is read
-    again after such a change. All other fields are lenient.
+    Of a column that is a boolean now the old values are left out, and so are objects of one that was JSON, since
+    servers take no such values there; the table is read again after such a change. All other fields are lenient.
     """
     now = fitted(row, change)
     for column in change.retyped:
-        if _mapped(column)["type"] == "boolean":
+        kind = _mapped(column)["type"]
+        if kind == "boolean" or (kind != "object" and _has_objects(now.get(column.name))):
             now.pop(column.name, None)
     return now
+
+
+def _has_objects(value: object) -> bool:
+    text = bytes(value).lstrip() if isinstance(value, msgspec.Raw) else b""
+    return text.startswith(b"{") or (text.startswith(b"[") and b"{" in text)
 
 
 class RowForm:
@@ -284,7 +292,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 __all__ = [
-    "LACKS", "LOGS_AT_MOST", "MARK", "IndexTemplate", "Mapped", "RowForm", "Source", "acceptable", "document_id",
-    "field_name", "fitting_row", "index_text", "is_digest", "key_of_id", "number_in", "properties_of", "routing_of",
-    "seq_of", "version_of",
+    "LACKS", "LOGS_AT_MOST", "MARK", "OUTRANKED", "IndexTemplate", "Mapped", "RowForm", "Source", "acceptable",
+    "document_id", "field_name", "fitting_row", "index_text", "is_digest", "key_of_id", "number_in", "properties_of",
+    "routing_of", "seq_of", "version_of",
 ]  # fmt: skip

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from walbus.consumers.sinks.opensearch_bulks import Found, Place, Write
-from walbus.consumers.sinks.opensearch_documents import LACKS
+from walbus.consumers.sinks.opensearch_bulks import Found, Place, Write, fields_of
+from walbus.consumers.sinks.opensearch_documents import LACKS, OUTRANKED, number_in
+from walbus.consumers.sinks.opensearch_reading import documents_at, found_by
 from walbus.consumers.sinks.opensearch_server import CONFLICT, OpenSearchServer
 
 _GATHERED = 4_000  # the server works on these while the next are read
 _GATHERED_BYTES = 16 << 20
+_CONTESTED = 100_000  # of one index
 _FETCHED = 500  # documents that are read ahead
-
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class GatheredRows:
     def __init__(self, server: OpenSearchServer) -> None:
         self._server = server
         self._lacking: dict[str, set[Place]] = {}  # stored documents that lack a value, by index
+        self._lacked: dict[str, dict[Place, int]] = {}  # those of them that did so behind the last reading, by version
+        self._contested: dict[str, set[Place]] = {}  # where a row lay behind what is stored, by index
         self._writes: dict[Place, Write] = {}  # the last one of each document
         self._bytes = 0
         self._fetched: dict[Place, Found | None] = {}  # as they are stored, until something is sent
@@ -73,6 +75,10 @@ class GatheredRows:
         self._clear()
         self._note(self._server.abandon())
 
+    def contested(self, index: str) -> set[Place]:
+        """Where rows were read, since the last time, and lay behind what is stored; some thousands of them at most."""
+        return self._contested.pop(index, set())
+
     # Rows as they are
 
     def present(self, place: Place) -> PresentRow | None:
@@ -82,11 +88,12 @@ class GatheredRows:
             self.fetch([place])
         stored = self._fetched[place]
         if gathered is not None and (stored is None or stored.version <= gathered.version):
-            source = None if gathered.source is None else _fields.decode(gathered.source)
+            source = None if gathered.source is None else fields_of(gathered.source)
             return PresentRow(gathered.version, source, gathered.lacks)
         if stored is None:
             return None
-        return PresentRow(stored.version, _fields.decode(stored.source), self._lacks(place))
+        fields = fields_of(stored.source)  # None: of somebody who writes what only the server makes sense of
+        return PresentRow(stored.version, fields or {}, self._lacks(place) or fields is None)
 
     def fetch(self, places: Sequence[Place]) -> None:
         """Reads stored documents ahead; where those held are many or large, they are read again if need be."""
@@ -97,7 +104,7 @@ class GatheredRows:
         if self._fetched_bytes >= _GATHERED_BYTES:
             self._fetched.clear()
             self._fetched_bytes = 0
-        for place, found in zip(missing, self._server.documents(missing), strict=True):
+        for place, found in zip(missing, documents_at(self._server, missing), strict=True):
             self._fetched[place] = found
             self._fetched_bytes += len(found.source) if found else 0
 
@@ -108,11 +115,36 @@ class GatheredRows:
 
     def find_lacking(self, indices: Sequence[str]) -> None:
         """Looks which stored documents lack a value."""
+        self._lacked.clear()
         self._server.refresh(indices)
-        self._lacking = {index: set() for index in indices}
-        for index in indices:
-            for page in self._server.scroll(index, {"term": {LACKS: True}}):
-                self._lacking[index].update(Place(index, found.id, found.routing) for found in page)
+        self._lacking = {index: set(self._stored_lacking(index)) for index in indices}
+
+    def lacks_still(self, index: str) -> bool:
+        """Looks again, behind a reading of a table: whether a document lacks a value that did so behind the last one.
+
+        Args:
+            index: of the table; all that was gathered is sent.
+        """
+        before = self._lacked.pop(index, {})
+        if not self._lacking.get(index):
+            return False
+        self._server.refresh([index])
+        now = self._lacked[index] = self._stored_lacking(index)
+        self._lacking[index] = set(now)
+        return bool(before.items() & now.items())
+
+    def give_up(self, index: str) -> None:
+        """What lacks a value in an index does not count until it is written again."""
+        self._lacking.pop(index, None)
+
+    def _stored_lacking(self, index: str) -> dict[Place, int]:
+        """Documents that lack a value, and their versions; those that nothing outranks are not mended by reading."""
+        return {
+            Place(index, found.id, found.routing): found.version
+            for page in found_by(self._server, index, {"term": {LACKS: True}})
+            for found in page
+            if number_in(found.version) < OUTRANKED
+        }
 
     def copied(self, before: str, now: str) -> None:
         """The documents of an index lie in another one now."""
@@ -139,7 +171,11 @@ class GatheredRows:
     def _note(self, done: Sequence[tuple[Write, int]]) -> None:
         """Writes that are done, and their statuses: what lacks a value is remembered until it is written whole."""
         for write, status in done:
-            if status != CONFLICT and (write.lacks or self._lacks(write.place)):
+            if status == CONFLICT and write.even and write.change is not None:
+                places = self._contested.setdefault(write.place.index, set())
+                if len(places) < _CONTESTED:
+                    places.add(write.place)
+            elif status != CONFLICT and (write.lacks or self._lacks(write.place)):
                 places = self._lacking.setdefault(write.place.index, set())
                 (places.add if write.lacks else places.discard)(write.place)
 

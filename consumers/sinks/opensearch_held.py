@@ -1,7 +1,8 @@
 """Documents read back and compared with what should be there: whole, as they are stored, whoever wrote them last.
 
 A document is compared by its fields: one that is null and one that is not there are the same, as they are for a search,
-and what lies between the signs of JSON is not looked at. Its key is read off its id, and off nothing inside of it. One
+and what lies between the signs of JSON is not looked at. One that makes no sense to anybody but the server
+has no fields that a row could have. Its key is read off its id, and off nothing inside of it. One
 that lies under another routing than its key gives is another document, whatever its id. Where the id is a digest, which
 tells no key, the routing is a part of what it is compared by.
 """
@@ -14,13 +15,14 @@ from typing import Final
 import msgspec
 
 from walbus.consumers.sinks.base import HeldRow
-from walbus.consumers.sinks.opensearch_bulks import Found, Place
+from walbus.consumers.sinks.opensearch_bulks import NO_SENSE, Found, Place, fields_of
 from walbus.consumers.sinks.opensearch_documents import LACKS, MARK, is_digest, key_of_id, routing_of, seq_of
+from walbus.consumers.sinks.opensearch_reading import all_documents
 from walbus.consumers.sinks.opensearch_server import OpenSearchServer
 from walbus.consumers.sinks.opensearch_table_index import TableIndex
 
 _OWN: Final = (MARK, LACKS)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NO_VALUES: Final = (None,)  #: of a document that nobody but the server makes sense of: what no row has
 
 
 def held_rows(server: OpenSearchServer, index: TableIndex) -> Iterator[HeldRow]:
@@ -30,7 +32,7 @@ def held_rows(server: OpenSearchServer, index: TableIndex) -> Iterator[HeldRow]:
         SinkUnavailable, SinkRefused
     """
     server.refresh([index.name])
-    for page in server.scroll(index.name, {"match_all": {}}, sources=True):
+    for page in all_documents(server, index.name):
         for found in page:
             yield HeldRow(_key(index, found), seq_of(index.number, found.version), _values(found.source))
 
@@ -63,6 +65,16 @@ def _under(key: tuple[str, ...], routing: str | None) -> tuple[str, ...]:
 
 
 def _values(source: bytes | msgspec.Raw) -> tuple[object, ...]:
-    fields = sorted(_fields.decode(source).items())
-    told = ((name, bytes(value)) for name, value in fields if name not in _OWN)
-    return tuple((name, msgspec.json.format(value, indent=-1)) for name, value in told if value != b"null")
+    fields = fields_of(source)
+    if fields is None:
+        return _NO_VALUES
+    told = ((name, bytes(value)) for name, value in sorted(fields.items()) if name not in _OWN)
+    return tuple((name, _bare(value)) for name, value in told if value != b"null")
+
+
+def _bare(value: bytes) -> bytes:
+    """Without what lies between the signs of JSON."""
+    try:
+        return msgspec.json.format(value, indent=-1)
+    except NO_SENSE:
+        return value

@@ -17,11 +17,12 @@ import msgspec
 
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.layout import LayoutChange, layout_change
-from walbus.consumers.sinks.opensearch_bulks import Found, Place, Write
+from walbus.consumers.sinks.opensearch_bulks import Found, Place, Write, fields_of
 from walbus.consumers.sinks.opensearch_documents import (
     LACKS,
     LOGS_AT_MOST,
     MARK,
+    OUTRANKED,
     Mapped,
     field_name,
     fitting_row,
@@ -30,6 +31,7 @@ from walbus.consumers.sinks.opensearch_documents import (
 )
 from walbus.consumers.sinks.opensearch_gathered import GatheredRows
 from walbus.consumers.sinks.opensearch_names import IndexNames, number_of
+from walbus.consumers.sinks.opensearch_reading import all_documents
 from walbus.consumers.sinks.opensearch_server import NOT_FOUND, IndexGone, OpenSearchServer, path_of
 from walbus.consumers.sinks.opensearch_table_index import (
     ASIDE,
@@ -41,6 +43,7 @@ from walbus.consumers.sinks.opensearch_table_index import (
     TableIndex,
     added,
     deleted,
+    note_in,
     removed,
 )
 from walbus.errors import SinkRefused, SinkUnavailable
@@ -135,10 +138,11 @@ class TableIndices:
         """A TRUNCATE was written."""
         self._remember(self._stored(replace(index, floor=max(index.floor, seq))))
 
-    def read_again(self, index: TableIndex) -> None:
-        """The table was read from its beginning, and swept."""
-        if index.reread:
-            self._remember(self._stored(replace(index, reread=False)))
+    def read_again(self, index: TableIndex, *, again: bool = False) -> None:
+        """The table was read from its beginning, and swept; whether it has to be once more."""
+        index = self._by_oid.get(index.layout.oid, index)  # it may have been outranked meanwhile
+        if index.reread is not again:
+            self._remember(self._stored(replace(index, reread=again)))
 
     def outrank(self, index: TableIndex, highest: int) -> None:
         """Whatever is stored is older than what comes from now on.
@@ -149,7 +153,7 @@ class TableIndices:
                 numbers above it are for the logs to come.
         """
         above = number_in(highest)
-        if index.number < above < LOGS_AT_MOST // 2:
+        if index.number < above < OUTRANKED:
             index = replace(index, number=above)
         self._remember(self._stored(self._numbered(index)))
 
@@ -185,9 +189,9 @@ class TableIndices:
                 where=f"{self._server.where}, {alias}",
                 mend="choose another name for the indices (index), or remove that one",
             )
-        layout = TableSchema.from_dict(document["layout"])
-        known = {key: document[key] for key in ("log_generation", "number", "floor", "reread", "routing")}
-        index = TableIndex(alias, name, layout, writer=self._choice.writers + name, **known)
+        note = msgspec.structs.asdict(note_in(name, told))
+        index = TableIndex(alias, name, writer=self._choice.writers + name, **note)
+        _require_documents(name, told)
         self._check(index, told.settings.index)
         self._see_to_writer(index, told)
         return index
@@ -232,6 +236,7 @@ class TableIndices:
         made = replace(index, name=name, writer=self._choice.writers + name)
         mappings: dict[str, Any] = {
             "dynamic": False,
+            "_source": {"enabled": True},
             "_meta": made.meta(self._consumer),
             "properties": properties_of(layout, self._choice.fields.get(layout.table, {})),
         }
@@ -250,6 +255,9 @@ class TableIndices:
         self._server.clear([made.writer])
         body = {"settings": settings, "mappings": mappings, "aliases": aliases}
         self._server.ask("PUT", f"/{path_of(made.name)}", body)
+        answer = self._server.ask("GET", f"/{path_of(made.name)}")
+        for name, told in self._server.told(answer, dict[str, FoundIndex]).items():
+            _require_documents(name, told)
         return made
 
     def _there(self, base: str) -> list[str]:
@@ -317,9 +325,14 @@ class TableIndices:
         made = self._create(replace(wanted, alias=alias), aliased=False)
         self._server.refresh([known.name])
         names = {field_name(column.name): column.name for column in known.layout.columns}
-        for page in self._server.scroll(known.name, {"match_all": {}}, sources=True):
-            self._server.send([_copy(found, made.name, names, change) for found in page])
+        for page in all_documents(self._server, known.name):
+            copies = [copy for found in page if (copy := _copy(found, made.name, names, change)) is not None]
+            self._server.send(copies)
+            if len(copies) < len(page):  # if one was a row before somebody wrote it, the row comes with the others
+                made = replace(made, reread=True)
         self._server.drain()
+        if made.reread and not wanted.reread:
+            self._stored(made)
         self._move([self._read_by(made.name, alias), self._written_by(made), deleted(known.name)])
         self._rows.copied(known.name, made.name)
         return made
@@ -349,8 +362,18 @@ class TableIndices:
         self._server.move(actions)
 
 
-def _copy(found: Found, index: str, names: Mapping[str, str], change: LayoutChange) -> Write:
-    source = msgspec.json.decode(found.source, type=dict[str, msgspec.Raw])
+def _require_documents(name: str, told: FoundIndex) -> None:
+    """Of a document that is not kept as it was written a value that an update leaves out could not be had again."""
+    if not told.keeps_documents:
+        what = "this index does not keep documents as they are written (_source)"
+        mend = "let no index template change _source for it, and delete it: it is made anew"
+        raise SinkRefused(what, where=name, mend=mend)
+
+
+def _copy(found: Found, index: str, names: Mapping[str, str], change: LayoutChange) -> Write | None:
+    source = fields_of(found.source)
+    if source is None:
+        return None
     own = {name: source.pop(name) for name in (MARK, LACKS) if name in source}
     row = fitting_row({names[field]: value for field, value in source.items() if field in names}, change)
     fields = {field_name(column): value for column, value in row.items()} | own

@@ -45,7 +45,8 @@ class IndexNames:
             given = f"{path}?version={number}&version_type=external"
             if self._server.ask("PUT", given, {}, accepted=[CONFLICT]).status != CONFLICT:
                 return f"{base}~{number}"
-            known = self._server.told(self._server.ask("GET", path, accepted=[NOT_FOUND]), _Numbered)
+            bare = self._server.ask("GET", f"{path}?_source=false", accepted=[NOT_FOUND])
+            known = self._server.told(bare, _Numbered)
             number = 1 + max(number, known.version)
 
 

@@ -9,6 +9,7 @@ pushed back are sent again a few times before that.
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 import time
@@ -26,17 +27,13 @@ import msgspec
 from walbus.consumers.backoff import Backoff
 from walbus.consumers.refused_rows import RowRefused, row_of
 from walbus.consumers.sinks.opensearch_bulks import (
+    NO_SENSE,
     BulkError,
     BulkItem,
-    Found,
-    Page,
-    Place,
     Shards,
     Write,
     bulk_items,
     bulks_of,
-    documents_of,
-    page_of,
     shards_of,
 )
 from walbus.consumers.sinks.opensearch_table_index import Action, FoundIndex
@@ -46,9 +43,8 @@ from walbus.errors import SinkRefused, SinkUnavailable
 T = TypeVar("T")
 
 NOT_FOUND, CONFLICT, TOO_LARGE = httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.REQUEST_ENTITY_TOO_LARGE
-_READ_DOCUMENTS = 100  # they may be of a megabyte each
-_SCROLL_SIZE = 2_000
-_SCROLL_KEPT = "5m"
+#: Statuses with which a server fails to put a document of another form into JSON.
+CANNOT_BE_SHOWN = (httpx.codes.BAD_REQUEST, httpx.codes.INTERNAL_SERVER_ERROR)
 _CONNECT_SECONDS = 5.0
 _LONGEST_PATH = 2_900  # servers take 4,096 bytes for method, path and parameters, and what is in between may take fewer
 _BULK_ATTEMPTS = 8  # some five seconds of back-off
@@ -161,7 +157,7 @@ class OpenSearchServer:
             version = msgspec.json.decode(answer.body)["version"]
             kind = version.get("distribution", "elasticsearch")
             number = tuple(int(part) for part in version["number"].split(".")[:2])
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+        except (*NO_SENSE, KeyError, TypeError, AttributeError):
             mend = "name the address of OpenSearch or Elasticsearch itself"
             raise SinkRefused("this is no OpenSearch or Elasticsearch", where=self.where, mend=mend) from None
         if number < _OLDEST.get(kind, (0, 0)):
@@ -178,19 +174,28 @@ class OpenSearchServer:
         Raises:
             SinkUnavailable, SinkRefused
         """
-        content = None if body is None else msgspec.json.encode(body)
+        content = None if body is None else _json_of(body)
         answer = self._request(method, path, content, "application/json")
         if not httpx.codes.is_success(answer.status) and answer.status not in accepted:
             raise self._failed(answer.status, _error_of(answer.body), what or path.partition("?")[0])
         return answer
 
     def told(self, answer: Answer, form: type[T]) -> T:
-        """What an answer says.
+        """What an answer says, half of a sign included, as somebody may have put it into a filter or a mapping.
 
         Raises:
             SinkUnavailable: it has another form.
         """
-        return self._read(lambda body: msgspec.json.decode(body, type=form), answer)
+
+        def reader(body: bytes) -> T:
+            try:
+                return msgspec.json.decode(body, type=form)
+            except msgspec.ValidationError:
+                raise
+            except msgspec.DecodeError:
+                return msgspec.convert(json.loads(body), form)
+
+        return self.read(reader, answer)
 
     def _request(self, method: str, path: str, content: bytes | None, form: str) -> Answer:
         try:
@@ -329,7 +334,7 @@ class OpenSearchServer:
             if _passes(answer.status, error.type):
                 return [BulkItem(answer.status, error)] * len(bulk)
             raise self._failed(answer.status, error, "/_bulk")
-        return self._counted(self._read(bulk_items, answer), len(bulk), "writes")
+        return self.counted(self.read(bulk_items, answer), len(bulk), "writes")
 
     def _refused(self, write: Write, item: BulkItem) -> SinkUnavailable | SinkRefused:
         error = item.error or BulkError()
@@ -346,63 +351,42 @@ class OpenSearchServer:
             row=row_of(change),
         )
 
-    # Reading
-
-    def documents(self, places: Sequence[Place]) -> list[Found | None]:
-        """Documents as they are at this moment, searchable or not."""
-        found: list[Found | None] = []
-        for start in range(0, len(places), _READ_DOCUMENTS):
-            wanted = [place.told() for place in places[start : start + _READ_DOCUMENTS]]
-            documents = self._read(documents_of, self.ask("POST", "/_mget", {"docs": wanted}))
-            for document in self._counted(documents, len(wanted), "documents"):
-                if document.error is not None:
-                    raise IndexGone("an index is not there", where=self.where)
-                found.append(document if document.found else None)
-        return found
+    # Answers
 
     def refresh(self, indices: Sequence[str]) -> None:
         """Makes what was written searchable."""
         for part in _parts_of(indices):
             answer = self.ask("POST", f"/{path_of(*part)}/_refresh", what=f"a refresh of {len(part)} indices")
-            self._whole(self._read(shards_of, answer))
+            self.require_whole(self.read(shards_of, answer))
 
-    def scroll(self, index: str, query: object, *, sources: bool = False) -> Iterator[list[Found]]:
-        """Pages of the documents that a query finds, as they were when it began.
+    def read(self, reader: Callable[[bytes], T], answer: Answer) -> T:
+        """What an answer says, by one of the readers of `opensearch_bulks`.
 
         Raises:
-            SinkUnavailable: a part of the index cannot be searched now.
+            SinkUnavailable: it has another form.
         """
-        size = _READ_DOCUMENTS if sources else _SCROLL_SIZE
-        body = {"query": query, "size": size, "version": True, "_source": sources, "sort": ["_doc"]}
-        path = f"/{path_of(index)}/_search?scroll={_SCROLL_KEPT}&allow_partial_search_results=false"
-        page = self._page(path, body)
-        try:
-            while page.hits.hits:
-                yield page.hits.hits
-                more = {"scroll": _SCROLL_KEPT, "scroll_id": page.scroll_id}
-                page = self._page("/_search/scroll", more)
-        finally:
-            self.ask("DELETE", "/_search/scroll", {"scroll_id": [page.scroll_id]}, accepted=[NOT_FOUND])
-
-    def _page(self, path: str, body: object) -> Page:
-        page = self._read(page_of, self.ask("POST", path, body))
-        self._whole(page.shards)
-        return page
-
-    def _read(self, reader: Callable[[bytes], T], answer: Answer) -> T:
         try:
             return reader(answer.body)
-        except msgspec.DecodeError:  # as from something in between that answers in its own way
+        except NO_SENSE:  # as from something in between that answers in its own way
             raise SinkUnavailable("an answer of the search server makes no sense", where=self.where) from None
 
-    def _counted(self, answers: list[T], asked: int, what: str) -> list[T]:
+    def counted(self, answers: list[T], asked: int, what: str) -> list[T]:
+        """The answers, if they are as many as were asked for.
+
+        Raises:
+            SinkUnavailable
+        """
         if len(answers) != asked:
             what_came = f"an answer of the search server makes no sense ({len(answers)} of {asked} {what})"
             raise SinkUnavailable(what_came, where=self.where)
         return answers
 
-    def _whole(self, shards: Shards) -> None:
-        """What some shards did not tell would be missing from a copy, or left behind by a sweep."""
+    def require_whole(self, shards: Shards) -> None:
+        """What some shards did not tell would be missing from a copy, or left behind by a sweep.
+
+        Raises:
+            SinkUnavailable
+        """
         if shards.failed:
             raise SinkUnavailable("the search server has shards that do not answer", where=self.where)
 
@@ -424,12 +408,19 @@ def _parts_of(indices: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
+def _json_of(body: object) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:  # half of a sign, from an alias that somebody made
+        return json.dumps(body).encode()
+
+
 def _error_of(body: bytes) -> BulkError:
     try:
         error = msgspec.json.decode(body)["error"]
         cause = error.get("type") if isinstance(error, dict) else ""
         return BulkError(str(cause or ""))
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (*NO_SENSE, KeyError, TypeError):
         return BulkError()
 
 
@@ -441,4 +432,4 @@ def _gone_already(write: Write, item: BulkItem) -> bool:
     return write.source is None and item.status == NOT_FOUND and item.error is None
 
 
-__all__ = ["CONFLICT", "NOT_FOUND", "Access", "Answer", "IndexGone", "OpenSearchServer", "path_of"]
+__all__ = ["CANNOT_BE_SHOWN", "CONFLICT", "NOT_FOUND", "Access", "Answer", "IndexGone", "OpenSearchServer", "path_of"]

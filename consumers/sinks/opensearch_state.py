@@ -12,21 +12,34 @@ it.
 
 from __future__ import annotations
 
+import re
 from uuid import uuid4
 
 import msgspec
+import structlog
 
 from walbus.consumers.checkpoint import Checkpoint, load_checkpoint
 from walbus.consumers.sinks.copies import SinkSwapped
-from walbus.consumers.sinks.opensearch_server import CONFLICT, NOT_FOUND, Answer, IndexGone, OpenSearchServer, path_of
+from walbus.consumers.sinks.opensearch_server import (
+    CANNOT_BE_SHOWN,
+    CONFLICT,
+    NOT_FOUND,
+    Answer,
+    IndexGone,
+    OpenSearchServer,
+    path_of,
+)
 from walbus.consumers.sinks.opensearch_swaps import Swaps
 from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
+
+_log = structlog.get_logger(__name__)
 
 _BAD_REQUEST = 400
 _INDEX = {
     "settings": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "hidden": True},
-    "mappings": {"dynamic": False, "properties": {}},
+    "mappings": {"dynamic": False, "properties": {}, "_source": {"enabled": True}},
 }
+_ALIAS = re.compile(r"[a-z0-9%][a-z0-9._$%-]{0,254}")  # what `IndexTemplate` makes, put aside or not
 
 
 class Source(msgspec.Struct):
@@ -38,18 +51,21 @@ class Source(msgspec.Struct):
     staying: tuple[str, ...] = ()
 
 
-class Stored(
-    msgspec.Struct, rename={"seq_no": "_seq_no", "primary_term": "_primary_term", "source": "_source"}, kw_only=True
-):
-    """A document as it is read, or as its write is confirmed: without its source."""
+class Confirmed(msgspec.Struct, rename={"seq_no": "_seq_no", "primary_term": "_primary_term"}):
+    """A document as its write is confirmed."""
 
     seq_no: int
     primary_term: int
-    source: Source = msgspec.field(default_factory=Source)
 
     def fence(self) -> str:
         """What a write demands that replaces this one only."""
         return f"if_seq_no={self.seq_no}&if_primary_term={self.primary_term}"
+
+
+class Stored(Confirmed, rename={"seq_no": "_seq_no", "primary_term": "_primary_term", "source": "_source"}):
+    """A document as it is read."""
+
+    source: Source
 
 
 class ConsumerState:
@@ -66,16 +82,19 @@ class ConsumerState:
         self._server, self._index, self._swaps, self._beside = server, index, swaps, beside
         self._fence = "op_type=create"  # what a write of the checkpoint demands of the one that is there
         self._writer = uuid4().hex  # tells our own writes from another's
-        self._tables = Source()
+        self._tables: Source | None = None  # as they are stored
         self._number: int | None = None  # of the copy that these are of, see `Swaps`
         self._claimed: int | None = None  # the copy that is this process's own
 
-    def begin(self) -> str:
-        """The stored checkpoint's text; empty if there is none. Waits while a swap is under way.
+    def begin(self) -> Checkpoint | None:
+        """The stored checkpoint; None if there is none, or none that counts. Waits while a swap is under way.
+
+        One that stands without its tables counts for nothing: their indices would not be looked for.
 
         Raises:
             SinkSwapped: a copy has taken the live one's place since the last time.
-            SinkUnavailable, SinkRefused
+            SinkRefused: among others, a document is not as this sink writes it.
+            SinkUnavailable
         """
         made = self._server.ask("PUT", f"/{path_of(self._index)}", _INDEX, accepted=[_BAD_REQUEST])
         if made.status == _BAD_REQUEST and b"resource_already_exists" not in made.body:
@@ -88,8 +107,13 @@ class ConsumerState:
         found = self._get("checkpoint")
         self._fence = found.fence() if found else "op_type=create"
         tables = self._get("tables")
-        self._tables = tables.source if tables else Source()
-        return found.source.checkpoint if found else ""
+        self._tables = tables.source if tables else None
+        checkpoint = _checkpoint_of(found, self._server, self._index, self._swaps.key(self._number or 0))
+        if checkpoint is not None and tables is None:
+            _log.warning("consumer.tables_missing", where=self._server.where, note="all tables are read again")
+            self.drop()
+            return None
+        return checkpoint
 
     def _require_not_swapped(self) -> None:
         if self.is_swapped():
@@ -148,10 +172,11 @@ class ConsumerState:
     @property
     def aliases(self) -> tuple[str, ...]:
         """Those of the consumer's tables."""
-        return self._tables.aliases if self._beside else (*self._tables.aliases, *self._tables.staying)
+        tables = self._tables or Source()
+        return tables.aliases if self._beside else (*tables.aliases, *tables.staying)
 
     def set_aliases(self, aliases: tuple[str, ...], staying: tuple[str, ...] = ()) -> None:
-        """Replaces them.
+        """Replaces them. They are stored before any checkpoint is.
 
         Args:
             aliases: those of the tables that are there.
@@ -187,7 +212,7 @@ class ConsumerState:
             answer = self._put(checkpoint)
             if answer.status in (CONFLICT, NOT_FOUND):
                 raise SinkUnavailable("the checkpoint moves while it is stored", where=self._server.where)
-        self._fence = self._server.told(answer, Stored).fence()
+        self._fence = self._server.told(answer, Confirmed).fence()
 
     def drop(self) -> None:
         """Forgets the checkpoint, so that all tables are read anew."""
@@ -219,9 +244,34 @@ def read_document(server: OpenSearchServer, index: str, what: str, key: str) -> 
         index: that it is in.
         what: `checkpoint` or `tables`.
         key: whose, see `Swaps.key`.
+
+    Raises:
+        SinkRefused: it is not as this sink writes it.
+        SinkUnavailable
     """
-    answer = server.ask("GET", _path_to(index, what, key), accepted=[NOT_FOUND])
-    return server.told(answer, Stored) if answer.status != NOT_FOUND else None
+    path = _path_to(index, what, key)
+    answer = server.ask("GET", path, accepted=[NOT_FOUND, *CANNOT_BE_SHOWN])
+    if answer.status == NOT_FOUND:
+        return None
+    try:
+        stored = server.told(answer, Stored)
+    except SinkUnavailable:
+        bare = server.ask("GET", f"{path}?_source=false", accepted=[NOT_FOUND])
+        if bare.status == NOT_FOUND:
+            return None
+        server.told(bare, Confirmed)  # who answers is the server itself, so it is the document that makes no sense
+        raise _damaged(server, path) from None
+    source = stored.source
+    if not all(map(_ALIAS.fullmatch, (*source.aliases, *source.staying))) or (
+        what == "checkpoint" and not source.writer
+    ):
+        raise _damaged(server, path)
+    return stored
+
+
+def read_checkpoint(server: OpenSearchServer, index: str, key: str) -> Checkpoint | None:
+    """The stored checkpoint; None where there is none. Arguments and errors are those of `read_document`."""
+    return _checkpoint_of(read_document(server, index, "checkpoint", key), server, index, key)
 
 
 def drop_claimed(server: OpenSearchServer, index: str, key: str, found: Stored) -> bool:
@@ -236,16 +286,20 @@ def drop_documents(server: OpenSearchServer, index: str, key: str) -> bool:
     return any(answer.status != NOT_FOUND for answer in gone)
 
 
-def loaded(text: str, where: str) -> Checkpoint | None:
-    """The checkpoint of a stored text; None of an empty one.
-
-    Raises:
-        SinkRefused: it is none.
-    """
+def _checkpoint_of(found: Stored | None, server: OpenSearchServer, index: str, key: str) -> Checkpoint | None:
+    if found is None or not found.source.checkpoint:
+        return None
     try:
-        return load_checkpoint(text) if text else None
+        return load_checkpoint(found.source.checkpoint)
     except InvalidText as error:
+        where = f"{server.where}{_path_to(index, 'checkpoint', key)}"
         raise SinkRefused(error.what, where=where, mend=error.mend) from None
+
+
+def _damaged(server: OpenSearchServer, path: str) -> SinkRefused:
+    what = "a document that Walbus keeps beside its checkpoints is not as it was written"
+    mend = "delete that document: the consumer then begins with a snapshot"
+    return SinkRefused(what, where=f"{server.where}{path}", mend=mend)
 
 
 def _path_to(index: str, what: str, key: str) -> str:

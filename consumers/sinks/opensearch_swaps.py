@@ -25,6 +25,7 @@ from uuid import uuid4
 import msgspec
 
 from walbus.consumers.sinks.opensearch_documents import index_text
+from walbus.consumers.sinks.opensearch_names import number_of
 from walbus.consumers.sinks.opensearch_server import NOT_FOUND, IndexGone, OpenSearchServer, path_of
 from walbus.consumers.sinks.opensearch_table_index import META, OLD, Action, FoundIndex, added, deleted, removed
 from walbus.errors import SinkRefused, SinkUnavailable
@@ -67,8 +68,8 @@ class Swaps:
         if answer.status == NOT_FOUND:
             return 0
         told = self._server.told(answer, dict[str, _Aliases])
-        names = [name for one in told.values() for name in one.aliases if name.startswith(self._mark)]
-        return max((int(name.removeprefix(self._mark)) for name in names), default=0)
+        names = [name for one in told.values() for name in one.aliases]
+        return max((number_of(self._mark.removesuffix("~"), name) for name in names), default=0)
 
     def key(self, number: int) -> str:
         """Whose checkpoint is that of the copy of this number; the first one is the consumer's own."""
@@ -159,7 +160,7 @@ class Swaps:
         """Ends holds, all in one request, and gives back what they took; nothing is done if one has ended meanwhile."""
         writers: dict[str, str] = {}
         for hold, meta in holds.items():
-            if not isinstance(meta.get("writers"), dict):
+            if not _are_aliases(meta.get("writers")):
                 raise SinkRefused(
                     "there is an index of this name that is none of Walbus's",
                     where=f"{self._server.where}, {hold}",
@@ -187,6 +188,10 @@ class Swaps:
             return False
         told = self._server.told(answer, dict[str, FoundIndex])
         return not any(alias.endswith(OLD) for one in told.values() for alias in one.aliases)
+
+
+def _are_aliases(writers: object) -> bool:
+    return isinstance(writers, dict) and all(isinstance(alias, str) and alias for alias in writers.values())
 
 
 __all__ = ["HELD_AT_MOST", "Swaps"]

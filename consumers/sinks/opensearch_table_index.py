@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from walbus.consumers.sinks.opensearch_documents import IndexTemplate, Mapped
+from walbus.consumers.sinks.opensearch_documents import LOGS_AT_MOST, IndexTemplate, Mapped
+from walbus.errors import SinkRefused
 from walbus.schema import TableSchema
 
 META: Final = "walbus"
@@ -43,13 +44,49 @@ class FoundIndex(msgspec.Struct):
     @property
     def meta(self) -> dict[str, Any] | None:
         """What a consumer keeps there."""
-        meta: dict[str, Any] | None = self.mappings.get("_meta", {}).get(META)
-        return meta
+        noted = self.mappings.get("_meta")
+        meta = noted.get(META) if isinstance(noted, dict) else None
+        return meta if isinstance(meta, dict) else None
+
+    @property
+    def keeps_documents(self) -> bool:
+        """Whether each document can be read as it was written, which an index template may have otherwise."""
+        source = {"enabled": True, "mode": "stored", **self.mappings.get("_source", {})}
+        settings = self.settings.index
+        mode = settings.get("mapping", {}).get("source", {}).get("mode", source["mode"])
+        is_made_up = str(settings.get("derived_source", {}).get("enabled", False)).lower() == "true"
+        is_partial = bool(source.get("includes") or source.get("excludes"))
+        return source["enabled"] is True and str(mode).lower() == "stored" and not is_made_up and not is_partial
 
     @property
     def consumer(self) -> str | None:
         """Whose it is; None: no consumer's."""
         return (self.meta or {}).get("consumer")
+
+
+class IndexNote(msgspec.Struct):
+    """What a consumer keeps in the mapping of a table's index; see `TableIndex`."""
+
+    layout: TableSchema
+    log_generation: int
+    number: Annotated[int, msgspec.Meta(ge=0, lt=LOGS_AT_MOST)]
+    floor: int
+    reread: bool
+    routing: str | None
+
+
+def note_in(name: str, told: FoundIndex) -> IndexNote:
+    """What a consumer keeps in an index.
+
+    Raises:
+        SinkRefused: it is not as it was written.
+    """
+    try:
+        return msgspec.convert(told.meta, IndexNote)
+    except ValueError:
+        what = "what Walbus notes in the mapping of this index (_meta) is not as it was written"
+        mend = "delete the index: the consumer then reads its tables again"
+        raise SinkRefused(what, where=name, mend=mend) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +125,8 @@ class TableIndex:
         layout: of its documents.
         log_generation: of the log that its versions belong to; `number` logs came before.
         floor: no change of that log with a seq at or below this applies (after a TRUNCATE).
-        reread: whether its documents lie under other ids than the table's key gives now.
+        reread: whether its documents lie under other ids than the table's key gives now, or some were left out of a
+            copy.
         routing: the column of the key that its documents are routed by.
         writer: the alias that it is written by.
     """
@@ -140,6 +178,6 @@ def deleted(index: str) -> Action:
 
 
 __all__ = [
-    "ASIDE", "FENCED", "LIVE", "META", "NEW", "OLD", "Action", "FoundIndex", "IndexChoice", "IndexSettings",
-    "TableIndex", "added", "deleted", "removed",
+    "ASIDE", "FENCED", "LIVE", "META", "NEW", "OLD", "Action", "FoundIndex", "IndexChoice", "IndexNote",
+    "IndexSettings", "TableIndex", "added", "deleted", "note_in", "removed",
 ]  # fmt: skip

@@ -9,13 +9,12 @@ from urllib.parse import quote
 import pytest
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
-from support.rebuild_rig import config_for
+from support.rebuild_rig import verified
 from support.running_consumer import consumer, equal
 from support.scripted_relay import ScriptedRelay
 from support.sinks_under_test import SinkUnderTest, opensearch_under_test
 from support.tampering import SearchHand
 from support.waiting import wait_for
-from walbus.consumers.sink_verifying import TableVerdict, verify_sink
 from walbus.consumers.sinks.opensearch_documents import document_id
 from walbus.keys import encode_key
 
@@ -25,12 +24,6 @@ pytestmark = pytest.mark.one_version
 @pytest.fixture(params=["opensearch", "elasticsearch"])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> SinkUnderTest:
     return opensearch_under_test(tmp_path, request.getfixturevalue(f"{request.param}_url"), request.param)
-
-
-def verified(relay: ScriptedRelay, under_test: SinkUnderTest, **chosen: Any) -> TableVerdict:
-    config = config_for(under_test)
-    (verdict,) = verify_sink("test", config, relay_url=relay.url, folder=under_test.place.folder, **chosen)
-    return verdict
 
 
 def filled(relay: ScriptedRelay, under_test: SinkUnderTest, source: ModelSource) -> None:

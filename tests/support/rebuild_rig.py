@@ -29,7 +29,7 @@ from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
 from walbus.config import ConsumerConfig
 from walbus.consumers.rebuilding import drop_kept, rebuild
-from walbus.consumers.sink_verifying import verify_sink
+from walbus.consumers.sink_verifying import TableVerdict, verify_sink
 from walbus.position import Position
 
 #: Rows that are never deleted.
@@ -233,6 +233,13 @@ def differing(relay: ScriptedRelay, under_test: SinkUnderTest) -> list[int]:
     """How many rows of each table are not as they should be."""
     folder = under_test.place.folder
     return [one.differing for one in verify_sink("test", config_for(under_test), relay_url=relay.url, folder=folder)]
+
+
+def verified(relay: ScriptedRelay, under_test: SinkUnderTest, **chosen: Any) -> TableVerdict:
+    """How its one table compares."""
+    config, folder = config_for(under_test), under_test.place.folder
+    (verdict,) = verify_sink("test", config, relay_url=relay.url, folder=folder, **chosen)
+    return verdict
 
 
 def config_of(relay: ScriptedRelay, under_test: SinkUnderTest, folder: Path) -> Path:

@@ -200,13 +200,37 @@ class SearchHand:
         given = "" if version is None else f"?version={version}&version_type=external_gte"
         self._ask("PUT", f"/{ITEMS}/_doc/{id}{given}", source).raise_for_status()
 
+    def put_text(self, id: object, text: bytes, form: str = "json") -> bool:
+        """Whether the server takes this for a document, under the next version; it keeps it byte for byte."""
+        return self._ask("PUT", f"/{ITEMS}/_doc/{id}", content=text, form=form).is_success
+
+    def state(self, what: str, source: object | None = None, *, delete: bool = False) -> httpx.Response:
+        """Reads, replaces or deletes a document that the sink keeps beside its checkpoints."""
+        path = f"/walbus-consumers/_doc/{what}%3Atest"
+        if delete:
+            return self._ask("DELETE", path).raise_for_status()
+        if source is None:
+            return self._ask("GET", path).raise_for_status()
+        content = source if isinstance(source, bytes) else json.dumps(source).encode()
+        return self._ask("PUT", path, content=content).raise_for_status()
+
+    def ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """Whatever the server can be asked for."""
+        content = None if body is None else json.dumps(body).encode()
+        return self._ask(method, path, content=content).raise_for_status()
+
     def _forgotten(self, id: int, source: object, seq: int) -> bool:
         self._ask("POST", f"/{ITEMS}/_refresh").raise_for_status()
         path = f"/{ITEMS}/_doc/{id}?version={seq}&version_type=external"
         return self._ask("PUT", path, source).status_code == httpx.codes.CREATED
 
-    def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
-        return httpx.request(method, f"{self._url}{path}", json=body, timeout=60)
+    def _ask(
+        self, method: str, path: str, body: object = None, content: bytes | None = None, form: str = "json"
+    ) -> httpx.Response:
+        given: Any = {"json": body}
+        if content is not None:
+            given = {"content": content, "headers": {"Content-Type": f"application/{form}"}}
+        return httpx.request(method, f"{self._url}{path}", **given, timeout=60)
 
 
 def beside(key: str) -> str:
