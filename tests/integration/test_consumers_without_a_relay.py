@@ -237,9 +237,8 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 def test_what_takes_a_relay_says_so(captured: Captured) -> None:
-    with captured.connect() as bus:
-        with pytest.raises(UsageError, match="without a relay"):
-            bus.wait_for("c", position=Position(1, 1, 1), timeout=1)
+    with captured.connect() as bus, pytest.raises(UsageError, match="without a relay"):
+        bus.wait_for("c", position=Position(1, 1, 1), timeout=1)
     with pytest.raises(UsageError, match="kafka_options"):
         walbus.connect("http://127.0.0.1:1", kafka_options={"client.id": "me"})
 
