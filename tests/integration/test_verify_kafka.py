@@ -11,13 +11,12 @@ import pytest
 from confluent_kafka import Producer
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
-from support.rebuild_rig import config_for
+from support.rebuild_rig import verified
 from support.running_consumer import consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.sink_writing import fill
 from support.sinks_under_test import SinkUnderTest, kafka_under_test
 from support.topic_rows import Message, TopicReader, forget_copy, reader_of
-from walbus.consumers.sink_verifying import TableVerdict, verify_sink
 from walbus.consumers.sinks.base import OutrankingSink, ReadableSink
 from walbus.consumers.topic_rows_peer import TopicRowsPeer
 from walbus.errors import RelayUnavailable, SinkRefused
@@ -39,12 +38,6 @@ def under_test(request: pytest.FixtureRequest, kafka: str, tmp_path: Path) -> Si
 @pytest.fixture
 def reader(under_test: SinkUnderTest) -> TopicReader:
     return reader_of(under_test)
-
-
-def verified(relay: ScriptedRelay, under_test: SinkUnderTest, **chosen: Any) -> TableVerdict:
-    config, folder = config_for(under_test), under_test.place.folder
-    (verdict,) = verify_sink("test", config, relay_url=relay.url, folder=folder, **chosen)
-    return verdict
 
 
 def filled(relay: ScriptedRelay, under_test: SinkUnderTest) -> None:
