@@ -29,8 +29,8 @@ from walbus.consumers.kafka_asking import asking
 from walbus.consumers.record_stream import RecordStream
 from walbus.consumers.sinks.kafka_ids import FirstLayoutIds
 from walbus.consumers.sinks.kafka_reading import Committed, read_committed
-from walbus.consumers.sinks.kafka_restoring import row_of_record
-from walbus.consumers.sinks.kafka_rows import HeldRow, RowCopy
+from walbus.consumers.sinks.kafka_restoring import RecordTaker
+from walbus.consumers.sinks.kafka_rows import RowCopy
 from walbus.consumers.sinks.kafka_state import SinkState, SinkTable
 from walbus.consumers.transport import NOTHING_MORE, NotReady, TableList
 from walbus.errors import PositionTrimmed, RelayUnavailable, RequestRefused
@@ -249,39 +249,43 @@ class _TopicStream(RecordStream):
 
     def _gather(self, rows: RowCopy) -> None:
         """The last record of each key, up to where the topic ends now."""
-        oid = self._table.oid
+        taking = RecordTaker(self._state.state, rows, self._maker)
         begin = {(self._table.topic, number): 0 for number in range(self._table.partitions)}
         for record in read_committed(self._clients, begin):
             if self._over.is_set():
                 return
             key = record.headers.get("walbus.key", b"")
-            if not self._wanted.has(key):
+            if key and not self._wanted.has(key):
                 continue
-            if record.value is None:
-                rows.delete(oid, key)
-            elif (row := self._row(record)) is not None:
-                rows.put(oid, row)
+            self._await_layout(record)
+            taking.take(record, self._table)
         self._state.read_on()
+        if rows.tables_with_strays():
+            what = "the topic has records that its writer did not write"
+            mend = "stop the writer, and have `walbus verify --sink` of it repair that"
+            raise RelayUnavailable(what, where=self._where, mend=mend)
         if self._state.place().log_id != self._place.log_id:
             raise RelayUnavailable("the topics are written from another log by now", where=self._where)
 
-    def _row(self, record: Committed) -> HeldRow | None:
-        """A record's row, once its layout is known: that is told in the same transaction, in another partition."""
-        told = record.headers.get("walbus.layout")
+    def _await_layout(self, record: Committed) -> None:
+        """Until a record's layout is known: that is told in the same transaction, in another partition."""
+        told, generation = (record.headers.get(f"walbus.{name}", b"") for name in ("layout", "generation"))
+        if not told.isdigit() or not generation.isdigit():
+            return  # without a row, or nobody's
         deadline = time.monotonic() + self._clients.settings.answer_seconds
-        while told is not None and int(told) not in self._state.state.layouts:
-            if int(record.headers["walbus.generation"]) < self._place.log_generation:
-                return None  # of another log
+        while int(told) not in self._state.state.layouts:
+            if int(generation) < self._place.log_generation:
+                return  # of another log
             if time.monotonic() > deadline or self._over.wait(_LOOK_SECONDS):
                 raise RelayUnavailable(f"layout {int(told)} of a record is not told", where=self._where)
             self._state.read_on()
-        row = row_of_record(record, self._state.state, self._maker)
-        return None if row is None or row.mark < self._place.log_generation else row
 
     def _records(self, rows: RowCopy, reached: Point) -> Iterator[bytes]:
         changes: list[bytes] = []
         size = 0
         for row in rows.all(self._table.oid):
+            if row.mark < self._place.log_generation:
+                continue  # of another log
             changes.append(
                 pack_change(
                     Op.INSERT,

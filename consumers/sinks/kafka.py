@@ -16,6 +16,7 @@ What a change needs to know of the rows in the topics is in a copy beside the co
     kafka_ids                     ids of schemas: the relay's, or a registry's
     kafka_rows, kafka_restoring   the copy of the rows, and how it comes to be what the topics are
     kafka_writing, kafka_outbox   changes to records, and ends of transactions
+    kafka_held                    what stands in the topics, whoever wrote it, to be compared
 """
 
 from __future__ import annotations
@@ -28,24 +29,26 @@ from pathlib import Path
 from typing import Any, Self
 
 from walbus import __version__
-from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.checkpoint import Checkpoint, Following, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.checkpoint_store import FileCheckpointStore
 from walbus.consumers.registered_ids import RegisteredIds
-from walbus.consumers.sinks.base import Batching, ChangeTakers, SinkPlace, no_folder
+from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.kafka_cluster import SinkClients
+from walbus.consumers.sinks.kafka_held import HeldTopic, values_of
 from walbus.consumers.sinks.kafka_ids import FirstLayoutIds, LayoutIds, RegistryLayoutIds
 from walbus.consumers.sinks.kafka_options import KafkaOptions
 from walbus.consumers.sinks.kafka_outbox import Outbox
 from walbus.consumers.sinks.kafka_reading import read_committed
 from walbus.consumers.sinks.kafka_restoring import bring_up, check_topics
-from walbus.consumers.sinks.kafka_rows import RowCopy, Stamp
+from walbus.consumers.sinks.kafka_rows import RowCopy, Stamp, Stray
 from walbus.consumers.sinks.kafka_sender import Sender
 from walbus.consumers.sinks.kafka_state import SinkState, Written
 from walbus.consumers.sinks.kafka_topics import SinkTopics
 from walbus.consumers.sinks.kafka_writing import TopicWriter, WriterParts, lacking_tables
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, Fenced, InvalidText, SinkError, SinkRefused, SinkUnavailable, UsageError
-from walbus.events import Window
+from walbus.events import Change, Window
+from walbus.keys import key_texts
 from walbus.position import ORIGIN, Position
 from walbus.topics import RecordMaker, TopicNames
 from walbus.topics.catalog import envelope_family, row_family
@@ -72,6 +75,7 @@ class KafkaSink:
         self._done: Position = ORIGIN  # everything up to here is accepted
         self._log_generation = 0
         self._lacking: tuple[str, ...] | None = None  # tables, once they are asked for
+        self._strays: dict[int, Sequence[Stray]] = {}  # by OID: of tables that were read back
         self._names = TopicNames(options.prefix)
         self._family = row_family() if options.format == "rows" else envelope_family(options.prefix)
         registry = options.schema_registry
@@ -164,6 +168,38 @@ class KafkaSink:
             with self._errors():
                 self._lacking = tuple(sorted(set(lacking_tables(self._state, self._copy))))
         return self._lacking
+
+    # Compared, and repaired
+
+    def held(self, table: str) -> Iterator[HeldRow]:
+        """See `ReadableSink.held`. What others wrote where no row belongs is noted, for `outrank`."""
+        known = self._committed.by_name(table)
+        if known is None:
+            return
+        maker, _ = self._maker_of(self._committed)
+        topic = HeldTopic(self._clients, known, self._committed, self._copy, maker)
+        with self._errors():
+            yield from topic.rows()
+        self._strays[known.oid] = topic.strays
+
+    def as_held(self, change: Change) -> HeldRow:
+        """See `ReadableSink.as_held`."""
+        raw, layout = change.raw, change.schema
+        if layout is None or raw.key is None or raw.after is None:
+            raise refused("a row has no layout, or no key", change, "check the bootstrap's store")
+        known = self._committed.tables.get(raw.table)
+        now = layout if known is None else known.layout
+        return HeldRow(key_texts(raw.key), change.seq, (values_of(layout, raw.after, now),))
+
+    def outrank(self, table: str) -> None:
+        """See `OutrankingSink.outrank`: the rows that are read write over what others wrote, and the sweep the rest."""
+        known, checkpoint, written = self._committed.by_name(table), self._stored(), self._required()
+        if known is None or not isinstance(checkpoint, Following):
+            return
+        with self._errors():
+            self._copy.outrank(known.oid, checkpoint.point.seq)
+            self._copy.note_strays(known.oid, self._strays.pop(known.oid, ()))
+            self._copy.commit(Stamp(written.identity, written.number), {})
 
     def close(self) -> None:
         """See `Sink.close`."""

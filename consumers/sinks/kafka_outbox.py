@@ -10,11 +10,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import Final
 
+from walbus.consumers.sinks.kafka_rows import Stray
 from walbus.consumers.sinks.kafka_sender import Sender
 from walbus.events import Window
 from walbus.position import Position
 from walbus.records import Kind
-from walbus.topics import RecordMaker, TopicRecord
+from walbus.topics import Cause, RecordMaker, TopicRecord
 
 _WAITING_BYTES: Final = 32 << 20
 
@@ -59,6 +60,11 @@ class Outbox:
         self._bytes += len(record.key) + len(record.value or b"")
         if self._bytes > _WAITING_BYTES:
             self._send_waiting()
+
+    def bury(self, topic: str, stray: Stray, cause: Cause) -> None:
+        """Deletes a key where it stands, whoever wrote it there; the log is known."""
+        headers = self._maker.framed(topic, b"", stray.key, None, cause, (("walbus.key", b""),)).headers
+        self._sender.send(topic, stray.partition, stray.key, None, headers, cause.time)
 
     def end(self, window: Window) -> None:
         """The window has been put. A transaction that was told before, and comes again, has no other end."""

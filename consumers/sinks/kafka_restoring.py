@@ -8,10 +8,11 @@ import structlog
 
 from walbus.consumers.sinks.kafka_cluster import SinkClients
 from walbus.consumers.sinks.kafka_reading import Committed, Place, read_committed
-from walbus.consumers.sinks.kafka_rows import HeldRow, RowCopy, Stamp
-from walbus.consumers.sinks.kafka_state import SinkState
+from walbus.consumers.sinks.kafka_rows import HeldRow, RowCopy, Stamp, Stray
+from walbus.consumers.sinks.kafka_state import SinkState, SinkTable
 from walbus.consumers.sinks.kafka_topics import SinkTopics
 from walbus.errors import DamagedRecord, SinkRefused
+from walbus.records import key_hash
 from walbus.topics import RecordMaker
 
 _log = structlog.get_logger(__name__)
@@ -70,38 +71,92 @@ def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy, maker: Recor
         copy.has_topic(table.oid, table.topic, table.topic_id)
     if stamp == wanted and not moved:
         copy.rollback()
-        return
+    else:
+        _read_on(clients, state, copy, maker)
+    lost = {oid for oid, table in state.tables.items() if table.lacks} - copy.tables_that_lack()
+    for oid in (lost | copy.tables_with_strays()) & state.tables.keys():  # which rows lack a value the copy alone knew
+        state.tables[oid] = replace(state.tables[oid], unknown=True)
+
+
+def _read_on(clients: SinkClients, state: SinkState, copy: RowCopy, maker: RecordMaker) -> None:
+    tables = {table.topic: table for table in state.tables.values()}
     begin = {
         place: copy.offset(place)
         for table in tables.values()
         for place in ((table.topic, number) for number in range(table.partitions))
     }
     count, ends = 0, dict[Place, int]()
+    taking = RecordTaker(state, copy, maker)
     for record in read_committed(clients, begin):
-        row = row_of_record(record, state, maker)
-        oid = tables[record.place[0]].oid
-        if record.value is None:
-            copy.delete(oid, record.headers.get("walbus.key", b""))
-        elif row is not None:
-            copy.put(oid, row)
+        taking.take(record, tables[record.place[0]])
         ends[record.place] = record.next
         count += 1
-    copy.commit(wanted, ends)
+    written = state.written
+    if written is not None:
+        copy.commit(Stamp(written.identity, written.number), ends)
     _log.info("kafka_rows_were_read_back", records=count, topics=len(tables))
-    for oid, table in state.tables.items():
-        if table.lacks:  # which rows lack a value was known to the copy alone
-            state.tables[oid] = replace(table, unknown=True)
 
 
-def row_of_record(record: Committed, state: SinkState, maker: RecordMaker) -> HeldRow | None:
+class NotOursError(Exception):
+    """A record was not written by this sink."""
+
+
+class RecordTaker:
+    """Puts records of tables' topics into a copy, in the order of each partition.
+
+    A record that the sink did not write is noted there until the sink writes over it: the row that was there is not
+    known then, and its table is to be read again.
+
+    Args:
+        state: with the layouts that the records name.
+        copy: where the rows go.
+        maker: whose records they are.
+    """
+
+    def __init__(self, state: SinkState, copy: RowCopy, maker: RecordMaker) -> None:
+        self._state, self._copy, self._maker = state, copy, maker
+        self._met = copy.tables_with_strays()
+
+    def take(self, record: Committed, table: SinkTable) -> None:
+        """Takes a record of a table's topic.
+
+        Raises:
+            SinkRefused, SinkUnavailable: of the copy.
+        """
+        oid, stray = table.oid, Stray(record.place[1], record.key)
+        try:
+            row = row_of_record(record, self._state, self._maker, table.partitions)
+        except NotOursError:
+            if oid not in self._met:
+                _log.warning("kafka_record_of_another_hand", topic=table.topic, partition=stray.partition)
+            self._met.add(oid)
+            self._copy.note_strays(oid, [stray])
+            return
+        if oid in self._met:
+            self._copy.forget_stray(oid, stray)
+        if record.value is None:
+            self._copy.delete(oid, record.headers["walbus.key"])
+        elif row is not None:
+            self._copy.put(oid, row)
+
+
+def row_of_record(record: Committed, state: SinkState, maker: RecordMaker, partitions: int) -> HeldRow | None:
     """The row that a record puts under its key; None if it puts none there.
 
+    Args:
+        record: of a table's topic.
+        state: with the layout that it names.
+        maker: whose record it is.
+        partitions: of the topic.
+
     Raises:
-        SinkRefused: it is no record of the sink's.
+        NotOursError: it is no record of the sink's.
     """
     headers = record.headers
     try:
         key = headers["walbus.key"]
+        if key and key_hash(key) % partitions != record.place[1]:
+            raise NotOursError
         if record.value is None:
             return None
         told = headers.get("walbus.layout")
@@ -112,9 +167,4 @@ def row_of_record(record: Committed, state: SinkState, maker: RecordMaker) -> He
         row = maker.row_of(known.layout, record.value, headers) if known is not None and of_this_log else b""
         return HeldRow(key, int(headers["walbus.seq"]), mark, int(told), row or b"", b"", record.key)
     except (KeyError, ValueError, DamagedRecord):
-        topic, partition = record.place
-        raise SinkRefused(
-            "a record was not written by this sink",
-            where=f"topic {topic}, partition {partition}, offset {record.next - 1}",
-            mend="let nobody else write the topic: delete it, and it is made and filled anew",
-        ) from None
+        raise NotOursError from None

@@ -7,12 +7,14 @@ rows in SQLite, in the consumer's folder, in a transaction that follows Kafka's.
 The topics are what counts. The file says which commit it is of, and up to which offsets it has read; a file that is
 behind, as after a crash between the two commits, reads on from there; one that is lost reads all. So it is never
 synced.
+
+It notes too where others have written into the topics (`strays`), until that is written over.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from typing import NamedTuple
 from walbus.consumers.sinks.base import no_folder
 from walbus.consumers.sinks.kafka_reading import Place
 from walbus.errors import SinkRefused, SinkUnavailable
+from walbus.records import key_hash
 
 _PAGE = 1000
 _AWAY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_IOERR")
@@ -33,6 +36,8 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS rows (oid INTEGER NOT NULL, key BLOB NOT NULL, seq INTEGER NOT NULL,"
     " mark INTEGER NOT NULL, layout INTEGER NOT NULL, row BLOB NOT NULL, lacks BLOB NOT NULL, topic_key BLOB,"
     " PRIMARY KEY (oid, key))",
+    "CREATE TABLE IF NOT EXISTS strays (oid INTEGER NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL,"
+    " PRIMARY KEY (oid, partition, key)) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS lacking ON rows (oid) WHERE lacks != x''",
 )
 _COLUMNS = "key, seq, mark, layout, row, lacks, topic_key"
@@ -57,6 +62,18 @@ class HeldRow(NamedTuple):
     row: bytes
     lacks: bytes
     topic_key: bytes | None
+
+
+class Stray(NamedTuple):
+    """A record that the sink did not write, and nothing has been written over.
+
+    Attributes:
+        partition: where it is.
+        key: its bytes.
+    """
+
+    partition: int
+    key: bytes
 
 
 class Stamp(NamedTuple):
@@ -132,7 +149,7 @@ class RowCopy:
         """Forgets everything."""
         with self._errors():
             self._begin()
-            for table in ("stamp", "tables", "offsets", "rows"):
+            for table in ("stamp", "tables", "offsets", "rows", "strays"):
                 self._database.execute(f"DELETE FROM {table}")
 
     def _begin(self) -> None:
@@ -157,7 +174,7 @@ class RowCopy:
         """Forgets a table and its rows."""
         with self._errors():
             self._begin()
-            for table in ("tables", "rows"):
+            for table in ("tables", "rows", "strays"):
                 self._database.execute(f"DELETE FROM {table} WHERE oid = ?", (oid,))
 
     def forget_offsets(self, topic: str) -> None:
@@ -216,6 +233,56 @@ class RowCopy:
         """The OIDs of tables with such rows."""
         with self._errors():
             return {oid for (oid,) in self._database.execute("SELECT DISTINCT oid FROM rows WHERE lacks != x''")}
+
+    def outrank(self, oid: int, seq: int) -> None:
+        """Rows with a seq above this one, which no row has, are older than whatever comes."""
+        with self._errors():
+            self._begin()
+            self._database.execute("UPDATE rows SET mark = -1 WHERE oid = ? AND seq > ?", (oid, seq))
+
+    # Records that the sink did not write
+
+    def strays(self, oid: int, partitions: int) -> Iterator[Stray]:
+        """Where such records are in a table's topic and no row is.
+
+        Args:
+            oid: of the table.
+            partitions: of its topic.
+        """
+        with self._errors():
+            found = self._database.execute(
+                "SELECT s.partition, s.key, r.key FROM strays s"
+                " LEFT JOIN rows r ON r.oid = s.oid AND r.topic_key = s.key WHERE s.oid = ?",
+                (oid,),
+            ).fetchall()
+        for partition, key, row in found:
+            if row is None or key_hash(row) % partitions != partition:
+                yield Stray(partition, key)
+
+    def note_strays(self, oid: int, strays: Iterable[Stray]) -> None:
+        """There are such records in a table's topic."""
+        with self._errors():
+            self._begin()
+            self._database.executemany(
+                "INSERT OR REPLACE INTO strays VALUES (?, ?, ?)", [(oid, *one) for one in strays]
+            )
+
+    def forget_stray(self, oid: int, stray: Stray) -> None:
+        """The sink wrote another record over it."""
+        with self._errors():
+            self._begin()
+            self._database.execute("DELETE FROM strays WHERE oid = ? AND partition = ? AND key = ?", (oid, *stray))
+
+    def forget_strays(self, oid: int) -> None:
+        """None of a table's is left."""
+        with self._errors():
+            self._begin()
+            self._database.execute("DELETE FROM strays WHERE oid = ?", (oid,))
+
+    def tables_with_strays(self) -> set[int]:
+        """The OIDs of tables with such records."""
+        with self._errors():
+            return {oid for (oid,) in self._database.execute("SELECT DISTINCT oid FROM strays")}
 
     def _pages(self, oid: int, which: str, parameters: tuple[int, ...]) -> Iterator[HeldRow]:
         select = f"SELECT {_COLUMNS} FROM rows WHERE oid = ? AND key > ? AND {which} ORDER BY key LIMIT {_PAGE}"

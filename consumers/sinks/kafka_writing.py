@@ -118,7 +118,7 @@ class TopicWriter:
         self._fitted(layout)
 
     def sweep(self, sweep: Sweep) -> None:
-        """Deletes a table's ghosts, and the rows that lack values: the replay behind the snapshot writes them anew."""
+        """Deletes a table's ghosts, others' records, and the rows that lack values: the replay writes those anew."""
         table = self._state.by_name(sweep.table)
         if table is None:
             return
@@ -128,6 +128,9 @@ class TopicWriter:
             self._delete(table, row, cause)
         for row in self._copy.lacking(table.oid):
             self._delete(table, row, cause)
+        for stray in self._copy.strays(table.oid, table.partitions):
+            self._outbox.bury(table.topic, stray, cause)
+        self._copy.forget_strays(table.oid)
         self._keep(replace(table, unknown=False))
 
     def _truncate(self, change: Change) -> None:

@@ -161,12 +161,11 @@ class TopicReader:
 
 def compacted(messages: Iterable[Message]) -> dict[tuple[str, bytes], Message]:
     """The last record of each topic and key, but for those without a value."""
-    last: dict[tuple[str, bytes], Message] = {}
-    for message in messages:
-        known = last.get((message.topic, message.key))
-        assert known is None or known.partition == message.partition, "a key in two partitions"
-        last[message.topic, message.key] = message
-    return {key: message for key, message in last.items() if message.value is not None}
+    last = {(message.topic, message.partition, message.key): message for message in messages}
+    live = [message for message in last.values() if message.value is not None]
+    found = {(message.topic, message.key): message for message in live}
+    assert len(found) == len(live), "a key in two partitions"
+    return found
 
 
 def polled(consumer: Consumer) -> tuple[KafkaMessage, ...]:

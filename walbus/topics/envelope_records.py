@@ -84,6 +84,12 @@ class EnvelopeMaker(RecordMaker):
         first, end = map(int, at.split())
         return log_row(layout, value[first:end])
 
+    def is_of(self, layout: TableSchema, row: bytes, value: bytes, headers: Mapping[str, bytes]) -> bool:
+        """See `RecordMaker.is_of`; of an envelope that counts which is in `after`."""
+        first, end = map(int, headers[ROW_AT].split())
+        is_of_schema = value[:WIRE] == framed(self._ids.rows(layout), b"")
+        return is_of_schema and value[first:end] == debezium_row(layout, row)
+
     def _source(self, cause: Cause) -> EnvelopeSource:
         snapshot, lsn = cause.op in _READS, cause.position.commit_lsn
         return EnvelopeSource(self._version, self._name, self._database, cause.time * 1000, snapshot, cause.xid, lsn)

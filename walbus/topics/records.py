@@ -177,6 +177,11 @@ class RecordMaker:
         del layout, headers
         return value[WIRE:]
 
+    def is_of(self, layout: TableSchema, row: bytes, value: bytes, headers: Mapping[str, bytes]) -> bool:
+        """Whether a value is what is written of a row that `row_of` has read in it, its schema's id included."""
+        del headers
+        return value == framed(self._ids.rows(layout), row)
+
     def framed(  # noqa: PLR0913, PLR0917 - as above
         self, topic: str, key: bytes, framed_key: bytes, value: bytes | None, cause: Cause, more: Headers = ()
     ) -> TopicRecord:
