@@ -187,7 +187,7 @@ class ModelSource:
 
     def rows(self, table: str = ITEMS) -> dict[str, Row]:
         """The table as it is now, by id."""
-        stored = list(self.state.get(table, {}).items())  # others read while one writes
+        stored = self.state.get(table, {}).copy().items()  # at once: others read while one writes
         return {id: one.row for id, one in stored}
 
     # What a bootstrap server tells
