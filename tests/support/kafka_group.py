@@ -43,7 +43,13 @@ class KafkaGroup(Group):
         """The cluster is that of others too."""
 
     def held(self) -> dict[str, list[int]]:
-        return held_in(self.admin, self.topic)
+        told = held_in(self.admin, self.topic)
+        if not told:
+            self.admin = admin_of(self.bootstrap)  # one that knew a broker that died may wait for its answer for good
+        return told
+
+    def told(self) -> str:
+        return f"--- the coordinator\n{described(self.admin, self.topic)}\n{super().told()}"
 
     def tokens(self) -> dict[int, int]:
         """The last one of each part, by the coordinator's word."""
@@ -64,3 +70,13 @@ def held_in(admin: AdminClient, group: str) -> dict[str, list[int]]:
     except KafkaException:
         return {}
     return {member.client_id: [one.partition for one in member.assignment.topic_partitions] for member in told.members}
+
+
+def described(admin: AdminClient, group: str) -> str:
+    """What the coordinator says of a group, to be read."""
+    try:
+        told = admin.describe_consumer_groups([group], request_timeout=30)[group].result()
+    except KafkaException as error:
+        return str(error)
+    members = [(one.client_id, one.member_id, one.assignment.topic_partitions) for one in told.members]
+    return f"{told.state}: {members}"
