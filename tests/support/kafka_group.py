@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConsumerGroupDescription
 
 from support.group_rig import Group
 from support.kafka_log import KafkaEngine
@@ -32,7 +32,7 @@ class KafkaGroup(Group):
     def __init__(self, folder: Path, bootstrap: str, lease: float = LEASE) -> None:
         super().__init__(folder, KafkaEngine(bootstrap, folder / "log"), lease)
         self.bootstrap = bootstrap
-        self.admin = admin_of(bootstrap)
+        self.asked = Asked(bootstrap)
         self.topic = f"{self.source.engine.cluster.topic}.parts.orders"
 
     @property
@@ -43,13 +43,14 @@ class KafkaGroup(Group):
         """The cluster is that of others too."""
 
     def held(self) -> dict[str, list[int]]:
-        told = held_in(self.admin, self.topic)
-        if not told:
-            self.admin = admin_of(self.bootstrap)  # one that knew a broker that died may wait for its answer for good
-        return told
+        return self.asked.held(self.topic)
+
+    @property
+    def admin(self) -> AdminClient:
+        return self.asked.admin
 
     def told(self) -> str:
-        return f"--- the coordinator\n{described(self.admin, self.topic)}\n{super().told()}"
+        return f"--- the coordinator\n{self.asked.described(self.topic)}\n{super().told()}"
 
     def tokens(self) -> dict[int, int]:
         """The last one of each part, by the coordinator's word."""
@@ -58,25 +59,38 @@ class KafkaGroup(Group):
         return {one.partition: one.offset for one in answer.topic_partitions}
 
 
-def admin_of(bootstrap: str) -> AdminClient:
-    options: dict[str, Any] = {"bootstrap.servers": bootstrap, "log_level": 0, "error_cb": lambda _: None}
-    return AdminClient(options)
+class Asked:
+    """A cluster that is asked about groups.
 
+    Args:
+        bootstrap: addresses of brokers.
+    """
 
-def held_in(admin: AdminClient, group: str) -> dict[str, list[int]]:
-    """The parts of each member that the coordinator counts; none while they are shared out anew."""
-    try:
-        told = admin.describe_consumer_groups([group], request_timeout=30)[group].result()
-    except KafkaException:
-        return {}
-    return {member.client_id: [one.partition for one in member.assignment.topic_partitions] for member in told.members}
+    def __init__(self, bootstrap: str) -> None:
+        options: dict[str, Any] = {"bootstrap.servers": bootstrap, "log_level": 0, "error_cb": lambda _: None}
+        self._options = options
+        self.admin = AdminClient(options)
 
+    def held(self, group: str) -> dict[str, list[int]]:
+        """The parts of each member that the coordinator counts; none while it does not answer."""
+        try:
+            told = self._told(group)
+        except KafkaException:
+            return {}
+        return {one.client_id: [part.partition for part in one.assignment.topic_partitions] for one in told.members}
 
-def described(admin: AdminClient, group: str) -> str:
-    """What the coordinator says of a group, to be read."""
-    try:
-        told = admin.describe_consumer_groups([group], request_timeout=30)[group].result()
-    except KafkaException as error:
-        return str(error)
-    members = [(one.client_id, one.member_id, one.assignment.topic_partitions) for one in told.members]
-    return f"{told.state}: {members}"
+    def described(self, group: str) -> str:
+        """What the coordinator says of a group, to be read."""
+        try:
+            told = self._told(group)
+        except KafkaException as error:
+            return str(error)
+        members = [(one.client_id, one.member_id, one.assignment.topic_partitions) for one in told.members]
+        return f"{told.state}: {members}"
+
+    def _told(self, group: str) -> ConsumerGroupDescription:
+        try:
+            return self.admin.describe_consumer_groups([group], request_timeout=15)[group].result()
+        except KafkaException:
+            self.admin = AdminClient(self._options)  # one that knew a broker that died may wait for it for good
+            raise

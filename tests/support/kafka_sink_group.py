@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.database import Database
-from support.kafka_group import LEASE, admin_of, held_in
+from support.kafka_group import LEASE, Asked
 from support.sink_group import NAME, SinkGroup
 from support.waiting import wait_for
 from support.whole_system import WholeSystem
@@ -41,7 +41,7 @@ class KafkaSinkGroup(SinkGroup):
     ) -> None:
         super().__init__(folder, system, database, {"lease_seconds": LEASE, "read_from": "kafka", **section})
         self._bootstrap, self._topic = bootstrap, topic
-        self._admin = admin_of(bootstrap)
+        self._asked = Asked(bootstrap)
 
     def sections(self) -> dict[str, dict[str, object]]:
         return {
@@ -52,7 +52,7 @@ class KafkaSinkGroup(SinkGroup):
         }
 
     def held(self) -> dict[str, list[int]]:
-        return held_in(self._admin, f"{self._topic}.parts.{NAME}")
+        return self._asked.held(f"{self._topic}.parts.{NAME}")
 
     def told_of_parts(self) -> dict[str, dict[str, Any]]:
         """What the last holder of each part tells of it."""
