@@ -137,9 +137,7 @@ class OpenSearchSink:
             older = [{"range": {MARK: {"lt": sweep.marks.generation}}}, _WITHOUT_MARK]
             rows = self._rows.contested(index.name)
             spared = self._delete_found(index, {"bool": {"should": older}}, version, even=True, rows=rows)
-            if (
-                index.number
-            ):  # a mark from elsewhere, as a copied document has it: rows with later marks have this number
+            if index.number:  # then rows with later marks have it: others are from elsewhere, as in a copied document
                 later = {"range": {MARK: {"gt": sweep.marks.generation}}}
                 self._delete_found(index, later, version_of(index.number, 0) - 1, even=True)
             self._indices.read_again(index, again=bool(spared) and self._outranks(index))
