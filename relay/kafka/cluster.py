@@ -165,6 +165,14 @@ class ClusterClients:
             },
         )
 
+    def asker(self, group: str) -> Consumer:
+        """A consumer that is asked what a group has committed, and never becomes its member.
+
+        An administrative client could be asked too, but librdkafka 2.16 ends the whole process (SIGSEGV, in
+        `rd_kafka_handle_OffsetFetch`) when such a one is answered that the coordinator is elsewhere by now.
+        """
+        return self._made(self._kafka.Consumer, {"group.id": group, "enable.auto.commit": False})
+
     def part_holder(self, group: str, name: str, session_seconds: float, rebalance_seconds: float) -> Consumer:
         """A member of a group whose coordinator moves partitions one by one, from who has finished with them.
 

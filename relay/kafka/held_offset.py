@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import NamedTuple
 
 from walbus.relay.kafka.cluster import ClusterClients, error_of
@@ -34,16 +35,16 @@ def held_on(clients: ClusterClients, seconds: float) -> Held | None:
     Raises:
         LogError, LogUnreachable: it is not told.
     """
-    from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition  # noqa: PLC0415
+    from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415
 
     group, topic = clients.settings.hold_group, clients.settings.topic
-    wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, 0)])
+    untold = f"it is not told what the group {group} holds"
     deadline = time.monotonic() + seconds
-    with clients.asking(f"it is not told what the group {group} holds"):
+    with clients.asking(untold), closing(clients.asker(group)) as asker:
         while True:
-            asked = clients.admin.list_consumer_group_offsets([wanted], request_timeout=seconds)
+            left = max(deadline - time.monotonic(), _LOOK_SECONDS)
             try:
-                (found,) = asked[group].result().topic_partitions
+                (found,) = asker.committed([TopicPartition(topic, 0)], timeout=left)
                 break
             except KafkaException as error:
                 told = error_of(error)
@@ -51,5 +52,5 @@ def held_on(clients: ClusterClients, seconds: float) -> Held | None:
                     raise
             time.sleep(_LOOK_SECONDS)
     if found.error is not None:
-        raise clients.told(f"it is not told what the group {group} holds", found.error)
+        raise clients.told(untold, found.error)
     return None if found.offset < 0 else Held(found.offset, found.metadata or "")

@@ -6,20 +6,26 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from confluent_kafka import ElectionType, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from support.bootstrap_rig import ITEMS, Writers
 from support.database import Database
 from support.kafka_kills import kill_in_turn
 from support.kafka_rig import KafkaRig
+from support.kafka_server import local_kafka
 from support.oracle import Oracle
 from support.seed import announced_seed
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
 from walbus.demo.kafka_server import Cluster
 from walbus.demo.load import ShopLoad
+from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings
+from walbus.relay.kafka.held_offset import held_on
 
 pytestmark = pytest.mark.one_version
 
@@ -137,6 +143,41 @@ def test_of_two_bootstraps_one_of_which_stood_still_one_has_the_hold_in_the_end(
         has.assert_equals_source("public.items")
         has.kill_bootstrap()
         waits.assert_equals_source("public.items", deadline=120)
+
+
+def test_who_is_asked_for_a_hold_may_change_between_two_questions() -> None:
+    """A client that goes on asking who knew before ends its process: librdkafka's, by a segmentation fault."""
+    with local_kafka(brokers=3) as cluster, closing(ClusterClients(ClusterSettings(cluster.bootstrap, "a"))) as clients:
+        assert held_on(clients, 60) is None
+        offsets = TopicPartition("__consumer_offsets", 0)
+        first = leader_of(cluster, offsets)
+        cluster.brokers[first - 1].kill()
+        wait_for(lambda: leader_of(cluster, offsets) != first, 60, what="another broker is asked")
+        cluster.brokers[first - 1].start()
+        cluster.await_answer()
+        assert held_on(clients, 60) is None
+
+        def back() -> bool:
+            client = admin(cluster)
+            client.elect_leaders(ElectionType.PREFERRED, [offsets]).result()
+            return leader_of(cluster, offsets) == first
+
+        wait_for(back, 60, what="the first one is asked again", every=0.2)
+        for _ in range(3):
+            assert held_on(clients, 60) is None
+
+
+def admin(cluster: Cluster) -> AdminClient:
+    """A new one: an older one may go on asking a broker that is gone."""
+    return AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 0, "error_cb": lambda _: None})
+
+
+def leader_of(cluster: Cluster, partition: TopicPartition) -> int | None:
+    """The number of the broker that leads a partition; None while there is none."""
+    client = admin(cluster)
+    asked = client.describe_topics(TopicCollection([partition.topic]), request_timeout=15)
+    leader = asked[partition.topic].result().partitions[partition.partition].leader
+    return None if leader is None else int(leader.id)
 
 
 @pytest.mark.timeout(900)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription
 
 from support.group_rig import Group
@@ -54,9 +55,10 @@ class KafkaGroup(Group):
 
     def tokens(self) -> dict[int, int]:
         """The last one of each part, by the coordinator's word."""
-        asked = [ConsumerGroupTopicPartitions(self.topic)]
-        answer = self.admin.list_consumer_group_offsets(asked, request_timeout=30)[self.topic].result()
-        return {one.partition: one.offset for one in answer.topic_partitions}
+        with closing(Consumer({**self.asked.options, "group.id": self.topic})) as client:
+            parts = client.list_topics(self.topic, timeout=30).topics[self.topic].partitions
+            told = client.committed([TopicPartition(self.topic, number) for number in parts], timeout=30)
+        return {one.partition: one.offset for one in told if one.offset >= 0}
 
 
 class Asked:
@@ -67,9 +69,8 @@ class Asked:
     """
 
     def __init__(self, bootstrap: str) -> None:
-        options: dict[str, Any] = {"bootstrap.servers": bootstrap, "log_level": 0, "error_cb": lambda _: None}
-        self._options = options
-        self.admin = AdminClient(options)
+        self.options: dict[str, Any] = {"bootstrap.servers": bootstrap, "log_level": 0, "error_cb": lambda _: None}
+        self.admin = AdminClient(self.options)
 
     def held(self, group: str) -> dict[str, list[int]]:
         """The parts of each member that the coordinator counts; none while it does not answer."""
@@ -92,5 +93,5 @@ class Asked:
         try:
             return self.admin.describe_consumer_groups([group], request_timeout=15)[group].result()
         except KafkaException:
-            self.admin = AdminClient(self._options)  # one that knew a broker that died may wait for it for good
+            self.admin = AdminClient(self.options)  # one that knew a broker that died may wait for it for good
             raise
