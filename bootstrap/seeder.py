@@ -275,10 +275,11 @@ class Seeder:
             self._ledger.tell_listed(self._looks.layout if listed else None)
 
     def _schema_for(self, wanted: Wanted) -> TableSchema | None:
-        """The registered layout of the table; None while capture has not registered it."""
+        """The table's last registered layout; None while that is another one than the catalog's."""
         schemas = self._ledger.schemas
         versions = [] if schemas is None else schemas.all()
-        found = next((schema for schema in reversed(versions) if describes(schema, wanted.published)), None)
+        newest = next((schema for schema in reversed(versions) if schema.oid == wanted.published.oid), None)
+        found = newest if newest is not None and describes(newest, wanted.published) else None
         if found is None and not wanted.complained and self._clock() - wanted.since > _SCHEMA_DEADLINE:
             wanted.complained = True
             log.error(

@@ -129,7 +129,9 @@ class Assembler:
         self._timelines = timelines
         self._core.near_xid = near_xid
         self._core.restart(timelines.current, timelines.since, end=self._repeats.end, bound=bound)
-        self._tables = Tables(self._schemas, self.builtin_types, self._primary_key, self._tell, self._core.know)
+        self._tables = Tables(
+            self._schemas, self.builtin_types, self._inside, self._primary_key, self._tell, self._core.know
+        )
         self._repeated = False  # whether the log has the open transaction; known since its first change
         self._epoch = self._repeats.end.epoch  # of the last record that the log was given; 0 before the first one
 
@@ -349,6 +351,10 @@ class Assembler:
         """The table's next row derives its layout anew, from the last Relation message."""
         self._tables.forget(oid)
         self._core.forget(oid)
+
+    def layout_begun_at(self, oid: int) -> int:
+        """Commit LSN of this connection's first transaction with rows in a table's present layout; 0: there is none."""
+        return self._tables.begun_at(oid)
 
     def _type(self, told: Type) -> None:
         self._tables.type_told(told)

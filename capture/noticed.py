@@ -16,9 +16,7 @@ The event is durable before the watch remembers the state that it tells of; a cr
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 import structlog
 
@@ -26,17 +24,13 @@ from walbus.capture.assembly import Assembler
 from walbus.capture.refusals import publication_gone
 from walbus.capture.report import Report
 from walbus.capture.silent import Reseed
+from walbus.capture.unnumbered import Patiently, Unnumbered
 from walbus.capture.watch import CatalogWatch, Due
 from walbus.log import SchemaRegistry
 from walbus.lsn import format_lsn
 from walbus.schema import TableSchema
 
 logger = structlog.get_logger(__name__)
-
-#: Seconds that a call spends on registering layouts; thousands of tables take several calls.
-REGISTERING_SECONDS = 0.15
-#: Runs an action, as often as a full disk makes it fail.
-Patiently = Callable[[Callable[[], object]], object]
 
 
 def _once(action: Callable[[], object]) -> object:
@@ -70,9 +64,8 @@ class Noticed:
         self._assembler = assembler
         self._report = report
         self._publication = publication
-        self._monotonic = monotonic
         self._patiently: Patiently = _once
-        self._layouts: deque[TableSchema] = deque()  # found, and not registered yet
+        self._layouts = Unnumbered(schemas, assembler.layout_begun_at, monotonic)
         self._due: Due | None = None
         self._told: Due | None = None
 
@@ -91,7 +84,7 @@ class Noticed:
         self._assembler.near_xid = found.xmax
         self._report.tables = found.tables
         self._patiently = patiently
-        self._layouts.extend(found.layouts)
+        self._layouts.found(found.layouts, found.look)
         self._register()
         self._due = None if found.due is self._told else found.due  # a look may have begun before it was told
 
@@ -113,7 +106,7 @@ class Noticed:
         """
         self._register()
         due, assembler = self._due, self._assembler
-        if due is None or self._layouts or assembler.in_transaction or assembler.bound < due.lsn:
+        if due is None or assembler.in_transaction or assembler.bound < due.lsn or self._layouts.waits_for(due.lsn):
             return None
         if self.renewal(begun) is not None:
             return None
@@ -126,11 +119,7 @@ class Noticed:
         return due
 
     def _register(self) -> None:
-        """Registers layouts for a little while: each takes a sync of the disk, and the stream must not stand still."""
-        end = self._monotonic() + REGISTERING_SECONDS
-        while self._layouts and self._monotonic() < end:
-            self._patiently(partial(self._schemas.register, self._layouts[0]))
-            self._layouts.popleft()
+        self._layouts.register(self._assembler.bound, self._patiently)
 
     def _announce(self, schema: TableSchema, reseed: Reseed, due: Due, now: int) -> None:
         logger.warning("table.changed_without_events", table=schema.table, reason=reseed.reason.value, what=reseed.what)

@@ -18,7 +18,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -32,6 +32,7 @@ from walbus.capture.remembered import Remembered
 from walbus.capture.retention import RetentionWatch
 from walbus.capture.sessions import Session, open_session, refused
 from walbus.capture.silent import Reseed, attached, differences, with_partitioned
+from walbus.capture.unnumbered import Look
 from walbus.config import SourceConfig
 from walbus.errors import Directive, directive_of
 from walbus.schema import TableSchema
@@ -81,6 +82,7 @@ class Found:
         publication: OID of the publication; None if there is none.
         xmax: the next transaction id, 64 bits.
         tables: number of published tables.
+        look: when the last one was.
         layouts: unnumbered layouts that are new or others.
         due: tables that must be seeded again, until `told`.
     """
@@ -88,6 +90,7 @@ class Found:
     publication: int | None
     xmax: int
     tables: int
+    look: Look
     layouts: tuple[TableSchema, ...] = ()
     due: Due | None = None
 
@@ -201,7 +204,8 @@ class CatalogWatch:
         self._compare(session, behind)
         tables = 0 if self._state is None else len(self._state.tables)
         layouts, self._new_layouts = tuple(self._new_layouts), []
-        self._put(Found(moment.publication, moment.xmax, tables, layouts, self._pending))
+        look = Look(moment.lsn, behind.lsn)
+        self._put(Found(moment.publication, moment.xmax, tables, look, layouts, self._pending))
 
     def _may_differ(self, session: Session, moment: Moment, now: float) -> bool:
         """Whether anything may have been altered since the whole was read; notes the fingerprint."""
@@ -296,7 +300,7 @@ class CatalogWatch:
         with self._lock:
             if isinstance(self._found, Found):  # what was not taken yet goes along
                 layouts = (*self._found.layouts, *found.layouts)
-                found = Found(found.publication, found.xmax, found.tables, layouts, found.due)
+                found = replace(found, layouts=layouts)
             self._found = found
 
 

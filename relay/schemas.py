@@ -139,8 +139,7 @@ class SchemaWriter(LayoutNumbers, SchemaFiles):
         _log.info("log_layout_number_given_anew", schema_id=version.id, was=known.table, now=version.table)
         path = schema_path(self._folder, version.id)
         replace_whole(self._files, path, _packed(version))
-        self._by_fingerprint[known.fingerprint].remove(known)
-        self._keep(version)
+        self._give_away(known, version)
 
     def _write(self, version: TableSchema) -> None:
         path = schema_path(self._folder, version.id)

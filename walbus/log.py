@@ -148,7 +148,12 @@ class SchemaRegistry(Protocol):
     """Layouts by number; registering is durable when the call returns."""
 
     def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
-        """The version with this layout (its `id` is ignored and given here), and whether it is new."""
+        """The table's last version if it has this layout, else a new one; and whether it is new.
+
+        Args:
+            schema: the layout that the table has from here on; its `id` is ignored, and given here. Numbers of a table
+                rise as its layouts follow each other.
+        """
 
     def get(self, schema_id: int) -> TableSchema:
         """The version with this number.

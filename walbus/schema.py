@@ -74,7 +74,7 @@ class TableSchema:
 
     @cached_property
     def fingerprint(self) -> int:
-        """CRC32C of the layout without its number: equal layouts are one version."""
+        """CRC32C of the layout without its number."""
         document = self.to_dict()
         del document["id"]
         return int(google_crc32c.value(json.dumps(document, sort_keys=True).encode()))

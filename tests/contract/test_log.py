@@ -403,7 +403,7 @@ def test_schemas_are_numbered_deduplicated_and_durable(engine):
     assert (one.id, new) == (1, True)
     two, new = writer.schemas.register(table_schema(columns=("id", "note")))
     assert (two.id, new) == (2, True)
-    assert writer.schemas.register(table_schema())[0].id == 1
+    assert writer.schemas.register(table_schema(columns=("id", "note")))[0] == two
     reader = engine.open_reader()
     assert reader.schemas.get(2) == two
     assert [schema.id for schema in reader.schemas.all()] == [1, 2]
@@ -413,6 +413,19 @@ def test_schemas_are_numbered_deduplicated_and_durable(engine):
         reader.schemas.register(table_schema())
     engine.kill(writer)
     assert engine.open_writer().schemas.register(table_schema(columns=("id", "note")))[0].id == 2
+
+
+def test_a_layout_that_a_table_comes_back_to_has_the_highest_number(engine):
+    writer = engine.open_writer()
+    wide, narrow = table_schema(columns=("id", "note")), table_schema()
+    given = [writer.schemas.register(layout)[0].id for layout in (wide, narrow, wide, wide, narrow)]
+    assert given == [1, 2, 3, 3, 4]
+    assert writer.schemas.register(table_schema("items", 2))[0].id == 5  # of another table
+    assert writer.schemas.register(narrow)[0].id == 4
+    reader = engine.open_reader()
+    assert reader.schemas.get(1).same_layout(reader.schemas.get(3))
+    engine.kill(writer)
+    assert engine.open_writer().schemas.register(narrow)[0].id == 4
 
 
 def test_a_schema_whose_record_was_lost_counts_as_new_again(engine):

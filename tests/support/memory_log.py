@@ -33,9 +33,9 @@ class MemorySchemas:
         self._schemas: list[TableSchema] = []
 
     def register(self, schema: TableSchema) -> tuple[TableSchema, bool]:
-        for known in self._schemas:
-            if known.same_layout(schema):
-                return known, False
+        known = next((one for one in reversed(self._schemas) if one.oid == schema.oid), None)
+        if known is not None and known.same_layout(schema):
+            return known, False
         numbered = dataclasses.replace(schema, id=len(self._schemas) + 1)
         self._schemas.append(numbered)
         return numbered, True

@@ -188,6 +188,30 @@ def test_a_changed_layout_is_told_between_the_rows_of_one_transaction():
     assert [c.schema_id for c in changes(log)] == [1, 2]
 
 
+WIDER = made.relation(T, "public.t", [("id", 23, 1), ("a", 25, 0), ("b", 25, 0), ("c", 25, 0)])
+
+
+def layouts_of(*transactions):
+    """The number of the layout of each row, of transactions given as (xid, messages)."""
+    fed = [transaction(1000 * n, *messages, xid=xid) for n, (xid, messages) in enumerate(transactions, 1)]
+    return [change.schema_id for change in changes(written(itertools.chain(*fed)))]
+
+
+def test_a_layout_that_a_table_comes_back_to_is_a_version_above_the_one_between():
+    narrow = (LAYOUT, made.insert(T, "1", "a", "b"))
+    wide = (WIDER, made.insert(T, "2", "a", "b", "c"))
+    assert layouts_of((700, narrow), (701, wide), (702, narrow), (703, narrow)) == [1, 2, 3, 3]
+
+
+def test_rows_that_were_written_before_the_layout_that_was_told_keep_their_version():
+    """ALTER PUBLICATION waits for no writer: a transaction that began before another one may commit behind it."""
+    narrow = (LAYOUT, made.insert(T, "1", "a", "b"))
+    wide = (WIDER, made.insert(T, "2", "a", "b", "c"))
+    assert layouts_of((700, narrow), (702, wide), (701, (*narrow, *wide)), (703, wide)) == [1, 2, 1, 2, 2]
+    assert layouts_of((700, narrow), (702, wide), (701, narrow), (703, narrow)) == [1, 2, 1, 3]
+    assert layouts_of((702, wide), (701, narrow)) == [1, 2], "it was never told"
+
+
 def test_a_rename_is_a_new_version_of_the_same_table():
     renamed = made.relation(T, "public.u", [("id", 23, 1), ("a", 25, 0), ("b", 25, 0)])
     row = made.insert(T, "1", "x", "y")
