@@ -148,7 +148,8 @@ def _schemas() -> Json:
         "folds_from": NULLABLE, "stale": NULLABLE, "stale_at": NULLABLE, "net_since": NULLABLE, "net_told": NULLABLE,
     }  # fmt: skip
     listed: Json = {
-        "log_id": {"type": "string"}, "applied": position, "tables": {"type": "array", "items": ref("Table")},
+        "log_id": {"type": "string"}, "applied": position,
+        "applied_seq": {"type": "integer"}, "tables": {"type": "array", "items": ref("Table")},
         "complete_since": NULLABLE,
     }  # fmt: skip
     count: Json = {

@@ -93,6 +93,7 @@ class BootstrapServer:
         document: dict[str, object] = {
             "log_id": applied.log_id,
             "applied": str(applied.position),
+            "applied_seq": applied.last_seq,
             "tables": [_described(state) for state in served.tables.values() if grant.sees(state.table)],
             "complete_since": self._complete_since(applied),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from walbus.consumers.checkpoint import Checkpoint
+from walbus.consumers.checkpoint import Checkpoint, Point
 from walbus.consumers.peers import RowsPeer
 from walbus.consumers.phases import whole_until
 from walbus.consumers.steps import TablesListed
@@ -40,7 +40,8 @@ def tables_listed(
             if cost is not None:
                 deltas[table] = cost
     layouts = max(found.tables.values(), default=0)
-    return TablesListed(found.log_id, wanted, stamp, layouts, found.rows, deltas, bool(without), found.oids)
+    at = None if found.applied_seq is None else Point(found.applied, found.applied_seq)
+    return TablesListed(found.log_id, wanted, stamp, layouts, found.rows, deltas, bool(without), found.oids, at)
 
 
 def no_way_back(consumer: str) -> WalbusError:

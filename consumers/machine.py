@@ -22,8 +22,9 @@ These rules keep a consumer right:
 
 - Only a window that ends a transaction carries a checkpoint. Pieces before it carry none, and `Discard` says that
   those handed on will not be completed.
-- A snapshot whose answers came from the states Q1…Qn is replayed from the lowest and is consistent after the
-  highest. Its tables are swept at the lowest, so that no change behind it is ever taken for a ghost.
+- A snapshot whose tables were listed at the state Q0, and whose answers came from Q1…Qn, is replayed from the lowest,
+  for the log alone tells tables that came since, and is consistent after the highest. Its tables are swept at the
+  lowest, so that no change behind it is ever taken for a ghost.
 - A delta tells deletes, so its table is not swept. One that can be had no more is given up together with the snapshot
   that it is a part of: rows that it brought carry its mark, and only a later one tells them from ghosts.
 - A table that is gone when its turn comes may have another name by now, which the log tells as no new table: so all are
@@ -64,6 +65,7 @@ from walbus.consumers.phases import (
     behind_window,
     current,
     log_regressed,
+    lowest,
     point_of,
     read_up_to,
     reading_of,
@@ -135,6 +137,7 @@ class ConsumerMachine:
         self._log: LogSeen | None = None  # what the relay said since the last disconnect
         self._received = point_of(checkpoint)  # the log has been handed on up to here, pieces included
         self._open: tuple[int, int] | None = None  # (epoch, commit LSN) of a transaction that has begun to arrive
+        self._listed: Point | None = None  # the state of the list of tables that a reading began with
         self._delta_above = delta_above
         self._weighing = False  # whether the bootstrap is to be asked what deltas cost, before the log is read on
 
@@ -260,6 +263,7 @@ class ConsumerMachine:
     def _tables_listed(self, listing: Listing, event: TablesListed) -> list[Output]:
         if self._log is None or event.log_id != self._log.log_id or not event.tables:
             return []  # the bootstrap is not there yet: the driver backs off, and asks again
+        self._listed = event.at
         self._state = state = replace(begun(listing, event, self._received, self._asked), part=self._part)
         return [Advance(state)]
 
@@ -272,7 +276,7 @@ class ConsumerMachine:
         deltas = worthwhile_deltas(before, event, log.behind)
         if deltas is None:
             return []
-        self._state = deltas
+        self._state, self._listed = deltas, event.at
         return [Advance(deltas)]
 
     def _table_opened(self, state: Snapshotting, event: TableOpened) -> list[Output]:
@@ -287,7 +291,8 @@ class ConsumerMachine:
         table, at = current(before), Point(event.header.last, event.header.last_seq)
         if table.since is not None and at.last_done < table.since.last_done:
             at = Point(table.since.last_done, at.seq)  # nothing of the table changed between the two
-        low, high = min(before.low or at, at), max(before.high or at, at)
+        low = min(at, before.low or lowest(at, self._listed, table))
+        high = max(before.high or at, at)
         state = replace(before, low=low, high=high)
         outputs: list[Output] = []
         if event.changes:

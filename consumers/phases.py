@@ -211,6 +211,19 @@ def read_up_to(table: TableProgress, change: Change) -> TableProgress:
     return replace(table, since=Point(table.since.last_done, change.seq))
 
 
+def lowest(at: Point, listed: Point | None, table: TableProgress) -> Point:
+    """From where the log is replayed behind a reading whose first answer is of a state.
+
+    Args:
+        at: the state.
+        listed: that of the list of tables, if it is known: tables that came behind it are told by the log alone.
+        table: the one that is read first; of a delta nothing before its beginning is replayed.
+    """
+    if listed is None:
+        return at
+    return listed if table.since is None else max(listed, Point(table.since.last_done, listed.seq))
+
+
 def with_table(state: Snapshotting, progress: TableProgress) -> Snapshotting:
     """With another progress of one of its tables."""
     tables = tuple(progress if table.table == progress.table else table for table in state.tables)

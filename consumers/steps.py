@@ -57,6 +57,7 @@ class TablesListed:
         deltas: of the tables whose delta since the consumer's place is complete, at most how many changes it has.
         refused: whether the consumer wants tables that the bootstrap never serves.
         oids: of the tables.
+        at: the state of the list: the log tells tables that come behind it; None where that is not known.
     """
 
     log_id: str
@@ -67,6 +68,7 @@ class TablesListed:
     deltas: Mapping[str, int] = field(default_factory=dict)
     refused: bool = False
     oids: Mapping[str, int] = field(default_factory=dict)
+    at: Point | None = None
 
 
 @dataclass(frozen=True, slots=True)

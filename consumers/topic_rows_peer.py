@@ -96,6 +96,7 @@ class TopicRowsPeer:
                 frozenset(state.whole(there)),
                 (),
                 oids={name: table.oid for name, table in there.items()},
+                applied_seq=place.point.seq,
             )
 
     def snapshot(

@@ -94,6 +94,7 @@ class TableList:
         net_since: by table, since when who has had its rows has them by the log alone, net differences in it.
         net_told: by table, behind which position he has; none while that is to come.
         oids: by table, its relation OID, which it keeps when it gets another name.
+        applied_seq: the last seq given at `applied`; None from a bootstrap that does not say so.
     """
 
     log_id: str
@@ -107,6 +108,7 @@ class TableList:
     net_since: Mapping[str, Position] = field(default_factory=dict)
     net_told: Mapping[str, Position] = field(default_factory=dict)
     oids: Mapping[str, int] = field(default_factory=dict)
+    applied_seq: int | None = None
 
 
 def error_of(refusal: http_peer.Refusal) -> WalbusError:
@@ -309,6 +311,7 @@ class BootstrapPeer:
             folds_from,
             frozenset(stale),
             oids=oids,
+            applied_seq=document.get("applied_seq"),
             **net,
         )
 

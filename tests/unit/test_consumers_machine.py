@@ -13,6 +13,7 @@ from walbus.consumers.checkpoint import (
     Checkpoint,
     Following,
     Marks,
+    Point,
     dump_checkpoint,
     load_checkpoint,
 )
@@ -258,7 +259,8 @@ class World:
             case ListTables(only, before):
                 self.stamp += 1
                 tables = only or (ITEMS, OTHER)
-                self._receive(TablesListed(source.log_id, tables, self.stamp, deltas=self._deltas(before)))
+                at = Point(*source.history[self._applied()][:2])
+                self._receive(TablesListed(source.log_id, tables, self.stamp, deltas=self._deltas(before), at=at))
             case ReadSnapshot(log_id, table, after_key):
                 if log_id != source.log_id:
                     self._receive(LogReplaced())

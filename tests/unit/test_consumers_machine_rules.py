@@ -177,6 +177,31 @@ def test_every_phase_keeps_what_was_asked_for() -> None:
     assert {one.asked for one in seen} == {(ITEMS, OTHER)}
 
 
+def test_the_log_is_replayed_from_the_state_of_the_list_for_tables_that_came_behind_it() -> None:
+    machine = connected(None)
+    machine.receive(TablesListed(LOG, (ITEMS, OTHER), 3, at=Point(Position(1, 0x100, 1), 10)))
+    machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
+    machine.receive(rows(Position(1, 0x300, 1), 30, Flag.END))
+    assert machine.wanted == ReadLog(LOG, Position(1, 0x100, 1))
+    state = checkpoint_of(machine)
+    assert isinstance(state, CatchingUp)
+    assert (state.point, state.until, state.rows) == (
+        Point(Position(1, 0x100, 1), 10), Position(1, 0x300, 1), Position(1, 0x100, 1),
+    )  # fmt: skip
+
+
+def test_deltas_are_followed_by_the_log_from_the_list_on_and_not_from_before_the_consumers_place() -> None:
+    for at, low in (((0x8000, 500), (0x8000, 500)), ((0x10, 1), (AT.last_done.commit_lsn, 1))):
+        machine = connected(following())
+        machine.receive(PositionGone())
+        machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+        machine.receive(TablesListed(LOG, (ITEMS,), 7, deltas={ITEMS: 1}, at=Point(Position(1, at[0], 1), at[1])))
+        machine.receive(rows(Position(1, 0x9000, 1), 900, Flag.END))
+        state = checkpoint_of(machine)
+        assert isinstance(state, CatchingUp)
+        assert (state.point.last_done.commit_lsn, state.point.seq) == low
+
+
 def test_whatever_is_read_again_the_checkpoint_says_up_to_where_everything_was_done() -> None:
     """Else a process that begins in the middle of it could tell nothing of what the sink has."""
     machine = connected(following())
