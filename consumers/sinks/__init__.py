@@ -37,7 +37,7 @@ _BUILT_IN = {
     "webhook": _BuiltIn("walbus.consumers.sinks.webhook", "WebhookSink", None),
     "tantivy": _BuiltIn("walbus.consumers.sinks.tantivy", "TantivySink", "search", "tantivy_copy.TantivyCopies"),
     "redis": _BuiltIn("walbus.consumers.sinks.redis", "RedisSink", "redis", "redis_copy.RedisCopies"),
-    "kafka": _BuiltIn("walbus.consumers.sinks.kafka", "KafkaSink", "kafka"),
+    "kafka": _BuiltIn("walbus.consumers.sinks.kafka", "KafkaSink", "kafka", "kafka_copy.KafkaCopies"),
     "opensearch": _OPENSEARCH,
     "elasticsearch": _OPENSEARCH,
 }

@@ -17,23 +17,25 @@ What a change needs to know of the rows in the topics is in a copy beside the co
     kafka_rows, kafka_restoring   the copy of the rows, and how it comes to be what the topics are
     kafka_writing, kafka_outbox   changes to records, and ends of transactions
     kafka_held                    what stands in the topics, whoever wrote it, to be compared
+    kafka_generations, kafka_copy topics that a rebuild fills beside these, and the swap of the two
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 from walbus import __version__
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, dump_checkpoint, last_done_of, load_checkpoint
-from walbus.consumers.checkpoint_store import FileCheckpointStore
 from walbus.consumers.registered_ids import RegisteredIds
-from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkPlace, no_folder, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkPlace, refused
+from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.kafka_cluster import SinkClients
+from walbus.consumers.sinks.kafka_generations import GenerationRows, drop_rows, generation_prefix, lock_consumer
 from walbus.consumers.sinks.kafka_held import HeldTopic, values_of
 from walbus.consumers.sinks.kafka_ids import FirstLayoutIds, LayoutIds, RegistryLayoutIds
 from walbus.consumers.sinks.kafka_options import KafkaOptions
@@ -46,7 +48,7 @@ from walbus.consumers.sinks.kafka_state import SinkState, Written
 from walbus.consumers.sinks.kafka_topics import SinkTopics
 from walbus.consumers.sinks.kafka_writing import TopicWriter, WriterParts, lacking_tables
 from walbus.consumers.steps import Sweep
-from walbus.errors import ConfigError, Fenced, InvalidText, SinkError, SinkRefused, SinkUnavailable, UsageError
+from walbus.errors import ConfigError, Fenced, InvalidText, SinkError, SinkRefused, SinkUnavailable
 from walbus.events import Change, Window
 from walbus.keys import key_texts
 from walbus.position import ORIGIN, Position
@@ -54,6 +56,8 @@ from walbus.topics import RecordMaker, TopicNames
 from walbus.topics.catalog import envelope_family, row_family
 from walbus.topics.envelope_records import EnvelopeMaker
 
+_HOLD_SECONDS = 10.0  # that a rebuild which swaps is waited for
+_LOOK_SECONDS = 0.1
 _TOLD_IDS = {"relay": "the relay", "registry": "a schema registry that is configured"}
 
 
@@ -63,10 +67,11 @@ class KafkaSink:
     Args:
         options: of the sink.
         place: whose it is.
+        beside: generation of topics that are filled beside those that count; None: it writes those.
     """
 
-    def __init__(self, options: KafkaOptions, place: SinkPlace) -> None:
-        self._options, self._place = options, place
+    def __init__(self, options: KafkaOptions, place: SinkPlace, beside: int | None = None) -> None:
+        self._options, self._place, self._beside = options, place, beside
         self._me = secrets.token_hex(8)
         self._claimed = False
         self._committed = SinkState()
@@ -76,16 +81,16 @@ class KafkaSink:
         self._log_generation = 0
         self._lacking: tuple[str, ...] | None = None  # tables, once they are asked for
         self._strays: dict[int, Sequence[Stray]] = {}  # by OID: of tables that were read back
-        self._names = TopicNames(options.prefix)
         self._family = row_family() if options.format == "rows" else envelope_family(options.prefix)
-        registry = options.schema_registry
-        self._registered = None if registry is None else RegisteredIds(self._names, registry, self._family)
-        path = place.folder / "kafka.rows"
-        self._lock = _locked(path)
+        self._registered: RegisteredIds | None = None
+        self._rows: GenerationRows | None = None
+        self._home = options.prefix if beside is None else generation_prefix(options.prefix, beside)
+        self._topics: SinkTopics
+        self._lock = lock_consumer(place.folder) if beside is None else None
         try:
-            self._clients = SinkClients(options, place.consumer)
-            self._topics, self._sender = SinkTopics(self._clients, options), Sender(self._clients)
-            self._copy = RowCopy(path)
+            self._clients = SinkClients(options, place.consumer, self._home)
+            self._sender = Sender(self._clients)
+            self._name_topics(beside or 0)
             self.checkpoint()
         except BaseException:
             self._free()
@@ -206,28 +211,89 @@ class KafkaSink:
         with suppress(SinkError):
             self._sender.close()
             self._copy.rollback()
-        self._copy.close()
         self._free()
 
     def _free(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
         if self._registered is not None:
             self._registered.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
+
+    # Generations
+
+    @property
+    def _copy(self) -> RowCopy:
+        if self._rows is None:
+            raise SinkUnavailable("the copy of the rows is not open", where=str(self._place.folder))
+        return self._rows.copy
+
+    @property
+    def _generation(self) -> int:
+        return self._committed.generation if self._beside is None else self._beside
+
+    def _turn(self) -> None:
+        """Has the topics, and the copy of their rows, that PREFIX.checkpoint says."""
+        number, before = self._generation, self._rows
+        if before is not None and before.number == number:
+            return
+        rows = GenerationRows(self._place.folder, number)
+        self._rows = rows
+        if before is not None:
+            before.close()
+        if self._beside is None:
+            for earlier in range(number):
+                drop_rows(self._place.folder, earlier)
+        self._name_topics(number)
+
+    def _name_topics(self, number: int) -> None:
+        prefix, registry = generation_prefix(self._options.prefix, number), self._options.schema_registry
+        self._topics = SinkTopics(self._clients, self._options, prefix, self._home)
+        self._names = TopicNames(prefix)
+        if self._registered is not None:
+            self._registered.close()
+        self._registered = None if registry is None else RegisteredIds(self._names, registry, self._family)
+
+    def _await_hold(self) -> None:
+        """Waits while a rebuild swaps; one that is killed meanwhile is waited for so long, and no longer."""
+        end, hold = time.monotonic() + _HOLD_SECONDS, self._committed.hold
+        while hold is not None and self._committed.hold == hold and time.monotonic() < end:
+            if self._place.stopping():
+                raise SinkUnavailable("a rebuild swaps the topics", where=self._options.bootstrap_servers)
+            time.sleep(_LOOK_SECONDS)
+            self._read_state()
 
     # The right to write
 
     def _lead(self) -> None:
         """Has the transactional id, and PREFIX.checkpoint say so, and knows all that it says."""
-        self._topics.ensure([self._topics.checkpoint, self._topics.transactions])
+        self._topics.ensure([self._topics.checkpoint])
         self._read_state()
+        self._check_claim()
         if not self._sender.leads:
-            self._check_claim()
+            self._await_hold()
             self._sender.begin()
             self._read_state()  # whoever took over in between is fenced now
         self._check_claim()
-        if self._claimed:
-            return
         written = self._committed.written
+        self._check_kind(written)
+        self._turn()
+        self._topics.ensure([self._topics.transactions])
+        if self._claimed and self._committed.hold is None:
+            return
+        claim = written or Written(
+            self._place.consumer,
+            secrets.token_hex(8),
+            self._me,
+            format=self._options.format,
+            ids=self._whose_ids,
+            generation=self._generation,
+        )
+        self._commit(replace(self._committed.copy(), written=replace(claim, writer=self._me), hold=None))
+        self._claimed = True
+
+    def _check_kind(self, written: Written | None) -> None:
         if written is not None and written.consumer != self._place.consumer:
             raise SinkRefused(
                 f"the topics of the prefix {self._options.prefix} are those of the consumer {written.consumer}",
@@ -238,24 +304,17 @@ class KafkaSink:
             raise SinkRefused(
                 f'the topics of the prefix {self._options.prefix} have format = "{written.format}"',
                 where=f"key consumer.{self._place.consumer}.format",
-                mend="give a consumer with the other format another prefix",
+                mend=f"`walbus rebuild {self._place.consumer}` has them written anew, or give a consumer with the "
+                "other format another prefix",
             )
         if written is not None and written.ids != self._whose_ids:
             raise SinkRefused(
                 f"records of the prefix {self._options.prefix} name schemas by the ids of {_TOLD_IDS[written.ids]}, "
                 f"and this consumer would by those of {_TOLD_IDS[self._whose_ids]}",
                 where=f"key consumer.{self._place.consumer}.prefix, keys [relay.schema_registry]",
-                mend="go on as they were begun, or have the topics written anew by a consumer with another prefix",
+                mend=f"go on as they were begun; `walbus rebuild {self._place.consumer}` has them written anew, and so "
+                "has a consumer with another prefix",
             )
-        claim = written or Written(
-            self._place.consumer,
-            secrets.token_hex(8),
-            self._me,
-            format=self._options.format,
-            ids=self._whose_ids,
-        )
-        self._commit(replace(self._committed.copy(), written=replace(claim, writer=self._me)))
-        self._claimed = True
 
     def _check_claim(self) -> None:
         written = self._committed.written
@@ -310,15 +369,17 @@ class KafkaSink:
             ids = RegistryLayoutIds(self._registered, state.layouts)
         if self._options.format == "rows":
             return RecordMaker(names, ids, log_id), ids
-        return EnvelopeMaker(names, ids, log_id, self._options.database, f"walbus-{__version__}"), ids
+        database, version = self._options.database, f"walbus-{__version__}"
+        return EnvelopeMaker(names, ids, log_id, database, version, self._options.prefix), ids
 
     @property
     def _whose_ids(self) -> str:
-        return "relay" if self._registered is None else "registry"
+        return "relay" if self._options.schema_registry is None else "registry"
 
     def _forget(self) -> None:
         self._sender.abort()
-        self._copy.rollback()
+        if self._rows is not None:
+            self._rows.copy.rollback()
 
     def _for_log_of(self, marks: Marks) -> None:
         """Rows of another log come: which one is told with the checkpoint behind them."""
@@ -353,25 +414,15 @@ class KafkaSink:
             except Fenced as error:
                 self._read_state()
                 self._check_claim()
+                if self._rows is not None and self._rows.number != self._generation:
+                    what = "rebuilt topics have taken the place of those that were written"
+                    raise SinkSwapped(what, where=self._options.bootstrap_servers) from None
                 seconds = self._options.transaction_seconds
                 raise SinkUnavailable(
                     f"the cluster gave a transaction up, as it does after {seconds:g} s ({error.what})",
                     where=self._options.bootstrap_servers,
                     mend=f"raise consumer.{self._place.consumer}.transaction_seconds if one takes so long",
                 ) from None
-
-
-def _locked(path: Path) -> FileCheckpointStore:
-    """The file, which no other process of this machine has."""
-    lock = FileCheckpointStore(path)
-    try:
-        lock.take()
-    except UsageError:
-        mend = "stop the other process of this consumer first"
-        raise SinkRefused("another process has this copy of the rows", where=str(path), mend=mend) from None
-    except OSError as error:
-        raise no_folder(error, path.parent) from None
-    return lock
 
 
 __all__ = ["KafkaOptions", "KafkaSink"]

@@ -23,12 +23,13 @@ class SinkClients(ClusterClients):
     Args:
         options: of the sink.
         consumer: its name.
+        prefix: of topics that it has the right to write; None: that of the sink.
 
     Raises:
         ConfigError: confluent-kafka is not installed, or librdkafka refuses an option.
     """
 
-    def __init__(self, options: KafkaOptions, consumer: str) -> None:
+    def __init__(self, options: KafkaOptions, consumer: str, prefix: str | None = None) -> None:
         self._largest, self._key = options.max_message_bytes, f"key consumer.{consumer}"
         given = {name: value.get_secret_value() for name, value in options.options.items()}
         cluster = ClusterSettings(
@@ -44,11 +45,16 @@ class SinkClients(ClusterClients):
         except ConfigError as error:
             raise _of_options(error, self._key) from None
         #: By which a process of this consumer fences the one before it.
-        self.transactional_id = f"{options.prefix}.{consumer}"
+        self.transactional_id = f"{prefix or options.prefix}.{consumer}"
 
     def writer(self) -> Producer:
         """A transactional producer of rows."""
         made: Producer = self._made(self._kafka.Producer, self._of_writer())
+        return made
+
+    def notes(self) -> Producer:
+        """A producer of what is told beside all transactions."""
+        made: Producer = self._made(self._kafka.Producer, {"acks": "all", "enable.idempotence": True, "linger.ms": 0})
         return made
 
     def _of_writer(self) -> dict[str, object]:

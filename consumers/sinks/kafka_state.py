@@ -5,13 +5,17 @@
     topic/NAME   a topic that the sink has written
     layout/N     a layout, and the ids that its schemas have in records
 
+    rebuild      the generation of topics that a rebuild was given last
+    hold         a rebuild is about to swap: the writer waits
+    kept         topics that the last swap replaced
+
 Each is a document under its key, and the topic is compacted. They are sent in the transaction of the rows that they
-are about. No I/O.
+are about; `rebuild` and `hold` by a rebuild, beside the writer. No I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -46,6 +50,7 @@ class Written:
         ended: up to where ends of transactions were told.
         format: of the values.
         ids: whose the ids of schemas are: `relay`, or `registry`, of one that is configured.
+        generation: of the topics; 0 before the first rebuild.
     """
 
     consumer: str
@@ -57,6 +62,7 @@ class Written:
     ended: Position = ORIGIN
     format: str = "rows"
     ids: str = "relay"
+    generation: int = 0
 
     def document(self) -> Document:
         """Its stored form."""
@@ -71,6 +77,7 @@ class Written:
             "ended": str(self.ended),
             "format": self.format,
             "ids": self.ids,
+            "generation": self.generation,
         }
         return Document(_CHECKPOINT, msgspec.json.encode(fields))
 
@@ -143,7 +150,42 @@ class KnownLayout(NamedTuple):
             "rows": self.rows,
             "keys": self.keys,
         }
-        return Document(b"layout/%d" % self.layout.id, msgspec.json.encode(fields))
+        return Document(_layout_key(self.layout.id), msgspec.json.encode(fields))
+
+
+def _layout_key(number: int) -> bytes:
+    return b"layout/%d" % number
+
+
+class GivenGeneration(NamedTuple):
+    """The document `rebuild`.
+
+    Attributes:
+        generation: of the topics that the rebuild fills, or has filled.
+        dropped: whether they are not to be filled any more.
+    """
+
+    generation: int
+    dropped: bool = False
+
+    def document(self) -> Document:
+        """Its stored form."""
+        return Document(b"rebuild", msgspec.json.encode(self._asdict()))
+
+
+def hold_document(by: str | None) -> Document:
+    """That a rebuild is about to swap; None: none is."""
+    return Document(b"hold", None if by is None else msgspec.json.encode({"by": by}))
+
+
+def kept_document(topics: Iterable[str] | None) -> Document:
+    """Topics that a swap replaced; None: they are gone."""
+    return Document(b"kept", None if topics is None else msgspec.json.encode({"topics": sorted(topics)}))
+
+
+def topic_document(name: str, topic_id: str | None) -> Document:
+    """A topic that the sink has written; None: it is gone."""
+    return Document(b"topic/" + name.encode(), None if topic_id is None else msgspec.json.encode({"id": topic_id}))
 
 
 @dataclass
@@ -155,12 +197,23 @@ class SinkState:
         tables: by OID.
         layouts: of the last log, by number.
         topics: ids of those that the sink has written, by name.
+        given: what the last rebuild was given; None before the first.
+        hold: which rebuild has the writer wait; None: none.
+        kept: topics that the last swap replaced, and that are there yet.
     """
 
     written: Written | None = None
     tables: dict[int, SinkTable] = field(default_factory=dict)
     layouts: dict[int, KnownLayout] = field(default_factory=dict)
     topics: dict[str, str] = field(default_factory=dict)
+    given: GivenGeneration | None = None
+    hold: str | None = None
+    kept: tuple[str, ...] = ()
+
+    @property
+    def generation(self) -> int:
+        """Of the topics."""
+        return 0 if self.written is None else self.written.generation
 
     def take(self, key: bytes, value: bytes | None, where: str) -> None:
         """Takes a record of the topic.
@@ -194,8 +247,18 @@ class SinkState:
             case "layout" if document is not None:
                 layout = TableSchema.from_dict(document["layout"])
                 self._know(KnownLayout(**{**document, "layout": layout}))
+            case "layout":
+                self.layouts.pop(int(number), None)
             case "topic" if document is not None:
                 self.topics[number] = document["id"]
+            case "topic":
+                self.topics.pop(number, None)
+            case "rebuild" if document is not None:
+                self.given = GivenGeneration(**document)
+            case "hold":
+                self.hold = None if document is None else str(document["by"])
+            case "kept":
+                self.kept = () if document is None else tuple(document["topics"])
             case _:
                 raise ValueError(kind)
 
@@ -229,4 +292,14 @@ class SinkState:
                 yield layout.document()
         for name, topic_id in self.topics.items():
             if before.topics.get(name) != topic_id:
-                yield Document(b"topic/" + name.encode(), msgspec.json.encode({"id": topic_id}))
+                yield topic_document(name, topic_id)
+        if self.hold != before.hold:
+            yield hold_document(self.hold)
+
+    def in_place_of(self, live: SinkState) -> Iterator[Document]:
+        """All of it but the checkpoint, for a topic that says what another one is; what only that says goes."""
+        for number in live.layouts:
+            yield Document(_layout_key(number), None)
+        for oid in live.tables:
+            yield Document(_table_key(oid), None)
+        yield from replace(self, hold=None).changed_since(SinkState())

@@ -3,6 +3,8 @@
 PREFIX.SCHEMA.TABLE   rows by key; compacted
 PREFIX.transactions   ends of transactions; Kafka's retention may drop old ones
 PREFIX.checkpoint     where the writer is; one partition, compacted
+
+Behind a rebuild the first two have the prefix of their generation (`kafka_generations`).
 """
 
 from __future__ import annotations
@@ -80,11 +82,13 @@ class SinkTopics:
     Args:
         clients: of the cluster.
         options: of the sink.
+        prefix: of topics of rows and ends.
+        home: prefix of the topic of checkpoints; None: that of the sink.
     """
 
-    def __init__(self, clients: SinkClients, options: KafkaOptions) -> None:
+    def __init__(self, clients: SinkClients, options: KafkaOptions, prefix: str, home: str | None = None) -> None:
         self._clients, self._options = clients, options
-        self._names = TopicNames(options.prefix)
+        self._names, self._home = TopicNames(prefix), home or options.prefix
 
     @property
     def transactions(self) -> str:
@@ -94,7 +98,7 @@ class SinkTopics:
     @property
     def checkpoint(self) -> str:
         """The topic of checkpoints; no table has it, since it has one dot behind the prefix."""
-        return f"{self._options.prefix}.checkpoint"
+        return f"{self._home}.checkpoint"
 
     def of_table(self, namespace: str, name: str) -> str:
         """The topic of a table, whose names are unquoted."""

@@ -10,7 +10,7 @@ goes also if the key's columns have had another type since.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -20,14 +20,14 @@ from walbus.consumers.sinks.kafka_ids import LayoutIds
 from walbus.consumers.sinks.kafka_options import HEADROOM
 from walbus.consumers.sinks.kafka_outbox import Outbox
 from walbus.consumers.sinks.kafka_rows import HeldRow, RowCopy
-from walbus.consumers.sinks.kafka_state import SinkState, SinkTable
+from walbus.consumers.sinks.kafka_state import KnownLayout, SinkState, SinkTable
 from walbus.consumers.sinks.kafka_topics import SinkTopics, TopicFacts
 from walbus.consumers.sinks.layout import layout_change
 from walbus.consumers.sinks.taken_names import parked
 from walbus.consumers.steps import Sweep
 from walbus.errors import SinkRefused
 from walbus.events import Change, Window
-from walbus.position import ORIGIN
+from walbus.position import ORIGIN, Position
 from walbus.records import Kind, Op
 from walbus.schema import TableSchema
 from walbus.topics import Cause, RecordMaker, TopicRecord
@@ -132,6 +132,28 @@ class TopicWriter:
             self._outbox.bury(table.topic, stray, cause)
         self._copy.forget_strays(table.oid)
         self._keep(replace(table, unknown=False))
+
+    def carry(self, table: SinkTable, layouts: Mapping[int, KnownLayout], marks: Marks, at: Position) -> None:
+        """Sends the rows that the copy has of a table in other topics, marked as if they came now.
+
+        Args:
+            table: as it is there.
+            layouts: that its rows name; a row of another log goes.
+            marks: of now.
+            at: the position that is told.
+        """
+        self._marks = marks
+        now = self._keep(self._placed(table.layout, self._topics.of_table(table.layout.namespace, table.layout.name)))
+        for row in self._copy.all(table.oid):
+            known = layouts.get(row.layout)
+            if known is None or not row.row:
+                self._copy.delete(table.oid, row.key)
+                continue
+            layout, cause = self._known(known.layout), Cause(at, row.seq, 0, "move", 0)
+            told = self._told(row.key, marks.generation, layout)
+            record = self._maker.written(now.topic, row.key, Row(layout, row.row), None, cause, told)
+            self._outbox.put(record, now.partitions, counts=False)
+            self._copy.put(now.oid, row._replace(mark=marks.generation, topic_key=record.key))
 
     def _truncate(self, change: Change) -> None:
         table = self._state.tables.get(change.raw.table)

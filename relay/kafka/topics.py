@@ -13,7 +13,7 @@ from walbus.errors import LogError
 from walbus.relay.kafka.cluster import ClusterClients, error_of, missing
 
 if TYPE_CHECKING:
-    from confluent_kafka.admin import NewTopic, TopicDescription
+    from confluent_kafka.admin import ConfigEntry, NewTopic, TopicDescription
 
 
 class TopicPlan(NamedTuple):
@@ -259,8 +259,13 @@ def default_replicas(clients: ClusterClients) -> int:
         return min(len(clients.admin.list_topics(timeout=clients.settings.answer_seconds).brokers), 3)
 
 
-def topic_settings(clients: ClusterClients, names: Iterable[str]) -> dict[str, dict[str, str]]:
+def topic_settings(clients: ClusterClients, names: Iterable[str], *, own: bool = False) -> dict[str, dict[str, str]]:
     """The settings of topics that are there.
+
+    Args:
+        clients: of the cluster.
+        names: of the topics.
+        own: those alone that a topic was given itself.
 
     Raises:
         LogError, LogUnreachable
@@ -270,7 +275,17 @@ def topic_settings(clients: ClusterClients, names: Iterable[str]) -> dict[str, d
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     with clients.asking("the settings of topics are not told"):
         asked = clients.admin.describe_configs(resources, request_timeout=clients.settings.answer_seconds)
-        return {r.name: {k: entry.value or "" for k, entry in answer.result().items()} for r, answer in asked.items()}
+        found = {resource.name: answer.result() for resource, answer in asked.items()}
+    return {
+        name: {key: entry.value or "" for key, entry in entries.items() if not own or _is_own(entry)}
+        for name, entries in found.items()
+    }
+
+
+def _is_own(entry: ConfigEntry) -> bool:
+    from confluent_kafka.admin import ConfigSource  # noqa: PLC0415
+
+    return int(entry.source) == ConfigSource.DYNAMIC_TOPIC_CONFIG.value
 
 
 def _state(topic: TopicDescription, settings: Mapping[str, str]) -> TopicState:

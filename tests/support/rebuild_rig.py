@@ -178,7 +178,19 @@ def looking_at(under_test: SinkUnderTest, table: str = "") -> Callable[[], Any]:
 
         yield look
 
-    looks = {"sqlite": sqlite, "postgres": postgres, "redis": redis_server, "tantivy": index}
+    @contextmanager
+    def topics() -> Iterator[Look]:
+        from support.topic_rows import reader_of
+
+        reader = reader_of(under_test)
+
+        def look() -> tuple[int, int]:
+            rows = {row["id"]: row for row in reader.turned().rows(ITEMS)}
+            return _read((len(rows), rows[0]["name"]))
+
+        yield look
+
+    looks = {"sqlite": sqlite, "postgres": postgres, "redis": redis_server, "tantivy": index, "kafka": topics}
     return looks.get(under_test.name, search)
 
 

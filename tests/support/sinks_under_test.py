@@ -154,7 +154,7 @@ def kafka_under_test(folder: Path, bootstrap: str, **options: Any) -> SinkUnderT
     reader = TopicReader(bootstrap, prefix, options.get("schema_registry", {}).get("url"))
 
     def read(table: str) -> dict[str, Row]:
-        rows = [_as_text(row) for row in reader.rows(table)]
+        rows = [_as_text(row) for row in reader.turned().rows(table)]
         assert len(dict(rows)) == len(rows), "a row under two keys"
         return dict(rows)
 

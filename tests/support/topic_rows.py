@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import fastavro
@@ -64,11 +64,20 @@ class TopicReader:
         bootstrap: addresses of brokers.
         prefix: of the topics.
         registry: address of the one that schemas are registered in; None where the relay is it.
+        home: prefix of the topic of checkpoints, if that is another.
     """
 
     bootstrap: str
     prefix: str
     registry: str | None = None
+    home: str | None = None
+
+    def turned(self) -> TopicReader:
+        """Reads the topics that a rebuild has put in the place of these, if one has."""
+        home = self.home or self.prefix
+        told = [m for m in self.messages(f"{home}.checkpoint") if m.key == b"checkpoint"]
+        generation = json.loads(told[-1].value or b"")["generation"] if told else 0
+        return replace(self, prefix=f"{home}-{generation}" if generation else home, home=home)
 
     def of_table(self, table: str) -> str:
         namespace, _, name = table.partition(".")
@@ -113,7 +122,8 @@ class TopicReader:
 
     def layouts(self) -> dict[int, TableSchema]:
         """The layouts that PREFIX.checkpoint tells, by number."""
-        documents = (m for m in self.messages(f"{self.prefix}.checkpoint") if m.key.startswith(b"layout/"))
+        told = self.messages(f"{self.home or self.prefix}.checkpoint")
+        documents = (m for m in told if m.key.startswith(b"layout/") and m.value is not None)
         layouts = [TableSchema.from_dict(json.loads(m.value or b"")["layout"]) for m in documents]
         return {layout.id: layout for layout in layouts}
 

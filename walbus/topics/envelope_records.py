@@ -30,11 +30,20 @@ class EnvelopeMaker(RecordMaker):
         log_id: of the log; None: it is not known yet.
         database: what the envelopes say that the source's database is called.
         version: of Walbus.
+        server: what they say that the source is called; None: as the topics' names begin.
     """
 
-    def __init__(self, names: TopicNames, ids: SchemaIds, log_id: str | None, database: str, version: str) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what an envelope tells
+        self,
+        names: TopicNames,
+        ids: SchemaIds,
+        log_id: str | None,
+        database: str,
+        version: str,
+        server: str | None = None,
+    ) -> None:
         super().__init__(names, ids, log_id)
-        self._name, self._database, self._version = names.prefix, database, version
+        self._name, self._database, self._version = server or names.prefix, database, version
 
     def key(self, layout: TableSchema, key: bytes) -> bytes:
         """See `RecordMaker.key`.
