@@ -1,4 +1,4 @@
-"""`walbus rebuild` of table topics on a real broker: topics of the next generation, and a checkpoint that names them."""
+"""`walbus rebuild` of table topics on a real broker: topics of the next generation, and what says that they count."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from support.rebuild_rig import (
     rebuilt,
     stopped_while_it_reads,
 )
-from support.running_consumer import consumer, equal, followed
+from support.running_consumer import RunningConsumer, consumer, equal, followed
 from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
-from support.sink_writing import MARKS, following, windows
+from support.sink_writing import MARKS, fill, following, windows
 from support.sinks_under_test import SinkUnderTest, kafka_under_test
 from support.topic_rows import TopicReader, forget_copy, reader_of
 from support.waiting import wait_for
@@ -117,11 +117,11 @@ def test_a_rebuild_changes_partitions_and_format_and_the_consumer_of_before_is_r
 ) -> None:
     filled(relay, under_test, source)
     other: dict[str, Any] = {"partitions": 5, "format": "debezium", "database": "shop"}
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, update(ITEMS, 3, name="before"))
-        rebuilt(relay, under_test, **other)
-        source.commit([update(ITEMS, 3, name="too late for it")])
-        error = running.ended()
+    running = RunningConsumer(relay, "kafka", under_test.options, under_test.place.folder)
+    followed(running, under_test, relay, update(ITEMS, 3, name="before"))
+    rebuilt(relay, under_test, **other)
+    source.commit([update(ITEMS, 3, name="too late for it")])
+    error = running.ended()
     assert isinstance(error, SinkRefused)
     assert 'have format = "debezium"' in error.what
     now = replace(under_test, options=under_test.options | other)
@@ -193,8 +193,7 @@ def test_who_has_rows_from_the_topics_finds_those_that_were_swapped_in(
     filled(relay, under_test, source)
     rebuilt(relay, under_test)
     assert dropped(under_test)
-    address = KafkaAddress(f"kafka://{reader.bootstrap}/{reader.prefix}", (reader.bootstrap,), reader.prefix)
-    with closing(TopicRowsPeer(address)) as peer:
+    with closing(TopicRowsPeer(KafkaAddress(reader.bootstrap, reader.prefix))) as peer:
         assert ITEMS in peer.tables().consistent
 
 
@@ -245,16 +244,15 @@ def test_a_name_that_is_somebodys_is_left_alone(
     }
 
 
-def test_a_prefix_without_room_for_a_number_is_refused(kafka: str, tmp_path: Path, relay: ScriptedRelay) -> None:
-    under_test = kafka_under_test(tmp_path, kafka)
-    under_test = replace(
-        under_test, options=under_test.options | {"prefix": under_test.options["prefix"].ljust(64, "x")}
-    )
-    relay.source.commit([insert(ITEMS, 1)])
-    with consumer(relay, under_test) as running:
-        followed(running, under_test, relay, insert(ITEMS, 2))
+def test_a_prefix_without_room_for_a_number_is_refused(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+) -> None:
+    long = replace(under_test, options=under_test.options | {"prefix": under_test.options["prefix"].ljust(64, "x")})
+    source.commit([insert(ITEMS, 1)])
+    with closing(long.open()) as sink:
+        fill(sink, source)
     with pytest.raises(SinkRefused, match="a prefix has at most 64 signs"):
-        rebuilt(relay, under_test)
+        rebuilt(relay, long)
 
 
 def test_a_copy_that_was_begun_in_another_format_is_refused_until_it_is_discarded(
