@@ -150,7 +150,7 @@ def test_a_rebuild_that_is_killed_again_and_again_comes_to_its_end_with_no_row_l
     with load, looks, consumer(relay, under_test) as running:
         for _ in range(8):
             rebuilding = begins("rebuild")
-            time.sleep(chance.uniform(0.5, 5))
+            time.sleep(chance.uniform(0.5, 5))  # the moment of a kill is the test's input
             rebuilding.kill()
             rebuilding.wait()
             swaps += dropped(under_test)
