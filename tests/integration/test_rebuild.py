@@ -339,7 +339,7 @@ def test_sinks_that_cannot_be_rebuilt_and_those_without_all_rows_are_refused(
 ) -> None:
     folder = sqlite.place.folder
     stop = threading.Event()
-    able = "sqlite, postgres, tantivy, redis, opensearch, elasticsearch can"
+    able = "sqlite, postgres, tantivy, redis, kafka, opensearch, elasticsearch can"
     with pytest.raises(UsageError, match=f"the sink stdout cannot be rebuilt beside itself; {able}"):
         rebuild("test", ConsumerConfig(sink="stdout"), relay_url=relay.url, folder=folder, stop=stop)
     with pytest.raises(UsageError, match="begins at latest"):

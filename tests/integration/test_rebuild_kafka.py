@@ -38,7 +38,7 @@ from walbus.consumers.sinks import open_copies
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.kafka_copy import KafkaCopy
 from walbus.consumers.topic_rows_peer import TopicRowsPeer
-from walbus.errors import SinkRefused, SinkUnavailable, UsageError
+from walbus.errors import SinkError, SinkRefused, SinkUnavailable, UsageError
 from walbus.kafka_address import KafkaAddress
 
 pytestmark = pytest.mark.one_version
@@ -283,7 +283,7 @@ def test_a_late_writer_of_what_was_replaced_commits_nothing_and_goes_on_with_the
         old = reader.messages(reader.of_table(ITEMS))
         if gone:
             assert dropped(under_test)
-        with pytest.raises(SinkSwapped):
+        with pytest.raises(SinkUnavailable if gone else SinkSwapped):  # the cluster may tell of the topic first
             sink.commit(following(source))
         sink.rollback()
         if not gone:
@@ -365,8 +365,11 @@ def test_of_two_rebuilds_the_later_one_goes_on_with_the_copy_and_a_discarded_one
             closing(open_copies("kafka", under_test.options, elsewhere)) as others,
             closing(others.beside()) as second,
         ):
-            with pytest.raises(SinkRefused, match="another process of this consumer has taken over"):
+            with pytest.raises(SinkError):
                 first.commit(checkpoint)
+            first.rollback()
+            with pytest.raises(SinkRefused, match="another process of this consumer has taken over"):
+                first.checkpoint()
             second.write(windows(source), MARKS)
             assert copies.discard()
             with pytest.raises(SinkUnavailable):
