@@ -87,12 +87,12 @@ class KafkaCopy(KafkaSink):
     def hold(self) -> Checkpoint | None:
         """See `SinkCopy.hold`."""
         with self._errors():
-            self._require_under_way()
             self._held = True
             self._live.note(hold_document(secrets.token_hex(8)))
             self._lead_of_live = self._live.take_lead()
-            self._require_under_way()  # a swap that was not answered is over, one way or the other
-            return self._live.checkpoint_of(self._live.now())
+            state = self._live.now()  # a swap that was not answered is over, one way or the other
+            self._require_under_way(state)
+            return self._live.checkpoint_of(state)
 
     def swap(self, checkpoint: Checkpoint) -> None:
         """See `SinkCopy.swap`."""
@@ -144,11 +144,12 @@ class KafkaCopy(KafkaSink):
     # Who fills it
 
     def _lead(self) -> None:
-        self._require_under_way()
+        given = GivenGeneration(self._number)
+        self._require_under_way(self._live.settled(given))
         super()._lead()
+        self._require_under_way(self._live.settled(given))  # whoever had the copy before may have been about to swap
 
-    def _require_under_way(self) -> None:
-        state = self._live.now()
+    def _require_under_way(self, state: SinkState) -> None:
         if state.given != GivenGeneration(self._number):
             what, mend = "this copy was dropped meanwhile", f"`walbus rebuild {self._place.consumer}` begins another"
         elif state.generation < self._number:
@@ -229,10 +230,15 @@ class KafkaCopies:
         """See `SinkCopies.discard`."""
         with self._home.clients.as_sink():
             number = self._under_way(self._home.now())
+            state = self._home.now()
             if number is not None:
-                self._home.note(GivenGeneration(number, dropped=True).document())
+                dropped = GivenGeneration(number, dropped=True)
+                self._home.note(dropped.document())
+                state = self._home.settled(dropped)
+                if state.generation == number:  # it was just being swapped
+                    return False
                 self._end_writer(number)
-            found = self._home.strays(self._home.now())
+            found = self._home.strays(state)
             self._home.delete(found)
             if number is not None:
                 drop_rows(self._place.folder, number)
@@ -262,6 +268,9 @@ class KafkaCopies:
                 where=f"key consumer.{self._place.consumer}.prefix",
                 mend="have the topics written by a consumer with a shorter prefix",
             )
+        for earlier in range(1, number):
+            if earlier != state.generation:
+                drop_rows(self._place.folder, earlier)
         self._home.note(GivenGeneration(number).document())
         return number
 

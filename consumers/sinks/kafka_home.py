@@ -19,7 +19,14 @@ from walbus.consumers.sinks.kafka_generations import generation_prefix
 from walbus.consumers.sinks.kafka_options import KafkaOptions
 from walbus.consumers.sinks.kafka_reading import read_committed
 from walbus.consumers.sinks.kafka_sender import Sender
-from walbus.consumers.sinks.kafka_state import Document, SinkState, kept_document, topic_document
+from walbus.consumers.sinks.kafka_state import (
+    Document,
+    GivenGeneration,
+    SinkState,
+    hold_document,
+    kept_document,
+    topic_document,
+)
 from walbus.errors import InvalidText, LogError, SinkRefused
 from walbus.relay.kafka.cluster import error_of, producer_errors, told_by
 from walbus.relay.kafka.topics import describe_topics, topic_settings
@@ -104,6 +111,18 @@ class Home:
         sender = Sender(self.clients)
         sender.begin()
         return sender
+
+    def settled(self, given: GivenGeneration) -> SinkState:
+        """What it says, a note of this generation included, once no other rebuild can swap.
+
+        One that holds the writer is refused by the cluster from then on, unless it has swapped: then that is told.
+        """
+        state = self.now()
+        if state.given == given and state.hold is None:
+            return state
+        self.take_lead().close()
+        self.note(hold_document(None))
+        return self.now()
 
     # Topics
 

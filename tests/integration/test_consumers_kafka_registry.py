@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from structlog.testing import capture_logs
 from support.apicurio_server import ApicurioServer
 from support.database import Database
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
+from support.rebuild_rig import rebuilt
 from support.running_consumer import RunningConsumer, consumer, equal, stored
 from support.scripted_relay import ScriptedRelay
 from support.single_rooms import SingleRooms
@@ -266,3 +268,21 @@ def test_a_plain_consumer_reads_all_topics_with_the_configured_registry(
         read_by_confluent(apicurio.url, TopicReader(kafka, prefix))
         registered = httpx.get(f"{apicurio.url}/subjects/{prefix}.public.still-value/versions", trust_env=False)
         assert registered.json() == [1, 2]
+
+
+def test_a_rebuild_brings_topics_with_the_relays_ids_to_a_registry(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, client: SchemaRegistryClient
+) -> None:
+    with_relay = {name: value for name, value in under_test.options.items() if name != "schema_registry"}
+    source.commit([insert(ITEMS, n, f"n{n}", "body") for n in range(20)])
+    with closing(replace(under_test, options=with_relay).open()) as sink:
+        fill(sink, source)
+    with pytest.raises(SinkRefused, match="by the ids of the relay"):
+        under_test.open()
+    rebuilt(relay, under_test)
+    subject = value_subject(under_test).replace(".public", "-1.public")
+    assert client.get_versions(subject) == [1]
+    with consumer(relay, under_test):
+        source.commit([update(ITEMS, 3, name="goes on", body="b")])
+        equal(under_test, relay)
+    assert {value for _, value in ids(reader_of(under_test).turned())} == {client.get_latest_version(subject).schema_id}

@@ -350,6 +350,41 @@ def test_a_writer_that_has_waited_long_enough_goes_on_and_the_swap_does_not_come
     rebuilt(relay, under_test)
 
 
+@pytest.mark.parametrize("comes", ["another rebuild", "a discard"])
+def test_who_takes_a_copy_from_a_rebuild_that_is_about_to_swap_has_it_swap_nothing(
+    comes: str, under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, tmp_path: Path
+) -> None:
+    filled(relay, under_test, source)
+    other = replace(under_test.place, folder=tmp_path / "elsewhere")
+    with (
+        closing(open_copies("kafka", under_test.options, under_test.place)) as copies,
+        closing(open_copies("kafka", under_test.options, other)) as others,
+        closing(copies.beside()) as first,
+    ):
+        assert isinstance(first, KafkaCopy)
+        first.write(windows(source), MARKS)
+        assert first.hold() is not None
+        point = first._point
+
+        def is_late(*told: Any) -> None:
+            if comes == "a discard":
+                assert others.discard()
+            else:
+                others.beside().close()
+            point(*told)
+
+        first._point = is_late  # type: ignore[method-assign]
+        with pytest.raises(SinkUnavailable, match="the consumer went on"):
+            first.swap(following(source))
+        first.rollback()
+        assert not copies.kept()
+        with pytest.raises(SinkRefused, match="dropped meanwhile" if comes == "a discard" else "has taken over"):
+            first.checkpoint()
+    with consumer(relay, under_test) as running:
+        followed(running, under_test, relay, update(ITEMS, 3, name="goes on"))
+    rebuilt(relay, under_test)
+
+
 def test_of_two_rebuilds_the_later_one_goes_on_with_the_copy_and_a_discarded_one_ends(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, tmp_path: Path
 ) -> None:
