@@ -27,9 +27,8 @@ from typing import Final, NamedTuple
 from walbus.consumers.checkpoint import Following, Point, load_checkpoint
 from walbus.consumers.kafka_asking import asking
 from walbus.consumers.record_stream import RecordStream
-from walbus.consumers.sinks.kafka_ids import FirstLayoutIds
 from walbus.consumers.sinks.kafka_reading import Committed, read_committed
-from walbus.consumers.sinks.kafka_restoring import RecordTaker
+from walbus.consumers.sinks.kafka_restoring import RecordTaker, reading_maker
 from walbus.consumers.sinks.kafka_rows import RowCopy
 from walbus.consumers.sinks.kafka_state import SinkState, SinkTable
 from walbus.consumers.transport import NOTHING_MORE, NotReady, TableList
@@ -41,9 +40,7 @@ from walbus.records import Flag, Kind, Op, key_hash, pack_change, pack_record
 from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings
 from walbus.relay.kafka.topics import describe_topics
 from walbus.relay.selection import parse_selection
-from walbus.topics import RecordMaker, TopicNames
-from walbus.topics.catalog import envelope_family, row_family
-from walbus.topics.envelope_records import EnvelopeMaker
+from walbus.topics import TopicNames
 
 _RECORD_BYTES: Final = 128 << 10
 _LOOK_SECONDS: Final = 0.05
@@ -219,21 +216,13 @@ class _TopicState:
             and str(found[table.topic].topic_id) == table.topic_id
         }
 
-    def maker(self) -> RecordMaker:
-        """Whose records they are; it is asked for rows alone."""
-        written = self.state.written
-        if written is None or written.format == "rows":
-            return RecordMaker(self.names, FirstLayoutIds(self.names, row_family(), {}), None)
-        family = envelope_family(self.names.prefix)
-        return EnvelopeMaker(self.names, FirstLayoutIds(self.names, family, {}), None, "", "")
-
 
 class _TopicStream(RecordStream):
     """The rows of a table, from its topic."""
 
     def __init__(self, clients: ClusterClients, state: _TopicState, table: SinkTable, wanted: _Wanted) -> None:
         self._clients, self._state, self._table, self._wanted = clients, state, table, wanted
-        self._place, self._maker = state.place(), state.maker()
+        self._place, self._maker = state.place(), reading_maker(state.state, state.names.prefix)
         self._over = threading.Event()
         where = f"topic {table.topic} at {clients.settings.bootstrap}"
         super().__init__(where, {_LOG_ID_HEADER: self._place.log_id})

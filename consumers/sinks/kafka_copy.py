@@ -31,7 +31,7 @@ from walbus.consumers.sinks.kafka_generations import drop_rows, generation_prefi
 from walbus.consumers.sinks.kafka_home import Home
 from walbus.consumers.sinks.kafka_options import KafkaOptions
 from walbus.consumers.sinks.kafka_reading import read_committed
-from walbus.consumers.sinks.kafka_restoring import RecordTaker
+from walbus.consumers.sinks.kafka_restoring import RecordTaker, reading_maker
 from walbus.consumers.sinks.kafka_sender import Sender
 from walbus.consumers.sinks.kafka_state import (
     GivenGeneration,
@@ -192,7 +192,7 @@ class KafkaCopy(KafkaSink):
 
     def _gather(self, live: SinkState, table: SinkTable) -> None:
         """Has the rows of a live topic in the copy of the rows; none that somebody else wrote."""
-        taking = RecordTaker(live, self._copy, self._maker)
+        taking = RecordTaker(live, self._copy, reading_maker(live, self._options.prefix))
         for record in read_committed(self._clients, {(table.topic, number): 0 for number in range(table.partitions)}):
             taking.take(record, table)
         self._copy.forget_strays(table.oid)

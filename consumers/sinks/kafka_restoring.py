@@ -7,13 +7,16 @@ from dataclasses import replace
 import structlog
 
 from walbus.consumers.sinks.kafka_cluster import SinkClients
+from walbus.consumers.sinks.kafka_ids import FirstLayoutIds
 from walbus.consumers.sinks.kafka_reading import Committed, Place, read_committed
 from walbus.consumers.sinks.kafka_rows import HeldRow, RowCopy, Stamp, Stray
 from walbus.consumers.sinks.kafka_state import SinkState, SinkTable
 from walbus.consumers.sinks.kafka_topics import SinkTopics
 from walbus.errors import DamagedRecord, SinkRefused
 from walbus.records import key_hash
-from walbus.topics import RecordMaker
+from walbus.topics import RecordMaker, TopicNames
+from walbus.topics.catalog import envelope_family, row_family
+from walbus.topics.envelope_records import EnvelopeMaker
 
 _log = structlog.get_logger(__name__)
 
@@ -95,6 +98,19 @@ def _read_on(clients: SinkClients, state: SinkState, copy: RowCopy, maker: Recor
     if written is not None:
         copy.commit(Stamp(written.identity, written.number), ends)
     _log.info("kafka_rows_were_read_back", records=count, topics=len(tables))
+
+
+def reading_maker(state: SinkState, prefix: str) -> RecordMaker:
+    """Whose records a state's topics have; it is asked for rows alone.
+
+    Args:
+        state: of the topics.
+        prefix: of the first generation of them.
+    """
+    names = TopicNames(prefix)
+    if state.written is None or state.written.format == "rows":
+        return RecordMaker(names, FirstLayoutIds(names, row_family(), {}), None)
+    return EnvelopeMaker(names, FirstLayoutIds(names, envelope_family(prefix), {}), None, "", "")
 
 
 class NotOursError(Exception):

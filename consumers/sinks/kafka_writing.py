@@ -151,7 +151,11 @@ class TopicWriter:
                 continue
             layout, cause = self._known(known.layout), Cause(at, row.seq, 0, "move", 0)
             told = self._told(row.key, marks.generation, layout)
-            record = self._maker.written(now.topic, row.key, Row(layout, row.row), None, cause, told)
+            try:
+                record = self._maker.written(now.topic, row.key, Row(layout, row.row), None, cause, told)
+            except NoFormError as error:
+                what = f"Debezium's types have no form for a value of column {error}"
+                raise SinkRefused(what, where=table.layout.table, mend="leave the table out") from None
             self._outbox.put(record, now.partitions, counts=False)
             self._copy.put(now.oid, row._replace(mark=marks.generation, topic_key=record.key))
 

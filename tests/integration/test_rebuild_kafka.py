@@ -169,14 +169,16 @@ def test_settings_that_somebody_gave_a_topic_are_the_copys_too(
     assert ends["retention.ms"].value == "987654321"
 
 
+@pytest.mark.parametrize("other", [{}, {"format": "debezium", "database": "shop"}])
 def test_rows_of_a_table_that_the_bootstrap_has_no_more_are_carried_over(
-    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
+    other: dict[str, str], under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
     gone = source.add_layout(items_layout("gone", oid=16500)).table
     source.commit([insert(gone, n, f"n{n}", "body") for n in range(1, 5)])
     filled(relay, under_test, source)
     relay.unlisted.add(gone)
     before = source.rows(gone)
+    under_test = replace(under_test, options=under_test.options | other)
     rebuilt(relay, under_test)
     assert under_test.rows(gone) == before
     assert dropped(under_test)
