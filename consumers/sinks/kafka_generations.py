@@ -71,7 +71,7 @@ class GenerationRows:
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
         self._path = rows_path(folder, number)
-        self._lock = None
+        self._lock: FileCheckpointStore | None = None
         if number:  # the first one's is the consumer's
             self._lock = _lock(self._path)
             if self._lock is None:

@@ -338,7 +338,7 @@ def test_a_writer_that_has_waited_long_enough_goes_on_and_the_swap_does_not_come
         closing(copies.beside()) as copy,
     ):
         held = copy.hold()
-        assert held is not None
+        assert isinstance(held, Following)
         with closing(under_test.open()) as sink:
             assert sink.checkpoint() == held
             with pytest.raises(SinkUnavailable, match="the consumer went on"):
@@ -346,8 +346,8 @@ def test_a_writer_that_has_waited_long_enough_goes_on_and_the_swap_does_not_come
             copy.rollback()
             assert not copies.kept()
             source.commit([delete(ITEMS, 4)])
-            sink.write(windows(source, held.point.last_done), held.marks)  # type: ignore[union-attr]
-            sink.commit(replace(held, point=Point(source.end, source.last_seq)))  # type: ignore[call-arg]
+            sink.write(windows(source, held.point.last_done), held.marks)
+            sink.commit(replace(held, point=Point(source.end, source.last_seq)))
     assert under_test.rows() == source.rows(ITEMS)
     rebuilt(relay, under_test)
 
