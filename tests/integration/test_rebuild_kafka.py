@@ -29,7 +29,7 @@ from support.scripted_relay import ScriptedRelay
 from support.seed import announced_seed
 from support.sink_writing import MARKS, fill, following, windows
 from support.sinks_under_test import SinkUnderTest, kafka_under_test
-from support.topic_rows import TopicReader, forget_copy, reader_of
+from support.topic_rows import TopicReader, decoded, forget_copy, reader_of
 from support.waiting import wait_for
 from walbus.consumers.checkpoint import Following, Point
 from walbus.consumers.rebuilding import discard
@@ -135,8 +135,6 @@ def test_a_rebuild_changes_partitions_and_format_and_the_consumer_of_before_is_r
 
 
 def reader_value(reader: TopicReader) -> Callable[[Any], dict[str, Any]]:
-    from support.topic_rows import decoded
-
     schemas = reader.schemas()
     return lambda message: decoded(message.value or b"", schemas)
 
