@@ -14,7 +14,7 @@ from support.bootstrap_rig import ITEMS, BootstrapRig, Writers
 from support.database import Database, fresh_database, hold_commits, release_commits, start_held
 from support.net_log import net_changes, told
 from support.waiting import wait_for
-from support.walbus_command import walbus
+from support.walbus_command import impatient_walbus, walbus
 from walbus.bootstrap.entry import Entry, FromEvent, pack_entry, unpack_entry
 from walbus.bootstrap.rocks import RocksStore
 from walbus.bootstrap.store import WriteSet, space_of
@@ -240,7 +240,7 @@ def test_a_comparison_whose_bootstrap_was_killed_is_begun_again_by_the_next_one(
 def test_without_a_bootstrap_that_answers_it_says_so(database: Database, tmp_path: Path) -> None:
     database.execute("CREATE TABLE public.t (id int PRIMARY KEY)")
     rig = BootstrapRig(tmp_path, database)
-    ended = walbus("verify", "-c", str(rig.config))
+    ended = impatient_walbus({"walbus.cli.verify._ANSWER_SECONDS": 0.5}, "verify", "-c", str(rig.config))
     assert ended.code == 1
     assert "no bootstrap answers" in ended.one_line()
     assert list((rig.data_dir / "verify").iterdir()) == []

@@ -50,10 +50,17 @@ class Template:
                 start_new_session=True,
             )
 
-    def start(self, arguments: Sequence[str], *, folder: Path, descriptors: tuple[int, int, int]) -> Copy:
-        """A process with arguments of `walbus`, in a session of its own."""
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        folder: Path,
+        descriptors: tuple[int, int, int],
+        constants: Mapping[str, float] | None = None,
+    ) -> Copy:
+        """A process with arguments of `walbus`, in a session of its own; `constants`: other values, by full name."""
         with self._lock:
-            request = json.dumps([list(arguments), str(folder)]).encode()
+            request = json.dumps([list(arguments), str(folder), dict(constants or {})]).encode()
             socket.send_fds(self._socket, [request], list(descriptors))
             while (number := self._hear(None)) is None:
                 pass

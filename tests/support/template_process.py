@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -67,10 +67,11 @@ def _serve(tests: socket.socket) -> list[str]:
             request, descriptors, _, _ = socket.recv_fds(tests, _MESSAGE, 3)
             if not request:
                 os._exit(0)
-            arguments, folder = json.loads(request)
+            arguments, folder, constants = json.loads(request)
             pid = os.fork()
             if not pid:
                 _become(folder, descriptors)
+                _change(constants)
                 return list(arguments)
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -97,6 +98,15 @@ def _become(folder: str, descriptors: Sequence[int]) -> None:
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+
+
+def _change(constants: Mapping[str, float]) -> None:
+    """Gives constants of modules, by their full names, other values."""
+    for name, value in constants.items():
+        module, _, constant = name.rpartition(".")
+        loaded = import_module(module)
+        assert hasattr(loaded, constant), f"there is no {name}"
+        setattr(loaded, constant, value)
 
 
 def _main() -> NoReturn:
