@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.capturing import flushed_lsn, slot_is_active, source_of
+from support.capturing import SlotLooks, flushed_lsn, source_of
 from support.database import Database
 from support.kafka_writing import committed
 from support.log_view import log_transactions
@@ -154,7 +154,8 @@ def begun(captured: Captured, oracle: Callable[..., Oracle]) -> tuple[Running, O
     """The first capture, which streams, and a second slot; nothing was written yet."""
     since = time.time()
     running = captured.start()
-    wait_for(lambda: slot_is_active(captured.source, since), 60, what="capture streams")
+    with closing(SlotLooks(captured.source)) as looks:
+        wait_for(lambda: looks.is_active(since), 60, what="capture streams")
     return running, oracle("walbus")
 
 

@@ -125,7 +125,8 @@ class CaptureThread:
 
     def streaming(self, deadline: float = 60) -> None:
         """Waits until the slot is streamed from, and not by what a capture before this one left for a moment."""
-        self._wait(lambda: slot_is_active(self.source, self._begun), deadline, "capture streams")
+        with closing(SlotLooks(self.source)) as looks:
+            self._wait(lambda: looks.is_active(self._begun), deadline, "capture streams")
 
     def _wait(self, condition: Callable[[], bool], deadline: float, what: str) -> None:
         wait_for(lambda: self.error is not None or condition(), deadline, what=what)
@@ -149,14 +150,26 @@ def _flushed_lsn(source: SourceConfig) -> int:
     return parse_lsn(row[0])
 
 
-def slot_is_active(source: SourceConfig, since: float) -> bool:
-    """Whether a session streams from the slot that began at a time (Unix seconds) or behind it."""
-    with psycopg.connect(source.dsn.get_secret_value(), autocommit=True) as session:
+class SlotLooks:
+    """Looks at a slot on one session, since each new one costs the server a process; a broken one is replaced."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        self._source = source
+        self._session: psycopg.Connection | None = None
+
+    def is_active(self, since: float) -> bool:
+        """Whether a session streams from the slot that began at a time (Unix seconds) or behind it."""
+        if self._session is None or self._session.closed:
+            self._session = psycopg.connect(self._source.dsn.get_secret_value(), autocommit=True)
         query = (
             "SELECT FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
             " WHERE s.slot_name = %s AND coalesce(r.state, '') <> 'startup' AND r.backend_start >= to_timestamp(%s)"
         )
-        return session.execute(query, [source.slot, since]).fetchone() is not None
+        return self._session.execute(query, [self._source.slot, since]).fetchone() is not None
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
 
 
 @contextmanager
