@@ -26,6 +26,12 @@ from walbus.schema import TableSchema
 from walbus.values import row_encoder, row_texts
 
 
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of capture for what is handed over."""
+    monkeypatch.setattr("walbus.capture.loop.CHORE_SECONDS", 0.1)
+
+
 @pytest.fixture
 def table(database: Database) -> str:
     database.execute("CREATE TABLE t (id int PRIMARY KEY, n int, big text)")
