@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
+from support import plain_http
 from support.chained_relay import ChainedRelay, records_of
 from support.relay_log import transaction
 from support.relay_server import Relay, fill, parsed
@@ -44,7 +44,7 @@ def test_a_copy_on_a_full_disk_serves_on_holds_confirming_up_and_goes_on_when_th
         url = f"http://127.0.0.1:{copy.port}/v1/stream?from=earliest&until=latest"
 
         def served() -> bytes:
-            response = httpx.get(url, headers={"Accept-Encoding": "identity"}, trust_env=False, timeout=30)
+            response = plain_http.get(url, headers={"Accept-Encoding": "identity"})
             return response.content if response.is_success else b""
 
         body = wait_for(served, 60, what="the copy's server has opened its log")

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import httpx
 import pytest
 
 import walbus as library
+from support import plain_http
 from support.crowd import Crowd, digest_of
 from support.database import Database
 from support.log_view import log_transactions
@@ -73,7 +73,7 @@ class Site:
             print(f"last lines of {room} in {self.folder.name}:\n{running.log()[-2500:]}")
 
     def info(self) -> dict:
-        document: dict = httpx.get(f"{self.url}/v1/info", timeout=20, trust_env=False).json()
+        document: dict = plain_http.get(f"{self.url}/v1/info", timeout=20).json()
         return document
 
     def end(self) -> Position:

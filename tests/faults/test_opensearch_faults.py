@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from support import plain_http
 from support.between_search import Between, between_search
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, truncate, update
 from support.opensearch_server import OpenSearchServer, local_opensearch
@@ -225,7 +226,7 @@ def test_a_server_that_pushes_back_is_waited_for(
 
 def rejections(url: str) -> int:
     """How many bulks a node has refused so far for want of memory."""
-    nodes = httpx.get(f"{url}/_nodes/stats/indexing_pressure", timeout=30).json()["nodes"].values()
+    nodes = plain_http.get(f"{url}/_nodes/stats/indexing_pressure").json()["nodes"].values()
     (pressure,) = (node["indexing_pressure"]["memory"]["total"] for node in nodes)
     return int(pressure["coordinating_rejections"] + pressure["primary_rejections"])
 

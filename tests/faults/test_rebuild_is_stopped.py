@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psycopg
 import pytest
 import redis
 from psycopg import sql
 
+from support import plain_http
 from support.model_source import ITEMS, ModelSource, insert, items_layout
 from support.rebuild_rig import config_for, dropped, filled, rebuilt, stopped_while_it_reads
 from support.scripted_relay import ScriptedRelay
@@ -85,11 +85,11 @@ def in_the_way(under_test: SinkUnderTest) -> Iterator[None]:
         case _:
             hold = f"{under_test.options['url']}/walbus-consumers%25hold-test~other"
             body = {"mappings": {"_meta": {"walbus": {"writers": {}}}}, "settings": {"hidden": True}}
-            httpx.put(hold, json=body, timeout=60).raise_for_status()
+            plain_http.put(hold, json=body, timeout=60).raise_for_status()
             try:
                 yield
             finally:
-                httpx.delete(hold, timeout=60).raise_for_status()
+                plain_http.delete(hold, timeout=60).raise_for_status()
 
 
 def test_a_rebuild_that_waits_for_others_ends_when_it_is_stopped(

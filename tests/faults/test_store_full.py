@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 
+from support import plain_http
 from support.bootstrap_rig import ITEMS, BootstrapRig
 from support.database import Database
 from support.net_log import rows_told, told
@@ -78,7 +78,7 @@ def test_a_bootstrap_on_a_full_disk_waits_serves_and_goes_on(database: Database,
         wait_for(lambda: fill_up(disk) and state() == "disk_full", 60, what="the status tells of a full disk")
         assert (read_status(status) or {})["walbus_bootstrap_disk_full"] == 1
         assert len(rig.rows("public.items")) == 500
-        assert "walbus_bootstrap_disk_full 1.0" in httpx.get(f"{rig.url}/metrics", trust_env=False, timeout=30).text
+        assert "walbus_bootstrap_disk_full 1.0" in plain_http.get(f"{rig.url}/metrics").text
         ballast.unlink()
         rig.assert_equals_source("public.items")
         wait_for(lambda: state() is None, 60, what="the status says nothing of it any more")

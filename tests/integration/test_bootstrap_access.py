@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support import plain_http
 from support.bootstrap_rig import ITEMS, BootstrapRig
 from support.database import Database
 from support.guarded_relay import new_token, token_section
@@ -43,7 +44,7 @@ def test_the_bootstraps_routes_ask_for_tokens_and_keep_to_their_tables(database:
 
         def get(path: str, token: str = "") -> httpx.Response:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
-            return httpx.get(f"{rig.url}{path}", headers=headers, trust_env=False, timeout=30)
+            return plain_http.get(f"{rig.url}{path}", headers=headers)
 
         def ready() -> bool:
             try:

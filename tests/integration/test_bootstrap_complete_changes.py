@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 import walbus
+from support import plain_http
 from support.bootstrap_rig import BootstrapRig
 from support.database import Database
 from support.seed import announced_seed
@@ -248,14 +249,14 @@ def test_a_bounded_tail_prints_whole_rows_up_to_its_bound(rig: BootstrapRig, dat
 
 
 def lines_of(url: str, params: dict[str, str]) -> list[dict[str, Any]]:
-    response = httpx.get(f"{url}/v1/stream", params=params, trust_env=False, timeout=30)
+    response = plain_http.get(f"{url}/v1/stream", params=params)
     assert response.status_code == 200, response.text
     return [json.loads(line) for line in response.text.splitlines()]
 
 
 def test_what_can_never_be_complete_is_refused_by_name(rig: BootstrapRig, relay: ServingRelay) -> None:
     def refused(url: str, **params: str) -> tuple[int, str | None, str]:
-        response = httpx.get(f"{url}/v1/stream", params=params, trust_env=False, timeout=30)
+        response = plain_http.get(f"{url}/v1/stream", params=params)
         document = response.json()
         return response.status_code, document["where"], document["error"]
 
@@ -322,7 +323,7 @@ def test_it_begins_where_it_is_switched_on_and_a_consumer_from_before_reads_a_de
             since = wait_for(lambda: rig.document()["complete_since"], what="the log is followed again")
             for early in ({"after": "1:0/1:0"}, {"from": "2020-01-01T00:00:00Z"}):
                 asked = {"complete": "true", "tables": TABLE, **early}
-                response = httpx.get(f"{rig.url}/v1/stream", params=asked, trust_env=False, timeout=30)
+                response = plain_http.get(f"{rig.url}/v1/stream", params=asked)
                 assert (response.status_code, response.json()["trimmed"]) == (410, since)
             database.execute("UPDATE docs SET kind = 'c' WHERE id = 2")
             with bus.subscribe(TABLE, name="docs", checkpoints=store, complete=True) as complete:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from support import plain_http
 from support.bootstrap_rig import ITEMS, BootstrapRig, long_text, statement_running
 from support.database import Database, fresh_database, held_commits, hold_commits, is_busy, release_commits, start_held
 from support.waiting import wait_for
@@ -110,7 +109,7 @@ def test_what_cannot_be_seeded_is_refused_by_name_with_the_reason(database: Data
         rig.wait_consistent("public.items")
         rig.wait_state("public.keyless", "refused")
         assert "no key" in rig.tables()["public.keyless"]["reason"]
-        refused = httpx.get(f"{rig.url}/v1/snapshot?table=public.keyless", trust_env=False, timeout=30)
+        refused = plain_http.get(f"{rig.url}/v1/snapshot?table=public.keyless")
         assert refused.status_code == 409
         database.execute("ALTER PUBLICATION walbus SET (publish = 'insert, update')")
         rig.wait_state("public.items", "refused")
@@ -235,12 +234,12 @@ def test_requests_that_make_no_sense_are_refused_with_the_mend(database: Databas
             "table=public.items&format=xml": 400,
             "table=public.items&color=red": 400,
         }.items():
-            response = httpx.get(f"{rig.url}/v1/snapshot?{query}", trust_env=False, timeout=30)
+            response = plain_http.get(f"{rig.url}/v1/snapshot?{query}")
             assert (response.status_code, "error" in response.json()) == (status, True), query
-        assert httpx.get(f"{rig.url}/healthz", trust_env=False, timeout=30).status_code == 200
-        assert httpx.get(f"{rig.url}/readyz", trust_env=False, timeout=30).status_code == 200
-        assert "walbus_bootstrap_rows" in httpx.get(f"{rig.url}/metrics", trust_env=False, timeout=30).text
-        lines = httpx.get(f"{rig.url}/v1/snapshot?table=public.items&format=json", trust_env=False, timeout=30).text
+        assert plain_http.get(f"{rig.url}/healthz").status_code == 200
+        assert plain_http.get(f"{rig.url}/readyz").status_code == 200
+        assert "walbus_bootstrap_rows" in plain_http.get(f"{rig.url}/metrics").text
+        lines = plain_http.get(f"{rig.url}/v1/snapshot?table=public.items&format=json").text
         assert "snapshot_end" in lines
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from support import plain_http
 from support.certificates import Authority
 from support.chained_relay import ChainedRelay, records_of
 from support.guarded_relay import GuardedRelay
@@ -137,7 +138,7 @@ def test_walbus_run_copies_and_serves_without_a_source(upstream: Relay, tmp_path
 
 def ended_at(port: int) -> str | None:
     try:
-        document = httpx.get(f"http://127.0.0.1:{port}/v1/info", timeout=5, trust_env=False).json()
+        document = plain_http.get(f"http://127.0.0.1:{port}/v1/info", timeout=5).json()
     except httpx.HTTPError:
         return None
     return str(parse_position(document["end"])) if "end" in document else None

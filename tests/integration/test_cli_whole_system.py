@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import pytest
 
+from support import plain_http
 from support.database import Database, fresh_database
 from support.kernel_slices import kernel_slice, may_have_slices
 from support.waiting import wait_for
@@ -127,7 +127,7 @@ def follow(stage: Stage) -> Iterator[type[Tail]]:
 
 def streams(stage: Stage) -> int:
     """Those of no name: consumers have one, and connect again when they like."""
-    info = httpx.get(f"{stage.system.relay_url}/v1/info", trust_env=False, timeout=30).json()
+    info = plain_http.get(f"{stage.system.relay_url}/v1/info").json()
     return sum(not stream["name"] for stream in info["streams"])
 
 

@@ -10,11 +10,11 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from structlog.testing import capture_logs
 
+from support import plain_http
 from support.apicurio_server import ApicurioServer
 from support.database import Database
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
@@ -266,7 +266,7 @@ def test_a_plain_consumer_reads_all_topics_with_the_configured_registry(
         database.execute("UPDATE still SET more = id WHERE id < 10")
         system.wait_until_at_rest(database)
         read_by_confluent(apicurio.url, TopicReader(kafka, prefix))
-        registered = httpx.get(f"{apicurio.url}/subjects/{prefix}.public.still-value/versions", trust_env=False)
+        registered = plain_http.get(f"{apicurio.url}/subjects/{prefix}.public.still-value/versions")
         assert registered.json() == [1, 2]
 
 

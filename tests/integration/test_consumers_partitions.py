@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 import walbus
+from support import plain_http
 from support.database import Database
 from support.single_rooms import SingleRooms
 from support.waiting import wait_for
@@ -85,7 +85,7 @@ def test_sinks_of_all_parts_have_every_row_once_whatever_happens_to_the_keys(
 
 
 def known_to(relay_url: str) -> set[str]:
-    told = httpx.get(f"{relay_url}/v1/consumers", trust_env=False, timeout=30).json()["consumers"]
+    told = plain_http.get(f"{relay_url}/v1/consumers").json()["consumers"]
     return {one["name"] for one in told}
 
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import pytest
 import zstandard
 
+from support import plain_http
 from support.relay_log import BASE_TIME, commits, piece, progress, schema_piece, table_schema, transaction
 from support.relay_server import Follower, Relay, fill, parsed, rows_of
 from support.waiting import wait_for
@@ -335,7 +335,7 @@ def test_a_client_that_offers_zstd_among_others_reads_every_block_of_a_stream(re
     """httpx offers zstd beside gzip, and fails at a second frame."""
     blocks = 0
     url = f"http://127.0.0.1:{relay.port}/v1/stream?from=latest&format=json"
-    with httpx.stream("GET", url, timeout=30) as response:
+    with plain_http.stream("GET", url) as response:
         assert "zstd" in response.request.headers["Accept-Encoding"]
         for text in response.iter_text():
             blocks += "heartbeat" in text

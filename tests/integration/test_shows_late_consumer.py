@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from support import plain_http
 from support.compare import assert_rows_equal, assert_sinks_equal
 from support.database import Database
 from support.waiting import wait_for
@@ -195,9 +195,7 @@ def change_and_trim(database: Database, system: WholeSystem) -> int:
 
 
 def states(system: WholeSystem) -> dict[str, str]:
-    document = (
-        httpx.get(f"{system.info()['bootstrap']}/v1/tables", timeout=30, trust_env=False).raise_for_status().json()
-    )
+    document = plain_http.get(f"{system.info()['bootstrap']}/v1/tables").raise_for_status().json()
     return {table["table"]: table["state"] for table in document["tables"]}
 
 
@@ -210,7 +208,7 @@ def check_that_the_start_is_gone(system: WholeSystem, start: int) -> None:
     info = system.info()
     for place in ({"after": "0:0/0:0"}, {"after": f"1:{format_lsn(start)}:0"}, {"from": f"1:{format_lsn(start)}:1"}):
         asked = {**place, "follow": "false"}
-        answer = httpx.get(f"{system.relay_url}/v1/stream", params=asked, trust_env=False, timeout=30)
+        answer = plain_http.get(f"{system.relay_url}/v1/stream", params=asked)
         assert answer.status_code == 410, place
         told = answer.json()
         assert (told["trimmed"], told["bootstrap"], told["log_id"]) == (

@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psycopg
 
 import walbus
+from support import plain_http
 from support.database import Database
 from support.waiting import wait_for
 from support.whole_system import WholeSystem
@@ -52,5 +52,5 @@ def test_whoever_has_written_and_waited_reads_what_he_wrote(tmp_path: Path, data
 
 def told_online(url: str) -> dict[str, Any] | None:
     """What the relay knows of the consumer once it has told that it is online."""
-    known: dict[str, Any] = httpx.get(f"{url}/v1/consumers/cache", trust_env=False).json()
+    known: dict[str, Any] = plain_http.get(f"{url}/v1/consumers/cache").json()
     return known if known["phase"] == "online" else None

@@ -21,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import httpx
 import psycopg
 from psycopg import sql
 
+from support import plain_http
 from support.bootstrap_rig import BootstrapRig
 from support.compare import told
 from support.database import Database
@@ -135,7 +135,7 @@ class AllRooms(BootstrapRig):
 
     def end_of_log(self) -> Position:
         """As the relay tells it."""
-        answer = httpx.get(f"{self.relay_url}/v1/info", timeout=30, trust_env=False).raise_for_status()
+        answer = plain_http.get(f"{self.relay_url}/v1/info").raise_for_status()
         return parse_position(answer.json()["end"])
 
     def wait_until_equal(self, deadline: float = 90) -> None:

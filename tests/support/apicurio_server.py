@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 
+from support import plain_http
 from support.maven_jars import JARS
 from support.waiting import wait_for
 from walbus.demo.jars import check_java
@@ -82,7 +83,7 @@ class ApicurioServer:
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(f"Apicurio did not start: {self._said.read_text()[-2000:]}")
         with suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/subjects", trust_env=False, timeout=5).status_code == 200
+            return plain_http.get(f"{self.url}/subjects", timeout=5).status_code == 200
         return False
 
     def stop(self) -> None:

@@ -24,6 +24,7 @@ import httpx
 import psycopg
 from psycopg import sql
 
+from support import plain_http
 from support.database import Database
 from support.waiting import wait_for
 from support.walbus_command import Running, write_config
@@ -116,7 +117,7 @@ class BootstrapRig:
         """`/v1/tables`, asked again for as long as a layout in the log is newer than the last look at the catalog."""
 
         def told() -> httpx.Response | None:
-            response = httpx.get(f"{self.url}/v1/tables", trust_env=False, timeout=30)
+            response = plain_http.get(f"{self.url}/v1/tables")
             return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
 
         response = wait_for(told, what="the bootstrap has looked at the catalog", every=0.05)
@@ -127,14 +128,14 @@ class BootstrapRig:
 
     def seeding(self) -> list[dict[str, Any]]:
         """`/v1/seeding`: what is read from the source now."""
-        response = httpx.get(f"{self.url}/v1/seeding", trust_env=False, timeout=30)
+        response = plain_http.get(f"{self.url}/v1/seeding")
         response.raise_for_status()
         told: list[dict[str, Any]] = response.json()["seeding"]
         return told
 
     def snapshot(self, table: str) -> httpx.Response:
         """`/v1/snapshot` of a table, whatever it answers."""
-        return httpx.get(f"{self.url}/v1/snapshot", params={"table": table}, trust_env=False, timeout=60)
+        return plain_http.get(f"{self.url}/v1/snapshot", params={"table": table}, timeout=60)
 
     def wait_state(self, table: str, state: str, deadline: float = 60) -> None:
         wait_for(lambda: self.tables()[table]["state"] == state, deadline, what=f"{table} is {state}", every=0.05)
@@ -157,7 +158,7 @@ class BootstrapRig:
         parser = RecordParser()
         ended = False
         request = {"table": table, **parameters}
-        with httpx.stream("GET", f"{self.url}/v1/snapshot", params=request, trust_env=False, timeout=60) as response:
+        with plain_http.stream("GET", f"{self.url}/v1/snapshot", params=request, timeout=60) as response:
             assert response.status_code == 200, response.read()
             for data in response.iter_raw():
                 parser.feed(data)

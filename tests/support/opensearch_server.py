@@ -20,8 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
-
+from support import plain_http
 from support.maven_jars import JARS
 from walbus.demo.jars import Kind, fetched
 from walbus.demo.postgres import free_port
@@ -64,7 +63,7 @@ class OpenSearchServer:
         if not self._process.stdout.readline().startswith("listens"):
             self.stop()
             raise RuntimeError(f"{self._kind.folder} did not start: {(self._folder / 'log').read_text()[-2000:]}")
-        httpx.get(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=30s", timeout=_START_SECONDS)
+        plain_http.get(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=30s", timeout=_START_SECONDS)
 
     def stop(self) -> None:
         """Kills it."""
@@ -96,6 +95,6 @@ def local_opensearch(
 
 def emptied(url: str) -> str:
     """The address, once no index is there any more."""
-    for index in httpx.get(f"{url}/_cat/indices?h=index&format=json&expand_wildcards=all", timeout=30).json():
-        httpx.delete(f"{url}/{quote(index['index'], safe='')}", timeout=30).raise_for_status()
+    for index in plain_http.get(f"{url}/_cat/indices?h=index&format=json&expand_wildcards=all").json():
+        plain_http.delete(f"{url}/{quote(index['index'], safe='')}").raise_for_status()
     return url

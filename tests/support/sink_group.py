@@ -18,6 +18,7 @@ from typing import Any, Self
 import httpx
 
 import walbus
+from support import plain_http
 from support.database import Database
 from support.waiting import wait_for
 from support.walbus_command import Ended, Running, write_config
@@ -116,7 +117,7 @@ class SinkGroup:
 
     def told(self) -> dict[str, Any]:
         """The group, as the relay tells it."""
-        answer = httpx.get(f"{self._system.relay_url}/v1/groups/{NAME}", timeout=30, trust_env=False)
+        answer = plain_http.get(f"{self._system.relay_url}/v1/groups/{NAME}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return {"members": [], "parts": []}
         document: dict[str, Any] = answer.raise_for_status().json()

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from support import plain_http
 from support.redis_cluster import LocalCluster
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 
@@ -136,9 +137,9 @@ def _redis_row(client: Any, key: str, form: str) -> dict[str, Any]:
 
 def opensearch_under_test(folder: Path, url: str, name: str = "opensearch", **options: Any) -> SinkUnderTest:
     def read(table: str) -> dict[str, Row]:
-        if httpx.post(f"{url}/{table}/_refresh", timeout=30).status_code == httpx.codes.NOT_FOUND:
+        if plain_http.post(f"{url}/{table}/_refresh").status_code == httpx.codes.NOT_FOUND:
             return {}
-        found = httpx.post(f"{url}/{table}/_search", json={"size": 10_000}, timeout=30).json()
+        found = plain_http.post(f"{url}/{table}/_search", json={"size": 10_000}).json()
         sources = [{"name": None, "body": None, **hit["_source"]} for hit in found["hits"]["hits"]]
         assert len({source["id"] for source in sources}) == len(sources), "a document twice"
         return dict(_as_text(source) for source in sources)

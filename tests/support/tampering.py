@@ -12,6 +12,7 @@ import httpx
 import psycopg
 import redis
 
+from support import plain_http
 from support.model_source import ITEMS
 from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
@@ -230,7 +231,7 @@ class SearchHand:
         given: Any = {"json": body}
         if content is not None:
             given = {"content": content, "headers": {"Content-Type": f"application/{form}"}}
-        return httpx.request(method, f"{self._url}{path}", **given, timeout=60)
+        return plain_http.request(method, f"{self._url}{path}", **given, timeout=60)
 
 
 def beside(key: str) -> str:

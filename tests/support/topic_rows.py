@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import fastavro
-import httpx
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
+from support import plain_http
 from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
 from walbus.demo.sink_rows import Found, key_of
@@ -51,7 +51,7 @@ class RegistrySchemas(dict[int, dict[str, Any]]):
         self._url = url
 
     def __missing__(self, number: int) -> dict[str, Any]:
-        answer = httpx.get(f"{self._url}/schemas/ids/{number}", timeout=30, trust_env=False).raise_for_status()
+        answer = plain_http.get(f"{self._url}/schemas/ids/{number}").raise_for_status()
         self[number] = json.loads(answer.json()["schema"])
         return self[number]
 

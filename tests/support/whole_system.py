@@ -20,8 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
-
+from support import plain_http
 from support.compare import assert_sinks_equal
 from support.database import Database
 from support.log_view import log_transactions
@@ -142,7 +141,7 @@ class WholeSystem:
 
     def info(self) -> dict[str, Any]:
         """The relay's `/v1/info`."""
-        document: dict[str, Any] = httpx.get(f"{self.relay_url}/v1/info", timeout=30, trust_env=False).json()
+        document: dict[str, Any] = plain_http.get(f"{self.relay_url}/v1/info").json()
         return document
 
     def wait_until_streaming(self, deadline: float = 120.0) -> None:
