@@ -8,7 +8,7 @@ import pytest
 
 from support.bootstrap_rig import BootstrapRig
 from support.database import Database
-from support.walbus_command import impatient_walbus, walbus
+from support.walbus_command import walbus
 
 pytestmark = pytest.mark.one_version
 
@@ -49,6 +49,6 @@ def test_what_cannot_be_seeded_is_refused_with_the_reason(database: Database, tm
 def test_without_a_bootstrap_the_command_says_so(database: Database, tmp_path: Path) -> None:
     with BootstrapRig(tmp_path, database) as rig:
         waits = {"walbus.cli.snapshot._ANSWER_SECONDS": 0.5}
-        ended = impatient_walbus(waits, "snapshot", "public.t", "-c", str(rig.config))
+        ended = walbus("snapshot", "public.t", "-c", str(rig.config), constants=waits)
         assert ended.code == 1 and "start `walbus bootstrap`" in ended.one_line()
         assert not list((rig.data_dir / "requests").iterdir())

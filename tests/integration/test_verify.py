@@ -14,7 +14,7 @@ from support.bootstrap_rig import ITEMS, BootstrapRig, Writers
 from support.database import Database, fresh_database, hold_commits, release_commits, start_held
 from support.net_log import net_changes, told
 from support.waiting import wait_for
-from support.walbus_command import impatient_walbus, walbus
+from support.walbus_command import walbus
 from walbus.bootstrap.entry import Entry, FromEvent, pack_entry, unpack_entry
 from walbus.bootstrap.rocks import RocksStore
 from walbus.bootstrap.store import WriteSet, space_of
@@ -192,7 +192,8 @@ def test_a_commit_that_is_not_visible_yet_is_not_called_a_difference(own_pg_serv
         database.execute("CREATE TABLE public.t (id int PRIMARY KEY, n int)")
         database.execute("INSERT INTO public.t SELECT i, 0 FROM generate_series(1, 100) i")
         with BootstrapRig(tmp_path, database) as rig:
-            rig.start()
+            rig.start_capture()
+            rig.start_bootstrap({"walbus.bootstrap.judging._JUDGING_SECONDS": 2.0})
             rig.wait_consistent("public.t")
             hold_commits(database, "UPDATE public.t SET n = 0 WHERE id = 99")
             start_held(database, "UPDATE public.t SET n = 1 WHERE id = 7")
@@ -240,7 +241,7 @@ def test_a_comparison_whose_bootstrap_was_killed_is_begun_again_by_the_next_one(
 def test_without_a_bootstrap_that_answers_it_says_so(database: Database, tmp_path: Path) -> None:
     database.execute("CREATE TABLE public.t (id int PRIMARY KEY)")
     rig = BootstrapRig(tmp_path, database)
-    ended = impatient_walbus({"walbus.cli.verify._ANSWER_SECONDS": 0.5}, "verify", "-c", str(rig.config))
+    ended = walbus("verify", "-c", str(rig.config), constants={"walbus.cli.verify._ANSWER_SECONDS": 0.5})
     assert ended.code == 1
     assert "no bootstrap answers" in ended.one_line()
     assert list((rig.data_dir / "verify").iterdir()) == []

@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -88,8 +88,9 @@ class BootstrapRig:
     def start_capture(self) -> None:
         self.capture = Running("capture", "-c", str(self.config), log=self._folder / "capture.log")
 
-    def start_bootstrap(self) -> None:
-        self.bootstrap = Running("bootstrap", "-c", str(self.config), log=self._folder / "bootstrap.log")
+    def start_bootstrap(self, constants: Mapping[str, float] | None = None) -> None:
+        log = self._folder / "bootstrap.log"
+        self.bootstrap = Running("bootstrap", "-c", str(self.config), log=log, constants=constants)
 
     def kill_bootstrap(self) -> None:
         assert self.bootstrap is not None

@@ -56,11 +56,11 @@ class Template:
         *,
         folder: Path,
         descriptors: tuple[int, int, int],
-        constants: Mapping[str, float] | None = None,
+        constants: Mapping[str, float],
     ) -> Copy:
-        """A process with arguments of `walbus`, in a session of its own; `constants`: other values, by full name."""
+        """A process with arguments of `walbus`, in a session of its own; with other values of constants."""
         with self._lock:
-            request = json.dumps([list(arguments), str(folder), dict(constants or {})]).encode()
+            request = json.dumps([list(arguments), str(folder), dict(constants)]).encode()
             socket.send_fds(self._socket, [request], list(descriptors))
             while (number := self._hear(None)) is None:
                 pass

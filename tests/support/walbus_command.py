@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -56,14 +56,22 @@ def template() -> Template:
 
 
 def _start(
-    arguments: tuple[str, ...], stdout: IO[bytes], stderr: IO[bytes], cwd: Path | None, variables: Mapping[str, str]
+    arguments: tuple[str, ...],
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    cwd: Path | None,
+    constants: Mapping[str, float] | None,
+    variables: Mapping[str, str],
 ) -> Copy | subprocess.Popen[bytes]:
     """A process in a session of its own; a copy where it has no environment of its own."""
     wanted = environment(**variables)
     with Path(os.devnull).open("rb") as nothing:
         if wanted == template().environment:
             descriptors = (nothing.fileno(), stdout.fileno(), stderr.fileno())
-            return template().start(arguments, folder=cwd or Path.cwd(), descriptors=descriptors)
+            return template().start(
+                arguments, folder=cwd or Path.cwd(), descriptors=descriptors, constants=constants or {}
+            )
+        assert not constants, "a process with an environment of its own is started for real"
         return subprocess.Popen(
             [*PROGRAM, *arguments],
             stdin=nothing,
@@ -75,26 +83,25 @@ def _start(
         )
 
 
-def walbus(*arguments: str, deadline: float = 120.0, cwd: Path | None = None, **variables: str) -> Ended:
-    """Runs a command to its end."""
-    return _ended(lambda stdout, stderr: _start(arguments, stdout, stderr, cwd, variables), deadline)
+def walbus(
+    *arguments: str,
+    deadline: float = 120.0,
+    cwd: Path | None = None,
+    constants: Mapping[str, float] | None = None,
+    **variables: str,
+) -> Ended:
+    """Runs a command to its end.
 
-
-def impatient_walbus(constants: Mapping[str, float], *arguments: str, deadline: float = 120.0) -> Ended:
-    """As `walbus`, with other values of constants by their full names: what is waited for in vain, for less long."""
-
-    def start(stdout: IO[bytes], stderr: IO[bytes]) -> Copy:
-        with Path(os.devnull).open("rb") as nothing:
-            descriptors = (nothing.fileno(), stdout.fileno(), stderr.fileno())
-            return template().start(arguments, folder=Path.cwd(), descriptors=descriptors, constants=constants)
-
-    return _ended(start, deadline)
-
-
-def _ended(start: Callable[[IO[bytes], IO[bytes]], Copy | subprocess.Popen[bytes]], deadline: float) -> Ended:
+    Args:
+        arguments: of the command line.
+        deadline: seconds that it may take.
+        cwd: its folder.
+        constants: other values of modules' constants, by full names: for what is waited for in vain.
+        variables: of its environment.
+    """
     with ExitStack() as held:
         stdout, stderr = (held.enter_context(tempfile.TemporaryFile()) for _ in range(2))
-        process = start(stdout, stderr)
+        process = _start(arguments, stdout, stderr, cwd, constants, variables)
         try:
             code = process.wait(deadline)
         finally:
@@ -108,12 +115,14 @@ def _ended(start: Callable[[IO[bytes], IO[bytes]], Copy | subprocess.Popen[bytes
 
 
 class Running:
-    """A command that runs until it is stopped; its stderr goes into a file."""
+    """A command that runs until it is stopped; its stderr goes into a file; `constants` as of `walbus`."""
 
-    def __init__(self, *arguments: str, log: Path, **variables: str) -> None:
+    def __init__(
+        self, *arguments: str, log: Path, constants: Mapping[str, float] | None = None, **variables: str
+    ) -> None:
         self.log_path = log
         with log.open("ab") as stream, Path(os.devnull).open("wb") as nothing:
-            self.process = _start(arguments, nothing, stream, None, variables)
+            self.process = _start(arguments, nothing, stream, None, constants, variables)
 
     def log(self) -> str:
         """What it said on stderr so far."""
