@@ -29,6 +29,7 @@ from support.opensearch_server import (
     local_opensearch,
 )
 from support.oracle import Oracle
+from support.order import long_ones_first
 from support.postgres_programs import programs_of, versions_of
 from support.redis_cluster import LocalCluster, local_cluster
 from support.scripted_relay import ScriptedRelay
@@ -67,14 +68,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"of {share} tests one was drawn by WALBUS_TEST_SEED={shared_seed()}")
 
 
+@pytest.hookimpl(trylast=True)  # behind what -m and -k leave out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves those that `--sample` draws."""
+    """Leaves those that `--sample` draws; in xdist's workers what takes long goes first."""
     share = config.getoption("--sample")
     if share > 1:
         seed = shared_seed()
         drawn = {item for item in items if crc32(f"{seed} {item.nodeid}".encode()) % share == 0}
         config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
         items[:] = [item for item in items if item in drawn]
+    if workers := getattr(config, "workerinput", {}).get("workercount"):
+        items[:] = long_ones_first(items, workers)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
