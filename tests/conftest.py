@@ -29,7 +29,7 @@ from support.opensearch_server import (
     local_opensearch,
 )
 from support.oracle import Oracle
-from support.order import long_ones_first
+from support.order import ordered_for
 from support.postgres_programs import programs_of, versions_of
 from support.redis_cluster import LocalCluster, local_cluster
 from support.scripted_relay import ScriptedRelay
@@ -70,7 +70,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(trylast=True)  # behind what -m and -k leave out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves those that `--sample` draws; in xdist's workers what takes long goes first."""
+    """Leaves those that `--sample` draws; in xdist's workers in the order of `support.order`."""
     share = config.getoption("--sample")
     if share > 1:
         seed = shared_seed()
@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
         items[:] = [item for item in items if item in drawn]
     if workers := getattr(config, "workerinput", {}).get("workercount"):
-        items[:] = long_ones_first(items, workers)
+        items[:] = ordered_for(items, workers)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

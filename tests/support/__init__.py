@@ -35,6 +35,8 @@ Modules:
     support.whole_system, support.single_rooms   all rooms by `walbus run`, or each by itself where none ends meanwhile
     support.described_server   a server against its OpenAPI document: the same routes, and answers as it says
     support.waiting     wait_for(condition, deadline, what=…): instead of sleeping
+    support.plain_http  `httpx.get` and the like without TLS, and without what that costs each time
+    support.order       the order in which workers take tests
     support.model_source, support.sink_writing   a source without PostgreSQL, and what a sink is given of it
     support.compare     a source table against SQLite, tantivy, Redis or JSON lines, value by value
     support.capturing   capture in a thread, or as a process to kill, into a log of the file engine or of `memory_log`

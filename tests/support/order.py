@@ -1,8 +1,11 @@
-"""The order in which xdist's workers take tests: what takes long goes first, lest one worker is at it alone at the end.
+"""The order in which xdist's workers take tests.
 
 `--dist worksteal` cuts the list into pieces of equal numbers of tests, one a worker; who has done its piece takes from
-the end of another's. So each piece begins with some of the files whose tests take long, each file whole, since its
-tests may share what is dear.
+the end of another's. So what a piece begins with stays with its worker, and begins at once:
+
+* the tests that need a server which takes the processor for seconds to start, and which each worker would have to
+  itself: those of one server are with one worker;
+* the files whose tests take long, each file whole, lest one worker is at such a test alone at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from typing import TypeVar
 import pytest
 
 Item = TypeVar("Item", bound=pytest.Item)
+
+#: In JVMs; told by fixtures and parameters. Kafka is not among them: too many tests need it for one worker.
+SERVERS = ("opensearch", "elasticsearch", "apicurio")
 
 #: Files with tests of more than twelve seconds (`make test ARGS=--durations=60`).
 LONG = frozenset(
@@ -42,21 +48,33 @@ LONG = frozenset(
 )
 
 
-def long_ones_first(items: Sequence[Item], workers: int) -> list[Item]:
+def ordered_for(items: Sequence[Item], workers: int) -> list[Item]:
     """The same tests, for so many workers.
 
     Args:
         items: the tests, those of a file together.
         workers: how many pieces are made of the list.
     """
-    files = [list(group) for _, group in groupby(items, key=lambda item: item.path)]
-    long = [file for file in files if file[0].path.name in LONG]
-    quick = [item for file in files if file[0].path.name not in LONG for item in file]
+    first: list[list[Item]] = [[] for _ in range(workers)]
+    for number, server in enumerate(SERVERS):
+        first[number % workers] += [item for item in items if server_of(item) == server]
+    quick: list[Item] = []
+    long = 0
+    for path, group in groupby([item for item in items if server_of(item) is None], key=lambda item: item.path):
+        if path.name in LONG:
+            long += 1
+            first[-long % workers] += group
+        else:
+            quick += group
     ordered: list[Item] = []
-    for worker in range(workers):
-        first = [item for file in long[worker::workers] for item in file]
-        size = len(items) * (worker + 1) // workers - len(ordered)
-        taken = max(0, size - len(first))
-        ordered += [*first, *quick[:taken]]
+    for worker, begin in enumerate(first, 1):
+        taken = max(0, len(items) * worker // workers - len(ordered) - len(begin))
+        ordered += [*begin, *quick[:taken]]
         del quick[:taken]
     return ordered + quick
+
+
+def server_of(item: pytest.Item) -> str | None:
+    """Which of `SERVERS` a test needs, if any, by the names of its fixtures, its parameters and its own."""
+    named = " ".join([item.name, *getattr(item, "fixturenames", ())])
+    return next((server for server in SERVERS if server in named), None)
