@@ -5,7 +5,7 @@ the end of another's. So what a piece begins with stays with its worker, and beg
 
 * the tests that need a server which takes the processor for seconds to start, and which each worker would have to
   itself: those of one server are with one worker;
-* the files whose tests take long, each file whole, lest one worker is at such a test alone at the end.
+* the files whose tests take long, lest one worker is at such a test alone at the end.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ordered_for(items: Sequence[Item], workers: int) -> list[Item]:
     """The same tests, for so many workers.
 
     Args:
-        items: the tests, those of a file together.
+        items: the tests; what stands together of a file that takes long stays together.
         workers: how many pieces are made of the list.
     """
     first: list[list[Item]] = [[] for _ in range(workers)]
