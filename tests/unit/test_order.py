@@ -15,17 +15,17 @@ ROOT = Path(__file__).parents[1]
 WORKERS = 5
 
 
-def tests_of(file: str, count: int, *fixtures: str, name: str = "test_it") -> list[Any]:
+def some_of(file: str, count: int, *fixtures: str, name: str = "test_it") -> list[Any]:
     return [SimpleNamespace(path=Path(file), name=name, fixturenames=fixtures, number=n) for n in range(count)]
 
 
-LONG_ONES = [one for file in sorted(LONG) for one in tests_of(file, 3)]
+LONG_ONES = [one for file in sorted(LONG) for one in some_of(file, 3)]
 SERVED = [
-    *tests_of("test_sinks.py", 8, "under_test", name="test_it[opensearch]"),
-    *tests_of("test_sinks.py", 8, "under_test", name="test_it[elasticsearch]"),
-    *tests_of("test_registry.py", 8, "apicurio", "kafka"),
+    *some_of("test_sinks.py", 8, "under_test", name="test_it[opensearch]"),
+    *some_of("test_sinks.py", 8, "under_test", name="test_it[elasticsearch]"),
+    *some_of("test_registry.py", 8, "apicurio", "kafka"),
 ]
-MANY = [*tests_of("test_a.py", 1000), *SERVED, *LONG_ONES, *tests_of("test_b.py", 1000)]
+MANY = [*some_of("test_a.py", 1000), *SERVED, *LONG_ONES, *some_of("test_b.py", 1000)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
