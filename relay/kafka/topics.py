@@ -285,7 +285,7 @@ def topic_settings(clients: ClusterClients, names: Iterable[str], *, own: bool =
 def _is_own(entry: ConfigEntry) -> bool:
     from confluent_kafka.admin import ConfigSource  # noqa: PLC0415
 
-    return int(entry.source) == ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+    return ConfigSource(entry.source) is ConfigSource.DYNAMIC_TOPIC_CONFIG
 
 
 def _state(topic: TopicDescription, settings: Mapping[str, str]) -> TopicState:
