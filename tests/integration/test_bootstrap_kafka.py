@@ -119,8 +119,7 @@ def test_the_cluster_keeps_what_the_bootstrap_has_not_read_until_it_is_let_go(
     database.execute(ITEMS)
     commits = Commits(database)
     with KafkaRig(tmp_path, database, kafka, {"retention_hours": 0.0005}) as rig:  # 1.8 s
-        rig.start_capture({"walbus.capture.loop.TRIM_SECONDS": 1.0})
-        rig.start_bootstrap()
+        rig.start()
         rig.wait_consistent("public.items")
         commits.make(30)
         rig.wait_applied()
@@ -130,7 +129,7 @@ def test_the_cluster_keeps_what_the_bootstrap_has_not_read_until_it_is_let_go(
         held = rig.held_behind()
         commits.make(30)
         rig.trimmed_to(held)
-        looks = time.monotonic() + 6.0  # capture looks each two seconds, and all that is there now is too old by then
+        looks = time.monotonic() + 15.0  # capture looks each five seconds, and all that is there now is too old by then
         commits.make_until(lambda: time.monotonic() > looks, what="capture has looked several times")
         assert rig.bounds().trimmed == held, rig.seen(rig.bounds())
         rig.start_bootstrap()

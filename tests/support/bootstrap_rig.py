@@ -85,9 +85,8 @@ class BootstrapRig:
         self.start_capture()
         self.start_bootstrap()
 
-    def start_capture(self, constants: Mapping[str, float] | None = None) -> None:
-        log = self._folder / "capture.log"
-        self.capture = Running("capture", "-c", str(self.config), log=log, constants=constants)
+    def start_capture(self) -> None:
+        self.capture = Running("capture", "-c", str(self.config), log=self._folder / "capture.log")
 
     def start_bootstrap(self, constants: Mapping[str, float] | None = None) -> None:
         log = self._folder / "bootstrap.log"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -70,9 +69,8 @@ class KafkaRig(BootstrapRig):
         self.config.write_text(text.replace(self.cluster.topic, other.cluster.topic))
         self.cluster = other.cluster
 
-    def start_capture(self, constants: Mapping[str, float] | None = None) -> None:
-        log = self._folder / "capture.log"
-        self.capture = Running("capture", "-c", str(self._capture_config), log=log, constants=constants)
+    def start_capture(self) -> None:
+        self.capture = Running("capture", "-c", str(self._capture_config), log=self._folder / "capture.log")
 
     def open_log(self) -> KafkaLogReader:
         return open_kafka_reader(self.cluster)
