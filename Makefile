@@ -10,8 +10,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 ARGS ?=
 
-# Tests wait two thirds of their time. Each worker has servers of its own; `WORKERS=0` runs in one process, as --pdb wants it.
-WORKERS ?= 5
+# Tests wait more than they compute. Each worker has servers of its own; `WORKERS=0` runs in one process, as --pdb wants it.
+WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 help:

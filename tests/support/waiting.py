@@ -8,8 +8,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_LONGEST_REST = 0.25  # seconds
-
 
 def wait_for(condition: Callable[[], T], deadline: float = 60.0, *, what: str = "", every: float = 0.01) -> T:
     """Calls `condition` until its result is true, and returns that result.
@@ -20,14 +18,13 @@ def wait_for(condition: Callable[[], T], deadline: float = 60.0, *, what: str = 
         condition: called again and again.
         deadline: seconds from now; the usual ones only keep a test from hanging, on however busy a machine.
         what: what is waited for, for the failure's message.
-        every: seconds between two calls; longer behind one that took longer, so that what is waited for has its turn.
+        every: seconds between two calls.
 
     Raises:
         AssertionError: it did not become true in time.
     """
     end = time.monotonic() + deadline
     while True:
-        begun = time.monotonic()
         failure: BaseException | None = None
         result: T | None = None
         try:
@@ -36,8 +33,7 @@ def wait_for(condition: Callable[[], T], deadline: float = 60.0, *, what: str = 
             failure = error
         if result:
             return result
-        now = time.monotonic()
-        if now >= end:
+        if time.monotonic() >= end:
             seen = f"raised {failure!r}" if failure else f"was {result!r}"
             raise AssertionError(f"not within {deadline} s: {what or condition} (last {seen})") from failure
-        time.sleep(max(every, min(now - begun, _LONGEST_REST)))
+        time.sleep(every)
