@@ -60,7 +60,7 @@ Around it:
       regrouped      what PostgreSQL 14 overlooks of partitions                    pure
       attached       whether an attached partition brought rows
       remembered     the one that was told last, over restarts
-      unnumbered     layouts until the log has passed the look that saw them         pure
+      unnumbered     layouts until the log has passed the look that saw them
       noticed        what the log is told of it, and when
     sessions       how sessions are opened: settings, keepalives
     refusals       PostgreSQL's errors as Walbus's, with mends
