@@ -92,8 +92,8 @@ class TopicReader:
         return sorted(name for name in found if name.startswith(f"{self.prefix}."))
 
     def messages(self, *topics: str) -> list[Message]:
-        """All committed records of topics that compaction has left, of each partition in its order."""
-        return list(self._messages(topics))
+        """All committed records of topics that compaction has left, by topic, partition and offset."""
+        return sorted(self._messages(topics), key=lambda m: (m.topic, m.partition, m.offset))
 
     def _messages(self, topics: Sequence[str]) -> Iterator[Message]:
         consumer = self._consumer()
