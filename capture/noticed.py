@@ -108,6 +108,8 @@ class Noticed:
         due, assembler = self._due, self._assembler
         if due is None or assembler.in_transaction or assembler.bound < due.lsn or self._layouts.waits_for(due.lsn):
             return None
+        if self._layouts.waits_with({reseed.oid for reseed in due.reseeds}):  # an earlier connection saw the change
+            return None
         if self.renewal(begun) is not None:
             return None
         self._watch.remembered.telling(due.state)

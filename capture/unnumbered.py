@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -90,3 +90,7 @@ class Unnumbered:
     def waits_for(self, lsn: int) -> bool:
         """Whether there are layouts of a look that had ended by an LSN."""
         return bool(self._waiting) and self._waiting[0].look.behind <= lsn
+
+    def waits_with(self, tables: Collection[int]) -> bool:
+        """Whether there are layouts of one of these tables, by OID, whatever the look."""
+        return any(one.layout.oid in tables for one in self._waiting)
