@@ -155,6 +155,9 @@ def _by_layout(header: RecordHeader, record: bytes, schemas: SchemaRegistry) -> 
 def layouts_told(records: Iterable[bytes], schemas: SchemaRegistry) -> dict[int, list[tuple[Column, ...]]]:
     """The layouts of SCHEMA records, by table; one that is told again (as each connection does) counts once.
 
+    That may be under another number, where a layout behind it was registered by a process that was killed before it had
+    anything of that on disk.
+
     Those of changes without events do not count: whether a capture sees such a change lies with when it looks, and it
     names the layout of that moment, which no row of the log may have.
     """
@@ -165,4 +168,4 @@ def layouts_told(records: Iterable[bytes], schemas: SchemaRegistry) -> dict[int,
             (change,) = iter_changes(body_of(record, header))
             if "reseed" not in json.loads(change.after or b"{}"):
                 told.setdefault(change.table, []).append(change.schema_id)
-    return {table: [schemas.get(number).columns for number, _ in groupby(told[table])] for table in told}
+    return {table: [columns for columns, _ in groupby(schemas.get(n).columns for n in told[table])] for table in told}
