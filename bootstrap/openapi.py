@@ -131,6 +131,7 @@ def _serving(operation: Json, parameters: tuple[str, ...], *refusals: str, heade
     if headers:
         responses["200"]["headers"] = {
             "Walbus-Log-Id": {"description": "name of the log", "schema": {"type": "string"}},
+            "Walbus-Oid": {"description": "of one table", "schema": {"type": "string", "pattern": "^[0-9]+$"}},
             "Walbus-Folds-From": {"description": "place of one table's generation", "schema": ref("Position")},
             "Walbus-Stale": {"description": "it is being seeded again", "schema": {"const": "yes"}},
             "Walbus-Position": {"description": "of which all of it is the state", "schema": ref("Position")},

@@ -175,7 +175,7 @@ class ServingRoutes:
             "Content-Type": MEDIA_TYPES[form],
             "Walbus-Log-Id": served.applied.log_id,
             "Walbus-Position": str(served.applied.position),
-            **({"Walbus-Folds-From": tables[0].p0} if len(tables) == 1 else {}),
+            **({"Walbus-Oid": str(tables[0].oid), "Walbus-Folds-From": tables[0].p0} if len(tables) == 1 else {}),
             **({"Walbus-Stale": "yes"} if any(table.stale for table in tables) else {}),
         }
         stopping = request.app[STOPPING]

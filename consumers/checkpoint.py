@@ -102,12 +102,18 @@ class TableProgress:
         done: whether it ended. A table whose snapshot is done has been swept too.
         since: of a delta, where the consumer was when it began, with the seq of the last change dealt with; None: all
             of the table's rows are read.
+        oid: of the table that had the name when it was listed; 0: not known, as in checkpoints of before.
     """
 
     table: str
     after_key: bytes | None = None
     done: bool = False
     since: Point | None = None
+    oid: int = 0
+
+    def is_of(self, table: str, oid: int) -> bool:
+        """Whether this is the table that has such a name and OID now."""
+        return Lacking(self.table, self.oid).is_of(table, oid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +279,8 @@ def _version(checkpoint: Checkpoint) -> int:
 def _dump_table(table: TableProgress) -> dict[str, object]:
     after_key = None if table.after_key is None else table.after_key.hex()
     document: dict[str, object] = {"table": table.table, "after_key": after_key, "done": table.done}
+    if table.oid:
+        document["oid"] = table.oid
     return document if table.since is None else document | {"since": _dump_point(table.since)}
 
 
@@ -283,6 +291,7 @@ def _load_table(document: dict[str, Any]) -> TableProgress:
         None if after_key is None else bytes.fromhex(after_key),
         bool(document["done"]),
         None if since is None else _load_point(since),
+        _number(document.get("oid", 0)),
     )
 
 

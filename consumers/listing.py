@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from walbus.consumers.checkpoint import Checkpoint, Point
 from walbus.consumers.peers import RowsPeer
-from walbus.consumers.phases import whole_until
+from walbus.consumers.phases import was_followed, whole_until
 from walbus.consumers.steps import TablesListed
 from walbus.consumers.tables import matching
 from walbus.consumers.transport import NotReady, TableList
 from walbus.errors import PositionUnknown, SourceMisconfigured, WalbusError
+from walbus.schema import TableSchema
 
 
 def named_in(found: TableList, patterns: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -17,31 +20,49 @@ def named_in(found: TableList, patterns: tuple[str, ...]) -> tuple[tuple[str, ..
 
 
 def tables_listed(
-    bootstrap: RowsPeer, found: TableList, patterns: tuple[str, ...], before: Checkpoint | None, stamp: int
+    found: TableList, patterns: tuple[str, ...], stamp: int, deltas: Mapping[str, int] | None = None
 ) -> TablesListed:
     """What the state machine is told of a list.
 
     Args:
-        bootstrap: gave it, and is asked what deltas cost.
         found: the list.
         patterns: of the tables that are wanted.
-        before: where the consumer is, in this log; None if deltas are not to be weighed.
         stamp: Unix milliseconds.
+        deltas: what those that there are would cost; none are, if they are not to be weighed.
+    """
+    wanted, without = named_in(found, patterns)
+    layouts = max(found.tables.values(), default=0)
+    at = None if found.applied_seq is None else Point(found.applied, found.applied_seq)
+    return TablesListed(found.log_id, wanted, stamp, layouts, found.rows, deltas or {}, bool(without), found.oids, at)
+
+
+def delta_costs(
+    bootstrap: RowsPeer,
+    found: TableList,
+    patterns: tuple[str, ...],
+    before: Checkpoint,
+    layouts: Collection[TableSchema],
+) -> dict[str, int]:
+    """How many changes the delta of each table has, at most; without those of which there is none.
+
+    Args:
+        bootstrap: gave the list.
+        found: the list, of the log that the consumer follows.
+        patterns: of the tables that are wanted.
+        before: where the consumer is.
+        layouts: all that the log has.
 
     Raises:
         RelayUnavailable: the bootstrap did not answer.
     """
-    wanted, without = named_in(found, patterns)
     deltas: dict[str, int] = {}
-    if before is not None and before.log_id == found.log_id:
-        for table in wanted:
-            since = whole_until(before, table, found.oids.get(table, 0))
-            cost = None if since is None else bootstrap.delta_cost(table, since)
-            if cost is not None:
-                deltas[table] = cost
-    layouts = max(found.tables.values(), default=0)
-    at = None if found.applied_seq is None else Point(found.applied, found.applied_seq)
-    return TablesListed(found.log_id, wanted, stamp, layouts, found.rows, deltas, bool(without), found.oids, at)
+    for table in named_in(found, patterns)[0]:
+        oid = found.oids.get(table, 0)
+        since = whole_until(before, table, oid) if was_followed(before, oid, layouts) else None
+        cost = None if since is None else bootstrap.delta_cost(table, since)
+        if cost is not None:
+            deltas[table] = cost
+    return deltas
 
 
 def no_way_back(consumer: str) -> WalbusError:

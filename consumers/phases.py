@@ -6,6 +6,7 @@ next, and are never stored.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ from walbus.consumers.tables import in_both, matching
 from walbus.errors import PositionUnknown
 from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
+from walbus.schema import TableSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def whole_until(before: Checkpoint | None, table: str, oid: int = 0) -> Point | 
         case Following(point=point) | CatchingUp(point=point):
             return point
         case Snapshotting(tables=tables, low=low):
-            progress = next((one for one in tables if one.table == table), None)
+            progress = next((one for one in tables if one.is_of(table, oid)), None)
             if progress is None:
                 return None
             return low if progress.done else progress.since
@@ -90,12 +92,26 @@ def has_rows(before: Checkpoint, table: str, oid: int) -> bool:
     return asked and not any(one.is_of(table, oid) for one in before.unread)
 
 
+def was_followed(before: Checkpoint, oid: int, layouts: Iterable[TableSchema]) -> bool:
+    """Whether a checkpoint's consumer asked for a table by all names that it had since the consumer was last told one.
+
+    One that came to a name that is asked for has rows that the consumer was never told.
+    """
+    if before.asked is None or isinstance(before, Snapshotting):
+        return True
+    names = {layout.id: layout.table for layout in layouts if layout.oid == oid}
+    told = max((number for number in names if number <= before.layouts), default=0)
+    since = {name for number, name in names.items() if number >= told}
+    return len(matching(since, before.asked)) == len(since)
+
+
 def chosen_reading(before: Checkpoint | None, event: TablesListed, table: str) -> TableProgress:
     """How a table is read: as a delta if that is complete, unless it has far more changes than the table has rows."""
-    since, changes = whole_until(before, table, event.oids.get(table, 0)), event.deltas.get(table)
+    oid = event.oids.get(table, 0)
+    since, changes = whole_until(before, table, oid), event.deltas.get(table)
     if since is None or changes is None or changes > _FEW + _CHANGES_A_ROW * event.rows.get(table, changes):
-        return TableProgress(table)
-    return TableProgress(table, since=since)
+        return TableProgress(table, oid=oid)
+    return TableProgress(table, since=since, oid=oid)
 
 
 #: A delta may have so many changes, and so many more for each row of the table: half of them might be deletes, which
@@ -155,7 +171,7 @@ def worthwhile_deltas(before: Following | CatchingUp, event: TablesListed, behin
         return None
     if _DELTAS_WORTH * sum(event.deltas[table] for table in wanted) > behind:
         return None
-    tables = tuple(TableProgress(table, since=before.point) for table in wanted)
+    tables = tuple(TableProgress(table, since=before.point, oid=event.oids.get(table, 0)) for table in wanted)
     marks, layouts = next_marks(before, event), max(before.layouts, event.layouts)
     high, rows = highest_of(before), before.rows
     return Snapshotting(
@@ -172,8 +188,8 @@ def reading_of(state: Snapshotting) -> ReadSnapshot | ReadDelta:
     """The connection that a reading needs."""
     table = current(state)
     if table.since is not None:
-        return ReadDelta(state.log_id, table.table, table.since)
-    return ReadSnapshot(state.log_id, table.table, table.after_key)
+        return ReadDelta(state.log_id, table.table, table.since, table.oid)
+    return ReadSnapshot(state.log_id, table.table, table.after_key, table.oid)
 
 
 #: Which connection it is: one that is open for another target is closed.

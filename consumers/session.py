@@ -16,7 +16,7 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of
 from walbus.consumers.clock import Clock
 from walbus.consumers.decoding import Layouts, decode_record
-from walbus.consumers.listing import named_in, no_table, no_way_back, tables_listed
+from walbus.consumers.listing import delta_costs, named_in, no_table, no_way_back, tables_listed
 from walbus.consumers.machine import ConsumerMachine
 from walbus.consumers.partitions import require_same_part
 from walbus.consumers.peers import RowsPeer
@@ -49,7 +49,7 @@ from walbus.consumers.steps import (
     Want,
 )
 from walbus.consumers.subscribed import Subscribed
-from walbus.consumers.transport import LogMismatch, NotReady
+from walbus.consumers.transport import LogMismatch, NotReady, TableList
 from walbus.consumers.unread import Unread
 from walbus.consumers.whole_rows import complete_log
 from walbus.consumers.windows import whole_transactions
@@ -68,8 +68,7 @@ from walbus.records import Kind, RecordHeader, origin_of
 
 _log = structlog.get_logger(__name__)
 
-_LOG_ID_HEADER = "Walbus-Log-Id"
-_STALE_HEADER = "Walbus-Stale"
+_LOG_ID_HEADER, _OID_HEADER, _STALE_HEADER = "Walbus-Log-Id", "Walbus-Oid", "Walbus-Stale"
 
 #: Seconds between two looks whether the bootstrap has a table that is to be read; they grow up to the second number.
 _REREAD_SECONDS = 0.25, 30.0
@@ -336,12 +335,12 @@ class Session:
         listed = bootstrap.tables()
         patterns = self.subscribed.tables if want.only is None else want.only
         wanted, without = named_in(listed, patterns)
-        if want.only is not None and listed.log_id == self._log_id and set(want.only).difference(wanted):
-            self._receive(TableGone())
-            raise NotReady("the bootstrap has other tables than before", where=bootstrap.url)
+        gone = set(want.only or ()).difference(wanted)
+        if gone and listed.log_id == self._log_id:
+            raise self._table_gone(bootstrap, sorted(gone), "they are listed no more")
         if listed.log_id == self._log_id:
             self._unread.reading(wanted, listed)
-        self._receive(tables_listed(bootstrap, listed, patterns, self._place_in_log(want), self._stamp()))
+        self._receive(self._told_of(listed, patterns, want))
         if not isinstance(self._machine.state, Listing):
             unknown = [name for name in patterns if "*" not in name and name not in (*wanted, *without)]
             if unknown:
@@ -361,18 +360,18 @@ class Session:
         try:
             if self._bootstrap is not None:
                 found, patterns = self._bootstrap.tables(), self.subscribed.tables
-                listed = tables_listed(self._bootstrap, found, patterns, self._place_in_log(want), self._stamp())
+                listed = self._told_of(found, patterns, want)
                 self._unread.reading(listed.deltas, found)
         except WalbusError as error:
             _log.info("consumer.delta_not_weighed", consumer=self.subscribed.name, reason=str(error))
         self._receive(listed)
 
-    def _place_in_log(self, want: ListTables) -> Checkpoint | None:
-        """Where the consumer is, if that is a place of the log that the relay serves."""
-        return want.before if want.before is not None and want.before.log_id == self._log_id else None
-
-    def _stamp(self) -> int:
-        return int(self.clock.wall() * 1000)
+    def _told_of(self, found: TableList, patterns: tuple[str, ...], want: ListTables) -> TablesListed:
+        """Deltas are weighed if the consumer is at a place of the log that the relay and the bootstrap serve."""
+        before, peer, deltas = want.before, self._bootstrap_peer(), None
+        if before is not None and before.log_id == self._log_id == found.log_id:
+            deltas = delta_costs(peer, found, patterns, before, self.relay.schemas())
+        return tables_listed(found, patterns, int(self.clock.wall() * 1000), deltas)
 
     def _open_table(self, want: ReadSnapshot | ReadDelta) -> None:
         bootstrap, log_id, table = self._bootstrap_peer(), want.log_id, want.table
@@ -392,18 +391,24 @@ class Session:
         except RequestRefused as error:
             if error.status not in (404, 409):
                 raise
-            _log.warning("consumer.no_snapshot", consumer=self.subscribed.name, tables=[table], why=error.what)
-            self._receive(TableGone())
-            raise NotReady("the bootstrap has other tables than before", where=bootstrap.url) from None
+            raise self._table_gone(bootstrap, [table], error.what) from None
         if stream.headers.get(_LOG_ID_HEADER, log_id) != log_id:
             stream.close()
             self._receive(LogReplaced())
             raise NotReady("the bootstrap follows another log than before", where=bootstrap.url)
+        if want.oid and stream.headers.get(_OID_HEADER, str(want.oid)) != str(want.oid):
+            stream.close()
+            raise self._table_gone(bootstrap, [table], "another table has the name since the list was asked for")
         self._stream, self._target = stream, target_of(want)
         if _STALE_HEADER in stream.headers:
             self._receive(RowsStale(listed.oids.get(table, 0)))
         if layout is not None:
             self._receive(TableOpened(layout))
+
+    def _table_gone(self, bootstrap: RowsPeer, tables: list[str], why: str) -> NotReady:
+        _log.warning("consumer.no_snapshot", consumer=self.subscribed.name, tables=tables, why=why)
+        self._receive(TableGone())
+        return NotReady("the bootstrap has other tables than before", where=bootstrap.url)
 
     def _open_log(self, want: ReadLog) -> None:
         try:

@@ -150,7 +150,7 @@ class UnreadFound:
 
 @dataclass(frozen=True, slots=True)
 class TableGone:
-    """The bootstrap does not know a table that is to be read any more: dropped meanwhile, or renamed."""
+    """A table that is to be read is there no more: dropped meanwhile, or renamed, be its name another one's or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +218,16 @@ class ListTables:
 
 @dataclass(frozen=True, slots=True)
 class ReadSnapshot:
-    """Read a table's rows behind a key (`RowsRead`)."""
+    """Read a table's rows behind a key (`RowsRead`).
+
+    Attributes:
+        oid: of the table that had the name when it was listed; 0: not known. Another one is not what is to be read.
+    """
 
     log_id: str
     table: str
     after_key: bytes | None
+    oid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +236,13 @@ class ReadDelta:
 
     Attributes:
         since: the seq behind which it is read, and where the consumer was when the delta began.
+        oid: as of `ReadSnapshot`.
     """
 
     log_id: str
     table: str
     since: Point
+    oid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

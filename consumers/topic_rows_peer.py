@@ -46,6 +46,7 @@ _RECORD_BYTES: Final = 128 << 10
 _LOOK_SECONDS: Final = 0.05
 _BAD_REQUEST, _NOT_FOUND = 400, 404
 _LOG_ID_HEADER: Final = "Walbus-Log-Id"
+_OID_HEADER: Final = "Walbus-Oid"
 
 
 class _Place(NamedTuple):
@@ -225,7 +226,7 @@ class _TopicStream(RecordStream):
         self._place, self._maker = state.place(), reading_maker(state.state, state.names.prefix)
         self._over = threading.Event()
         where = f"topic {table.topic} at {clients.settings.bootstrap}"
-        super().__init__(where, {_LOG_ID_HEADER: self._place.log_id})
+        super().__init__(where, {_LOG_ID_HEADER: self._place.log_id, _OID_HEADER: str(table.oid)})
 
     def _came(self) -> Generator[bytes, None, None]:
         with (

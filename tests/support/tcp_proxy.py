@@ -11,6 +11,7 @@ with TcpProxy(port) as proxy:
     proxy.stalls = True        # ... or only stands still there
     proxy.starts = b"GET /"    # what a client sends before a stream; START_REPLICATION unless told otherwise
     proxy.flowing.clear()      # everything stands still, and is passed on after proxy.flowing.set()
+    proxy.stops_at = b"GET /"  # flowing is cleared by the next bytes, of either end, that hold these
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class TcpProxy:
         stalls: whether it is left open there, without anything more from the server.
         cuts: how many connections that ended.
         flowing: cleared while nothing is passed on.
+        stops_at: what clears it, before it is passed on itself; None for nothing. Used once.
         connections: how many were ever accepted.
     """
 
@@ -57,6 +59,7 @@ class TcpProxy:
         self.cuts = 0
         self.flowing = threading.Event()
         self.flowing.set()
+        self.stops_at: bytes | None = None
         self.connections = 0
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
@@ -111,6 +114,9 @@ class TcpProxy:
                 for key, _ in selector.select():
                     source = next(end for end in other if end is key.fileobj)
                     data = source.recv(1 << 16)
+                    if self.stops_at is not None and self.stops_at in data:
+                        self.stops_at = None
+                        self.flowing.clear()
                     self.flowing.wait()
                     if not data:
                         return

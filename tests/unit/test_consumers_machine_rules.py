@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from support.model_source import ITEMS, ModelSource, insert
+from support.model_source import ITEMS, ModelSource, insert, items_layout
 from walbus.consumers.checkpoint import (
     CatchingUp,
     Checkpoint,
@@ -21,7 +21,7 @@ from walbus.consumers.checkpoint import (
 )
 from walbus.consumers.decoding import Layouts, decode_record
 from walbus.consumers.machine import ConsumerMachine
-from walbus.consumers.phases import Listing
+from walbus.consumers.phases import Listing, was_followed
 from walbus.consumers.steps import (
     Advance,
     Asked,
@@ -446,6 +446,36 @@ def test_behind_a_table_that_is_gone_all_are_listed_anew_for_it_may_have_another
     assert machine.wanted == ReadDelta(LOG, ITEMS, Point(Position(1, 0x200, 1), 20))
     machine.receive(rows(Position(1, 0x300, 1), 30, Flag.END))
     assert machine.wanted == ReadSnapshot(LOG, "public.renamed", None)
+
+
+def test_a_table_is_read_and_was_read_by_its_oid_whatever_has_its_name_now() -> None:
+    machine = connected(None)
+    machine.receive(TablesListed(LOG, (ITEMS, OTHER), 3, oids={ITEMS: 7, OTHER: 8}))
+    assert machine.wanted == ReadSnapshot(LOG, ITEMS, None, 7)
+    machine.receive(rows(Position(1, 0x200, 1), 20, Flag.END))
+    assert machine.wanted == ReadSnapshot(LOG, OTHER, None, 8)
+    assert load_checkpoint(dump_checkpoint(checkpoint_of(machine))) == machine.state
+    machine.receive(TableGone())
+    machine.receive(LogSeen(LOG, ORIGIN, Position(1, 0x9000, 1), 1_000))
+    machine.receive(TablesListed(LOG, (ITEMS, OTHER), 4, deltas={ITEMS: 1, OTHER: 1}, oids={ITEMS: 8, OTHER: 7}))
+    assert machine.wanted == ReadSnapshot(LOG, ITEMS, None, 8)
+    assert isinstance(machine.state, Snapshotting)
+    assert [table.since for table in machine.state.tables] == [None, Point(Position(1, 0x200, 1), 20)]
+
+
+def test_a_table_was_followed_if_all_names_were_asked_for_that_it_had_since_one_was_told() -> None:
+    layout = items_layout()
+    late, named = replace(layout, id=4, name="late"), replace(layout, id=6)
+    for asked, told, layouts, followed in (
+        ((ITEMS,), 6, (late, named), True),
+        ((ITEMS,), 5, (late, named), False),
+        ((ITEMS,), 3, (late, named), False),
+        ((ITEMS,), 9, (late,), False),
+        (("public.*",), 3, (late, named), True),
+        (None, 3, (late, named), True),
+    ):
+        before = replace(following(), asked=asked, layouts=told)
+        assert was_followed(before, layout.oid, layouts) == followed, (asked, told)
 
 
 def test_a_snapshot_without_its_first_answer_begins_anew_under_a_higher_generation() -> None:
