@@ -111,6 +111,14 @@ class TableList:
     applied_seq: int | None = None
 
 
+def _of_no(server: str, error: RequestRefused) -> RequestRefused:
+    """The error of a server that does not know what it is asked first: it is another one."""
+    if error.status != httpx.codes.NOT_FOUND:
+        return error
+    mend = f"write the address of the {server}"
+    return RequestRefused(f"this is no {server}", status=error.status, where=error.where, mend=mend)
+
+
 def error_of(refusal: http_peer.Refusal) -> WalbusError:
     """What a refusal means to a session; see the module's table."""
     status, what, mend, path, where, retry_after = refusal
@@ -175,7 +183,10 @@ class RelayPeer:
     def info(self, place: Point | None = None) -> RelayInfo:
         """`GET /v1/info`, with how far the log goes on behind a consumer's place, if one is given."""
         params = {} if place is None else {"after": str(place.last_done), "seq": str(place.seq)}
-        document = self._peer.get_json("/v1/info", **params)
+        try:
+            document = self._peer.get_json("/v1/info", **params)
+        except RequestRefused as error:
+            raise _of_no("relay", error) from None
         behind = document.get("behind") or {}
         log = LogSeen(
             _field(document, "log_id", str),
@@ -274,7 +285,10 @@ class BootstrapPeer:
 
     def tables(self) -> TableList:
         """`GET /v1/tables`."""
-        document = self._peer.get_json("/v1/tables")
+        try:
+            document = self._peer.get_json("/v1/tables")
+        except RequestRefused as error:
+            raise _of_no("bootstrap server", error) from None
         tables: dict[str, int] = {}
         consistent: list[str] = []
         refused: list[str] = []

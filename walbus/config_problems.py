@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _PREFIX = "WALBUS_"
 _STEP = "__"
-_SECRET_KEYS = frozenset({"dsn", "password", "token", "relay_token", "secret", "url", "options"})
+_SECRET_KEYS = frozenset(
+    {"dsn", "password", "token", "relay_token", "secret", "old_secret", "api_key", "headers", "url", "options"}
+)
 
 #: What to write instead, by the beginning of pydantic's kind of error.
 _MENDS = {
@@ -58,6 +60,22 @@ def problems_of(
     """One error for each key that pydantic refused."""
     details = error.errors(include_url=False)
     return [_problem(detail, model, path, environ) for detail in details]
+
+
+def option_problems(error: ValidationError, model: type[BaseModel], section: str) -> list[ConfigError]:
+    """One error for each of a sink's own keys that pydantic refused, in a section such as `consumer.cache`."""
+    return [_option_problem(detail, model, section) for detail in error.errors(include_url=False)]
+
+
+def _option_problem(detail: ErrorDetails, model: type[BaseModel], section: str) -> ConfigError:
+    keys = [str(part) for part in detail["loc"] if part != "[key]"]
+    where = f"key {'.'.join((section, *keys))}"
+    if detail["type"] == "extra_forbidden":
+        mend = _did_you_mean(keys[-1], _siblings(model, keys), str)
+        return ConfigError("the sink has no such key", where=where, mend=mend)
+    if detail["type"] == "missing":
+        return ConfigError("missing key", where=where, mend=_mend_missing([section, *keys]))
+    return ConfigError(_what(detail, [section, *keys]), where=where, mend=_mend(detail["type"]))
 
 
 def stray_variables(environ: Mapping[str, str], model: type[BaseModel]) -> list[ConfigError]:
@@ -105,7 +123,7 @@ def _where(keys: list[str], path: Path | None, environ: Mapping[str, str]) -> st
 
 
 def _what(detail: ErrorDetails, keys: list[str]) -> str:
-    message = detail["msg"].removeprefix("Value error, ")
+    message = "should be a path" if detail["type"] == "path_type" else detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = detail["input"]
     shown = isinstance(given, (str, int, float, bool)) and not (len(keys) == 1 or _SECRET_KEYS & set(keys))

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from walbus.config_problems import InvalidConfig, option_problems
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.partitions import GroupPart
 from walbus.consumers.refused_rows import RowRefused, row_of
@@ -44,7 +45,7 @@ from walbus.consumers.steps import (
     Sweep,
 )
 from walbus.consumers.tables import matching
-from walbus.errors import ConfigError, SinkRefused
+from walbus.errors import SinkRefused
 from walbus.events import Change, Window
 from walbus.position import Position
 from walbus.records import Kind, Op
@@ -302,20 +303,12 @@ class SinkOptions(BaseModel):
         """The options, checked.
 
         Raises:
-            ConfigError: names the key.
+            InvalidConfig: names each key.
         """
         try:
             return cls(**options)
         except ValidationError as error:
-            raise _config_error(error, place, tuple(cls.model_fields)) from None
-
-
-def _config_error(error: ValidationError, place: SinkPlace, known: tuple[str, ...]) -> ConfigError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    mend = f"the sink's keys are {', '.join(known)}" if first["type"] == "extra_forbidden" else None
-    what = "the sink has no such key" if first["type"] == "extra_forbidden" else first["msg"]
-    return ConfigError(what, where=f"key consumer.{place.consumer}.{key}", mend=mend)
+            raise InvalidConfig(option_problems(error, cls, f"consumer.{place.consumer}")) from None
 
 
 def refused(what: str, change: Change, mend: str) -> RowRefused:

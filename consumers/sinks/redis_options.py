@@ -91,7 +91,7 @@ class RedisOptions(SinkOptions):
         read = super().read(options, place)
         for option, tables in (("keys", read.keys), ("values", read.values), ("ttl", read.ttl)):
             for table in tables:
-                if "*" in table or not matching([table], place.tables):
+                if "*" in table or "." not in table or not matching([table], place.tables):
                     where = f'key consumer.{place.consumer}.{option}."{table}"'
                     what = "this is none of the consumer's tables"
                     raise ConfigError(what, where=where, mend="write schema.table, of a table that is among its tables")

@@ -32,7 +32,7 @@ from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue,
 from walbus.consumers.steps import (
     Sweep,
 )
-from walbus.errors import InvalidText, SinkRefused, SinkUnavailable
+from walbus.errors import ConfigError, InvalidText, SinkRefused, SinkUnavailable
 from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
 from walbus.records import Op
@@ -43,6 +43,16 @@ _BUSY_SECONDS = 5.0
 _BUSY_LOOK_SECONDS = 0.1
 MAX_SEQ = 1 << 53  # above every seq
 _AWAY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_CANTOPEN")
+
+#: What helps, by the beginning of an error's name.
+_MENDS = {
+    "SQLITE_BUSY": "end whoever holds a lock on it",
+    "SQLITE_FULL": "make room on its disk",
+    "SQLITE_CANTOPEN": "let this user read and write the file and its folder",
+    "SQLITE_READONLY": "let this user write the file and its folder",
+    "SQLITE_NOTADB": "name a path where there is no other file, or move this one away",
+    "SQLITE_CORRUPT": "move the file away and start the consumer, which fills a new one",
+}
 
 
 class SqliteOptions(SinkOptions):
@@ -245,12 +255,13 @@ class SqliteSink:
             raise no_folder(error, self._path) from None
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
+            mend = next((mend for start, mend in _MENDS.items() if name.startswith(start)), None)
             if name.startswith(_AWAY):
-                raise SinkUnavailable(f"SQLite is not available ({name})", where=str(self._path)) from None
+                raise SinkUnavailable(f"SQLite is not available ({name})", where=str(self._path), mend=mend) from None
             if isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError)):
                 mend = "drop the constraint that the target has and the source has not"
                 raise RowRefused(f"SQLite refuses a row ({name})", where=str(self._path), mend=mend) from None
-            raise SinkRefused(f"SQLite refuses: {error}", where=str(self._path)) from None
+            raise SinkRefused(f"SQLite refuses: {error}", where=str(self._path), mend=mend) from None
 
     # Changes
 
@@ -408,7 +419,11 @@ def path_of(options: Mapping[str, Any], place: SinkPlace) -> Path:
     Raises:
         ConfigError: a key is unknown or wrong.
     """
-    return SqliteOptions.read(options, place).path or place.folder / f"{place.consumer}.sqlite"
+    path = SqliteOptions.read(options, place).path
+    if path is not None and path.is_dir():
+        where = f"key consumer.{place.consumer}.path"
+        raise ConfigError(f"{str(path)!r} is a folder", where=where, mend="write the path of the database's file")
+    return path or place.folder / f"{place.consumer}.sqlite"
 
 
 def _payload(change: Change) -> bytes:

@@ -74,11 +74,13 @@ class IndexFolders:
 
         Raises:
             SinkUnavailable: another process holds the lock.
+            SinkRefused: there is a folder of something else.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.alone():
             live = self.live
             if live is not None:
+                _require_no_strangers(live)
                 sync_folder(self.path.parent)  # a swap may not be durable yet, and its checkpoint is told on
                 return live
             if self.path.exists():
@@ -246,6 +248,14 @@ def _number(folder: str, name: str) -> int:
     """Of a folder that is called so, in an index of this name; 0: it is none of its generations."""
     match = re.fullmatch(re.escape(name) + "~([1-9][0-9]*)", folder)
     return int(match[1]) if match else 0
+
+
+def _require_no_strangers(folder: Path) -> None:
+    """Files that begin with a dot are tantivy's too, and are there before an index is one."""
+    names = {one.name for one in folder.iterdir()}
+    if "meta.json" not in names and any(not name.startswith(".") for name in names):
+        mend = "name another path, of a folder that is empty or not there"
+        raise SinkRefused("the folder has files of somebody else, and no index", where=str(folder), mend=mend)
 
 
 def _followed(path: Path) -> Path:

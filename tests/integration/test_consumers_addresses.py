@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,9 @@ from support.relay_log import SOURCE, transaction
 from support.relay_server import Relay, fill
 from support.waiting import wait_for
 from walbus.consumers.addresses import Relays, listed
-from walbus.consumers.transport import HttpPeer, RelayPeer
+from walbus.consumers.transport import BootstrapPeer, HttpPeer, RelayPeer
 from walbus.demo.postgres import free_port
-from walbus.errors import RelayUnavailable, UsageError
+from walbus.errors import RelayUnavailable, RequestRefused, UsageError
 from walbus.position import ORIGIN, Position
 from walbus.relay.engine import open_writer
 from walbus.relay.promotion import promote
@@ -80,6 +83,20 @@ def test_no_snapshot_is_taken_of_another_log_while_a_relay_does_not_answer(relay
         several.info("0" * 32, ORIGIN)
     alone = relays(stranger.port)  # but where all have answered, the log was replaced
     assert alone.info("0" * 32, ORIGIN).log.log_id == stranger.writer.bounds().log_id
+
+
+def test_an_address_of_another_server_is_told_as_such(relay: Relay, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    site = HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site")))
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    told = r"this is no relay \(at .*/v1/info\); write the address of the relay"
+    with closing(RelayPeer(HttpPeer(url(site.server_port)))) as peer, pytest.raises(RequestRefused, match=told):
+        peer.info()
+    site.shutdown()
+    site.server_close()
+    told = "this is no bootstrap server"
+    with closing(BootstrapPeer(HttpPeer(url(relay.port)))) as peer, pytest.raises(RequestRefused, match=told):
+        peer.tables()
 
 
 def test_a_relay_that_lags_is_read_only_if_none_that_is_further_answers(
