@@ -19,6 +19,11 @@ def named_in(found: TableList, patterns: tuple[str, ...]) -> tuple[tuple[str, ..
     return matching(found.tables, patterns), matching(found.refused, patterns)
 
 
+def unknown_in(found: TableList, patterns: tuple[str, ...]) -> list[str]:
+    """Names of tables that the bootstrap does not know (yet): they may be misspelt."""
+    return [name for name in patterns if "*" not in name and name not in found.tables and name not in found.refused]
+
+
 def tables_listed(
     found: TableList, patterns: tuple[str, ...], stamp: int, deltas: Mapping[str, int] | None = None
 ) -> TablesListed:

@@ -16,7 +16,7 @@ from walbus.consumers.backoff import Backoff
 from walbus.consumers.checkpoint import Checkpoint, Following, last_done_of
 from walbus.consumers.clock import Clock
 from walbus.consumers.decoding import Layouts, decode_record
-from walbus.consumers.listing import delta_costs, named_in, no_table, no_way_back, tables_listed
+from walbus.consumers.listing import delta_costs, named_in, no_table, no_way_back, tables_listed, unknown_in
 from walbus.consumers.machine import ConsumerMachine
 from walbus.consumers.partitions import require_same_part
 from walbus.consumers.peers import RowsPeer
@@ -342,8 +342,7 @@ class Session:
             self._unread.reading(wanted, listed)
         self._receive(self._told_of(listed, patterns, want))
         if not isinstance(self._machine.state, Listing):
-            unknown = [name for name in patterns if "*" not in name and name not in (*wanted, *without)]
-            if unknown:
+            if unknown := unknown_in(listed, patterns):
                 _log.warning("consumer.unknown_tables", consumer=self.subscribed.name, tables=unknown)
             if without:
                 _log.warning("consumer.no_snapshot", consumer=self.subscribed.name, tables=list(without))

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import structlog
 
 from walbus.consumers.checkpoint import CatchingUp, Following, Lacking
+from walbus.consumers.listing import unknown_in
 from walbus.consumers.phases import State
 from walbus.consumers.stale import Freshness, stale_rows
 from walbus.consumers.steps import Start, UnreadFound
@@ -128,6 +129,8 @@ class Unread:
             unread, asked = unread + came, self._wanted
             if came:
                 _log.info("consumer.tables_added", consumer=self._consumer, tables=[one.table for one in came])
+            if unknown := unknown_in(listed, self._wanted):
+                _log.warning("consumer.unknown_tables", consumer=self._consumer, tables=unknown)
         found = UnreadFound(tuple(dict.fromkeys(unread)), asked)
         return None if (found.unread, found.asked) == (state.unread, state.asked) else found
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from support.model_source import items_layout
 from walbus.consumers.checkpoint import Following, Lacking, Marks, Point
@@ -97,6 +99,17 @@ def test_tables_that_were_added_are_to_be_read(
 def test_a_table_that_the_log_has_and_the_bootstrap_has_not_seen_is_to_be_read_when_it_has() -> None:
     unread = of(A, B, layouts=(items_layout("a", oid=1), items_layout("b", oid=2, schema_id=2)))
     assert unread.found(following(asked=(A,)), listed({A: 1})) == UnreadFound((Lacking(B, 2),), (A, B))
+
+
+@pytest.mark.parametrize("start", ["snapshot", "latest"])
+def test_a_name_that_is_added_and_that_nobody_knows_is_told_once(start: Start) -> None:
+    unread, state = of(A, B, C, "other.*", start=start), following(asked=(A,))
+    with capture_logs() as said:
+        assert unread.found(state, listed({A: 1}, refused=(C,), applied=0x2FF)) is None
+        found = unread.found(state, listed({A: 1}, refused=(C,)))
+        assert found is not None
+        unread.found(replace(state, asked=found.asked), listed({A: 1}, refused=(C,)))
+    assert [(one["event"], one["tables"]) for one in said] == [("consumer.unknown_tables", [B])]
 
 
 def test_a_consumer_that_did_not_begin_with_rows_gets_none_of_a_table_that_is_added() -> None:
