@@ -9,6 +9,9 @@ dropped; each transaction begins with a look at the stored checkpoint, and stops
 in a catch-up, where older windows do come again, they come in order, up to and including the delete. What is newer
 than the row's own seq is all that applies.
 
+A file that somebody removes, or puts another one in place of, stays with whoever has it open, and nobody reads it any
+more. So a transaction begins with a look at the path too: what is there now is opened then, and filled if it is empty.
+
 An update that leaves a TOASTed value out keeps the stored one. If there is no row to keep it from (a snapshot taken
 at several states), the row is written without it and noted; `incomplete` tells the table until a whole row comes.
 """
@@ -29,9 +32,7 @@ from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOpt
 from walbus.consumers.sinks.copies import SinkSwapped
 from walbus.consumers.sinks.sqlite_schema import LIVE, ReplicaSchema, Side
 from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue, table_name
-from walbus.consumers.steps import (
-    Sweep,
-)
+from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, InvalidText, SinkRefused, SinkUnavailable
 from walbus.events import Change, Window
 from walbus.position import ORIGIN, Position
@@ -77,12 +78,7 @@ class SqliteSink:
         self._statement = ""
         self._done: Position = ORIGIN  # everything up to here is accepted
         with self._errors():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.execute(_SWAPS)
-            self._side.make(self._database)
+            self._open()
         try:
             self.checkpoint()
         except BaseException:
@@ -102,6 +98,9 @@ class SqliteSink:
     def checkpoint(self) -> Checkpoint | None:
         """See `Sink.checkpoint`."""
         with self._errors():
+            if not self._is_there():
+                self._database.close()
+                self._open()
             self._swaps = self._swap_number()
             self._stored = self._side.checkpoint(self._database)
             self._forget()
@@ -195,6 +194,26 @@ class SqliteSink:
         with self._errors():
             yield self._database
 
+    # The file
+
+    def _open(self) -> None:
+        self._opened: tuple[int, int] | None = None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_SECONDS)
+        try:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._database.execute(_SWAPS)
+            self._side.make(self._database)
+            self._opened = _file_at(self._path)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _is_there(self) -> bool:
+        """Whether the file that is open is the one that readers find."""
+        return self._opened is not None and _file_at(self._path) == self._opened
+
     # Transactions
 
     def _forget(self) -> None:
@@ -217,6 +236,9 @@ class SqliteSink:
     def _begin(self) -> None:
         if self._database.in_transaction:
             return
+        if not self._is_there():
+            what = "the database is not where it was, or is another one; what is there now is gone on with, or filled"
+            raise SinkUnavailable(what, where=str(self._path))
         self.lock()
         swapped = self._swap_number() != self._swaps
         if not swapped and self._side.checkpoint(self._database) == self._stored:
@@ -411,6 +433,15 @@ class SqliteSink:
         if self._rows:
             rows, self._rows = self._rows, []
             self._database.executemany(self._statement, rows)
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file that is, whatever it is called; None: there is none."""
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        return None
+    return told.st_dev, told.st_ino
 
 
 def path_of(options: Mapping[str, Any], place: SinkPlace) -> Path:

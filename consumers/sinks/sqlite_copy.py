@@ -39,6 +39,9 @@ class SqliteCopy(SqliteSink):
 
     def __init__(self, path: Path, place: SinkPlace) -> None:
         super().__init__(path, place, NEW)
+
+    def _open(self) -> None:
+        super()._open()
         self._database.execute("PRAGMA legacy_alter_table = ON")  # views go on naming what they name
 
     def furnish(self) -> None:

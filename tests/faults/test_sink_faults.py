@@ -216,6 +216,35 @@ def test_sqlite_locked_by_someone_else_is_waited_for(relay: ScriptedRelay, sourc
         equal(under_test, relay)
 
 
+@pytest.mark.parametrize("becomes", ["nothing", "another file", "its copy of before"])
+def test_a_replica_whose_file_somebody_takes_away_is_noticed_and_goes_on_where_readers_look(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path, becomes: str
+) -> None:
+    under_test = sqlite_under_test(tmp_path)
+    path, aside = Path(under_test.options["path"]), tmp_path / "aside.sqlite"
+    source.commit([insert(ITEMS, n) for n in range(5)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        with closing(sqlite3.connect(path)) as live, closing(sqlite3.connect(aside)) as copy:
+            live.backup(copy)
+        source.commit([update(ITEMS, 1, name="since", body="b"), delete(ITEMS, 2)])
+        equal(under_test, relay)
+        with closing(sqlite3.connect(path)) as live:  # what is in the WAL would be taken for the other file's
+            assert live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+        if becomes == "nothing":
+            path.unlink()
+        elif becomes == "another file":
+            (tmp_path / "empty").touch()
+            (tmp_path / "empty").replace(path)
+        else:
+            aside.replace(path)
+        source.commit([update(ITEMS, 3, name="meanwhile", body="b")])
+        equal(under_test, relay)
+        source.commit([insert(ITEMS, 9)])
+        equal(under_test, relay)
+    assert len(relay.asked("/v1/snapshot")) == (1 if becomes == "its copy of before" else 2)
+
+
 def test_a_second_writer_of_a_search_index_waits_for_the_lock(tmp_path: Path) -> None:
     under_test = tantivy_under_test(tmp_path)
     sink = under_test.open()

@@ -5,25 +5,22 @@ Some calls are drawn; `-m exhaustive` takes each of them.
 
 from __future__ import annotations
 
-import json
-import random
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
-from support import sink_steps_process
-from support.seed import announced_seed
-from support.sink_steps_process import model
+from support.killed_sink import Killed, points
+from support.model_source import ITEMS
+from support.redis_caches import cached, caching
 from support.sinks_under_test import SinkUnderTest, of_kind
-from support.strace import killing
+from support.webhook_receiver import SECRET, Receiver
 from walbus.consumers.checkpoint import last_done_of
+from walbus.consumers.sinks import SinkPlace
 
 pytestmark = [pytest.mark.one_version, pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")]
 
@@ -33,25 +30,17 @@ CALLS = {
     "postgres": "sendto",
     "tantivy": "write",
     "redis-hash": "sendto",
+    "redis-json": "sendto",
     "redis-string": "sendto",
+    "redis-expiring": "sendto",
+    "redis-pointer": "sendto",
     "cluster-hash": "sendto",
     "opensearch": "sendto",
     "elasticsearch": "sendto",
+    "kafka": "sendmsg",
 }
+CACHES = {"redis": "sendto", "cluster": "sendto"}
 TRANSACTIONAL = ("sqlite", "postgres", "tantivy")
-MOST, DRAWN = 60, 4  # a process has made some commits by then
-
-
-def points(kind: str) -> list[Any]:
-    swept = [pytest.mark.long, pytest.mark.exhaustive, pytest.mark.timeout(3600)]
-    return [pytest.param(kind, DRAWN, id=kind), pytest.param(kind, MOST, id=f"{kind}-every", marks=swept)]
-
-
-def went_on(under_test: SinkUnderTest, seed: int, prefix: Sequence[str] = ()) -> int:
-    options = {name: str(one) if isinstance(one, Path) else one for name, one in under_test.options.items()}
-    told = (under_test.name, str(under_test.place.folder), json.dumps(options), str(seed))
-    command = [*prefix, sys.executable, sink_steps_process.__file__, *told]
-    return subprocess.run(command, check=False, timeout=240).returncode
 
 
 @pytest.mark.timeout(600)
@@ -59,17 +48,66 @@ def went_on(under_test: SinkUnderTest, seed: int, prefix: Sequence[str] = ()) ->
 def test_a_sink_that_is_killed_at_any_call_is_gone_on_with(
     kind: str, count: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    seed = announced_seed("kills of a sink")
-    under_test, source = of_kind(kind, tmp_path, request.getfixturevalue), model(seed)
+    under_test = of_kind(kind, tmp_path, request.getfixturevalue)
+    killed = Killed(under_test, count)
     at = {
-        position: {id: one.row for id, one in state.get("public.items", {}).items()}
-        for position, _, state in source.history
+        position: {id: one.row for id, one in state.get(ITEMS, {}).items()}
+        for position, _, state in killed.source.history
     }
-    for nth in sorted(random.Random(seed).sample(range(1, MOST + 1), count)):
-        assert went_on(under_test, seed, killing(CALLS[kind], nth)) == -signal.SIGKILL, f"it made no {nth} calls"
+    for nth in killed.calls:
+        killed.at(CALLS[kind], nth)
         with closing(under_test.open()) as sink:
             done = last_done_of(sink.checkpoint())
         if kind in TRANSACTIONAL:
             assert under_test.rows() == at[done], f"call {nth}"
-    assert went_on(under_test, seed) == 0
-    assert under_test.rows() == source.rows()
+    killed.at_the_end()
+    assert under_test.rows() == killed.source.rows()
+
+
+def caches_of(kind: str, fixture: Callable[[str], Any], stack: ExitStack) -> tuple[str, Any]:
+    """Address of a server or a cluster, and a client of it for texts."""
+    if kind == "redis":
+        url = fixture("redis_url")
+        return url, stack.enter_context(redis.Redis.from_url(url, decode_responses=True))
+    cluster = fixture("redis_cluster")
+    return cluster.url, stack.enter_context(cluster.client())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("kind", "count"), [param for kind in CACHES for param in points(kind)])
+def test_no_stale_value_is_cached_behind_one_that_was_killed_at_any_call(
+    kind: str, count: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Programs fill their cache whenever no consumer runs; what a checkpoint tells of is forgotten when it is there."""
+    with ExitStack() as stack:
+        url, client = caches_of(kind, request.getfixturevalue, stack)
+        under_test = caching(tmp_path, url)
+        killed = Killed(under_test, count)
+        at = {position: state.get(ITEMS, {}) for position, _, state in killed.source.history}
+        for nth in [*killed.calls, None]:
+            killed.at_the_end() if nth is None else killed.at(CACHES[kind], nth)
+            with closing(under_test.open()) as sink:
+                stored = sink.checkpoint()
+            rows = {f"{ITEMS}:{id}": repr(one.row) for id, one in at[last_done_of(stored)].items()}
+            there = {key: client.get(key) for key in cached(client)}
+            assert there.items() <= rows.items() or stored is None, f"behind call {nth}"
+            for key, row in rows.items():
+                client.set(key, row)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("call", "count"), [param for call in ("fsync", "rename") for param in points(call)])
+def test_whoever_takes_webhooks_has_the_rows_behind_one_that_was_killed_at_any_call(
+    call: str, count: int, tmp_path: Path
+) -> None:
+    with closing(Receiver()) as receiver:
+        options = {"url": receiver.url, "secret": SECRET, "allow_private": True, "changes": 5}
+        place = SinkPlace("test", tmp_path, ("public.*",))
+        killed = Killed(SinkUnderTest("webhook", options, place, receiver.rows), count)
+        for nth in killed.calls:
+            killed.at(call, nth)
+        killed.at_the_end()
+        logged = [(change["seq"], change["op"]) for change in receiver.changes() if "xid" in change]
+        assert logged == sorted(set(logged)), "a change of the log came twice, or behind a later one"
+        assert receiver.rows(ITEMS) == killed.source.rows()
+        assert receiver.forged == 0

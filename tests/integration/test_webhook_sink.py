@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 import os
 import socket
@@ -15,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from support.scripted_relay import ScriptedRelay
 from support.sink_writing import MARKS, following, windows
 from support.sinks_under_test import SinkUnderTest
 from support.waiting import wait_for
+from support.webhook_receiver import SECRET, Receiver
 from walbus.consumers.checkpoint import CatchingUp, Marks, Point
 from walbus.consumers.dead_letters import DeadLetters
 from walbus.consumers.letter_file import FILE_NAME
@@ -35,65 +33,8 @@ from walbus.consumers.sinks import Sink, SinkPlace, open_sink
 from walbus.consumers.steps import Sweep
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
 
-KEY, OLD_KEY = os.urandom(32), os.urandom(24)
-SECRET, OLD_SECRET = (f"whsec_{base64.b64encode(key).decode()}" for key in (KEY, OLD_KEY))
-
-
-class Receiver:
-    """A receiver in this process.
-
-    Attributes:
-        requests: (id, body) of those whose signature holds, in order; each again that came again.
-        answer: gives the status of the answer to a request, by its number, and headers; None: no answer at all.
-    """
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, bytes]] = []
-        self.forged = 0
-        self.headers: list[dict[str, str]] = []
-        self.answer: Callable[[int], tuple[int, dict[str, str]] | None] = lambda _: (204, {})
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.take({name.lower(): value for name, value in self.headers.items()}, body)
-                answer = receiver.answer(len(receiver.requests))
-                if answer is None:
-                    self.close_connection = True
-                    return
-                self.send_response(answer[0])
-                for name, value in answer[1].items():
-                    self.send_header(name, value)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
-
-    def take(self, headers: dict[str, str], body: bytes) -> None:
-        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
-        wanted = "v1," + base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
-        if wanted in headers["webhook-signature"].split(" "):
-            self.requests.append((headers["webhook-id"], body))
-            self.headers.append(headers)
-        else:
-            self.forged += 1
-
-    def changes(self) -> list[dict[str, Any]]:
-        """The changes of all requests, each id counted once."""
-        bodies = dict(self.requests)
-        return [change for body in bodies.values() for change in json.loads(body)["changes"]]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+OLD_KEY = os.urandom(24)
+OLD_SECRET = f"whsec_{base64.b64encode(OLD_KEY).decode()}"
 
 
 @pytest.fixture
@@ -411,11 +352,61 @@ def test_of_several_addresses_those_that_take_no_connection_are_passed_over(
     assert len(receiver.requests) == 1 and receiver.headers[0]["host"] == f"receiver.test:{port}"
 
 
+def test_an_address_is_called_as_it_was_looked_at_whatever_its_name_means_by_then(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, resolve = list[str](), socket.getaddrinfo
+
+    def once(host: str, *told: Any, **named: Any) -> Any:
+        if host != "receiver.test":
+            return resolve(host, *told, **named)
+        asked.append(host)
+        return resolve("127.0.0.1" if len(asked) == 1 else "127.0.0.3", *told, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", once)
+    source.commit([insert(ITEMS, 1)])
+    sink = opened(url=receiver.url.replace("127.0.0.1", "receiver.test"))
+    sink.write(windows(source), MARKS)
+    sink.commit(following(source))
+    assert len(receiver.requests) == len(asked) == 1
+
+
+def test_a_name_of_which_one_address_is_private_is_not_called_at_any(
+    opened: Callable[..., Sink], source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 9)) for host in ("198.41.0.4", "10.1.2.3")]
+    called = list[object]()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "create_connection", lambda *told, **_: called.append(told))
+    source.commit([insert(ITEMS, 1)])
+    sink = opened(url="http://receiver.test:9/hook", allow_private=False)
+    sink.write(windows(source), MARKS)
+    with pytest.raises(SinkRefused, match=r"10\.1\.2\.3 is not a public one"):
+        sink.commit(following(source))
+    assert called == []
+
+
+def test_a_proxy_of_the_environment_gets_nothing(
+    opened: Callable[..., Sink], receiver: Receiver, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be what is called, and resolve the receiver's name itself."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    source.commit([insert(ITEMS, 1)])
+    sink = opened()
+    sink.write(windows(source), MARKS)
+    sink.commit(following(source))
+    assert len(receiver.requests) == 1
+
+
 @pytest.mark.parametrize(
     "host",
     [
         "127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "0.0.0.0", "[::1]", "[::ffff:192.168.0.1]",
         "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::a00:1]", "[2002:a00:1::1]", "[::a00:1]", "[fec0::1]",
+        "224.0.0.1", "[ff0e::1]",
     ],
 )  # fmt: skip
 def test_no_private_address_is_called_unless_it_is_allowed(

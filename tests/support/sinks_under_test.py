@@ -50,7 +50,8 @@ def of_kind(kind: str, folder: Path, fixture: Callable[[str], Any]) -> SinkUnder
     if name == "postgres":
         return postgres_under_test(folder, fixture("target_database").dsn)
     if name == "redis":
-        return redis_under_test(folder, fixture("redis_url"), form)
+        given = {"pointer": "items:live"} if form == "pointer" else {}
+        return redis_under_test(folder, fixture("redis_url"), "hash" if given else form, **given)
     if name == "cluster":
         return redis_cluster_under_test(folder, fixture("redis_cluster"), form)
     if name == "kafka":
