@@ -1,7 +1,8 @@
 """The SQLite file that a consumer's dead letters lie in: a letter a row, and the layouts of their rows once each.
 
 It holds rows, as the consumer's own data does: its mode lets nobody else read it. Several processes may open it, each
-with one connection; a write is one transaction, durable when it returns.
+with one connection; a write is one transaction, durable when it returns. If somebody takes the file away, the letters
+go with it, and the next call makes another one: what was written into the old one would be found by nobody.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from walbus.consumers.checkpoint import Checkpoint, Snapshotting
+from walbus.consumers.file_identity import FileIdentity, identity_of
 from walbus.consumers.letter_index import Entry, held_of
 from walbus.errors import InvalidText, StoreDamaged, StoreError
 from walbus.events import Change, Window
@@ -140,6 +142,7 @@ class LetterFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._identity: FileIdentity | None = None
         self._version = -1
 
     @property
@@ -214,10 +217,16 @@ class LetterFile:
             raise StoreDamaged(f"these are no dead letters: {error}", where=str(self._path), mend=mend) from None
 
     def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            with self._errors():
+        with self._errors():
+            if self._connection is not None and not self._connection.in_transaction and not self._is_there():
+                self.close()
+            if self._connection is None:
                 self._connection, self._version = self._open(), -1
+                self._identity = identity_of(self._path)
         return self._connection
+
+    def _is_there(self) -> bool:
+        return self._identity is not None and identity_of(self._path) == self._identity
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)

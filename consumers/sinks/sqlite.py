@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
+from walbus.consumers.file_identity import FileIdentity, identity_of
 from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.copies import SinkSwapped
@@ -197,7 +198,7 @@ class SqliteSink:
     # The file
 
     def _open(self) -> None:
-        self._opened: tuple[int, int] | None = None
+        self._opened: FileIdentity | None = None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_SECONDS)
         try:
@@ -205,14 +206,14 @@ class SqliteSink:
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.execute(_SWAPS)
             self._side.make(self._database)
-            self._opened = _file_at(self._path)
+            self._opened = identity_of(self._path)
         except BaseException:
             self._database.close()
             raise
 
     def _is_there(self) -> bool:
         """Whether the file that is open is the one that readers find."""
-        return self._opened is not None and _file_at(self._path) == self._opened
+        return self._opened is not None and identity_of(self._path) == self._opened
 
     # Transactions
 
@@ -433,15 +434,6 @@ class SqliteSink:
         if self._rows:
             rows, self._rows = self._rows, []
             self._database.executemany(self._statement, rows)
-
-
-def _file_at(path: Path) -> tuple[int, int] | None:
-    """Which file that is, whatever it is called; None: there is none."""
-    try:
-        told = path.stat()
-    except FileNotFoundError:
-        return None
-    return told.st_dev, told.st_ino
 
 
 def path_of(options: Mapping[str, Any], place: SinkPlace) -> Path:

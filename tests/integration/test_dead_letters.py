@@ -209,6 +209,20 @@ def test_a_damaged_file_and_a_folder_that_cannot_be_made_are_told_as_what_they_a
         park(store, more)
 
 
+def test_letters_are_parked_where_others_find_them_when_somebody_took_the_file_away(source, tmp_path: Path) -> None:
+    path = tmp_path / "letters.sqlite"
+    with closing(DeadLetters(path)) as store:
+        park(store, window(source, insert(ITEMS, 1)))
+        path.unlink()
+        later = window(source, insert(ITEMS, 2), update(ITEMS, 1, name="no letter holds it"))
+        assert not store.park_behind(later.changes[1], later, "log-a")
+        store.park(later.changes[0], later, "log-a", ValueError("no"), 3)
+        with closing(DeadLetters(path)) as operator:
+            assert [letter.change.key["id"] for letter in operator.letters()] == [2]
+            assert operator.retry() == 1
+        assert [letter.change.key["id"] for letter in store.asked()] == [2]
+
+
 def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
     path = tmp_path / "letters.sqlite"
     path.write_bytes(b"no database at all" * 100)
