@@ -39,12 +39,13 @@ class Unsettled:
     def __init__(self, at_settling: Callable[[], None]) -> None:
         self._settling = at_settling
         self.committed: Checkpoint | None = None
+        self.written: list[Window] = []
 
     def checkpoint(self) -> Checkpoint | None:
         return self.committed
 
     def write(self, windows: Sequence[Window], marks: Marks) -> None:
-        pass
+        self.written += windows
 
     def commit(self, checkpoint: Checkpoint) -> None:
         self.committed = checkpoint
@@ -95,6 +96,16 @@ def test_letters_whose_sink_was_never_sure_are_tried_again(tmp_path: Path) -> No
         with pytest.raises(SinkUnavailable):
             sifted.try_letters()
         assert [letter.asked for letter in operator.letters()] == [True, True, True]
+
+
+def test_a_letter_of_a_log_that_another_one_has_followed_is_void(tmp_path: Path) -> None:
+    """The rows that the sink has are those of the other log, whose seqs are not this one's."""
+    sink = Unsettled(lambda: None)
+    with asked_letters(tmp_path, sink, 3) as (sifted, operator):
+        assert isinstance(sink.committed, Following)
+        sifted.commit(replace(sink.committed, log_id="log-b"))
+        sifted.try_letters()
+        assert (operator.letters(), sink.written) == ([], [])
 
 
 def test_letters_are_tried_a_moments_worth_at_a_time_so_that_a_stop_is_seen(tmp_path: Path) -> None:

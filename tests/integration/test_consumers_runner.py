@@ -25,9 +25,13 @@ from support.sinks_under_test import (
     tantivy_under_test,
 )
 from support.waiting import wait_for
+from walbus.consumers.sink_feed import SinkFeed
 from walbus.consumers.sinks import postgres_session, sink_names, sqlite
+from walbus.consumers.sinks.base import Batching
 from walbus.consumers.sinks.sqlite import SqliteSink
+from walbus.consumers.steps import Deliver, DeliverRun, Output
 from walbus.errors import ConfigError, PositionUnknown, SinkRefused
+from walbus.position import Position
 
 pytestmark = pytest.mark.one_version
 
@@ -67,6 +71,29 @@ def test_a_restart_goes_on_where_the_sink_says(
     with consumer(relay, under_test):
         equal(under_test, relay)
     assert len(relay.asked("/v1/snapshot")) == 1
+
+
+def test_what_is_whole_is_committed_when_a_consumer_is_stopped(
+    relay: ScriptedRelay, source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SqliteSink, "batching", Batching(linger=300.0, max_changes=5_000))
+    taken, take = list[Position](), SinkFeed.take
+
+    def noted(feed: SinkFeed, output: Output, now: float) -> None:
+        take(feed, output, now)
+        match output:
+            case Deliver(window=window) | DeliverRun(windows=[*_, window]):
+                taken.append(window.last)
+
+    monkeypatch.setattr(SinkFeed, "take", noted)
+    under_test = sqlite_under_test(tmp_path)
+    source.commit([insert(ITEMS, 1), insert(ITEMS, 2)])
+    with consumer(relay, under_test):
+        equal(under_test, relay)
+        source.commit([update(ITEMS, 1, name="waits for others", body="b"), delete(ITEMS, 2)])
+        wait_for(lambda: source.end in taken, 60, what="the consumer has it")
+        assert under_test.rows() != source.rows()
+    assert under_test.rows() == source.rows()
 
 
 def test_a_sink_too_far_behind_is_swept(under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource) -> None:

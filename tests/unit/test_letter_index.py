@@ -47,6 +47,15 @@ def test_letters_of_rows_without_a_key_are_tried_in_their_order_and_inserts_in_a
     assert index.asked(10) == [1, 2, 3]
 
 
+def test_letters_of_an_earlier_log_are_tried_before_those_of_a_later_one_whatever_their_seqs() -> None:
+    """Seqs of two logs cannot be compared; a log that was parked from first is the earlier one."""
+    of_logs = [(1, "old", 900), (2, "old", 950), (3, "new", 5), (4, "old", 910), (5, "new", 4)]
+    index = LetterIndex([entry(id_, change(Op.UPDATE, b"k", seq=seq), log_id) for id_, log_id, seq in of_logs])
+    assert index.asked(10) == [1, 4, 2, 5, 3]
+    index.ask(4, again=False)
+    assert (index.asked(10), index.behind()) == ([1], [2, 5, 3])
+
+
 OPS = st.sampled_from([Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE])
 KEYS = st.none() | st.sampled_from([b"j", b"k"])
 CHANGES = st.builds(change, OPS, KEYS, st.none(), st.integers(1, 9), st.sampled_from([ROWS, 8]))
