@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,7 @@ from support.services import local_redis, missing
 from support.sinks_under_test import redis_cluster_under_test, redis_under_test
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Point
 from walbus.consumers.dead_letters import DeadLetters
-from walbus.consumers.refused_rows import row_of
+from walbus.consumers.refused_rows import RowRefused, row_of
 from walbus.consumers.sifted_sink import SiftedSink
 from walbus.consumers.sinks import Sink, open_sink, redis_server
 from walbus.errors import SinkUnavailable
@@ -108,6 +109,25 @@ def test_a_letter_of_a_log_that_another_one_has_followed_is_void(tmp_path: Path)
         assert (operator.letters(), sink.written) == ([], [])
 
 
+class Emptied(Unsettled):
+    """One that came back empty, and refuses the row all the same."""
+
+    def write(self, windows: Sequence[Window], marks: Marks) -> None:
+        self.committed = None
+        raise RowRefused("it is refused", row=row_of(windows[0].changes[0]))
+
+    def rollback(self) -> None:
+        pass
+
+
+def test_a_sink_that_is_empty_when_it_refuses_a_letter_is_begun_again(tmp_path: Path) -> None:
+    """The letter would be told as refused once more, and whatever follows go behind a checkpoint that is gone."""
+    with asked_letters(tmp_path, Emptied(lambda: None), 2) as (sifted, operator):
+        with pytest.raises(SinkUnavailable, match="another checkpoint than was stored last"):
+            sifted.try_letters()
+        assert [(letter.asked, letter.attempts) for letter in operator.letters()] == [(True, 1), (True, 1)]
+
+
 def test_letters_are_tried_a_moments_worth_at_a_time_so_that_a_stop_is_seen(tmp_path: Path) -> None:
     with asked_letters(tmp_path, Unsettled(lambda: None), 100) as (sifted, operator):
         left = []
@@ -122,6 +142,14 @@ def test_a_look_that_takes_long_tries_one_letter_at_least(tmp_path: Path) -> Non
     with asked_letters(tmp_path, Unsettled(lambda: None), 3, seconds=1.0) as (sifted, operator):
         sifted.try_letters()
         assert len(operator.letters()) == 2
+
+
+def traced(program: str, folder: Path) -> str:
+    """Which files it opens and syncs."""
+    code = program.format(tests=str(Path(__file__).parents[1]), folder=str(folder))
+    trace = ("strace", "-f", "-y", "-o", str(folder / "trace"), "-e", "trace=fsync,fdatasync,openat")
+    subprocess.run([*trace, sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+    return (folder / "trace").read_text()
 
 
 SETTLES = """
@@ -146,12 +174,37 @@ sink.close()
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_a_replica_in_sqlite_syncs_its_log_of_writes_when_it_settles(tmp_path: Path) -> None:
-    code = SETTLES.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
-    trace = ("strace", "-f", "-y", "-o", str(tmp_path / "trace"), "-e", "trace=fsync,fdatasync,openat")
-    subprocess.run([*trace, sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
-    told = (tmp_path / "trace").read_text()
+    told = traced(SETTLES, tmp_path)
     between = told[told.index(f'{tmp_path}/committed"') : told.index(f'{tmp_path}/settled"')]
     assert re.search(r"f(data)?sync\(\d+<[^>]*replica\.sqlite-wal>", between)
+
+
+PARKS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from support.model_source import ITEMS, ModelSource, insert
+from walbus.consumers.dead_letters import DeadLetters
+from walbus.events import window_of
+source = ModelSource()
+letters = DeadLetters(Path({folder!r}, "letters.sqlite"))
+for n in range(3):
+    source.commit([insert(ITEMS, n)])
+    window = window_of(*source.records[-1], source.layouts.__getitem__)
+    Path({folder!r}, f"before-{{n}}").touch()
+    letters.park(window.changes[0], window, "log-a", ValueError("no"), 1)
+Path({folder!r}, "before-3").touch()
+letters.close()
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_letter_is_synced_when_it_is_parked(tmp_path: Path) -> None:
+    """The checkpoint passes its row next, and the log does not bring it again."""
+    told = traced(PARKS, tmp_path)
+    at = [told.index(f'{tmp_path}/before-{n}"') for n in range(4)]
+    for start, end in pairwise(at):
+        assert re.search(r"f(data)?sync\(\d+<[^>]*letters\.sqlite-wal>", told[start:end])
 
 
 class Watch:

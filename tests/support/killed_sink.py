@@ -13,15 +13,16 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import sink_steps_process
+from support.model_source import ITEMS, Row
 from support.seed import announced_seed
-from support.sink_steps_process import model
+from support.sink_steps_process import MORE, model
 from support.sinks_under_test import SinkUnderTest
 from support.strace import killing
 
@@ -31,6 +32,14 @@ MOST, DRAWN = 60, 4  # a process has made some commits by then
 def points(kind: str) -> list[Any]:
     swept = [pytest.mark.long, pytest.mark.exhaustive, pytest.mark.timeout(3600)]
     return [pytest.param(kind, DRAWN, id=kind), pytest.param(kind, MOST, id=f"{kind}-every", marks=swept)]
+
+
+def bare(rows: Mapping[str, Row], *, more: bool = True) -> dict[str, Row]:
+    """Rows without what is NULL, and without the columns that come and go if there are not to be `more`."""
+    return {
+        id: {name: v for name, v in row.items() if v is not None and (more or not name.startswith(MORE))}
+        for id, row in rows.items()
+    }
 
 
 class Killed:
@@ -46,6 +55,12 @@ class Killed:
         self.calls = sorted(random.Random(self._seed).sample(range(1, MOST + 1), count))
         self._transactions = 120 + 3 * sum(self.calls)
         self.source = model(self._seed, self._transactions)
+
+    def rows(self, *, more: bool = True) -> dict[str, Row]:
+        """What the source has in the end, without what is NULL: with the column that is there then, or without."""
+        layout = self.source.current[ITEMS]
+        names = {one.name for one in layout.columns if more or not one.name.startswith(MORE)}
+        return bare({id: {name: row.get(name) for name in names} for id, row in self.source.rows().items()}, more=more)
 
     def at(self, call: str, nth: int) -> None:
         assert self._went_on(killing(call, nth)) == -signal.SIGKILL, f"it made no {nth} calls"

@@ -1,7 +1,8 @@
 """A sink as a process to kill: `python sink_steps_process.py KIND FOLDER OPTIONS SEED TRANSACTIONS`, options as JSON.
 
 It goes on behind the sink's own checkpoint, some transactions to a commit, to the end of the log that the seed gives.
-Some parts the log has no more when the sink gets there (`gaps`): it reads a snapshot then, and sweeps.
+Some parts the log has no more when the sink gets there (`gaps`): it reads a snapshot then, and sweeps. The table gets a
+column, and loses it, again and again, each time one of another name; some of that happens in a gap.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.model_source import ITEMS, Edit, ModelSource, delete, insert, truncate, update
+from support.model_source import (
+    ITEMS,
+    Edit,
+    ModelSource,
+    Row,
+    column,
+    delete,
+    insert,
+    items_layout,
+    truncate,
+    update,
+)
 from support.sink_writing import windows
 from walbus.consumers.checkpoint import Following, Marks, Point, last_done_of
 from walbus.consumers.sinks import Sink, SinkPlace, open_sink
@@ -25,6 +37,7 @@ from walbus.events import Window, window_of
 
 _IDS = 40
 _A_COMMIT = 2  # transactions
+MORE = "more_"  # begins the names of the columns that come and go
 
 
 def gaps(transactions: int) -> list[tuple[int, int]]:
@@ -35,7 +48,12 @@ def gaps(transactions: int) -> list[tuple[int, int]]:
 def model(seed: int, transactions: int) -> ModelSource:
     """Rows that come, change with and without their long value, move and go, in transactions whole and in pieces."""
     dice, source = random.Random(seed), ModelSource()
+    more: list[str] = []
     for number in range(transactions):
+        if number % 9 == 4:
+            more = [] if more else [f"{MORE}{number}"]
+            columns = (column("id", 23, "int4", in_key=True), *map(column, ["name", "body", *more]))
+            source.add_layout(items_layout("items", *columns))
         rows = source.rows()
         alive = [int(id) for id in rows]
         edits: list[Edit] = [truncate(ITEMS)] if number and number % 50 == 0 else []
@@ -44,7 +62,8 @@ def model(seed: int, transactions: int) -> ModelSource:
                 edits.append(insert(ITEMS, id, f"n{number}", f"long {number}" * 20))
                 continue
             free = next(one for one in range(_IDS, 10 * _IDS) if str(one) not in rows)
-            body = {"body": f"long {number}"} if dice.random() < 0.5 else {}
+            body: Row = {"body": f"long {number}"} if dice.random() < 0.5 else {}
+            body |= {name: f"m{number}" for name in more if dice.random() < 0.5}
             ways = [
                 update(ITEMS, id, name=f"n{number}", **body),
                 update(ITEMS, id, free + number, name="moved"),
