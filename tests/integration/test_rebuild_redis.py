@@ -263,6 +263,46 @@ def test_an_unfinished_copy_is_discarded_whole(
     assert set(client.scan_iter()) == before
 
 
+def test_a_copy_that_takes_the_rows_place_while_it_is_discarded_loses_none(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(relay, under_test, source)
+    with closing(open_copies("redis", under_test.options, under_test.place)) as copies:
+        with closing(copies.beside()) as copy:
+            copy.write(windows(source), MARKS)
+            copy.commit(following(source))
+            prepare = BesideServer.prepare
+
+            def swapped_before(server: BesideServer, **options: Any) -> None:
+                monkeypatch.undo()
+                copy.hold()
+                copy.swap(following(source))
+                prepare(server, **options)
+
+            monkeypatch.setattr(BesideServer, "prepare", swapped_before)
+            with pytest.raises(SinkUnavailable, match="another process drops these rows"):
+                copies.discard()
+        assert copies.kept()
+    assert under_test.rows() == source.rows()
+    with consumer(relay, under_test) as running:
+        followed(running, under_test, relay, update(ITEMS, 1, name="behind the swap"))
+
+
+@pytest.mark.parametrize("record", ["new", "kept"])
+def test_the_rows_that_are_read_are_never_dropped(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, client: redis.Redis, record: str
+) -> None:
+    filled(relay, under_test, source)
+    rebuilt(relay, under_test)
+    client.set(f"walbus:test:{record}", 1)
+    with (
+        closing(open_copies("redis", under_test.options, under_test.place)) as copies,
+        pytest.raises(SinkRefused, match="names the rows that are read"),
+    ):
+        copies.discard() if record == "new" else copies.drop_kept()
+    assert under_test.rows() == source.rows()
+
+
 def test_verify_and_reset_are_about_the_rows_that_the_pointer_names(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, client: redis.Redis
 ) -> None:
