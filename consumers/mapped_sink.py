@@ -115,7 +115,7 @@ def load_function(name: str, where: str) -> RowFunction:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"the function {name} cannot be imported ({type(error).__name__}: {error})"
         raise ConfigError(what, where=where, mend="put its module's folder on PYTHONPATH") from None
     if not callable(found):

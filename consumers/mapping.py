@@ -262,7 +262,7 @@ class TableMapper:
             return row
         try:
             result = self._function(row)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a process that ends so tells neither row nor table
             raise self._refused(f"the function raised {type(error).__name__}", change) from None
         if result is not None and not isinstance(result, Mapping):
             raise self._refused(f"the function returned {type(result).__name__} instead of a dict or None", change)

@@ -23,6 +23,12 @@ _AWAY = (
 )
 #: States of a server that pass, told by an error's first word: its disk is full, a script runs, replicas are missing.
 _PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "OOM", "READONLY"})
+#: What helps against an error, by its first word.
+_MENDS = {
+    "DB": "name a database that the server has in the sink's url",
+    "NOPERM": "let the user of the sink's url run commands and scripts on the keys that the documentation names",
+    "NOAUTH": "give the sink's url user and password",
+}
 #: Before Redis 7 the error of a command in a script stands inside of one that says so.
 _IN_SCRIPT = re.compile(r"Error running script \(.*: -([A-Z]+) ")
 
@@ -53,4 +59,6 @@ def redis_errors(where: str) -> Iterator[None]:
         word = found[1] if (found := _IN_SCRIPT.match(text)) else text.partition(" ")[0]
         if word in _PASSING:
             raise SinkUnavailable(f"Redis cannot write now ({word})", where=where) from None
-        raise SinkRefused(f"Redis refuses ({type(error).__name__}: {word})", where=where) from None
+        raise SinkRefused(
+            f"Redis refuses ({type(error).__name__}: {word})", where=where, mend=_MENDS.get(word)
+        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -232,6 +233,7 @@ def raises(row: dict[str, Any]) -> dict[str, Any]:
     ("function", "told"),
     [
         (raises, "the function raised KeyError"),
+        (lambda _: sys.exit("canary"), "the function raised SystemExit"),
         (lambda _: 7, "the function returned int"),
         (lambda _: {"sise": 1}, "set 'sise', which is no column; declare it in fields"),
         (lambda _: {"id": 7}, "set 'id', which identifies the row"),

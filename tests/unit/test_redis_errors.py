@@ -1,4 +1,4 @@
-"""Which trouble of a Redis passes, by what servers of several versions say."""
+"""Which trouble of a Redis passes, by what servers of several versions say, and what is told of the rest."""
 
 from __future__ import annotations
 
@@ -38,3 +38,18 @@ def test_what_does_not_pass_is_refused_and_no_value_is_told(text: str) -> None:
     with pytest.raises(SinkRefused, match="Redis refuses") as refused, redis_errors("Redis"):
         raise redis.ResponseError(text)
     assert "OOM" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (redis.ResponseError("DB index is out of range"), "name a database"),
+        (redis.exceptions.NoPermissionError("NOPERM User canary has no permissions"), "let the user"),
+        (redis.AuthenticationError("invalid username-password pair canary"), "mend user and password"),
+    ],
+)
+def test_a_refusal_that_an_operator_can_mend_says_how_and_quotes_nothing(error: redis.RedisError, mend: str) -> None:
+    with pytest.raises(SinkRefused) as caught, redis_errors("Redis at h:1"):
+        raise error
+    assert "(at Redis at h:1); " + mend in str(caught.value)
+    assert "canary" not in str(caught.value)
