@@ -30,6 +30,7 @@ Errors
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ from walbus.consumers.steps import (
     Sweep,
 )
 from walbus.consumers.tables import matching
-from walbus.errors import SinkRefused
+from walbus.errors import SinkRefused, SinkUnavailable
 from walbus.events import Change, Window
 from walbus.position import Position
 from walbus.records import Kind, Op
@@ -317,7 +318,9 @@ def refused(what: str, change: Change, mend: str) -> RowRefused:
     return RowRefused(what, where=f"{table} at {change.position}", mend=mend, row=row_of(change))
 
 
-def no_folder(error: OSError, path: Path) -> SinkRefused:
-    """The error for a sink on this machine whose folder cannot be made."""
+def no_folder(error: OSError, path: Path) -> SinkRefused | SinkUnavailable:
+    """The error for a sink on this machine whose folder cannot be made, or written; a full disk is waited for."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SinkUnavailable("the disk under the sink's folder is full", where=str(path), mend="make room on it")
     mend = "name another path, or let this user write there"
-    return SinkRefused(f"the sink's folder cannot be made: {error.strerror}", where=str(path), mend=mend)
+    return SinkRefused(f"the sink's folder cannot be used: {error.strerror}", where=str(path), mend=mend)
