@@ -13,7 +13,7 @@ from signal import SIGTERM
 
 import pytest
 
-from support.all_rooms import AllRooms
+from support.all_rooms import AllRooms, proxied_rooms
 from support.database import Database
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
@@ -25,25 +25,15 @@ SWAPPED = "ALTER TABLE items RENAME TO older; ALTER TABLE fresh RENAME TO items"
 
 
 @pytest.fixture
-def proxy() -> Iterator[TcpProxy]:
-    with TcpProxy(0) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def rooms(database: Database, open_folder: Path, proxy: TcpProxy) -> Iterator[AllRooms]:
-    """A consumer of `items` alone is configured; the bootstrap server is behind the proxy."""
+def proxied(database: Database, open_folder: Path) -> Iterator[tuple[AllRooms, TcpProxy]]:
+    """A consumer of `items` alone is configured."""
     make_marker(database)
     for table, first in (("items", 1), ("fresh", 100)):
         database.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, note text)")
         database.execute(f"INSERT INTO {table} SELECT i, repeat('n', 500) FROM generate_series({first}, 20000) i")
-    with AllRooms(open_folder, database, url=f"http://127.0.0.1:{proxy.port}") as rooms:
-        proxy.target = int(rooms.url.rpartition(":")[2])
-        for room in ("capture", "relay", "bootstrap"):
-            rooms.begin(room)
-        rooms.wait_consistent("public.items", "public.fresh")
+    with proxied_rooms(open_folder, database, "public.items", "public.fresh") as (rooms, proxy):
         rooms.add_consumer("cache", "sqlite", tables='["public.items"]', delta_above=10)
-        yield rooms
+        yield rooms, proxy
 
 
 def swap(rooms: AllRooms) -> None:
@@ -62,7 +52,8 @@ def holds_the_tables_rows(rooms: AllRooms) -> bool:
     return True
 
 
-def test_a_snapshot_that_broke_off_does_not_go_on_in_another_table(rooms: AllRooms, proxy: TcpProxy) -> None:
+def test_a_snapshot_that_broke_off_does_not_go_on_in_another_table(proxied: tuple[AllRooms, TcpProxy]) -> None:
+    rooms, proxy = proxied
     proxy.starts, proxy.stream_bytes, proxy.stalls = b"GET /v1/snapshot", 4 << 20, True
     rooms.begin("cache")
     wait_for(lambda: proxy.cuts, what="the snapshot stands still in the middle")
@@ -74,8 +65,9 @@ def test_a_snapshot_that_broke_off_does_not_go_on_in_another_table(rooms: AllRoo
 
 
 def test_a_table_that_came_to_a_name_while_its_consumer_was_away_is_read_whole_and_not_by_a_delta(
-    rooms: AllRooms,
+    proxied: tuple[AllRooms, TcpProxy],
 ) -> None:
+    rooms, _ = proxied
     rooms.begin("cache")
     wait_for(lambda: rooms.status("cache").get("phase") == "online", what="all is read")
     wait_for(lambda: holds_the_tables_rows(rooms), what="the sink is filled", every=0.1)

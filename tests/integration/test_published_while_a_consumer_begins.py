@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.all_rooms import AllRooms
+from support.all_rooms import AllRooms, proxied_rooms
 from support.database import Database
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
@@ -39,32 +39,23 @@ PUBLISHED = {
 
 
 @pytest.fixture
-def proxy() -> Iterator[TcpProxy]:
-    with TcpProxy(0) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def rooms(database: Database, open_folder: Path, proxy: TcpProxy) -> Iterator[AllRooms]:
+def proxied(database: Database, open_folder: Path) -> Iterator[tuple[AllRooms, TcpProxy]]:
     make_marker(database)
     database.execute("CREATE TABLE items (id int PRIMARY KEY); INSERT INTO items SELECT generate_series(1, 5)")
     database.execute("CREATE TABLE parted (id int PRIMARY KEY, note text) PARTITION BY RANGE (id)")
     database.execute("CREATE PUBLICATION walbus FOR TABLE marker, items, parted")
-    with AllRooms(open_folder, database, url=f"http://127.0.0.1:{proxy.port}") as rooms:
-        proxy.target = int(rooms.url.rpartition(":")[2])
-        for room in ("capture", "relay", "bootstrap"):
-            rooms.begin(room)
-        rooms.wait_consistent("public.marker", "public.items")
+    with proxied_rooms(open_folder, database, "public.marker", "public.items") as (rooms, proxy):
         database.execute(LATE)  # capture, when it starts, publishes what is there
         rooms.add_consumer("cache", "sqlite")
-        yield rooms
+        yield rooms, proxy
 
 
 @pytest.mark.parametrize("how", PUBLISHED)
 @pytest.mark.parametrize("kept", KEPT)
 def test_a_table_that_is_published_while_a_consumer_begins_is_in_its_sink(
-    rooms: AllRooms, proxy: TcpProxy, database: Database, kept: str, how: str
+    proxied: tuple[AllRooms, TcpProxy], database: Database, kept: str, how: str
 ) -> None:
+    rooms, proxy = proxied
     statements, name = PUBLISHED[how]
     oid = database.value("SELECT 'late'::regclass::oid::int8")
     proxy.stops_at = KEPT[kept]

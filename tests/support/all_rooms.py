@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from support import plain_http
 from support.bootstrap_rig import BootstrapRig
 from support.compare import told
 from support.database import Database
+from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
 from support.walbus_command import Running
 from walbus.bootstrap.requests import RequestFolder
@@ -190,6 +191,17 @@ class AllRooms(BootstrapRig):
     def _sink_rows(self, name: str) -> SinkRows:
         folder = self.data_dir / "consumers" / name
         return SqliteRows(folder / f"{name}.sqlite") if self.sinks[name] == "sqlite" else SearchRows(folder / "index")
+
+
+@contextmanager
+def proxied_rooms(folder: Path, database: Database, *tables: str) -> Iterator[tuple[AllRooms, TcpProxy]]:
+    """All servers run and have these tables; the relay sends consumers to the bootstrap server by the proxy."""
+    with TcpProxy(0) as proxy, AllRooms(folder, database, url=f"http://127.0.0.1:{proxy.port}") as rooms:
+        proxy.target = int(rooms.url.rpartition(":")[2])
+        for room in _SERVERS:
+            rooms.begin(room)
+        rooms.wait_consistent(*tables)
+        yield rooms, proxy
 
 
 def published_names(dsn: str) -> set[str]:
