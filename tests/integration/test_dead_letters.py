@@ -16,7 +16,7 @@ import pytest
 
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, truncate, update
 from walbus.consumers import DeadLetters, Sweep
-from walbus.consumers.checkpoint import Following, Marks, Point
+from walbus.consumers.checkpoint import Following, Marks, Point, Snapshotting, TableProgress
 from walbus.consumers.letter_file import LetterFile, Voiding
 from walbus.errors import DeadLettersFull, StoreDamaged, StoreError, UsageError
 from walbus.events import Change, Window, window_of
@@ -207,6 +207,26 @@ def test_a_damaged_file_and_a_folder_that_cannot_be_made_are_told_as_what_they_a
     below, more = path / "below" / "letters.sqlite", window(source, insert(ITEMS, 300))
     with closing(DeadLetters(below)) as store, pytest.raises(StoreError, match=r"Not a directory|File exists"):
         park(store, more)
+
+
+@pytest.mark.parametrize(
+    ("progress", "committed"),
+    [
+        (TableProgress("public.others", done=True), False),
+        (TableProgress(ITEMS), False),
+        (TableProgress(ITEMS, after_key=b"k"), False),
+        (TableProgress(ITEMS, done=True), True),
+        (TableProgress(ITEMS, since=Point(Position(1, 0x500, 1), 49)), False),
+        (TableProgress(ITEMS, since=Point(Position(1, 0x500, 1), 50)), True),
+    ],
+)
+def test_a_truncate_that_a_reading_brought_is_committed_when_the_checkpoint_says_so(
+    progress: TableProgress, committed: bool
+) -> None:
+    """The letters before it are void then, and hold again otherwise: it comes once more."""
+    checkpoint = Snapshotting("log-a", Marks(2, 1), (progress,))
+    assert Voiding(16400, ITEMS, "log-a", 50).is_in(checkpoint) is committed
+    assert not Voiding(16400, ITEMS, "log-b", 50).is_in(checkpoint)
 
 
 def test_letters_are_parked_where_others_find_them_when_somebody_took_the_file_away(source, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class Receiver:
 
         brought: set[str] = set()
         for change in self.changes():
+            if change["op"] == "schema":
+                continue
             op, seq = change["op"], change["seq"]
             if op == "sweep":
                 gone = [id for id, (at, row) in held.items() if row is not None and at <= seq and id not in brought]
