@@ -41,7 +41,7 @@ from walbus.consumers.sinks.kafka_ids import FirstLayoutIds, LayoutIds, Registry
 from walbus.consumers.sinks.kafka_options import KafkaOptions
 from walbus.consumers.sinks.kafka_outbox import Outbox
 from walbus.consumers.sinks.kafka_reading import read_committed
-from walbus.consumers.sinks.kafka_restoring import bring_up, check_topics
+from walbus.consumers.sinks.kafka_restoring import SameTopics, bring_up, check_topics
 from walbus.consumers.sinks.kafka_rows import RowCopy, Stamp, Stray
 from walbus.consumers.sinks.kafka_sender import Sender
 from walbus.consumers.sinks.kafka_state import SinkState, Written
@@ -90,6 +90,7 @@ class KafkaSink:
         try:
             self._clients = SinkClients(options, place.consumer, self._home)
             self._sender = Sender(self._clients)
+            self._same = SameTopics(self._clients)
             self._name_topics(beside or 0)
             self.checkpoint()
         except BaseException:
@@ -149,6 +150,7 @@ class KafkaSink:
         with self._errors():
             self._outbox.settle(checkpoint.log_id)
             self._note_what_lacks()
+            self._same.check(self._state, self._sender.topics)
             written = replace(
                 self._required(),
                 writer=self._me,

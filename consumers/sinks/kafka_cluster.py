@@ -68,7 +68,7 @@ class SinkClients(ClusterClients):
             "queue.buffering.max.kbytes": 64 << 10,
         }
 
-    def told(self, what: str, error: KafkaError | None) -> WalbusError:
+    def told(self, what: str, error: KafkaError | None, needs: str = "") -> WalbusError:
         """The error for one of Kafka's; see `ClusterClients.told`."""
         kinds = self._kafka.KafkaError
         if error is not None and error.code() == kinds.INVALID_TRANSACTION_TIMEOUT:
@@ -77,7 +77,7 @@ class SinkClients(ClusterClients):
         if error is not None and error.code() == kinds.MSG_SIZE_TOO_LARGE:
             mend = f"raise {self._key}.max_message_bytes, and max.message.bytes of the topics"
             return LogError(f"{what}: {error.str()}", where=self.settings.bootstrap, mend=mend)
-        return super().told(what, error)
+        return super().told(what, error, needs)
 
     @contextmanager
     def as_sink(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Set
 from dataclasses import replace
 
 import structlog
@@ -14,11 +16,15 @@ from walbus.consumers.sinks.kafka_state import SinkState, SinkTable
 from walbus.consumers.sinks.kafka_topics import SinkTopics
 from walbus.errors import DamagedRecord, SinkRefused
 from walbus.records import key_hash
+from walbus.relay.kafka.cluster import missing
+from walbus.relay.kafka.topics import describe_topics
 from walbus.topics import RecordMaker, TopicNames
 from walbus.topics.catalog import envelope_family, row_family
 from walbus.topics.envelope_records import EnvelopeMaker
 
 _log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 1.0
 
 
 def check_topics(state: SinkState, copy: RowCopy, topics: SinkTopics) -> None:
@@ -42,6 +48,39 @@ def check_topics(state: SinkState, copy: RowCopy, topics: SinkTopics) -> None:
                 where=table.layout.table,
                 mend="delete the topic: it is made and filled anew; or give the sink another prefix",
             )
+
+
+class SameTopics:
+    """Sees, about once a second, that topics which are written to are those that they were.
+
+    Args:
+        clients: of the cluster.
+        monotonic: seconds.
+    """
+
+    def __init__(self, clients: SinkClients, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._clients, self._monotonic = clients, monotonic
+        self._looked = monotonic()
+
+    def check(self, state: SinkState, written: Set[str]) -> None:
+        """Asks, if that was a while ago.
+
+        Args:
+            state: what is known of the tables' topics.
+            written: topics that have records which are not committed yet.
+
+        Raises:
+            LogMissing: one is gone, or was made again.
+            LogError, LogUnreachable
+        """
+        now = self._monotonic()
+        known = {table.topic: table.topic_id for table in state.tables.values() if table.topic in written}
+        if not known or now - self._looked < _LOOK_SECONDS:
+            return
+        found = describe_topics(self._clients, known)
+        if any(name not in found or str(found[name].topic_id) != number for name, number in known.items()):
+            raise missing(self._clients.settings)
+        self._looked = now
 
 
 def bring_up(clients: SinkClients, state: SinkState, copy: RowCopy, maker: RecordMaker) -> None:

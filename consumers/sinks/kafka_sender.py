@@ -37,6 +37,7 @@ class Sender:
         self._producer: Producer | None = None
         self._open = False  # whether a transaction is
         self._failure: KafkaError | None = None
+        self._topics: set[str] = set()  # which the transaction has records for
         self._untold: set[Place] = set()  # where records were taken of which it is not told where they lie
         self.ends: dict[Place, int] = {}  #: offsets behind what the transaction has in each partition
 
@@ -44,6 +45,11 @@ class Sender:
     def leads(self) -> bool:
         """Whether it has the transactional id, as far as it knows."""
         return self._producer is not None
+
+    @property
+    def topics(self) -> set[str]:
+        """Those that the open transaction has records for."""
+        return self._topics if self._open else set()
 
     def begin(self) -> None:
         """Takes the transactional id: what another process sends under it from now on is refused.
@@ -59,7 +65,9 @@ class Sender:
             producer.list_topics(timeout=seconds)  # without a connection the next call begins with a pause
             producer.init_transactions(seconds)
         except producer_errors() as error:
-            raise self._clients.told("the cluster does not begin transactions", told_by(error, producer)) from None
+            needs = f"Write on the transactional id {self._clients.transactional_id}"
+            told = told_by(error, producer)
+            raise self._clients.told("the cluster does not begin transactions", told, needs) from None
         self._producer, self._open, self.ends, self._failure = producer, False, {}, None
 
     def send(  # noqa: PLR0913, PLR0917 - what a record has
@@ -87,7 +95,7 @@ class Sender:
         while True:
             try:
                 if not self._open:
-                    self._open, self._untold, self.ends = True, set(), {}
+                    self._open, self._topics, self._untold, self.ends = True, set(), set(), {}
                     producer.begin_transaction()
                 producer.produce(
                     topic,
@@ -98,6 +106,7 @@ class Sender:
                     timestamp=when,
                     headers=list(headers),
                 )
+                self._topics.add(topic)
                 producer.poll(0)
             except BufferError:
                 if time.monotonic() > deadline:
@@ -218,7 +227,7 @@ class Sender:
         self._drop()
         if error is not None and error.code() in _refusals():
             return Fenced(f"{what}: {error.str()}", where=self._clients.settings.bootstrap, mend="end this process")
-        told = self._clients.told(what, error)
+        told = self._clients.told(what, error, f"Write on the topics {self._clients.settings.topic}.*")
         if error is None and not isinstance(told, LogUnreachable):
             return self._clients.unreachable(what)
         return told

@@ -17,6 +17,7 @@ _C = TypeVar("_C")
 
 _ASK_SECONDS = 5.0
 
+_WHO = "see that relay.kafka.options say who this is: sasl.mechanism, sasl.username, sasl.password"
 _MEND = "see that the brokers run and that relay.kafka.bootstrap_servers names them; it is tried again"
 
 
@@ -61,6 +62,11 @@ class ClusterSettings:
         return f"{self.topic}.writer"
 
     @property
+    def readers_group(self) -> str:
+        """Group under which records are read; it has no member and no offset."""
+        return f"{self.topic}.readers"
+
+    @property
     def writer_group(self) -> str:
         """Group whose member writes the log."""
         return f"{self.topic}.writer"
@@ -87,7 +93,7 @@ class ClusterClients:
             ) from None
         self._kafka = confluent_kafka
         self.settings = settings
-        self._said = ""
+        self._said, self._unknown = "", False
         self._admin: AdminClient | None = None
 
     @property
@@ -137,7 +143,7 @@ class ClusterClients:
         return self._made(
             self._kafka.Consumer,
             {
-                "group.id": f"{self.settings.topic}.readers",  # never joined: partitions are assigned by hand
+                "group.id": self.settings.readers_group,  # never joined: partitions are assigned by hand
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -208,12 +214,12 @@ class ClusterClients:
             "client.id": "walbus",
             "log_level": 0,
             "error_cb": self._note,
+            # A producer's default is True: its looks at the cluster would make a topic again that was deleted.
             "allow.auto.create.topics": False,
             "reconnect.backoff.max.ms": 1000,
             "topic.metadata.refresh.interval.ms": 30_000,
         }
-        if kind is not self._kafka.Consumer:
-            del shared["allow.auto.create.topics"]
+        self._unknown = False
         try:
             return kind({**shared, **options, **self.settings.options, **(fixed or {})})
         except (self._kafka.KafkaException, ValueError, TypeError) as error:
@@ -221,29 +227,43 @@ class ClusterClients:
             raise ConfigError(what, where="section relay.kafka", mend="mend what it names") from None
 
     def _note(self, error: KafkaError) -> None:
+        refused = error.code() == self._kafka.KafkaError._AUTHENTICATION
+        if self._unknown and not refused:
+            return  # follows from what was said before
+        self._unknown = refused
         self._said = error.str().partition(" (after ")[0]  # how long it took, and how often, makes no other reason
 
     def unreachable(self, what: str) -> LogUnreachable:
         """The error for something that the cluster did not do in time."""
         said = f": {self._said}" if self._said else ""
-        return LogUnreachable(f"{what}{said}", where=self.settings.bootstrap, mend=_MEND)
+        return LogUnreachable(f"{what}{said}", where=self.settings.bootstrap, mend=_WHO if self._unknown else _MEND)
 
     @contextmanager
-    def asking(self, what: str) -> Iterator[None]:
+    def asking(self, what: str, needs: str = "") -> Iterator[None]:
         """Turns the errors of a question to the cluster into Walbus's own.
 
         Args:
             what: cannot be done, as the beginning of a sentence.
+            needs: what it takes, see `told`.
         """
         try:
             yield
         except self._kafka.KafkaException as error:
+            told = self.told(what, error_of(error), needs)
             self.forget_leaders()
-            raise self.told(what, error_of(error)) from error
+            raise told from error
 
-    def told(self, what: str, error: KafkaError | None) -> WalbusError:
-        """The error for one of Kafka's."""
+    def told(self, what: str, error: KafkaError | None, needs: str = "") -> WalbusError:
+        """The error for one of Kafka's.
+
+        Args:
+            what: cannot be done, as the beginning of a sentence.
+            error: why.
+            needs: operation and resource that the principal has to be granted, as in "Read on the topic a".
+        """
         kinds = self._kafka.KafkaError
+        if self._admin is not None:
+            self._admin.poll(0)  # has it say what it has to say
         if error is None:
             return LogError(what, where=self.settings.bootstrap)
         if error.code() in (kinds.UNKNOWN_TOPIC_OR_PART, kinds._UNKNOWN_TOPIC, kinds._UNKNOWN_PARTITION):
@@ -253,12 +273,12 @@ class ClusterClients:
             kinds.CLUSTER_AUTHORIZATION_FAILED,
             kinds.GROUP_AUTHORIZATION_FAILED,
             kinds.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-            kinds.SASL_AUTHENTICATION_FAILED,
-            kinds._AUTHENTICATION,
         }
         if error.code() in refused:
-            mend = "grant it to the principal of relay.kafka.options (docs/kafka-log.md lists what is needed)"
+            mend = f"grant {needs or 'it'} to the principal of relay.kafka.options (docs/kafka-log.md#access lists all)"
             return LogError(f"{what}: {error.str()}", where=self.settings.bootstrap, mend=mend)
+        if error.code() in (kinds.SASL_AUTHENTICATION_FAILED, kinds._AUTHENTICATION):
+            return LogError(f"{what}: {error.str()}", where=self.settings.bootstrap, mend=_WHO)
         self._note(error)
         return self.unreachable(what)
 

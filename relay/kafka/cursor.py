@@ -37,6 +37,7 @@ class KafkaCursor:
         self._end = 0  # offset up to which the log is known to be committed
         self._ready: deque[bytes] = deque()  # read, and not given out yet
         self._parts: list[bytes] = []  # of records whose last part was not read yet
+        self._behind: Position | None = None  # the message that was read last, by what it says
         self.done = ORIGIN  #: position of the last record that was given out or passed over
 
     def seek(self, after: Position) -> None:
@@ -171,7 +172,7 @@ class KafkaCursor:
         """Stands before the first record that is not done, in the first message that is wanted or behind it."""
         self.close()
         self._ready.clear()
-        self._parts = []
+        self._parts, self._behind = [], None
         self._end = view.ends.stable
         found = self._places.first(view.ends, wanted)
         if found is None:
@@ -211,7 +212,18 @@ class KafkaCursor:
         if message is None:
             self._end = ends_of(self._clients, self._clients.settings.topic)[0].stable
             message = self._log.read(self._end)
+        if message is not None:
+            self._check_order(message)
         return message
+
+    def _check_order(self, message: Received) -> None:
+        """Sees that a message follows the one before it: else something between them was lost, or is another log's."""
+        mark = message.mark
+        before = mark.before.tip.position
+        if mark.part == 0 and self._behind is not None and before != self._behind:
+            what = f"what lies between {self._behind} and {before} is lost"
+            raise DamagedRecord(what, where=message.where, mend=_MEND)
+        self._behind = mark.behind.tip.position
 
     def _take(self, message: Received) -> None:
         mark = message.mark

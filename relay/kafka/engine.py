@@ -16,7 +16,7 @@ from walbus.relay.kafka.lock import WriterLock
 from walbus.relay.kafka.meta import LogDocument, Meta, log_document, writer_document
 from walbus.relay.kafka.partition import ends_of
 from walbus.relay.kafka.reader import KafkaLogReader
-from walbus.relay.kafka.topics import TopicFacts, TopicPlan, Topics
+from walbus.relay.kafka.topics import TopicFacts, TopicPlan, Topics, made_again
 from walbus.relay.kafka.transactions import Transactions
 from walbus.relay.kafka.trimming import Trimming
 from walbus.relay.kafka.writer import KafkaLogWriter, KafkaWriterSettings, WriterParts
@@ -184,8 +184,4 @@ def _check_log(log: LogDocument, source: SourceIdentity, facts: TopicFacts, clus
 
 def _check_topic(log: LogDocument, facts: TopicFacts, cluster: ClusterSettings) -> None:
     if log.topic_id != facts.topic_id:
-        raise LogError(
-            f"topic {cluster.topic} was deleted and made again: what the log held is lost",
-            where=cluster.bootstrap,
-            mend=f"delete {cluster.meta} and {cluster.large} too: capture begins a new log, and consumers bootstrap",
-        )
+        raise made_again(cluster)

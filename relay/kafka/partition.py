@@ -18,7 +18,7 @@ from walbus.relay.kafka.cluster import ClusterClients, error_of, missing
 from walbus.relay.kafka.mark import HEADER, Mark, parse_mark
 
 if TYPE_CHECKING:
-    from confluent_kafka import Consumer, TopicPartition
+    from confluent_kafka import Consumer, KafkaError, TopicPartition
     from confluent_kafka import Message as KafkaMessage
 
 _SEEN = 8192  #: places that are kept
@@ -130,9 +130,14 @@ class Partition:
         elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
             raise missing(self._clients.settings)
         elif error.fatal() or not error.retriable():
-            told = self._clients.told(f"{self._topic} cannot be read", error)
+            told = self._clients.told(f"{self._topic} cannot be read", error, self._needs(error))
             if error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE):
                 raise told
+
+    def _needs(self, error: KafkaError) -> str:
+        if error.code() == error.GROUP_AUTHORIZATION_FAILED:
+            return f"Describe on the group {self._clients.settings.readers_group}"
+        return f"Read on the topic {self._topic}"
 
     def _at(self, offset: int) -> TopicPartition:
         from confluent_kafka import TopicPartition  # noqa: PLC0415
@@ -171,7 +176,7 @@ def ends_of(clients: ClusterClients, *topics: str) -> list[Ends]:
         try:
             found = _ends_of(clients, topics)
         except KafkaException as error:
-            told = clients.told(what, error_of(error))
+            told = clients.told(what, error_of(error), f"Describe on the topics {', '.join(topics)}")
             if not isinstance(told, LogUnreachable) or time.monotonic() > deadline:
                 raise told from error
         else:

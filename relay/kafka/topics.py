@@ -6,11 +6,12 @@ holds. The log's writer deletes by `relay.retention_hours` and `relay.retention_
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from walbus.errors import LogError
-from walbus.relay.kafka.cluster import ClusterClients, error_of, missing
+from walbus.errors import LogError, LogUnreachable
+from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings, error_of, missing
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import ConfigEntry, NewTopic, TopicDescription
@@ -75,6 +76,7 @@ class TopicState(NamedTuple):
 
 
 _LEAST_MESSAGE = 64 << 10
+_LOOK_SECONDS = 1.0
 
 
 def _is(value: str) -> Callable[[str], bool]:
@@ -189,6 +191,48 @@ class Topics:
         return describe_topics(self._clients, self._names)
 
 
+class SameTopic:
+    """Sees, about once a second, that the log's topic was not deleted and made again.
+
+    Args:
+        clients: of the cluster.
+        topic_id: of the topic that holds the log.
+        monotonic: seconds.
+    """
+
+    def __init__(self, clients: ClusterClients, topic_id: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._clients, self._topic_id, self._monotonic = clients, topic_id, monotonic
+        self._looked = monotonic()
+
+    def check(self) -> None:
+        """Asks, if that was a while ago. A cluster that does not answer, or has no such topic, is told by others.
+
+        Raises:
+            LogError: it was made again.
+        """
+        now, topic = self._monotonic(), self._clients.settings.topic
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        try:
+            found = describe_topics(self._clients, [topic]).get(topic)
+        except LogUnreachable:
+            return
+        if found is not None and str(found.topic_id) != self._topic_id:
+            self._looked = now - _LOOK_SECONDS
+            raise made_again(self._clients.settings)
+
+
+def made_again(cluster: ClusterSettings) -> LogError:
+    """The error for a topic that is not the one that held the log."""
+    return LogError(
+        f"topic {cluster.topic} was deleted and made again: what the log held is lost",
+        where=cluster.bootstrap,
+        mend=f"delete {cluster.topic}, {cluster.meta} and {cluster.large}: capture begins a new log, and consumers "
+        "bootstrap",
+    )
+
+
 def check_settings(clients: ClusterClients, name: str, found: Mapping[str, str], needed: Iterable[Rule]) -> None:
     """Sees that a topic has the settings that it needs.
 
@@ -226,7 +270,7 @@ def describe_topics(clients: ClusterClients, names: Iterable[str]) -> dict[str, 
         except KafkaException as error:
             told = error_of(error)
             if told is None or told.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise clients.told(f"topic {name} is not described", told) from error
+                raise clients.told(f"topic {name} is not described", told, f"Describe on the topic {name}") from error
     return found
 
 
@@ -245,7 +289,7 @@ def make_topics(clients: ClusterClients, topics: Iterable[NewTopic]) -> None:
         except KafkaException as error:
             told = error_of(error)
             if told is None or told.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise clients.told(f"topic {name} cannot be made", told) from error
+                raise clients.told(f"topic {name} cannot be made", told, f"Create on the topic {name}") from error
     clients.admin.poll(0)
 
 
@@ -273,7 +317,8 @@ def topic_settings(clients: ClusterClients, names: Iterable[str], *, own: bool =
     from confluent_kafka.admin import ConfigResource, ResourceType  # noqa: PLC0415
 
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-    with clients.asking("the settings of topics are not told"):
+    needs = f"DescribeConfigs on the topics {', '.join(resource.name for resource in resources)}"
+    with clients.asking("the settings of topics are not told", needs):
         asked = clients.admin.describe_configs(resources, request_timeout=clients.settings.answer_seconds)
         found = {resource.name: answer.result() for resource, answer in asked.items()}
     return {

@@ -82,7 +82,9 @@ class Transactions:
             )  # without a connection the next call begins with a pause
             producer.init_transactions(self._clients.settings.answer_seconds)
         except producer_errors() as error:
-            raise self._clients.told("the cluster does not begin transactions", told_by(error, producer)) from None
+            needs = f"Write on the transactional id {self._clients.settings.transactional_id}"
+            told = told_by(error, producer)
+            raise self._clients.told("the cluster does not begin transactions", told, needs) from None
         self._producer, self._sent = producer, 0
 
     def add(self, topic: str, message: Message) -> None:
@@ -146,7 +148,8 @@ class Transactions:
     def _delivered(self, error: KafkaError | None, message: KafkaMessage) -> None:
         offset, topic = message.offset(), message.topic()
         if error is not None:
-            self._failure = error
+            if error.code() not in _taken_back():
+                self._failure = self._failure or error
         elif topic is not None and offset is not None and offset >= 0:
             self._offsets[topic] = max(self._offsets.get(topic, -1), offset)
 
@@ -185,7 +188,8 @@ class Transactions:
             self._give_up_producer()
             if told is not None and told.code() in _refusals():
                 self.check()  # else a transaction of ours timed out
-            raise self._clients.told("a commit is not acknowledged", self._failure or told) from None
+            needs = f"Write on the topics {', '.join(sorted({kept.topic for kept in self._kept}))}"
+            raise self._clients.told("a commit is not acknowledged", self._failure or told, needs) from None
         if any(kept.topic not in self._offsets for kept in self._kept):
             self._give_up_producer()
             raise self._clients.unreachable("a commit is acknowledged, but not where it lies")
@@ -245,6 +249,13 @@ class Transactions:
     def _where(self) -> str:
         settings = self._clients.settings
         return f"topic {settings.topic} at {settings.bootstrap}"
+
+
+def _taken_back() -> tuple[int, ...]:
+    """Codes of messages that were not sent any more, as what was told of another one is why."""
+    from confluent_kafka import KafkaError  # noqa: PLC0415
+
+    return KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT
 
 
 def _refusals() -> frozenset[int]:

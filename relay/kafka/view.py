@@ -12,6 +12,7 @@ from walbus.relay.kafka.cluster import ClusterClients
 from walbus.relay.kafka.mark import Mark
 from walbus.relay.kafka.meta import LogDocument
 from walbus.relay.kafka.partition import Ends, Places, ends_of
+from walbus.relay.kafka.topics import SameTopic
 from walbus.relay.sequence import Place
 from walbus.relay.tip import EMPTY_TIP
 
@@ -64,17 +65,20 @@ class Views:
         self._clients, self._places, self._log = clients, places, log
         self._lock = threading.Lock()
         self._view: View | None = None
+        self._same = SameTopic(clients, log.topic_id)
 
     def view(self) -> View:
         """The log now.
 
         Raises:
+            LogError: its topic was deleted and made again.
             LogMissing: its topics are gone.
             LogUnreachable: the cluster does not answer.
         """
         with self._lock:
             while True:
                 (ends,) = ends_of(self._clients, self._clients.settings.topic)
+                self._same.check()
                 if self._view is not None and self._view.ends == ends:
                     return self._view
                 try:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from walbus.compression import Compressor
-from walbus.errors import Fenced, LogError, LogFull
+from walbus.errors import Fenced, LogError, LogFull, LogMissing
 from walbus.log import Bounds, Held, Piece, Run
 from walbus.position import Position
 from walbus.relay.held import TransactionFinder
@@ -28,6 +28,7 @@ from walbus.relay.kafka.lock import WriterLock
 from walbus.relay.kafka.messages import Blocks, Message, Records
 from walbus.relay.kafka.meta import layout_document
 from walbus.relay.kafka.reader import KafkaLogReader
+from walbus.relay.kafka.topics import SameTopic
 from walbus.relay.kafka.transactions import Transactions
 from walbus.relay.kafka.trimming import Trimming
 from walbus.relay.lease import Clock
@@ -102,6 +103,7 @@ class KafkaLogWriter:
         self._schemas = KafkaLayoutWriter(parts.reader.meta, view.tip.tip.announced_schema, self._write_layout)
         self._finder = TransactionFinder(parts.reader.any_cursor, self.bounds)
         self._checked = time.monotonic()
+        self._same = SameTopic(parts.clients, view.log.topic_id)
         self._broken: str | None = None  # why nothing may be written any more
         self._closed = False
 
@@ -164,15 +166,18 @@ class KafkaLogWriter:
 
         Raises:
             LogUnreachable: the cluster did not acknowledge it; nothing of it counts as durable. Call again.
+            LogMissing: somebody deleted the log.
             Fenced: another writer took over.
+            LogError: the log's topic was deleted and made again.
         """
         self._check_usable()
         self._finish_large()
         if self._sequence.whole.tip != self._durable.tip or self._sender.bytes:
             self._commit()
         elif time.monotonic() - self._checked >= _CHECK_SECONDS:
-            self._unless_fenced(self._sender.check)
+            self._unless_lost(self._sender.check)
             self._checked = time.monotonic()
+        self._unless_lost(self._same.check)
         return self.bounds()
 
     def trim(self, now: float) -> Position:
@@ -259,10 +264,10 @@ class KafkaLogWriter:
     def _commit(self) -> None:
         """Commits everything that is whole."""
         if self._sender.doubtful:
-            self._unless_fenced(self._sender.commit)
+            self._unless_lost(self._sender.commit)
             self._durable = self._sent
         self._add(self._blocks.flush())
-        self._unless_fenced(self._sender.commit)
+        self._unless_lost(self._sender.commit)
         self._durable = self._sent
         self._checked = time.monotonic()
 
@@ -272,10 +277,15 @@ class KafkaLogWriter:
         self._sender.add_document(self._topics.meta, layout_document(version))
         self._commit()
 
-    def _unless_fenced(self, act: Callable[[], None]) -> None:
+    def _unless_lost(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except Fenced as error:
+        except LogMissing as error:
+            mend = f"delete {', '.join(self._topics.topics[1:])} too, and start capture again: it begins a new log"
+            raise LogMissing("somebody deleted the log", where=error.where, mend=mend) from None
+        except LogFull:
+            raise
+        except LogError as error:
             self._broken = error.what
             raise
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,20 +15,19 @@ from confluent_kafka import ElectionType, KafkaException, TopicCollection, Topic
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from support.database import Database
-from support.kafka_server import local_kafka
+from support.kafka_server import local_kafka, or_missing
 from support.kafka_writing import Writing, committed, small
 from support.log_view import log_transactions
 from support.maven_jars import JARS
 from support.oracle import Oracle, assert_same_transactions
 from support.relay_log import commits
 from support.seed import announced_seed
-from support.services import missing
 from support.small_disk import small_disk
 from support.waiting import wait_for
 from support.whole_system import WholeSystem, make_marker
 from walbus.demo.kafka_server import Broker, Cluster, embedded_kafka
 from walbus.demo.load import ShopLoad
-from walbus.errors import LogUnreachable, UsageError
+from walbus.errors import LogUnreachable
 from walbus.relay.kafka import open_kafka_reader
 from walbus.relay.kafka.cluster import ClusterSettings
 
@@ -40,18 +39,7 @@ TOPIC = "shop"
 @pytest.fixture
 def three() -> Iterator[Cluster]:
     """Three brokers, which are the controllers too."""
-    with or_missing(lambda stack: stack.enter_context(local_kafka(brokers=3))) as cluster:
-        yield cluster
-
-
-@contextmanager
-def or_missing(opened: Callable[[ExitStack], Cluster]) -> Iterator[Cluster]:
-    with ExitStack() as stack:
-        try:
-            cluster = opened(stack)
-        except UsageError as error:
-            missing("kafka", str(error))
-            raise
+    with or_missing(lambda: local_kafka(brokers=3)) as cluster:
         yield cluster
 
 
@@ -194,7 +182,7 @@ def test_a_broker_whose_disk_is_full_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "kafka").mkdir()
     with (
         small_disk(tmp_path / "kafka" / "broker1", megabytes=96) as disk,
-        or_missing(lambda stack: stack.enter_context(embedded_kafka(tmp_path / "kafka", JARS))) as cluster,
+        or_missing(lambda: embedded_kafka(tmp_path / "kafka", JARS)) as cluster,
     ):
         engine = small(cluster.bootstrap, tmp_path / "log")
         writing = Writing(engine, rng)

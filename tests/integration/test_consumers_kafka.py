@@ -46,6 +46,7 @@ from support.zoo import build_zoo
 from support.zoo_herd import build_herd
 from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks.kafka_rows import RowCopy
+from walbus.consumers.sinks.kafka_topics import needed_settings
 from walbus.demo.compare import compare_sinks
 from walbus.errors import ConfigError, SinkRefused, SinkUnavailable
 from walbus.records import key_hash
@@ -457,6 +458,33 @@ def test_a_topic_that_was_deleted_is_made_and_filled_anew(
     wait_for(lambda: topic not in reader.topics(), what="the topic is gone")
     source.commit([update(ITEMS, 1, name="x")])
     with consumer(relay, under_test):
+        equal(under_test, relay)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "made again"])
+def test_a_topic_that_is_deleted_under_a_running_consumer_is_filled_anew(
+    again: bool,
+    relay: ScriptedRelay,
+    source: ModelSource,
+    under_test: SinkUnderTest,
+    reader: TopicReader,
+    admin: AdminClient,
+) -> None:
+    source.commit([insert(ITEMS, n) for n in range(30)])
+    topic = reader.of_table(ITEMS)
+    settings = {rule.name: rule.value for rule in needed_settings(compacted=True, replicas=1, largest=1 << 20)}
+    with consumer(relay, under_test, answer_seconds=3) as running:
+        equal(under_test, relay)
+        stored(running, source)
+        admin.delete_topics([topic])[topic].result()
+        if again:
+            wait_for(lambda: admin.create_topics([NewTopic(topic, 3, 1, config=settings)])[topic].result() is None)
+
+        def is_filled() -> bool:
+            source.commit([update(ITEMS, 2, name="goes on")])
+            return under_test.rows().keys() == source.rows(ITEMS).keys()
+
+        wait_for(is_filled, what="all rows are there again", every=0.3)
         equal(under_test, relay)
 
 

@@ -34,10 +34,19 @@ from support.relay_log import (
 from support.waiting import wait_for
 from walbus.cli.capture import capture
 from walbus.config import KafkaConfig, RelayConfig, Settings, SourceConfig
-from walbus.errors import ConfigError, Fenced, LogBusy, LogError, LogUnreachable, PositionTrimmed, SourceReplaced
+from walbus.errors import (
+    ConfigError,
+    DamagedRecord,
+    Fenced,
+    LogBusy,
+    LogError,
+    LogUnreachable,
+    PositionTrimmed,
+    SourceReplaced,
+)
 from walbus.log import SourceIdentity
-from walbus.position import Position
-from walbus.records import Flag
+from walbus.position import ORIGIN, Position
+from walbus.records import Flag, read_header
 from walbus.relay.kafka import open_kafka_writer
 from walbus.relay.kafka.cluster import ClusterSettings
 from walbus.relay.kafka.partition import ends_of
@@ -405,6 +414,43 @@ def test_a_topic_that_was_deleted_is_not_taken_for_an_empty_log(engine):
         return False
 
     wait_for(is_refused, 60, what="the new topic to be known for another one")
+
+
+def test_a_topic_that_was_made_again_meanwhile_is_noticed_by_who_writes_and_who_reads(engine):
+    writer, reader = engine.open_writer(), engine.open_reader()
+    fill(writer, 3)
+    assert commits(read_all(reader)) == [16, 32, 48]
+    topics = list(engine.cluster.topics)[:1]
+    administer(engine, lambda client: client.delete_topics(topics))
+    wait_for(lambda: administer(engine, lambda client: client.create_topics([NewTopic(topics[0], 1, 1)])) is None)
+    for act in (writer.sync, reader.bounds):
+        wait_for(lambda act=act: is_refused(act, "was deleted and made again"), 60, what="the other topic is noticed")
+    with pytest.raises(LogError, match=r"cannot be written any more: topic .* was deleted"):
+        writer.append(transaction(64))
+
+
+def is_refused(act: Callable[[], object], why: str) -> bool:
+    try:
+        act()
+    except LogError as error:
+        return why in str(error)
+    return False
+
+
+def test_a_hole_in_the_log_is_refused(engine):
+    engine.block_bytes = 1
+    writer, reader = engine.open_writer(), engine.open_reader()
+    fill(writer, 2)
+    cursor = reader.cursor(ORIGIN)
+    assert commits([read_header(record) for record in cursor.read(1 << 20)]) == [16, 32]
+    sequence = writer._sequence
+    lost = sequence.pack(transaction(48))
+    sequence.appended(lost, sequence.here.offset + len(lost.records))
+    sequence.note_whole()
+    fill(writer, 1, first=4)
+    with pytest.raises(DamagedRecord, match="between 1:0/20:2 and 1:0/30:2 is lost"):
+        cursor.read(1 << 20)
+    cursor.close()
 
 
 def test_a_cluster_that_is_away_is_told(free_port, tmp_path):
