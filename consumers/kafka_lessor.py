@@ -199,7 +199,7 @@ class KafkaLessor:
         while not self._leaves.is_set():
             message = consumer.poll(_POLL_SECONDS)
             if message is not None:
-                heed(message, clients, self._where)
+                heed(message, clients, self._topic)
             self._take_tokens()
             self._renew()
 

@@ -84,7 +84,9 @@ class KafkaOffsets:
         return self._told(f"the tokens of {self._topic} are not taken", error)
 
     def _told(self, what: str, error: KafkaError | None) -> WalbusError:
-        return gone(self._clients) if error is not None and _names_no_topic(error) else self._clients.told(what, error)
+        if error is not None and _names_no_topic(error):
+            return gone(self._clients)
+        return self._clients.told(what, error, _needed(self._topic))
 
 
 def partitions_of(partitions: Sequence[TopicPartition]) -> list[int]:
@@ -92,22 +94,28 @@ def partitions_of(partitions: Sequence[TopicPartition]) -> list[int]:
     return [one.partition for one in partitions]
 
 
-def heed(message: Message, clients: ClusterClients, where: str) -> None:
+def heed(message: Message, clients: ClusterClients, topic: str) -> None:
     """What the client tells of the membership; what comes right by itself is left to it.
+
+    Args:
+        message: came in the place of one.
+        clients: of the cluster.
+        topic: of the parts, as the group is called too.
 
     Raises:
         LogUnreachable: this membership leads to nothing, and another one may.
         UsageError, LogError: the cluster does not let it be a member.
     """
     error = message.error()
-    if error is not None and (told := _told(error, clients, where)) is not None:
+    if error is not None and (told := _told(error, clients, topic)) is not None:
         raise told
 
 
-def _told(error: KafkaError, clients: ClusterClients, where: str) -> WalbusError | None:
+def _told(error: KafkaError, clients: ClusterClients, topic: str) -> WalbusError | None:
     from confluent_kafka import KafkaError  # noqa: PLC0415
 
     what = f"the cluster does not let it be a member: {error.str()}"
+    where = f"group {topic} at {clients.settings.bootstrap}"
     if error.code() == KafkaError.INVALID_SESSION_TIMEOUT:
         mend = (
             "take a longer lease (lease_seconds; 5 is enough for a broker with the settings that Kafka comes with), "
@@ -122,7 +130,11 @@ def _told(error: KafkaError, clients: ClusterClients, where: str) -> WalbusError
     away = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
     if error.code() in away or error.code() == KafkaError._MAX_POLL_EXCEEDED:
         return None
-    return gone(clients) if _names_no_topic(error) else clients.told(what, error)
+    return gone(clients) if _names_no_topic(error) else clients.told(what, error, _needed(topic))
+
+
+def _needed(topic: str) -> str:
+    return f"Read on the topic and on the group {topic}"
 
 
 def _names_no_topic(error: KafkaError) -> bool:

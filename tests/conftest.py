@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, settings
 
 from support.apicurio_server import ApicurioServer, local_apicurio
 from support.database import Database, fresh_database
-from support.kafka_server import Cluster, local_kafka
+from support.guarded_kafka import GuardedKafka, guarded_kafka
+from support.kafka_server import Cluster, local_kafka, or_missing
 from support.model_source import ModelSource
 from support.opensearch_server import (
     ELASTICSEARCH,
@@ -312,25 +313,21 @@ def kafka() -> Iterator[str]:
     if addresses := os.environ.get("WALBUS_TEST_KAFKA"):
         yield addresses
         return
-    with own_cluster() as cluster:
+    with or_missing(local_kafka, "WALBUS_TEST_KAFKA is not set, and ") as cluster:
         yield cluster.bootstrap
 
 
-@contextmanager
-def own_cluster(brokers: int = 1) -> Iterator[Cluster]:
-    with ExitStack() as stack:
-        try:
-            cluster = stack.enter_context(local_kafka(brokers))
-        except UsageError as error:
-            missing("kafka", f"WALBUS_TEST_KAFKA is not set, and {error}")
-            raise
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[GuardedKafka]:
+    """The session's Kafka with ACLs: everybody there is somebody, with grants of his own."""
+    with or_missing(guarded_kafka) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def own_kafka() -> Iterator[Cluster]:
     """A broker of the test's own, to stop, kill and start again."""
-    with own_cluster() as cluster:
+    with or_missing(local_kafka, "WALBUS_TEST_KAFKA is not set, and ") as cluster:
         yield cluster
 
 

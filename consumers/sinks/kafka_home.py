@@ -88,6 +88,7 @@ class Home:
     def note(self, *documents: Document) -> None:
         """Tells these, beside all transactions; blocks until it is durable."""
         producer, failed = self.clients.notes(), list["KafkaError"]()
+        needs = f"Write on the topic {self.topic}"
 
         def delivered(error: KafkaError | None, message: KafkaMessage) -> None:
             del message
@@ -99,9 +100,9 @@ class Home:
                 producer.produce(self.topic, value, key, 0, on_delivery=delivered)
             left = producer.flush(self.clients.settings.answer_seconds)
         except producer_errors() as error:
-            raise self.clients.told("a note is not taken", told_by(error, producer)) from None
+            raise self.clients.told("a note is not taken", told_by(error, producer), needs) from None
         if failed:
-            raise self.clients.told("a note is not taken", failed[0])
+            raise self.clients.told("a note is not taken", failed[0], needs)
         if left:
             producer.purge()
             raise self.clients.unreachable("a note is not taken")
@@ -171,7 +172,8 @@ class Home:
                         where=self._options.bootstrap_servers,
                         mend="set delete.topic.enable=true on the brokers, and do this again",
                     ) from None
-                raise self.clients.told(f"topic {name} cannot be deleted", told) from error
+                needs = f"Delete on the topic {name}"
+                raise self.clients.told(f"topic {name} cannot be deleted", told, needs) from error
         deadline = time.monotonic() + seconds
         while describe_topics(self.clients, names):
             if time.monotonic() > deadline:
@@ -211,7 +213,8 @@ class Home:
         if not changes:
             return
         seconds = self.clients.settings.answer_seconds
-        with self.clients.asking("the settings of topics are not taken"):
+        needs = f"AlterConfigs on the topics {', '.join(target for _, target in given)}"
+        with self.clients.asking("the settings of topics are not taken", needs):
             for done in self.clients.admin.incremental_alter_configs(changes, request_timeout=seconds).values():
                 done.result()
 

@@ -50,10 +50,11 @@ def read_committed(clients: ClusterClients, begin: Mapping[Place, int]) -> Itera
     if not begin:
         return
     left = set(begin)
+    needs = f"Read on the topics {', '.join(sorted({topic for topic, _ in begin}))}"
     seconds = clients.settings.answer_seconds
     consumer = clients.consumer(wait_seconds=_WAIT_SECONDS)
     try:
-        with clients.asking("topics cannot be read"):
+        with clients.asking("topics cannot be read", needs):
             consumer.assign([TopicPartition(topic, number, offset) for (topic, number), offset in begin.items()])
             deadline = time.monotonic() + seconds
             while left:
@@ -69,7 +70,9 @@ def read_committed(clients: ClusterClients, begin: Mapping[Place, int]) -> Itera
                 elif error.code() == KafkaError._PARTITION_EOF:
                     left.discard((str(message.topic()), int(message.partition() or 0)))
                 elif error.fatal() or error.code() not in _passing():
-                    raise clients.told("topics cannot be read", error)
+                    if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                        needs = f"Describe on the group {clients.settings.readers_group}"
+                    raise clients.told("topics cannot be read", error, needs)
     finally:
         consumer.close()
 

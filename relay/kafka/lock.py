@@ -19,7 +19,7 @@ from walbus.errors import LogBusy
 from walbus.relay.kafka.cluster import ClusterClients, error_of
 
 if TYPE_CHECKING:
-    from confluent_kafka import Consumer
+    from confluent_kafka import Consumer, Message
     from confluent_kafka.admin import MemberDescription
 
 #: Members that this process was: a cluster that went away before it heard that one left counts it until its session
@@ -87,11 +87,12 @@ class GroupLock:
 
         if self._member is None:
             raise ValueError("the lock was released")
-        with self._clients.asking(f"the group {self.group} keeps no offset"):
+        untold, needs = f"the group {self.group} keeps no offset", f"{_reading(self.group)}, and on the topic {topic}"
+        with self._clients.asking(untold, needs):
             kept = self._member.commit(offsets=[TopicPartition(topic, 0, offset, text)], asynchronous=False)
         for one in kept or ():
             if one.error is not None:
-                raise self._clients.told(f"the group {self.group} keeps no offset", one.error)
+                raise self._clients.told(untold, one.error, needs)
 
     def _refuse_if_held(self) -> bool:
         """Whether one died that the group still counts; LogBusy if one lives."""
@@ -105,14 +106,26 @@ class GroupLock:
     def _await_membership(self, member: Consumer) -> None:
         deadline = time.monotonic() + self._clients.settings.answer_seconds
         while not member.assignment():
-            member.poll(0.02)
+            self._heed(member.poll(0.02))
             if time.monotonic() > deadline:
                 self._refuse_if_held()  # by another process that came at the same time
                 raise self._clients.unreachable(f"the group {self.group} takes no member")
         self._was_assigned = True
 
+    def _heed(self, message: Message | None) -> None:
+        """Sees whether the cluster says that this process may not be a member."""
+        from confluent_kafka import KafkaError  # noqa: PLC0415
+
+        error = None if message is None else message.error()
+        if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            raise self._clients.told(f"the group {self.group} takes no member", error, _reading(self.group))
+
     def _busy(self, who: str) -> LogBusy:
         return LogBusy(f"another process {self._does}: {who}", where=f"group {self.group}", mend=self._mend)
+
+
+def _reading(group: str) -> str:
+    return f"Read on the group {group}"
 
 
 class WriterLock(GroupLock):
@@ -133,7 +146,7 @@ def members_of(clients: ClusterClients, group: str) -> list[MemberDescription]:
 
     seconds = clients.settings.answer_seconds
     deadline = time.monotonic() + seconds
-    with clients.asking(f"the members of the group {group} are not told"):
+    with clients.asking(f"the members of the group {group} are not told", f"Describe on the group {group}"):
         while True:
             asked = clients.admin.describe_consumer_groups([group], request_timeout=seconds)
             try:

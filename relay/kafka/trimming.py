@@ -136,7 +136,7 @@ class Trimming:
     def _delete(self, topic: str, offset: int) -> None:
         from confluent_kafka import TopicPartition  # noqa: PLC0415
 
-        with self._clients.asking(f"old records of {topic} cannot be dropped"):
+        with self._clients.asking(f"old records of {topic} cannot be dropped", f"Delete on the topic {topic}"):
             asked = self._clients.admin.delete_records(
                 [TopicPartition(topic, 0, offset)], request_timeout=self._clients.settings.answer_seconds
             )  # fmt: skip

@@ -26,6 +26,7 @@ Fixtures (tests/conftest.py):
                     `own_opensearch` is one to `.stop()`, `.start()` and kill by `.pid`.
     kafka           addresses of the session's Apache Kafka, one broker; jars from Maven (`support.kafka_server`).
                     `own_kafka` is a cluster whose broker may be killed; `local_kafka(brokers=3)` has three.
+    guarded         the session's Kafka with ACLs (`support.guarded_kafka`, `support.kafka_access`).
     free_port       a TCP port of the loopback. `walbus.demo.postgres.free_port()` gives more.
     open_folder     an empty folder that every user can reach; tmp_path is closed to PostgreSQL's user under root.
 

@@ -8,12 +8,17 @@ with local_kafka() as cluster:       one broker, which is the controller too; lo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from support.maven_jars import JARS
+from support.services import missing
 from walbus.demo.kafka_server import JAVA, Cluster, embedded_kafka
+from walbus.errors import UsageError
+
+_C = TypeVar("_C")
 
 
 @contextmanager
@@ -29,4 +34,16 @@ def local_kafka(
         tempfile.TemporaryDirectory(prefix="walbus-kafka-", ignore_cleanup_errors=True) as folder,
         embedded_kafka(Path(folder), JARS, brokers, settings, java) as cluster,
     ):
+        yield cluster
+
+
+@contextmanager
+def or_missing(opened: Callable[[], AbstractContextManager[_C]], why: str = "") -> Iterator[_C]:
+    """A cluster; where it cannot be had, the test is skipped or fails (`support.services.missing`)."""
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(opened())
+        except UsageError as error:
+            missing("kafka", f"{why}{error}")
+            raise
         yield cluster

@@ -13,7 +13,7 @@ from walbus.cli.doctor_kafka_rules import KafkaFacts, kafka_findings, registry_f
 from walbus.cli.kafka import check_topics_apart, cluster_of
 from walbus.config import SchemaRegistryConfig, Settings
 from walbus.errors import SourceError, WalbusError
-from walbus.relay.kafka.cluster import ClusterClients
+from walbus.relay.kafka.cluster import ClusterClients, error_of
 from walbus.relay.kafka.held_offset import Held, held_on
 from walbus.relay.kafka.lock import holders_of
 from walbus.relay.kafka.topics import Topics, TopicState
@@ -70,12 +70,19 @@ def _hold(clients: ClusterClients) -> Held | WalbusError | None:
 
 
 def _most_seconds(admin: AdminClient, cluster: DescribeClusterResult) -> float | None:
-    """How long a broker lets a transaction last."""
-    from confluent_kafka.admin import ConfigResource, ResourceType  # noqa: PLC0415 - an extra
+    """How long a broker lets a transaction last; None where it does not tell, as without DescribeConfigs on it."""
+    from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415 - an extra
+    from confluent_kafka.admin import ConfigResource, ResourceType  # noqa: PLC0415
 
     broker = ConfigResource(ResourceType.BROKER, str(cluster.nodes[0].id))
     (asked,) = admin.describe_configs([broker], request_timeout=_PATIENCE).values()
-    entry = asked.result().get("transaction.max.timeout.ms")
+    try:
+        entry = asked.result().get("transaction.max.timeout.ms")
+    except KafkaException as error:
+        told = error_of(error)
+        if told is None or told.code() != KafkaError.CLUSTER_AUTHORIZATION_FAILED:
+            raise
+        return None
     return None if entry is None or entry.value is None else int(entry.value) / 1000
 
 

@@ -1,0 +1,153 @@
+"""A broker that lets each of its clients do what it was granted, and nothing else (StandardAuthorizer, SASL).
+
+with guarded_kafka() as guarded:
+    guarded.bootstrap                    where whoever asks is not asked who he is, and may do everything
+    user = guarded.somebody([Grant("topic", "shop.", "Read", starts=True)])
+    options = guarded.options(user)      of librdkafka, for `guarded.door`
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
+
+from support.maven_jars import JARS
+from walbus.demo.jars import check_java, fetched
+from walbus.demo.kafka_server import JAVA, KAFKA, LEAST_JAVA, Cluster
+from walbus.demo.postgres import free_port
+
+_USERS = [f"u{number}" for number in range(100)]
+_SECRET = "secret-of-"
+_OPERATIONS = {
+    "Alter": AclOperation.ALTER,
+    "AlterConfigs": AclOperation.ALTER_CONFIGS,
+    "Create": AclOperation.CREATE,
+    "Delete": AclOperation.DELETE,
+    "Describe": AclOperation.DESCRIBE,
+    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
+    "Read": AclOperation.READ,
+    "Write": AclOperation.WRITE,
+}
+_KINDS = {
+    "topic": ResourceType.TOPIC,
+    "group": ResourceType.GROUP,
+    "transactional id": ResourceType.TRANSACTIONAL_ID,
+}
+
+
+class Grant(NamedTuple):
+    """An operation on a resource; `starts`: on all whose names start so."""
+
+    kind: str
+    name: str
+    operation: str
+    starts: bool = False
+
+    def binding(self, user: str) -> AclBinding:
+        pattern = ResourcePatternType.PREFIXED if self.starts else ResourcePatternType.LITERAL
+        operation, principal = _OPERATIONS[self.operation], f"User:{user}"
+        kind, allow = _KINDS[self.kind], AclPermissionType.ALLOW
+        return AclBinding(kind, self.name, pattern, principal, "*", operation, allow)
+
+
+class GuardedKafka:
+    """See the module.
+
+    Attributes:
+        bootstrap: address that lets everybody do everything.
+        door: address that asks who comes.
+    """
+
+    def __init__(self, bootstrap: str, door: str) -> None:
+        self.bootstrap, self.door = bootstrap, door
+        self.admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+        self._users = iter(_USERS)
+
+    def options(self, user: str, mechanism: str = "PLAIN") -> Mapping[str, str]:
+        return {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": mechanism,
+            "sasl.username": user,
+            "sasl.password": _SECRET + user,
+        }
+
+    def somebody(self, grants: Iterable[Grant]) -> str:
+        """Who has these, and nothing else."""
+        user = next(self._users)
+        bindings = [grant.binding(user) for grant in grants]
+        for done in self.admin.create_acls(bindings).values() if bindings else ():
+            done.result()
+        return user
+
+    def give_setting(self, topic: str, name: str, value: str) -> None:
+        """Gives a topic a setting of its own."""
+        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        for done in self.admin.incremental_alter_configs([resource]).values():
+            done.result()
+
+    def know_by_scram(self, user: str) -> None:
+        """Has the user known by SCRAM-SHA-256 too."""
+        how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
+        given = UserScramCredentialUpsertion(user, how, (_SECRET + user).encode())
+        self.admin.alter_user_scram_credentials([given])[user].result()
+
+
+@contextmanager
+def guarded_kafka() -> Iterator[GuardedKafka]:
+    """A cluster of one broker.
+
+    Raises:
+        UsageError: it cannot be had here; says why.
+    """
+    check_java(LEAST_JAVA)
+    door = f"127.0.0.1:{free_port()}"
+    plain = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    users = " ".join(f'user_{user}="{_SECRET}{user}"' for user in _USERS)
+    settings = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,DOOR:SASL_PLAINTEXT",
+        "listener.name.door.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
+        "listener.name.door.plain.sasl.jaas.config": f"{plain} {users};",
+        "listener.name.door.scram-sha-256.sasl.jaas.config": (
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        ),
+    }
+    with tempfile.TemporaryDirectory(prefix="walbus-kafka-", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder), fetched(KAFKA, JARS), JAVA, 1, settings)
+        (broker,) = cluster.brokers
+        _add_door(Path(folder) / "broker1" / "properties", door)
+        try:
+            broker.start()
+            cluster.await_answer()
+            yield GuardedKafka(cluster.bootstrap, door)
+        finally:
+            broker.kill()
+
+
+def _add_door(properties: Path, door: str) -> None:
+    """Another listener; of a setting that is there twice the last one counts."""
+    lines = properties.read_text().splitlines()
+    for name in ("listeners", "advertised.listeners"):
+        (given,) = [line for line in lines if line.startswith(f"{name}=")]
+        lines.append(f"{given},DOOR://{door}")
+    properties.write_text("".join(f"{line}\n" for line in lines))
