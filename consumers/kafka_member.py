@@ -86,7 +86,7 @@ class KafkaOffsets:
     def _told(self, what: str, error: KafkaError | None) -> WalbusError:
         if error is not None and _names_no_topic(error):
             return gone(self._clients)
-        return self._clients.told(what, error, _needed(self._topic))
+        return self._clients.told(what, error, _needed(error, self._topic))
 
 
 def partitions_of(partitions: Sequence[TopicPartition]) -> list[int]:
@@ -130,11 +130,13 @@ def _told(error: KafkaError, clients: ClusterClients, topic: str) -> WalbusError
     away = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE, KafkaError._TIMED_OUT)
     if error.code() in away or error.code() == KafkaError._MAX_POLL_EXCEEDED:
         return None
-    return gone(clients) if _names_no_topic(error) else clients.told(what, error, _needed(topic))
+    return gone(clients) if _names_no_topic(error) else clients.told(what, error, _needed(error, topic))
 
 
-def _needed(topic: str) -> str:
-    return f"Read on the topic and on the group {topic}"
+def _needed(error: KafkaError | None, topic: str) -> str:
+    """What it takes; the group is called as its topic."""
+    on_group = error is not None and error.code() == error.GROUP_AUTHORIZATION_FAILED
+    return f"Read on the {'group' if on_group else 'topic'} {topic}"
 
 
 def _names_no_topic(error: KafkaError) -> bool:

@@ -11,11 +11,13 @@ import threading
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from walbus.errors import LogUnreachable, PositionTrimmed
 from walbus.relay.kafka.cluster import ClusterClients, error_of, missing
 from walbus.relay.kafka.mark import HEADER, Mark, parse_mark
+from walbus.relay.kafka.topics import describe_topics
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, TopicPartition
@@ -176,6 +178,7 @@ def ends_of(clients: ClusterClients, *topics: str) -> list[Ends]:
         try:
             found = _ends_of(clients, topics)
         except KafkaException as error:
+            _check_there(clients, topics, error_of(error))
             told = clients.told(what, error_of(error), f"Describe on the topics {', '.join(topics)}")
             if not isinstance(told, LogUnreachable) or time.monotonic() > deadline:
                 raise told from error
@@ -186,6 +189,17 @@ def ends_of(clients: ClusterClients, *topics: str) -> list[Ends]:
                 raise clients.unreachable(what)
         clients.forget_leaders()
         time.sleep(_LOOK_SECONDS)
+
+
+def _check_there(clients: ClusterClients, topics: tuple[str, ...], error: KafkaError | None) -> None:
+    """Raises LogMissing where no leader is found of a topic since there is none of that name."""
+    from confluent_kafka import KafkaError  # noqa: PLC0415
+
+    if error is None or error.code() != KafkaError._NOENT:
+        return
+    with suppress(LogUnreachable):
+        if describe_topics(clients, topics).keys() != set(topics):
+            raise missing(clients.settings)
 
 
 def _ends_of(clients: ClusterClients, topics: tuple[str, ...]) -> list[Ends]:
