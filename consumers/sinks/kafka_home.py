@@ -87,7 +87,8 @@ class Home:
 
     def note(self, *documents: Document) -> None:
         """Tells these, beside all transactions; blocks until it is durable."""
-        producer, failed = self.clients.notes(), list["KafkaError"]()
+        ended, failed = list["KafkaError"](), list["KafkaError"]()
+        producer = self.clients.notes(ended.append)
         needs = f"Write on the topic {self.topic}"
 
         def delivered(error: KafkaError | None, message: KafkaMessage) -> None:
@@ -100,9 +101,11 @@ class Home:
                 producer.produce(self.topic, value, key, 0, on_delivery=delivered)
             left = producer.flush(self.clients.settings.answer_seconds)
         except producer_errors() as error:
-            raise self.clients.told("a note is not taken", told_by(error, producer), needs) from None
-        if failed:
-            raise self.clients.told("a note is not taken", failed[0], needs)
+            raise self.clients.told(
+                "a note is not taken", ended[0] if ended else told_by(error, producer), needs
+            ) from None
+        if ended or failed:
+            raise self.clients.told("a note is not taken", (ended or failed)[0], needs)
         if left:
             producer.purge()
             raise self.clients.unreachable("a note is not taken")
