@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -52,18 +52,9 @@ class SinkClients(ClusterClients):
         made: Producer = self._made(self._kafka.Producer, self._of_writer())
         return made
 
-    def notes(self, failed: Callable[[KafkaError], object]) -> Producer:
-        """A producer of what is told beside all transactions.
-
-        Args:
-            failed: is told of what ends the producer, as where it may write to no topic at all.
-        """
-
-        def hear(error: KafkaError) -> None:
-            (failed if error.fatal() else self._note)(error)
-
-        told = {"acks": "all", "enable.idempotence": True, "linger.ms": 0, "error_cb": hear}
-        made: Producer = self._made(self._kafka.Producer, told)
+    def notes(self) -> Producer:
+        """A producer of what is told beside all transactions."""
+        made: Producer = self._made(self._kafka.Producer, {"acks": "all", "enable.idempotence": True, "linger.ms": 0})
         return made
 
     def _of_writer(self) -> dict[str, object]:
