@@ -28,9 +28,9 @@ from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, dump_checkpoint, last_done_of, load_checkpoint
 from walbus.consumers.file_identity import FileIdentity, identity_of
-from walbus.consumers.refused_rows import RowRefused
 from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, no_folder, refused
 from walbus.consumers.sinks.copies import SinkSwapped
+from walbus.consumers.sinks.sqlite_errors import told_of
 from walbus.consumers.sinks.sqlite_schema import LIVE, ReplicaSchema, Side
 from walbus.consumers.sinks.sqlite_table import ReplicaTable, RowForm, SqlValue, table_name
 from walbus.consumers.steps import Sweep
@@ -44,17 +44,6 @@ _SWAPS = "CREATE TABLE IF NOT EXISTS _walbus_swaps (id INTEGER PRIMARY KEY CHECK
 _BUSY_SECONDS = 5.0
 _BUSY_LOOK_SECONDS = 0.1
 MAX_SEQ = 1 << 53  # above every seq
-_AWAY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_CANTOPEN")
-
-#: What helps, by the beginning of an error's name.
-_MENDS = {
-    "SQLITE_BUSY": "end whoever holds a lock on it",
-    "SQLITE_FULL": "make room on its disk",
-    "SQLITE_CANTOPEN": "let this user read and write the file and its folder",
-    "SQLITE_READONLY": "let this user write the file and its folder",
-    "SQLITE_NOTADB": "name a path where there is no other file, or move this one away",
-    "SQLITE_CORRUPT": "move the file away and start the consumer, which fills a new one",
-}
 
 
 class SqliteOptions(SinkOptions):
@@ -277,14 +266,7 @@ class SqliteSink:
         except OSError as error:
             raise no_folder(error, self._path) from None
         except sqlite3.Error as error:
-            name = getattr(error, "sqlite_errorname", "")
-            mend = next((mend for start, mend in _MENDS.items() if name.startswith(start)), None)
-            if name.startswith(_AWAY):
-                raise SinkUnavailable(f"SQLite is not available ({name})", where=str(self._path), mend=mend) from None
-            if isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError)):
-                mend = "drop the constraint that the target has and the source has not"
-                raise RowRefused(f"SQLite refuses a row ({name})", where=str(self._path), mend=mend) from None
-            raise SinkRefused(f"SQLite refuses: {error}", where=str(self._path), mend=mend) from None
+            raise told_of(error, self._path) from None
 
     # Changes
 
