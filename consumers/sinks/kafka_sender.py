@@ -224,6 +224,8 @@ class Sender:
 
     def _given_up(self, what: str, error: KafkaError | None) -> WalbusError:
         """The error for a transaction that came to nothing, or of which nothing is known."""
+        if error is not None and self._producer is not None:
+            error = told_by(error, self._producer)
         self._drop()
         if error is not None and error.code() in _refusals():
             return Fenced(f"{what}: {error.str()}", where=self._clients.settings.bootstrap, mend="end this process")

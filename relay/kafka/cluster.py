@@ -310,7 +310,9 @@ def producer_errors() -> tuple[type[BaseException], ...]:
 
 
 def told_by(error: object, producer: Producer) -> KafkaError | None:
-    """The error that one of `producer_errors` tells; one that was lost is asked for again.
+    """The error that one of `producer_errors` tells; one that was lost is asked for again, and so is a fatal one.
+
+    A record that meets a fatal error is told no more than that there is one, and not that the process was fenced.
 
     Args:
         error: was raised.
@@ -318,15 +320,15 @@ def told_by(error: object, producer: Producer) -> KafkaError | None:
     """
     from confluent_kafka import KafkaError  # noqa: PLC0415
 
-    if isinstance(error, KafkaError):
-        return error
-    if not isinstance(error, SystemError):
-        return error_of(cast("BaseException", error))
+    lost = isinstance(error, SystemError)
+    given = None if lost else error if isinstance(error, KafkaError) else error_of(cast("BaseException", error))
+    if not lost and (given is None or given.code() != KafkaError._FATAL):
+        return given
     # A fatal error is what every call of the producer tells from now on, but for one that meets an unended commit.
     told = _told_by_call(producer.begin_transaction)
     if told is not None and told.code() == KafkaError._CONFLICT:
         told = _told_by_call(lambda: producer.commit_transaction(_ASK_SECONDS))
-    return told
+    return told or given
 
 
 def _told_by_call(ask: Callable[[], object]) -> KafkaError | None:

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partialmethod
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from confluent_kafka import OFFSET_INVALID
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException
 
 from walbus.consumers.sinks.kafka_sender import Sender
 from walbus.errors import LogUnreachable
-from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings
+from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings, told_by
 from walbus.relay.kafka.partition import Ends, ends_of
 from walbus.relay.kafka.transactions import Transactions
 
@@ -143,3 +144,18 @@ def test_what_a_sink_takes_back_is_sent_first_for_an_abort_may_wait_for_it_in_va
     sender._producer = producer
     sender.abort()
     assert (done, sender.leads) == (steps, leads)
+
+
+def test_a_fatal_error_that_a_record_meets_is_asked_for_and_told_as_what_it_is():
+    fenced, fatal = KafkaError(KafkaError._FENCED), KafkaError(KafkaError._FATAL)
+
+    def begin_transaction() -> None:
+        raise KafkaException(fenced)
+
+    producer: Any = SimpleNamespace(begin_transaction=begin_transaction)
+    told = [told_by(error, producer) for error in (KafkaException(fatal), fatal, SystemError())]
+    assert [error and error.code() for error in told] == [KafkaError._FENCED] * 3
+    other = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    found = told_by(other, producer)
+    assert found is not None
+    assert found.code() == KafkaError._TIMED_OUT
