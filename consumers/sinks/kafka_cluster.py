@@ -53,8 +53,9 @@ class SinkClients(ClusterClients):
         return made
 
     def notes(self) -> Producer:
-        """A producer of what is told beside all transactions."""
-        made: Producer = self._made(self._kafka.Producer, {"acks": "all", "enable.idempotence": True, "linger.ms": 0})
+        """A producer of what is told beside all transactions; one batch at a time, see `kafka_sender`."""
+        given = {"acks": "all", "enable.idempotence": True, "linger.ms": 0, "max.in.flight.requests.per.connection": 1}
+        made: Producer = self._made(self._kafka.Producer, given)
         return made
 
     def _of_writer(self) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from walbus.relay.kafka.cluster import ClusterClients
@@ -36,10 +36,45 @@ class Committed(NamedTuple):
     time: int
 
 
-def read_committed(clients: ClusterClients, begin: Mapping[Place, int]) -> Iterator[Committed]:
+def ends_of(clients: ClusterClients, places: Collection[Place], *, committed: bool) -> dict[Place, int]:
+    """Where partitions end now; negative where no leader told it.
+
+    Args:
+        clients: of the cluster.
+        places: asked for.
+        committed: for those who read what is committed; else with what is open yet.
+
+    Raises:
+        LogUnreachable: the cluster does not answer.
+        LogError: it refuses.
+    """
+    from confluent_kafka import IsolationLevel, TopicPartition  # noqa: PLC0415
+    from confluent_kafka.admin import OffsetSpec  # noqa: PLC0415
+
+    with clients.asking("the ends of partitions are not told"):
+        asked = clients.admin.list_offsets(
+            {TopicPartition(topic, number): OffsetSpec.latest() for topic, number in places},
+            isolation_level=IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=clients.settings.answer_seconds,
+        )
+        found = {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
+    if min(found.values()) < 0:  # a leader that died before it answered is no error to librdkafka
+        clients.forget_leaders()
+    return found
+
+
+def read_committed(
+    clients: ClusterClients, begin: Mapping[Place, int], through: Mapping[Place, int] | None = None
+) -> Iterator[Committed]:
     """All committed records of partitions from offsets on, of each partition in its order.
 
     It ends once each partition was read to its end. The writer's own last transaction must be over by then.
+
+    Args:
+        clients: of the cluster.
+        begin: the first offset of each.
+        through: offsets that they are read to at least, as who is not the writer needs: what is committed is in one
+            partition before it is in another.
 
     Raises:
         LogUnreachable: nothing comes.
@@ -68,7 +103,9 @@ def read_committed(clients: ClusterClients, begin: Mapping[Place, int]) -> Itera
                     deadline = time.monotonic() + seconds
                     yield _committed(message)
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    left.discard((str(message.topic()), int(message.partition() or 0)))
+                    place = (str(message.topic()), int(message.partition() or 0))
+                    if through is None or int(message.offset() or 0) >= through[place]:
+                        left.discard(place)
                 elif error.fatal() or error.code() not in _passing():
                     if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
                         needs = f"Describe on the group {clients.settings.readers_group}"

@@ -3,16 +3,20 @@
 Records go to librdkafka as they come, which sends them while more are made. Whatever fails is told by the next call,
 and gives the producer up: then nothing is known of the transaction. Who takes the transactional id again (`begin`)
 ends it, one way or the other, and reads in PREFIX.checkpoint which.
+
+**An acknowledgement without an offset is none.** A broker that knows nothing of a producer yet takes any batch as its
+first one (KAFKA-15591). Where it has just made a partition, it may refuse the first batch, as not being its leader yet,
+and take the one behind that; librdkafka concludes that the first one must be there too, and tells it as delivered,
+without an offset. So the first record of a partition goes alone, and a transaction with such a record is given up.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from walbus.consumers.sinks.kafka_cluster import SinkClients
-from walbus.consumers.sinks.kafka_reading import Place
+from walbus.consumers.sinks.kafka_reading import Place, ends_of
 from walbus.errors import Fenced, LogUnreachable, WalbusError
 from walbus.relay.kafka.cluster import producer_errors, told_by
 from walbus.topics.records import Headers
@@ -38,7 +42,8 @@ class Sender:
         self._open = False  # whether a transaction is
         self._failure: KafkaError | None = None
         self._topics: set[str] = set()  # which the transaction has records for
-        self._untold: set[Place] = set()  # where records were taken of which it is not told where they lie
+        self._begun: set[Place] = set()  # partitions that know the producer
+        self._untold = False  # whether a record was told as delivered, but not where it lies
         self.ends: dict[Place, int] = {}  #: offsets behind what the transaction has in each partition
 
     @property
@@ -68,7 +73,7 @@ class Sender:
             needs = f"Write on the transactional id {self._clients.transactional_id}"
             told = told_by(error, producer)
             raise self._clients.told("the cluster does not begin transactions", told, needs) from None
-        self._producer, self._open, self.ends, self._failure = producer, False, {}, None
+        self._producer, self._open, self.ends, self._failure, self._begun = producer, False, {}, None, set()
 
     def send(  # noqa: PLR0913, PLR0917 - what a record has
         self, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers = (), when: int = 0
@@ -95,7 +100,7 @@ class Sender:
         while True:
             try:
                 if not self._open:
-                    self._open, self._topics, self._untold, self.ends = True, set(), set(), {}
+                    self._open, self._topics, self._untold, self.ends = True, set(), False, {}
                     producer.begin_transaction()
                 producer.produce(
                     topic,
@@ -116,7 +121,19 @@ class Sender:
             except producer_errors() as error:
                 raise self._given_up("a record was not taken", told_by(error, producer)) from None
             else:
-                return
+                break
+        if (topic, partition) not in self._begun:
+            self._await_taken(producer)
+            self._begun.add((topic, partition))
+
+    def _await_taken(self, producer: Producer) -> None:
+        """Waits until all that was sent is acknowledged."""
+        try:
+            left = producer.flush(self._clients.settings.answer_seconds)
+        except producer_errors() as error:
+            raise self._given_up("records are not taken", told_by(error, producer)) from None
+        if left or self._failure is not None:
+            raise self._given_up("records are not taken", self._failure)
 
     def _serve(self, producer: Producer) -> None:
         """Waits a moment for room in the queue."""
@@ -131,8 +148,8 @@ class Sender:
                 self._failure = self._failure or error
             return
         offset, place = message.offset(), (str(message.topic()), int(message.partition() or 0))
-        if offset is None or offset < 0:  # it had to be sent twice, and lies where the first answer said that was lost
-            self._untold.add(place)
+        if offset is None or offset < 0:
+            self._untold = True
             return
         self.ends[place] = max(self.ends.get(place, 0), offset + 1)
 
@@ -145,53 +162,26 @@ class Sender:
             Fenced: another process may have the transactional id.
         """
         producer, seconds = self._required(), self._clients.settings.answer_seconds
+        self._await_taken(producer)
+        if self._untold:
+            raise self._given_up("a record is acknowledged, but not where it lies", None)
         try:
-            if producer.flush(seconds) or self._failure is not None:
-                raise self._given_up("records are not taken", self._failure)
             producer.commit_transaction(seconds)
             producer.poll(0)
         except producer_errors() as error:
             raise self._given_up("a commit is not acknowledged", self._failure or told_by(error, producer)) from None
         self._open = False
-        deadline = time.monotonic() + seconds
-        self._find_untold(deadline)
-        self._await_sight(deadline)
-
-    def _find_untold(self, deadline: float) -> None:
-        """Records that were taken lie before the ends of their partitions, where nobody else writes."""
-        while self._untold:
-            told = {place: end for place, end in self._ends_of(self._untold, seen=False).items() if end >= 0}
-            self.ends |= {place: max(self.ends.get(place, 0), end) for place, end in told.items()}
-            self._untold -= told.keys()
-            if self._untold and time.monotonic() > deadline:
-                raise self._given_up("a commit is acknowledged, but not where it lies", None)
-            time.sleep(_LOOK_SECONDS if self._untold else 0)
+        self._await_sight(time.monotonic() + seconds)
 
     def _await_sight(self, deadline: float) -> None:
         """Waits until readers see it: the partitions are told of a commit a moment later."""
         places = set(self.ends)
         while places:
-            stable = self._ends_of(places, seen=True)
+            stable = ends_of(self._clients, places, committed=True)
             places = {place for place in places if stable[place] < self.ends[place]}
             if places and time.monotonic() > deadline:
                 raise self._clients.unreachable(f"what was committed to {min(places)[0]} is not seen")
             time.sleep(_LOOK_SECONDS if places else 0)
-
-    def _ends_of(self, places: Set[Place], *, seen: bool) -> dict[Place, int]:
-        """The ends of partitions, of all that is there or of what readers of commits see; negative: not answered."""
-        from confluent_kafka import IsolationLevel, TopicPartition  # noqa: PLC0415
-        from confluent_kafka.admin import OffsetSpec  # noqa: PLC0415
-
-        with self._clients.asking("the ends of partitions are not told"):
-            asked = self._clients.admin.list_offsets(
-                {TopicPartition(topic, number): OffsetSpec.latest() for topic, number in places},
-                isolation_level=IsolationLevel.READ_COMMITTED if seen else IsolationLevel.READ_UNCOMMITTED,
-                request_timeout=self._clients.settings.answer_seconds,
-            )
-            found = {(at.topic, at.partition): answer.result().offset for at, answer in asked.items()}
-        if min(found.values()) < 0:  # a leader that died before it answered is no error to librdkafka
-            self._clients.forget_leaders()
-        return found
 
     def abort(self) -> None:
         """Takes back what was sent since the last commit. Never raises.

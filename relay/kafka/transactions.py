@@ -1,11 +1,13 @@
 """Sends messages in Kafka transactions, and knows of each what became of it.
 
 A message is kept until its transaction is known to be committed. When a commit's answer is lost (the broker died, the
-connection broke, the transaction timed out) nobody can say by the answer alone whether it happened; and where messages
-are acknowledged without their offsets (they had to be sent twice), nobody can say from when on readers see them. So the
-next attempt begins under the same transactional id, which makes the cluster bring the old transaction to its end, and
-reads back the last committed message of a topic that it wrote to: where it is this transaction's, all of it was
-committed and nothing is sent again; else nothing of it was, and all of it is sent once more.
+connection broke, the transaction timed out) nobody can say by the answer alone whether it happened. So the next attempt
+begins under the same transactional id, which makes the cluster bring the old transaction to its end, and reads back the
+last committed message of a topic that it wrote to: where it is this transaction's, all of it was committed and nothing
+is sent again; else nothing of it was, and all of it is sent once more.
+
+A message that is acknowledged without an offset may be nowhere (see `walbus.consumers.sinks.kafka_sender`): no commit
+is asked for then, and all of it is sent once more.
 
 Being refused as a zombie can mean that another writer took over, or that a transaction of ours timed out: TOPIC.meta
 says who writes.
@@ -66,7 +68,8 @@ class Transactions:
         self._sent = 0  # how many of the kept ones the producer has, in an open transaction
         self.doubtful = False  #: whether the last commit may have happened, so that nothing can be added now
         self._failure: KafkaError | None = None
-        self._offsets: dict[str, int] = {}  # of the last message of each topic in the transaction, as far as told
+        self._offsets: dict[str, int] = {}  # of the last message of each topic in the transaction
+        self._untold = False  # whether a message was told as delivered, but not where it lies
         self.bytes = 0  #: of the messages that are kept
 
     def begin(self) -> None:
@@ -121,7 +124,7 @@ class Transactions:
 
     def _send(self, producer: Producer) -> None:
         if self._sent == 0 and self._kept:
-            self._failure, self._offsets = None, {}
+            self._failure, self._offsets, self._untold = None, {}, False
             producer.begin_transaction()
         for kept in self._kept[self._sent :]:
             self._produce(producer, kept)
@@ -150,7 +153,9 @@ class Transactions:
         if error is not None:
             if error.code() not in _taken_back():
                 self._failure = self._failure or error
-        elif topic is not None and offset is not None and offset >= 0:
+        elif topic is None or offset is None or offset < 0:
+            self._untold = True
+        else:
             self._offsets[topic] = max(self._offsets.get(topic, -1), offset)
 
     def commit(self) -> None:
@@ -176,9 +181,12 @@ class Transactions:
     def _commit(self) -> None:
         producer = self._producer
         assert producer is not None  # noqa: S101 - `_settled` made one
-        self.doubtful = True
         try:
             self._send_all(producer)
+            producer.flush(self._clients.settings.answer_seconds)
+            if self._untold:
+                raise self._clients.unreachable("a message is acknowledged, but not where it lies")
+            self.doubtful = True
             producer.commit_transaction(self._clients.settings.answer_seconds)
         except LogUnreachable:
             self._give_up_producer()
@@ -190,9 +198,6 @@ class Transactions:
                 self.check()  # else a transaction of ours timed out
             needs = f"Write on the topics {', '.join(sorted({kept.topic for kept in self._kept}))}"
             raise self._clients.told("a commit is not acknowledged", self._failure or told, needs) from None
-        if any(kept.topic not in self._offsets for kept in self._kept):
-            self._give_up_producer()
-            raise self._clients.unreachable("a commit is acknowledged, but not where it lies")
         self._await_sight()
         self.doubtful = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 import walbus
 from support.compare import assert_sinks_equal
@@ -19,6 +21,7 @@ from support.seed import announced_seed
 from support.single_rooms import SingleRooms
 from support.sink_writing import MARKS, fill, following
 from support.sinks_under_test import SinkUnderTest, kafka_under_test
+from support.topic_rows import TopicReader
 from support.waiting import wait_for
 from support.walbus_command import Running
 from support.whole_system import make_marker
@@ -28,7 +31,7 @@ from walbus.consumers.record_stream import RecordStream
 from walbus.consumers.topic_rows_peer import TopicRowsPeer
 from walbus.consumers.transport import NotReady
 from walbus.demo.load import ShopLoad
-from walbus.errors import PositionTrimmed, RelayUnavailable, RequestRefused, UsageError
+from walbus.errors import PositionTrimmed, RelayUnavailable, RequestRefused, SinkUnavailable, UsageError
 from walbus.kafka_address import KafkaAddress
 from walbus.position import parse_position
 from walbus.records import Flag, Kind, RecordHeader, body_of, iter_changes
@@ -220,6 +223,27 @@ def test_topics_of_another_log_are_not_mixed_with_rows_of_the_first(
         stream = peer.snapshot(ITEMS, None)
         with pytest.raises(RelayUnavailable, match="another log"):
             records_of(stream)
+
+
+def test_rows_are_waited_for_that_the_checkpoint_tells_of_and_that_a_partition_does_not_show_yet(
+    under_test: SinkUnderTest, source: ModelSource, peer: TopicRowsPeer, kafka: str
+) -> None:
+    source.commit([insert(ITEMS, n) for n in range(30)])
+    with closing(under_test.open()) as sink:
+        fill(sink, source)
+    done, prefix = source.end, under_test.options["prefix"]
+    other = Producer({"bootstrap.servers": kafka, "transactional.id": f"other-{prefix}"})
+    other.init_transactions(30)
+    other.begin_transaction()  # what is committed behind it is shown when it has ended
+    for partition in range(3):
+        other.produce(TopicReader(kafka, prefix).of_table(ITEMS), b"", b"", partition)
+    assert not other.flush(30)
+    source.commit([update(ITEMS, n, name="new") for n in range(30)])
+    with closing(under_test.open(answer_seconds=2.0)) as sink, pytest.raises(SinkUnavailable, match="is not seen"):
+        fill(sink, source, done)
+    assert peer.tables().applied == source.end
+    threading.Timer(0.5, other.abort_transaction).start()
+    assert rows_of(peer.snapshot(ITEMS, None), source) == source.rows()
 
 
 def test_topics_are_a_bootstrap_of_who_reads_the_log_from_kafka_alone() -> None:

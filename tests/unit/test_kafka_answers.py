@@ -30,7 +30,8 @@ class Clients(ClusterClients):
 
     def __init__(self, offsets: Iterable[int], delivered: int = 0, answer_seconds: float = 60.0) -> None:
         super().__init__(ClusterSettings("127.0.0.1:1", "log", answer_seconds=answer_seconds))
-        self._offsets, self._delivered = iter(offsets), delivered
+        self._offsets, self.delivered = iter(offsets), delivered
+        self.committed = self.flushed = 0  # how often
 
     @property
     def admin(self):
@@ -43,7 +44,7 @@ class Clients(ClusterClients):
         return told
 
     def producer(self, _largest):
-        return _Producer(self._delivered)
+        return _Producer(self)
 
     writer = partialmethod(producer, 0)
 
@@ -51,17 +52,23 @@ class Clients(ClusterClients):
 class _Producer:
     """Takes everything, and commits it."""
 
-    def __init__(self, delivered: int) -> None:
-        self._delivered = delivered
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
         self._reports = []
 
-    def produce(self, topic, *_, on_delivery, **__):
-        message = SimpleNamespace(topic=lambda: topic, partition=lambda: 0, offset=lambda: self._delivered)
+    def produce(self, topic, _value, _key, partition, *, on_delivery, **__):
+        offset = self._clients.delivered
+        message = SimpleNamespace(topic=lambda: topic, partition=lambda: partition, offset=lambda: offset)
         self._reports.append(lambda: on_delivery(None, message))
 
+    def flush(self, _seconds):
+        self._clients.flushed += 1
+        while self._reports:
+            self._reports.pop(0)()
+        return 0
+
     def commit_transaction(self, _seconds):
-        for report in self._reports:
-            report()
+        self._clients.committed += 1
 
     def __getattr__(self, name):
         return lambda *_, **__: None
@@ -92,11 +99,15 @@ def test_a_commit_is_over_when_readers_see_the_last_message():
     assert (sender.doubtful, sender.bytes, list(clients._offsets)) == (False, 0, [])
 
 
-def test_a_commit_whose_messages_were_acknowledged_without_offsets_stays_in_doubt():
-    sender = sending(Clients(itertools.cycle([0, 5]), delivered=OFFSET_INVALID))
+def test_a_transaction_whose_messages_were_acknowledged_without_offsets_is_not_committed():
+    clients = Clients(itertools.cycle([0, 5]), delivered=OFFSET_INVALID)
+    sender = sending(clients)
     with pytest.raises(LogUnreachable, match="not where it lies"):
         sender.commit()
-    assert (sender.doubtful, sender.bytes) == (True, 5)
+    assert (sender.doubtful, sender.bytes, clients.committed) == (False, 5, 0)
+    clients.delivered = 4
+    sender.commit()
+    assert (sender.doubtful, sender.bytes, clients.committed) == (False, 0, 1)
 
 
 def test_a_sinks_commit_is_over_when_readers_see_the_last_record_though_a_leader_did_not_answer():
@@ -108,22 +119,28 @@ def test_a_sinks_commit_is_over_when_readers_see_the_last_record_though_a_leader
     assert (sender.leads, sender.ends, list(clients._offsets)) == (True, {("topic", 0): 6}, [])
 
 
-def test_a_sinks_commit_whose_records_were_acknowledged_without_offsets_asks_where_they_end():
-    clients = Clients([OFFSET_INVALID, 6, 5, 6], delivered=OFFSET_INVALID)
+def test_a_sinks_transaction_whose_records_were_acknowledged_without_offsets_is_not_committed():
+    clients = Clients([], delivered=OFFSET_INVALID)
     sender = Sender(clients)
-    sender.begin()
-    sender.send("topic", 0, b"key", b"value")
-    sender.commit()
-    assert (sender.leads, sender.ends, list(clients._offsets)) == (True, {("topic", 0): 6}, [])
-
-
-def test_a_sinks_commit_of_which_nobody_tells_where_it_ends_stays_in_doubt():
-    sender = Sender(Clients(itertools.repeat(OFFSET_INVALID), delivered=OFFSET_INVALID, answer_seconds=0.1))
     sender.begin()
     sender.send("topic", 0, b"key", b"value")
     with pytest.raises(LogUnreachable, match="not where it lies"):
         sender.commit()
-    assert not sender.leads
+    assert (sender.leads, clients.committed) == (False, 0)
+
+
+def test_a_sink_sends_the_first_record_of_a_partition_alone():
+    clients = Clients([], delivered=3)
+    sender = Sender(clients)
+    sender.begin()
+    waited = []
+    for partition in (0, 0, 1, 0, 1):
+        sender.send("topic", partition, b"key", b"value")
+        waited.append(clients.flushed)
+    assert waited == [1, 1, 2, 2, 2]
+    sender.begin()
+    sender.send("topic", 0, b"key", b"value")
+    assert clients.flushed == 3
 
 
 @pytest.mark.parametrize(
