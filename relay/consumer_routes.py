@@ -24,7 +24,7 @@ from walbus.errors import InvalidText, UsageError
 from walbus.lsn import parse_lsn
 from walbus.metrics import MetricName
 from walbus.position import parse_position
-from walbus.relay.access import require_consumer, require_everything
+from walbus.relay.access import granted, require_consumer, require_everything
 from walbus.relay.consumer_desk import ConsumerDesk, Sight
 from walbus.relay.consumer_waits import Goal, TooManyWaiters
 from walbus.relay.gauges import LabelledFigures
@@ -33,6 +33,7 @@ from walbus.relay.known_consumers import KnownConsumer, TooManyConsumers
 from walbus.relay.peer import Peer
 from walbus.relay.reader import FileLogReader
 from walbus.relay.request_body import bounded_body
+from walbus.relay.tokens import Grant
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,7 +91,7 @@ class ConsumerRoutes:
 
     async def _one(self, request: web.Request) -> web.Response:
         self._log()
-        return json_response(await self._document(self._known(_name(request))))
+        return json_response(await self._document(self._known(_name(request)), granted(request)))
 
     async def _report(self, request: web.Request) -> web.Response:
         self._log()
@@ -135,7 +136,7 @@ class ConsumerRoutes:
             raise RequestError(503, "the relay stops", mend="ask again", headers={"Retry-After": "1"})
         if self._desk.known.get(known.name) is not known:
             raise _unknown(known.name)
-        document = await self._document(known)
+        document = await self._document(known, granted(request))
         if not reached:
             what = f"consumer {known.name} has not got there within {timeout:g} s"
             mend = "look at what it waits for, and ask again"
@@ -148,8 +149,9 @@ class ConsumerRoutes:
             raise _unknown(name)
         return known
 
-    async def _document(self, known: KnownConsumer) -> dict[str, object]:
-        return document_of((await self._desk.sights([known]))[0])
+    async def _document(self, known: KnownConsumer, grant: Grant) -> dict[str, object]:
+        document = document_of((await self._desk.sights([known]))[0])
+        return document if grant.everything else {**document, **_named_within(grant, known)}
 
 
 def document_of(sight: Sight) -> dict[str, object]:
@@ -175,6 +177,18 @@ def document_of(sight: Sight) -> dict[str, object]:
         "tables": known.tables,
         "unread": report.unread if report else (),
         "waiting_for": report and report.waiting_for,
+    }
+
+
+def _named_within(grant: Grant, known: KnownConsumer) -> dict[str, object]:
+    """What of a consumer may name tables, as far as it lies inside a token's scope."""
+    unread = known.report.unread if known.report else ()
+    within = bool(known.tables) and not grant.beyond((*known.tables, *unread))
+    return {
+        "tables": [table for table in known.tables if grant.sees(table)],
+        "unread": [table for table in unread if grant.sees(table)],
+        "waiting_for": known.report.waiting_for if known.report and within else None,
+        "scope": list(grant.tables),
     }
 
 

@@ -76,7 +76,7 @@ def consumer_schemas() -> Json:
     }  # fmt: skip
     error = {"error": {"type": "string"}, "where": _NULLABLE, "mend": _NULLABLE}
     return {
-        "Consumer": object_of(consumer, *consumer),
+        "Consumer": object_of(consumer | {"scope": {"type": "array", "items": {"type": "string"}}}, *consumer),
         "Consumers": object_of(consumers, *consumers),
         "ConsumerReport": object_of(report | more, *report),
         "ErrorOfWait": object_of(error | {"consumer": ref("Consumer")}, *error, "consumer"),

@@ -192,6 +192,27 @@ def test_a_narrow_token_learns_no_name_beyond_its_scope(relay):
     assert "secrets" in everything["consumers"]
 
 
+def test_a_narrow_token_is_told_no_tables_of_other_consumers_beyond_its_scope(relay):
+    both, report = ["public.orders", "public.secrets"], {**json.loads(BODY), "log_id": relay.writer.bounds().log_id}
+    search = {"tables": both, "unread": ["public.items", "public.orders"], "waiting_for": "the rows of public.secrets"}
+    cache = {"tables": ["public.orders"], "waiting_for": "its sink"}
+    for name, said in [("search", search), ("cache", cache)]:
+        told = json.dumps(report | said)
+        assert status_of(relay, "PUT", f"/v1/consumers/{name}", relay.tokens["all"], told)[0] == 200
+    for path in ("search", "search/wait?position=1:0/10:1", "search/wait?position=1:0/30:1&timeout=0"):
+        status, document = relay.json(f"/v1/consumers/{path}", relay.tokens["narrow"])
+        assert status == (504 if "timeout" in path else 200)
+        shown = document.get("consumer", document)
+        assert (shown["tables"], shown["unread"]) == (["public.orders"], ["public.orders"]), path
+        assert (shown["waiting_for"], shown["scope"]) == (None, ["public.orders"]), path
+        assert "secrets" not in json.dumps(document), path
+    own = relay.json("/v1/consumers/cache", relay.tokens["narrow"])[1]
+    assert (own["tables"], own["waiting_for"]) == (["public.orders"], "its sink")
+    everything = relay.json("/v1/consumers/search", relay.tokens["all"])[1]
+    assert {name: everything[name] for name in search} == search
+    assert "scope" not in everything
+
+
 def test_a_socket_whose_stream_was_ended_while_it_was_sent_a_file_leaves_its_number_to_others(relay):
     for i in range(160):  # more than the sockets hold, in one segment
         flags = (Flag.BEGIN if i == 0 else 0) | (Flag.END if i == 159 else 0)
