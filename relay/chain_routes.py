@@ -21,11 +21,13 @@ from walbus.relay.gauges import Figures
 from walbus.relay.http import RequestError, json_response
 from walbus.relay.lineage import BEGIN_ANEW, read_lineage
 from walbus.relay.reader import FileLogReader
+from walbus.relay.request_body import bounded_body
 from walbus.relay.standbys import Standbys, lies_beyond, parse_tip, tip_document
 from walbus.relay.streams import StreamServer
 from walbus.relay.upstream import Origin, origin_document
 
 _CATALOG_FILE: Final = "catalog.json"  # of capture, in the log's folder
+_MAX_BODY: Final = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,9 @@ class ChainRoutes:
             what, mend = f"no standby {name[:64]!r} is required", "name it in relay.required_standbys of this relay"
             raise RequestError(404, what, where="name", mend=mend)
         try:
-            document = msgspec.json.decode(await request.read(), type=dict[str, object])
+            document = msgspec.json.decode(await bounded_body(request, "a report", _MAX_BODY), type=dict[str, object])
             tip = parse_tip(document)
-        except (msgspec.DecodeError, InvalidText) as error:
+        except (msgspec.DecodeError, RecursionError, InvalidText) as error:
             raise RequestError(400, f"the report makes no sense: {error}", where="body") from None
         ours = (log.reader.bounds().log_id, read_lineage(self._folder).term)
         if (document.get("log_id"), document.get("term")) != ours:

@@ -75,7 +75,8 @@ def _chain() -> Json:
     catalog["responses"]["204"] = {"description": "It remembers nothing"}
     report = get_of(
         "standby", "Tells how far the copy of a required standby is durable; answers how far the log is", ref("Tip"),
-        parameter("name", "path", "of the standby", {"type": "string", "minLength": 1}), "400", "404", "409",
+        parameter("name", "path", "of the standby", {"type": "string", "minLength": 1}), "400", "404", "408", "409",
+        "413",
     )  # fmt: skip
     report["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref("Tip")}}}
     stream = _stream() | {"operationId": "copy", "summary": "As /v1/stream; to a required standby, up to the true end"}

@@ -124,6 +124,20 @@ def test_a_report_beyond_the_logs_own_end_is_refused(relay: Relay, tmp_path: Pat
     assert held_at(relay.engine.folder) == tip.position
 
 
+def test_a_report_that_trickles_is_too_large_or_makes_no_sense_is_refused(relay: Relay, monkeypatch) -> None:
+    monkeypatch.setattr("walbus.relay.request_body._SECONDS", 0.2)
+    nested = b'{"end":' * 2000  # more than a parser goes into
+    reports = [(b"{", 100, 408), (b"{}", 1 << 20, 413), (nested, len(nested), 400), (b"\xff", 1, 400)]
+    for sent, length, status in reports:
+        with closing(http.client.HTTPConnection("127.0.0.1", relay.port, timeout=10)) as connection:
+            connection.putrequest("PUT", "/v1/chain/standbys/b")
+            connection.putheader("Content-Length", str(length))
+            connection.endheaders(sent)
+            answer = connection.getresponse()
+            assert (answer.status, bool(json.loads(answer.read())["error"])) == (status, True), sent[:10]
+    assert held_at(relay.engine.folder) == Position(0, 0, 0)
+
+
 def reported(relay: Relay, log_id: str, tip: Tip) -> int:
     with closing(http.client.HTTPConnection("127.0.0.1", relay.port, timeout=10)) as connection:
         body = json.dumps({"log_id": log_id, "term": 1, **tip_document(tip)})
