@@ -13,6 +13,7 @@ import pytest
 from support.capturing import CaptureProcess, CaptureThread, captured, capturing, file_log, source_of, spool_of
 from support.memory_log import MemoryLog
 from support.oracle import Oracle
+from support.services import missing
 from support.waiting import wait_for
 from walbus.capture import CATALOG_FILE, receiving
 from walbus.status import read_status
@@ -120,7 +121,7 @@ def small_disk(folder, request):
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no privilege to mount")
+        missing("small disk", "no privilege to mount")
     request.addfinalizer(lambda: subprocess.run(["umount", "-l", place], check=True))
     return place, lambda: subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
 
