@@ -94,6 +94,15 @@ def test_a_time_that_is_still_to_come_ends_a_following_stream_when_it_comes(rela
     follower.close()
 
 
+def test_a_time_behind_all_that_is_held_begins_at_the_end(relay):
+    follower = Follower(relay, f"from={(BASE_TIME + 4000) / 1e6:.6f}&follow=true")
+    wait_for(follower.headers, what="a sign of life")
+    relay.writer.append(transaction(3984))
+    relay.writer.sync()
+    wait_for(lambda: commits(follower.headers()) == [3984], what="what comes next")
+    follower.close()
+
+
 def test_a_seq_that_is_trimmed_is_answered_with_the_way_out(relay):
     relay.engine.retention_bytes = 1
     first = relay.headers("follow=false")[0].first_seq
