@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from support.relay_log import transaction
 from support.relay_server import Follower, Relay
 from support.waiting import wait_for
 from support.well_formed_log import fill_well
 from walbus.record_parser import RecordParser
 from walbus.records import read_header
+from walbus.relay.delivery import Delivery
 
 pytestmark = pytest.mark.one_version
 
@@ -92,6 +96,29 @@ def test_a_stream_ends_with_an_error_at_a_record_with_any_byte_flipped(relay, fo
             file.seek(offset)
             file.write(data[offset : offset + 1])
     assert stream(relay, after) == (good, True)
+
+
+def test_what_is_sent_straight_from_the_file_ends_at_the_damage_too(tmp_path, monkeypatch):
+    pushed, push = [], Delivery.push
+    monkeypatch.setattr(Delivery, "push", lambda delivery, peer: pushed.append(push(delivery, peer)) or pushed[-1])
+    with closing(Relay(tmp_path)) as relay:
+        relay.engine.segment_bytes = 4 << 20
+        relay.writer = relay.engine.open_writer()
+        for number in range(1, 301):
+            relay.writer.append(transaction(number * 16, size=2000))
+        relay.writer.sync()
+        wait_for(lambda: relay.get("/readyz")[0] == 200, what="the server to find the log")
+        (path,) = relay.engine.segments()
+        start, length = place_of(path.read_bytes(), 200 * 16)
+        with path.open("r+b", buffering=0) as file:
+            for offset in (start, start + 5, start + 60, start + length - 1):
+                byte = os.pread(file.fileno(), 1, offset)
+                os.pwrite(file.fileno(), bytes([byte[0] ^ 1]), offset)
+                body, clean = stream(relay, "from=earliest")
+                assert (records_in(body), clean) == ([number * 16 for number in range(1, 200)], False), offset
+                os.pwrite(file.fileno(), byte, offset)
+        assert sum(one.sent for one in pushed) > 4 * start // 2, "it was not read step by step"
+        assert records_in(stream(relay, "from=earliest")[0])[-1] == 300 * 16
 
 
 def test_a_follower_is_cut_off_at_the_damage_and_the_server_lives(relay):

@@ -274,6 +274,19 @@ def test_a_peer_that_was_waited_for_in_vain_is_waited_for_less_often():
     assert patience.seconds() > 0, "it reads fast"
 
 
+def test_a_record_with_any_byte_flipped_is_not_sent_and_ends_the_push(tmp_path, push_records, ends):
+    here, there = ends
+    one = len(record(b"", 1))
+    data = b"".join(record(b"", number) for number in range(1, 11))
+    path, scratch = tmp_path / "records", memoryview(bytearray(BLOCK_BYTES))
+    for offset in range(6 * one, 7 * one):
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 4]) + data[offset + 1 :])
+        with path.open("rb") as file:
+            pushed = push_records(Stretch(file.fileno(), 0, len(data), ANYWHERE), here, scratch, 30.0, 0.0)
+        assert pushed == (6 * one, data[5 * one : 6 * one], None, False), offset
+        assert unframed(taken(there)) == data[: 6 * one], offset
+
+
 def test_nothing_is_sent_of_a_block_with_a_record_behind_the_furthest(tmp_path, push_records, ends):
     here, there = ends
     data = b"".join(record(b"", number) for number in range(1, 11))
