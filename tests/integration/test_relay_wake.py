@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+from support.relay_log import FileEngine, transaction
+from walbus.position import ORIGIN
 from walbus.relay import wake
-from walbus.relay.wake import WakeServer, wake_path
+from walbus.relay.wake import Waker, WakeServer, wake_path
 
 
 def test_what_is_published_while_a_reader_is_accepted_wakes_it(tmp_path, monkeypatch):
@@ -30,3 +34,32 @@ def test_what_is_published_while_a_reader_is_accepted_wakes_it(tmp_path, monkeyp
         notified.set()
         assert reader.recv(16) == b"\0"
     server.close()
+
+
+def test_each_sync_wakes_a_reader_that_looks_at_no_clock(tmp_path, monkeypatch):
+    """Readers look now and then too, should their writer have stopped: here they do not."""
+    for name in ("_RECHECK_SECONDS", "_POLL_SECONDS"):
+        monkeypatch.setattr(wake, name, 600.0)
+    pause, waits = Waker._pause, threading.Semaphore(0)
+
+    def counted(waker: Waker, writer_epoch: int, seconds: float) -> None:
+        waits.release()
+        pause(waker, writer_epoch, seconds)
+
+    monkeypatch.setattr(Waker, "_pause", counted)
+    engine = FileEngine(tmp_path / "log")
+    writer, reader, seen = engine.open_writer(), engine.open_reader(), ORIGIN
+    for lsn in (16, 32, 48):
+        with ThreadPoolExecutor(1) as threads:
+            woken = threads.submit(reader.wait, seen, 30)
+            assert waits.acquire(timeout=30)
+            if lsn == 16:
+                assert waits.acquire(timeout=30)  # the first time it is the greeting that ends the waiting
+            writer.append(transaction(lsn))
+            seen = writer.sync().end
+            begun = time.monotonic()
+            assert woken.result()
+            assert time.monotonic() - begun < 20
+        while waits.acquire(blocking=False):
+            pass
+    engine.close()
