@@ -13,7 +13,7 @@ from support.relay_log import FileEngine, UnsyncedFiles, commits, read_all
 from support.seed import announced_seed
 from support.waiting import wait_for
 from support.well_formed_log import fill_well, findings_of
-from walbus.errors import Fenced, LogBusy
+from walbus.errors import Fenced, LogBusy, LogError
 from walbus.relay.fs import Files
 from walbus.relay.writer import FileLogWriter
 
@@ -157,3 +157,16 @@ def test_whatever_a_zombie_was_about_to_do_nothing_of_it_counts(tmp_path, operat
         moments = random.Random(announced_seed("the moments")).sample(moments, share)
     for moment in moments:
         stop_at(tmp_path / f"moment-{moment}", moment)
+
+
+def test_a_writer_that_was_taken_over_is_told_though_it_has_nothing_to_sync(tmp_path):
+    """Capture syncs before it confirms anything to the source, also where nothing has come meanwhile."""
+    engine = engine_at(tmp_path / "log")
+    writer = engine.open_writer()
+    fill_well(writer, 3)
+    assert writer.sync() == writer.bounds()
+    writer._lease.control.supersede(2)
+    for call in (writer.sync, writer.sync, lambda: writer.trim(0)):
+        with pytest.raises((Fenced, LogError), match="was taken over by writer epoch 2"):
+            call()
+    engine.close()
