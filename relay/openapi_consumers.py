@@ -41,7 +41,7 @@ def _wait() -> Json:
     operation["parameters"] += [
         parameter("lsn", "query", "everything that commits before it is to be done", text(_LSN)),
         parameter("position", "query", "everything up to it is to be done", ref("Position")),
-        parameter("timeout", "query", "seconds, at most 300; default: 30", text("[0-9]{1,2}")),
+        parameter("timeout", "query", "seconds, at most 300; default: 30", text(r"[0-9]{1,3}(\.[0-9]{1,6})?")),
     ]
     operation["responses"]["504"] = ref_response("NotThere")
     return operation

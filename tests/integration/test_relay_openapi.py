@@ -54,6 +54,11 @@ def test_the_document_takes_the_seqs_that_there_are():
     assert takes(DOCUMENT, "/v1/info", "seq", str(seq)) and takes(DOCUMENT, "/v1/stream", "from", f"seq:{seq}")
 
 
+@pytest.mark.parametrize("seconds", ["0", "0.5", "30", "300"])
+def test_the_document_takes_the_timeouts_that_the_server_takes(seconds):
+    assert takes(DOCUMENT, "/v1/consumers/{name}/wait", "timeout", seconds)
+
+
 def test_the_server_serves_the_document(relay):
     assert relay.json("/v1/openapi.json") == (200, as_sent(DOCUMENT))
 
