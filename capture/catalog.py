@@ -91,7 +91,7 @@ _TABLES: LiteralString = """
                 coalesce(a.attnum = ANY (identity.indkey), false), coalesce(a.attnum = ANY (primary_key.indkey), false),
                 {sent}, a.atthasmissing, a.xmin::text::int8) ORDER BY a.attnum)
             FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text,
-           c.relfilenode::int8, c.reltoastrelid::int8, coalesce(i.xmin::text::int8, 0), {made_here}
+           c.relfilenode::int8, c.reltoastrelid::int8, coalesce(i.xmin::text::int8, 0), {made_here}, t.xmin::text::int8
     FROM pg_get_publication_tables(%(publication)s) g
     JOIN pg_class c ON c.oid = g.relid
     JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -330,7 +330,7 @@ def _sent(server_version: int) -> str:
     return " AND ".join(conditions)
 
 
-_TableRow = tuple[int, str, str, str, str, int, int, str | None, bool, str | None, int, int, int, bool]
+_TableRow = tuple[int, str, str, str, str, int, int, str | None, bool, str | None, int, int, int, bool, int]
 _columns = msgspec.json.Decoder(tuple[ColumnState, ...]).decode
 _traces = msgspec.json.Decoder(tuple[tuple[int, int, bool], ...]).decode
 _members = msgspec.json.Decoder(dict[str, str]).decode
@@ -340,7 +340,7 @@ def _table(
     row: _TableRow, partitions: list[FileState], entries_above: Sequence[int], attached_above: Sequence[int]
 ) -> TableState:
     oid, namespace, name, kind, identity, listed, by_schema, row_filter, fresh, columns_json = row[:10]
-    filenode, toast, inherited, made_here = row[10:]
+    filenode, toast, inherited, made_here, row_type_xmin = row[10:]
     columns = _columns(columns_json or "[]")
     files = tuple(partitions)
     if kind != "p":
@@ -360,6 +360,7 @@ def _table(
         files=files,
         entries=tuple(sorted({*entries_above, listed, by_schema} - {0})),
         attached_above=tuple(attached_above),
+        row_type_xmin=row_type_xmin,
     )
 
 

@@ -74,6 +74,9 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
         entries: OIDs of all entries of the publication that take it in: its own, its schema's, and those of the
             partitioned tables above it; None where an older version remembered it.
         attached_above: xmin of the pg_inherits rows of those tables above it that were attached, the nearest first.
+        former: numbers of columns that were sent, by names that no column has now; of what was remembered alone.
+        row_type_xmin: of the pg_type row that is made with the table, which another name, schema or owner changes; 0
+            where an older version remembered it.
     """
 
     oid: int
@@ -89,6 +92,13 @@ class TableState(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileState, ...]
     entries: tuple[int, ...] | None = None
     attached_above: tuple[int, ...] = ()
+    former: dict[str, int] = msgspec.field(default_factory=dict)
+    row_type_xmin: int = 0
+
+    @property
+    def sent_names(self) -> dict[str, int]:
+        """Numbers of the columns that are sent, by name."""
+        return {column.name: column.number for column in self.columns if column.sent}
 
     @property
     def table(self) -> str:

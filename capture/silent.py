@@ -12,8 +12,10 @@ or the publication sends nothing for the rows that exist (measured on 14 to 18, 
     the rows of pg_inherits                                 ATTACH, DETACH, DROP of a partition
     the entries in the publication (OIDs), their filter     taken out and put back; a new row filter. An entry may be
                                                             that of a schema, or of a partitioned table above
+    its row type's row in pg_type                           out of a published schema and back
     a column that is new, and another file                  ADD COLUMN … DEFAULT, and VACUUM FULL behind it
     columns that are sent and were not                      column list, publish_generated_columns
+    a name that another column had                          DROP COLUMN and ADD COLUMN, or names that were swapped
     the publication's row (xmin)                            its operations, publish_via_partition_root
     the replica identity's columns                          another key: rows are known by other names
     published, not published, gone                          the table's life
@@ -29,6 +31,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+
+import msgspec
 
 from walbus.capture.definition import CatalogState, ColumnState, FileState, PublicationState, TableState, TypeState
 
@@ -49,6 +53,7 @@ class Reason(enum.Enum):
     RETYPED = "retyped"  #: values have another type without having been written
     TYPE_CHANGED = "type_changed"  #: labels or attributes of a type changed below the values
     COLUMNS_PUBLISHED = "columns_published"  #: columns are sent now that were not
+    NAME_TAKEN = "name_taken"  #: a column has the name of another one, which rows from before were sent with
     ROW_FILTER = "row_filter"  #: the publication's WHERE changed
     PUBLICATION = "publication"  #: the publication's options changed
     KEY_CHANGED = "key_changed"  #: rows are known by other columns
@@ -120,6 +125,18 @@ def with_partitioned(reseeds: tuple[Reseed, ...], state: CatalogState) -> tuple[
     return tuple(found[oid] for oid in sorted(found))
 
 
+def with_former_names(before: CatalogState, after: CatalogState) -> CatalogState:
+    """The later state, which remembers the names that columns had: another column may take one much later."""
+    tables = dict(after.tables)
+    for oid in before.tables.keys() & after.tables.keys():
+        old, new = before.tables[oid], after.tables[oid]
+        names = new.sent_names
+        former = {name: number for name, number in {**old.former, **old.sent_names}.items() if name not in names}
+        if former:
+            tables[oid] = msgspec.structs.replace(new, former=former)
+    return msgspec.structs.replace(after, tables=tables)
+
+
 def _publication_change(before: PublicationState, after: PublicationState) -> _Finding | None:
     if before.operations != after.operations:
         text = f"the publication publishes {_listed(after.operations)} instead of {_listed(before.operations)}"
@@ -154,9 +171,11 @@ def _membership(before: CatalogState, old: TableState, after: CatalogState, new:
         if old.listed != new.listed:
             yield Reason.REPUBLISHED, text
         return
-    if (old.by_schema and old.by_schema == new.by_schema) or (
-        before.publication.all_tables and after.publication.all_tables
-    ):
+    if old.by_schema and old.by_schema == new.by_schema:
+        if _may_have_moved(old, new):
+            yield Reason.REPUBLISHED, "it may have been in another schema for a while"
+        return
+    if before.publication.all_tables and after.publication.all_tables:
         return
     if old.listed != new.listed or old.by_schema != new.by_schema:
         yield Reason.REPUBLISHED, text
@@ -164,6 +183,12 @@ def _membership(before: CatalogState, old: TableState, after: CatalogState, new:
         yield Reason.REPUBLISHED, "it was detached from its partitioned table and attached again"
     elif old.entries is not None and not set(old.entries) & set(new.entries or ()):
         yield Reason.REPUBLISHED, text
+
+
+def _may_have_moved(old: TableState, new: TableState) -> bool:
+    """Whether a table that its schema's entry takes in, and no other one, may have left the schema and come back."""
+    others = (set(old.entries or ()) & set(new.entries or ())) - {old.by_schema}
+    return not others and old.name == new.name and 0 < old.row_type_xmin != new.row_type_xmin
 
 
 def _inherited(table: TableState) -> int:
@@ -280,7 +305,7 @@ def _only_cleared(before: FileState, after: FileState, touched: set[int]) -> boo
 def _columns(
     before: CatalogState, old: TableState, after: CatalogState, new: TableState, types: Collection[int]
 ) -> Iterator[_Finding]:
-    was = {column.number: column for column in old.columns}
+    was, names = {column.number: column for column in old.columns}, {**old.former, **old.sent_names}
     added = new.kind == "p" and any(_with_default(file, old) for file in new.files)
     rewritten = new.kind == "r" and bool(old.files and new.files) and old.files[0].filenode != new.files[0].filenode
     for column in new.columns:
@@ -297,6 +322,9 @@ def _columns(
             yield Reason.COLUMNS_PUBLISHED, f"column {column.name} is published now and was not"
         else:
             yield from _values(before, earlier, after, column, types)
+        if names.get(column.name, column.number) != column.number:
+            what = f"column {column.name} is another one than the column that had this name (dropped, or renamed)"
+            yield Reason.NAME_TAKEN, what
 
 
 def _with_default(partition: FileState, old: TableState) -> bool:

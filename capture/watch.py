@@ -31,7 +31,7 @@ from walbus.capture.regrouped import LOOKS_AGAIN_SINCE, regrouped
 from walbus.capture.remembered import Remembered
 from walbus.capture.retention import RetentionWatch
 from walbus.capture.sessions import Session, open_session, refused
-from walbus.capture.silent import Reseed, attached, differences, with_partitioned
+from walbus.capture.silent import Reseed, attached, differences, with_former_names, with_partitioned
 from walbus.capture.unnumbered import Look
 from walbus.config import SourceConfig
 from walbus.errors import Directive, directive_of
@@ -250,6 +250,7 @@ class CatalogWatch:
             return
         if (state is before and not self.remembered.doubtful) or before.publication.oid != state.publication.oid:
             return  # under another publication changes were lost: that must stay known, or the next start would go on
+        self._state = state = with_former_names(before, state)
         came = attached(before, state)
         updates = "update" in state.publication.operations
         reseeds = differences(before, state, without_rows(session, came, updates=updates) if came else ())

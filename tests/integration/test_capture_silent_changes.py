@@ -54,6 +54,8 @@ ALTERING = [
     ("ALTER TYPE pair ADD ATTRIBUTE c int", "public.typed", "type_changed"),
     ("ALTER TYPE pair DROP ATTRIBUTE c", "public.typed", "type_changed"),
     ("ALTER TABLE thin DROP CONSTRAINT thin_pkey, ADD PRIMARY KEY (n)", "public.thin", "key_changed"),
+    ("ALTER TABLE t DROP a; ALTER TABLE t ADD a text", "public.t", "name_taken"),
+    ("ALTER TABLE t RENAME b TO x; ALTER TABLE t RENAME n TO b; ALTER TABLE t RENAME x TO n", "public.t", "name_taken"),
     ("ALTER TABLE t REPLICA IDENTITY NOTHING", "public.t", "key_changed"),
     ("ALTER PUBLICATION walbus DROP TABLE thin; ALTER PUBLICATION walbus ADD TABLE thin", "public.thin", "republished"),
     ("DROP TABLE thin", "public.thin", "dropped"),
@@ -150,6 +152,18 @@ def test_what_is_altered_while_capture_is_down_is_told_at_its_start(database, fo
     with capturing(database.dsn, folder) as capture:
         assert sentinel(database, folder, 1, len(events)) == []
     assert len(captured(folder)) == 2
+
+
+def test_a_column_that_takes_the_name_of_an_earlier_one_is_told_however_long_that_is_gone(database, folder):
+    make_tables(database)
+    with capturing(database.dsn, folder):
+        wait_remembered(folder, "typed")
+        database.execute("ALTER TABLE t DROP a; ALTER TABLE thin RENAME n TO m")
+        assert sentinel(database, folder, 1) == []
+    with capturing(database.dsn, folder):
+        assert sentinel(database, folder, 2, 1) == []
+        database.execute("ALTER TABLE thin RENAME m TO n; ALTER TABLE t ADD a text")
+        assert sentinel(database, folder, 3, 2) == [("public.t", "name_taken")]
 
 
 def make_parts(database):
@@ -375,6 +389,9 @@ def test_tables_of_a_published_schema_come_and_go_with_it(database, folder):
         for number, (statement, expected) in enumerate([
             ("CREATE TABLE born (id int PRIMARY KEY); INSERT INTO born VALUES (1)", []),
             ("ALTER TABLE born SET SCHEMA other", [("other.born", "republished")]),
+            ("ALTER TABLE thin SET SCHEMA other; UPDATE other.thin SET n = 9; ALTER TABLE other.thin SET SCHEMA public",
+             [("public.thin", "republished")]),
+            ("ALTER TABLE thin RENAME TO thinner; ALTER TABLE t ALTER a SET STATISTICS 200", []),
         ]):  # fmt: skip
             before = len(reseeds(folder))
             database.execute(statement)

@@ -15,7 +15,7 @@ from walbus.capture.definition import (
     TableState,
     TypeState,
 )
-from walbus.capture.silent import Reason, Reseed, attached, differences
+from walbus.capture.silent import Reason, Reseed, attached, differences, with_former_names
 
 OID = 16400
 PUBLICATION = PublicationState(
@@ -138,6 +138,30 @@ def test_a_new_column_is_told_if_rows_have_its_default(options, told):
     assert reasons(World(), World({"columns": (column(1), column(2), column(3, **options))})) == told
 
 
+A, B, OTHER_B = column(2), column(3), column(4, name="c3")
+
+
+@pytest.mark.parametrize(
+    ("later", "told"),
+    [
+        ([(A, OTHER_B)], [Reason.NAME_TAKEN]),
+        ([(A,), (A, OTHER_B)], [Reason.NAME_TAKEN]),
+        ([(A,), (A, column(5)), (A, column(5), OTHER_B)], [Reason.NAME_TAKEN]),
+        ([(A, column(3, sent=False)), (A, column(3, sent=False)), (A, OTHER_B)], [Reason.NAME_TAKEN]),
+        ([(column(2, name="c3"), column(3, name="c2"))], [Reason.NAME_TAKEN]),
+        ([(column(3, name="c2"),)], [Reason.NAME_TAKEN]),
+        ([(A, OTHER_B), (A, OTHER_B)], []),
+        ([(A,), (A, column(4))], []),
+        ([(A, column(3, name="x")), (A, B)], []),
+    ],
+)
+def test_a_column_that_has_the_name_of_another_one_is_told(later, told):
+    before = World({"columns": (A, B)}).state()
+    for columns in later[:-1]:
+        before = with_former_names(before, World({"columns": columns}).state())
+    assert [found.reason for found in differences(before, World({"columns": later[-1]}).state())] == told
+
+
 @pytest.mark.parametrize("toast", [0, 3])
 def test_a_new_column_is_told_where_another_file_hides_whether_rows_have_its_default(toast):
     columns = (column(1), column(2), column(3))
@@ -180,6 +204,9 @@ def test_an_option_of_the_publication_concerns_every_table(before, after, told):
     assert reasons(World(publication=before), World(publication=after)) == told
 
 
+MOVED = [{"listed": 0, "by_schema": 3, "entries": (3,), "row_type_xmin": xmin} for xmin in (5, 9)]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
@@ -187,6 +214,11 @@ def test_an_option_of_the_publication_concerns_every_table(before, after, told):
         ({"listed": 0, "by_schema": 3}, {"listed": 7, "by_schema": 3}, []),
         ({"listed": 0, "by_schema": 3}, {"listed": 0, "by_schema": 4}, [Reason.REPUBLISHED]),
         ({"listed": 7}, {"listed": 0, "by_schema": 3}, [Reason.REPUBLISHED]),
+        (MOVED[0], MOVED[1], [Reason.REPUBLISHED]),
+        (MOVED[0], {**MOVED[1], "name": "renamed"}, []),
+        ({**MOVED[0], "row_type_xmin": 0}, MOVED[1], []),
+        ({**MOVED[0], "entries": (2, 3)}, {**MOVED[1], "entries": (2, 3)}, []),
+        ({**MOVED[0], "listed": 7}, {**MOVED[1], "listed": 7}, []),
         (
             {"listed": 0, "files": (file(inherited=5),)},
             {"listed": 0, "files": (file(inherited=6),)},
