@@ -251,6 +251,42 @@ def test_a_full_disk_stops_confirming_and_capture_goes_on_by_itself(own_pg_serve
         assert log.bounds().last_seq >= 3000
 
 
+class Crowded(MemoryLog):
+    """A full disk on which retention makes room, once something was refused."""
+
+    def __init__(self):
+        self.is_full = self.refused = False
+        super().__init__()
+
+    @property
+    def full(self):
+        self.refused = self.refused or self.is_full
+        return self.is_full
+
+    @full.setter
+    def full(self, full):
+        self.is_full = full
+
+    def trim(self, now):
+        self.is_full = self.is_full and not self.refused
+        return super().trim(now)
+
+
+@pytest.mark.parametrize("filled", ["before it starts", "while it streams"])
+def test_retention_makes_room_on_a_full_disk_that_capture_waits_for(database, filled):
+    make_table(database)
+    log = Crowded()
+    log.full = filled == "before it starts"
+    capture = CaptureThread(source_of(database.dsn), log)
+    if filled == "while it streams":
+        capture.streaming()
+        log.full = True
+    database.execute("INSERT INTO t VALUES (1, 'x')")
+    capture.caught_up()
+    capture.stop()
+    assert log.refused
+
+
 def test_a_layout_never_stands_behind_the_first_row_that_needs_it_after_a_kill(database, folder):
     make_table(database)
     with capturing(database.dsn, folder):
