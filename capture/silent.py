@@ -318,6 +318,8 @@ def _columns(
             elif rewritten:  # VACUUM FULL and CLUSTER write the default into the rows, and clear atthasmissing
                 what = f"column {column.name} was added, perhaps with a default, and VACUUM FULL or CLUSTER came behind"
                 yield Reason.COLUMN_ADDED, what
+            elif column.number in old.former.values():
+                yield Reason.COLUMN_ADDED, f"column {column.name} was dropped, which a failover lost"
         elif not earlier.sent:
             yield Reason.COLUMNS_PUBLISHED, f"column {column.name} is published now and was not"
         else:

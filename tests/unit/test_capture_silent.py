@@ -153,6 +153,7 @@ A, B, OTHER_B = column(2), column(3), column(4, name="c3")
         ([(A, OTHER_B), (A, OTHER_B)], []),
         ([(A,), (A, column(4))], []),
         ([(A, column(3, name="x")), (A, B)], []),
+        ([(A,), (A, B)], [Reason.COLUMN_ADDED]),
     ],
 )
 def test_a_column_that_has_the_name_of_another_one_is_told(later, told):
