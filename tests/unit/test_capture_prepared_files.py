@@ -53,6 +53,60 @@ def test_what_had_ended_before_the_log_s_end_goes_though_an_idle_source_lets_the
     assert rig.names(PREPARED_SUFFIX) == []
 
 
+class Book:
+    """A source's book, as the next question finds it, and a clock."""
+
+    def __init__(self, store, monkeypatch):
+        self.store, self.now, self.asked = store, 0.0, 0
+        self.answer = Ended((), 0, "a server")
+        monkeypatch.setattr(prepared_ends, "ended_transactions", self._ask)
+        self.ends = PreparedEnds(store, None, near_xid=800, monotonic=lambda: self.now)
+        self.ends.settle(0)
+
+    def _ask(self, *_):
+        self.asked += 1
+        return self.answer
+
+    def look(self, server):
+        self.answer = Ended(self.store.unfinished, 600, server)
+        self.now += prepared_ends.LOOK_SECONDS
+        self.ends.look(None, near_xid=800)
+
+
+def test_what_another_server_says_of_an_end_does_not_count(rig, monkeypatch):
+    rig.feed(*prepared_as("g", 1))
+    book = Book(rig.intake._prepared, monkeypatch)
+    book.look("another server")
+    book.ends.settle(700)
+    assert len(rig.names(PREPARED_SUFFIX)) == 1
+    book.look("a server")
+    book.ends.settle(700)
+    assert rig.names(PREPARED_SUFFIX) == []
+
+
+def test_what_was_prepared_again_since_its_end_was_seen_stays(rig, monkeypatch):
+    rig.feed(*prepared_as("g", 1))
+    book = Book(rig.intake._prepared, monkeypatch)
+    book.look("a server")
+    rig.feed(*prepared_as("g", 2))
+    book.ends.settle(700)
+    assert len(rig.names(PREPARED_SUFFIX)) == 1
+    rig.records(made.commit_prepared(700, "g", 1000))
+    assert keys(rig) == ["2"]
+
+
+def test_the_book_is_asked_at_times_and_only_while_something_waits(rig, monkeypatch):
+    book = Book(rig.intake._prepared, monkeypatch)
+    book.look("a server")
+    assert book.asked == 1  # when the connection began
+    rig.feed(*prepared_as("g", 1))
+    book.ends.settle(0)
+    book.ends.look(None, near_xid=800)
+    assert book.asked == 2
+    book.ends.look(None, near_xid=800)
+    assert book.asked == 2
+
+
 @pytest.mark.parametrize("gid", GIDS)
 def test_no_gid_leads_out_of_the_folder_or_is_too_long_for_a_name(tmp_path, gid):
     (tmp_path / "spool").mkdir()
