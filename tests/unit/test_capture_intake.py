@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support import pgoutput_bytes as made
-from support.intake_rig import COLUMNS, LAYOUT, Rig, T, block, changes, keys, row, whole
+from support.intake_rig import COLUMNS, LAYOUT, OTHER, Rig, T, U, block, changes, keys, row, whole
 from walbus.capture import intake as intake_module
 from walbus.capture import spool as spool_module
 from walbus.capture.prepared import PREPARED_SUFFIX, PreparedStore
@@ -133,6 +133,45 @@ def test_more_rolled_back_savepoints_than_memory_should_hold_are_left_to_the_ser
     rig.reconnect()
     rig.records(*block(902, (902, LAYOUT), (902, row(3))), made.stream_abort(902, 903), made.stream_commit(902, 2000))
     assert keys(rig) == ["1", "3"]
+
+
+def test_as_many_rolled_back_savepoints_as_are_kept_are_kept_and_those_of_whoever_ended_do_not_count(rig, monkeypatch):
+    monkeypatch.setattr(intake_module, "MOST_ABORTED", 3)
+    for xid in (700, 710, 720):
+        rig.feed(*block(xid, (xid, LAYOUT), (xid, row(xid)), *((xid + n, row(xid + n)) for n in (1, 2, 3))))
+        rig.feed(*(made.stream_abort(xid, xid + n) for n in (1, 2, 3)))
+        rig.records(made.stream_commit(xid, 10 * xid))
+    assert keys(rig) == ["700", "710", "720"]
+
+
+def test_what_is_left_to_the_server_makes_room_for_the_savepoints_of_others(rig, monkeypatch):
+    monkeypatch.setattr(intake_module, "MOST_ABORTED", 2)
+    rig.feed(*block(700, (700, LAYOUT), (700, row(1))), *(made.stream_abort(700, 700 + n) for n in (1, 2, 3)))
+    rig.feed(*block(800, (800, LAYOUT), (800, row(2)), (801, row(3))), made.stream_abort(800, 801))
+    rig.records(made.stream_commit(800, 1000))
+    assert keys(rig) == ["2"]
+
+
+def test_a_streamed_transaction_in_doubt_is_not_prepared_but_asked_for_again(rig):
+    note = made.message(400, "outbox", b"hello", transactional=True)
+    rig.feed(*block(700, (700, LAYOUT), (700, note), (701, row(1))), made.stream_abort(700, 701))
+    with pytest.raises(SourceUnavailable, match="sent again unstreamed"):
+        rig.feed(made.stream_prepare(700, "g", 500))
+    assert (rig.intake.whole_until, rig.intake.whole_next) == (500, True)
+    assert rig.names(PREPARED_SUFFIX) == []
+
+
+def test_a_layout_told_inside_a_transaction_that_the_log_has_serves_the_rows_behind_it(rig, monkeypatch):
+    """The server tells it no more once that transaction has committed, and of a repeat only the beginning is read."""
+    monkeypatch.setattr(spool_module, "READ_BYTES", 64)
+    streamed = [
+        *block(700, (700, LAYOUT), (700, row(1)), (700, OTHER), (700, made.insert(U, "2", "x"))),
+        made.stream_commit(700, 1000),
+    ]
+    rig.records(*streamed)
+    rig.reconnect()
+    rig.records(*streamed, *whole(2000, row(3), made.insert(U, "4", "x"), xid=701))
+    assert keys(rig) == ["1", "2", "3", "4"]
 
 
 def test_messages_behind_the_rolled_back_savepoint_are_clear(rig):

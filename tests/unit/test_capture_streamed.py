@@ -71,6 +71,11 @@ def test_transaction_zero_is_refused(data):
         decode_streamed(data[:at] + b"\0\0\0\0" + data[at + 4 :])
 
 
+def test_subtransaction_zero_is_refused():
+    with pytest.raises(ProtocolError, match="transaction 0"):
+        decode_streamed(made.stream_abort(700, 0))
+
+
 @pytest.mark.parametrize(("kind", "at"), [("c", 5), ("P", 1), ("p", 1), ("K", 1), ("r", 1)])
 def test_unknown_flags_are_refused(kind, at):
     data = next(data for data, _ in MESSAGES if data[:1] == kind.encode())
