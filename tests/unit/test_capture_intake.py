@@ -165,7 +165,7 @@ def test_a_layout_told_inside_a_transaction_that_the_log_has_serves_the_rows_beh
     """The server tells it no more once that transaction has committed, and of a repeat only the beginning is read."""
     monkeypatch.setattr(spool_module, "READ_BYTES", 64)
     streamed = [
-        *block(700, (700, LAYOUT), (700, row(1)), (700, OTHER), (700, made.insert(U, "2", "x"))),
+        *block(700, (700, LAYOUT), (700, row(1, "x" * 500)), (700, OTHER), (700, made.insert(U, "2", "x"))),
         made.stream_commit(700, 1000),
     ]
     rig.records(*streamed)
