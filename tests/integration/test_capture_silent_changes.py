@@ -90,13 +90,16 @@ def test_what_is_rewritten_between_the_slot_and_the_first_look_is_told(database,
         assert told(folder, 1) == [("public.t", "rewritten")]
 
 
-ORDINARY = [
+#: They give a table another file: one look for these and a column that came behind them must take that for a default.
+MOVED = [
     "ANALYZE",
     "VACUUM",
     "VACUUM FREEZE",
     "VACUUM FULL t",
     "VACUUM FULL thin",
     "CLUSTER t USING t_pkey",
+]
+ORDINARY = [
     "INSERT INTO t (id) VALUES (99)",
     "TRUNCATE thin",
     "CREATE INDEX ON t (n)",
@@ -126,13 +129,10 @@ def test_ordinary_work_tells_nothing(database, folder):
     make_tables(database)
     with capturing(database.dsn, folder):
         wait_remembered(folder, "typed")
-        for statement in ORDINARY:
-            database.execute(statement)
-        assert sentinel(database, folder, 1) == []
-        for statement in ("VACUUM FULL t", "VACUUM FULL typed"):
-            database.execute(statement)
-        count = len(reseeds(folder))
-        assert sentinel(database, folder, 2, count) == []
+        for number, statements in enumerate((MOVED, ORDINARY, ("VACUUM FULL t", "VACUUM FULL typed"))):
+            for statement in statements:
+                database.execute(statement)
+            assert sentinel(database, folder, number) == []
 
 
 def test_what_is_altered_while_capture_is_down_is_told_at_its_start(database, folder):
