@@ -46,9 +46,11 @@ def test_a_table_published_later_is_seeded_when_it_is_noticed(database: Database
     with BootstrapRig(tmp_path, database) as rig:
         rig.start()
         rig.wait_consistent("public.items")
-        database.execute("CREATE TABLE public.later (k text PRIMARY KEY, v int)")
-        database.execute("INSERT INTO public.later SELECT 'k' || i, i FROM generate_series(1, 100) i")
-        database.execute("ALTER PUBLICATION walbus ADD TABLE public.later")
+        database.execute(  # at once, since capture adds what it sees
+            "CREATE TABLE public.later (k text PRIMARY KEY, v int);"
+            "INSERT INTO public.later SELECT 'k' || i, i FROM generate_series(1, 100) i;"
+            "ALTER PUBLICATION walbus ADD TABLE public.later"
+        )
         wait_for(lambda: "public.later" in rig.tables(), 60, what="the table is noticed")
         rig.assert_equals_source("public.later")
 
@@ -59,9 +61,11 @@ def test_a_table_that_leaves_the_publication_and_comes_back_is_seeded_again(data
     with BootstrapRig(tmp_path, database) as rig:
         rig.start()
         rig.wait_consistent("public.items", "public.other")
-        database.execute("ALTER PUBLICATION walbus DROP TABLE public.items")
-        database.execute("DELETE FROM public.items WHERE id <= 50")  # nobody hears of it
-        database.execute("ALTER PUBLICATION walbus ADD TABLE public.items")
+        database.execute(  # at once, since capture ends where it sees that a table was taken out
+            "ALTER PUBLICATION walbus DROP TABLE public.items;"
+            "DELETE FROM public.items WHERE id <= 50;"  # nobody hears of it
+            "ALTER PUBLICATION walbus ADD TABLE public.items"
+        )
         wait_for(lambda: rig.log().count("seeding_starts") >= 3, 60, what="it is seeded again")
         rig.assert_equals_source("public.items")
 
