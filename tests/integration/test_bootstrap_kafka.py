@@ -155,12 +155,13 @@ def test_a_second_bootstrap_on_the_same_topic_is_refused_by_name_and_harms_nothi
         rig.start()
         rig.assert_equals_source("public.items")
         second.start_bootstrap()
-        wait_for(lambda: second.status().get("state") == "waits_for_log", 60, what="the second one waits")
-        assert "another process holds this log for a bootstrap: walbus-" in second.status()["error"]
+        held = "another process holds this log for a bootstrap: walbus-"
+        wait_for(lambda: held in second.status().get("error", ""), 60, what="the second one waits")
+        assert second.status()["state"] == "waits_for_log"
         assert second.status()["applied"] is None
         database.execute("UPDATE public.items SET plain = -1")
         rig.assert_equals_source("public.items")
-        assert second.log().count("log_not_readable") == 1, second.log()
+        assert second.log().count(held) == 1, second.log()  # a cluster that was slow to answer has a line of its own
         rig.kill_bootstrap()
         second.assert_equals_source("public.items")
         wait_for(lambda: "state" not in second.status(), what="the second one tells that all is well")
