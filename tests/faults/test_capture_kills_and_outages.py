@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from contextlib import closing, contextmanager
-from itertools import pairwise
 
 import psycopg
 import pytest
@@ -166,8 +165,8 @@ def test_a_source_that_is_away_is_waited_for_with_one_line_for_each_reason(own_p
             capture.stop()
         assert len(captured(folder)) == 1
     told = [line["error"] for line in said if line["event"] == "capture.interrupted"]
-    assert 1 <= len(told) <= 3
-    assert all(one != another for one, another in pairwise(told))
+    assert told
+    assert len(told) == len(set(told)) <= 5, told  # it broke off, shuts down, is not there, starts up, broke off again
 
 
 def test_a_half_open_connection_is_noticed_and_replaced(own_pg_server, folder):
