@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from contextlib import closing, contextmanager
 
@@ -14,6 +15,7 @@ from support.oracle import Oracle
 from support.seed import announced_seed
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
+from walbus.capture.peek import Peek
 from walbus.relay import open_reader
 from walbus.status import read_status
 
@@ -120,13 +122,20 @@ def test_connections_that_are_reset_in_the_middle_of_steps_are_replaced(database
         assert captured(folder) == truth.transactions()
 
 
-def test_stopping_is_quick_where_the_connection_of_a_step_is_half_open(database, folder):
+def test_stopping_is_quick_where_the_connection_of_a_step_is_half_open(database, folder, monkeypatch):
+    begin_peek, in_a_step = Peek.begin_peek, threading.Event()
     with backlog(database, folder, 12), TcpProxy(database.server.port) as proxy:
+
+        def begin_and_hear_nothing(peek, upto):
+            begin_peek(peek, upto)
+            proxy.swallow = True
+            in_a_step.set()
+
+        monkeypatch.setattr(Peek, "begin_peek", begin_and_hear_nothing)
         source = source_of(database.dsn.replace(f":{database.server.port}/", f":{proxy.port}/"), **STEPS)
         with closing(file_log(folder, source)) as log:
             capture = CaptureThread(source, log)
-            wait_for(lambda: database.value(RUNNING, [PEEK]), 60, every=0.0005)
-            proxy.swallow = True
+            wait_for(in_a_step.is_set, 60, what="a step runs")
             begun = time.monotonic()
             capture.stop()
             assert time.monotonic() - begun < 9
