@@ -105,6 +105,7 @@ class WholeSystem:
         self._running.process.kill()
         self._running.stop()
         wait_for(lambda: not any(map(alive, pids)), 30, what="no room outlives the supervisor")
+        (self.data_dir / "status" / "supervisor.json").unlink(missing_ok=True)  # the next one tells of its own rooms
 
     def log(self) -> str:
         """What it said."""
