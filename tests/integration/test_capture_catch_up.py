@@ -76,7 +76,7 @@ def waiting_for_a_standby(database, log):
     database.execute("SELECT pg_create_physical_replication_slot('standby', true)")
     database.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
     database.execute("SELECT pg_reload_conf()")
-    setting = "SHOW synchronized_standby_slots"  # a session reads it behind the postmaster, whose later children have it
+    setting = "SHOW synchronized_standby_slots"  # sessions read it behind the postmaster, whose new children have it
     wait_for(lambda: database.value(setting) == "standby", what="the setting holds")
     try:
         yield
