@@ -244,9 +244,7 @@ def test_a_transaction_that_stays_open_is_sent_anew(database, folder, quick):
 
 def wait_streaming(process, times):
     """Waits until it streams; so many processes on this log have streamed then."""
-    wait_for(
-        lambda: process.output.count("capture.streaming") >= times or not process.running, 60, what="it streams"
-    )
+    wait_for(lambda: process.output.count("capture.streaming") >= times or not process.running, 60, what="it streams")
     assert process.running, process.output
 
 
