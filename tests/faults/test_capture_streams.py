@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_with_all_of_capture_on_it_says_so_there_and_ends_no
         wait_for(lambda: capture.error or read_status(status)["state"] == "disk full", 60, what="the disk is full")
         with suppress(OSError):  # to its last block, of which capture may take or give one meanwhile
             (place / "filler").write_bytes(b"x" * (os.statvfs(place).f_bavail + 1) * 4096)
-        told = read_status(status)["updated"]
+        told = wait_for(lambda: read_status(status)["updated"], what="a status that is not just being written over")
         wait_for(lambda: capture.error or read_status(status)["updated"] > told + 1, what="it is told still")
         begun = time.monotonic()
         capture.stop()
