@@ -242,26 +242,28 @@ def test_a_transaction_that_stays_open_is_sent_anew(database, folder, quick):
     assert renewals(said) == (1 if database.major == 14 else 0)
 
 
-def wait_streaming(process, times):
-    """Waits until it streams; so many processes on this log have streamed then."""
-    wait_for(lambda: process.output.count("capture.streaming") >= times or not process.running, 60, what="it streams")
-    assert process.running, process.output
+def begin(processes, dsn, folder):
+    """Starts another process on the log, and waits until it streams."""
+    said = "capture.streaming"
+    before = processes[-1].output.count(said) if processes else 0
+    processes.append(CaptureProcess(dsn, folder, **OPTIONS))
+    process = processes[-1]
+    wait_for(lambda: process.output.count(said) > before or not process.running, 60, what="it streams")
 
 
 def test_whoever_is_killed_before_it_told_tells_it_in_its_next_life(database, folder):
     make_tables(database, VIA_ROOT, attached=False)
-    processes = [CaptureProcess(database.dsn, folder, **OPTIONS)]
+    processes = []
     try:
-        wait_streaming(processes[-1], 1)
+        begin(processes, database.dsn, folder)
         with writing(database.dsn) as writer:
             writer.goes_on()
             database.execute(ATTACH)
-            for life in range(4):
+            for _ in range(4):
                 writer.goes_on(10)
                 processes[-1].kill()
                 assert "Error" not in processes[-1].output
-                processes.append(CaptureProcess(database.dsn, folder, **OPTIONS))
-                wait_streaming(processes[-1], life + 2)
+                begin(processes, database.dsn, folder)
             wait_for(lambda: events_of(folder, "parts") or not processes[-1].running, 60, what="the event")
             assert processes[-1].running, processes[-1].output
             count = len(events_of(folder, "parts"))
