@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.capturing import CaptureThread, captured, capturing, source_of
+from support.database import fresh_database
 from support.memory_log import MemoryLog
 from support.waiting import wait_for
 from walbus.capture import identify
@@ -77,12 +78,8 @@ def test_a_partition_without_an_identity_of_its_own_keeps_its_table_out(database
         identify(source_of(database.dsn, tables=("public.parts",)))
 
 
-def test_a_database_in_sql_ascii_is_refused(pg_server, database):
-    name = f"ascii_{database.name}"
-    database.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-    try:
+def test_a_database_in_sql_ascii_is_refused(pg_server):
+    with fresh_database(pg_server, encoding="SQL_ASCII") as database:
         with pytest.raises(SourceMisconfigured, match="SQL_ASCII") as caught:
-            identify(source_of(pg_server.dsn(name)))
+            identify(source_of(database.dsn))
         assert "UTF8" in (caught.value.mend or "")
-    finally:
-        database.execute(f"DROP DATABASE {name}")

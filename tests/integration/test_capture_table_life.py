@@ -6,7 +6,6 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from support.bootstrap_rig import source_rows
@@ -289,19 +288,14 @@ def test_generated_columns_are_sent_as_the_version_sends_them(database, oracle, 
     assert captured(folder)[0].changes[0].after == {"id": "1", "n": "5", **({"d": "10"} if stored else {})}
 
 
-def test_a_database_in_another_encoding_gives_utf8(pg_server, database, folder):
-    name = f"latin_{database.name}"
-    database.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-    dsn = pg_server.dsn(name)
-    with psycopg.connect(dsn, autocommit=True) as session:
-        session.execute('CREATE TABLE "grüße" (id int PRIMARY KEY, "größe" text)')
-        with capturing(dsn, folder) as capture:
-            session.execute("INSERT INTO \"grüße\" VALUES (1, 'Ærøskøbing ÿ')")
+def test_a_database_in_another_encoding_gives_utf8(pg_server, folder):
+    with fresh_database(pg_server, encoding="LATIN1") as database:
+        database.execute('CREATE TABLE "grüße" (id int PRIMARY KEY, "größe" text)')
+        with capturing(database.dsn, folder) as capture:
+            database.execute("INSERT INTO \"grüße\" VALUES (1, 'Ærøskøbing ÿ')")
             capture.caught_up()
             assert [s.table for s in capture.log.schemas.all()] == ["public.grüße"]
-        database.drop_slot("walbus")
     assert captured(folder)[0].changes[0].after == {"id": "1", "größe": "Ærøskøbing ÿ"}
-    database.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_a_new_table_is_in_the_log_as_soon_as_the_catalog_was_looked_at(database, folder, monkeypatch):
