@@ -14,8 +14,9 @@ import psycopg
 
 from support.capturing import CaptureThread, file_log, source_of, spool_of
 from support.oracle import Oracle
-from support.standby import carry_slots, promoted, settle_slots
+from support.standby import carry_slots, has_replayed, promoted, settle_slots
 from walbus.capture.prepared import PREPARED_SUFFIX
+from walbus.lsn import parse_lsn
 
 GIDS = b"lost", b"kept"
 
@@ -68,6 +69,10 @@ class Pair:
         """The gids of prepared transactions that wait in the spool."""
         paths = [path for path in spool_of(self.folder).iterdir() if path.name.endswith(PREPARED_SUFFIX)]
         return sorted(gid.decode() for path in paths for gid in GIDS if gid.hex().encode() in path.read_bytes())
+
+    def standby_has_all(self):
+        """Waits until the standby has replayed what was committed: one that just started may not even be connected."""
+        has_replayed(self.standby, parse_lsn(self.execute("SELECT pg_current_wal_flush_lsn()")[0][0]))
 
     def carry_slots(self, *, with_snapshots=True):
         carry_slots(self.primary, self.standby, "walbus", "oracle", with_snapshots=with_snapshots)
