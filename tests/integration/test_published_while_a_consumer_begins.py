@@ -24,8 +24,13 @@ pytestmark = pytest.mark.one_version
 #: What of the conversation with the bootstrap server waits.
 KEPT = {"the list": b'"applied_seq"', "the first rows": b"GET /v1/snapshot"}
 
+#: A table that capture leaves alone: in the schema `public` it adds what it sees.
+LATE = (
+    "CREATE SCHEMA hidden; CREATE TABLE hidden.late (id int PRIMARY KEY, note text);"
+    "INSERT INTO hidden.late VALUES (1, 'one'), (2, 'two')"
+)
+SHOWN = "ALTER TABLE hidden.late SET SCHEMA public"
 #: How a table `late` comes to be published that the publication lacked, and the name that it has then.
-LATE = "CREATE TABLE late (id int PRIMARY KEY, note text); INSERT INTO late VALUES (1, 'one'), (2, 'two')"
 PUBLISHED = {
     "rows": ("ALTER PUBLICATION walbus ADD TABLE late", "public.late"),
     "none": ("DELETE FROM late; ALTER PUBLICATION walbus ADD TABLE late", "public.late"),
@@ -45,7 +50,7 @@ def proxied(database: Database, open_folder: Path) -> Iterator[tuple[AllRooms, T
     database.execute("CREATE TABLE parted (id int PRIMARY KEY, note text) PARTITION BY RANGE (id)")
     database.execute("CREATE PUBLICATION walbus FOR TABLE marker, items, parted")
     with proxied_rooms(open_folder, database, "public.marker", "public.items") as (rooms, proxy):
-        database.execute(LATE)  # capture, when it starts, publishes what is there
+        database.execute(LATE)
         rooms.add_consumer("cache", "sqlite")
         yield rooms, proxy
 
@@ -57,11 +62,11 @@ def test_a_table_that_is_published_while_a_consumer_begins_is_in_its_sink(
 ) -> None:
     rooms, proxy = proxied
     statements, name = PUBLISHED[how]
-    oid = database.value("SELECT 'late'::regclass::oid::int8")
+    oid = database.value("SELECT 'hidden.late'::regclass::oid::int8")
     proxy.stops_at = KEPT[kept]
     rooms.begin("cache")
     wait_for(lambda: not proxy.flowing.is_set(), 60, what=f"{kept} is on its way")
-    database.execute(statements)
+    database.execute(f"{SHOWN}; {statements}")
     wait_for(lambda: served(rooms, name, oid), 60, what=f"the store has {name}", every=0.05)
     proxy.flowing.set()
     if how == "swapped":
