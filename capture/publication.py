@@ -210,7 +210,7 @@ class Completion:
         session: Session,
         tables: Collection[MatchedTable],
         known: Collection[int],
-        remembered: CatalogState | None = None,
+        before: CatalogState | None = None,
     ) -> None:
         """Adds tables that are not in the publication.
 
@@ -218,7 +218,7 @@ class Completion:
             session: on the source.
             tables: that match.
             known: OIDs of the tables that the log knows.
-            remembered: as they were told last.
+            before: as they were seen last.
 
         Raises:
             SourceMisconfigured: one that the log knows was taken out, or a named one cannot be added.
@@ -226,7 +226,7 @@ class Completion:
         publication = self.source.publication
         missing = [table for table in tables if not table.published]
         for table in missing:
-            if table.identified and table.oid in known and not _left_by_itself(table, remembered):
+            if table.identified and table.oid in known and _taken_out(table, before):
                 what = f"table {table.table} was taken out of publication {publication}: changes of it are lost"
                 mend = (
                     "put it back with ALTER PUBLICATION … ADD TABLE and seed it again, or take it out of source.tables"
@@ -269,10 +269,15 @@ class Completion:
             logger.warning(event, table=table.table, reason=reason, mend=mend)
 
 
-def _left_by_itself(table: MatchedTable, remembered: CatalogState | None) -> bool:
-    """Whether the table was in the publication without an entry of its own, so that nobody can have removed that."""
-    was = None if remembered is None else remembered.tables.get(table.oid)
-    return was is not None and not was.listed
+def _taken_out(table: MatchedTable, before: CatalogState | None) -> bool:
+    """Whether somebody may have removed a table's own entry since a look: not of one that had none, published or not.
+
+    One that was not published any more then has been told as that: it had left by itself, and cannot be added.
+    """
+    if before is None:
+        return True
+    was = before.tables.get(table.oid)
+    return table.oid not in before.others if was is None else bool(was.listed)
 
 
 def _create(session: Session, publication: str, tables: list[MatchedTable]) -> None:

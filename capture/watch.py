@@ -224,9 +224,9 @@ class CatalogWatch:
         A table that left the publication by itself in between (a partition that was detached) is added and read again:
         else it would be told as unpublished, its rows thrown away, and be told as published by the next look.
         """
-        tables = matched_tables(session, self._source)
+        tables, before = matched_tables(session, self._source), self._state or self.remembered.state
         for _ in range(_READINGS):
-            self._completion.complete(session, tables, self._known, self.remembered.state)
+            self._completion.complete(session, tables, self._known, before)
             state = read_state(session, self._source.publication)
             behind = read_moment(session, self._source.publication)
             left_out = {table.oid for table in tables if not table.published}

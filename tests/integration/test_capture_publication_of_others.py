@@ -7,6 +7,7 @@ import pytest
 from support.capturing import CaptureThread, captured, capturing, source_of
 from support.database import fresh_database
 from support.memory_log import MemoryLog
+from support.reseed_events import look_quickly, remembered, told, wait_remembered
 from support.waiting import wait_for
 from walbus.capture import identify
 from walbus.errors import SourceMisconfigured
@@ -68,6 +69,26 @@ def test_a_publication_of_another_owner_is_used_as_it_is(database, role_dsn, fol
         capture.durable_to(database.insert_lsn())
     assert "publication.table_left_out" in capsys.readouterr().out
     assert len(captured(folder)) == 1
+
+
+def test_a_partition_that_is_detached_and_cannot_be_added_is_left_out_from_then_on(
+    database, role_dsn, folder, monkeypatch, capsys
+):
+    look_quickly(monkeypatch)
+    database.execute("CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id)")
+    database.execute("CREATE TABLE gone PARTITION OF parts FOR VALUES FROM (0) TO (10)")
+    database.execute("CREATE PUBLICATION walbus FOR TABLE ours, parts")
+    with capturing(role_dsn, folder) as capture:
+        wait_remembered(folder, '"gone"')
+        database.execute("ALTER TABLE parts DETACH PARTITION gone")
+        assert told(folder, 1) == [("public.gone", "unpublished")]
+        wait_for(lambda: '"gone"' not in remembered(folder), 60, what="it is remembered as not published")
+        database.execute("ALTER TABLE ours ADD looked int DEFAULT 1")
+        wait_for(lambda: capture.error or '"looked"' in remembered(folder), 60, what="another look at the tables")
+    with capturing(role_dsn, folder):  # which it looks at when it starts, too
+        pass
+    said = capsys.readouterr().out
+    assert said.count('ALTER PUBLICATION "walbus" ADD TABLE "public"."gone"') == 2  # each told it once
 
 
 def test_a_partition_without_an_identity_of_its_own_keeps_its_table_out(database):

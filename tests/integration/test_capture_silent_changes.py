@@ -254,6 +254,22 @@ def test_a_partition_that_is_detached_in_the_middle_of_a_look_is_told_once(datab
         assert sentinel(database, folder, 2, before) == []
 
 
+def test_a_partition_that_came_and_was_detached_before_anything_was_told_is_told(database, folder, monkeypatch):
+    make_parts(database)
+    with capturing(database.dsn, folder) as capture:
+        wait_remembered(folder, '"p2"')
+        with monkeypatch.context() as lagging:
+            lagging.setattr("walbus.capture.noticed.Noticed.announce", lambda *_: None)
+            database.execute("ALTER TABLE sentinel ADD waits int DEFAULT 1")
+            wait_for(lambda: "waits" in str(capture.log.schemas.all()), 60, what="there is something to tell")
+            database.execute("CREATE TABLE p3 PARTITION OF parts FOR VALUES FROM (30) TO (40)")
+            wait_for(lambda: "p3" in [s.name for s in capture.log.schemas.all()], 60, what="the partition is known")
+            database.execute("ALTER TABLE parts DETACH PARTITION p3")
+            entry = "SELECT count(*) FROM pg_publication_rel WHERE prrelid = 'p3'::regclass"
+            wait_for(lambda: capture.error or database.value(entry), 60, what="it has an entry of its own")
+        assert sentinel(database, folder, 1) == [("public.p3", "published")]
+
+
 def test_partitions_whose_root_left_the_publication_for_a_while_are_told(database, folder):
     make_parts(database)
     with capturing(database.dsn, folder):
