@@ -256,7 +256,7 @@ def test_a_stream_that_goes_back_to_steps_again_and_again_gives_the_log_of_one_s
         return not capture.alive or ("".join(said).count("catch_up.returns") > 3 and policy.steps > 5)
 
     with writers:
-        wait_for(lambda: not capture.alive or not writers.running, 90)
+        wait_for(lambda: not capture.alive or not writers.running, 240, what="the writers are done")
     wait_for(often_enough, what="it has gone back to steps and to the stream", every=0.1)
     end = flushed_lsn(source_of(database.dsn))
     wait_for_log(capture, end)

@@ -127,5 +127,5 @@ def live(database, log, policy, *, done):
 
 def wait_for_log(capture, lsn):
     """Until the log holds everything that commits before an LSN; then capture is stopped."""
-    capture.durable_to(lsn, 60)
+    capture.durable_to(lsn, 180)
     capture.stop()
