@@ -193,11 +193,12 @@ class Transactions:
             raise
         except producer_errors() as error:
             told = told_by(error, producer)
+            why = told if self._failure is None else told_by(self._failure, producer)
             self._give_up_producer()
-            if told is not None and told.code() in _refusals():
+            if any(one is not None and one.code() in _refusals() for one in (why, told)):
                 self.check()  # else a transaction of ours timed out
             needs = f"Write on the topics {', '.join(sorted({kept.topic for kept in self._kept}))}"
-            raise self._clients.told("a commit is not acknowledged", self._failure or told, needs) from None
+            raise self._clients.told("a commit is not acknowledged", why, needs) from None
         self._await_sight()
         self.doubtful = False
 

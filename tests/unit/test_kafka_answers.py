@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException
 
 from walbus.consumers.sinks.kafka_sender import Sender
-from walbus.errors import LogUnreachable
+from walbus.errors import Fenced, LogUnreachable
 from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings, told_by
 from walbus.relay.kafka.partition import Ends, ends_of
 from walbus.relay.kafka.transactions import Transactions
@@ -176,3 +176,44 @@ def test_a_fatal_error_that_a_record_meets_is_asked_for_and_told_as_what_it_is()
     found = told_by(other, producer)
     assert found is not None
     assert found.code() == KafkaError._TIMED_OUT
+
+
+class _Followed:
+    """A producer that another one has followed: its message is told no more than that there is a fatal error."""
+
+    def __init__(self) -> None:
+        self._report = None
+
+    def produce(self, topic, *_, on_delivery, **__):
+        message = SimpleNamespace(topic=lambda: topic, partition=lambda: 0, offset=lambda: OFFSET_INVALID)
+        self._report = lambda: on_delivery(KafkaError(KafkaError._FATAL), message)
+
+    def begin_transaction(self):
+        if self._report is not None:
+            raise KafkaException(KafkaError(KafkaError._FENCED, "it was followed"))
+
+    def commit_transaction(self, _seconds):
+        self._report()
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+
+@pytest.mark.parametrize(
+    ("writes", "kind", "why"),
+    [
+        (2, Fenced, "another capture took the log over"),
+        (1, LogUnreachable, "a commit is not acknowledged: it was followed"),
+    ],
+    ids=["another one writes", "its own transaction was given up"],
+)
+def test_a_fatal_error_that_a_message_meets_is_asked_for_and_told_as_what_it_is(writes, kind, why):
+    clients = Clients([])
+    clients.producer = lambda _largest: _Followed()
+    sender = Transactions(clients, 1 << 20, 1, lambda: writes)
+    sender.begin()
+    sender.add_document("log.meta", (b"key", b"value"))
+    with pytest.raises(kind, match=why):
+        sender.commit()
+    assert (sender.doubtful, sender.bytes) == (True, 5)
