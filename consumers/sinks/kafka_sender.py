@@ -171,7 +171,11 @@ class Sender:
         except producer_errors() as error:
             raise self._given_up("a commit is not acknowledged", self._failure or told_by(error, producer)) from None
         self._open = False
-        self._await_sight(time.monotonic() + seconds)
+        try:
+            self._await_sight(time.monotonic() + seconds)
+        except BaseException:
+            self._drop()  # else who reads what was committed may do so before it is seen, and take it for lost
+            raise
 
     def _await_sight(self, deadline: float) -> None:
         """Waits until readers see it: the partitions are told of a commit a moment later."""

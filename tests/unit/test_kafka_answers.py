@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partialmethod
 from types import SimpleNamespace
@@ -141,6 +141,22 @@ def test_a_sink_sends_the_first_record_of_a_partition_alone():
     sender.begin()
     sender.send("topic", 0, b"key", b"value")
     assert clients.flushed == 3
+
+
+def out_of_reach() -> Iterator[int]:
+    """A cluster that goes away behind a commit."""
+    raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+    yield 0
+
+
+@pytest.mark.parametrize("offsets", [itertools.repeat(5), out_of_reach()], ids=["not seen", "not told"])
+def test_a_sinks_commit_that_nobody_has_seen_is_ended_before_it_is_read_whether_it_was(offsets: Iterator[int]):
+    sender = Sender(Clients(offsets, delivered=5, answer_seconds=0.1))
+    sender.begin()
+    sender.send("topic", 0, b"key", b"value")
+    with pytest.raises(LogUnreachable):
+        sender.commit()
+    assert not sender.leads  # who has to begin again waits for the end of what was before
 
 
 @pytest.mark.parametrize(
