@@ -10,18 +10,11 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import (
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    NewPartitions,
-    NewTopic,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from support.compare import told
 from support.database import Database
+from support.kafka_settings import give_settings
 from support.kafka_writing import LosesExceptions
 from support.model_source import (
     ITEMS,
@@ -291,16 +284,6 @@ def test_another_consumer_of_the_prefix_is_refused(under_test: SinkUnderTest, tm
 # Topics
 
 
-def altered(admin: AdminClient, topic: str, **settings: str) -> None:
-    entries = [
-        ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
-        for name, value in settings.items()
-    ]
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-    for done in admin.incremental_alter_configs([resource]).values():
-        done.result()
-
-
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
@@ -322,7 +305,7 @@ def test_a_topic_with_wrong_settings_is_refused_with_what_mends_it(
     with closing(under_test.open()) as sink:
         fill(sink, source)
     topic = reader.of_table(ITEMS)
-    altered(admin, topic, **settings)
+    give_settings(admin, topic, {name.replace("_", "."): value for name, value in settings.items()})
     with pytest.raises(SinkRefused, match=why) as caught:
         under_test.open()
     (name,) = settings

@@ -16,12 +16,10 @@ from typing import NamedTuple
 
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
     ResourcePatternType,
     ResourceType,
     ScramCredentialInfo,
@@ -29,7 +27,9 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
+from support.kafka_settings import give_settings
 from support.maven_jars import JARS
+from support.waiting import wait_for
 from walbus.demo.jars import check_java, fetched
 from walbus.demo.kafka_server import JAVA, KAFKA, LEAST_JAVA, Cluster
 from walbus.demo.postgres import free_port
@@ -92,23 +92,31 @@ class GuardedKafka:
     def somebody(self, grants: Iterable[Grant]) -> str:
         """Who has these, and nothing else."""
         user = next(self._users)
-        bindings = [grant.binding(user) for grant in grants]
-        for done in self.admin.create_acls(bindings).values() if bindings else ():
+        bindings = {grant.binding(user) for grant in grants}
+        for done in self.admin.create_acls(list(bindings)).values() if bindings else ():
             done.result()
+        its = AclBindingFilter(
+            ResourceType.ANY, None, ResourcePatternType.ANY, f"User:{user}", None, AclOperation.ANY,
+            AclPermissionType.ANY,
+        )  # fmt: skip
+        wait_for(lambda: set(self.admin.describe_acls(its).result()) == bindings, what="the broker knows its grants")
         return user
 
     def give_setting(self, topic: str, name: str, value: str) -> None:
         """Gives a topic a setting of its own."""
-        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-        for done in self.admin.incremental_alter_configs([resource]).values():
-            done.result()
+        give_settings(self.admin, topic, {name: value})
 
     def know_by_scram(self, user: str) -> None:
         """Has the user known by SCRAM-SHA-256 too."""
         how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
         given = UserScramCredentialUpsertion(user, how, (_SECRET + user).encode())
         self.admin.alter_user_scram_credentials([given])[user].result()
+        asked = {**self.options(user, "SCRAM-SHA-256"), "bootstrap.servers": self.door, "log_level": 0}
+
+        def is_let_in() -> bool:
+            return bool(AdminClient({**asked, "error_cb": lambda _: None}).list_topics(timeout=5).brokers)
+
+        wait_for(is_let_in, what="the broker knows the user's secret", every=0.1)
 
 
 @contextmanager
