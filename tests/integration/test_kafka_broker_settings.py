@@ -67,10 +67,10 @@ def known(admin: AdminClient) -> set[str]:
 def test_what_a_rebuild_dropped_stays_gone_whoever_has_not_noticed_the_swap(
     brokers: str, relay: ScriptedRelay, source: ModelSource, tmp_path: Path
 ) -> None:
-    under_test = kafka_under_test(tmp_path, brokers, options=_QUICK, answer_seconds=3)
+    under_test = kafka_under_test(tmp_path, brokers, options=_QUICK)
     reader = reader_of(under_test)
     filled(relay, under_test, source)
-    with consumer(relay, under_test) as running:
+    with consumer(relay, under_test, answer_seconds=3) as running:
         followed(running, under_test, relay, update(ITEMS, 3, name="by one that has the old topics open"))
         old = [topic for topic in reader.topics() if not topic.endswith(".checkpoint")]
         rebuilt(relay, under_test)
@@ -95,13 +95,14 @@ def again_while_away(act: Callable[[], object]) -> None:
 
 def test_a_log_that_was_deleted_is_not_made_again_by_who_writes_or_reads_it(brokers: str, tmp_path: Path) -> None:
     engine = KafkaEngine(brokers, tmp_path / "log")
-    engine.cluster = replace(engine.cluster, options=_QUICK, answer_seconds=3)
+    engine.cluster = replace(engine.cluster, options=_QUICK)
     with closing(engine):
         with pytest.raises(LogMissing):
             engine.open_reader()
         writer, reader = engine.open_writer(), engine.open_reader()
         fill(writer, 3)
         assert commits(read_all(reader)) == [16, 32, 48]
+        writer._parts.clients.settings = reader._clients.settings = replace(engine.cluster, answer_seconds=3)
         with while_others_look(brokers) as admin:
             assert known(admin) >= set(engine.cluster.topics)
             for done in admin.delete_topics(list(engine.cluster.topics)).values():
@@ -143,8 +144,10 @@ def test_a_transaction_that_takes_longer_than_kafka_lets_one_take_is_in_the_log_
     engine.cluster = replace(engine.cluster, transaction_seconds=1.0)
     engine.large_bytes, engine.kept_bytes = 50_000, 1 << 20
     with closing(engine):
-        writer = engine.open_writer()
-        fill(writer, 2)
+        writer = wait_for(engine.open_writer, what="the log takes a writer in time")
+        for lsn in (16, 32):
+            again_while_away(lambda lsn=lsn: writer.append(transaction(lsn)))
+        again_while_away(writer.sync)
 
         def begins() -> None:
             for first in range(1, 301, 10):
@@ -164,10 +167,12 @@ def test_a_transaction_that_takes_longer_than_kafka_lets_one_take_is_in_the_log_
 def test_a_transaction_of_the_sink_that_is_given_up_says_so_and_is_written_again(
     brokers: str, source: ModelSource, tmp_path: Path
 ) -> None:
-    under_test = kafka_under_test(tmp_path, brokers, partitions=1, options={"transaction.timeout.ms": "1000"})
+    under_test = kafka_under_test(tmp_path, brokers, partitions=1)
     source.commit([insert(ITEMS, 1), insert(ITEMS, 2)])
     with closing(under_test.open()) as sink:
         fill_sink(sink, source)
+    hasty = {"transaction.timeout.ms": "1000"}
+    with closing(wait_for(lambda: under_test.open(options=hasty), what="the sink is open in time")) as sink:
         before, done = sink.checkpoint(), source.end
         source.commit([update(ITEMS, 1, name="late"), delete(ITEMS, 2), insert(ITEMS, 3)])
         topic = reader_of(under_test).of_table(ITEMS)
@@ -178,6 +183,13 @@ def test_a_transaction_of_the_sink_that_is_given_up_says_so_and_is_written_again
             sink.commit(following(source))
         sink.rollback()
         assert sink.checkpoint() == before
-        fill_sink(sink, source, done)
+
+        def written() -> bool:
+            sink.rollback()
+            sink.checkpoint()
+            fill_sink(sink, source, done)
+            return True
+
+        wait_for(written, what="it is written again in time")
         assert under_test.rows() == source.rows(ITEMS)
     assert len({end["transaction"] for end in reader_of(under_test).ends()}) == 2
