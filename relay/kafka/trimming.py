@@ -43,6 +43,7 @@ class Trimming:
         retention: age and bytes.
         holds: folder whose `holds/` other rooms write on this machine.
         monotonic: seconds.
+        ask_seconds: for which the cluster is asked for its hold.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Trimming:
         retention: Retention,
         holds: Path,
         monotonic: Callable[[], float] = time.monotonic,
+        ask_seconds: float = _ASK_SECONDS,
     ) -> None:
         self._clients, self._retention, self._holds = clients, retention, holds
-        self._monotonic = monotonic
+        self._monotonic, self._ask_seconds = monotonic, ask_seconds
         self._ask_at = monotonic()
         self._untold: str | None = None  # why the hold was not told last
 
@@ -112,7 +114,7 @@ class Trimming:
         if self._monotonic() < self._ask_at:
             return 0
         try:
-            held = held_on(self._clients, _ASK_SECONDS)
+            held = held_on(self._clients, self._ask_seconds)
         except LogError as error:
             self._ask_at = self._monotonic() + _AGAIN_SECONDS
             if error.what != self._untold:

@@ -24,9 +24,12 @@ def doors(guarded: GuardedKafka, tmp_path: Path) -> Doors:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_process_does_its_work_with_what_the_page_lists(role: str, doors: Doors) -> None:
+def test_a_process_does_its_work_with_what_the_page_lists(
+    role: str, doors: Doors, guarded: GuardedKafka, tmp_path: Path
+) -> None:
     names = doors.prepared(role)
-    doors.run(role, names, doors.admitted(grants_of(role, names)))
+    patient = Doors(guarded, tmp_path, answer_seconds=60.0)
+    patient.run(role, names, doors.admitted(grants_of(role, names)))
 
 
 def test_who_is_known_by_scram_is_let_in_and_who_gives_a_wrong_password_is_told_so(doors: Doors) -> None:

@@ -45,6 +45,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "kafka-log.md"
 _ROW = re.compile(r"^\| ([a-z, ]+) \| (topic|group|transactional id) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 _TICKED = re.compile(r"`([^`]+)`")
 _PARTS, _LEASE = 4, 5.0
+_PATIENCE = 60.0
 _DESCRIBING = ("Read", "Write", "Delete")
 
 
@@ -124,10 +125,11 @@ class Doors:
     Args:
         guarded: the cluster.
         folder: for their files.
+        answer_seconds: for which somebody waits; what nobody may be told is waited for to the end.
     """
 
-    def __init__(self, guarded: GuardedKafka, folder: Path) -> None:
-        self._guarded, self._folder = guarded, folder
+    def __init__(self, guarded: GuardedKafka, folder: Path, answer_seconds: float = 5.0) -> None:
+        self._guarded, self._folder, self._answer_seconds = guarded, folder, answer_seconds
         self._source = ModelSource()
         self._source.commit([insert(ITEMS, n) for n in range(20)])
 
@@ -153,8 +155,10 @@ class Doors:
         """The log as somebody has it, or as who may do everything does."""
         where = self._guarded.bootstrap if options is None else self._guarded.door
         made = KafkaEngine(where, self._folder / secrets.token_hex(4), block_bytes=5_000)
-        made.cluster = replace(made.cluster, topic=names.log, options=options or {}, answer_seconds=5.0)
+        seconds = self._seconds(options)
+        made.cluster = replace(made.cluster, topic=names.log, options=options or {}, answer_seconds=seconds)
         made.large_bytes, made.kept_bytes = 50_000, 100_000
+        made.ask_seconds = min(made.ask_seconds, seconds)
         return made
 
     def _sink(self, names: Names, options: dict[str, str] | None = None) -> SinkUnderTest:
@@ -162,7 +166,12 @@ class Doors:
         where = self._guarded.bootstrap if options is None else self._guarded.door
         folder = self._folder / names.prefix
         folder.mkdir(exist_ok=True)
-        return kafka_under_test(folder, where, prefix=names.prefix, options=options or {}, answer_seconds=5)
+        seconds = self._seconds(options)
+        return kafka_under_test(folder, where, prefix=names.prefix, options=options or {}, answer_seconds=seconds)
+
+    def _seconds(self, options: dict[str, str] | None) -> float:
+        """Who may do everything is told everything, however busy the machine is."""
+        return _PATIENCE if options is None else self._answer_seconds
 
     # What they do
 

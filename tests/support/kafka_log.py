@@ -43,6 +43,7 @@ class KafkaEngine:
         self.retention_bytes: int | None = None
         self.compression_level: int | None = None
         self.lease_seconds = 10.0
+        self.ask_seconds = 60.0  # for its hold; a writer that found the cluster slow would trim nothing
         self.clock = Clock()
         self._opened: list[KafkaLogWriter | KafkaLogReader] = []
 
@@ -61,6 +62,7 @@ class KafkaEngine:
             kept_bytes=self.kept_bytes,
             clock=self.clock,
         )
+        writer._settings.trimming._ask_seconds = self.ask_seconds
         self._opened.append(writer)
         return writer
 
