@@ -10,13 +10,14 @@ import pytest
 
 from support.database import Database
 from support.group_targets import PostgresTarget, RedisTarget, Target, assert_equal
-from support.kafka_group import SESSION, KafkaGroup
+from support.kafka_group import LEASE, SESSION, KafkaGroup
 from support.kafka_server import Cluster, local_kafka
 from support.kafka_sink_group import KafkaSinkGroup
 from support.member_fates import meet_fates
 from support.seed import announced_seed
 from support.single_rooms import SingleRooms
 from support.sink_group import NAME, with_items
+from support.waiting import wait_for
 from support.writers import TABLES
 
 pytestmark = [pytest.mark.one_version, pytest.mark.timeout(600)]
@@ -91,7 +92,7 @@ def test_members_that_join_leave_die_and_stand_still_fill_one_sink(
     assert_equal(group, target, source)
     assert not second.ends()
     assert second.end() == 0
-    assert group.held() == {}, "it has left"
+    wait_for(lambda: group.held() == {}, LEASE, what="it has left")
 
 
 @pytest.mark.long

@@ -74,7 +74,7 @@ def test_members_that_join_and_leave_share_the_parts_and_miss_nothing(group: Kaf
     group.are_whole()
     assert len({row.id for row in group.rows("second")}) >= 20
     assert second.end() == 0
-    assert group.held() == {}
+    group.wait(lambda: group.held() == {}, LONG_LEASE - 1, what="it to have left")
     assert len(group.rows()) == group.source.count, "nobody died, so nothing came twice"
 
 

@@ -275,6 +275,7 @@ def test_a_sink_is_filled_by_the_bootstrap_and_goes_on_from_the_cluster_when_the
         end = database.insert_lsn()
         wait_for(
             lambda: parse_position(system.status("consumer-cache")["last_done"]).commit_lsn >= end,
+            180,
             what="the consumer is at the end",
         )
         assert_sinks_equal(database.dsn, cache=cache)

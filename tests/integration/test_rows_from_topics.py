@@ -282,6 +282,7 @@ def test_a_consumer_is_filled_from_topics_and_goes_on_from_the_cluster_with_no_s
         end = database.insert_lsn()
         wait_for(
             lambda: parse_position(system.status("consumer-cache")["last_done"]).commit_lsn >= end,
+            180,
             what="the consumer is at the end",
         )
         assert_sinks_equal(database.dsn, cache=system.data_dir / "consumers" / "cache" / "cache.sqlite")

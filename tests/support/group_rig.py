@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from support import group_process
 from support.kafka_log import KafkaEngine
+from support.kafka_writing import patiently
 from support.relay_log import FileEngine, table_schema
 from support.relay_server import rows_of
 from support.waiting import wait_for
@@ -54,8 +55,9 @@ class Source:
     def write(self, count: int = 20) -> None:
         for _ in range(count):
             self.count += 1
-            self._writer.append(rows_of(self._schema, self.count * 16, range(self.count, self.count + 1)))
-        self._writer.sync()
+            row = rows_of(self._schema, self.count * 16, range(self.count, self.count + 1))
+            patiently(lambda row=row: self._writer.append(row))
+        patiently(self._writer.sync)
 
 
 class Process:
