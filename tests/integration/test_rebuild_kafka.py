@@ -302,11 +302,16 @@ def test_the_live_ones_writer_waits_while_it_is_held_and_goes_on_behind_it(
             sink.write(windows(source, before.point.last_done), before.marks)
             sink.commit(after)
         sink.rollback()
-        lets_go = threading.Event()
-        waiting = threading.Timer(1.0, lambda: (lets_go.set(), copy.rollback()))
+        over = threading.Event()
+
+        def lets_go() -> None:
+            over.set()
+            copy.rollback()
+
+        waiting = threading.Timer(1.0, lets_go)
         waiting.start()
         assert sink.checkpoint() == before
-        assert lets_go.is_set(), "it has waited"
+        assert over.is_set(), "it has waited"
         waiting.join()
         sink.write(windows(source, before.point.last_done), before.marks)
         sink.commit(after)

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support import group_process
-from support.kafka_log import KafkaEngine
-from support.kafka_writing import patiently
+from support.kafka_log import KafkaEngine, patiently
 from support.relay_log import FileEngine, table_schema
 from support.relay_server import rows_of
 from support.waiting import wait_for

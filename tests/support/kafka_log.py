@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from support.relay_log import SOURCE
+from walbus.errors import LogUnreachable
 from walbus.log import SourceIdentity
 from walbus.relay.kafka import open_kafka_reader, open_kafka_writer
 from walbus.relay.kafka.cluster import ClusterSettings
@@ -96,3 +99,15 @@ class KafkaEngine:
         made = KafkaEngine(self.cluster.bootstrap, self.folder.with_name("another"))
         made.cluster = dataclasses.replace(made.cluster, options=self.cluster.options)
         return made
+
+
+def patiently(action: Callable[[], object]) -> None:
+    """Does it as capture does: again, as long as the cluster is away."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            action()
+        except LogUnreachable:
+            assert time.monotonic() < deadline
+        else:
+            return

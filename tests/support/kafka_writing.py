@@ -12,18 +12,16 @@ import dataclasses
 import random
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
-from support.kafka_log import KafkaEngine
+from support.kafka_log import KafkaEngine, patiently
 from support.relay_log import piece, transaction
 from support.waiting import wait_for
-from walbus.errors import LogUnreachable
 from walbus.records import Flag, RecordHeader, check_record
 from walbus.relay.kafka.cluster import ClusterSettings, producer_errors
 
@@ -106,18 +104,6 @@ def _messages(settings: ClusterSettings, topic: str, first: int, end: int | None
             if end is not None and message.offset() >= end:
                 return
             yield message.value(), dict(message.headers())["walbus"]
-
-
-def patiently(action: Callable[[], object]) -> None:
-    """Does it as capture does: again, as long as the cluster is away."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            action()
-        except LogUnreachable:
-            assert time.monotonic() < deadline
-        else:
-            return
 
 
 class Writing:
