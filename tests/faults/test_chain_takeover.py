@@ -201,8 +201,8 @@ def test_a_standby_takes_over_from_a_killed_relay_and_no_follower_misses_or_repe
         wait_for(second.streaming, 90, what="the second site streams")
         a_random_moment(rng, 2.0)
         shop.stop()
-        lsn = database.insert_lsn()
         database.execute("UPDATE marker SET n = n + 1")
+        lsn = database.insert_lsn()  # behind the commit: up to a place before it the log may be complete without it
         wait_for(lambda: second.end().commit_lsn >= lsn, 90, what="the log is complete")
         crowd.at(second.end())
         found = crowd.digests()
@@ -256,8 +256,8 @@ def test_while_a_required_standby_is_away_nothing_is_confirmed_or_served_and_cap
     assert first.rooms["capture"].log().count("standbys.away") == said + 1
     second.start("relay")
     shop.stop()
-    lsn = database.insert_lsn()
     database.execute("UPDATE marker SET n = n + 1")
+    lsn = database.insert_lsn()
     wait_for(lambda: first.end().commit_lsn >= lsn, 60, what="serving goes on")
     wait_for(lambda: database.confirmed_lsn(slot) >= lsn, 60, what="confirming goes on")
 
@@ -281,8 +281,8 @@ def test_a_capture_that_comes_back_after_its_standby_took_over_ends_and_harms_no
     assert code == 1
     assert "a copy of this log has taken over" in first.rooms["capture"].log()
     shop.stop()
-    lsn = database.insert_lsn()
     database.execute("UPDATE marker SET n = n + 1")
+    lsn = database.insert_lsn()  # behind the commit
     wait_for(lambda: second.end().commit_lsn >= lsn, 90, what="the log is complete")
     with closing(open_reader(second.log)) as reader:
         assert log_transactions(reader) == truth.transactions()
