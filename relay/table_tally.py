@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import structlog
 
@@ -33,7 +34,7 @@ OTHERS = "(others)"
 
 
 class TableTally:
-    """Counts changes and bytes by table. Belongs to one thread at a time.
+    """Counts changes and bytes by table. One thread counts at a time; closing waits for it.
 
     Args:
         reader: the log; from its end as of now.
@@ -41,22 +42,24 @@ class TableTally:
 
     def __init__(self, reader: FileLogReader) -> None:
         self._reader = reader
+        self._lock = threading.Lock()  # keeps a step and the closing apart
         self._cursor: FileCursor | None = reader.cursor(reader.bounds().end)
         self._counts: dict[int, tuple[int, int]] = {}  # by relation OID
 
     def step(self) -> bool:
         """Counts some of what is new; whether there may be more."""
-        if self._cursor is None:
-            return False
-        try:
+        with self._lock:
+            if self._cursor is None:
+                return False
             try:
-                return self._read(self._cursor)
-            except PositionTrimmed:
-                self._begin_again(self._cursor)
-        except (PositionTrimmed, DamagedRecord, OSError) as error:  # streams meet it themselves
-            _log.error("relay_counts_no_more", error=str(error), note="the figures by table stand still")
-            self.close()
-        return False
+                try:
+                    return self._read(self._cursor)
+                except PositionTrimmed:
+                    self._begin_again(self._cursor)
+            except (PositionTrimmed, DamagedRecord, OSError) as error:  # streams meet it themselves
+                _log.error("relay_counts_no_more", error=str(error), note="the figures by table stand still")
+                self._free()
+            return False
 
     def figures(self) -> LabelledFigures:
         """Changes and bytes so far, by table's name."""
@@ -71,7 +74,11 @@ class TableTally:
         return {"walbus_log_table_changes_total": dict(changes), "walbus_log_table_bytes_total": dict(total)}
 
     def close(self) -> None:
-        """Closes the file; the figures stand."""
+        """Closes the file, behind a step that is under way; the figures stand."""
+        with self._lock:
+            self._free()
+
+    def _free(self) -> None:
         if self._cursor is not None:
             self._cursor.close()
             self._cursor = None
@@ -105,8 +112,12 @@ class TableFigures:
     async def run(self, reader: FileLogReader, stopping: asyncio.Event, threads: ThreadPoolExecutor) -> None:
         """Counts from the log's end on until the server stops."""
         loop = asyncio.get_running_loop()
+        made = threads.submit(TableTally, reader)
         try:
-            tally = self._tally = await loop.run_in_executor(threads, TableTally, reader)
+            tally = self._tally = await asyncio.wrap_future(made)
+        except asyncio.CancelledError:
+            made.add_done_callback(_close_unwanted)
+            raise
         except (WalbusError, OSError) as error:
             _log.error("relay_counts_no_more", error=str(error), note="there are no figures by table")
             return
@@ -116,4 +127,9 @@ class TableFigures:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(stopping.wait(), _REST_SECONDS)
         finally:
-            tally.close()
+            threads.submit(tally.close)  # which waits for the thread that counts, if one does
+
+
+def _close_unwanted(made: Future[TableTally]) -> None:
+    if not made.cancelled() and made.exception() is None:
+        made.result().close()

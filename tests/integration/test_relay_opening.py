@@ -19,6 +19,9 @@ from walbus.relay import open_reader, server
 from walbus.relay.consumer_desk import ConsumerDesk
 from walbus.relay.control import ControlFile, control_epochs, control_path
 from walbus.relay.fs import Files
+from walbus.relay.reader import FileLogReader
+from walbus.relay.streams import StreamServer
+from walbus.relay.table_tally import TableTally
 
 
 @pytest.fixture
@@ -71,6 +74,35 @@ def test_a_server_that_is_stopped_while_it_opens_the_log_leaves_no_file_open(
     relay.stop.set()
     relay.thread.join(60)
     assert not relay.thread.is_alive()
+    assert open_below(log) == []
+
+
+def test_a_server_that_is_stopped_before_it_counts_by_table_leaves_no_file_open(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts was made on a thread for a task that had been cancelled meanwhile, and was nobody's."""
+    begins, left = threading.Event(), threading.Event()
+    begin, close = TableTally.__init__, StreamServer.close
+    kept = []  # what nobody can collect
+
+    def slowly(tally: TableTally, reader: FileLogReader) -> None:
+        kept.append(tally)
+        begins.set()
+        assert left.wait(60)
+        begin(tally, reader)
+
+    async def behind_the_tasks(streams: StreamServer) -> None:
+        left.set()
+        await close(streams)
+
+    monkeypatch.setattr(TableTally, "__init__", slowly)
+    monkeypatch.setattr(StreamServer, "close", behind_the_tasks)
+    relay = Relay(tmp_path / "relay", log)
+    assert begins.wait(60)
+    relay.stop.set()
+    relay.thread.join(60)
+    assert not relay.thread.is_alive()
+    assert left.is_set()
     assert open_below(log) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from support.relay_log import SOURCE, FileEngine, table_schema, transaction
 from support.serving_relay import ServingRelay
 from support.waiting import wait_for
+from walbus.relay.cursor import FileCursor
 from walbus.relay.table_tally import OTHERS, TableTally
 
 pytestmark = pytest.mark.one_version
@@ -86,3 +88,23 @@ def test_a_log_whose_retention_was_faster_is_counted_on_from_its_end(engine, cap
     assert not tally.step()
     assert tally.figures()["walbus_log_table_changes_total"]["public.orders"] >= 1
     tally.close()
+
+
+def test_what_counts_is_closed_behind_a_count_that_is_under_way(engine, monkeypatch):
+    engine.open_writer(SOURCE).sync()
+    tally = TableTally(engine.open_reader())
+    count, closing = TableTally._read, threading.Thread(target=tally.close)
+    open_behind_it = []
+
+    def meanwhile(counted: TableTally, cursor: FileCursor) -> bool:
+        closing.start()
+        closing.join(0.5)  # which it does only where closing does not wait
+        open_behind_it.append(counted._cursor)
+        return count(counted, cursor)
+
+    monkeypatch.setattr(TableTally, "_read", meanwhile)
+    assert not tally.step()
+    closing.join(60)
+    assert not closing.is_alive()
+    assert open_behind_it != [None]
+    assert tally._cursor is None
