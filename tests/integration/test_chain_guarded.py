@@ -129,7 +129,8 @@ def test_walbus_run_copies_and_serves_without_a_source(upstream: Relay, tmp_path
         assert status.code == 0, status.stderr
         assert '"name": "capture"' not in status.stdout
         assert walbus("status", "-c", str(config)).code == 0
-        assert walbus("ready", "-c", str(config)).stdout == "ready\n"
+        patient = {"walbus.cli.ready._TIMEOUT": 60.0}  # a healthcheck is not, and the machine may be busy
+        assert walbus("ready", "-c", str(config), constants=patient).stdout == "ready\n"
     finally:
         code = running.stop()
     assert code == 0, running.log()

@@ -13,6 +13,9 @@ from walbus.demo.postgres import free_port
 
 pytestmark = pytest.mark.one_version
 
+#: A healthcheck gives up after three seconds, in which a busy machine may not have come to answer.
+PATIENT = {"walbus.cli.ready._TIMEOUT": 60.0}
+
 
 def asked(folder: Path, port: int, client: dict[str, Path] | None = None, **relay: Path) -> Ended:
     sections: dict[str, dict[str, object]] = {
@@ -20,7 +23,8 @@ def asked(folder: Path, port: int, client: dict[str, Path] | None = None, **rela
         "relay": {"listen": f"0.0.0.0:{port}", "insecure": True, **{key: str(path) for key, path in relay.items()}},
         "client": {key: str(path) for key, path in (client or {}).items()},
     }
-    return walbus("ready", "-c", str(write_config(folder / "walbus.toml", sections, folder / "data")))
+    config = write_config(folder / "walbus.toml", sections, folder / "data")
+    return walbus("ready", "-c", str(config), constants=PATIENT)
 
 
 def test_a_relay_that_is_ready_is_told_and_one_that_is_not_there(tmp_path: Path) -> None:
