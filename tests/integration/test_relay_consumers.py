@@ -282,7 +282,7 @@ def test_a_dead_consumer_that_had_done_it_is_enough_and_one_that_had_not_times_o
     begun = time.monotonic()
     with pytest.raises(ConsumerBehind) as caught:
         waiting(relay, "cache", lsn=0x108, timeout=0.3).result(60)
-    assert 0.3 <= time.monotonic() - begun < 5
+    assert 0.3 <= time.monotonic() - begun < 30  # which the relay has whoever names no time wait for
     assert caught.value.place.last_done == at(0xA0)
     status, document = relay.json("GET", "/v1/consumers/cache/wait?lsn=0/108&timeout=0")
     assert (status, document["consumer"]["last_done"]) == (504, str(at(0xA0)))
@@ -325,10 +325,17 @@ def test_whoever_hangs_up_waits_no_longer(relay):
 def test_a_relay_that_stops_tells_whoever_waits(engine, writer):
     with ServingRelay(engine.folder) as relay:
         put(relay, "cache")
-        answer = waiting(relay, "cache", lsn="7/0", timeout=3.0)  # in which the test sees that it waits
-        wait_for(lambda: relay.server_waits() == 1, what="somebody to wait")
-    with pytest.raises((RelayUnavailable, ConsumerBehind)):
-        answer.result(30)
+        answers = [waiting(relay, "cache", lsn="7/0", timeout=3.0)]
+
+        def somebody_waits() -> bool:
+            if answers[-1].done():  # its time was up before the test saw that it waited
+                answers.append(waiting(relay, "cache", lsn="7/0", timeout=3.0))
+            return relay.server_waits() == 1
+
+        wait_for(somebody_waits, what="somebody to wait")
+    for answer in answers:
+        with pytest.raises((RelayUnavailable, ConsumerBehind)):
+            answer.result(30)
 
 
 def test_too_many_who_wait_are_turned_away(relay, monkeypatch):
