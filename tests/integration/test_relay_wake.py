@@ -26,10 +26,10 @@ def test_what_is_published_while_a_reader_is_accepted_wakes_it(tmp_path, monkeyp
     monkeypatch.setattr(wake, "_send", greet)
     server = WakeServer(tmp_path, 1)
     with socket.socket(socket.AF_UNIX) as reader:
-        reader.settimeout(5)
+        reader.settimeout(60)
         reader.connect(str(wake_path(tmp_path, 1)))
         assert reader.recv(16) == b"\0"
-        assert greeted.wait(5)
+        assert greeted.wait(60)
         server.notify()
         notified.set()
         assert reader.recv(16) == b"\0"
