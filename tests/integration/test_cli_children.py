@@ -108,7 +108,8 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Group]]:
 
 
 def test_children_stop_in_order_and_leave_nothing(supervise: Callable[..., Group]) -> None:
-    group = supervise([("capture", 3, ["waits"]), ("relay", 2, ["waits"]), ("cache", 0, ["waits"])])
+    children: Children = [("capture", 3, ["waits"]), ("relay", 2, ["waits"]), ("cache", 0, ["waits"])]
+    group = supervise(children, stage_time=60.0, kill_after=600.0)  # each stage by the end of the one before it
     group.wait_until_all_run()
     pids = [group.pid(name) for name in group.names]
     code, seconds = group.stop()
@@ -181,7 +182,7 @@ def test_a_second_signal_kills_at_once(supervise: Callable[..., Group]) -> None:
     wait_for(lambda: "event=stopping" in group.log())
     code, seconds = group.stop(signal.SIGINT)
     assert code == 1
-    assert seconds < 5
+    assert seconds < 60  # one signal would have it killed after ten minutes
 
 
 @pytest.mark.parametrize("behaviour", ["waits", "deaf"])
