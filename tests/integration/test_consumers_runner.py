@@ -432,7 +432,7 @@ def test_a_consumer_that_waits_for_the_lock_of_its_file_stops_at_once(
     source.commit([insert(ITEMS, n) for n in range(5)])
     running = RunningConsumer(relay, "sqlite", under_test.options, tmp_path)
     equal(under_test, relay)
-    with closing(sqlite3.connect(under_test.options["path"], isolation_level=None)) as hold:
+    with closing(sqlite3.connect(under_test.options["path"], timeout=60, isolation_level=None)) as hold:
         hold.execute("BEGIN IMMEDIATE")
         source.commit([update(ITEMS, 1, name="held back")])
         wait_for(waits.is_set, what="it wants to write")
