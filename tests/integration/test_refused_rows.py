@@ -340,7 +340,8 @@ def test_a_consumer_that_is_killed_again_and_again_has_each_letter_once(
             id = 1000 * (round_ + 1) + n
             poison.append(str(id))
             source.commit([update(ITEMS, n, name=f"r{round_}", body="b"), insert(ITEMS, id, POISON)])
-            source.commit([update(ITEMS, id, name="short", body="b"), update(ITEMS, 50 + n, name="x", body="b")])
+            last = update(ITEMS, 50 + n, name=f"x{round_}", body="b")  # seen in the sink, as what comes before it is
+            source.commit([update(ITEMS, id, name="short", body="b"), last])
         wait_for(lambda before=before: len(letters(tmp_path)) > 2 * before, 60, what="it parks")
         process.kill()
         process.wait()
