@@ -237,8 +237,7 @@ def test_a_checkpoint_that_is_rewritten_under_a_running_consumer_ends_it(
 ) -> None:
     filled(relay, either)
     running = RunningConsumer(relay, either.name, either.options, either.place.folder)
-    source.commit([update(ITEMS, 1, name="before")])
-    equal(either, relay)
+    followed(running, either, relay, update(ITEMS, 1, name="before"))
     SearchHand(either).state("checkpoint", b'{"checkpoint": "\\ud800"}')
     source.commit([update(ITEMS, 1, name="behind")])
     ended = running.ended()
