@@ -144,25 +144,28 @@ def test_a_copy_that_is_dropped_leaves_no_index(
 
 
 class Begun:
-    """A rebuild in a thread, which does not get its rows while `relay.seeding` is set; `ended` gives its error."""
+    """A rebuild in a thread, which gets no row until it is to end; `ended` gives its error.
 
-    def __init__(self, relay: ScriptedRelay, under_test: SinkUnderTest) -> None:
-        self._relay, self._under_test = relay, under_test
+    It has a relay of its own, which nobody else asks: what has been asked tells how far it is.
+    """
+
+    def __init__(self, source: ModelSource, under_test: SinkUnderTest) -> None:
+        self._relay, self._under_test = ScriptedRelay(source), under_test
         self.stop = threading.Event()
         self._outcome: list[Position | WalbusError | None] = []
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
-        self._relay.seeding = True
-        asked = len(self._relay.asked("/v1/snapshot"))
+        self._relay.__enter__().seeding = True
         self._thread.start()
-        wait_for(lambda: len(self._relay.asked("/v1/snapshot")) > asked, what="it reads rows")
+        wait_for(lambda: self._relay.asked("/v1/snapshot"), what="it reads rows")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._relay.seeding = False
         self.stop.set()
         self._thread.join(60)
+        self._relay.__exit__(None, None, None)
         assert not self._thread.is_alive()
 
     def ended(self) -> Position | WalbusError | None:
@@ -184,7 +187,7 @@ def test_a_rebuild_whose_copy_is_dropped_ends_and_never_swaps(
 ) -> None:
     filled(relay, under_test, source)
     before = server.indices()
-    with Begun(relay, under_test) as begun:
+    with Begun(source, under_test) as begun:
         assert discard("test", config_for(under_test), under_test.place.folder)
         outcome = begun.ended()
     assert isinstance(outcome, SinkRefused)
@@ -199,7 +202,7 @@ def test_of_two_rebuilds_the_later_one_goes_on_with_the_copy(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, server: Server
 ) -> None:
     filled(relay, under_test, source)
-    with Begun(relay, under_test) as first, Begun(relay, under_test) as second:
+    with Begun(source, under_test) as first, Begun(source, under_test) as second:
         swapped, outcome = second.ended(), first.ended()
     assert swapped == source.end
     assert isinstance(outcome, SinkRefused)
