@@ -221,12 +221,12 @@ def test_what_drops_very_many_keys_ends_when_it_is_stopped_and_goes_on(
         goes = "walbus:test:rows:2:*"
         for number in range(20):
             client.hset(f"walbus:test:rows:2:public.items:{number}", "name", "of the copy")
-    before = len(list(client.scan_iter(goes)))
+    before = len(set(client.scan_iter(goes)))  # a key may be told twice
     config, folder = config_for(in_redis), in_redis.place.folder
     with monkeypatch.context() as patch:
         stop, _ = stopping_at(redis_copy.DROP, patch)
         assert dropping("test", config, folder, stop) is None
-    assert before - 3 <= len(list(client.scan_iter(goes))) < before
+    assert before - 3 <= len(set(client.scan_iter(goes))) < before
     assert dropping("test", config, folder)
     assert not list(client.scan_iter(goes))
     assert not dropping("test", config, folder)

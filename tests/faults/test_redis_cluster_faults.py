@@ -396,7 +396,7 @@ def test_a_row_whose_version_cannot_be_kept_is_named(
         fill(sink, source)
         done = source.end
         with redis_cluster.client() as client:
-            [beside] = list(client.scan_iter(match=f"walbus:test:v:*{ITEMS}:2"))
+            [beside] = set(client.scan_iter(match=f"walbus:test:v:*{ITEMS}:2"))
             client.delete(beside)
             client.rpush(beside, "not a version")
         source.commit([update(ITEMS, n, name="x", body="b") for n in range(3)])

@@ -80,7 +80,7 @@ class RedisTarget:
 
     def rows(self, table: str) -> Rows:
         with self._client() as client:
-            keys = sorted(client.scan_iter(match=f"public.{table}:*", count=1000))
+            keys = sorted(set(client.scan_iter(match=f"public.{table}:*", count=1000)))  # which may give one twice
             with client.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.hgetall(key) if self._form == "hash" else pipeline.get(key)
