@@ -19,6 +19,7 @@ from support.waiting import wait_for
 
 SLOTS = 16_384
 _MASTERS = 3
+_PATIENCE_SECONDS = 60  # with a node that a busy machine keeps from answering
 _OPTIONS = (
     *("--cluster-enabled", "yes", "--cluster-replica-validity-factor", "0"),
     *("--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no"),
@@ -102,7 +103,7 @@ class LocalCluster:
         to.call("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
         source.call("CLUSTER SETSLOT", slot, "MIGRATING", to.id)
         while keys := source.call("CLUSTER GETKEYSINSLOT", slot, 100):
-            source.call("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+            source.call("MIGRATE", "127.0.0.1", to.port, "", 0, 1000 * _PATIENCE_SECONDS, "KEYS", *keys)
         if not leave_open:
             self.close(slot, to)
 
@@ -196,7 +197,7 @@ def local_cluster(*, replicas: bool = False, spare: int = 0) -> Iterator[LocalCl
 
 def _answers(node: Node) -> bool:
     try:
-        return bool(redis.Redis(port=node.port, socket_timeout=2).ping())
+        return bool(redis.Redis(port=node.port, socket_timeout=_PATIENCE_SECONDS).ping())
     except redis.ConnectionError:
         return False
 
