@@ -14,6 +14,7 @@ leaves it unchanged, and the record says so.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -93,6 +94,7 @@ class ModelSource:
         self._seq = first_seq
         self._lsn = 0x1000
         self._xid = 700
+        self._committing = threading.Lock()  # a load, a test and a relay may commit at once
         self.wall: Callable[[], int] = lambda: START_TIME + len(self.records) * SECOND
         for layout in layouts or (items_layout(),):
             self.add_layout(layout)
@@ -163,6 +165,10 @@ class ModelSource:
 
     def commit(self, edits: Sequence[Edit], pieces: int = 1) -> Position:
         """One transaction, in so many records; gives its last position."""
+        with self._committing:
+            return self._commit(edits, pieces)
+
+    def _commit(self, edits: Sequence[Edit], pieces: int) -> Position:
         self._xid += 1
         self._lsn += 0x100
         bodies = [self._apply(edit, ordinal) for ordinal, edit in enumerate(edits, 1)]
