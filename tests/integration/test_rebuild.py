@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from support.model_source import ITEMS, ModelSource, column, delete, insert, items_layout, update
 from support.rebuild_rig import (
@@ -182,7 +183,8 @@ def test_a_consumer_that_rests_goes_on_with_the_copy_at_its_next_write(
     any_sink: SinkUnderTest, relay: ScriptedRelay, source: ModelSource
 ) -> None:
     filled(relay, any_sink, source)
-    with consumer(relay, any_sink):
+    with consumer(relay, any_sink) as running:
+        wait_for(lambda: running.status().get("phase") == "online", what="it rests")
         for number in range(3):  # nothing is written meanwhile, so it knows of none of them
             rebuilt(relay, any_sink)
             assert dropped(any_sink), number
@@ -318,14 +320,17 @@ def test_a_reader_that_holds_a_table_delays_the_swap_and_nobody_else(
     filled(relay, postgres, source)
     done: list[Position] = []
     rebuilding = threading.Thread(target=lambda: done.append(rebuilt(relay, postgres)))
-    with Load(source, 2), Looks(looking_at(postgres)) as looks, consumer(relay, postgres):
+
+    def gave_up() -> int:
+        """How often a swap waited for the reader, which takes no longer than a look at the locks may."""
+        waits = [log["reason"] for log in list(logs) if log["event"] == "rebuild.swap_waits"]
+        return sum("lock timeout" in reason for reason in waits)
+
+    with capture_logs() as logs, Load(source, 2), Looks(looking_at(postgres)) as looks, consumer(relay, postgres):
         with psycopg.connect(postgres.options["dsn"]) as holder:
             holder.execute("SELECT count(*) FROM items").fetchone()  # the transaction stays open
             rebuilding.start()
-            tried = "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
-            for _ in range(2):
-                wait_for(lambda: run(postgres, tried), 30, what="a swap waits for the reader")
-                wait_for(lambda: not run(postgres, tried), what="and gives up")
+            wait_for(lambda: gave_up() >= 2, what="a swap waits for the reader, and gives up, twice")
             seen = looks.seen
             wait_for(lambda: looks.seen > seen + 5, what="others read on")
             assert done == []
