@@ -169,8 +169,20 @@ def looking_at(under_test: SinkUnderTest, table: str = "") -> Callable[[], Any]:
     def index() -> Iterator[Look]:
         import tantivy
 
+        path = Path(under_test.options["path"])
+
         def look() -> tuple[int, int]:
-            opened = tantivy.Index.open(str(under_test.options["path"]))
+            """Again, if all of it went while it was opened: replaced by a copy, and dropped."""
+            while True:
+                folder = path.resolve()
+                try:
+                    return seen()
+                except ValueError:
+                    if path.resolve() == folder:
+                        raise
+
+        def seen() -> tuple[int, int]:
+            opened = tantivy.Index.open(str(path))
             searcher, term = opened.searcher(), tantivy.Query.term_query
             ((_, first),) = searcher.search(term(opened.schema, "_id", f"{ITEMS}/0"), 2).hits
             row = json.loads(bytes(searcher.doc(first).get_first("_source")))
