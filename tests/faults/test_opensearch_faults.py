@@ -254,7 +254,7 @@ def test_an_index_that_is_read_only_is_waited_for(
         equal(under_test, relay)
         http.put(f"/{ITEMS}/_settings", json={"index.blocks.read_only_allow_delete": True})
         source.commit([update(ITEMS, 1, name="meanwhile", body="b")])
-        wait_for(lambda: "cluster_block_exception" in str(running.status().get("waiting_for")), 30)
+        wait_for(lambda: "cluster_block_exception" in str(running.status().get("waiting_for")))
         http.put(f"/{ITEMS}/_settings", json={"index.blocks.read_only_allow_delete": None})
         equal(under_test, relay)
 

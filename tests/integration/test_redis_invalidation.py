@@ -319,7 +319,7 @@ def test_changed_keys_are_published_without_values(
     server.set(f"{ITEMS}:1", "of another cache")
     listener = server.pubsub(ignore_subscribe_messages=True)
     listener.subscribe("changes")
-    wait_for(lambda: server.pubsub_numsub("changes") == [("changes", 1)], 10)
+    wait_for(lambda: server.pubsub_numsub("changes") == [("changes", 1)])
     source.commit([insert(ITEMS, 1, "hunter2canary")])
     with closing(caching(tmp_path, redis_url).open(invalidate="publish", channel="changes")) as sink:
         fill(sink, source)
@@ -346,7 +346,7 @@ def messages(listener: Any, count: int) -> list[Any]:
         found.extend([message["data"]] if message else [])
         return len(found) >= count
 
-    wait_for(enough, 10, what=f"{count} messages")
+    wait_for(enough, what=f"{count} messages")
     return found
 
 

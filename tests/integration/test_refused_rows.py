@@ -111,9 +111,9 @@ def test_a_poison_row_is_parked_with_later_changes_of_its_key_and_all_others_go_
                 update(ITEMS, 5, name="other"),
             ]
         )
-        wait_for(lambda: len(letters(tmp_path)) == 2, 30)  # in one batch, a sink may write the last of a row's versions
+        wait_for(lambda: len(letters(tmp_path)) == 2)  # in one batch, a sink may write the last of a row's versions
         source.commit([update(ITEMS, 500, name="mended", body="b"), delete(ITEMS, 7), insert(ITEMS, 502)])
-        wait_for(lambda: under_test.rows() == without(source, "500", "501"), 30)
+        wait_for(lambda: under_test.rows() == without(source, "500", "501"))
         source.commit([update(ITEMS, 500, new_id=600, name="moved", body="b")])
         source.commit([insert(ITEMS, 503)])
         wait_for(lambda: under_test.rows() == without(source, "500", "501", "600"))
@@ -228,11 +228,11 @@ def test_a_document_that_does_not_fit_its_index_is_named_by_the_server_and_parke
     fields = {ITEMS: {"name": {"type": "integer"}}}
     source.commit([insert(ITEMS, n, str(n)) for n in range(20)])
     with consumer(relay, under_test, fields=fields, **PARKS):
-        wait_for(lambda: under_test.rows() == source.rows(), 30)
+        wait_for(lambda: under_test.rows() == source.rows())
         source.commit([insert(ITEMS, 50, "no number"), insert(ITEMS, 51, "51"), update(ITEMS, 3, name="4", body="b")])
-        wait_for(lambda: len(letters(tmp_path)) == 1, 30)
+        wait_for(lambda: len(letters(tmp_path)) == 1)
         source.commit([update(ITEMS, 50, name="50", body="b"), insert(ITEMS, 52, "52")])
-        wait_for(lambda: under_test.rows() == without(source, "50"), 30)
+        wait_for(lambda: under_test.rows() == without(source, "50"))
         assert told(tmp_path) == [("50", "RowRefused"), ("50", "behind")]
         with closing(DeadLetters(tmp_path / FILE_NAME)) as store:
             store.drop([1])
@@ -247,8 +247,8 @@ def test_a_document_of_a_snapshot_that_does_not_fit_is_parked_too(
     under_test = opensearch_under_test(tmp_path, opensearch_url)
     source.commit([insert(ITEMS, n, "no number" if n == 7 else str(n)) for n in range(20)])
     with consumer(relay, under_test, fields={ITEMS: {"name": {"type": "integer"}}}, **PARKS):
-        wait_for(lambda: told(tmp_path) == [("7", "RowRefused")], 30)
-        wait_for(lambda: under_test.rows() == without(source, "7"), 30)
+        wait_for(lambda: told(tmp_path) == [("7", "RowRefused")])
+        wait_for(lambda: under_test.rows() == without(source, "7"))
 
 
 @pytest.mark.parametrize("form", ["hash", "json", "string", "expiring"])

@@ -247,7 +247,7 @@ def test_a_text_that_is_no_json_any_more_is_mended_and_hinders_no_change_of_layo
     source.commit([insert(ITEMS, 60, "n60")])
     expected = {id: {**row, "note": None} for id, row in source.rows().items()}
     with consumer(relay, under_test):
-        wait_for(lambda: under_test.rows() == expected, 15, what="the row is read again")
+        wait_for(lambda: under_test.rows() == expected, what="the row is read again")
 
 
 def test_a_row_that_expired_is_not_missed_and_one_that_somebody_changed_is_found(
