@@ -99,8 +99,17 @@ class LiveIndex:
         let_go(self.rows, is_there=self._folders.live == self.folder)
 
     def _open(self) -> tuple[Path, RowIndex]:
-        """The live index; a folder of before, which nobody else writes now, becomes a link to it."""
-        folder = self._folders.begun()
+        """The live index. One that is replaced just now may be dropped as well: the next one is opened then."""
+        while True:
+            folder = self._folders.begun()
+            try:
+                return self._opened(folder)
+            except (ValueError, OSError):
+                if self._folders.live in (None, folder):
+                    raise
+
+    def _opened(self, folder: Path) -> tuple[Path, RowIndex]:
+        """A folder of before, which nobody else writes now, becomes a link to it."""
         index = RowIndex(folder, self._heap_bytes)
         if folder != self._folders.path:
             return folder, index

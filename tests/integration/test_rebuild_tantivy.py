@@ -298,6 +298,28 @@ def test_a_late_writer_of_what_was_replaced_commits_nothing_and_goes_on_with_the
         assert under_test.rows() == source.rows(ITEMS)
 
 
+def test_an_index_that_is_replaced_and_dropped_while_it_is_opened_is_opened_where_it_is_now(
+    under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(relay, under_test, source)
+    begun = IndexFolders.begun
+
+    def replaced(folders: IndexFolders) -> Path:
+        found = begun(folders)
+        monkeypatch.undo()
+        rebuilt(relay, under_test)
+        assert dropped(under_test)
+        return found
+
+    monkeypatch.setattr(IndexFolders, "begun", replaced)
+    with closing(under_test.open()) as sink:
+        before = sink.checkpoint()
+        assert isinstance(before, Following)
+        assert before.point.last_done == source.end
+    assert (shown(under_test), folders(under_test)) == ("index~2", ["index~2"])
+    assert under_test.rows() == source.rows(ITEMS)
+
+
 def test_the_live_ones_writer_waits_while_it_is_held_and_goes_on_behind_it(
     under_test: SinkUnderTest, relay: ScriptedRelay, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
