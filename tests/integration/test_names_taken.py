@@ -18,6 +18,7 @@ from support.database import Database
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_for
 from support.whole_system import make_marker
+from walbus.position import parse_position
 
 pytestmark = pytest.mark.one_version
 
@@ -82,22 +83,30 @@ def test_a_snapshot_that_broke_off_does_not_go_on_in_another_table(
     wait_for(lambda: holds_the_rows_of(rooms, "items", "fresh"), what="the sink has the rows of both", every=0.5)
 
 
-def test_a_table_that_came_to_a_name_while_its_consumer_was_away_is_read_whole_and_not_by_a_delta(
+def test_a_table_whose_new_name_is_told_while_its_consumer_is_away_is_read_whole_and_not_by_a_delta(
     proxied: tuple[AllRooms, TcpProxy],
 ) -> None:
-    """Its delta is one change, against many of the log: it would be read, were it complete."""
+    """It came to the name before. Its delta since then is one change, against many of the log."""
     rooms, _ = proxied
     rooms.add_consumer("cache", "sqlite", tables='["public.items"]', delta_above=10)
-    rooms.database.execute("UPDATE marker SET n = n + 1")  # no delta begins where its table was read
-    rooms.wait_applied()
     rooms.begin("cache")
     wait_for(lambda: rooms.status("cache").get("phase") == "online", what="all is read")
     wait_for(lambda: holds_the_rows_of(rooms, "items"), what="the sink is filled", every=0.5)
-    rooms.end("cache", SIGTERM)
     swap(rooms)
+    wait_for(lambda: is_read_anew(rooms), what="the bootstrap server has the table by its new name")
+    rooms.database.execute("UPDATE marker SET n = n + 1")  # a delta begins behind the place where its table was read
+    rooms.wait_applied()
+    end = rooms.end_of_log()
+    wait_for(lambda: parse_position(rooms.status("cache")["last_done"]) >= end, what="the consumer is there")
+    rooms.end("cache", SIGTERM)
     rooms.database.execute(TOLD)
     for _ in range(40):
         rooms.database.execute("UPDATE marker SET n = n + 1")
     rooms.wait_applied()
     rooms.begin("cache")
     wait_for(lambda: holds_the_rows_of(rooms, "items"), what="the sink has the rows of that table", every=0.5)
+
+
+def is_read_anew(rooms: AllRooms) -> bool:
+    told = rooms.tables()["public.items"]
+    return told["generation"] > 1 and told["state"] == "consistent" and not told["stale"]
