@@ -162,14 +162,17 @@ class Begun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._relay.seeding = False
+        self.gets_rows()
         self.stop.set()
         self._thread.join(60)
         self._relay.__exit__(None, None, None)
         assert not self._thread.is_alive()
 
-    def ended(self) -> Position | WalbusError | None:
+    def gets_rows(self) -> None:
         self._relay.seeding = False
+
+    def ended(self) -> Position | WalbusError | None:
+        self.gets_rows()
         self._thread.join(60)
         assert not self._thread.is_alive()
         return self._outcome[0]
@@ -203,6 +206,7 @@ def test_of_two_rebuilds_the_later_one_goes_on_with_the_copy(
 ) -> None:
     filled(relay, under_test, source)
     with Begun(source, under_test) as first, Begun(source, under_test) as second:
+        first.gets_rows()  # as the second one does by then
         swapped, outcome = second.ended(), first.ended()
     assert swapped == source.end
     assert isinstance(outcome, SinkRefused)
