@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,10 +52,11 @@ from walbus.keys import key_texts
 from walbus.position import ORIGIN, Position
 from walbus.records import Op
 from walbus.schema import TableSchema
-from walbus.values import row_json
+from walbus.values import json_puts, row_json
 
 _REMEMBERED = 50_000
 _REMEMBERED_BYTES = 64 << 20
+_encode = msgspec.json.Encoder().encode
 _NULL = msgspec.Raw(b"null")
 
 
@@ -132,8 +134,11 @@ class TantivySink:
                 apply=partial(self._apply, marks=marks),
                 load=partial(self._load, marks=marks),
                 fit=partial(self._fit, marks=marks),
+                apply_some=partial(self._put_some, marks=marks, replaces_equal=0),
+                load_some=partial(self._put_some, marks=marks, replaces_equal=1),
             )
             self._done = takers.take(windows, self._done)
+            self._index.flush()
             if len(self._accepted) > _REMEMBERED or self._accepted_bytes > _REMEMBERED_BYTES:
                 self._commit()
 
@@ -245,6 +250,24 @@ class TantivySink:
         if row_id in self._lacking or self._is_older(row_id, change.seq + 1, marks):
             self._put(row_id, Version(table, change.seq, marks.generation), self._columns(change, layout))
 
+    def _put_some(self, changes: Sequence[Change], at: int, *, marks: Marks, replaces_equal: int) -> int:
+        """Takes the whole rows that come next, of one layout, together; how many. Where rows lack a value it is none.
+
+        `replaces_equal` is 1 where a row replaces one of its own version too, else 0.
+        """
+        layout = changes[at].schema
+        if layout is None:
+            return 0
+        known = self._layout(changes[at], marks)
+        if known.id != layout.id or self._lacking:
+            return 0
+        rows = json_puts(layout, changes, at)
+        for change, columns in zip(islice(changes, at, None), rows, strict=False):
+            row_id = document_id(known.table, change.raw.key or b"")
+            if self._is_older(row_id, change.seq + replaces_equal, marks):
+                self._put(row_id, Version(known.table, change.seq, marks.generation), columns)
+        return len(rows)
+
     def _append(self, change: Change, marks: Marks) -> None:
         if change.op is Op.UPDATE:
             raise _keyless(change)
@@ -291,11 +314,12 @@ class TantivySink:
         self._lacking -= {row_id for row_id in self._lacking if table_of(row_id) == layout.table}
 
     def _put(self, row_id: str, version: Version, columns: Mapping[str, object]) -> None:
-        row = IndexedRow(*version, msgspec.json.encode(columns))
+        table, seq, mark = version
+        source = _encode(columns)
+        self._accepted[row_id] = row = IndexedRow(table, seq, mark, source)
         self._index.put(row_id, row, texts_of(columns))
-        self._accepted[row_id] = row
-        self._accepted_bytes += len(row.source)
-        self._highest = max(self._highest, row.seq)
+        self._accepted_bytes += len(source)
+        self._highest = max(self._highest, seq)
         self._lacking.discard(row_id)
 
     # Rows as they are now, accepted or committed

@@ -15,7 +15,7 @@ Two more documents, in no table, hold what the sink must know after a restart: `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ import tantivy
 
 from walbus.consumers.checkpoint import Marks
 from walbus.consumers.sinks.tantivy_reading import IndexReading, StoredDocument
+from walbus.consumers.sinks.tantivy_waiting import RowDocument, WaitingDocuments, add_row
 from walbus.keys import key_texts
 
 STATE_ID, LAYOUTS_ID = "walbus/state", "walbus/layouts"
@@ -40,8 +41,7 @@ class Version(NamedTuple):
     mark: int
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedRow:
+class IndexedRow(NamedTuple):
     """One document: a row, its version, and the generation that wrote it."""
 
     table: str
@@ -75,12 +75,13 @@ def is_row(document: StoredDocument, table: str) -> bool:
 
 def document_id(table: str, key: bytes) -> str:
     """The name of a row's document."""
-    return "/".join(map(_escaped, (table, *key_texts(key))))
+    texts = key_texts(key)
+    return id_prefix(table) + (_escaped(texts[0]) if len(texts) == 1 else "/".join(map(_escaped, texts)))
 
 
 def keyless_id(table: str, seq: int) -> str:
     """The name of the document of a row without a key: it is only ever added."""
-    return f"{_escaped(table)}/#{seq}"
+    return f"{id_prefix(table)}#{seq}"
 
 
 def table_of(row_id: str) -> str:
@@ -90,15 +91,20 @@ def table_of(row_id: str) -> str:
 
 def renamed_id(row_id: str, table: str) -> str:
     """The name that a document has once its table is called otherwise."""
-    return f"{_escaped(table)}/{row_id.partition('/')[2]}"
+    return id_prefix(table) + row_id.partition("/")[2]
 
 
 def texts_of(columns: Mapping[str, object]) -> list[str]:
     """The values of a row that are texts, which a search without a field looks in."""
-    plain = [msgspec.json.decode(one) if type(one) is msgspec.Raw else one for one in columns.values()]
-    return [value for value in plain if type(value) is str]
+    texts = [one for one in columns.values() if type(one) is str or (type(one) is msgspec.Raw and _is_text(one))]
+    return [msgspec.json.decode(one) if type(one) is msgspec.Raw else one for one in texts]
 
 
+def _is_text(json: msgspec.Raw) -> bool:
+    return bytes(json).lstrip(b" \t\r\n").startswith(b'"')
+
+
+@lru_cache(1_000)
 def id_prefix(table: str) -> str:
     """What the names of a table's documents begin with."""
     return f"{_escaped(table)}/"
@@ -112,6 +118,8 @@ def key_of(row_id: str, table: str) -> tuple[str, ...] | None:
 
 
 def _escaped(part: str) -> str:
+    if "/" not in part and "%" not in part:
+        return part
     return part.replace("%", "%25").replace("/", "%2F")
 
 
@@ -198,6 +206,9 @@ class IndexView:
 class RowIndex(IndexView):
     """An index and its one writer. What is put or deleted is seen by `find` after the next commit.
 
+    Documents that are put wait for others until `flush`, or whatever else comes; so what tantivy refuses of them it may
+    refuse then.
+
     Args:
         folder: it lies in; an index is made in one that has none.
         heap_bytes: memory of the writer.
@@ -208,51 +219,53 @@ class RowIndex(IndexView):
 
     def __init__(self, folder: Path, heap_bytes: int) -> None:
         super().__init__(tantivy.Index(index_schema(), path=str(folder)), folder)
+        self._waiting = WaitingDocuments(self._schema)
         self._heap_bytes = heap_bytes
         self._writer = self._index.writer(heap_bytes, 1)
         self.reload()  # nobody else commits from here on
 
     def put(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
         """Replaces the document with a name."""
-        self.delete(row_id)
-        self.add(row_id, row, texts)
+        self._waiting.put(_document(row_id, row, texts))
+        if self._waiting.are_many:
+            self.flush()
 
     def add(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
         """Adds a document, of whose name there is none that is not deleted."""
-        document = tantivy.Document()
-        document.add_text("_id", row_id)
-        document.add_text("_table", row.table)
-        document.add_unsigned("_seq", row.seq)
-        document.add_unsigned("_mark", row.mark)
-        document.add_bytes("_source", row.source)
-        document.add_json("row", row.source.decode())
-        for text in texts:
-            document.add_text("text", text)
-        self._writer.add_document(document)
+        self.flush()
+        add_row(self._writer, _document(row_id, row, texts))
 
     def delete(self, row_id: str) -> None:
         """Deletes the document with a name."""
-        self._writer.delete_documents_by_term("_id", row_id)
+        self._waiting.delete(row_id)
+        if self._waiting.are_many:
+            self.flush()
+
+    def flush(self) -> None:
+        """Has no document wait any longer."""
+        self._waiting.write(self._writer, self._searcher.num_docs)
 
     def delete_rows(self, table: str) -> None:
         """Deletes a table's committed documents that have a name and a version, all at once: `is_row` tells which."""
         named = tantivy.Query.regex_query(self._schema, "_id", r"[\s\S]*")
         versions = [self._range(field, _MAX) for field in ("_seq", "_mark")]
-        self._writer.delete_documents_by_query(self._all([self._term("_table", table), named, *versions]))
+        self._delete_where([self._term("_table", table), named, *versions])
 
     def truncate(self, table: str, seq: int, marks: Marks) -> None:
         """Deletes a table's documents below a version; pending ones too."""
-        self._delete_where(table, [_below("_seq", seq), _below("_mark", marks.log_generation)])
+        older = self._any([_below("_seq", seq), _below("_mark", marks.log_generation)])
+        self._delete_where([self._term("_table", table), older])
 
     def sweep(self, table: str, seq: int, marks: Marks) -> None:
         """Deletes a table's documents that this generation did not write and whose version is at most `seq`."""
         old = self._range(*_below("_mark", marks.generation))
         older = self._any([_below("_seq", seq + 1), _below("_mark", marks.log_generation)])
-        self._writer.delete_documents_by_query(self._all([self._term("_table", table), old, older]))
+        self._delete_where([self._term("_table", table), old, older])
 
     def put_document(self, name: str, content: dict[str, object]) -> None:
         """Replaces one of the sink's own documents."""
-        self.delete(name)
+        self.flush()
+        self._writer.delete_documents_by_term("_id", name)
         document = tantivy.Document()
         document.add_text("_id", name)
         document.add_bytes("_source", msgspec.json.encode(content))
@@ -260,11 +273,13 @@ class RowIndex(IndexView):
 
     def commit(self) -> None:
         """Makes everything durable, in one act, and visible to searchers that are opened (or reloaded) from now on."""
+        self.flush()
         self._writer.commit()
         self.reload()
 
     def rollback(self) -> None:
         """Forgets everything since the last commit."""
+        self._waiting.clear()
         self._writer.rollback()
 
     def settle(self) -> None:
@@ -286,8 +301,10 @@ class RowIndex(IndexView):
         """As `close`, of an index whose folder may be gone: tantivy panics where it rolls back there."""
         del self._writer
 
-    def _delete_where(self, table: str, ranges: list[tuple[str, int]]) -> None:
-        self._writer.delete_documents_by_query(self._all([self._term("_table", table), self._any(ranges)]))
+    def _delete_where(self, queries: list[tantivy.Query]) -> None:
+        self.flush()
+        all_of_them = tantivy.Query.boolean_query([(tantivy.Occur.Must, query) for query in queries])
+        self._writer.delete_documents_by_query(all_of_them)
 
     def _range(self, field: str, upper: int) -> tantivy.Query:
         kind = tantivy.FieldType.Unsigned
@@ -296,8 +313,9 @@ class RowIndex(IndexView):
     def _any(self, ranges: list[tuple[str, int]]) -> tantivy.Query:
         return tantivy.Query.boolean_query([(tantivy.Occur.Should, self._range(*part)) for part in ranges])
 
-    def _all(self, queries: list[tantivy.Query]) -> tantivy.Query:
-        return tantivy.Query.boolean_query([(tantivy.Occur.Must, query) for query in queries])
+
+def _document(row_id: str, row: IndexedRow, texts: list[str]) -> RowDocument:
+    return RowDocument(row_id, row.table, row.seq, row.mark, row.source, msgspec.Raw(row.source), texts)
 
 
 def _below(field: str, bound: int) -> tuple[str, int]:

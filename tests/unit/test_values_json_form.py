@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from walbus.events import Change
+from walbus.position import ORIGIN
+from walbus.records import Op, RawChange
 from walbus.schema import Column, ReplicaIdentity, TableSchema
-from walbus.values import row_encoder, row_json
+from walbus.values import json_puts, row_encoder, row_json
 from walbus.values.json_form import json_of_text
 
 
@@ -82,3 +85,24 @@ def test_any_text_comes_back_from_one_line(text: str) -> None:
     out = line((25, text))
     assert "\n" not in out
     assert json.loads(out) == {"c0": text}
+
+
+def test_whole_rows_that_come_together_are_as_each_by_itself() -> None:
+    oids = (20, 25, 1700, 1184, 3802, 701)
+    columns = tuple(Column(f"c{i}", oid, f"t{oid}", -1, in_key=i == 0) for i, oid in enumerate(oids))
+    schema = TableSchema(1, 16400, "public", "t", ReplicaIdentity.DEFAULT, columns)
+    rows = [
+        row_encoder(schema).encode(texts)
+        for texts in (
+            [b"1", b"text", b"1.50", b"2024-01-31 12:00:00.5+00", b'{"a": [1, null]}', b"0.5"],
+            [b"2", None, None, b"infinity", None, b"NaN"],
+            [b"3", "ü\n".encode(), b"NaN", b"0044-03-15 12:00:00+00 BC", b'"s"', None],
+        )
+    ]
+    parts = [{"after": row} for row in rows] + [{"after": rows[0], "unchanged": b"\x02"}, {"after": rows[0]}]
+    raw = RawChange(Op.INSERT, 0, 1, 1, 0, 0, 0, b"k", None, b"", None, None)
+    changes = [Change(raw._replace(**part), schema, ORIGIN, 1) for part in parts]
+    alone = [msgspec.json.encode(row_json(schema, row)) for row in rows]
+    for at in range(3):
+        assert [msgspec.json.encode(row) for row in json_puts(schema, changes, at)] == alone[at:]
+    assert json_puts(schema, changes, 3) == []

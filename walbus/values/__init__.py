@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from walbus.values.decode import decode_row, row_texts
 from walbus.values.encode import RowEncoder, row_encoder
-from walbus.values.json_form import row_json
+from walbus.values.json_form import json_puts, row_json
 from walbus.values.merge import merge_unchanged
 from walbus.values.schema_form import avro_schema
 
-__all__ = ["RowEncoder", "avro_schema", "decode_row", "merge_unchanged", "row_encoder", "row_json", "row_texts"]
+__all__ = [
+    "RowEncoder", "avro_schema", "decode_row", "json_puts", "merge_unchanged", "row_encoder", "row_json", "row_texts",
+]  # fmt: skip

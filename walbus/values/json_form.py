@@ -7,9 +7,9 @@ spliced in as they are, but that line breaks become spaces (valid JSON has them 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,6 +17,9 @@ from walbus.schema import Column, ReplicaIdentity, TableSchema
 from walbus.values.encode import row_encoder
 from walbus.values.layouts import PerLayout
 from walbus.values.types import JSON, JSONB, NATIVE, same
+
+if TYPE_CHECKING:
+    from walbus.events import Change
 
 _LINE_BREAKS = str.maketrans("\n\r", "  ")
 
@@ -27,6 +30,10 @@ class _RowJson:
 
         self._rows = new_converted_rows(schema, [_json_function(column) for column in schema.columns])
         self._names = [column.name for column in schema.columns]
+
+    def puts(self, changes: Sequence[Change], at: int) -> list[dict[str, object]]:
+        names = self._names
+        return [dict(zip(names, row, strict=False)) for row in self._rows.whole_puts(changes, at, None)]
 
     def __call__(self, payload: bytes, unchanged: bytes) -> dict[str, object]:
         row: dict[str, object] = dict(zip(self._names, self._rows.values(payload), strict=True))
@@ -65,6 +72,17 @@ def row_json(schema: TableSchema, payload: bytes, unchanged: bytes = b"") -> dic
         DamagedRecord: the payload is no row of this layout.
     """
     return _row_json(schema)(payload, unchanged)
+
+
+def json_puts(schema: TableSchema, changes: Sequence[Change], at: int) -> list[dict[str, object]]:
+    """As `row_json`, of each change from `at` on that puts a whole row in this layout under its own key.
+
+    Args:
+        schema: the layout of the change at `at`; the first of another one ends them.
+        changes: some.
+        at: index of the first.
+    """
+    return _row_json(schema).puts(changes, at)
 
 
 def json_of_text(type_oid: int, text: str) -> object:
