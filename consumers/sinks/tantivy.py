@@ -56,6 +56,7 @@ from walbus.values import json_puts, row_json
 
 _REMEMBERED = 50_000
 _REMEMBERED_BYTES = 64 << 20
+_PUTS = frozenset((int(Op.INSERT), int(Op.UPDATE)))
 _encode = msgspec.json.Encoder().encode
 _NULL = msgspec.Raw(b"null")
 
@@ -255,8 +256,8 @@ class TantivySink:
 
         `replaces_equal` is 1 where a row replaces one of its own version too, else 0.
         """
-        layout = changes[at].schema
-        if layout is None:
+        layout, raw = changes[at].schema, changes[at].raw
+        if layout is None or raw.key is None or raw.op not in _PUTS:
             return 0
         known = self._layout(changes[at], marks)
         if known.id != layout.id or self._lacking:

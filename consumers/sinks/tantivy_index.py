@@ -96,8 +96,8 @@ def renamed_id(row_id: str, table: str) -> str:
 
 def texts_of(columns: Mapping[str, object]) -> list[str]:
     """The values of a row that are texts, which a search without a field looks in."""
-    texts = [one for one in columns.values() if type(one) is str or (type(one) is msgspec.Raw and _is_text(one))]
-    return [msgspec.json.decode(one) if type(one) is msgspec.Raw else one for one in texts]
+    plain = [msgspec.json.decode(v) if type(v) is msgspec.Raw and _is_text(v) else v for v in columns.values()]
+    return [value for value in plain if type(value) is str]
 
 
 def _is_text(json: msgspec.Raw) -> bool:

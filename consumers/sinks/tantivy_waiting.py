@@ -24,7 +24,7 @@ class RowDocument(
     msgspec.Struct,
     frozen=True,
     gc=False,
-    rename={"name": "_id", "table": "_table", "seq": "_seq", "mark": "_mark", "source": "_source"}.get,
+    rename={"name": "_id", "table": "_table", "seq": "_seq", "mark": "_mark", "source": "_source"},
 ):
     """A row's document: its fields as they are called in the index (`tantivy_index`); `source` as Base64, in JSON."""
 
