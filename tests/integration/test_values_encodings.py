@@ -13,26 +13,29 @@ from support.oracle import Oracle
 from support.zoo_log import row_changes_in
 from walbus.demo.postgres import EmbeddedPostgres
 
-#: All that PostgreSQL takes, by planes: everything but NUL and the surrogates.
-PLANES = [
-    "".join(chr(point) for point in range(max(1, first), first + 0x10000) if not 0xD800 <= point < 0xE000)
-    for first in range(0, 0x110000, 0x10000)
-]
+
+def all_planes() -> list[str]:
+    """All that PostgreSQL takes, by planes: everything but NUL and the surrogates."""
+    return [
+        "".join(chr(point) for point in range(max(1, first), first + 0x10000) if not 0xD800 <= point < 0xE000)
+        for first in range(0, 0x110000, 0x10000)
+    ]
 
 
 def test_every_legal_code_point_comes_as_it_is(
     database: Database, oracle: Callable[..., Oracle], open_folder: Path
 ) -> None:
+    planes = all_planes()
     database.execute("CREATE TABLE t (id int PRIMARY KEY, v text, vs text[], j jsonb)")
     with capturing(database.dsn, open_folder / "relay") as capture:
         truth = oracle()
         with database.connect() as session, session.cursor() as cursor:
-            rows = [(number, plane, list(plane[:300]), plane[:300]) for number, plane in enumerate(PLANES)]
+            rows = [(number, plane, list(plane[:300]), plane[:300]) for number, plane in enumerate(planes)]
             cursor.executemany("INSERT INTO t VALUES (%s, %s, %s, to_jsonb(%s::text))", rows)
         capture.caught_up()
     changes = [change.after for change, _ in row_changes_in(open_folder / "relay")]
-    assert [after and after["v"] for after in changes] == PLANES
-    assert [after and after["vs"] for after in changes] == [list(plane[:300]) for plane in PLANES]
+    assert [after and after["v"] for after in changes] == planes
+    assert [after and after["vs"] for after in changes] == [list(plane[:300]) for plane in planes]
     assert captured(open_folder / "relay") == truth.transactions()
 
 

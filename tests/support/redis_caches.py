@@ -8,6 +8,7 @@ cache.fill("public.items:1", seen, "value")  whether it was stored: not if the r
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from walbus.consumers.sinks.redis_scripts import FILL
 SLOTS = 16_384
 
 
+@cache
 def tags() -> list[str]:
     """By slot: the text that has a key lie there, made as the page for users says."""
     found: dict[int, str] = {}
@@ -30,12 +32,9 @@ def tags() -> list[str]:
     return [found[slot] for slot in range(SLOTS)]
 
 
-_TAGS = tags()
-
-
 def in_slot(key: str) -> tuple[str, str]:
     """The keys that the version and the epoch of a cached key lie under on a cluster."""
-    tag = _TAGS[key_slot(key.encode())]
+    tag = tags()[key_slot(key.encode())]
     return f"walbus:test:v:{{{tag}}}:{key}", f"walbus:test:epoch:{{{tag}}}"
 
 

@@ -6,8 +6,6 @@ import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
-import pandas as pd
-import polars as pl
 import pytest
 
 from support.model_source import ModelSource, insert, items_layout
@@ -55,6 +53,8 @@ def window() -> Window:
 
 
 def test_polars_has_every_value() -> None:
+    import polars as pl
+
     ((table, frame),) = Delivered(window(), "online", None).to_polars()
     assert table == "public.t"
     assert isinstance(frame, pl.DataFrame)
@@ -65,6 +65,8 @@ def test_polars_has_every_value() -> None:
 
 
 def test_pandas_has_every_value_and_no_float_in_place_of_an_integer() -> None:
+    import pandas as pd
+
     ((table, frame),) = Delivered(window(), "online", None).to_pandas()
     assert table == "public.t"
     assert isinstance(frame, pd.DataFrame)
