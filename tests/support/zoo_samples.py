@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 LONG_NUMBER = "7" * 4000 + "." + "3" * 4000
-# About a megabyte each, which does not compress well: it repeats itself farther on than PostgreSQL looks for repetitions.
+# About a megabyte each, which does not compress well: PostgreSQL looks for repetitions nearer than they are.
 PROSE = ("".join(chr(0x21 + i * 7919 % 0x2000) for i in range(0x2000)) * 49)[:400_000]
 LARGE_BYTES = "\\x" + (bytes(i * 2654435761 >> 7 & 0xFF for i in range(0x8000)).hex() * 31)[:2_000_000]
 NAMES_TO_QUOTE = ["pg_class", "pg_type", '"a table".b', 'zoo."sp ace"', 'zoo."do.t""q"', 'zoo."select"', 'zoo."Mixed"']
