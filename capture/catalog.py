@@ -54,7 +54,7 @@ _FINGERPRINT: LiteralString = """
          FROM pg_attribute WHERE attnum > 0 AND attrelid IN (SELECT oid FROM pg_class WHERE {of_users})),
         (SELECT bit_xor(hash_record_extended((inhrelid, inhparent, xmin), 0)) FROM pg_inherits),
         (SELECT bit_xor(hash_record_extended((indexrelid, xmin), 0)) FROM pg_index
-         WHERE indrelid >= 16384 AND (indisprimary OR indisreplident)),
+         WHERE (indisprimary OR indisreplident) AND indrelid IN (SELECT oid FROM pg_class WHERE {of_users})),
         (SELECT bit_xor(hash_record_extended((oid, xmin), 0)) FROM pg_type
          WHERE oid >= 16384 AND typtype <> 'c' AND typelem = 0),
         (SELECT bit_xor(hash_record_extended((oid, xmin), 0)) FROM pg_enum),
