@@ -17,7 +17,8 @@ TOLD_APART = [
     ("ALTER PUBLICATION walbus SET (publish = 'insert')", 14),
     ("ALTER PUBLICATION walbus DROP TABLE thin; ALTER PUBLICATION walbus ADD TABLE thin", 14),
     ("ALTER PUBLICATION walbus ADD TABLES IN SCHEMA other", 15),
-    ("ALTER TABLE t RENAME TO tt; ALTER TABLE tt RENAME TO t; TRUNCATE thin", 14),
+    ("ALTER TABLE thin RENAME TO slim", 14),
+    ("TRUNCATE slim", 14),
     ("ALTER TABLE t RENAME n TO m", 14),
     ("ALTER TABLE t ALTER v TYPE varchar(20)", 14),
     ("ALTER TYPE pair ADD ATTRIBUTE c int", 14),
@@ -30,7 +31,7 @@ TOLD_APART = [
     ("ALTER TABLE parts DETACH PARTITION p1", 14),
     ("ALTER TABLE parts ATTACH PARTITION p1 FOR VALUES FROM (0) TO (10)", 14),
     ("CREATE TABLE unpublished (id int PRIMARY KEY)", 14),
-    ("DROP TABLE thin", 14),
+    ("DROP TABLE slim", 14),
 ]
 
 UNSEEN = [
