@@ -124,7 +124,9 @@ def test_a_report_beyond_the_logs_own_end_is_refused(relay: Relay, tmp_path: Pat
     assert held_at(relay.engine.folder) == tip.position
 
 
-def test_a_report_that_trickles_is_too_large_or_makes_no_sense_is_refused(relay: Relay, monkeypatch) -> None:
+def test_a_report_that_trickles_is_too_large_or_makes_no_sense_is_refused(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("walbus.relay.request_body._SECONDS", 0.2)
     nested = b'{"end":' * 2000  # more than a parser goes into
     reports = [(b"{", 100, 408), (b"{}", 1 << 20, 413), (nested, len(nested), 400), (b"\xff", 1, 400)]
