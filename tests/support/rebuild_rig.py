@@ -171,16 +171,6 @@ def looking_at(under_test: SinkUnderTest, table: str = "") -> Callable[[], Any]:
 
         path = Path(under_test.options["path"])
 
-        def look() -> tuple[int, int]:
-            """Again, if all of it went while it was opened: replaced by a copy, and dropped."""
-            while True:
-                folder = path.resolve()
-                try:
-                    return seen()
-                except ValueError:
-                    if path.resolve() == folder:
-                        raise
-
         def seen() -> tuple[int, int]:
             opened = tantivy.Index.open(str(path))
             searcher, term = opened.searcher(), tantivy.Query.term_query
@@ -188,7 +178,7 @@ def looking_at(under_test: SinkUnderTest, table: str = "") -> Callable[[], Any]:
             row = json.loads(bytes(searcher.doc(first).get_first("_source")))
             return _read((searcher.search(term(opened.schema, "_table", ITEMS), 1).count, row["name"]))
 
-        yield look
+        yield lambda: _while_replaced(seen, path.resolve, (ValueError,))
 
     @contextmanager
     def topics() -> Iterator[Look]:
@@ -196,21 +186,27 @@ def looking_at(under_test: SinkUnderTest, table: str = "") -> Callable[[], Any]:
 
         reader = reader_of(under_test)
 
-        def look() -> tuple[int, int]:
-            """Topics that are dropped while they are read have others in their place, which are read then."""
-            while True:
-                now = reader.turned()
-                try:
-                    rows = {row["id"]: row for row in now.rows(ITEMS)}
-                    return _read((len(rows), rows[0]["name"]))
-                except (AssertionError, KeyError):
-                    if reader.turned() == now:
-                        raise
+        def seen() -> tuple[int, int]:
+            rows = {row["id"]: row for row in reader.turned().rows(ITEMS)}
+            return _read((len(rows), rows[0]["name"]))
 
-        yield look
+        yield lambda: _while_replaced(seen, reader.turned, (AssertionError, KeyError))
 
     looks = {"sqlite": sqlite, "postgres": postgres, "redis": redis_server, "tantivy": index, "kafka": topics}
     return looks.get(under_test.name, search)
+
+
+def _while_replaced(
+    look: Callable[[], tuple[int, int]], place: Callable[[], object], gone: tuple[type[Exception], ...]
+) -> tuple[int, int]:
+    """Looks again, if what it looked at went meanwhile: replaced by another one, and dropped."""
+    while True:
+        before = place()
+        try:
+            return look()
+        except gone:
+            if place() == before:
+                raise
 
 
 def _read(row: Any) -> tuple[int, int]:
