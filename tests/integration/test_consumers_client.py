@@ -145,7 +145,7 @@ def test_a_loop_ends_when_another_thread_closes_its_bus(
         reader.start()
         wait_for(lambda: {"id": round_} in seen, what="it reads")  # noqa: B023  # called in this round alone
         (bus if round_ % 2 else subscription).close()
-        reader.join(10)
+        reader.join(60)
         bus.close()
         assert len(ended) == round_ + 1
     assert ended == [None] * 5
