@@ -250,17 +250,17 @@ class CatalogWatch:
             return
         if (state is before and not self.remembered.doubtful) or before.publication.oid != state.publication.oid:
             return  # under another publication changes were lost: that must stay known, or the next start would go on
-        self._state = state = with_former_names(before, state)
-        came = attached(before, state)
-        updates = "update" in state.publication.operations
-        reseeds = differences(before, state, without_rows(session, came, updates=updates) if came else ())
-        stale = session.info.server_version < LOOKS_AGAIN_SINCE and regrouped(before, state)
+        self._state = now = with_former_names(before, state)
+        came = attached(before, now)
+        updates = "update" in now.publication.operations
+        reseeds = differences(before, now, without_rows(session, came, updates=updates) if came else ())
+        stale = session.info.server_version < LOOKS_AGAIN_SINCE and regrouped(before, now)
         if self.remembered.doubtful:
-            reseeds, stale = with_partitioned(reseeds, state), True
+            reseeds, stale = with_partitioned(reseeds, now), True
         if reseeds or stale:
-            self._pending = Due(moment.lsn, moment.snapshot, reseeds, state, stale)
+            self._pending = Due(moment.lsn, moment.snapshot, reseeds, now, stale)
         else:
-            self._keep(lambda: self.remembered.keep(state))
+            self._keep(lambda: self.remembered.keep(now))
 
     def _remember_told(self) -> None:
         with self._lock:
