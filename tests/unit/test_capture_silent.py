@@ -15,7 +15,7 @@ from walbus.capture.definition import (
     TableState,
     TypeState,
 )
-from walbus.capture.silent import Reason, Reseed, attached, differences, with_former_names
+from walbus.capture.silent import Reason, Reseed, attached, differences, with_former_names, with_partitioned
 
 OID = 16400
 PUBLICATION = PublicationState(
@@ -185,6 +185,17 @@ def test_a_label_is_told_where_it_was_renamed_and_not_where_it_is_new():
     assert reasons(World(types=worlds[1].types), World(types=worlds[2].types)) == []  # nobody uses it
 
 
+def test_a_type_under_domains_counts_and_one_that_is_gone_changes_nothing():
+    small = TypeState("public", "small", 23, (0,), {}, False)
+    tiny = TypeState("public", "tiny", 20000, (0,), {}, False)
+    types = {20000: small, 20001: tiny}
+    plain, domain = World(types=types), World({"columns": (column(1), column(2, type=20001))}, types=types)
+    assert reasons(plain, domain) == reasons(domain, plain) == []
+    other = World({"columns": (column(1), column(2, type=20001))}, types={**types, 20000: enum_type("a")})
+    assert reasons(plain, other) == [Reason.RETYPED]
+    assert reasons(World(types={20000: enum_type("a")}), World()) == []
+
+
 def test_types_that_are_made_of_each_other_end():
     ring = {20000: TypeState("public", "a", 0, (20001,), {"1": "20001"}, False),
             20001: TypeState("public", "b", 0, (20000,), {"1": "20000"}, False)}  # fmt: skip
@@ -262,6 +273,23 @@ def test_only_partitions_that_came_with_an_attached_one_are_asked():
     assert attached(root(one).state(), root(one, made).state()) == {}
     assert attached(root(one, made).state(), root(one).state()) == {}
     assert attached(World().state(), World({"files": (file(inherited=6),)}).state()) == {}
+
+
+def test_a_roots_new_column_is_told_where_rows_of_a_partition_have_its_default():
+    wide = (column(1), column(2), column(3))
+    before = World({"kind": "p", "files": (file(2, inherited=5),)})
+    for missing, told in ((True, [Reason.COLUMN_ADDED]), (False, [])):
+        columns = ((1, 5, False), (2, 5, False), (3, 9, missing))
+        after = World({"kind": "p", "columns": wide, "files": (file(2, inherited=5, columns=columns),)})
+        assert reasons(before, after) == told
+
+
+def test_where_a_session_is_in_doubt_every_table_is_told_whose_rows_depend_on_partitions():
+    told = (Reseed(OID, Reason.ROW_FILTER, "its row filter changed"),)
+    for table, added in (({"kind": "p"}, 1), ({"files": (file(inherited=5),)}, 1), ({}, 0)):
+        state = World(table).state()
+        assert len(with_partitioned((), state)) == added
+        assert with_partitioned(told, state) == told
 
 
 def test_a_partitions_file_may_have_been_truncated_without_an_event():
