@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.relay_log import FileEngine, UnsyncedFiles, commits, read_all
+from support.relay_log import FileEngine, UnsyncedFiles, commits, read_all, transaction
 from support.seed import announced_seed
 from support.waiting import wait_for
 from support.well_formed_log import fill_well, findings_of
@@ -169,4 +169,28 @@ def test_a_writer_that_was_taken_over_is_told_though_it_has_nothing_to_sync(tmp_
     for call in (writer.sync, writer.sync, lambda: writer.trim(0)):
         with pytest.raises((Fenced, LogError), match="was taken over by writer epoch 2"):
             call()
+    engine.close()
+
+
+class OvertakenFiles(UnsyncedFiles):
+    """Files under which a sync takes so long that another writer takes over meanwhile."""
+
+    def __init__(self) -> None:
+        self.take_over: Callable[[], None] = lambda: None
+
+    def fdatasync(self, fd: int) -> None:
+        super().fdatasync(fd)
+        self.take_over()
+
+
+def test_a_writer_that_is_taken_over_in_the_middle_of_a_sync_confirms_nothing_of_it(tmp_path):
+    """No later call has to find out: what this one returned would be confirmed."""
+    engine = engine_at(tmp_path / "log")
+    engine.files = files = OvertakenFiles()
+    writer = engine.open_writer()
+    fill_well(writer, 3)
+    writer.append(transaction(64))
+    files.take_over = lambda: writer._lease.control.supersede(2)
+    with pytest.raises(Fenced):
+        writer.sync()
     engine.close()
