@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 from schemathesis import Case
 
 from support.described_server import TRIES, as_sent, check_answer, check_routes, operations, query_parameters, takes
+from support.guarded_relay import GuardedRelay
 from support.relay_log import table_schema
 from support.relay_server import Relay, rows_of
 from support.waiting import wait_for
@@ -39,6 +40,21 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     wait_for(lambda: made.get("/readyz")[0] == 200, what="the server to find the log")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedRelay]:
+    tokens = {"narrow": ["public.orders"], "all": ["*.*"], "metrics": [], "admin": []}
+    with GuardedRelay(tmp_path_factory.mktemp("guarded"), tokens, required_standbys=("b",)) as made:
+        yield made
+
+
+def without_waiting(case: Case) -> None:
+    """Asks for an answer that has an end, and comes at once."""
+    if case.path in {"/v1/stream", "/v1/chain/stream"}:
+        case.query = {**(case.query or {}), "follow": "false"}
+    if case.path.endswith("/wait"):
+        case.query = {**(case.query or {}), "timeout": "0"}
 
 
 def test_the_document_has_the_servers_routes_and_no_others(tmp_path: Path):
@@ -69,13 +85,32 @@ def test_the_server_answers_as_the_document_says(relay, operation):
     @TRIES
     @given(case=operation.as_strategy())
     def answers(case: Case) -> None:
-        if case.path in {"/v1/stream", "/v1/chain/stream"}:
-            case.query = {**(case.query or {}), "follow": "false"}  # without an end: below
-        if case.path.endswith("/wait"):
-            case.query = {**(case.query or {}), "timeout": "0"}
+        without_waiting(case)  # streams without an end: below
         response = case.call(base_url=f"http://127.0.0.1:{relay.port}", timeout=20)
         late = case.path.endswith("/wait") and response.status_code == 504  # what the client asked for, and no failure
         check_answer(case, response, may_fail=late)
+
+    answers()
+
+
+@pytest.mark.parametrize("operation", operations(DOCUMENT), ids=lambda operation: operation.label)
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+def test_a_server_with_tokens_and_a_required_standby_answers_as_the_document_says(guarded, operation):
+    unknown = "Bearer wbt_" + "A" * 43
+
+    @settings(TRIES, max_examples=8)
+    @given(case=operation.as_strategy())
+    def answers(case: Case) -> None:
+        without_waiting(case)
+        if "standbys" in case.path:
+            case.path_parameters = {"name": "b"}
+        for token in ("", unknown, *(f"Bearer {one}" for one in guarded.tokens.values())):
+            case.headers = {**(case.headers or {}), "Authorization": token} if token else case.headers
+            response = case.call(base_url=f"http://127.0.0.1:{guarded.port}", timeout=20)
+            late = case.path.endswith("/wait") and response.status_code == 504
+            check_answer(case, response, may_fail=late)
+            known = token not in {"", unknown} or (not token and operation.path in {"/healthz", "/readyz"})
+            assert (response.status_code != 401) == known, (token, response.status_code)
 
     answers()
 
