@@ -13,6 +13,7 @@ A table that is there already, and is not among these, is somebody else's and ne
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 
 import psycopg
@@ -116,23 +117,31 @@ class TargetSchema:
 
     def __init__(self, session: PostgresSession, consumer: str, namespace: str) -> None:
         self._session, self._consumer, self._namespace = session, consumer, namespace
-        self._tables = {table.oid: table for table in stored_tables(session, consumer)}
-        self._check_columns()
+        self._tables = {table.oid: table for table in self._stored()}
         lacking = session.run("SELECT oid, key FROM _walbus.lacking WHERE consumer = $1", [consumer])
         self._lacking: set[tuple[int, bytes]] = {(int(str(oid)), bytes(key)) for oid, key in lacking}  # type: ignore[call-overload]
 
-    def _check_columns(self) -> None:
+    def _stored(self) -> list[ReplicaTable]:
+        """The tables of the replica, whose columns are there; a rebuild may swap them just while they are read."""
+        stored = stored_tables(self._session, self._consumer)
+        while (wrong := self._changed_by_others(stored)) is not None:
+            before, stored = stored, stored_tables(self._session, self._consumer)
+            if stored == before:
+                raise wrong
+        return stored
+
+    def _changed_by_others(self, stored: Iterable[ReplicaTable]) -> SinkRefused | None:
         found = {
             (namespace, name): set(columns)  # type: ignore[call-overload]
             for namespace, name, columns in self._session.run(_COLUMNS, [self._consumer])
         }
-        for table in self._tables.values():
-            expected = set(table.names)
+        for table in stored:
             columns = found.get((table.namespace, table.name))
             if columns is None:
-                raise self._changed(table, "is gone")
-            if missing := expected - columns:
-                raise self._changed(table, f"has lost columns: {', '.join(sorted(missing))}")
+                return self._changed(table, "is gone")
+            if missing := set(table.names) - columns:
+                return self._changed(table, f"has lost columns: {', '.join(sorted(missing))}")
+        return None
 
     def _changed(self, table: ReplicaTable, what: str) -> SinkRefused:
         mend = (
