@@ -10,6 +10,7 @@ import threading
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
+import msgspec
 import psycopg
 import pytest
 from structlog.testing import capture_logs
@@ -19,6 +20,7 @@ from support.database import fresh_database
 from support.log_view import log_records, raw_changes
 from support.reseed_events import look_quickly, remembered, reseeds, wait_remembered
 from support.waiting import wait_for
+from walbus.capture.definition import CatalogState
 from walbus.capture.steps import Step, StepPolicy, Stream
 from walbus.events import Change
 from walbus.position import ORIGIN
@@ -279,8 +281,9 @@ def test_whoever_is_killed_before_it_told_tells_it_in_its_next_life(database, fo
 
 def remembered_partitions(folder):
     """OIDs of the partitions of published tables, as they were told."""
-    tables = json.loads(remembered(folder))["state"]["tables"].values()
-    return {file["oid"] for table in tables if table["kind"] == "p" for file in table["files"]}
+    told = msgspec.json.decode(remembered(folder), type=dict[str, msgspec.Raw])["state"]
+    tables = msgspec.json.decode(told, type=CatalogState).tables.values()
+    return {file.oid for table in tables if table.kind == "p" for file in table.files}
 
 
 def test_a_slot_that_went_back_to_before_an_attach_has_it_told_again(own_pg_server, pg_version, folder, quick):
