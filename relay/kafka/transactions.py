@@ -183,7 +183,8 @@ class Transactions:
         assert producer is not None  # noqa: S101 - `_settled` made one
         try:
             self._send_all(producer)
-            producer.flush(self._clients.settings.answer_seconds)
+            if producer.flush(self._clients.settings.answer_seconds):  # what of these is told later would be missed
+                raise self._clients.unreachable("messages are not acknowledged")
             if self._untold:
                 raise self._clients.unreachable("a message is acknowledged, but not where it lies")
             self.doubtful = True

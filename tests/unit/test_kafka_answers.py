@@ -32,6 +32,7 @@ class Clients(ClusterClients):
         super().__init__(ClusterSettings("127.0.0.1:1", "log", answer_seconds=answer_seconds))
         self._offsets, self.delivered = iter(offsets), delivered
         self.committed = self.flushed = 0  # how often
+        self.slow = False  # nothing is acknowledged in time
 
     @property
     def admin(self):
@@ -63,6 +64,8 @@ class _Producer:
 
     def flush(self, _seconds):
         self._clients.flushed += 1
+        if self._clients.slow:
+            return len(self._reports)
         while self._reports:
             self._reports.pop(0)()
         return 0
@@ -106,6 +109,17 @@ def test_a_transaction_whose_messages_were_acknowledged_without_offsets_is_not_c
         sender.commit()
     assert (sender.doubtful, sender.bytes, clients.committed) == (False, 5, 0)
     clients.delivered = 4
+    sender.commit()
+    assert (sender.doubtful, sender.bytes, clients.committed) == (False, 0, 1)
+
+
+def test_a_transaction_whose_messages_are_acknowledged_too_late_is_not_committed():
+    clients = Clients(itertools.cycle([0, 5]), delivered=4)
+    sender, clients.slow = sending(clients), True
+    with pytest.raises(LogUnreachable, match="messages are not acknowledged"):
+        sender.commit()
+    assert (sender.doubtful, sender.bytes, clients.committed) == (False, 5, 0)
+    clients.slow = False
     sender.commit()
     assert (sender.doubtful, sender.bytes, clients.committed) == (False, 0, 1)
 
