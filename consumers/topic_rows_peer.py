@@ -19,7 +19,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 from walbus.consumers.checkpoint import Following, Point, load_checkpoint
 from walbus.consumers.kafka_asking import asking
 from walbus.consumers.record_stream import RecordStream
-from walbus.consumers.sinks.kafka_reading import Committed, Place, ends_of, read_committed
+from walbus.consumers.sinks.kafka_reading import Committed, read_committed
 from walbus.consumers.sinks.kafka_restoring import RecordTaker, reading_maker
 from walbus.consumers.sinks.kafka_rows import RowCopy
 from walbus.consumers.sinks.kafka_state import SinkState, SinkTable
@@ -242,7 +242,7 @@ class _TopicStream(RecordStream):
         """The last record of each key, up to where the topic ends now."""
         taking = RecordTaker(self._state.state, rows, self._maker)
         begin = {(self._table.topic, number): 0 for number in range(self._table.partitions)}
-        for record in read_committed(self._clients, begin, self._ends(begin)):
+        for record in read_committed(self._clients, begin, open_too=True):
             if self._over.is_set():
                 return
             key = record.headers.get("walbus.key", b"")
@@ -257,14 +257,6 @@ class _TopicStream(RecordStream):
             raise RelayUnavailable(what, where=self._where, mend=mend)
         if self._state.place().log_id != self._place.log_id:
             raise RelayUnavailable("the topics are written from another log by now", where=self._where)
-
-    def _ends(self, places: Collection[Place]) -> dict[Place, int]:
-        """What the writer's checkpoint told of lies before these, be it marked as committed there or not yet."""
-        deadline = time.monotonic() + self._clients.settings.answer_seconds
-        while min((ends := ends_of(self._clients, places, committed=False)).values()) < 0:
-            if time.monotonic() > deadline or self._over.wait(_LOOK_SECONDS):
-                raise RelayUnavailable("the ends of partitions are not told", where=self._where)
-        return ends
 
     def _await_layout(self, record: Committed) -> None:
         """Until a record's layout is known: that is told in the same transaction, in another partition."""

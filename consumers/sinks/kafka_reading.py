@@ -36,13 +36,16 @@ class Committed(NamedTuple):
     time: int
 
 
-def ends_of(clients: ClusterClients, places: Collection[Place], *, committed: bool) -> dict[Place, int]:
+def ends_of(
+    clients: ClusterClients, places: Collection[Place], *, committed: bool, needs: str = ""
+) -> dict[Place, int]:
     """Where partitions end now; negative where no leader told it.
 
     Args:
         clients: of the cluster.
         places: asked for.
         committed: for those who read what is committed; else with what is open yet.
+        needs: what it takes, for the error.
 
     Raises:
         LogUnreachable: the cluster does not answer.
@@ -51,7 +54,7 @@ def ends_of(clients: ClusterClients, places: Collection[Place], *, committed: bo
     from confluent_kafka import IsolationLevel, TopicPartition  # noqa: PLC0415
     from confluent_kafka.admin import OffsetSpec  # noqa: PLC0415
 
-    with clients.asking("the ends of partitions are not told"):
+    with clients.asking("the ends of partitions are not told", needs):
         asked = clients.admin.list_offsets(
             {TopicPartition(topic, number): OffsetSpec.latest() for topic, number in places},
             isolation_level=IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED,
@@ -64,17 +67,18 @@ def ends_of(clients: ClusterClients, places: Collection[Place], *, committed: bo
 
 
 def read_committed(
-    clients: ClusterClients, begin: Mapping[Place, int], through: Mapping[Place, int] | None = None
+    clients: ClusterClients, begin: Mapping[Place, int], *, open_too: bool = False
 ) -> Iterator[Committed]:
-    """All committed records of partitions from offsets on, of each partition in its order.
+    """All committed records of partitions from offsets on, of each partition in its order, up to where they end now.
 
-    It ends once each partition was read to its end. The writer's own last transaction must be over by then.
+    The ends are asked for first: a broker that has just become a leader may not know yet how far its partition is
+    committed, and tells that to who asks, but not to who reads.
 
     Args:
         clients: of the cluster.
         begin: the first offset of each.
-        through: offsets that they are read to at least, as who is not the writer needs: what is committed is in one
-            partition before it is in another.
+        open_too: up to the end of what is not committed yet, which is waited for, as who is not the writer needs: what
+            is committed is in one partition before it is in another.
 
     Raises:
         LogUnreachable: nothing comes.
@@ -84,8 +88,9 @@ def read_committed(
 
     if not begin:
         return
-    left = set(begin)
     needs = f"Read on the topics {', '.join(sorted({topic for topic, _ in begin}))}"
+    through = _told_ends(clients, begin, committed=not open_too, needs=needs)
+    left = set(begin)
     seconds = clients.settings.answer_seconds
     consumer = clients.consumer(wait_seconds=_WAIT_SECONDS)
     try:
@@ -104,7 +109,7 @@ def read_committed(
                     yield _committed(message)
                 elif error.code() == KafkaError._PARTITION_EOF:
                     place = (str(message.topic()), int(message.partition() or 0))
-                    if through is None or int(message.offset() or 0) >= through[place]:
+                    if int(message.offset() or 0) >= through[place]:
                         left.discard(place)
                 elif error.fatal() or error.code() not in _passing():
                     if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
@@ -112,6 +117,16 @@ def read_committed(
                     raise clients.told("topics cannot be read", error, needs)
     finally:
         consumer.close()
+
+
+def _told_ends(clients: ClusterClients, places: Collection[Place], *, committed: bool, needs: str) -> dict[Place, int]:
+    """As `ends_of`, once every leader has told it."""
+    deadline = time.monotonic() + clients.settings.answer_seconds
+    while min((ends := ends_of(clients, places, committed=committed, needs=needs)).values()) < 0:
+        if time.monotonic() > deadline:
+            raise clients.unreachable("the ends of partitions are not told")
+        time.sleep(_WAIT_SECONDS)
+    return ends
 
 
 def _committed(message: Message) -> Committed:

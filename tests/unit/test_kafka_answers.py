@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException
 
+from walbus.consumers.sinks.kafka_reading import read_committed
 from walbus.consumers.sinks.kafka_sender import Sender
 from walbus.errors import Fenced, LogUnreachable
 from walbus.relay.kafka.cluster import ClusterClients, ClusterSettings, told_by
@@ -247,3 +248,34 @@ def test_a_fatal_error_that_a_message_meets_is_asked_for_and_told_as_what_it_is(
     with pytest.raises(kind, match=why):
         sender.commit()
     assert (sender.doubtful, sender.bytes) == (True, 5)
+
+
+class _Leader:
+    """A consumer of a leader that learns late how far its partition is committed; `offsets` of what it gives."""
+
+    def __init__(self, *offsets: int, ends: Iterable[int]) -> None:
+        self._told = [*((offset, None) for offset in offsets), *((end, KafkaError._PARTITION_EOF) for end in ends)]
+        self._told.sort(key=lambda one: (one[0], one[1] is None))
+
+    def poll(self, _seconds):
+        offset, error = self._told.pop(0)
+        return SimpleNamespace(
+            topic=lambda: "topic",
+            partition=lambda: 0,
+            offset=lambda: offset,
+            error=lambda: error and KafkaError(error),
+            key=lambda: b"key",
+            value=lambda: b"value",
+            headers=lambda: (),
+            timestamp=lambda: (1, 0),
+        )
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+
+@pytest.mark.parametrize("told", [[5], [OFFSET_INVALID, 5]], ids=["at once", "by the next leader"])
+def test_a_partition_is_read_to_the_end_that_its_leader_tells_and_not_to_where_that_one_reads_yet(told):
+    clients = Clients(told)
+    clients.consumer = lambda **_: _Leader(0, 1, 3, ends=[2, 5])
+    assert [record.next for record in read_committed(clients, {("topic", 0): 0})] == [1, 2, 4]
