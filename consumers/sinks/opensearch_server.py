@@ -49,6 +49,7 @@ _CONNECT_SECONDS = 5.0
 _LONGEST_PATH = 2_900  # servers take 4,096 bytes for method, path and parameters, and what is in between may take fewer
 _BULK_ATTEMPTS = 8  # some five seconds of back-off
 _OLDEST = {"opensearch": (1, 0), "elasticsearch": (7, 10)}
+_OF_ANOTHER = (400, 404, 405)  # as another kind of server answers who asks what it is
 
 _NO_INDEX = "index_not_found_exception"
 #: Types of errors that pass: whatever the status, what an operator or the cluster itself mends.
@@ -152,7 +153,7 @@ class OpenSearchServer:
         Raises:
             SinkRefused: it is something else, or too old.
         """
-        answer = self.ask("GET", "/")
+        answer = self.ask("GET", "/", accepted=_OF_ANOTHER)
         try:
             version = msgspec.json.decode(answer.body)["version"]
             kind = version.get("distribution", "elasticsearch")

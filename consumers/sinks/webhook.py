@@ -29,7 +29,7 @@ from walbus.consumers.checkpoint_store import FileCheckpointStore, replace_durab
 from walbus.consumers.refused_rows import RefusedRow, RowRefused, row_of
 from walbus.consumers.sinks.base import Batching, SinkOptions, SinkPlace, no_folder
 from walbus.consumers.sinks.lines import WindowLines, sweep_line
-from walbus.consumers.sinks.webhook_request import RequestRefused, WebhookClient, is_header, secret_bytes
+from walbus.consumers.sinks.webhook_request import OWN_HEADERS, RequestRefused, WebhookClient, is_header, secret_bytes
 from walbus.consumers.steps import Sweep
 from walbus.errors import InvalidText, SinkRefused, UsageError
 from walbus.events import Window
@@ -61,6 +61,8 @@ class WebhookOptions(SinkOptions):
                 raise ValueError(
                     f"{name!r} is no header: names and values are printable ASCII, without blanks around them"
                 )
+            if name.lower() in OWN_HEADERS:
+                raise ValueError(f"{name!r} is one that each request has already")
         return headers
 
     @field_validator("secret", "old_secret")

@@ -32,6 +32,11 @@ from walbus.errors import SinkRefused, SinkUnavailable
 
 _PREFIX = "whsec_"
 _LEAST_SECRET, _MOST_SECRET = 24, 64
+#: Headers of every request, in lower case.
+OWN_HEADERS = frozenset({
+    "host", "content-type", "content-length", "transfer-encoding", "user-agent",
+    "webhook-id", "webhook-timestamp", "webhook-signature",
+})  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST = ipaddress.IPv6Network("2000::/3")  # what is global of IPv6

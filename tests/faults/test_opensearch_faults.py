@@ -298,8 +298,16 @@ def test_no_password_is_in_any_error(tmp_path: Path) -> None:
         assert secret not in str(caught.value) + repr(caught.value)
 
 
-def test_another_kind_of_server_is_refused(tmp_path: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+class _Stranger(SimpleHTTPRequestHandler):
+    """A server of something else, which has nothing there."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+
+@pytest.mark.parametrize("stranger", [SimpleHTTPRequestHandler, _Stranger])
+def test_another_kind_of_server_is_refused(tmp_path: Path, stranger: type[SimpleHTTPRequestHandler]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), stranger) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         try:
             with pytest.raises(SinkRefused, match="this is no OpenSearch or Elasticsearch"):

@@ -446,6 +446,8 @@ def test_a_receiver_that_is_not_there_is_waited_for(
         ({"changes": 0}, "changes"),
         ({"headers": {"authorization": "Bearer c2hvcnQ\n"}}, "headers"),
         ({"headers": {"x y": "z"}}, "headers"),
+        ({"headers": {"Webhook-Id": "z"}}, "headers"),
+        ({"headers": {"content-length": "0"}}, "headers"),
         ({"headers": {"x": "\u00e9"}}, "headers"),
         ({"path": "x"}, "path"),
     ],
