@@ -8,7 +8,8 @@
 
 Each subscription is the very one of `walbus.consumers.client`, with its machine and parsers, on a thread of its own: so
 both read alike, and what blocks (sockets, the checkpoint's file) never blocks the event loop. A window that is asked
-for when the asking task is cancelled is not lost: the next one who asks gets it.
+for when the asking task is cancelled is not lost: the next one who asks gets it. What its thread has read already is
+handed over without it, while it has nothing to do.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, wraps
-from inspect import isawaitable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from pydantic import SecretStr
 
-from walbus.consumers.callback_effects import Handed, Steps
+from walbus.consumers.async_effects import Awaited, SubscriptionThread, drive
 from walbus.consumers.callback_loop import CallbackLoop
 from walbus.consumers.callbacks import STOP, AsyncCallbacks, Failures
 from walbus.consumers.called_feed import CalledFeed
@@ -39,7 +39,6 @@ from walbus.consumers.places import Place
 from walbus.consumers.read_your_writes import ConsumerPlace
 from walbus.consumers.subscription import CHECKPOINT_SECONDS, Subscription, closed
 from walbus.consumers.subscription_twin import SubscriptionTwin
-from walbus.events import Change
 from walbus.position import Position
 
 _Parameters = ParamSpec("_Parameters")
@@ -75,7 +74,7 @@ class AsyncSubscription(SubscriptionTwin):
 
     def __init__(self, subscription: Subscription) -> None:
         super().__init__(subscription)
-        self._thread = ThreadPoolExecutor(1, "walbus-subscription")
+        self._thread = SubscriptionThread()
         self._asked: Future[Delivery | None] | None = None
         self._closed = False
 
@@ -97,9 +96,14 @@ class AsyncSubscription(SubscriptionTwin):
         if self._asked is None:
             if self._closed:
                 raise closed()
-            self._asked = self._thread.submit(self._subscription._next, timeout)
+            self._asked = self._read() or self._thread.submit(self._subscription._next, timeout)
+        asked = self._asked
         try:
-            delivery = await asyncio.shield(asyncio.wrap_future(self._asked))
+            if asked.done():
+                await asyncio.sleep(0)  # other tasks have their turn, though everything may have been read
+                delivery = asked.result()
+            else:
+                delivery = await asyncio.shield(asyncio.wrap_future(asked))
         except asyncio.CancelledError:
             raise  # the future stays
         except BaseException:
@@ -107,6 +111,20 @@ class AsyncSubscription(SubscriptionTwin):
             raise
         self._asked = None
         return delivery
+
+    def _read(self) -> Future[Delivery | None] | None:
+        """What has been asked for, if that has been read."""
+        if (further := self._further()) is None:
+            return None
+        read = Future[Delivery | None]()
+        read.set_result(further)
+        return read
+
+    def _further(self) -> Delivery | None:
+        """The next delivery if it has been read, and nothing is under way that might lead elsewhere."""
+        if self._asked is not None or self._closed or not self._thread.idle:
+            return None
+        return self._subscription._further()
 
     async def run(
         self, callbacks: AsyncCallbacks, failures: Failures = STOP, *, checkpoint_seconds: float = CHECKPOINT_SECONDS
@@ -116,10 +134,10 @@ class AsyncSubscription(SubscriptionTwin):
         What is cancelled meanwhile calls `on_rollback` and `on_stop`, and comes again when it is run anew.
         """
         with CalledFeed(self._subscription, failures) as feed:
-            clock = asyncio.get_running_loop().time
-            effects = _Awaited(self._next_of_run, self.rewind, self._thread)
+            clock = self._subscription._clock.monotonic
+            effects = Awaited(self._next_of_run, self._further, self.rewind, self._thread)
             loop = CallbackLoop(callbacks, feed, effects, failures, feed.letters, checkpoint_seconds, clock)
-            await _drive(loop.steps())
+            await drive(loop.steps())
 
     async def _next_of_run(self, timeout: float) -> Delivery | None:
         """As `next`; None once it is closed too."""
@@ -138,7 +156,7 @@ class AsyncSubscription(SubscriptionTwin):
 
     async def _moved(self, move: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401  # those of the twin
         """Has the subscription moved; what was read before for somebody who was cancelled goes."""
-        await _Awaited(self.next, self.rewind, self._thread).call(move, *arguments)
+        await Awaited(self.next, self._further, self.rewind, self._thread).call(move, *arguments)
         self._asked = None
 
     async def close(self) -> None:
@@ -223,67 +241,6 @@ class AsyncGroupMember:
         self.require_outside()
         await asyncio.get_running_loop().run_in_executor(None, self._member.close)
         self._thread.shutdown(wait=False)
-
-
-@dataclass(frozen=True)
-class _Awaited:
-    """What blocks, called by the thread of a subscription."""
-
-    next: Callable[[float], Awaitable[Delivery | None]]
-    rewind: Callable[[], Awaitable[None]]
-    thread: ThreadPoolExecutor
-
-    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401  # whatever it is
-        """What a function gives."""
-        called = partial(function, *arguments)
-        try:
-            future = self.thread.submit(called)
-        except RuntimeError:  # the subscription was closed, and its thread does nothing any more
-            return await asyncio.get_running_loop().run_in_executor(None, called)
-        return await asyncio.wrap_future(future)
-
-    async def each(
-        self, on_change: Callable[..., Awaitable[None]], changes: Sequence[Change], window: Delivered
-    ) -> tuple[int, Exception | None]:
-        """Calls a consumer for one change after another: how many it took, and what it raised at the next one."""
-        taken = 0
-        try:
-            for change in changes:
-                await on_change(change, window)
-                taken += 1
-        except Exception as error:  # whatever a consumer's code raises
-            return taken, error
-        return taken, None
-
-    async def windows(self, calls: AsyncCallbacks, delivery: Delivery, _: Callable[[], bool]) -> Handed:
-        """Hands over a whole window; the next one is asked for by the subscription's thread."""
-        at: int | None = None
-        try:
-            await calls.on_window_start(delivery)
-            for at, change in enumerate(delivery.window.changes):  # noqa: B007  # told where it raises
-                await calls.on_change(change, delivery)
-            at = None
-            await calls.on_window_end(delivery)
-        except Exception as error:  # whatever a consumer's code raises
-            return Handed(None, delivery, at, error)
-        return Handed(delivery)
-
-
-async def _drive(steps: Steps) -> None:
-    """Takes the steps in this task."""
-    try:
-        call, arguments = next(steps)
-        while True:
-            try:
-                given = call(*arguments)
-                if isawaitable(given):
-                    given = await given
-            except BaseException as error:
-                call, arguments = steps.throw(error)
-            else:
-                call, arguments = steps.send(given)
-    except StopIteration:
-        pass
 
 
 def _with_parameters_of(

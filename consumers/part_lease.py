@@ -135,8 +135,10 @@ class LeasedSubscription(Subscription):
         return None
 
     def _further(self) -> Delivery | None:
-        """As that of `Subscription`; None while the lease is over."""
-        return super()._further() if self._lease.may_hand_on() else None
+        """As that of `Subscription`; None while the lease is over, and before what was read meanwhile."""
+        if self._withheld is not None or not self._lease.may_hand_on():
+            return None
+        return super()._further()
 
     def rewind(self) -> None:
         """As `Subscription.rewind`."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,9 +16,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from support.calling import awaited
 from support.log_in_portions import PortionedRelay
 from support.model_source import ITEMS, ModelSource, delete, insert, items_layout, update
-from walbus.consumers import Callbacks, ChangesRefused, DeadLetters, Delivered, Failures, MemoryCheckpointStore
+from walbus.consumers import (
+    AsyncSubscription,
+    Callbacks,
+    ChangesRefused,
+    DeadLetters,
+    Delivered,
+    Failures,
+    MemoryCheckpointStore,
+)
+from walbus.consumers.callbacks import STOP, AsyncCallbacks
 from walbus.consumers.checkpoint import Checkpoint, Following, Marks, Part, Point, dump_checkpoint, load_checkpoint
 from walbus.consumers.part_lease import LeasedSubscription, PartLease
 from walbus.consumers.phase_events import PhaseEvent
@@ -298,6 +311,19 @@ class Acting(Callbacks):
         self._called(("error", repr(error), change))
 
 
+def run_awaited(reading: Subscription, calls: Callbacks, failures: Failures = STOP) -> None:
+    """As `Subscription.run`, by the twin for asyncio."""
+
+    async def run() -> None:
+        twin = AsyncSubscription(reading)
+        try:
+            await twin.run(awaited(calls), failures)
+        finally:
+            await twin.close()
+
+    asyncio.run(run())
+
+
 _acts = st.dictionaries(
     st.integers(0, 60), st.sampled_from(["stop", "time passes", "time passes", "raise", "refuse", "seek"]), max_size=4
 )
@@ -315,17 +341,18 @@ def test_callbacks_checkpoints_and_ends_are_the_same(
 ) -> None:
     source = log_of(steps)
     seen = []
-    for way in ("together", "alone"):
+    for way, run in (("together", Subscription.run), ("alone", Subscription.run), ("together", run_awaited)):
         relay, store = PortionedRelay(source, sizes), KeptStore()
         calls, ended = Acting(relay, acts), ""
         with taken(way), subscription(relay, store, Path("/nowhere"), until) as calls.subscription:
             relay.at_end = calls.subscription.stop
             try:
-                calls.subscription.run(calls, Failures(policy, attempts=2, first_pause=0, longest_pause=0))
+                run(calls.subscription, calls, Failures(policy, attempts=2, first_pause=0, longest_pause=0))
             except (CallbackFailed, ValueError) as error:
                 ended = repr(error)
             seen.append((calls.calls, store.saved, ended, calls.subscription.has_uncommitted))
     assert seen[0] == seen[1]
+    assert seen[0] == seen[2]
 
 
 @given(_steps, _sizes, st.integers(1, 4), _until)
@@ -414,6 +441,94 @@ def test_nothing_of_a_run_is_given_when_the_lease_is_over(tmp_path: Path) -> Non
         assert reading._further() is None
         lease.renewed(30.0)
         assert seq_of(reading._further()) == 3
+
+
+def test_what_was_read_when_the_lease_ran_out_comes_before_the_rest_of_its_run(tmp_path: Path) -> None:
+    relay, store = PortionedRelay(log_of([("small", 1)] * 4), ONE_PORTION), KeptStore()
+    lease = PartLease(Part("0/2", 1), "runs.0-of-2", 1.0, 10.0, relay.clock.monotonic)
+    reading = LeasedSubscription(
+        session(relay, store.load()), cast(Any, store), cast(Reporter, Unheard()), Handing(tmp_path), lease
+    )
+    with reading, mock.patch.object(lease, "may_hand_on", mock.Mock(side_effect=[True, True, False, True, True, True])):
+        assert reading.next(1.0) is None  # the lease was over when it had been read
+        assert reading._further() is None
+        assert [seq_of(reading.next(1.0)), seq_of(reading._further())] == [1, 2]
+
+
+class Counting(AsyncCallbacks):
+    """Takes a millisecond for each change, and waits for nothing."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+
+    async def on_change(self, change: Change, window: Delivered) -> None:
+        self.changes += 1
+        time.sleep(0.001)
+
+
+def test_windows_that_have_come_together_are_awaited_without_the_thread(tmp_path: Path) -> None:
+    submitted: list[object] = []
+
+    async def read(calls: Counting, reading: Subscription) -> int:
+        turns, twin = 0, AsyncSubscription(reading)
+        submit = twin._thread.submit
+
+        async def others() -> None:
+            nonlocal turns
+            while not reading.ended:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.ensure_future(others())
+        with mock.patch.object(twin._thread, "submit", lambda *given: submitted.append(given) or submit(*given)):
+            await twin.run(calls)
+        await other
+        await twin.close()
+        return turns
+
+    calls, relay = Counting(), PortionedRelay(log_of([("small", 1)] * 300), ONE_PORTION)
+    with subscription(relay, KeptStore(), tmp_path) as reading:
+        relay.at_end = reading.stop
+        turns = asyncio.run(read(calls, reading))
+    assert calls.changes == 300
+    assert len(submitted) < 30, "one for each reading and checkpoint"
+    assert turns >= 20, "others have their turn now and then"
+
+
+def test_a_window_that_has_been_read_is_not_lost_with_a_cancelled_asker(
+    eight: tuple[Subscription, KeptStore],
+) -> None:
+    async def read() -> list[int | None]:
+        twin = AsyncSubscription(eight[0])
+        first = await twin.next(1.0)
+        asked = asyncio.ensure_future(twin.next(1.0))
+        await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        return [seq_of(first), seq_of(await twin.next(1.0)), seq_of(await twin.next(1.0))]
+
+    assert asyncio.run(read()) == [1, 2, 3]
+
+
+def test_nothing_is_handed_over_while_the_thread_of_a_subscription_may_lead_it_elsewhere(
+    eight: tuple[Subscription, KeptStore],
+) -> None:
+    reading, _ = eight
+    busy = threading.Event()
+
+    async def read() -> list[int | None]:
+        twin = AsyncSubscription(reading)
+        first = await twin.next(1.0)
+        moving = asyncio.wrap_future(twin._thread.submit(busy.wait, 60))
+        waiting = asyncio.ensure_future(twin.next(1.0))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        busy.set()
+        await moving
+        return [seq_of(first), seq_of(await waiting), seq_of(await twin.next(1.0))]
+
+    assert asyncio.run(read()) == [1, 2, 3]
 
 
 def test_parked_changes_and_those_behind_them_are_the_same(tmp_path: Path) -> None:
