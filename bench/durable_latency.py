@@ -25,7 +25,9 @@ _DEADLINE = 60.0
 
 
 class LogWatcher:
-    """Follows the log in a folder, and notes when each mark was durable."""
+    """Follows the log in a folder, and notes when each mark was durable, by `clock`."""
+
+    clock = staticmethod(time.perf_counter)
 
     def __init__(self, folder: Path) -> None:
         self.seen: dict[int, float] = {}
@@ -39,12 +41,16 @@ class LogWatcher:
     def _follow(self) -> None:
         while not self._stop.is_set():
             self._reader.wait(self._end, 0.5)
-            now = time.perf_counter()
+            now = self.clock()
             self._end = self._reader.bounds().end
             while records := self._cursor.read(1 << 20):
                 for record in records:
-                    for mark in MARK.findall(record):
-                        self.seen.setdefault(int(mark), now)
+                    self.note(record, now)
+
+    def note(self, record: bytes, now: float) -> None:
+        """A record that is durable since `now`."""
+        for mark in MARK.findall(record):
+            self.seen.setdefault(int(mark), now)
 
     def stop(self) -> None:
         """Ends following."""

@@ -1,6 +1,9 @@
 """What loads a relay in its benchmark: a writer that appends at a steady rate, and very many followers in one process.
 
-    python bench/relay_load.py FOLDER RATE SECONDS [WORD]     the writer; prints its figures as JSON
+    python bench/relay_load.py append FOLDER RATE SECONDS     the writer; prints its figures as JSON
+    python bench/relay_load.py follow PORT COUNT              followers; they say when they are connected, and follow
+                                                              until a line tells how many bytes there were, and
+                                                              their digest
 
 The writer stands in for capture: it appends what is due, makes it durable, and notes how long each transaction waited
 for that. A transaction's commit time is the moment at which it was appended, so that whoever receives it knows how old
@@ -17,6 +20,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +37,7 @@ _SEGMENT_BYTES = 64 << 20
 _RECORD = struct.Struct("<4xIxB54xq")  # length, kind, commit time
 _PROGRESS = int(Kind.PROGRESS)
 _BUFFER = 1 << 20
+_DEADLINE = 60.0
 
 
 def transaction(number: int, now: float, rows: int = 1) -> Piece:
@@ -123,6 +128,7 @@ class Followers:
         self.open: dict[int, Follower] = {}
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
+        self._chunk, self._told = b"", (b"", list[int]())
 
     def connect(self, count: int, query: str = "from=latest") -> None:
         """Opens connections, each with the head of its answer read."""
@@ -173,17 +179,23 @@ class Followers:
         follower.rest = data[at:]
 
     def _digest(self, follower: Follower, chunk: bytes, now: float) -> None:
-        length, kind, commit_time = _RECORD.unpack_from(chunk)
-        if kind == _PROGRESS:
-            return
-        follower.digest = google_crc32c.extend(follower.digest, chunk)
-        follower.received += len(chunk)
-        self.ages.append(now - commit_time / 1e6)
-        at = length
-        while self.every_record and at < len(chunk):
-            length, _, commit_time = _RECORD.unpack_from(chunk, at)
-            self.ages.append(now - commit_time / 1e6)
-            at += length
+        told, times = self._looked_at(chunk)
+        follower.digest = google_crc32c.extend(follower.digest, told)
+        follower.received += len(told)
+        self.ages += [now - commit_time / 1e6 for commit_time in times]
+
+    def _looked_at(self, chunk: bytes) -> tuple[bytes, list[int]]:
+        """A chunk without records of progress, and commit times in it; all followers get the same chunks."""
+        if chunk != self._chunk:
+            told, times, at = [], [], 0
+            while at < len(chunk):
+                length, kind, commit_time = _RECORD.unpack_from(chunk, at)
+                if kind != _PROGRESS:
+                    told.append(chunk[at : at + length])
+                    times.append(commit_time)
+                at += length
+            self._chunk, self._told = chunk, (b"".join(told), times if self.every_record else times[:1])
+        return self._told
 
 
 def request(port: int, path: str) -> bytes:
@@ -196,6 +208,38 @@ def request(port: int, path: str) -> bytes:
         connection.close()
 
 
-if __name__ == "__main__":
+def follow(port: int, count: int) -> dict[str, float]:
+    """Follows until standard input tells what there was to get.
+
+    Returns:
+        Bytes of the `least` and of the `most` advanced follower at that moment, seconds by which the last one was
+        `late`, and how many had got something `wrong`.
+
+    Raises:
+        RuntimeError: one fell behind for good.
+    """
+    with closing(Followers(port, every_record=False)) as crowd:
+        crowd.connect(count)
+        print("connected", flush=True)
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            crowd.turn(0.05)
+        size, digest = map(int, sys.stdin.readline().split())
+        begin, had = time.monotonic(), [follower.received for follower in crowd.open.values()]
+        while any(follower.received < size for follower in crowd.open.values()):
+            crowd.turn(0.05)
+            if time.monotonic() > begin + _DEADLINE:
+                raise RuntimeError("a follower fell behind for good")
+        late = time.monotonic() - begin
+        wrong = sum(follower.digest != digest for follower in crowd.open.values())
+    return {"least": min(had), "most": max(had), "late": late, "wrong": wrong}
+
+
+def _run(what: str, *arguments: str) -> dict[str, float]:
+    if what == "follow":
+        return follow(int(arguments[0]), int(arguments[1]))
     ask_for_short_slices()
-    print(json.dumps(append_steadily(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
+    return append_steadily(Path(arguments[0]), int(arguments[1]), float(arguments[2]))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run(*sys.argv[1:])))

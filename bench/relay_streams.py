@@ -3,8 +3,8 @@
 One reader: an unfiltered binary stream of a log that is in memory, against a bare `sendfile` of the same file to the
 same reader over the loopback, once as the system paces it and once as the relay has it. Followers: a writer appends at
 a steady rate, followers take every transaction; how old transactions are when they arrive, how long the writer waited
-for durability with and without followers, and what an idle follower adds to the relay's memory. All followers' digests
-must be that of the log.
+for durability, and what an idle follower adds to the relay's memory. All followers' digests must be that of the log.
+What they cost capture and its PostgreSQL is measured by `crowd_latency`.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ _REFERENCES: dict[str, Callable[[socket.socket], None]] = {
 
 def run(megabytes: int, followers: int, rate: int, seconds: int, rounds: int) -> list[Report]:
     """Measures one reader of `megabytes`, and up to `followers` followers of `rate` transactions a second."""
-    _raise_open_files()
+    raise_open_files()
     with tempfile.TemporaryDirectory(prefix="walbus-bench-") as name:
         folder = Path(name)
         return [_one_reader(folder / "reader", megabytes, rounds), _crowds(folder, followers, rate, seconds)]
 
 
-def _raise_open_files() -> None:
+def raise_open_files() -> None:
     """A thousand sockets, here and, by inheritance, in the relay."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -216,19 +216,15 @@ def _crowds(folder: Path, followers: int, rate: int, seconds: int) -> Report:
             "machine; all followers are one process. Every follower's digest is that of the log.",
         ],
     )
-    durable: dict[int, float] = {}
-    crowds = sorted({*_CROWDS, followers})
-    for count in (0, *crowds):
+    for count in (0, *sorted({*_CROWDS, followers})):
         place = folder / f"followers-{count}"
         place.mkdir()
-        durable[count] = _crowd(place, count, rate, seconds, report)
-    for count in crowds:
-        report.ratio(f"durable-with-followers/alone {count}", durable[count] / durable[0])
+        _crowd(place, count, rate, seconds, report)
     return report
 
 
-def _crowd(folder: Path, count: int, rate: int, seconds: int, report: Report) -> float:
-    """Measures one number of followers; the writer's p50 until a transaction is durable, in milliseconds."""
+def _crowd(folder: Path, count: int, rate: int, seconds: int, report: Report) -> None:
+    """Measures one number of followers."""
     log = folder / "relay"
     relay_load.append_steadily(log, rate, 0.1)  # a log must be there
     with running_relay(folder) as (port, pid):
@@ -252,7 +248,6 @@ def _crowd(folder: Path, count: int, rate: int, seconds: int, report: Report) ->
             f"With {count:,} followers the last one had everything {late * 1e3:,.0f} ms after the last append; "
             f"an idle follower added {idle / 1024:.1f} KB to the relay's memory."
         )
-    return figures["p50"]
 
 
 def _resident(pid: int) -> int:
@@ -268,7 +263,7 @@ def _idle(crowd: Followers, seconds: float) -> None:
 
 def _append_beside(log: Path, rate: int, seconds: int, crowd: Followers) -> dict[str, float]:
     """The writer's figures; the followers take what comes meanwhile."""
-    command = [sys.executable, relay_load.__file__, str(log), str(rate), str(seconds)]
+    command = [sys.executable, relay_load.__file__, "append", str(log), str(rate), str(seconds)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE)
     while writer.poll() is None:
         crowd.turn(0.05)

@@ -39,6 +39,7 @@ import consumers_callbacks
 import consumers_peers
 import consumers_postgres
 import consumers_sinks
+import crowd_latency
 import debezium
 import durable_latency
 import peak_memory
@@ -138,6 +139,7 @@ def main() -> None:
             relay_sizes.run(given.gigabytes),
             relay_decoding.run(given.transactions, given.rounds),
             *relay_streams.run(given.megabytes, given.followers, given.fast, given.seconds, given.rounds),
+            crowd_latency.run(given.followers, given.fast, given.seconds),
         ],
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
         "kafka": lambda: _kafka(given.changes, given.rounds),

@@ -9,8 +9,9 @@ member's transport. A member costs no cursor, no task that wakes up and no timer
 - A member whose peer has not taken what it was sent leaves before the feed reads on, with a fork of the feed's delivery
   as its own, and reads on by itself at its peer's pace until it is at the end again. It delays nobody. While a thread
   reads for the feed nobody joins and nobody leaves: the delivery is then ahead of what members were sent.
-- After each round the feed rests for as long as sending took. So rounds follow each change while followers are few, and
-  take many changes at once when they are many; and serving followers leaves at least half of a core to others.
+- After each round the feed rests for as long as sending took, and three times as long where that was long. So rounds
+  follow each change while followers are few, and take many changes at once when they are many; and serving a crowd
+  leaves at least three quarters of a core to others, of which capture may be one.
 
 Everything here runs on the event loop, save for reads of more than a few kilobytes.
 """
@@ -35,6 +36,8 @@ HEARTBEAT_SECONDS = 1.0
 INLINE_BYTES = 32 << 10
 
 _SHORT_ROUND = 0.001  # seconds; a shorter one needs no rest behind it
+_LONG_ROUND = 0.004  # seconds, of a crowd; the longest rest comes behind three times as much
+_MOST_REST = 3.0  # times what the round took
 _TRIES = 3  # to meet a stream at one place, while the log moves on
 
 StepOf = Callable[[Delivery], Awaitable[Step]]
@@ -151,8 +154,8 @@ class Feed:
         self._send(data)
         self._answer_asked()
         took = loop.time() - begun
-        if took > _SHORT_ROUND:
-            await asyncio.sleep(took)
+        if (rest := rest_behind(took)) > 0:
+            await asyncio.sleep(rest)
         if step.at_end:
             await wait_until(moved, self._heartbeat_at)
 
@@ -188,6 +191,13 @@ class Feed:
         for outlet, left in self._members.items():
             if not left.done():
                 outlet.put_framed(block)
+
+
+def rest_behind(took: float) -> float:
+    """Seconds for which a feed rests behind a round that took so many."""
+    if took <= _SHORT_ROUND:
+        return 0.0
+    return took * min(max(took / _LONG_ROUND, 1.0), _MOST_REST)
 
 
 def _settle(left: asyncio.Future[Delivery | None], outcome: Exception | None) -> None:
