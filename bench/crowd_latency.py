@@ -124,8 +124,8 @@ def _crowd(source: Source, folder: Path, port: int, count: int, side: _Side) -> 
         RuntimeError: one has not.
     """
     log = folder / "walbus" / "relay"
+    start = _settled(source, log)  # followers begin at the log's end, and nobody writes meanwhile
     with nullcontext() if not count else _following(port, count) as crowd:
-        start = _settled(source, log)
         yield
         end = _settled(source, log)
         if crowd is None:
@@ -160,9 +160,9 @@ def _settled(source: Source, log: Path) -> Position:
         end = time.monotonic() + _DEADLINE
         while connection.execute("SELECT FROM pg_stat_activity WHERE application_name = 'pgbench'").rowcount:
             time.sleep(0.01)
-        lsn = source.insert_lsn()
         connection.execute("UPDATE probe SET n = n + 1")
-        while reader.bounds().end.commit_lsn < lsn:
+        behind = source.insert_lsn()
+        while reader.bounds().end_lsn < behind:
             if time.monotonic() > end:
                 raise RuntimeError("capture did not get to the end of the load")
             time.sleep(0.01)

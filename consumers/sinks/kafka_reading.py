@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from walbus.errors import LogUnreachable
 from walbus.relay.kafka.cluster import ClusterClients
 
 if TYPE_CHECKING:
@@ -120,13 +121,19 @@ def read_committed(
 
 
 def _told_ends(clients: ClusterClients, places: Collection[Place], *, committed: bool, needs: str) -> dict[Place, int]:
-    """As `ends_of`, once every leader has told it."""
+    """As `ends_of`, once every leader has told it; one of a topic that was just made says first that it is none."""
     deadline = time.monotonic() + clients.settings.answer_seconds
-    while min((ends := ends_of(clients, places, committed=committed, needs=needs)).values()) < 0:
+    while True:
+        try:
+            ends = ends_of(clients, places, committed=committed, needs=needs)
+            why = clients.unreachable("the ends of partitions are not told")
+        except LogUnreachable as error:
+            ends, why = {}, error
+        if ends and min(ends.values()) >= 0:
+            return ends
         if time.monotonic() > deadline:
-            raise clients.unreachable("the ends of partitions are not told")
+            raise why
         time.sleep(_WAIT_SECONDS)
-    return ends
 
 
 def _committed(message: Message) -> Committed:

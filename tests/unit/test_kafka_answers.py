@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException
 
+from walbus.consumers.sinks import kafka_reading
 from walbus.consumers.sinks.kafka_reading import read_committed
 from walbus.consumers.sinks.kafka_sender import Sender
 from walbus.errors import Fenced, LogUnreachable
@@ -86,6 +87,37 @@ def test_an_end_of_a_topic_that_is_not_told_is_asked_for_again(none):
 def test_an_end_of_a_topic_that_is_never_told_is_a_cluster_out_of_reach():
     with pytest.raises(LogUnreachable, match="the ends of log are not told"):
         ends_of(Clients(itertools.cycle([0, OFFSET_INVALID]), answer_seconds=0.0), "log")
+
+
+class NewTopic(Clients):
+    """Clients of a cluster whose leaders of a topic do not know yet that they are."""
+
+    def __init__(self, answers: Iterable[int | Exception], **more: float) -> None:
+        super().__init__([], **more)
+        self._answers = iter(answers)
+
+    def list_offsets(self, asked, **_):
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        self._offsets = itertools.repeat(answer)
+        return super().list_offsets(asked)
+
+
+NO_LEADER = KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION))
+
+
+def test_ends_of_a_topic_that_was_just_made_are_asked_for_again():
+    answers = [NO_LEADER, OFFSET_INVALID, NO_LEADER, 7, 8]
+    clients = NewTopic(answers)
+    assert kafka_reading._told_ends(clients, [("log", 0)], committed=True, needs="") == {("log", 0): 7}
+    assert list(clients._answers) == [8]
+
+
+def test_ends_of_a_topic_that_nobody_leads_for_good_are_a_cluster_out_of_reach():
+    clients = NewTopic(itertools.repeat(NO_LEADER), answer_seconds=0.1)
+    with pytest.raises(LogUnreachable, match=r"the ends of partitions are not told: .*[Nn]ot leader"):
+        kafka_reading._told_ends(clients, [("log", 0)], committed=True, needs="")
 
 
 def sending(clients: Clients) -> Transactions:
