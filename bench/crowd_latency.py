@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,11 @@ import google_crc32c
 import psycopg
 
 import relay_load
-from capture_backlog import start_capture, until_free
-from commit_latency import PROBE, load, quantile
-from durable_latency import LogWatcher
+from commit_latency import load, quantile
+from durable_latency import LogWatcher, captured
 from relay_streams import raise_open_files, running_relay
 from report import Report
-from source import Source, open_server
+from source import Source
 from walbus.position import Position
 from walbus.records import Kind, read_header
 from walbus.relay import open_reader
@@ -34,6 +33,7 @@ from walbus.relay import open_reader
 _DEADLINE = 60.0
 _TURNS = 4
 _SETTLE_SECONDS = 2.0
+_LOADING = "SELECT FROM pg_stat_activity WHERE application_name = 'pgbench'"
 
 
 class AgeWatcher(LogWatcher):
@@ -83,12 +83,7 @@ def run(followers: int, rate: int, seconds: int) -> Report:
     )
     raise_open_files()
     sides = {0: _Side(), followers: _Side()}
-    with open_server() as (server, folder):
-        source = Source(server, "bench")
-        source.execute(PROBE)
-        source.execute("INSERT INTO probe VALUES (1, 0, ''); CREATE SEQUENCE events_id")
-        capture = start_capture(source, folder / "walbus")
-        capture.until(lambda: source.streams("walbus"), _DEADLINE)
+    with captured() as (source, folder):
         watcher = AgeWatcher(folder / "walbus" / "relay")
         with running_relay(folder / "walbus") as (port, _):
             for _ in range(_TURNS):
@@ -97,8 +92,6 @@ def run(followers: int, rate: int, seconds: int) -> Report:
                     with _crowd(source, folder, port, count, side), loaded:
                         side.note(_ages(watcher, seconds / _TURNS))
         watcher.stop()
-        capture.stop()
-        until_free(source)
     for count, side in sides.items():
         shown = f"{side.took(0.5):.2f}", f"{side.took(0.99):.2f}", f"{len(side.ages):,}", ", ".join(side.turns)
         report.row(f"{count:,}", *shown, f"{side.late * 1e3:,.0f}" if count else "")
@@ -157,16 +150,19 @@ def _following(port: int, count: int) -> Iterator[subprocess.Popen[str]]:
 def _settled(source: Source, log: Path) -> Position:
     """The log's end once it has all that was committed."""
     with psycopg.connect(source.dsn, autocommit=True) as connection, closing(open_reader(log)) as reader:
-        end = time.monotonic() + _DEADLINE
-        while connection.execute("SELECT FROM pg_stat_activity WHERE application_name = 'pgbench'").rowcount:
-            time.sleep(0.01)
+        _until(lambda: not connection.execute(_LOADING).rowcount, "pgbench's sessions did not end")
         connection.execute("UPDATE probe SET n = n + 1")
         behind = source.insert_lsn()
-        while reader.bounds().end_lsn < behind:
-            if time.monotonic() > end:
-                raise RuntimeError("capture did not get to the end of the load")
-            time.sleep(0.01)
+        _until(lambda: reader.bounds().end_lsn >= behind, "capture did not get to the end of the load")
         return reader.bounds().end
+
+
+def _until(done: Callable[[], bool], otherwise: str) -> None:
+    end = time.monotonic() + _DEADLINE
+    while not done():
+        if time.monotonic() > end:
+            raise RuntimeError(otherwise)
+        time.sleep(0.01)
 
 
 def _told(log: Path, start: Position, end: Position) -> tuple[int, int]:

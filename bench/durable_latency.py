@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -60,22 +62,31 @@ class LogWatcher:
         self._reader.close()
 
 
-def run(rate: int, seconds: int) -> Report:
-    """Measures for `seconds` at `rate` transactions a second."""
-    report = Report("durable-latency", "Latency of capture", ("from the commit to", "p50 ms", "p99 ms", "probes"))
+@contextmanager
+def captured() -> Iterator[tuple[Source, Path]]:
+    """A source with the table of `PROBE`, and capture that streams from it into `walbus` in the folder."""
     with open_server() as (server, folder):
         source = Source(server, "bench")
         source.execute(PROBE)
         source.execute("INSERT INTO probe VALUES (1, 0, ''); CREATE SEQUENCE events_id")
         capture = start_capture(source, folder / "walbus")
-        capture.until(lambda: source.streams("walbus"), _DEADLINE)
+        try:
+            capture.until(lambda: source.streams("walbus"), _DEADLINE)
+            yield source, folder
+        finally:
+            capture.stop()
+            until_free(source)
+
+
+def run(rate: int, seconds: int) -> Report:
+    """Measures for `seconds` at `rate` transactions a second."""
+    report = Report("durable-latency", "Latency of capture", ("from the commit to", "p50 ms", "p99 ms", "probes"))
+    with captured() as (source, folder):
         log, stream = LogWatcher(folder / "walbus" / "relay"), StreamWatcher(source)
         with load(source, rate, seconds, folder):
             pairs = _probe(source, log, stream, seconds)
         log.stop()
         stream.stop()
-        capture.stop()
-        until_free(source)
     durable, pipe = (sorted(column) for column in zip(*pairs, strict=True))
     for name, values in (("the durable log", durable), ("pg_recvlogical's pipe", pipe)):
         p50, p99 = (f"{quantile(values, share) * 1000:.1f}" for share in (0.5, 0.99))

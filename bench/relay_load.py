@@ -212,8 +212,7 @@ def follow(port: int, count: int) -> dict[str, float]:
     """Follows until standard input tells what there was to get.
 
     Returns:
-        Bytes of the `least` and of the `most` advanced follower at that moment, seconds by which the last one was
-        `late`, and how many had got something `wrong`.
+        Seconds by which the last one was `late`, and how many had got something `wrong`.
 
     Raises:
         RuntimeError: one fell behind for good.
@@ -224,14 +223,14 @@ def follow(port: int, count: int) -> dict[str, float]:
         while not select.select([sys.stdin], [], [], 0)[0]:
             crowd.turn(0.05)
         size, digest = map(int, sys.stdin.readline().split())
-        begin, had = time.monotonic(), [follower.received for follower in crowd.open.values()]
+        begin = time.monotonic()
         while any(follower.received < size for follower in crowd.open.values()):
             crowd.turn(0.05)
             if time.monotonic() > begin + _DEADLINE:
                 raise RuntimeError("a follower fell behind for good")
         late = time.monotonic() - begin
         wrong = sum(follower.digest != digest for follower in crowd.open.values())
-    return {"least": min(had), "most": max(had), "late": late, "wrong": wrong}
+    return {"late": late, "wrong": wrong}
 
 
 def _run(what: str, *arguments: str) -> dict[str, float]:
