@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from walbus.capture.changes import ChangeMessage, packed_changes
+from walbus.capture.changes import ChangeMessage, put_changes
 from walbus.capture.epochs import epoch_piece, switches_between
 from walbus.capture.messages import (
     Begin,
@@ -202,7 +202,12 @@ class Assembler:
         """
         if self._repeats.sees_begins and data[offset : offset + 1] == b"B":
             self._see(decode(data, offset))
-        if self._core.feed(data, offset) or (self._repeated and data[offset : offset + 1] in _CHANGE_KINDS):
+        if not self._core.feed(data, offset):
+            self.take_left(data, offset)
+
+    def take_left(self, data: bytes, offset: int) -> None:
+        """As `feed`, of a message that the core has left."""
+        if self._repeated and data[offset : offset + 1] in _CHANGE_KINDS:
             return
         self._repeats.passed(self._core.end)
         try:
@@ -363,8 +368,7 @@ class Assembler:
 
     def _change(self, message: ChangeMessage) -> None:
         if self._takes_change():
-            for change, bit in packed_changes(message, self._tables, self._core.next_delta):
-                self._core.add(change, bit)
+            put_changes(message, self._tables, self._core)
 
     def _message(self, message: LogicalMessage) -> None:
         if message.transactional:

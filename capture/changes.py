@@ -9,65 +9,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from walbus.capture.messages import Delete, Insert, LogicalMessage, Truncate, Update
 from walbus.capture.rows import pack_row
 from walbus.capture.tables import Tables
 from walbus.errors import ProtocolError
+from walbus.native.interface import Core
 from walbus.records import ChangeFlag, Op, pack_change
 
 ChangeMessage: TypeAlias = Insert | Update | Delete | Truncate | LogicalMessage
 
 
-def packed_changes(
-    message: ChangeMessage, tables: Tables, next_delta: Callable[[], int]
-) -> Iterator[tuple[bytes, int]]:
-    """The changes that a message makes, each with its table's bit; each to be added before the next is asked for.
+def put_changes(message: ChangeMessage, tables: Tables, core: Core) -> None:
+    """Adds the changes that a message makes, each with its table's bit.
 
     Args:
         message: of the open transaction.
         tables: of the connection; tells a layout before the first row that needs it.
-        next_delta: seq_delta and ordinal_delta of the next change; asked behind what `tables` tells.
+        core: its `next_delta` is asked behind what `tables` tells.
 
     Raises:
         ProtocolError: a row does not fit its table, or lacks what it must have.
     """
-    match message:
-        case Insert(oid=oid, new=new):
-            table = tables.fitting(oid, new)
-            yield pack_row(table, Op.INSERT, next_delta(), new=new), table.bit
-        case Update():
-            yield _update(message, tables, next_delta)
-        case Delete():
-            yield _delete(message, tables, next_delta)
-        case Truncate():
-            yield from _truncate(message, tables, next_delta)
-        case LogicalMessage():
-            yield _message(message, next_delta()), 0
+    if isinstance(message, Insert):
+        table = tables.fitting(message.oid, message.new)
+        core.add(pack_row(table, Op.INSERT, core.next_delta(), new=message.new), table.bit)
+    elif isinstance(message, Update):
+        _update(message, tables, core)
+    elif isinstance(message, Delete):
+        _delete(message, tables, core)
+    elif isinstance(message, Truncate):
+        _truncate(message, tables, core)
+    else:
+        core.add(_message(message, core.next_delta()))
 
 
-def _update(update: Update, tables: Tables, next_delta: Callable[[], int]) -> tuple[bytes, int]:
+def _update(update: Update, tables: Tables, core: Core) -> None:
     old = update.old_key or update.old
     rows = (update.new,) if old is None else (update.new, old)
     table = tables.fitting(update.oid, *rows)
-    change = pack_row(table, Op.UPDATE, next_delta(), new=update.new, key=update.old_key, old=update.old)
-    return change, table.bit
+    change = pack_row(table, Op.UPDATE, core.next_delta(), new=update.new, key=update.old_key, old=update.old)
+    core.add(change, table.bit)
 
 
-def _delete(delete: Delete, tables: Tables, next_delta: Callable[[], int]) -> tuple[bytes, int]:
+def _delete(delete: Delete, tables: Tables, core: Core) -> None:
     old = delete.old_key or delete.old
     if old is None:
         raise ProtocolError("a delete without its old row")
     table = tables.fitting(delete.oid, old)
-    return pack_row(table, Op.DELETE, next_delta(), key=delete.old_key, old=delete.old), table.bit
+    core.add(pack_row(table, Op.DELETE, core.next_delta(), key=delete.old_key, old=delete.old), table.bit)
 
 
-def _truncate(truncate: Truncate, tables: Tables, next_delta: Callable[[], int]) -> Iterator[tuple[bytes, int]]:
+def _truncate(truncate: Truncate, tables: Tables, core: Core) -> None:
     flags = truncate.cascade * ChangeFlag.CASCADE | truncate.restart_identity * ChangeFlag.RESTART_IDENTITY
     for table in [tables.get(oid) for oid in truncate.oids]:
-        delta = next_delta()
+        delta = core.next_delta()
         change = pack_change(
             Op.TRUNCATE,
             table=table.schema.oid,
@@ -76,7 +73,7 @@ def _truncate(truncate: Truncate, tables: Tables, next_delta: Callable[[], int])
             ordinal_delta=delta,
             flags=flags,
         )
-        yield change, table.bit
+        core.add(change, table.bit)
 
 
 def _message(message: LogicalMessage, delta: int) -> bytes:

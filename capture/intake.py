@@ -32,6 +32,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from walbus.capture.messages import PLAIN_KINDS
 from walbus.capture.pending import Pending, tables_of
 from walbus.capture.repeats import RECONCILE
 from walbus.capture.replay import Ending, Replay
@@ -62,8 +63,6 @@ _ROWS = frozenset(b"IUD")
 _TRUNCATE, _ORIGIN, _MESSAGE, _STOP, _PREPARE = b"TOMEP"
 #: So many rolled back subtransactions are remembered, of all open transactions together: some 20 MB.
 MOST_ABORTED = 200_000
-#: Kinds that are handed on as they are outside of any block.
-_PLAIN = frozenset(b"BCIUDTMO")
 
 
 class Intake:
@@ -153,7 +152,7 @@ class Intake:
             self._divert(data, offset)
         elif len(data) <= offset:
             raise ProtocolError("an empty message", where="offset 0")
-        elif data[offset] in _PLAIN:
+        elif data[offset] in PLAIN_KINDS:
             self._assembler.feed(data, offset)
         elif data[offset] in TELLING_KINDS:
             self._tell(data[offset:])

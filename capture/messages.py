@@ -149,6 +149,9 @@ class LogicalMessage(NamedTuple):
     content: bytes
 
 
+#: Kinds of messages, but for those that tell layouts: outside of any block they concern the assembler alone.
+PLAIN_KINDS = frozenset(b"BCOIUDTM")
+
 Message = Begin | Commit | Origin | Relation | Type | Insert | Update | Delete | Truncate | LogicalMessage
 
 

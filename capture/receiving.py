@@ -18,6 +18,7 @@ import structlog
 from walbus.capture.assembly import Assembler
 from walbus.capture.frames import KEEPALIVE, WAL_DATA, WAL_DATA_HEADER, parse_keepalive, server_state
 from walbus.capture.intake import Intake
+from walbus.capture.plain_frames import PlainFrames
 from walbus.capture.replication import Walsender
 from walbus.errors import LogFull, ProtocolError
 
@@ -75,6 +76,7 @@ class Receiving:
         self._walsender = walsender
         self._intake = intake
         self._assembler = assembler
+        self._plain_frames = PlainFrames(assembler)
         self._append = append
         self._patiently = patiently
         self._monotonic = monotonic
@@ -131,11 +133,10 @@ class Receiving:
         return dry
 
     def _read_plain(self) -> tuple[int, bool]:
-        """Most frames go straight into the core; what it leaves is looked at here. Bytes read; whether it is dry."""
-        core = self._assembler.core
-        drained = self._walsender.pump(core, TAKE_BYTES)
+        """Most frames are taken as they come; what is left is looked at here. Bytes read; whether it is dry."""
+        drained = self._walsender.pump(self._plain_frames, TAKE_BYTES)
         if drained.taken:
-            self._note_server(core.server_lsn, core.server_time)
+            self._note_server(*self._plain_frames.server_state)
         if drained.left:
             self._take_frame(drained.left)
         return drained.taken + len(drained.left), drained.size == 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import psycopg
 import structlog
@@ -27,7 +27,10 @@ from walbus.capture.verification import SystemIdentity
 from walbus.errors import SourceError, SourceUnavailable
 from walbus.lsn import parse_lsn
 from walbus.native import spool_rows
-from walbus.native.interface import Core, Drained, Envelope
+from walbus.native.interface import Drained
+
+if TYPE_CHECKING:
+    from walbus.capture.plain_frames import PlainFrames
 
 logger = structlog.get_logger(__name__)
 
@@ -166,17 +169,17 @@ class Walsender:
         self._check_end(size)
         return bytes(view) if size > 0 else None
 
-    def pump(self, core: Core, limit: int) -> Drained:
-        """Hands what has arrived to a core, until it leaves a frame or about `limit` bytes were taken.
+    def pump(self, frames: PlainFrames, limit: int) -> Drained:
+        """Hands over what has arrived, until a frame is left or about `limit` bytes were taken.
 
         Returns:
-            As `Core.drain`; a size of 0 means that hardly anything more has arrived.
+            As `PlainFrames.drain`; a size of 0 means that hardly anything more has arrived.
 
         Raises:
-            SourceError: as `receive`; what the core took before is good.
+            SourceError: as `receive`; what was taken before is good.
         """
-        frames, alarm = self._pgconn.get_copy_data, self._notices.fatal
-        return self._pumped(lambda left: core.drain(frames, alarm, left, Envelope.WAL_DATA), limit)
+        next_frame, alarm = self._pgconn.get_copy_data, self._notices.fatal
+        return self._pumped(lambda left: frames.drain(next_frame, alarm, left), limit)
 
     def pump_rows(self, sink: bytearray, limit: int) -> Drained:
         """As `pump`, but rows of a streamed transaction's block, as entries of its spool."""

@@ -20,6 +20,7 @@ from support.captured_pgoutput import BUILTIN_TYPES
 from support.memory_log import MemoryLog
 from walbus.capture.assembly import Assembler
 from walbus.capture.intake import Intake
+from walbus.capture.plain_frames import PlainFrames
 from walbus.capture.prepared import PreparedStore
 from walbus.capture.repeats import Repeats
 from walbus.capture.spool import Spool
@@ -28,7 +29,6 @@ from walbus.capture.timelines import Timelines
 from walbus.errors import ProtocolError, SourceGap, SourceReplaced, SourceUnavailable
 from walbus.events import Change
 from walbus.native import Implementation
-from walbus.native.interface import Envelope
 from walbus.position import ORIGIN, Position
 from walbus.records import Kind, body_of, check_record, iter_changes
 
@@ -91,11 +91,12 @@ def _as_frames(
         frame = frames.popleft() if frames else b""
         return len(frame), memoryview(frame)
 
+    plain_frames = PlainFrames(assembler)
     while True:
         while intake.replaying:
             intake.replay(1 << 16)
         if intake.plain:
-            left = assembler.core.drain(next_frame, [], 1 << 20, Envelope.WAL_DATA).left
+            left = plain_frames.drain(next_frame, [], 1 << 20).left
         elif (sink := intake.sink()) is not None:
             left = implementation.spool_rows(next_frame, [], 1 << 20, sink).left
         else:

@@ -38,14 +38,14 @@ class _OpenRun:
     commit_time: int = 0
     latest: int = 0
 
-    def add(self, record: bytes, transaction: Transaction, count: int, end_lsn: int) -> None:
+    def add(self, record: bytes, transaction: Transaction, last: Position, count: int, end_lsn: int) -> None:
         if not self.records:
             self.first = Position(transaction.epoch, transaction.commit_lsn, 1)
             self.latest = transaction.commit_time
         self.records.append(record)
         self.size += len(record)
         self.changes += count
-        self.last = Position(transaction.epoch, transaction.commit_lsn, count)
+        self.last = last
         self.end_lsn, self.commit_time = end_lsn, transaction.commit_time
         self.latest = max(self.latest, transaction.commit_time)
 
@@ -137,7 +137,7 @@ class Core:
             if self.done:
                 self._put_piece(Flag.END, end_lsn)
             else:
-                self._put_record(transaction, end_lsn)
+                self._put_record(transaction, last, end_lsn)
             self.transactions += 1
             self.handed, self.shown = end_lsn, transaction.commit_lsn
             self.end = max(self.end, last)
@@ -189,7 +189,7 @@ class Core:
         )
         self.put(piece)
 
-    def _put_record(self, transaction: Transaction, end_lsn: int) -> None:
+    def _put_record(self, transaction: Transaction, last: Position, end_lsn: int) -> None:
         if self._run.records and self._run.last.epoch != transaction.epoch:
             self._close_run()
         waiting = self._taken()
@@ -205,7 +205,7 @@ class Core:
             tables=waiting.tables,
             body=b"".join(waiting.changes),
         )
-        self._run.add(record, transaction, len(waiting.changes), end_lsn)
+        self._run.add(record, transaction, last, len(waiting.changes), end_lsn)
         if self._run.size >= RUN_BYTES:
             self._close_run()
 
