@@ -82,6 +82,20 @@ def test_whole_transactions_are_taken_in_one_go(assembler: Assembler) -> None:
     assert frames.server_state == (3002, 3002 + made.POSTGRES_EPOCH)
 
 
+def test_how_far_the_server_is_goes_by_the_last_frame_whoever_took_it(assembler: Assembler) -> None:
+    frames = PlainFrames(assembler)
+    begin, row, commit = transaction(2000, "2")
+    truncate = wal_data(made.truncate(T), 2001)  # which no core takes
+    source = given(begin, truncate, row, commit)
+    assert frames.drain(source, [], len(begin) + 1).taken == len(begin) + len(truncate)
+    assert frames.server_state[0] == 2001
+    assert frames.drain(source, [], 1 << 20).size == 0
+    assert frames.server_state[0] == 2002
+    source = given(*transaction(3000, "3")[:1], truncate, *transaction(3000, "3")[1:])
+    assert frames.drain(source, [], 1 << 20).size == 0
+    assert frames.server_state[0] == 3002
+
+
 @pytest.mark.parametrize(
     "strange",
     [
