@@ -17,32 +17,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import islice
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-from pydantic import Field
 
 from walbus.consumers.checkpoint import Checkpoint, Marks, last_done_of
-from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkOptions, SinkPlace, refused
+from walbus.consumers.sinks.base import Batching, ChangeTakers, HeldRow, SinkPlace, refused
 from walbus.consumers.sinks.layout import LayoutChange, fitted, layout_change
 from walbus.consumers.sinks.taken_names import is_parked, parked
-from walbus.consumers.sinks.tantivy_errors import require_undamaged
-from walbus.consumers.sinks.tantivy_held import held_of, told
-from walbus.consumers.sinks.tantivy_index import (
+from walbus.consumers.sinks.tantivy_documents import (
     IndexedRow,
-    RowIndex,
-    Version,
     columns_of,
     document_id,
+    document_ids,
+    indexed_row,
     is_row,
     keyless_id,
     renamed_id,
     table_of,
-    texts_of,
 )
+from walbus.consumers.sinks.tantivy_errors import require_undamaged
+from walbus.consumers.sinks.tantivy_held import held_of, told
+from walbus.consumers.sinks.tantivy_index import RowIndex
 from walbus.consumers.sinks.tantivy_live import LiveIndex, OpenedIndex
+from walbus.consumers.sinks.tantivy_options import TantivyOptions, path_of
 from walbus.consumers.sinks.tantivy_reading import StoredDocument
 from walbus.consumers.sinks.tantivy_state import put_layouts, put_state, read_state
 from walbus.consumers.steps import Sweep
@@ -57,26 +55,7 @@ from walbus.values import json_puts, row_json
 _REMEMBERED = 50_000
 _REMEMBERED_BYTES = 64 << 20
 _PUTS = frozenset((int(Op.INSERT), int(Op.UPDATE)))
-_encode = msgspec.json.Encoder().encode
 _NULL = msgspec.Raw(b"null")
-
-
-class TantivyOptions(SinkOptions):
-    """Keys of `[consumer.NAME]` with `sink = "tantivy"`."""
-
-    path: Path | None = None  #: the index's folder; default: `index` in the consumer's folder
-    commit_seconds: float = Field(0.2, gt=0, le=60)  #: how long a change may wait to become visible
-    heap_mb: int = Field(64, ge=16, le=4096)  #: memory of tantivy's writer
-
-    @property
-    def heap_bytes(self) -> int:
-        """The same in bytes."""
-        return self.heap_mb << 20
-
-
-def path_of(options: TantivyOptions, place: SinkPlace) -> Path:
-    """What readers of the index open."""
-    return options.path or place.folder / "index"
 
 
 class TantivySink:
@@ -249,7 +228,7 @@ class TantivySink:
         table, key = layout.table, change.raw.key
         row_id = keyless_id(table, change.seq) if key is None else document_id(table, key)
         if row_id in self._lacking or self._is_older(row_id, change.seq + 1, marks):
-            self._put(row_id, Version(table, change.seq, marks.generation), self._columns(change, layout))
+            self._put(row_id, change, layout, marks)
 
     def _put_some(self, changes: Sequence[Change], at: int, *, marks: Marks, replaces_equal: int) -> int:
         """Takes the whole rows that come next, of one layout, together; how many. Where rows lack a value it is none.
@@ -263,18 +242,24 @@ class TantivySink:
         if known.id != layout.id or self._lacking:
             return 0
         rows = json_puts(layout, changes, at)
-        for change, columns in zip(islice(changes, at, None), rows, strict=False):
-            row_id = document_id(known.table, change.raw.key or b"")
-            if self._is_older(row_id, change.seq + replaces_equal, marks):
-                self._put(row_id, Version(known.table, change.seq, marks.generation), columns)
+        some = changes[at : at + len(rows)]
+        row_ids = document_ids(known.table, [change.raw.key or b"" for change in some])
+        put: dict[str, IndexedRow] = {}
+        for row_id, change, columns in zip(row_ids, some, rows, strict=True):
+            if row_id in put:
+                self._put_all(put)
+                put = {}
+            seq = change.seq
+            if seq + replaces_equal > self._highest or self._is_older(row_id, seq + replaces_equal, marks):
+                put[row_id] = indexed_row(row_id, known.table, seq, marks.generation, columns)
+        self._put_all(put)
         return len(rows)
 
     def _append(self, change: Change, marks: Marks) -> None:
         if change.op is Op.UPDATE:
             raise _keyless(change)
         layout = self._layout(change, marks)
-        version = Version(layout.table, change.seq, marks.generation)
-        self._put(keyless_id(layout.table, change.seq), version, self._columns(change, layout))
+        self._put(keyless_id(layout.table, change.seq), change, layout, marks)
 
     def _upsert(self, change: Change, key: bytes, marks: Marks) -> None:
         layout, raw = self._layout(change, marks), change.raw
@@ -287,7 +272,7 @@ class TantivySink:
             self._delete(old_id, change.seq, marks)
         if not self._is_older(row_id, change.seq, marks):
             return
-        self._put(row_id, Version(table, change.seq, marks.generation), self._columns(change, layout, stored))
+        self._put(row_id, change, layout, marks, stored)
         if lacks:
             self._lacking.add(row_id)
 
@@ -314,14 +299,19 @@ class TantivySink:
                 self._accepted[row_id] = None
         self._lacking -= {row_id for row_id in self._lacking if table_of(row_id) == layout.table}
 
-    def _put(self, row_id: str, version: Version, columns: Mapping[str, object]) -> None:
-        table, seq, mark = version
-        source = _encode(columns)
-        self._accepted[row_id] = row = IndexedRow(table, seq, mark, source)
-        self._index.put(row_id, row, texts_of(columns))
-        self._accepted_bytes += len(source)
-        self._highest = max(self._highest, seq)
-        self._lacking.discard(row_id)
+    def _put(
+        self, row_id: str, change: Change, layout: TableSchema, marks: Marks, stored: IndexedRow | None = None
+    ) -> None:
+        columns = self._columns(change, layout, stored)
+        self._put_all({row_id: indexed_row(row_id, layout.table, change.seq, marks.generation, columns)})
+
+    def _put_all(self, rows: Mapping[str, IndexedRow]) -> None:
+        """Takes rows by the names of their documents."""
+        self._accepted.update(rows)
+        self._index.put_all(rows)
+        self._accepted_bytes += sum([len(row.source) for row in rows.values()])
+        self._highest = max([self._highest, *[row.seq for row in rows.values()]])
+        self._lacking.difference_update(rows)
 
     # Rows as they are now, accepted or committed
 
@@ -424,8 +414,8 @@ class TantivySink:
         self._lacking.discard(newest.name)
         if columns is not None:
             fitting = _rearranged(columns, change)
-            row = IndexedRow(now.table, newest.seq, newest.mark, msgspec.json.encode(fitting))
-            (self._index.add if free else self._index.put)(new_id, row, texts_of(fitting))
+            row = indexed_row(new_id, now.table, newest.seq, newest.mark, fitting)
+            (self._index.add if free else self._index.put)(row)
         if lacks:
             self._lacking.add(new_id)
 
@@ -442,4 +432,4 @@ def _keyless(change: Change) -> SinkRefused:
     )
 
 
-__all__ = ["TantivyOptions", "TantivySink", "path_of"]
+__all__ = ["TantivySink"]

@@ -18,11 +18,13 @@ from typing import Any, Self
 
 from walbus.consumers.checkpoint import Checkpoint, Marks
 from walbus.consumers.sinks.base import SinkPlace
-from walbus.consumers.sinks.tantivy import TantivyOptions, TantivySink, path_of
+from walbus.consumers.sinks.tantivy import TantivySink
+from walbus.consumers.sinks.tantivy_documents import IndexedRow, columns_of, indexed_row, is_row, table_of
 from walbus.consumers.sinks.tantivy_errors import index_errors
 from walbus.consumers.sinks.tantivy_folders import IndexFolders
-from walbus.consumers.sinks.tantivy_index import IndexedRow, IndexView, RowIndex, columns_of, is_row, table_of, texts_of
+from walbus.consumers.sinks.tantivy_index import IndexView, RowIndex
 from walbus.consumers.sinks.tantivy_live import let_go
+from walbus.consumers.sinks.tantivy_options import TantivyOptions, path_of
 from walbus.consumers.sinks.tantivy_state import IndexState, read_state
 from walbus.errors import SinkRefused, SinkUnavailable
 
@@ -162,8 +164,8 @@ class TantivyCopy(TantivySink):
         tables = {layout.table for layout in self._layouts.values()}
         lacking = [one for one in state.layouts.values() if one.oid not in self._layouts and one.table not in tables]
         for layout in lacking:
-            for row_id, row in _rows_of(live, layout.table, before.marks, own.marks):
-                self._index.put(row_id, row, texts_of(row.columns()))
+            for row in _rows_of(live, layout.table, before.marks, own.marks):
+                self._index.put(row)
             self._lacking |= {row_id for row_id in state.lacking if table_of(row_id) == layout.table}
             self._carried.add(layout.table)
             self._layouts[layout.oid], self._layouts_stored = layout, False
@@ -173,7 +175,7 @@ class TantivyCopy(TantivySink):
             self._highest = self._index.highest_seq()
 
 
-def _rows_of(live: IndexView, table: str, before: Marks, own: Marks) -> Iterator[tuple[str, IndexedRow]]:
+def _rows_of(live: IndexView, table: str, before: Marks, own: Marks) -> Iterator[IndexedRow]:
     """A table's documents, marked as the copy's own; none that somebody else wrote.
 
     A seq of an earlier log says nothing in this one.
@@ -184,7 +186,7 @@ def _rows_of(live: IndexView, table: str, before: Marks, own: Marks) -> Iterator
         if newest is None or newest.name is None or newest.seq is None or newest.mark is None:
             continue
         seq = newest.seq if newest.mark >= before.log_generation else 0
-        yield newest.name, IndexedRow(table, seq, own.generation, newest.source)
+        yield indexed_row(newest.name, table, seq, own.generation, columns_of(newest.source) or {})
 
 
 class TantivyCopies:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from walbus.consumers.sinks.base import HeldRow
-from walbus.consumers.sinks.tantivy_index import columns_of, key_of
+from walbus.consumers.sinks.tantivy_documents import columns_of, key_of
 from walbus.consumers.sinks.tantivy_reading import StoredDocument
 
 

@@ -15,116 +15,18 @@ Two more documents, in no table, hold what the sink must know after a restart: `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import tantivy
 
 from walbus.consumers.checkpoint import Marks
+from walbus.consumers.sinks.tantivy_documents import MAX_VERSION, IndexedRow, id_prefix
 from walbus.consumers.sinks.tantivy_reading import IndexReading, StoredDocument
-from walbus.consumers.sinks.tantivy_waiting import RowDocument, WaitingDocuments, add_row
-from walbus.keys import key_texts
+from walbus.consumers.sinks.tantivy_waiting import WaitingDocuments, add_row
 
 STATE_ID, LAYOUTS_ID = "walbus/state", "walbus/layouts"
-_MAX = (1 << 63) - 1
-_Columns = dict[str, msgspec.Raw]
-_columns = msgspec.json.Decoder(_Columns)
-
-
-class Version(NamedTuple):
-    """What a row's document says of it beside its columns: table, seq, and the generation that wrote it."""
-
-    table: str
-    seq: int
-    mark: int
-
-
-class IndexedRow(NamedTuple):
-    """One document: a row, its version, and the generation that wrote it."""
-
-    table: str
-    seq: int
-    mark: int
-    source: bytes
-
-    def columns(self) -> _Columns:
-        """The row's columns, each as the JSON that it is."""
-        return _columns.decode(self.source)
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether its columns are there: somebody may have written the document."""
-        return columns_of(self.source) is not None
-
-
-def columns_of(source: bytes) -> _Columns | None:
-    """The columns that a document's `_source` has; None if it is none of a row."""
-    try:
-        return _columns.decode(source)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def is_row(document: StoredDocument, table: str) -> bool:
-    """Whether `RowIndex.delete_rows` deletes it, as all that the sink has written of a table."""
-    versions = (document.seq, document.mark)
-    return bool(document.name) and document.tables == (table,) and all(v is not None and v < _MAX for v in versions)
-
-
-def document_id(table: str, key: bytes) -> str:
-    """The name of a row's document."""
-    texts = key_texts(key)
-    return id_prefix(table) + (_escaped(texts[0]) if len(texts) == 1 else "/".join(map(_escaped, texts)))
-
-
-def keyless_id(table: str, seq: int) -> str:
-    """The name of the document of a row without a key: it is only ever added."""
-    return f"{id_prefix(table)}#{seq}"
-
-
-def table_of(row_id: str) -> str:
-    """The table of a document by its name."""
-    return _unescaped(row_id.partition("/")[0])
-
-
-def renamed_id(row_id: str, table: str) -> str:
-    """The name that a document has once its table is called otherwise."""
-    return id_prefix(table) + row_id.partition("/")[2]
-
-
-def texts_of(columns: Mapping[str, object]) -> list[str]:
-    """The values of a row that are texts, which a search without a field looks in."""
-    plain = [msgspec.json.decode(v) if type(v) is msgspec.Raw and _is_text(v) else v for v in columns.values()]
-    return [value for value in plain if type(value) is str]
-
-
-def _is_text(json: msgspec.Raw) -> bool:
-    return bytes(json).lstrip(b" \t\r\n").startswith(b'"')
-
-
-@lru_cache(1_000)
-def id_prefix(table: str) -> str:
-    """What the names of a table's documents begin with."""
-    return f"{_escaped(table)}/"
-
-
-def key_of(row_id: str, table: str) -> tuple[str, ...] | None:
-    """The key's texts in the name of a table's document; None if it is no such name."""
-    head, *parts = row_id.split("/")
-    key = tuple(map(_unescaped, parts))
-    return key if key and head == _escaped(table) and "/".join(map(_escaped, (table, *key))) == row_id else None
-
-
-def _escaped(part: str) -> str:
-    if "/" not in part and "%" not in part:
-        return part
-    return part.replace("%", "%25").replace("/", "%2F")
-
-
-def _unescaped(part: str) -> str:
-    return part.replace("%2F", "/").replace("%25", "%")
 
 
 def index_schema() -> tantivy.Schema:
@@ -165,7 +67,7 @@ class IndexView:
     def find(self, row_id: str) -> IndexedRow | None:
         """The committed document with a name."""
         hits = self._searcher.search(self._term("_id", row_id), 1, count=False).hits
-        return self._read(hits[0][1]) if hits else None
+        return self._read(row_id, hits[0][1]) if hits else None
 
     def version(self, row_id: str) -> tuple[int, int] | None:
         """Seq and mark of the committed document with a name."""
@@ -194,10 +96,11 @@ class IndexView:
         found = self.find(name)
         return {} if found is None else msgspec.json.decode(found.source, type=dict[str, Any])
 
-    def _read(self, address: tantivy.DocAddress) -> IndexedRow:
+    def _read(self, row_id: str, address: tantivy.DocAddress) -> IndexedRow:
         document = self._searcher.doc(address)
         table, seq, mark = (document.get_first(name) for name in ("_table", "_seq", "_mark"))
-        return IndexedRow(table or "", seq or 0, mark or 0, bytes(document.get_first("_source") or b""))
+        source = bytes(document.get_first("_source") or b"")
+        return IndexedRow(row_id, table or "", seq or 0, mark or 0, source, msgspec.Raw(source), ())
 
     def _term(self, field: str, value: str) -> tantivy.Query:
         return tantivy.Query.term_query(self._schema, field, value, "basic")
@@ -224,21 +127,24 @@ class RowIndex(IndexView):
         self._writer = self._index.writer(heap_bytes, 1)
         self.reload()  # nobody else commits from here on
 
-    def put(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
-        """Replaces the document with a name."""
-        self._waiting.put(_document(row_id, row, texts))
-        if self._waiting.are_many:
+    def put(self, row: IndexedRow) -> None:
+        """Replaces the document with its name."""
+        if self._waiting.put(row):
             self.flush()
 
-    def add(self, row_id: str, row: IndexedRow, texts: list[str]) -> None:
+    def put_all(self, rows: Mapping[str, IndexedRow]) -> None:
+        """As `put`, of each row by its name."""
+        if self._waiting.put_all(rows):
+            self.flush()
+
+    def add(self, row: IndexedRow) -> None:
         """Adds a document, of whose name there is none that is not deleted."""
         self.flush()
-        add_row(self._writer, _document(row_id, row, texts))
+        add_row(self._writer, row)
 
     def delete(self, row_id: str) -> None:
         """Deletes the document with a name."""
-        self._waiting.delete(row_id)
-        if self._waiting.are_many:
+        if self._waiting.delete(row_id):
             self.flush()
 
     def flush(self) -> None:
@@ -248,7 +154,7 @@ class RowIndex(IndexView):
     def delete_rows(self, table: str) -> None:
         """Deletes a table's committed documents that have a name and a version, all at once: `is_row` tells which."""
         named = tantivy.Query.regex_query(self._schema, "_id", r"[\s\S]*")
-        versions = [self._range(field, _MAX) for field in ("_seq", "_mark")]
+        versions = [self._range(field, MAX_VERSION) for field in ("_seq", "_mark")]
         self._delete_where([self._term("_table", table), named, *versions])
 
     def truncate(self, table: str, seq: int, marks: Marks) -> None:
@@ -314,9 +220,5 @@ class RowIndex(IndexView):
         return tantivy.Query.boolean_query([(tantivy.Occur.Should, self._range(*part)) for part in ranges])
 
 
-def _document(row_id: str, row: IndexedRow, texts: list[str]) -> RowDocument:
-    return RowDocument(row_id, row.table, row.seq, row.mark, row.source, msgspec.Raw(row.source), texts)
-
-
 def _below(field: str, bound: int) -> tuple[str, int]:
-    return field, min(bound, _MAX)
+    return field, min(bound, MAX_VERSION)

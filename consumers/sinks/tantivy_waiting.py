@@ -8,33 +8,19 @@ it looks through a bit for each document of the index, so that of a large one th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 import msgspec
 import tantivy
 
+from walbus.consumers.sinks.tantivy_documents import IndexedRow
+
 _MOST = 5_000  # names, as many as a batch of the sink has changes
 _MOST_BYTES = 4 << 20
+_WAIT_FOR = 3  # times as many names as are worth a query: tantivy writes documents while others are still gathered
 _QUERY_FROM = 300  # names
 _DOCUMENTS_A_NAME = 50_000  # that a query looks through while a name is deleted by itself
-
-
-class RowDocument(
-    msgspec.Struct,
-    frozen=True,
-    gc=False,
-    rename={"name": "_id", "table": "_table", "seq": "_seq", "mark": "_mark", "source": "_source"},
-):
-    """A row's document: its fields as they are called in the index (`tantivy_index`); `source` as Base64, in JSON."""
-
-    name: str
-    table: str
-    seq: int
-    mark: int
-    source: bytes
-    row: msgspec.Raw
-    text: list[str]
 
 
 _encode = msgspec.json.Encoder().encode
@@ -49,22 +35,26 @@ class WaitingDocuments:
 
     def __init__(self, schema: tantivy.Schema) -> None:
         self._schema = schema
-        self._documents: dict[str, RowDocument | None] = {}  # by name; None: deleted
+        self._documents: dict[str, IndexedRow | None] = {}  # by name; None: deleted
         self._size = 0  # bytes of rows, those replaced included
+        self._most = _WAIT_FOR * _QUERY_FROM
 
-    @property
-    def are_many(self) -> bool:
-        """Whether they are not to wait for more."""
-        return len(self._documents) >= _MOST or self._size >= _MOST_BYTES
-
-    def put(self, document: RowDocument) -> None:
-        """One that replaces what has its name."""
+    def put(self, document: IndexedRow) -> bool:
+        """One that replaces what has its name; whether they are so many that they are not to wait for more."""
         self._documents[document.name] = document
         self._size += len(document.source)
+        return len(self._documents) >= self._most or self._size >= _MOST_BYTES
 
-    def delete(self, name: str) -> None:
-        """Nothing is to have this name."""
+    def put_all(self, documents: Mapping[str, IndexedRow]) -> bool:
+        """As `put`, of each by its name."""
+        self._documents.update(documents)
+        self._size += sum([len(document.source) for document in documents.values()])
+        return len(self._documents) >= self._most or self._size >= _MOST_BYTES
+
+    def delete(self, name: str) -> bool:
+        """Nothing is to have this name; as `put`."""
         self._documents[name] = None
+        return len(self._documents) >= self._most
 
     def clear(self) -> None:
         """Forgets all of it."""
@@ -82,20 +72,22 @@ class WaitingDocuments:
         if not waiting:
             return
         self.clear()
-        self._delete(writer, waiting, documents)
+        query_from = _QUERY_FROM + documents // _DOCUMENTS_A_NAME
+        self._most = min(_MOST, _WAIT_FOR * query_from)
+        self._delete(writer, waiting, query_from)
         for document in waiting.values():
             if document is not None:
                 add_row(writer, document)
 
-    def _delete(self, writer: tantivy.IndexWriter, names: Collection[str], documents: int) -> None:
-        if len(names) >= _QUERY_FROM + documents // _DOCUMENTS_A_NAME:
+    def _delete(self, writer: tantivy.IndexWriter, names: Collection[str], query_from: int) -> None:
+        if len(names) >= query_from:
             writer.delete_documents_by_query(tantivy.Query.term_set_query(self._schema, "_id", list(names)))
             return
         for name in names:
             writer.delete_documents_by_term("_id", name)
 
 
-def add_row(writer: tantivy.IndexWriter, document: RowDocument) -> None:
+def add_row(writer: tantivy.IndexWriter, document: IndexedRow) -> None:
     """Adds a document at once; raises as `WaitingDocuments`."""
     with suppress(ValueError):  # which has the row's first words in it; and a row may be nested a level deeper
         writer.add_json(_encode(document).decode())
@@ -103,7 +95,7 @@ def add_row(writer: tantivy.IndexWriter, document: RowDocument) -> None:
     _add_by_field(writer, document)
 
 
-def _add_by_field(writer: tantivy.IndexWriter, row: RowDocument) -> None:
+def _add_by_field(writer: tantivy.IndexWriter, row: IndexedRow) -> None:
     document = tantivy.Document()
     document.add_text("_id", row.name)
     document.add_text("_table", row.table)
@@ -116,4 +108,4 @@ def _add_by_field(writer: tantivy.IndexWriter, row: RowDocument) -> None:
     writer.add_document(document)
 
 
-__all__ = ["RowDocument", "WaitingDocuments", "add_row"]
+__all__ = ["WaitingDocuments", "add_row"]

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 import tantivy
 
 from support.model_source import ITEMS, ModelSource, delete, insert, truncate, update
-from support.sink_writing import MARKS, fill
+from support.sink_writing import MARKS, fill, following, windows
 from support.sinks_under_test import tantivy_under_test
+from walbus.consumers.sinks import tantivy as tantivy_sink
 from walbus.consumers.sinks import tantivy_waiting
-from walbus.consumers.sinks.tantivy_index import IndexedRow, RowIndex, index_schema, texts_of
-from walbus.consumers.sinks.tantivy_waiting import RowDocument, add_row
+from walbus.consumers.sinks.tantivy_documents import IndexedRow, document_id, document_ids, indexed_row, key_of
+from walbus.consumers.sinks.tantivy_index import RowIndex, index_schema
+from walbus.consumers.sinks.tantivy_waiting import WaitingDocuments, add_row
+from walbus.keys import encode_key, key_texts
+from walbus.records import Kind
 
 pytestmark = pytest.mark.one_version
 
@@ -43,14 +50,8 @@ def index(tmp_path: Path) -> Iterator[RowIndex]:
     opened.close()
 
 
-def row(seq: int, columns: dict[str, Any] | None = None, mark: int = 1) -> tuple[IndexedRow, list[str]]:
-    columns = {"id": seq} if columns is None else columns
-    return IndexedRow("public.t", seq, mark, msgspec.json.encode(columns)), texts_of(columns)
-
-
-def document(name: str, columns: dict[str, Any]) -> RowDocument:
-    indexed, texts = row(1, columns)
-    return RowDocument(name, *indexed, msgspec.Raw(indexed.source), texts)
+def row(name: str, seq: int, columns: dict[str, Any] | None = None, mark: int = 1) -> IndexedRow:
+    return indexed_row(name, "public.t", seq, mark, {"id": seq} if columns is None else columns)
 
 
 def held(index: RowIndex, names: list[str]) -> dict[str, int]:
@@ -58,15 +59,13 @@ def held(index: RowIndex, names: list[str]) -> dict[str, int]:
     return {name: one.seq for name, one in found.items() if one is not None}
 
 
-def written(
-    folder: Path, add: Callable[[tantivy.IndexWriter, RowDocument], None]
-) -> tuple[dict[str, bytes], list[Any]]:
+def written(folder: Path, add: Callable[[tantivy.IndexWriter, IndexedRow], None]) -> tuple[dict[str, bytes], list[Any]]:
     """Words, places, numbers and lengths of the only segment by kind of file, and what is stored."""
     folder.mkdir()
     made = tantivy.Index(index_schema(), path=str(folder))
     writer = made.writer(HEAP, 1)
     for number, columns in enumerate(ODD):
-        add(writer, document(f"public.t/{number}", columns))
+        add(writer, row(f"public.t/{number}", 1, columns))
     writer.commit()
     made.reload()
     searcher = made.searcher()
@@ -75,7 +74,7 @@ def written(
     return {file.suffix: file.read_bytes() for file in folder.iterdir() if file.suffix in kinds}, stored
 
 
-def by_field(writer: tantivy.IndexWriter, row: RowDocument) -> None:
+def by_field(writer: tantivy.IndexWriter, row: IndexedRow) -> None:
     made = tantivy.Document()
     for name, value in (("_id", row.name), ("_table", row.table), *(("text", text) for text in row.text)):
         made.add_text(name, value)
@@ -101,11 +100,11 @@ def test_a_document_in_json_is_indexed_to_the_byte_as_field_by_field(
 
 def test_a_row_is_read_as_deep_as_tantivy_reads_it_alone(index: RowIndex) -> None:
     deepest = {"doc": json.loads("[" * 126 + '"found"' + "]" * 126)}
-    index.put("public.t/1", *row(1, deepest))
+    index.put(row("public.t/1", 1, deepest))
     index.commit()
     assert held(index, ["public.t/1"]) == {"public.t/1": 1}
     with pytest.raises(ValueError, match="recursion") as caught:
-        index.put("public.t/2", *row(2, {"doc": json.loads("[" * 127 + '"secret"' + "]" * 127)}))
+        index.put(row("public.t/2", 2, {"doc": json.loads("[" * 127 + '"secret"' + "]" * 127)}))
         index.flush()
     assert "secret" not in str(caught.value)
     assert caught.value.__context__ is None, "the other error has the document's beginning in it"
@@ -115,16 +114,16 @@ def test_a_row_is_read_as_deep_as_tantivy_reads_it_alone(index: RowIndex) -> Non
 def test_the_last_word_on_a_name_counts(index: RowIndex, count: int) -> None:
     names = [f"public.t/{number}" for number in range(count)]
     for name in names:
-        index.put(name, *row(1))
+        index.put(row(name, 1))
     index.commit()
     for name in names[::2]:
-        index.put(name, *row(2))
+        index.put(row(name, 2))
     index.flush()
     for name in names[::3]:
         index.delete(name)
     for name in names[::5]:
-        index.put(name, *row(3))
-        index.put(name, *row(4))
+        index.put(row(name, 3))
+        index.put(row(name, 4))
     index.commit()
     expected = {name: 4 if n % 5 == 0 else 2 if n % 2 == 0 else 1
                 for n, name in enumerate(names) if n % 5 == 0 or n % 3}  # fmt: skip
@@ -135,37 +134,105 @@ def test_the_last_word_on_a_name_counts(index: RowIndex, count: int) -> None:
 @COUNTS
 def test_a_truncate_takes_what_waits_before_it_and_nothing_behind(index: RowIndex, count: int) -> None:
     for number in range(count):
-        index.put(f"public.t/{number}", *row(1))
+        index.put(row(f"public.t/{number}", 1))
     index.truncate("public.t", 5, MARKS)
-    index.put("public.t/0", *row(6))
+    index.put(row("public.t/0", 6))
     index.commit()
     assert held(index, [f"public.t/{number}" for number in range(count)]) == {"public.t/0": 6}
 
 
 @COUNTS
 def test_what_waits_is_rolled_back_too(index: RowIndex, count: int) -> None:
-    index.put("public.t/0", *row(1))
+    index.put(row("public.t/0", 1))
     index.commit()
     for number in range(count):
-        index.put(f"public.t/{number}", *row(2))
+        index.put(row(f"public.t/{number}", 2))
     index.delete("public.t/0")
     index.rollback()
     index.commit()
     assert held(index, [f"public.t/{number}" for number in range(count)]) == {"public.t/0": 1}
 
 
-def test_rows_of_many_bytes_do_not_wait_for_many_others(index: RowIndex) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_rows_of_many_bytes_do_not_wait_for_many_others(index: RowIndex, together: bool) -> None:
     text = "word " * 100_000
     tracemalloc.start()
     try:
         for number in range(40):
-            index.put(f"public.t/{number}", *row(1, {"body": text}))
+            large = row(f"public.t/{number}", 1, {"body": text})
+            if together:
+                index.put_all({large.name: large})
+            else:
+                index.put(large)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     index.commit()
     assert peak < 10 << 20, "some, and not the 20 MB that all of them are"
     assert len(held(index, [f"public.t/{number}" for number in range(40)])) == 40
+
+
+def test_documents_are_written_while_others_are_still_gathered_and_more_wait_for_a_larger_index() -> None:
+    waiting, writer = WaitingDocuments(index_schema()), Mock()
+
+    def gathered() -> int:
+        """How many there are when they are not to wait any longer."""
+        return next(n for n in itertools.count(1) if waiting.put(row(f"public.t/{n}", 1)))
+
+    counts = []
+    for documents in (0, 20_000_000, 10**9, 0):
+        counts.append(gathered())
+        waiting.write(writer, documents)
+        assert writer.add_json.call_count == sum(counts)
+    assert counts == [900, 900, 2_100, 5_000]
+    waiting.put_all({f"public.t/{n}": row(f"public.t/{n}", 1) for n in range(898)})
+    assert not waiting.delete("public.t/898")
+    assert waiting.delete("public.t/899")
+
+
+def test_names_tell_every_key_from_every_other() -> None:
+    one, two = [20], [25, 20]
+    keys = [
+        encode_key([b"7"], one),
+        encode_key([b"-7"], one),
+        *(encode_key([text], [25]) for text in (b"7/8", b"7%2F8")),
+    ]
+    keys += [encode_key([b"a/b", b"1"], two), encode_key([b"a", b"1"], two), encode_key([b"%", b"1"], two)]
+    names = document_ids("shop.a/b", keys)
+    assert names == [document_id("shop.a/b", key) for key in keys]
+    assert [key_of(name, "shop.a/b") for name in names] == [key_texts(key) for key in keys]
+    assert names[:4] == ["shop.a%2Fb/7", "shop.a%2Fb/-7", "shop.a%2Fb/7%2F8", "shop.a%2Fb/7%252F8"]
+
+
+def test_texts_are_told_from_all_else_in_json_too() -> None:
+    columns = {"id": 7, "title": "a title", "on": None, "doc": msgspec.Raw(b' "in json"'), "n": msgspec.Raw(b'["x"]')}
+    assert row("public.t/7", 1, columns).text == ("a title", "in json")
+    del columns["doc"], columns["n"]
+    assert row("public.t/7", 1, columns).text == ("a title",)
+
+
+def test_of_a_keys_changes_in_one_window_the_latest_counts_in_any_order(tmp_path: Path) -> None:
+    source, under_test = ModelSource(), tantivy_under_test(tmp_path)
+    source.commit([insert(ITEMS, 1, "first"), insert(ITEMS, 2, "other"), update(ITEMS, 1, name="second", body="b")])
+    (window,) = (one for one in windows(source) if one.kind == Kind.TRANSACTION)
+    with closing(under_test.open()) as sink:
+        sink.write([dataclasses.replace(window, changes=window.changes[::-1])], MARKS)
+        sink.commit(following(source))
+    assert {id: one["name"] for id, one in under_test.rows().items()} == {"1": "second", "2": "other"}
+
+
+def test_rows_of_many_bytes_are_not_all_remembered_until_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, under_test = ModelSource(), tantivy_under_test(tmp_path)
+    monkeypatch.setattr(tantivy_sink, "_REMEMBERED_BYTES", 10_000)
+    with closing(under_test.open()) as sink:
+        source.commit([insert(ITEMS, n, "name") for n in range(10)])
+        sink.write(windows(source), MARKS)
+        assert under_test.rows() == {}
+        source.commit([insert(ITEMS, n, "long " * 1_000) for n in range(10, 20)])
+        sink.write(windows(source), MARKS)
+        assert under_test.rows().keys() == {str(n) for n in range(20)}
 
 
 def test_many_rows_changed_many_times_in_one_batch_are_as_in_the_source(tmp_path: Path) -> None:

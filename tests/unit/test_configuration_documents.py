@@ -29,7 +29,7 @@ from walbus.consumers.sinks.postgres import PostgresOptions
 from walbus.consumers.sinks.redis_options import RedisOptions
 from walbus.consumers.sinks.sqlite import SqliteOptions
 from walbus.consumers.sinks.stdout import StdoutOptions
-from walbus.consumers.sinks.tantivy import TantivyOptions
+from walbus.consumers.sinks.tantivy_options import TantivyOptions
 from walbus.consumers.sinks.webhook import WebhookOptions
 from walbus.table_mapping import TableMapping
 
