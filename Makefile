@@ -30,7 +30,7 @@ help:
 	@echo "make bench-debezium   capture against Debezium's engine; takes a JDK, and fetches 200 MB of jars"
 	@echo "make bench-kafka      the log on Kafka against Kafka's own tools and Debezium; takes a JDK and Maven, and fetches 250 MB"
 	@echo "make bench-opensearch the OpenSearch sink against opensearch-py; takes a JDK and Maven, and fetches 70 MB of jars"
-	@echo "make bench-peers      a consumer in Python beside a loop over psycopg2, which is fetched"
+	@echo "make bench-peers      a consumer in Python beside a loop over psycopg2, and Walbus beside pgsync; both are fetched, and so are jars"
 	@echo "make wheel        sdist and wheel, compared with the tree, installed into a fresh environment"
 	@echo "make clean        removes .venv, caches and what was built"
 

@@ -180,6 +180,7 @@ def _bare_tantivy(rows: int) -> _Side:
             writer.commit()
 
         seconds = _timed(changes[version], send)
+        writer.wait_merging_threads()  # they write into the folder yet, which is deleted next
         index.reload()
         _check(index.searcher().num_docs, rows)
         return seconds

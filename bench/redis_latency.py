@@ -25,7 +25,7 @@ def run(rate: int, seconds: int) -> Report:
         source.execute(PROBE)
         source.execute("INSERT INTO probe VALUES (1, 0, ''); CREATE SEQUENCE events_id")
         with (
-            open_rooms(source, folder / "rooms", start="snapshot", redis_url=cache.url) as rooms,
+            open_rooms(source, folder / "rooms", start="snapshot", sink={"sink": "redis", "url": cache.url}) as rooms,
             redis.Redis.from_url(cache.url) as client,
         ):
             rooms.wait(lambda: _number(client) is not None, _DEADLINE)

@@ -1,4 +1,4 @@
-"""All rooms of Walbus as `walbus run` starts them, on a benchmark's source, with one consumer: SQLite, or Redis."""
+"""All rooms of Walbus as `walbus run` starts them, on a benchmark's source, with one consumer: SQLite, or another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,11 +38,11 @@ class Rooms:
     """The processes of one configuration.
 
     Attributes:
-        cache: the SQLite file that the consumer keeps, unless it keeps a Redis.
+        cache: the SQLite file that the consumer keeps, unless it has another sink.
         relay_url, bootstrap_url: addresses of the servers.
     """
 
-    def __init__(self, source: Source, folder: Path, start: str, redis_url: str | None) -> None:
+    def __init__(self, source: Source, folder: Path, start: str, sink: Mapping[str, str] | None) -> None:
         folder.mkdir()
         self.cache = folder / "cache.db"
         self._data = folder / "data"
@@ -51,12 +51,16 @@ class Rooms:
         relay, bootstrap = _free_ports()
         self.relay_url, self.bootstrap_url = f"http://127.0.0.1:{relay}", f"http://127.0.0.1:{bootstrap}"
         strings = {"data_dir": json.dumps(str(self._data)), "dsn": json.dumps(source.dsn)}
-        keeps = {"sink": "redis", "url": redis_url} if redis_url else {"sink": "sqlite", "path": str(self.cache)}
-        sink = "\n".join(f"{name} = {json.dumps(text)}" for name, text in keeps.items())
-        config.write_text(_CONFIG.format(relay=relay, bootstrap=bootstrap, start=start, sink=sink, **strings))
-        command = [sys.executable, "-P", "-m", "walbus", "run", "-c", str(config)]
+        keeps = sink or {"sink": "sqlite", "path": str(self.cache)}
+        told = "\n".join(f"{name} = {json.dumps(text)}" for name, text in keeps.items())
+        config.write_text(_CONFIG.format(relay=relay, bootstrap=bootstrap, start=start, sink=told, **strings))
+        self._command = [sys.executable, "-P", "-m", "walbus", "run", "-c", str(config)]
+        self.start()
+
+    def start(self) -> None:
+        """Starts all of them; again, once they are stopped."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     @property
     def relay_folder(self) -> Path:
@@ -94,16 +98,16 @@ class Rooms:
 
 
 @contextmanager
-def open_rooms(source: Source, folder: Path, *, start: str, redis_url: str | None = None) -> Iterator[Rooms]:
+def open_rooms(source: Source, folder: Path, *, start: str, sink: Mapping[str, str] | None = None) -> Iterator[Rooms]:
     """The rooms, stopped in the end whatever happens; their slot is dropped.
 
     Args:
         source: whose tables they take.
         folder: made for all of their files.
         start: where the consumer begins: `snapshot`, `earliest` or `latest`.
-        redis_url: of the Redis that it keeps; a SQLite file without it.
+        sink: the consumer's `sink` and its options; a SQLite file without it.
     """
-    rooms = Rooms(source, folder, start, redis_url)
+    rooms = Rooms(source, folder, start, sink)
     try:
         yield rooms
     finally:

@@ -6,12 +6,13 @@
     python bench/run.py relay   [--rows N] [--transactions N] [--rounds N] [--gigabytes N]
                                 [--megabytes N] [--followers N] [--fast N] [--seconds N]
     python bench/run.py bootstrap [--seeded N] [--rows N] [--applied N] [--served N] [--seconds N] [--rounds N]
-    python bench/run.py consumers [--rows N] [--transactions N] [--upserted N] [--fast N] [--seconds N] [--rounds N]
+    python bench/run.py consumers [--rows N] [--transactions N] [--upserted N] [--documents N] [--fast N]
+                                [--seconds N] [--rounds N]      (OpenSearch where a JDK and its jars can be had)
     python bench/run.py growth  [--keys N]
     python bench/run.py debezium [--changes N] [--rounds N]
     python bench/run.py kafka   [--changes N] [--rounds N]
     python bench/run.py opensearch [--documents N] [--rounds N]
-    python bench/run.py peers   [--rows N] [--transactions N] [--rounds N]
+    python bench/run.py peers   [--rows N] [--transactions N] [--documents N] [--rounds N]
     python bench/run.py all     [--quick] [--write]           all but debezium, kafka, opensearch and peers (which
                                                               fetch jars and programs), and growth (3 GB)
 
@@ -49,6 +50,7 @@ import relay_decoding
 import relay_sizes
 import relay_streams
 import report
+from walbus.errors import UsageError
 
 _NUMBERS = {
     "rows": (1_000_000, "rows in the one large transaction"),
@@ -122,6 +124,7 @@ def main() -> None:
             consumers_callbacks.run(given.rows, given.transactions, given.rounds),
             consumers_postgres.run(given.upserted, given.rounds),
             consumers_sinks.run(given.upserted, given.rounds),
+            *_search_where_it_can_be_had(given.documents, given.rounds),
             redis_latency.run(given.fast, given.seconds),
         ],
         "growth": lambda: [bootstrap_growth.run(given.keys)],
@@ -144,7 +147,10 @@ def main() -> None:
         "debezium": lambda: [debezium.run(given.changes, given.rounds)],
         "kafka": lambda: _kafka(given.changes, given.rounds),
         "opensearch": lambda: [_opensearch(given.documents, given.rounds)],
-        "peers": lambda: [consumers_peers.run(given.rows, given.transactions, given.rounds)],
+        "peers": lambda: [
+            consumers_peers.run(given.rows, given.transactions, given.rounds),
+            _pgsync(given.documents),
+        ],
     }
     chosen = (
         [name for name in runs if name not in ("debezium", "growth", "kafka", "opensearch", "peers")]
@@ -164,6 +170,20 @@ def _opensearch(documents: int, rounds: int) -> report.Report:
     import consumers_opensearch  # noqa: PLC0415  (its client and its server's code are for it alone)
 
     return consumers_opensearch.run(documents, rounds)
+
+
+def _search_where_it_can_be_had(documents: int, rounds: int) -> list[report.Report]:
+    try:
+        return [_opensearch(documents, rounds)]
+    except UsageError as error:
+        print(f"opensearch/parallel_bulk is left out: {error}", file=sys.stderr)
+        return []
+
+
+def _pgsync(rows: int) -> report.Report:
+    import consumers_pgsync  # noqa: PLC0415  (as for OpenSearch)
+
+    return consumers_pgsync.run(rows)
 
 
 def _kafka(changes: int, rounds: int) -> list[report.Report]:

@@ -133,12 +133,16 @@ def _insert_lsn(connection: psycopg.Connection) -> Lsn:
 
 
 @contextmanager
-def open_server() -> Iterator[tuple[EmbeddedPostgres, Path]]:
-    """A server, and a folder for logs and data; both are gone afterwards."""
+def open_server(bin_dir: Path | None = None) -> Iterator[tuple[EmbeddedPostgres, Path]]:
+    """A server, and a folder for logs and data; both are gone afterwards.
+
+    Args:
+        bin_dir: folder of another PostgreSQL's programs than those that come along.
+    """
     with tempfile.TemporaryDirectory(prefix="walbus-bench-") as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)
-        server = EmbeddedPostgres(folder / "postgres", settings=SETTINGS)
+        server = EmbeddedPostgres(folder / "postgres", settings=SETTINGS, bin_dir=bin_dir)
         try:
             server.start()
             yield server, folder
