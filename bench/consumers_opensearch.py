@@ -37,6 +37,7 @@ from walbus.values import row_encoder, row_json
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from support.opensearch_server import emptied, local_opensearch
+from support.server_folder import disk_folder
 
 _JAVA = ("java", "-Xms1g", "-Xmx1g")
 _PER_TRANSACTION = 100
@@ -71,7 +72,7 @@ def run(documents: int, rounds: int) -> Report:
     )
     windows = list(_windows(documents))
     rows = [row_json(_LAYOUT, change.raw.after or b"") for window in windows for change in window.changes]
-    with local_opensearch(_JAVA) as server:
+    with local_opensearch(_JAVA, place=disk_folder) as server:
         ways: dict[str, Callable[[], _Taken]] = {
             "walbus": lambda: _sink(server.url, windows, documents),
             "parallel_bulk": lambda: _helper(server.url, rows),

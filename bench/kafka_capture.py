@@ -50,6 +50,7 @@ from walbus.relay.kafka.cluster import ClusterSettings
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from support.kafka_server import local_kafka
 from support.maven_jars import JARS
+from support.server_folder import disk_folder
 
 _DEADLINE = 900.0
 _PER_TRANSACTION = 100
@@ -93,7 +94,7 @@ def run(changes: int, rounds: int) -> list[Report]:
             f" broker's is not in it. Apache Kafka {KAFKA.version}, one broker on {java_version()}."
         ],
     )
-    with open_server() as (server, folder), local_kafka(java=_JAVA) as cluster:
+    with open_server() as (server, folder), local_kafka(java=_JAVA, place=disk_folder) as cluster:
         source = Source(server, "bench")
         bench = _Bench(source, cluster, folder, changes, rounds)
         taken, last = bench.run()

@@ -35,6 +35,7 @@ from support.postgres_programs import programs_of, versions_of
 from support.redis_cluster import LocalCluster, local_cluster
 from support.scripted_relay import ScriptedRelay
 from support.seed import shared_seed
+from support.server_folder import server_folder
 from support.services import RedisServer, docker_answers, local_redis, missing, redis_answers
 from walbus.demo.postgres import THROWAWAY_SETTINGS, EmbeddedPostgres
 from walbus.demo.postgres import free_port as any_free_port
@@ -119,36 +120,33 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def pg_server(pg_version: str) -> Iterator[EmbeddedPostgres]:
     """The session's PostgreSQL. Do not stop or kill it: tests that must take `own_pg_server`."""
-    folder = Path(tempfile.mkdtemp(prefix="walbus-pg-test-"))
-    folder.chmod(0o755)
-    server = open_postgres(folder / "pg", pg_version, {**THROWAWAY_SETTINGS, "max_prepared_transactions": "30"})
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-        shutil.rmtree(folder, ignore_errors=True)
+    with server_folder("pg-test") as folder:
+        server = open_postgres(folder / "pg", pg_version, {**THROWAWAY_SETTINGS, "max_prepared_transactions": "30"})
+        try:
+            server.start()
+            yield server
+        finally:
+            server.remove()
 
 
 @pytest.fixture
-def own_pg_server(open_folder: Path, pg_version: str) -> Iterator[Callable[..., EmbeddedPostgres]]:
+def own_pg_server(pg_version: str) -> Iterator[Callable[..., EmbeddedPostgres]]:
     """Makes servers of the test's own, started; removed at the end.
 
     `own_pg_server(version="16", contrib=True, wal_level="replica")`: a version other than the run's, with the contrib
     extensions, with settings.
     """
-    servers: list[EmbeddedPostgres] = []
+    with server_folder("pg-own") as folder, ExitStack() as servers:
 
-    def make(version: str | None = None, *, contrib: bool = False, **settings: str) -> EmbeddedPostgres:
-        folder = open_folder / f"pg{len(servers)}"
-        chosen = {**THROWAWAY_SETTINGS, **settings}
-        servers.append(open_postgres(folder, version or pg_version, chosen, contrib=contrib))
-        servers[-1].start()
-        return servers[-1]
+        def make(version: str | None = None, *, contrib: bool = False, **settings: str) -> EmbeddedPostgres:
+            own = Path(tempfile.mkdtemp(dir=folder))
+            own.chmod(0o755)
+            server = open_postgres(own, version or pg_version, {**THROWAWAY_SETTINGS, **settings}, contrib=contrib)
+            servers.callback(server.remove)
+            server.start()
+            return server
 
-    yield make
-    for server in servers:
-        server.remove()
+        yield make
 
 
 @pytest.fixture
@@ -161,15 +159,13 @@ def database(pg_server: EmbeddedPostgres) -> Iterator[Database]:
 @pytest.fixture(scope="session")
 def target_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
     """The session's PostgreSQL for sinks, of the last version of --pg: another server than any source is."""
-    folder = Path(tempfile.mkdtemp(prefix="walbus-pg-target-"))
-    folder.chmod(0o755)
-    server = open_postgres(folder / "pg", versions_of(request.config.getoption("--pg"))[-1], THROWAWAY_SETTINGS)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-        shutil.rmtree(folder, ignore_errors=True)
+    with server_folder("pg-target") as folder:
+        server = open_postgres(folder / "pg", versions_of(request.config.getoption("--pg"))[-1], THROWAWAY_SETTINGS)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.remove()
 
 
 @pytest.fixture
@@ -294,7 +290,7 @@ def own_node(kind: Kind = OPENSEARCH) -> Iterator[OpenSearchServer]:
         node = local_opensearch(kind=kind)
         server = node.__enter__()
     except UsageError as error:
-        missing(kind.folder, f"WALBUS_TEST_{kind.folder.upper()} is not set, and {error}")
+        missing(kind.sources.name, f"WALBUS_TEST_{kind.sources.name.upper()} is not set, and {error}")
         raise
     with ExitStack() as stack:
         stack.push(node)

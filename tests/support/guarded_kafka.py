@@ -8,7 +8,6 @@ with guarded_kafka() as guarded:
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from confluent_kafka.admin import (
 
 from support.kafka_settings import give_settings
 from support.maven_jars import JARS
+from support.server_folder import server_folder
 from support.waiting import wait_for
 from walbus.demo.jars import check_java, fetched
 from walbus.demo.kafka_server import JAVA, KAFKA, LEAST_JAVA, Cluster
@@ -140,10 +140,10 @@ def guarded_kafka() -> Iterator[GuardedKafka]:
             "org.apache.kafka.common.security.scram.ScramLoginModule required;"
         ),
     }
-    with tempfile.TemporaryDirectory(prefix="walbus-kafka-", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(Path(folder), fetched(KAFKA, JARS), JAVA, 1, settings)
+    with server_folder("kafka") as folder:
+        cluster = Cluster(folder, fetched(KAFKA, JARS), JAVA, 1, settings)
         (broker,) = cluster.brokers
-        _add_door(Path(folder) / "broker1" / "properties", door)
+        _add_door(folder / "broker1" / "properties", door)
         try:
             broker.start()
             cluster.await_answer()

@@ -7,13 +7,13 @@ with local_kafka() as cluster:       one broker, which is the controller too; lo
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from support.maven_jars import JARS
+from support.server_folder import server_folder
 from support.services import missing
 from walbus.demo.kafka_server import JAVA, Cluster, embedded_kafka
 from walbus.errors import UsageError
@@ -23,17 +23,23 @@ _C = TypeVar("_C")
 
 @contextmanager
 def local_kafka(
-    brokers: int = 1, settings: Mapping[str, str] | None = None, java: Sequence[str] = JAVA
+    brokers: int = 1,
+    settings: Mapping[str, str] | None = None,
+    java: Sequence[str] = JAVA,
+    place: Callable[[str], AbstractContextManager[Path]] = server_folder,
 ) -> Iterator[Cluster]:
     """A cluster with settings of its own.
+
+    Args:
+        brokers: how many.
+        settings: of brokers, over those that all have.
+        java: the program and its options.
+        place: makes the folder; benchmarks take `disk_folder`.
 
     Raises:
         UsageError: it cannot be had here; says why.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="walbus-kafka-", ignore_cleanup_errors=True) as folder,
-        embedded_kafka(Path(folder), JARS, brokers, settings, java) as cluster,
-    ):
+    with place("kafka") as folder, embedded_kafka(folder, JARS, brokers, settings, java) as cluster:
         yield cluster
 
 

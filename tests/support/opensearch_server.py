@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from support import plain_http
 from support.maven_jars import JARS
+from support.server_folder import server_folder
 from walbus.demo.jars import Kind, fetched
 from walbus.demo.postgres import free_port
 
@@ -62,7 +62,7 @@ class OpenSearchServer:
         assert self._process.stdout is not None
         if not self._process.stdout.readline().startswith("listens"):
             self.stop()
-            raise RuntimeError(f"{self._kind.folder} did not start: {(self._folder / 'log').read_text()[-2000:]}")
+            raise RuntimeError(f"{self._kind.sources.name} did not start: {(self._folder / 'log').read_text()[-2000:]}")
         plain_http.get(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=30s", timeout=_START_SECONDS)
 
     def stop(self) -> None:
@@ -77,15 +77,24 @@ class OpenSearchServer:
 
 @contextmanager
 def local_opensearch(
-    java: tuple[str, ...] = _JAVA, settings: Mapping[str, str] | None = None, kind: Kind = OPENSEARCH
+    java: tuple[str, ...] = _JAVA,
+    settings: Mapping[str, str] | None = None,
+    kind: Kind = OPENSEARCH,
+    place: Callable[[str], AbstractContextManager[Path]] = server_folder,
 ) -> Iterator[OpenSearchServer]:
     """A node in a temporary folder, with settings of its own.
+
+    Args:
+        java: the program and its options.
+        settings: of the node.
+        kind: of the server.
+        place: makes the folder; benchmarks take `disk_folder`.
 
     Raises:
         UsageError: it cannot be had here; says why.
     """
-    with tempfile.TemporaryDirectory(prefix="walbus-opensearch-", ignore_cleanup_errors=True) as folder:
-        server = OpenSearchServer(Path(folder) / "node", kind, java, settings or {})
+    with place(kind.sources.name) as folder:
+        server = OpenSearchServer(folder / "node", kind, java, settings or {})
         try:
             server.start()
             yield server

@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from support.server_folder import server_folder
 from support.waiting import wait_for
 from walbus.demo.postgres import free_port
 
@@ -50,13 +50,9 @@ _BUS = 10_000  # the nodes of a cluster talk to each other on a port so much hig
 @contextmanager
 def local_redis(*options: str) -> Iterator[RedisServer]:
     """A redis-server of this machine, without persistence, in a temporary folder; with options of its command line."""
-    folder = Path(tempfile.mkdtemp(prefix="walbus-redis-"))
     port = _free_port_of_a_node() if "--cluster-enabled" in options else free_port()
-    try:
-        with redis_in(folder, port, *options) as server:
-            yield server
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with server_folder("redis") as folder, redis_in(folder, port, *options) as server:
+        yield server
 
 
 def _free_port_of_a_node() -> int:
