@@ -44,6 +44,7 @@ from walbus.demo.cache_server import RedisServer
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from support.opensearch_server import emptied, local_opensearch
 from support.postgres_programs import programs_of
+from support.server_folder import disk_folder
 
 VERSION = "7.3.0"
 _JAVA = ("java", "-Xms1g", "-Xmx1g")
@@ -75,7 +76,7 @@ def run(rows: int) -> Report:
         open_server(programs_of("18", contrib=True)) as (server, folder),  # pgsync reads its slot by test_decoding
         TemporaryDirectory(prefix="walbus-bench-") as packages,
         RedisServer(folder / "redis") as cache,
-        local_opensearch(_JAVA) as search,
+        local_opensearch(_JAVA, place=disk_folder) as search,
     ):
         programs = Path(packages) / "bin"
         subprocess.run([sys.executable, "-m", "venv", packages], check=True)
