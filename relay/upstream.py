@@ -118,7 +118,11 @@ class UpstreamStream:
     def more_has_arrived(self) -> bool:
         """Whether `records` would not wait; a hint."""
         connection = socket_of(self._response)
-        return connection is not None and bool(select.select([connection], [], [], 0)[0])
+        if connection is None:
+            return False
+        poll = select.poll()  # a relay with a thousand followers has numbers of sockets that `select.select` refuses
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0))
 
     def shut_down(self) -> None:
         """Makes a call of `records` that waits on another thread fail."""

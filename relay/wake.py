@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -149,7 +150,7 @@ class Waker:
     def _pause(self, writer_epoch: int, seconds: float) -> None:
         connection = self._connected(writer_epoch)
         if connection is None:
-            select.select([], [], [], min(seconds, _POLL_SECONDS))
+            time.sleep(min(seconds, _POLL_SECONDS))
             return
         poll = select.poll()
         poll.register(connection, select.POLLIN)

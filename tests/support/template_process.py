@@ -59,7 +59,7 @@ def _serve(tests: socket.socket) -> list[str]:
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        readable, _, _ = select.select([tests, wake], [], [])
+        readable, _, _ = select.select([tests, wake], [], [])  # noqa: TID251  (it has few of them)
         if wake in readable:
             os.read(wake, 4096)
             _tell_ends(tests)
