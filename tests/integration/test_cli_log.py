@@ -296,7 +296,7 @@ def test_a_check_draws_its_progress_on_a_terminal_and_only_there(engine, writer)
     )  # fmt: skip
     os.close(theirs)
     drawn = b""
-    while select.select([ours], [], [], 120)[0]:
+    while select.select([ours], [], [], 120)[0]:  # noqa: TID251  (a test has few of them)
         try:
             drawn += os.read(ours, 4096)
         except OSError:  # the process has closed its end
