@@ -96,7 +96,11 @@ def _as_frames(
         while intake.replaying:
             intake.replay(1 << 16)
         if intake.plain:
-            left = plain_frames.drain(next_frame, [], 1 << 20).left
+            try:
+                left = plain_frames.drain(next_frame, [], 1 << 20).left
+            except REFUSALS:
+                yield len(messages) - len(frames) - 1  # those before the refused one
+                raise
         elif (sink := intake.sink()) is not None:
             left = implementation.spool_rows(next_frame, [], 1 << 20, sink).left
         else:
