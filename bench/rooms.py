@@ -94,7 +94,10 @@ class Rooms:
     def stop(self) -> None:
         """Stops all of them in order."""
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(30)
+        try:
+            self._process.wait(30)
+        finally:
+            self._process.kill()  # its rooms end with it
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 import bootstrap_apply
 import bootstrap_delta
@@ -124,7 +125,7 @@ def main() -> None:
             consumers_callbacks.run(given.rows, given.transactions, given.rounds),
             consumers_postgres.run(given.upserted, given.rounds),
             consumers_sinks.run(given.upserted, given.rounds),
-            *_search_where_it_can_be_had(given.documents, given.rounds),
+            *_where_it_can_be_had("opensearch/parallel_bulk", lambda: _opensearch(given.documents, given.rounds)),
             redis_latency.run(given.fast, given.seconds),
         ],
         "growth": lambda: [bootstrap_growth.run(given.keys)],
@@ -149,7 +150,7 @@ def main() -> None:
         "opensearch": lambda: [_opensearch(given.documents, given.rounds)],
         "peers": lambda: [
             consumers_peers.run(given.rows, given.transactions, given.rounds),
-            _pgsync(given.documents),
+            *_where_it_can_be_had("opensearch/pgsync", lambda: _pgsync(given.documents)),
         ],
     }
     chosen = (
@@ -172,11 +173,12 @@ def _opensearch(documents: int, rounds: int) -> report.Report:
     return consumers_opensearch.run(documents, rounds)
 
 
-def _search_where_it_can_be_had(documents: int, rounds: int) -> list[report.Report]:
+def _where_it_can_be_had(ratio: str, run: Callable[[], report.Report]) -> list[report.Report]:
+    """What takes a JDK and jars; without them the others are measured, and that is said."""
     try:
-        return [_opensearch(documents, rounds)]
+        return [run()]
     except UsageError as error:
-        print(f"opensearch/parallel_bulk is left out: {error}", file=sys.stderr)
+        print(f"{ratio} is left out: {error}", file=sys.stderr)
         return []
 
 
