@@ -153,6 +153,24 @@ def test_what_waits_is_rolled_back_too(index: RowIndex, count: int) -> None:
     assert held(index, [f"public.t/{number}" for number in range(count)]) == {"public.t/0": 1}
 
 
+@COUNTS
+def test_there_is_one_document_of_a_name_behind_a_rollback_and_when_the_index_is_opened_again(
+    tmp_path: Path, count: int
+) -> None:
+    names = [f"public.t/{number}" for number in range(count)]
+    for seq in (1, 2):
+        with closing(RowIndex(tmp_path, HEAP)) as opened:
+            for _ in range(2):
+                for name in names:
+                    opened.put(row(name, seq))
+                opened.flush()
+                opened.rollback()
+            opened.put_all({name: row(name, seq) for name in names})
+            opened.commit()
+            assert held(opened, names) == dict.fromkeys(names, seq)
+            assert [len(together) for together in opened.documents_of("public.t")] == [1] * count
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_rows_of_many_bytes_do_not_wait_for_many_others(index: RowIndex, together: bool) -> None:
     text = "word " * 100_000
