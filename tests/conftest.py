@@ -309,7 +309,10 @@ def kafka() -> Iterator[str]:
     if addresses := os.environ.get("WALBUS_TEST_KAFKA"):
         yield addresses
         return
-    with or_missing(local_kafka, "WALBUS_TEST_KAFKA is not set, and ") as cluster:
+    # Tests compare each record that was written. The broker would compact a topic every 15 s: rows of the model source
+    # are of 2023, for which a segment is closed at once.
+    settings = {"log.cleaner.min.compaction.lag.ms": str(10 * 365 * 86_400_000)}
+    with or_missing(lambda: local_kafka(settings=settings), "WALBUS_TEST_KAFKA is not set, and ") as cluster:
         yield cluster.bootstrap
 
 
